@@ -1,0 +1,220 @@
+import type { DType, FloatDType } from "../base/dtype.ts";
+import type { DeviceBuffer, Tensor } from "./tensor.ts";
+
+/**
+ * The ops that a model is made of, on one device. Ops are enqueued in order on one stream: each sees what the ones
+ * before it wrote, and the host must call `download` or `synchronize` to see results. Implementations check shapes
+ * and dtypes before they launch anything.
+ *
+ * Shapes: T tokens of a ragged batch, R rows (sequences) of it, S slots, V vocabulary, H hidden size, D head
+ * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens. Activations and weights have dtype
+ * `activationDtype`; statistics, logits and softmax are float32. Inputs and outputs must not overlap, except where an
+ * op says that it works in place.
+ */
+export interface Backend {
+  readonly name: "cpu" | "cuda";
+  /** Dtype of weights, activations and KV cache. */
+  readonly activationDtype: FloatDType;
+
+  // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Uninitialised memory. Throws `DeviceError` when there is not enough. */
+  allocate(byteLength: number): DeviceBuffer;
+  /** Shorthand: a tensor on memory of its own. */
+  empty(dtype: DType, shape: readonly number[]): Tensor;
+  /** Copies raw little-endian bytes of the tensor's dtype to the device; `data` may be reused on return. */
+  upload(target: Tensor, data: ArrayBufferView): void;
+  /** Waits for the ops before it and copies the tensor's raw bytes to the host. */
+  download(source: Tensor): Uint8Array;
+  /** Enqueues the same copy and returns at once; the tensor may be overwritten by ops that follow. */
+  readback(source: Tensor): Readback;
+  /** Sets every byte of the tensor. */
+  fill(target: Tensor, byte: number): void;
+  /** Waits for everything enqueued. */
+  synchronize(): void;
+  /** Frees everything this backend allocated. Safe to call twice. */
+  dispose(): void;
+
+  // ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** out[T, H] = table[V, H] at ids[T] (int32, each in [0, V)). */
+  embedding(out: Tensor, table: Tensor, ids: Tensor): void;
+  /** out[R, H] = x[T, H] at rows[R] (int32, each in [0, T)). */
+  gatherRows(out: Tensor, x: Tensor, rows: Tensor): void;
+  /** out[T, N] = x[T, K] · weight[N, K]ᵀ + bias[N]; `out` is activation dtype or float32. */
+  linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void;
+  /** out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). */
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
+  /** residual += x, then out = rmsNorm(residual). Shapes [T, H]; `out` may be `x`. */
+  addRmsNorm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void;
+  /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
+  layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void;
+  /** out[T, I] = act(gateUp[T, 0:I]) · gateUp[T, I:2I]. */
+  gatedActivation(out: Tensor, gateUp: Tensor, activation: Activation): void;
+  /** out[T, I] = act(x[T, I]); `out` may be `x`. */
+  activation(out: Tensor, x: Tensor, activation: Activation): void;
+  /**
+   * Rotates the first `heads` heads of each row of x[T, W] in place, in half-split ("NeoX") order:
+   * (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin). `cosSin` is float32 [positions, rotaryDim]: cosines, then sines.
+   */
+  rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void;
+  /**
+   * Prepares attention on the packed projections qkv[T, (NQ + 2·NKV)·D]: per-head RMSNorm of query and key (when
+   * norm weights [D] are given), rotary embedding of both in place, then keys and values to the paged cache at
+   * `batch.slotMapping`.
+   */
+  ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void;
+  /**
+   * out[T, NQ·D]: causal attention of the queries in qkv[T, (NQ + 2·NKV)·D] over each row's cached context, paged by
+   * `batch.blockTables`. Query t of row r sits at position contextLens[r] − queryLen(r) + t and sees positions
+   * (p − window, p]. The keys and values of the row's own tokens must be in the cache already.
+   */
+  attention(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void;
+
+  // ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /**
+   * Turns the step's rows into per-token metadata: fills `batch.tokenIds`, `positions`, `slotMapping`, `cuSeqlensQ`,
+   * `contextLens` from `rows` (int32 [R, 3]: slot, first position, token count) and the slots' tokens and block tables.
+   */
+  prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void;
+  /** Scatters host values into slot tables: target[indices[i]] = values[i], all 4-byte, N entries each. */
+  scatter(target: Tensor, indices: Tensor, values: Tensor): void;
+
+  // ── sampling: logits float32 [R, V]; row r belongs to slot rowSlots[r] ────────────────────────────────────────────
+
+  /**
+   * out[R, V] = logits after the slot's repetition, presence and frequency penalties, logit edits (bias, bans),
+   * allowed-token mask and bad words, for the token that follows position `positions[r]`. `out` may be `logits`.
+   */
+  processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void;
+  /**
+   * Draws one token per row: temperature, then min-p, top-k, top-p, then Gumbel-max with noise from
+   * Philox4x32-10(key = slot seed, counter = (token / 4, position)); temperature 0 is argmax, lowest id first on ties.
+   * Writes out[R] (int32; −1 when the row has a NaN or no finite logit), the slot's token history at position + 1,
+   * and its output counts.
+   */
+  sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void;
+  /**
+   * Log-probabilities (log-softmax of unprocessed logits[R, V]): of `tokens[R]` into `chosen` float32 [R], its rank
+   * (0 = most likely) into `ranks` int32 [R], and the K most likely into topIds int32 [R, K] and topLogprobs
+   * float32 [R, K], best first. K may be 0.
+   */
+  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void;
+  /** Rebuilds a slot's token counts from its history: `rows` int32 [N, 3] holds slot, prompt length, total length. */
+  countTokens(slots: SlotTensors, rows: Tensor): void;
+}
+
+/** A copy to the host under way. */
+export interface Readback {
+  /** Waits for the copy; the bytes are the caller's. Call it once. */
+  wait(): Uint8Array;
+}
+
+export type Activation = "silu" | "gelu" | "gelu_tanh";
+
+/** One layer's paged keys and values, each [B, NKV, BS, D]: a head's tokens within a block are contiguous. */
+export interface LayerCache {
+  readonly keys: Tensor;
+  readonly values: Tensor;
+}
+
+/** Device metadata of one step's ragged batch. Rows `[0, decodeRows)` have exactly one query token. */
+export interface BatchTensors {
+  /** Tokens, T, and rows, R, of this step. */
+  readonly numTokens: number;
+  readonly numRows: number;
+  readonly decodeRows: number;
+  /** Upper bounds known to the host, for launch shapes. */
+  readonly maxQueryLen: number;
+  readonly maxContextLen: number;
+  /** int32 [T]: token ids; positions; and block · BS + offset, where the token's keys and values are stored. */
+  readonly tokenIds: Tensor;
+  readonly positions: Tensor;
+  readonly slotMapping: Tensor;
+  /** int32 [R + 1]: token offsets of the rows. */
+  readonly cuSeqlensQ: Tensor;
+  /** int32 [R]: cached tokens after this step's are stored. */
+  readonly contextLens: Tensor;
+  /** int32 [R]: the row's slot, which indexes blockTables. */
+  readonly rowSlots: Tensor;
+  /** int32 [S, max blocks]: block ids of each slot. Entries past the context are never read. */
+  readonly blockTables: Tensor;
+  /** Tokens of a KV block. */
+  readonly blockSize: number;
+}
+
+/** Per-slot state that lives on the device for as long as a sequence runs. */
+export interface SlotTensors {
+  /** int32 [S, L]: prompt and output tokens. Sampling writes the next token, so the next step needs no host. */
+  readonly tokens: Tensor;
+  /** int32 [S, max blocks]. */
+  readonly blockTables: Tensor;
+  /** uint32 [S, SLOT_WORDS]: the sampling parameters, laid out by `SlotWord`. */
+  readonly params: Tensor;
+  /** uint32 [S, MAX_LOGIT_EDITS, 3]: token id, float32 value to add, and the first position where it no longer applies. */
+  readonly edits: Tensor;
+  /** uint32 [S, MAX_BAD_WORD_TOKENS]: length-prefixed token sequences, ended by 0. */
+  readonly badWords: Tensor;
+  /** uint32 [S, ceil(V / 32)]: bit set = token allowed. Read only when the slot's flag says so. */
+  readonly allowed: Tensor;
+  /** uint32 [S, V]: times the token was generated; bit 31 set when it is in the prompt. Kept only for penalties. */
+  readonly counts: Tensor;
+}
+
+/** Words of a slot's parameter record. Floats are stored as their bits. */
+export const SlotWord = {
+  temperature: 0,
+  topP: 1,
+  minP: 2,
+  topK: 3,
+  repetitionPenalty: 4,
+  presencePenalty: 5,
+  frequencyPenalty: 6,
+  flags: 7,
+  seedLow: 8,
+  seedHigh: 9,
+  editCount: 10,
+} as const;
+export const SLOT_WORDS = 16;
+export const MAX_LOGIT_EDITS = 2048;
+export const MAX_BAD_WORD_TOKENS = 2048;
+
+/** Bits of `SlotWord.flags`: which processing a slot needs at all. */
+export const SlotFlag = { penalties: 1, edits: 2, allowed: 4, badWords: 8 } as const;
+
+/** The rows to sample: R of them. */
+export interface SampleRows {
+  /** int32 [R]: the row's slot. */
+  readonly rowSlots: Tensor;
+  /** int32 [R]: position of the row's last token; the sampled token goes to the next. */
+  readonly positions: Tensor;
+}
+
+export interface LogprobTensors {
+  readonly chosen: Tensor;
+  readonly ranks: Tensor;
+  readonly topIds: Tensor;
+  readonly topLogprobs: Tensor;
+}
+
+export interface RopeStoreSpec {
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  /** float32 [positions, rotaryDim]: cosines of half the dimensions, then sines; scaling is already applied. */
+  readonly cosSin: Tensor;
+  readonly queryNorm?: Tensor;
+  readonly keyNorm?: Tensor;
+  readonly eps: number;
+}
+
+export interface AttentionSpec {
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  /** Multiplies query·key, usually 1 / sqrt(headDim). */
+  readonly scale: number;
+  /** Sliding window in tokens, the query's own included; 0 = none. */
+  readonly window: number;
+}

@@ -1,0 +1,71 @@
+import { type DType, dtypeSize } from "../base/dtype.ts";
+import { invariant } from "../base/errors.ts";
+
+/** Memory of a backend. Owned by whoever allocated it; tensors are views and own nothing. */
+export interface DeviceBuffer {
+  readonly byteLength: number;
+  /** The device address, or 0 for memory of the CPU backend. */
+  readonly address: number;
+  /** The bytes themselves, for memory of the CPU backend. */
+  readonly host?: ArrayBuffer;
+  /** Gives the memory back. Safe to call twice. */
+  dispose(): void;
+}
+
+/** A contiguous, row-major view of a buffer. */
+export class Tensor {
+  readonly size: number;
+
+  constructor(
+    readonly buffer: DeviceBuffer,
+    readonly dtype: DType,
+    readonly shape: readonly number[],
+    /** Offset of the first element in the buffer, in bytes. */
+    readonly byteOffset = 0,
+  ) {
+    this.size = shape.reduce((product, extent) => product * extent, 1);
+    invariant(
+      byteOffset + this.byteLength <= buffer.byteLength,
+      `tensor ${dtype}[${shape}] at ${byteOffset} overruns a buffer of ${buffer.byteLength} bytes`,
+    );
+  }
+
+  get byteLength(): number {
+    return this.size * dtypeSize(this.dtype);
+  }
+
+  /** Device address of the first element. */
+  get address(): number {
+    return this.buffer.address + this.byteOffset;
+  }
+
+  /** Extent of dimension `i`; negative counts from the end. */
+  dim(i: number): number {
+    const extent = this.shape.at(i);
+    invariant(extent !== undefined, `tensor [${this.shape}] has no dimension ${i}`);
+    return extent;
+  }
+
+  /** Rows `[start, end)` of dimension 0, sharing memory. */
+  rows(start: number, end: number): Tensor {
+    invariant(0 <= start && start <= end && end <= this.dim(0), `rows [${start}, ${end}) of [${this.shape}]`);
+    const rowBytes = this.byteLength / Math.max(1, this.dim(0));
+    return new Tensor(
+      this.buffer,
+      this.dtype,
+      [end - start, ...this.shape.slice(1)],
+      this.byteOffset + start * rowBytes,
+    );
+  }
+
+  /** The same elements under another shape. */
+  reshape(...shape: number[]): Tensor {
+    const view = new Tensor(this.buffer, this.dtype, shape, this.byteOffset);
+    invariant(view.size === this.size, `cannot reshape [${this.shape}] to [${shape}]`);
+    return view;
+  }
+
+  toString(): string {
+    return `${this.dtype}[${this.shape.join(", ")}]`;
+  }
+}

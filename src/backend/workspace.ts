@@ -1,0 +1,38 @@
+import { type DType, dtypeSize } from "../base/dtype.ts";
+import { invariant } from "../base/errors.ts";
+import type { Backend } from "./backend.ts";
+import { type DeviceBuffer, Tensor } from "./tensor.ts";
+
+/**
+ * Named scratch memory for activations. A name always gives the same memory, so a step allocates nothing, layers
+ * share their intermediates, and addresses stay valid for captured graphs. Contents do not survive the next use of
+ * the name. After `freeze()` a buffer that would have to grow is a bug: a captured graph may hold its address.
+ */
+export class Workspace {
+  readonly #buffers = new Map<string, DeviceBuffer>();
+  #frozen = false;
+
+  constructor(private readonly backend: Backend) {}
+
+  /** A tensor on the memory called `name`, grown when needed. Contents are undefined. */
+  tensor(name: string, dtype: DType, shape: readonly number[]): Tensor {
+    const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+    let buffer = this.#buffers.get(name);
+    if (buffer === undefined || buffer.byteLength < bytes) {
+      invariant(!this.#frozen, `workspace buffer "${name}" would grow to ${bytes} bytes after freeze()`);
+      buffer?.dispose();
+      buffer = this.backend.allocate(Math.max(bytes, 256));
+      this.#buffers.set(name, buffer);
+    }
+    return new Tensor(buffer, dtype, shape);
+  }
+
+  freeze(): void {
+    this.#frozen = true;
+  }
+
+  dispose(): void {
+    for (const buffer of this.#buffers.values()) buffer.dispose();
+    this.#buffers.clear();
+  }
+}

@@ -1,0 +1,149 @@
+import { ConfigError } from "./errors.ts";
+
+/** Options of the engine: vLLM's, in camelCase, with its defaults. */
+export interface EngineOptions {
+  /** `auto`: cuda when a driver and a GPU are found, else cpu. Default auto. */
+  device?: "auto" | "cuda" | "cpu";
+  /** `auto`: the checkpoint's dtype on cuda (float32 becomes bfloat16), float32 on cpu. Default auto. */
+  dtype?: "auto" | "bfloat16" | "float16" | "float32";
+  /** Prompt plus output tokens of one sequence. Default: the model's own limit. */
+  maxModelLen?: number;
+  /** Sequences that run at once. Default 256. */
+  maxNumSeqs?: number;
+  /** Tokens computed in one step, prompts and decodes together; longer prompts are computed in chunks. Default 16384. */
+  maxNumBatchedTokens?: number;
+  /** Tokens of a KV block, a power of two from 1 to 256. Default 16. */
+  blockSize?: number;
+  /** Share of the GPU's memory for weights, activations and KV cache. (0, 1], default 0.9. */
+  gpuMemoryUtilization?: number;
+  /** Bytes of KV cache, instead of what `gpuMemoryUtilization` leaves. On the CPU the default is 1 GiB at most. */
+  kvCacheMemoryBytes?: number;
+  /** GPUs that share the model. Default 1. */
+  tensorParallelSize?: number;
+  /** Do not capture CUDA graphs. Slower; for debugging. Default false. */
+  enforceEager?: boolean;
+  /** Reuse the KV blocks of equal prefixes. Default true. */
+  enablePrefixCaching?: boolean;
+  /** Launch a step before the tokens of the one before are read. Default: true on cuda, false on cpu. */
+  overlapScheduling?: boolean;
+  /** `dummy`: random weights from config.json alone. Default auto. */
+  loadFormat?: "auto" | "dummy";
+  /** Token ids in and out; no tokenizer files needed. Default false. */
+  skipTokenizerInit?: boolean;
+  /** Seeds dummy weights and requests that bring no seed. Default 0. */
+  seed?: number;
+  /** Branch, tag or commit of a hub model. Default main. */
+  revision?: string;
+  /** Where hub models are stored. Default: the Hugging Face cache. */
+  downloadDir?: string;
+  /** A Jinja template, or the path of one, instead of the model's chat template. */
+  chatTemplate?: string;
+  /** Default sampling from the model's generation_config.json (`auto`), or vLLM's plain defaults (`vllm`). */
+  generationConfig?: "auto" | "vllm";
+  /** Greatest `logprobs` a request may ask for; −1: no limit. Default 20. */
+  maxLogprobs?: number;
+}
+
+/** `EngineOptions` after defaults and validation. What only the model can decide stays undefined. */
+export interface EngineConfig {
+  readonly device: "auto" | "cuda" | "cpu";
+  readonly dtype: "auto" | "bfloat16" | "float16" | "float32";
+  readonly maxModelLen: number | undefined;
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  readonly blockSize: number;
+  readonly gpuMemoryUtilization: number;
+  readonly kvCacheMemoryBytes: number | undefined;
+  readonly tensorParallelSize: number;
+  readonly enforceEager: boolean;
+  readonly enablePrefixCaching: boolean;
+  readonly overlapScheduling: boolean | undefined;
+  readonly loadFormat: "auto" | "dummy";
+  readonly skipTokenizerInit: boolean;
+  readonly seed: number;
+  readonly revision: string;
+  readonly downloadDir: string | undefined;
+  readonly chatTemplate: string | undefined;
+  readonly generationConfig: "auto" | "vllm";
+  readonly maxLogprobs: number;
+}
+
+/**
+ * Checks the options and fills in defaults.
+ * @throws ConfigError naming the option: unknown, of the wrong type, or out of range.
+ */
+export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
+  const unread = new Set(Object.keys(options));
+  const take = <K extends keyof EngineOptions>(name: K): EngineOptions[K] => {
+    unread.delete(name);
+    return options[name];
+  };
+  const oneOf = <T extends string>(name: keyof EngineOptions, values: readonly T[], fallback: T): T => {
+    const value = take(name) ?? fallback;
+    if (!values.includes(value as T)) throw invalid(name, `one of ${values.join(", ")}`, value);
+    return value as T;
+  };
+  const integer = <F extends number | undefined>(
+    name: keyof EngineOptions,
+    min: number,
+    max: number,
+    fallback: F,
+  ): number | F => {
+    const value = take(name);
+    if (value === undefined) return fallback;
+    if (!Number.isSafeInteger(value) || (value as number) < min || (value as number) > max)
+      throw invalid(name, `an integer from ${min} to ${max}`, value);
+    return value as number;
+  };
+  const flag = <F extends boolean | undefined>(name: keyof EngineOptions, fallback: F): boolean | F => {
+    const value = take(name);
+    if (value === undefined) return fallback;
+    if (typeof value !== "boolean") throw invalid(name, "true or false", value);
+    return value;
+  };
+  const text = <F extends string | undefined>(name: keyof EngineOptions, fallback: F): string | F => {
+    const value = take(name);
+    if (value === undefined) return fallback;
+    if (typeof value !== "string" || value === "") throw invalid(name, "a non-empty string", value);
+    return value;
+  };
+
+  const gpuMemoryUtilization = take("gpuMemoryUtilization") ?? 0.9;
+  if (!(typeof gpuMemoryUtilization === "number" && gpuMemoryUtilization > 0 && gpuMemoryUtilization <= 1))
+    throw invalid("gpuMemoryUtilization", "a number above 0, at most 1", gpuMemoryUtilization);
+  const blockSize = integer("blockSize", 1, 256, 16);
+  if ((blockSize & (blockSize - 1)) !== 0)
+    throw invalid("blockSize", "a power of two from 1 to 256", blockSize);
+
+  const config: EngineConfig = {
+    device: oneOf("device", ["auto", "cuda", "cpu"], "auto"),
+    dtype: oneOf("dtype", ["auto", "bfloat16", "float16", "float32"], "auto"),
+    maxModelLen: integer("maxModelLen", 1, 2 ** 24, undefined),
+    maxNumSeqs: integer("maxNumSeqs", 1, 4096, 256),
+    maxNumBatchedTokens: integer("maxNumBatchedTokens", 1, 2 ** 20, 16384),
+    blockSize,
+    gpuMemoryUtilization,
+    kvCacheMemoryBytes: integer("kvCacheMemoryBytes", 1, Number.MAX_SAFE_INTEGER, undefined),
+    tensorParallelSize: integer("tensorParallelSize", 1, 8, 1),
+    enforceEager: flag("enforceEager", false),
+    enablePrefixCaching: flag("enablePrefixCaching", true),
+    overlapScheduling: flag("overlapScheduling", undefined),
+    loadFormat: oneOf("loadFormat", ["auto", "dummy"], "auto"),
+    skipTokenizerInit: flag("skipTokenizerInit", false),
+    seed: integer("seed", 0, Number.MAX_SAFE_INTEGER, 0),
+    revision: text("revision", "main"),
+    downloadDir: text("downloadDir", undefined),
+    chatTemplate: text("chatTemplate", undefined),
+    generationConfig: oneOf("generationConfig", ["auto", "vllm"], "auto"),
+    maxLogprobs: integer("maxLogprobs", -1, 2 ** 24, 20),
+  };
+  for (const name of unread) throw new ConfigError(name, `unknown option "${name}"`);
+  return Object.freeze(config);
+}
+
+function invalid(option: string, expected: string, value: unknown): ConfigError {
+  return new ConfigError(
+    option,
+    `${option} must be ${expected}, not ${JSON.stringify(value) ?? String(value)}`,
+  );
+}

@@ -1,0 +1,65 @@
+/** Why a completion ended; null while it has not. */
+export type FinishReason = "stop" | "length" | "abort" | "error";
+
+/** One entry of a step's log-probabilities. */
+export interface Logprob {
+  /** Natural logarithm of the probability before temperature, penalties and truncation. */
+  readonly logprob: number;
+  /** 1 = the most likely token. */
+  readonly rank: number;
+  /** The token as text; empty without a tokenizer. */
+  readonly decodedToken: string;
+}
+
+/** Token id → log-probability at one position: the token itself first, then the most likely ones, best first. */
+export type PositionLogprobs = ReadonlyMap<number, Logprob>;
+
+/** One of the `n` completions of a prompt. */
+export interface CompletionOutput {
+  readonly index: number;
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+  /** Sum of the tokens' log-probabilities; present with `logprobs`. */
+  readonly cumulativeLogprob?: number;
+  readonly logprobs?: readonly PositionLogprobs[];
+  readonly finishReason: FinishReason | null;
+  /** The stop string or stop token id that ended it; null for an end-of-sequence token or another reason. */
+  readonly stopReason: string | number | null;
+  /** With finishReason "error": what went wrong. */
+  readonly error?: Error;
+}
+
+/** Timestamps of a request, in seconds on the engine's clock. */
+export interface RequestMetrics {
+  readonly arrivalTime: number;
+  readonly firstScheduledTime?: number;
+  readonly firstTokenTime?: number;
+  readonly finishedTime?: number;
+}
+
+/** What a prompt came to: vLLM's `RequestOutput`. */
+export interface RequestOutput {
+  readonly requestId: string;
+  /** The prompt's text, if it was given as text. */
+  readonly prompt?: string;
+  readonly promptTokenIds: readonly number[];
+  /** Null for the first token, which nothing predicts. */
+  readonly promptLogprobs?: readonly (PositionLogprobs | null)[];
+  readonly outputs: readonly CompletionOutput[];
+  readonly finished: boolean;
+  /** Prompt tokens whose keys and values came from the prefix cache. */
+  readonly numCachedTokens: number;
+  readonly metrics: RequestMetrics;
+}
+
+/** New text and tokens of one completion: what `stream` yields. Concatenated, the deltas are the completion. */
+export interface CompletionDelta {
+  readonly requestId: string;
+  readonly index: number;
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+  readonly logprobs?: readonly PositionLogprobs[];
+  readonly finishReason: FinishReason | null;
+  readonly stopReason: string | number | null;
+  readonly error?: Error;
+}

@@ -1,0 +1,178 @@
+import { readFileSync } from "node:fs";
+import type { Command } from "commander";
+import { ConfigError, ExitCode, ModelNotFoundError } from "../base/errors.ts";
+import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
+import type { SamplingParams } from "../base/sampling-params.ts";
+import { LLM } from "../llm.ts";
+import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { createCommand } from "./program.ts";
+import { ProgressBar } from "./progress.ts";
+import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
+
+const DEFAULT_PROMPT = "Once upon a time";
+const DEFAULT_MAX_TOKENS = 256;
+
+interface GenerateFlags {
+  readonly model?: string;
+  readonly file?: string;
+  readonly chat?: true;
+  readonly system?: string;
+  readonly json?: true;
+}
+
+/** `generate`: prompts in, text out. One prompt streams; many run as a batch with a progress bar. */
+export function generateCommand(name: string): Command {
+  const command = createCommand(name)
+    .description("Continues prompts. Without a model, the embedded one tells a small children's story.")
+    .argument("[prompts...]", `texts to continue (default: "${DEFAULT_PROMPT}")`)
+    .option("-m, --model <model>", "model folder or Hugging Face id (default: the embedded model)")
+    .option("-f, --file <path>", "read prompts from a file, one a line; - is standard input")
+    .option("--chat", "treat each prompt as a chat message")
+    .option("--system <text>", "system message of the chat")
+    .option("--json", "print one JSON document with texts, token ids and timings");
+  addSamplingFlags(command);
+  addEngineFlags(command);
+  return command.action((prompts: string[], flags: GenerateFlags) => generate(prompts, flags, command));
+}
+
+async function generate(given: string[], flags: GenerateFlags, command: Command): Promise<void> {
+  if (flags.system !== undefined && !flags.chat) throw new ConfigError("system", "--system needs --chat");
+  const prompts = readPrompts(given, flags.file);
+  const params: SamplingParams = { maxTokens: DEFAULT_MAX_TOKENS, ...samplingParams(command) };
+  const bar = new ProgressBar();
+  const started = performance.now();
+  await using llm = await LLM.create(flags.model, {
+    ...engineOptions(command),
+    onProgress: (progress) => bar.load(progress),
+  });
+  bar.stop();
+  const loadSeconds = (performance.now() - started) / 1000;
+
+  const interrupt = new AbortController();
+  process.once("SIGINT", () => interrupt.abort());
+  const run = new Run(llm, flags, params, interrupt.signal, bar);
+  const single = prompts.length === 1 && (params.n ?? 1) === 1 && !flags.json;
+  const usage = await (single ? run.stream(prompts[0]!) : run.batch(prompts, loadSeconds));
+  if (!flags.json) {
+    const { outputTokens, seconds } = usage;
+    const rate = (outputTokens / seconds).toFixed(1);
+    console.error(
+      `\n${outputTokens} tokens in ${seconds.toFixed(2)} s, ${rate} tokens/s (${llm.model} on ${llm.device})`,
+    );
+  }
+  if (interrupt.signal.aborted) process.exit(ExitCode.interrupted);
+}
+
+interface Usage {
+  readonly outputTokens: number;
+  readonly seconds: number;
+}
+
+class Run {
+  constructor(
+    private readonly llm: LLM,
+    private readonly flags: GenerateFlags,
+    private readonly params: SamplingParams,
+    private readonly signal: AbortSignal,
+    private readonly bar: ProgressBar,
+  ) {}
+
+  /** Prints the text of one prompt as it comes. */
+  async stream(prompt: string): Promise<Usage> {
+    const started = performance.now();
+    let outputTokens = 0;
+    if (!this.flags.chat) process.stdout.write(prompt);
+    for await (const delta of this.#open(prompt)) {
+      process.stdout.write(delta.text);
+      outputTokens += delta.tokenIds.length;
+      if (delta.error) throw delta.error;
+    }
+    process.stdout.write("\n");
+    return { outputTokens, seconds: (performance.now() - started) / 1000 };
+  }
+
+  /** Runs all prompts together, then prints them in order. */
+  async batch(prompts: readonly string[], loadSeconds: number): Promise<Usage> {
+    const started = performance.now();
+    const options = {
+      signal: this.signal,
+      onProgress: (progress: { finishedPrompts: number; totalPrompts: number; outputTokens: number }) =>
+        this.bar.update(
+          "Generating",
+          progress.finishedPrompts,
+          progress.totalPrompts,
+          `${progress.outputTokens} tokens`,
+        ),
+    };
+    const outputs = this.flags.chat
+      ? await this.llm.chat(
+          prompts.map((prompt) => this.#messages(prompt)),
+          this.params,
+          options,
+        )
+      : await this.llm.generate(prompts, this.params, options);
+    this.bar.stop();
+    const seconds = (performance.now() - started) / 1000;
+    const completions = outputs.flatMap((output) => output.outputs);
+    const outputTokens = completions.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0);
+    if (this.flags.json) this.#printJson(prompts, outputs, { loadSeconds, seconds, outputTokens });
+    else this.#printText(prompts, outputs);
+    return { outputTokens, seconds };
+  }
+
+  #open(prompt: string): AsyncGenerator<CompletionDelta, void, undefined> {
+    const options = { signal: this.signal };
+    return this.flags.chat
+      ? this.llm.streamChat(this.#messages(prompt), this.params, options)
+      : this.llm.stream(prompt, this.params, options);
+  }
+
+  #messages(content: string) {
+    const system = this.flags.system;
+    const user = { role: "user", content };
+    return system === undefined ? [user] : [{ role: "system", content: system }, user];
+  }
+
+  #printText(prompts: readonly string[], outputs: readonly RequestOutput[]): void {
+    for (const [i, { outputs: completions }] of outputs.entries()) {
+      for (const { text, error } of completions) {
+        console.log(`${this.flags.chat ? `> ${prompts[i]}\n` : prompts[i]}${text}\n`);
+        if (error) console.error(`octavo: prompt ${i + 1}: ${error.message}`);
+      }
+    }
+  }
+
+  #printJson(prompts: readonly string[], outputs: readonly RequestOutput[], timing: object): void {
+    const results = outputs.map(({ promptTokenIds, numCachedTokens, outputs: completions }, i) => ({
+      prompt: prompts[i],
+      promptTokens: promptTokenIds.length,
+      cachedTokens: numCachedTokens,
+      completions: completions.map(({ error, logprobs, ...completion }) => ({
+        ...completion,
+        ...(logprobs && { logprobs: logprobs.map((position) => Object.fromEntries(position)) }),
+        ...(error && { error: error.message }),
+      })),
+    }));
+    console.log(
+      JSON.stringify({ model: this.llm.model, device: this.llm.device, results, ...timing }, null, 2),
+    );
+  }
+}
+
+function readPrompts(given: readonly string[], file: string | undefined): readonly string[] {
+  if (file === undefined) return given.length > 0 ? given : [DEFAULT_PROMPT];
+  if (given.length > 0) throw new ConfigError("file", "give prompts as arguments or with --file, not both");
+  const lines = readText(file)
+    .split(/\r?\n/)
+    .filter((line) => line.trim() !== "");
+  if (lines.length === 0) throw new ConfigError("file", `${file} holds no prompts`);
+  return lines;
+}
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file === "-" ? 0 : file, "utf8");
+  } catch (cause) {
+    throw new ModelNotFoundError(file, `cannot read ${file}`, { cause });
+  }
+}

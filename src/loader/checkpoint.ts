@@ -1,0 +1,144 @@
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
+import { basename, dirname, isAbsolute, join, resolve, sep } from "node:path";
+import { ModelDataError, ModelNotFoundError, messageOf, UnsupportedModelError } from "../base/errors.ts";
+import { type SafetensorsEntry, SafetensorsFile } from "./safetensors.ts";
+import { parseStrictJson, type StrictJsonObject } from "./strict-json.ts";
+
+export const SINGLE_FILE = "model.safetensors";
+export const SHARD_INDEX = "model.safetensors.index.json";
+const MAX_SHARDS = 1024;
+const MAX_INDEX_BYTES = 64 * 1024 * 1024;
+
+export interface CheckpointTensor extends SafetensorsEntry {
+  readonly file: SafetensorsFile;
+}
+
+/**
+ * A model folder's weights: `model.safetensors`, or the shards that `model.safetensors.index.json` lists. Files must
+ * be regular and lie inside the folder; in a Hugging Face cache they may be links into the repository's own blobs.
+ */
+export class Checkpoint implements Disposable {
+  private constructor(
+    readonly folder: string,
+    readonly tensors: ReadonlyMap<string, CheckpointTensor>,
+    private readonly files: readonly SafetensorsFile[],
+  ) {}
+
+  /**
+   * Opens and validates every file of the checkpoint. The caller closes it.
+   * @throws ModelNotFoundError when there are no weights; UnsupportedModelError when there are only pickled ones;
+   * ModelDataError when a file is malformed or index and shards disagree.
+   */
+  static open(folder: string): Checkpoint {
+    const root = realFolder(folder);
+    const single = existsSync(join(folder, SINGLE_FILE));
+    if (!single && !existsSync(join(folder, SHARD_INDEX))) throw noWeights(folder, readdirSync(root));
+    const weightMap = single ? undefined : readShardIndex(join(folder, SHARD_INDEX));
+    const names = weightMap === undefined ? [SINGLE_FILE] : [...new Set(weightMap.values())];
+
+    const files: SafetensorsFile[] = [];
+    try {
+      const tensors = new Map<string, CheckpointTensor>();
+      for (const name of names) {
+        const file = SafetensorsFile.open(resolveInside(folder, root, name));
+        files.push(file);
+        for (const [tensor, entry] of file.tensors) {
+          const other = tensors.get(tensor)?.file;
+          if (other !== undefined)
+            throw new ModelDataError(file.path, `tensor "${tensor}" is also in ${basename(other.path)}`);
+          if (weightMap !== undefined && weightMap.get(tensor) !== name)
+            throw new ModelDataError(
+              file.path,
+              `${SHARD_INDEX} does not place tensor "${tensor}" in this shard`,
+            );
+          tensors.set(tensor, { ...entry, file });
+        }
+      }
+      for (const [tensor, name] of weightMap ?? []) {
+        if (!tensors.has(tensor))
+          throw new ModelDataError(join(folder, SHARD_INDEX), `tensor "${tensor}" is not in ${name}`);
+      }
+      return new Checkpoint(folder, tensors, files);
+    } catch (error) {
+      for (const file of files) file.close();
+      throw error;
+    }
+  }
+
+  /** Safe to call twice. */
+  close(): void {
+    for (const file of this.files) file.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Tensor name → shard name, from a `model.safetensors.index.json`. Shard names are relative, without `..`.
+ * @throws ModelNotFoundError, ModelDataError.
+ */
+export function readShardIndex(path: string): ReadonlyMap<string, string> {
+  if (!existsSync(path)) throw new ModelNotFoundError(path, `${path} does not exist`);
+  const stat = statSync(path);
+  if (!stat.isFile()) throw new ModelDataError(path, "not a regular file");
+  if (stat.size > MAX_INDEX_BYTES) throw new ModelDataError(path, `larger than ${MAX_INDEX_BYTES} bytes`);
+  let root: StrictJsonObject;
+  try {
+    root = parseStrictJson(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path)));
+  } catch (error) {
+    throw new ModelDataError(path, `not a JSON object: ${messageOf(error)}`, { cause: error });
+  }
+  const map = root.get("weight_map");
+  if (!(map instanceof Map) || map.size === 0)
+    throw new ModelDataError(path, "weight_map must map tensor names to shard names");
+  for (const shard of map.values()) {
+    if (typeof shard !== "string" || !isInsideName(shard))
+      throw new ModelDataError(path, `shard name ${JSON.stringify(shard)} does not stay inside the folder`);
+  }
+  const shards = new Set(map.values()).size;
+  if (shards > MAX_SHARDS)
+    throw new ModelDataError(path, `${shards} shards, at most ${MAX_SHARDS} are allowed`);
+  return map as ReadonlyMap<string, string>;
+}
+
+/** The error for a folder or listing without safetensors weights. */
+export function noWeights(
+  model: string,
+  files: readonly string[],
+): ModelNotFoundError | UnsupportedModelError {
+  const pickle = files.find(
+    (name) => /\.(?:bin|pt|pth|ckpt)$/.test(name) && !name.startsWith("training_args"),
+  );
+  return pickle === undefined
+    ? new ModelNotFoundError(model, `${model} has neither ${SINGLE_FILE} nor ${SHARD_INDEX}`)
+    : new UnsupportedModelError(model, `pickle weights unsupported: found ${pickle}, but no safetensors`);
+}
+
+function isInsideName(name: string): boolean {
+  return name.endsWith(".safetensors") && !isAbsolute(name) && !/(?:^|[/\\])\.\.(?:[/\\]|$)|\0/.test(name);
+}
+
+function realFolder(folder: string): string {
+  if (!existsSync(folder) || !statSync(folder).isDirectory())
+    throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
+  return realpathSync(folder);
+}
+
+/** The path of `name` in `folder`, once its links are known to stay within `root` or the cached repository's blobs. */
+function resolveInside(folder: string, root: string, name: string): string {
+  const path = join(folder, name);
+  let target: string;
+  try {
+    target = realpathSync(path);
+  } catch (error) {
+    throw new ModelNotFoundError(path, `${path} does not exist`, { cause: error });
+  }
+  const cached = basename(dirname(root)) === "snapshots";
+  const inBlobs = cached && dirname(target) === resolve(root, "../../blobs");
+  if (!target.startsWith(root + sep) && !inBlobs)
+    throw new ModelDataError(path, "is a link to a file outside the model folder");
+  if (!statSync(target).isFile()) throw new ModelDataError(path, "not a regular file");
+  return path;
+}

@@ -1,0 +1,148 @@
+import { existsSync, statSync } from "node:fs";
+import { join } from "node:path";
+import type { Activation } from "../backend/backend.ts";
+import type { FloatDType } from "../base/dtype.ts";
+import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
+import type { RopeConfig } from "../layers/rotary.ts";
+import { JsonFields } from "./json-fields.ts";
+import { readRopeConfig } from "./rope-config.ts";
+
+/** A model's architecture and sizes: its config.json, validated, with one spelling and all defaults filled in. */
+export interface ModelConfig {
+  /** First of `architectures`, e.g. `Qwen3ForCausalLM`. */
+  readonly architecture: string;
+  readonly modelType: string;
+  /** Rows of the embedding and width of the logits; the tokenizer may know fewer tokens. */
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly numLayers: number;
+  readonly numHeads: number;
+  /** Divides `numHeads`. */
+  readonly numKvHeads: number;
+  /** Even. */
+  readonly headDim: number;
+  readonly activation: Activation;
+  readonly maxPositionEmbeddings: number;
+  readonly rmsNormEps: number;
+  readonly rope: RopeConfig;
+  readonly tieWordEmbeddings: boolean;
+  /** Undefined when the config is silent; the family then decides. */
+  readonly attentionBias: boolean | undefined;
+  readonly mlpBias: boolean;
+  /** Sliding window in tokens, of the layers that have one; 0 = none. */
+  readonly slidingWindow: number;
+  /** The window of each layer: `slidingWindow` or 0. */
+  readonly layerWindows: readonly number[];
+  readonly bosTokenId: number | undefined;
+  readonly eosTokenIds: readonly number[];
+  /** Dtype of the checkpoint; undefined when the config is silent. */
+  readonly dtype: FloatDType | undefined;
+}
+
+const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
+  ["silu", "silu"],
+  ["swish", "silu"],
+  ["gelu", "gelu"],
+  ["gelu_new", "gelu_tanh"],
+  ["gelu_pytorch_tanh", "gelu_tanh"],
+]);
+const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", "float16"]);
+
+/**
+ * Reads `config.json` as transformers 4 and 5 write it. Code that a config names (`auto_map`) is never looked at.
+ * @throws ModelNotFoundError when the folder or the file is missing; ModelDataError naming a field that is missing or
+ * out of range; UnsupportedModelError for quantised weights, unknown activations, dtypes or rope types.
+ */
+export function readModelConfig(folder: string): ModelConfig {
+  if (!existsSync(folder) || !statSync(folder).isDirectory())
+    throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
+  const json = JsonFields.read(join(folder, "config.json"));
+  refuseUnsupported(json);
+
+  const architecture = json.strings("architectures")?.[0];
+  if (architecture === undefined) throw json.invalid("architectures", "a list of at least one name");
+  const modelType = json.string("model_type", "");
+  const vocabSize = json.integer("vocab_size", 1, 1e7);
+  const hiddenSize = json.integer("hidden_size", 1, 1e6);
+  const numLayers = json.integer("num_hidden_layers", 1, 1024);
+  const numHeads = json.integer("num_attention_heads", 1, 4096);
+  const numKvHeads = json.integer("num_key_value_heads", 1, 4096, numHeads);
+  if (numHeads % numKvHeads !== 0)
+    throw json.invalid("num_key_value_heads", `a divisor of ${numHeads} heads`);
+  const headDim = json.integer("head_dim", 2, 1024, hiddenSize / numHeads);
+  if (headDim % 2 !== 0 || headDim > 1024)
+    throw new ModelDataError(json.file, `head dimension ${headDim} is not an even integer up to 1024`);
+  const maxPositionEmbeddings = json.integer("max_position_embeddings", 1, 2 ** 30);
+  const layerWindows = readLayerWindows(json, modelType, numLayers);
+
+  return Object.freeze({
+    ...{ architecture, modelType, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim },
+    intermediateSize: json.integer("intermediate_size", 1, 1e7),
+    activation: readActivation(json),
+    maxPositionEmbeddings,
+    rmsNormEps: json.number("rms_norm_eps", 0, 1, 1e-6),
+    rope: readRopeConfig(json, headDim, maxPositionEmbeddings),
+    // transformers omits the field when it has the family's default, which is true for these alone.
+    tieWordEmbeddings: json.boolean("tie_word_embeddings", /^(?:gemma|cohere)/.test(modelType)),
+    attentionBias: json.boolean("attention_bias", undefined),
+    mlpBias: json.boolean("mlp_bias", false),
+    slidingWindow: Math.max(...layerWindows),
+    layerWindows: Object.freeze(layerWindows),
+    bosTokenId: json.tokenIds("bos_token_id", vocabSize)?.[0],
+    eosTokenIds: Object.freeze(json.tokenIds("eos_token_id", vocabSize) ?? []),
+    dtype: readDtype(json),
+  });
+}
+
+function refuseUnsupported(json: JsonFields): void {
+  const unsupported = (what: string) => new UnsupportedModelError(json.file, `${what} not supported`);
+  const quantisation = json.object("quantization_config") ?? json.object("compression_config");
+  if (quantisation !== undefined)
+    throw unsupported(`quantised weights (${quantisation.string("quant_method", "unknown method")}) are`);
+  if (json.has("text_config") && !json.has("hidden_size"))
+    throw unsupported("multimodal models (text_config) are");
+}
+
+function readActivation(json: JsonFields): Activation {
+  const name = json.string(json.has("hidden_activation") ? "hidden_activation" : "hidden_act");
+  const activation = ACTIVATIONS.get(name);
+  if (activation === undefined)
+    throw new UnsupportedModelError(json.file, `activation ${JSON.stringify(name)} is not supported`);
+  return activation;
+}
+
+function readDtype(json: JsonFields): FloatDType | undefined {
+  const name = json.string(json.has("dtype") ? "dtype" : "torch_dtype", "auto").replace(/^torch\./, "");
+  if (name === "auto") return undefined;
+  if (!DTYPES.has(name))
+    throw new UnsupportedModelError(json.file, `dtype ${JSON.stringify(name)} is not supported`);
+  return name as FloatDType;
+}
+
+/**
+ * Which layers have the sliding window: those that `layer_types` names; without it all from `max_window_layers` on;
+ * without that all. `use_sliding_window: false`, Qwen's default, turns it off.
+ */
+function readLayerWindows(json: JsonFields, modelType: string, numLayers: number): number[] {
+  const enabled = json.boolean("use_sliding_window", !modelType.startsWith("qwen"));
+  const window = enabled ? json.integer("sliding_window", 0, 2 ** 30, 0) : 0;
+  const types = json.strings("layer_types");
+  if (types === undefined) {
+    if (window > 0 && json.has("sliding_window_pattern"))
+      throw new UnsupportedModelError(
+        json.file,
+        "sliding_window_pattern without layer_types is not supported",
+      );
+    const first = json.integer("max_window_layers", 0, 1e6, 0);
+    return Array.from({ length: numLayers }, (_, layer) => (layer >= first ? window : 0));
+  }
+  if (types.length !== numLayers) throw json.invalid("layer_types", `a list of ${numLayers} types`);
+  return types.map((type) => {
+    if (type === "full_attention") return 0;
+    if (type !== "sliding_attention")
+      throw new UnsupportedModelError(json.file, `layer type ${JSON.stringify(type)} is not supported`);
+    if (window === 0) throw json.invalid("sliding_window", "above 0 when layer_types has sliding_attention");
+    return window;
+  });
+}

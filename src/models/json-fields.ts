@@ -1,0 +1,110 @@
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { ModelDataError, ModelNotFoundError, messageOf } from "../base/errors.ts";
+
+const MAX_BYTES = 16 * 1024 * 1024;
+
+/** Checked access to the fields of a JSON object. A field that is null counts as absent. */
+export class JsonFields {
+  private constructor(
+    /** The file, for messages. */
+    readonly file: string,
+    private readonly fields: Readonly<Record<string, unknown>>,
+    private readonly path: string,
+  ) {}
+
+  /** @throws ModelNotFoundError when there is no such file; ModelDataError when it is not a JSON object. */
+  static read(file: string): JsonFields {
+    if (!existsSync(file)) throw new ModelNotFoundError(file, `${file} does not exist`);
+    const stat = statSync(file);
+    if (!stat.isFile()) throw new ModelDataError(file, "not a regular file");
+    if (stat.size > MAX_BYTES) throw new ModelDataError(file, `larger than ${MAX_BYTES} bytes`);
+    let value: unknown;
+    try {
+      value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(file)));
+    } catch (error) {
+      throw new ModelDataError(file, `cannot be read as JSON: ${messageOf(error)}`, { cause: error });
+    }
+    if (!isRecord(value)) throw new ModelDataError(file, "not a JSON object");
+    return new JsonFields(file, value, "");
+  }
+
+  /** The field's value, unchecked; undefined when absent. */
+  get(name: string): unknown {
+    return Object.hasOwn(this.fields, name) ? (this.fields[name] ?? undefined) : undefined;
+  }
+
+  has(name: string): boolean {
+    return this.get(name) !== undefined;
+  }
+
+  /** An integer in `[min, max]`; `fallback` when absent, an error when none is given. */
+  integer(name: string, min: number, max: number): number;
+  integer<F extends number | undefined>(name: string, min: number, max: number, fallback: F): number | F;
+  integer(name: string, min: number, max: number, ...fallback: (number | undefined)[]): number | undefined {
+    const value = this.get(name);
+    if (value === undefined && fallback.length > 0) return fallback[0];
+    if (typeof value !== "number" || !Number.isSafeInteger(value) || value < min || value > max)
+      throw this.invalid(name, `an integer from ${min} to ${max}`);
+    return value;
+  }
+
+  /** A finite number in `[min, max]`, with the same fallback. */
+  number(name: string, min: number, max: number): number;
+  number<F extends number | undefined>(name: string, min: number, max: number, fallback: F): number | F;
+  number(name: string, min: number, max: number, ...fallback: (number | undefined)[]): number | undefined {
+    const value = this.get(name);
+    if (value === undefined && fallback.length > 0) return fallback[0];
+    if (typeof value !== "number" || !(value >= min && value <= max))
+      throw this.invalid(name, `a number from ${min} to ${max}`);
+    return value;
+  }
+
+  boolean<F extends boolean | undefined>(name: string, fallback: F): boolean | F {
+    const value = this.get(name);
+    if (value === undefined) return fallback;
+    if (typeof value !== "boolean") throw this.invalid(name, "true or false");
+    return value;
+  }
+
+  string(name: string, fallback?: string): string {
+    const value = this.get(name) ?? fallback;
+    if (typeof value !== "string") throw this.invalid(name, "a string");
+    return value;
+  }
+
+  strings(name: string): readonly string[] | undefined {
+    const value = this.get(name);
+    if (value === undefined) return undefined;
+    if (!Array.isArray(value) || value.some((item) => typeof item !== "string"))
+      throw this.invalid(name, "a list of strings");
+    return value as string[];
+  }
+
+  /** One token id or a list of them, each in `[0, vocabSize)`. */
+  tokenIds(name: string, vocabSize: number): readonly number[] | undefined {
+    const value = this.get(name);
+    if (value === undefined) return undefined;
+    const ids: unknown[] = Array.isArray(value) ? value : [value];
+    if (ids.some((id) => !Number.isSafeInteger(id) || (id as number) < 0 || (id as number) >= vocabSize))
+      throw this.invalid(name, `token ids below the vocabulary size ${vocabSize}`);
+    return [...new Set(ids as number[])];
+  }
+
+  object(name: string): JsonFields | undefined {
+    const value = this.get(name);
+    if (value === undefined) return undefined;
+    if (!isRecord(value)) throw this.invalid(name, "an object");
+    return new JsonFields(this.file, value, `${this.path}${name}.`);
+  }
+
+  /** The error for a field that is not what it must be. */
+  invalid(name: string, expected: string): ModelDataError {
+    const value = this.get(name);
+    const found = value === undefined ? "it is missing" : `not ${JSON.stringify(value).slice(0, 80)}`;
+    return new ModelDataError(this.file, `${this.path}${name} must be ${expected}, ${found}`);
+  }
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}

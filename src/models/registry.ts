@@ -1,0 +1,25 @@
+import { UnsupportedModelError } from "../base/errors.ts";
+import type { ModelConfig } from "./config.ts";
+import { llama } from "./llama.ts";
+import { mistral } from "./mistral.ts";
+import type { ModelDefinition, ModelFamily } from "./model.ts";
+import { qwen2 } from "./qwen2.ts";
+import { qwen3 } from "./qwen3.ts";
+
+const FAMILIES: readonly ModelFamily[] = [qwen3, qwen2, llama, mistral];
+
+/** Names of the architectures that can be loaded, as in config.json's `architectures`. */
+export const SUPPORTED_ARCHITECTURES: readonly string[] = FAMILIES.flatMap((family) => family.architectures);
+
+/** @throws UnsupportedModelError naming the architecture and those that are supported. */
+export function defineModel(config: ModelConfig): ModelDefinition {
+  const family = FAMILIES.find(({ architectures }) => architectures.includes(config.architecture));
+  if (family === undefined) {
+    const known = SUPPORTED_ARCHITECTURES.join(", ");
+    throw new UnsupportedModelError(
+      "config.json",
+      `architecture ${config.architecture} is not supported; supported are ${known}`,
+    );
+  }
+  return family.define(config);
+}

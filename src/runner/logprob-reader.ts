@@ -1,0 +1,103 @@
+import type { Backend, LogprobTensors, Readback } from "../backend/backend.ts";
+import type { Tensor } from "../backend/tensor.ts";
+import type { Workspace } from "../backend/workspace.ts";
+import type { LogprobRows } from "./types.ts";
+
+/** Log-probabilities of some rows on their way to the host. */
+export interface PendingLogprobs {
+  readonly topCount: number;
+  readonly chosenIds: Readback;
+  readonly chosen: Readback;
+  readonly ranks: Readback;
+  readonly topIds: Readback;
+  readonly topLogprobs: Readback;
+}
+
+/** Enqueues the log-softmax of logits[R, V], its value at tokens[R], and its `topCount` best entries. */
+export function enqueueLogprobs(
+  backend: Backend,
+  workspace: Workspace,
+  logits: Tensor,
+  tokens: Tensor,
+  topCount: number,
+): PendingLogprobs {
+  const rows = logits.dim(0);
+  const out: LogprobTensors = {
+    chosen: workspace.tensor("chosenLogprobs", "float32", [rows]),
+    ranks: workspace.tensor("chosenRanks", "int32", [rows]),
+    topIds: workspace.tensor("topIds", "int32", [rows, topCount]),
+    topLogprobs: workspace.tensor("topLogprobs", "float32", [rows, topCount]),
+  };
+  backend.logprobs(out, logits, tokens);
+  return {
+    topCount,
+    chosenIds: backend.readback(tokens),
+    chosen: backend.readback(out.chosen),
+    ranks: backend.readback(out.ranks),
+    topIds: backend.readback(out.topIds),
+    topLogprobs: backend.readback(out.topLogprobs),
+  };
+}
+
+/** Waits for the copies. Ranks count from 1. */
+export function readLogprobs(pending: PendingLogprobs): LogprobRows {
+  return {
+    topCount: pending.topCount,
+    chosenIds: asInt32(pending.chosenIds.wait()),
+    chosenLogprobs: asFloat32(pending.chosen.wait()),
+    chosenRanks: asInt32(pending.ranks.wait()).map((rank) => rank + 1),
+    topIds: asInt32(pending.topIds.wait()),
+    topLogprobs: asFloat32(pending.topLogprobs.wait()),
+  };
+}
+
+/** Rows [start, end), with only the first `topCount` entries of each. */
+export function sliceLogprobs(rows: LogprobRows, start: number, end: number, topCount: number): LogprobRows {
+  const top = <A extends Int32Array | Float32Array>(entries: A): A => {
+    const out = new (entries.constructor as new (length: number) => A)((end - start) * topCount);
+    for (let row = start; row < end; row++) {
+      const from = row * rows.topCount;
+      out.set(entries.subarray(from, from + topCount), (row - start) * topCount);
+    }
+    return out;
+  };
+  return {
+    topCount,
+    chosenIds: rows.chosenIds.slice(start, end),
+    chosenLogprobs: rows.chosenLogprobs.slice(start, end),
+    chosenRanks: rows.chosenRanks.slice(start, end),
+    topIds: top(rows.topIds),
+    topLogprobs: top(rows.topLogprobs),
+  };
+}
+
+/** Rows of `parts` one after the other; all have the same `topCount`. */
+export function concatLogprobs(parts: readonly LogprobRows[]): LogprobRows {
+  const join = <A extends Int32Array | Float32Array>(pick: (part: LogprobRows) => A): A => {
+    const arrays = parts.map(pick);
+    const total = arrays.reduce((sum, array) => sum + array.length, 0);
+    const out = new (arrays[0]!.constructor as new (length: number) => A)(total);
+    let offset = 0;
+    for (const array of arrays) {
+      out.set(array, offset);
+      offset += array.length;
+    }
+    return out;
+  };
+  return {
+    topCount: parts[0]!.topCount,
+    chosenIds: join((part) => part.chosenIds),
+    chosenLogprobs: join((part) => part.chosenLogprobs),
+    chosenRanks: join((part) => part.chosenRanks),
+    topIds: join((part) => part.topIds),
+    topLogprobs: join((part) => part.topLogprobs),
+  };
+}
+
+export function asInt32(bytes: Uint8Array): Int32Array {
+  return new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+}
+
+export function asFloat32(bytes: Uint8Array): Float32Array {
+  return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+}

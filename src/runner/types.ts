@@ -1,0 +1,109 @@
+/**
+ * The seam between policy (engine/) and mechanism (runner/): plain data. The engine decides which tokens of which
+ * sequences are computed in a step and into which KV blocks; the runner computes them and draws the next tokens.
+ */
+
+/** A sequence takes a slot: everything the runner must know about it until it leaves. */
+export interface SlotJoin {
+  readonly slot: number;
+  /** All tokens known so far: the prompt and, after a preemption, the output that must be recomputed. */
+  readonly tokens: Int32Array;
+  readonly promptLength: number;
+  readonly sampling: SlotSampling;
+}
+
+/** The sampling parameters that the device applies. Token ids are below the vocabulary's size. */
+export interface SlotSampling {
+  readonly temperature: number;
+  readonly topP: number;
+  /** 0 = off. */
+  readonly topK: number;
+  readonly minP: number;
+  readonly repetitionPenalty: number;
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+  /** Unsigned 64-bit. */
+  readonly seed: bigint;
+  readonly logitBias: readonly (readonly [token: number, bias: number])[];
+  /** Tokens that cannot be drawn for positions below `bannedUntil` (end-of-sequence ids under `minTokens`). */
+  readonly bannedTokens: readonly number[];
+  readonly bannedUntil: number;
+  readonly allowedTokenIds: readonly number[] | undefined;
+  /** Token sequences whose last token is banned when the others are the tail of the text. */
+  readonly badWords: readonly (readonly number[])[];
+}
+
+/** Entry `index` of a slot's block table becomes `block`. */
+export interface BlockTableUpdate {
+  readonly slot: number;
+  readonly index: number;
+  readonly block: number;
+}
+
+/** Tokens of one sequence to compute in this step. */
+export interface ScheduledRow {
+  readonly slot: number;
+  /** Position of the first token to compute; everything before it is in the cache. */
+  readonly start: number;
+  /** How many tokens to compute, at least 1. */
+  readonly count: number;
+  /** Draw the token that follows the last one. */
+  readonly sample: boolean;
+  /** With `sample`: log-probabilities of this many top tokens and of the drawn one. */
+  readonly logprobs?: number;
+  /** Log-probabilities of this many top tokens, and of the next token, for each computed prompt position. */
+  readonly promptLogprobs?: number;
+  /** Return the full logits of every computed position. */
+  readonly logits?: boolean;
+}
+
+export interface ScheduledBatch {
+  readonly joins: readonly SlotJoin[];
+  readonly blockTableUpdates: readonly BlockTableUpdate[];
+  /** Decode rows (count 1) first, then prefill rows. */
+  readonly rows: readonly ScheduledRow[];
+  readonly decodeRows: number;
+  readonly numTokens: number;
+}
+
+/** Log-probabilities of some consecutive positions: K top entries each, best first. */
+export interface LogprobRows {
+  readonly chosenIds: Int32Array;
+  readonly chosenLogprobs: Float32Array;
+  /** 1 = the most likely token. */
+  readonly chosenRanks: Int32Array;
+  readonly topIds: Int32Array;
+  readonly topLogprobs: Float32Array;
+  /** K. */
+  readonly topCount: number;
+}
+
+export interface StepResult {
+  /** One per row: the drawn token; −1 when the logits held a NaN or nothing finite; undefined without `sample`. */
+  readonly tokens: Int32Array;
+  /** By row index, for rows that asked. */
+  readonly logprobs: ReadonlyMap<number, LogprobRows>;
+  /** Position p's entry predicts token p + 1; a chunk that ends the prompt has one entry less than tokens. */
+  readonly promptLogprobs: ReadonlyMap<number, LogprobRows>;
+  /** float32 [count, vocabSize], for rows that asked. */
+  readonly logits: ReadonlyMap<number, Float32Array>;
+}
+
+/** Computes steps in the order of launch. */
+export interface Runner {
+  readonly numBlocks: number;
+  readonly blockSize: number;
+  readonly maxNumSeqs: number;
+  /** Longest sequence that a slot holds, in tokens. */
+  readonly maxModelLen: number;
+  readonly vocabSize: number;
+  /** Steps that may be launched before the oldest is collected, at least 1. */
+  readonly maxInFlight: number;
+
+  /** Starts a step. The batch's tokens may depend on tokens of steps not collected yet: they are on the device. */
+  launch(batch: ScheduledBatch): void;
+  /** Waits for the oldest step not collected yet. Throws what went wrong with that step as a whole. */
+  collect(): StepResult;
+  /** Frees the device. Safe to call twice. */
+  dispose(): void;
+}

@@ -1,0 +1,92 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { GreedyReference, TopLogprobs } from "./compare.ts";
+
+export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "tiny-stories"] as const;
+export type FixtureName = (typeof FIXTURE_NAMES)[number];
+
+/** What the reference computed for one prompt, in float32. */
+export interface FixtureCase {
+  /** Source and length of the prompt: `random-17`, `story-100`. */
+  readonly name: string;
+  readonly prompt: readonly number[];
+  /** Ascending prompt positions whose logits are kept; the first and the last position are among them. */
+  readonly positions: readonly number[];
+  /** `logits[i]`, [vocabSize], follows prompt token `positions[i]`. */
+  readonly logits: readonly Float32Array[];
+  /** The five likeliest tokens after the prompt. */
+  readonly top: TopLogprobs;
+  /** Greedy continuation that no token ends, kept for some prompts. */
+  readonly greedy: GreedyReference | null;
+}
+
+/** A model folder and its reference results. `cases` is read from disk on first use. */
+export interface Fixture {
+  readonly name: FixtureName;
+  /** Absolute path of the folder with config.json and the weights. */
+  readonly modelDir: string;
+  readonly vocabSize: number;
+  readonly cases: readonly FixtureCase[];
+}
+
+interface ReferenceFile {
+  readonly vocabSize: number;
+  readonly cases: readonly Omit<FixtureCase, "logits">[];
+}
+
+export const FIXTURES: readonly Fixture[] = FIXTURE_NAMES.map(lazyFixture);
+
+/** The fixture of that name. */
+export function fixture(name: FixtureName): Fixture {
+  return FIXTURES[FIXTURE_NAMES.indexOf(name)]!;
+}
+
+function lazyFixture(name: FixtureName): Fixture {
+  const folder = join(import.meta.dir, "fixtures", name);
+  const modelDir = name === "tiny-stories" ? join(import.meta.dir, "../../models", name) : folder;
+  let loaded: Pick<Fixture, "vocabSize" | "cases"> | undefined;
+  const load = () => {
+    loaded ??= readReference(folder);
+    return loaded;
+  };
+  return {
+    name,
+    modelDir,
+    get vocabSize() {
+      return load().vocabSize;
+    },
+    get cases() {
+      return load().cases;
+    },
+  };
+}
+
+function readReference(folder: string): Pick<Fixture, "vocabSize" | "cases"> {
+  const { vocabSize, cases }: ReferenceFile = JSON.parse(
+    readFileSync(join(folder, "reference.json"), "utf8"),
+  );
+  const tensors = readTensors(join(folder, "reference.safetensors"));
+  return {
+    vocabSize,
+    cases: cases.map((entry) => {
+      const values = tensors(`${entry.name}.logits`);
+      if (values.length !== entry.positions.length * vocabSize)
+        throw new Error(`${folder}: ${entry.name} has ${values.length} logits`);
+      const logits = entry.positions.map((_, row) => values.subarray(row * vocabSize, (row + 1) * vocabSize));
+      return { ...entry, logits };
+    }),
+  };
+}
+
+/** Reads a safetensors file of f32 tensors without the code under test. */
+function readTensors(path: string): (name: string) => Float32Array {
+  const file = readFileSync(path);
+  const dataStart = 8 + Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.toString("utf8", 8, dataStart));
+  return (name) => {
+    const { dtype, data_offsets } = header[name];
+    if (dtype !== "F32") throw new Error(`${path}: ${name} is ${dtype}`);
+    const [start, end] = data_offsets;
+    return new Float32Array(new Uint8Array(file.subarray(dataStart + start, dataStart + end)).buffer);
+  };
+}

@@ -1,0 +1,17 @@
+import { FIXTURES } from "./fixtures.ts";
+import { referenceSuite, type Tolerance, type Variant } from "./suite.ts";
+
+/** float32 against float32: only the order of additions differs. */
+const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
+
+const options = { device: "cpu" } as const;
+const VARIANTS: readonly Variant[] = [
+  { name: "whole prompts", options, maxPrompt: 600 },
+  { name: "chunks of 64 tokens", options: { ...options, maxNumBatchedTokens: 64 }, maxPrompt: 600 },
+  { name: "chunks of 7 tokens", options: { ...options, maxNumBatchedTokens: 7 }, maxPrompt: 257 },
+  { name: "one token at a time", options: { ...options, maxNumBatchedTokens: 1 }, maxPrompt: 64 },
+  { name: "blocks of 1 token", options: { ...options, blockSize: 1 }, maxPrompt: 100 },
+  { name: "overlapped steps", options: { ...options, overlapScheduling: true }, maxPrompt: 257 },
+];
+
+for (const fixture of FIXTURES) referenceSuite(fixture, VARIANTS, FLOAT32);

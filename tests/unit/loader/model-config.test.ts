@@ -1,0 +1,254 @@
+import { describe, expect, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
+import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
+import { readGenerationConfig } from "../../../src/models/generation-config.ts";
+import { temporaryFolder, thrown } from "./support.ts";
+
+const LLAMA = {
+  architectures: ["LlamaForCausalLM"],
+  model_type: "llama",
+  auto_map: { AutoModel: "evil.Model" },
+  vocab_size: 128256,
+  hidden_size: 4096,
+  intermediate_size: 14336,
+  num_hidden_layers: 4,
+  num_attention_heads: 32,
+  num_key_value_heads: 8,
+  hidden_act: "silu",
+  max_position_embeddings: 131072,
+  rms_norm_eps: 1e-5,
+  rope_theta: 500000,
+  attention_bias: false,
+  mlp_bias: false,
+  tie_word_embeddings: false,
+  bos_token_id: 128000,
+  eos_token_id: [128001, 128008, 128009],
+  torch_dtype: "bfloat16",
+};
+const LLAMA3_SCALING = {
+  factor: 8,
+  low_freq_factor: 1,
+  high_freq_factor: 4,
+  original_max_position_embeddings: 8192,
+};
+
+function read(config: unknown): ModelConfig {
+  using folder = temporaryFolder();
+  writeFileSync(folder.file("config.json"), typeof config === "string" ? config : JSON.stringify(config));
+  return readModelConfig(folder.path);
+}
+
+function without(...names: string[]): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(LLAMA).filter(([name]) => !names.includes(name)));
+}
+
+describe("readModelConfig", () => {
+  test("the embedded model", () => {
+    const config = readModelConfig(join(import.meta.dir, "../../../models/tiny-stories"));
+    expect(config).toMatchObject({ architecture: "Qwen3ForCausalLM", headDim: 64, tieWordEmbeddings: true });
+    expect(config.rope).toEqual({ theta: 10000, partialRotaryFactor: 1, scaling: { kind: "none" } });
+    expect(config.eosTokenIds).toEqual([4089]);
+    expect(config.bosTokenId).toBeUndefined();
+  });
+
+  test("Llama 3.1 in the spellings of transformers 4 and 5", () => {
+    const { torch_dtype, rope_theta, ...common } = LLAMA;
+    const old = read({ ...LLAMA, rope_scaling: { rope_type: "llama3", ...LLAMA3_SCALING } });
+    const older = read({ ...LLAMA, rope_scaling: { type: "llama3", ...LLAMA3_SCALING } });
+    const rope_parameters = { rope_type: "llama3", rope_theta, ...LLAMA3_SCALING };
+    const recent = read({ ...common, dtype: torch_dtype, rope_parameters });
+    expect(recent).toEqual(old);
+    expect(older).toEqual(old);
+    expect(old.rope).toEqual({
+      theta: 500000,
+      partialRotaryFactor: 1,
+      scaling: {
+        kind: "llama3",
+        factor: 8,
+        lowFreqFactor: 1,
+        highFreqFactor: 4,
+        originalMaxPositionEmbeddings: 8192,
+      },
+    });
+    expect(old).toMatchObject({ headDim: 128, dtype: "bfloat16", bosTokenId: 128000, attentionBias: false });
+    expect(JSON.stringify(old)).not.toContain("evil");
+    for (const part of [old, old.rope, old.rope.scaling, old.eosTokenIds, old.layerWindows])
+      expect(Object.isFrozen(part)).toBe(true);
+  });
+
+  test("defaults of absent and null fields", () => {
+    const optional = ["num_key_value_heads", "rope_theta", "attention_bias", "mlp_bias", "torch_dtype"];
+    const config = read({
+      ...without(...optional, "tie_word_embeddings", "eos_token_id", "rms_norm_eps"),
+      ...{ head_dim: null, sliding_window: null, rope_scaling: null, quantization_config: null },
+    });
+    expect(config).toMatchObject({ numKvHeads: 32, headDim: 128, mlpBias: false, tieWordEmbeddings: false });
+    expect(config).toMatchObject({ slidingWindow: 0, rmsNormEps: 1e-6, eosTokenIds: [] });
+    expect(config.rope.theta).toBe(10000);
+    expect(config.attentionBias).toBeUndefined();
+    expect(config.dtype).toBeUndefined();
+    expect(read({ ...without("tie_word_embeddings"), model_type: "gemma" }).tieWordEmbeddings).toBe(true);
+  });
+
+  test("rope scaling", () => {
+    const scaling = (rope_scaling: object) => read({ ...LLAMA, rope_scaling }).rope.scaling;
+    expect(scaling({ type: "linear", factor: 2.5 })).toEqual({ kind: "linear", factor: 2.5 });
+    expect(scaling({ rope_type: "default" })).toEqual({ kind: "none" });
+    const yarn = { rope_type: "yarn", factor: 4, original_max_position_embeddings: 32768 };
+    const common = {
+      kind: "yarn",
+      factor: 4,
+      betaFast: 32,
+      betaSlow: 1,
+      originalMaxPositionEmbeddings: 32768,
+    };
+    expect(scaling(yarn)).toEqual({ ...common, attentionFactor: 0.1 * Math.log(4) + 1 } as never);
+    expect(scaling({ ...yarn, mscale: 1, mscale_all_dim: 1 })).toEqual({
+      ...common,
+      attentionFactor: 1,
+    } as never);
+    expect(scaling({ ...yarn, attention_factor: 1.5 })).toEqual({ ...common, attentionFactor: 1.5 } as never);
+    expect(read({ ...LLAMA, partial_rotary_factor: 0.5 }).rope.partialRotaryFactor).toBe(0.5);
+    const rope_parameters = { rope_theta: 7, partial_rotary_factor: 0.25 };
+    expect(read({ ...LLAMA, rope_parameters }).rope).toMatchObject({ theta: 7, partialRotaryFactor: 0.25 });
+  });
+
+  test("sliding windows", () => {
+    const windows = (fields: object) => {
+      const { slidingWindow, layerWindows } = read({ ...LLAMA, ...fields });
+      return [slidingWindow, ...layerWindows];
+    };
+    expect(windows({ sliding_window: 4096 })).toEqual([4096, 4096, 4096, 4096, 4096]);
+    expect(windows({ sliding_window: 4096, use_sliding_window: false })).toEqual([0, 0, 0, 0, 0]);
+    expect(windows({ sliding_window: 4096, model_type: "qwen2" })).toEqual([0, 0, 0, 0, 0]);
+    const qwen = { sliding_window: 64, use_sliding_window: true, max_window_layers: 3, model_type: "qwen2" };
+    expect(windows(qwen)).toEqual([64, 0, 0, 0, 64]);
+    const [full, sliding] = ["full_attention", "sliding_attention"];
+    expect(windows({ ...qwen, layer_types: [sliding, full, sliding, full] })).toEqual([64, 64, 0, 64, 0]);
+    expect(windows({ layer_types: [full, full, full, full] })).toEqual([0, 0, 0, 0, 0]);
+  });
+
+  test.each([
+    ["vocab_size", 0],
+    ["vocab_size", 1e12],
+    ["hidden_size", 1_000_001],
+    ["hidden_size", 4097],
+    ["hidden_size", "4096"],
+    ["hidden_size", -4096],
+    ["hidden_size", 4096.5],
+    ["intermediate_size", 1e12],
+    ["num_hidden_layers", 1e6],
+    ["num_attention_heads", 0],
+    ["num_key_value_heads", 7],
+    ["num_key_value_heads", 64],
+    ["head_dim", 63],
+    ["head_dim", 0],
+    ["max_position_embeddings", 2 ** 40],
+    ["rms_norm_eps", -1],
+    ["rope_theta", 0],
+    ["partial_rotary_factor", 2],
+    ["partial_rotary_factor", 0.001],
+    ["rope_scaling", "linear"],
+    ["rope_scaling", { type: "linear" }],
+    ["rope_scaling", { type: "linear", factor: 0.5 }],
+    ["rope_scaling", { type: "llama3", ...LLAMA3_SCALING, high_freq_factor: 1 }],
+    ["rope_parameters", []],
+    ["tie_word_embeddings", "false"],
+    ["eos_token_id", 128256],
+    ["eos_token_id", [1, -1]],
+    ["bos_token_id", 1.5],
+    ["architectures", []],
+    ["architectures", "LlamaForCausalLM"],
+    ["layer_types", ["full_attention"]],
+    ["layer_types", new Array(4).fill("sliding_attention")],
+  ])("%s = %j is refused", (name, value) => {
+    const error = thrown(() => read({ ...LLAMA, [name as string]: value }));
+    expect(error).toBeInstanceOf(ModelDataError);
+    expect(error).not.toBeInstanceOf(UnsupportedModelError);
+    expect((error as Error).message).toContain("config.json: ");
+    expect((error as Error).message).not.toContain("\n");
+  });
+
+  test.each([
+    ["quantization_config", { quant_method: "gptq", bits: 4 }, "gptq"],
+    ["rope_scaling", { rope_type: "longrope", factor: 2 }, "longrope"],
+    ["rope_scaling", { type: "mrope", mrope_section: [1, 2] }, "mrope"],
+    ["rope_scaling", { rope_type: "yarn", factor: 2, truncate: false }, "truncate"],
+    ["rope_parameters", { full_attention: {}, sliding_attention: {} }, "differs between layers"],
+    ["hidden_act", "relu2", "relu2"],
+    ["dtype", "float8_e4m3fn", "float8_e4m3fn"],
+    ["layer_types", new Array(4).fill("linear_attention"), "linear_attention"],
+  ])("%s = %j is unsupported", (name, value, message) => {
+    const error = thrown(() => read({ ...LLAMA, [name]: value }));
+    expect(error).toBeInstanceOf(UnsupportedModelError);
+    expect((error as Error).message).toContain(message);
+  });
+
+  test("a required field that is missing is named", () => {
+    for (const name of ["architectures", "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act"]) {
+      expect(() => read(without(name))).toThrow(`${name} must be`);
+    }
+  });
+
+  test("files that are no JSON objects, or not there", () => {
+    const overflow = JSON.stringify(LLAMA).replace('"rope_theta":500000', '"rope_theta":1e999');
+    const bad = ["", "{", "[]", "null", '{"a": NaN}', `${"[".repeat(200_000)}`, overflow];
+    for (const text of bad) expect(thrown(() => read(text))).toBeInstanceOf(ModelDataError);
+    using folder = temporaryFolder();
+    expect(thrown(() => readModelConfig(folder.path))).toBeInstanceOf(ModelNotFoundError);
+    expect(thrown(() => readModelConfig(folder.file("none")))).toBeInstanceOf(ModelNotFoundError);
+    expect(Bun.spawnSync(["mkfifo", folder.file("config.json")]).exitCode).toBe(0);
+    expect(() => readModelConfig(folder.path)).toThrow("not a regular file");
+    expect(() => read('{"architectures":["X"],"text_config":{}}')).toThrow(UnsupportedModelError);
+  });
+});
+
+describe("readGenerationConfig", () => {
+  const model = read(LLAMA);
+  const generation = (config?: unknown) => {
+    using folder = temporaryFolder();
+    if (config !== undefined) writeFileSync(folder.file("generation_config.json"), JSON.stringify(config));
+    return readGenerationConfig(folder.path, model);
+  };
+
+  test("fields under Octavo's names; absent ones stay absent", () => {
+    const config = {
+      temperature: 0.6,
+      top_p: 0.95,
+      top_k: 20,
+      min_p: 0,
+      repetition_penalty: 1.05,
+      eos_token_id: 7,
+    };
+    expect(generation({ ...config, max_new_tokens: 2048, do_sample: true })).toEqual({
+      eosTokenIds: [7],
+      sampling: { temperature: 0.6, topP: 0.95, topK: 20, minP: 0, repetitionPenalty: 1.05 },
+      maxNewTokens: 2048,
+    });
+    const { sampling, eosTokenIds } = generation({ ...config, do_sample: false, eos_token_id: null });
+    expect(sampling).toEqual({ repetitionPenalty: 1.05 });
+    expect(eosTokenIds).toEqual(model.eosTokenIds);
+  });
+
+  test("no file: the model config's end-of-sequence ids, no recommendations", () => {
+    expect(generation()).toEqual({ eosTokenIds: model.eosTokenIds, sampling: {}, maxNewTokens: undefined });
+  });
+
+  test.each([
+    { temperature: -1 },
+    { temperature: "hot" },
+    { top_p: 0 },
+    { top_p: 1.1 },
+    { top_k: 1.5 },
+    { min_p: 2 },
+    { repetition_penalty: 0 },
+    { max_new_tokens: 0 },
+    { eos_token_id: [128256] },
+    { do_sample: 1 },
+    "text",
+  ])("%j is refused", (config) => {
+    expect(() => generation(config)).toThrow(ModelDataError);
+  });
+});

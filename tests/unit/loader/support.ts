@@ -1,0 +1,63 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+/** A folder of its own, removed when the block that declared it with `using` ends. */
+export function temporaryFolder(): Disposable & { readonly path: string; file(name: string): string } {
+  const path = mkdtempSync(join(tmpdir(), "octavo-"));
+  return {
+    path,
+    file: (name) => join(path, name),
+    [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }),
+  };
+}
+
+export interface TensorData {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly data: ArrayBufferView;
+}
+
+/** A file of the given header text and data section; `length` overrides the header's length field. */
+export function rawSafetensors(
+  header: string | Uint8Array,
+  data: number | Uint8Array = 0,
+  length?: bigint,
+): Uint8Array {
+  const text = Buffer.from(header);
+  const prefix = Buffer.alloc(8);
+  prefix.writeBigUInt64LE(length ?? BigInt(text.length));
+  return Buffer.concat([prefix, text, typeof data === "number" ? Buffer.alloc(data) : data]);
+}
+
+/** A well-formed file of these tensors. */
+export function safetensors(tensors: Readonly<Record<string, TensorData>>): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: { format: "pt" } };
+  const parts: Uint8Array[] = [];
+  let at = 0;
+  for (const [name, { dtype, shape, data }] of Object.entries(tensors)) {
+    header[name] = { dtype, shape, data_offsets: [at, at + data.byteLength] };
+    parts.push(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    at += data.byteLength;
+  }
+  return rawSafetensors(JSON.stringify(header), Buffer.concat(parts));
+}
+
+export function f32(shape: readonly number[], values?: readonly number[]): TensorData {
+  const size = shape.reduce((product, extent) => product * extent, 1);
+  return {
+    dtype: "F32",
+    shape,
+    data: Float32Array.from(values ?? Array.from({ length: size }, (_, i) => i)),
+  };
+}
+
+/** What `run` throws. */
+export function thrown(run: () => unknown): unknown {
+  try {
+    run();
+  } catch (error) {
+    return error;
+  }
+  throw new Error("nothing was thrown");
+}

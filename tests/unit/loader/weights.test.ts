@@ -1,0 +1,213 @@
+import { describe, expect, test } from "bun:test";
+import { truncateSync, writeFileSync } from "node:fs";
+import type { Backend } from "../../../src/backend/backend.ts";
+import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
+import { type DType, dtypeSize, type FloatDType, narrow, widen } from "../../../src/base/dtype.ts";
+import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
+import type { ParameterSource, ParameterSpec } from "../../../src/base/parameters.ts";
+import { Checkpoint } from "../../../src/loader/checkpoint.ts";
+import { dummyWeights } from "../../../src/loader/dummy-weights.ts";
+import { loadWeights } from "../../../src/loader/weights.ts";
+import { f32, safetensors, type TensorData, temporaryFolder } from "./support.ts";
+
+/** Memory on the host; keeps count of what is alive and of the largest upload. */
+class FakeBackend {
+  live = 0;
+  allocations = 0;
+  largestUpload = 0;
+
+  constructor(readonly activationDtype: FloatDType) {}
+
+  get backend(): Backend {
+    return this as unknown as Backend;
+  }
+
+  empty(dtype: DType, shape: readonly number[]): Tensor {
+    const byteLength = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+    this.live++;
+    this.allocations++;
+    const host = new ArrayBuffer(byteLength);
+    new Uint8Array(host).fill(0xff);
+    const buffer: DeviceBuffer = { byteLength, address: 0, host, dispose: () => this.live-- };
+    return new Tensor(buffer, dtype, shape);
+  }
+
+  upload(target: Tensor, data: ArrayBufferView): void {
+    expect(data.byteLength).toBe(target.byteLength);
+    this.largestUpload = Math.max(this.largestUpload, data.byteLength);
+    bytesOf(target).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+
+  fill(target: Tensor, byte: number): void {
+    bytesOf(target).fill(byte);
+  }
+}
+
+function bytesOf(tensor: Tensor): Uint8Array {
+  return new Uint8Array(tensor.buffer.host!, tensor.byteOffset, tensor.byteLength);
+}
+
+function valuesOf(tensor: Tensor | undefined): number[] {
+  const values = new Float32Array(tensor!.size);
+  widen(bytesOf(tensor!), tensor!.dtype as FloatDType, values);
+  return [...values];
+}
+
+function withCheckpoint(tensors: Record<string, TensorData>, run: (checkpoint: Checkpoint) => void): void {
+  using folder = temporaryFolder();
+  writeFileSync(folder.file("model.safetensors"), safetensors(tensors));
+  using checkpoint = Checkpoint.open(folder.path);
+  run(checkpoint);
+}
+
+function spec(name: string, shape: number[], ...sources: ParameterSource[]): ParameterSpec {
+  return { name, shape, sources, dummy: "normal" };
+}
+
+describe("loadWeights", () => {
+  const q = f32([4, 2], [0, 1, 2, 3, 4, 5, 6, 7]);
+  const k = f32([2, 2], [10, 11, 12, 13]);
+
+  test("stacks sources along dimension 0", () =>
+    withCheckpoint({ q, k }, (checkpoint) => {
+      const qkv = spec("qkv", [6, 2], { name: "k", shape: [2, 2] }, { name: "q", shape: [4, 2] });
+      const progress: [number, number][] = [];
+      const weights = loadWeights(checkpoint, [qkv], new FakeBackend("float32").backend, {
+        ignored: [],
+        onProgress: (loaded, total) => progress.push([loaded, total]),
+      });
+      expect(valuesOf(weights.get("qkv"))).toEqual([10, 11, 12, 13, 0, 1, 2, 3, 4, 5, 6, 7]);
+      expect(weights.get("qkv")!.shape).toEqual([6, 2]);
+      expect(progress).toEqual([
+        [16, 48],
+        [48, 48],
+      ]);
+    }));
+
+  test("slices dimension 0 and dimension 1, before stacking", () =>
+    withCheckpoint({ q, k, bias: f32([4]) }, (checkpoint) => {
+      const specs = [
+        spec(
+          "rows",
+          [3, 2],
+          { name: "q", shape: [4, 2], slice: { dim: 0, start: 2, end: 4 } },
+          { name: "k", shape: [2, 2], slice: { dim: 0, start: 1, end: 2 } },
+        ),
+        spec("columns", [4, 1], { name: "q", shape: [4, 2], slice: { dim: 1, start: 1, end: 2 } }),
+        spec("bias", [2], { name: "bias", shape: [4], slice: { dim: 0, start: 1, end: 3 } }),
+      ];
+      const weights = loadWeights(checkpoint, specs, new FakeBackend("float32").backend, { ignored: [] });
+      expect(valuesOf(weights.get("rows"))).toEqual([4, 5, 6, 7, 12, 13]);
+      expect(valuesOf(weights.get("columns"))).toEqual([1, 3, 5, 7]);
+      expect(valuesOf(weights.get("bias"))).toEqual([1, 2]);
+    }));
+
+  test("converts between every pair of float dtypes", () => {
+    const values = [0, -1, 0.5, 3.140625, 100];
+    const names = { F32: "float32", F16: "float16", BF16: "bfloat16" } as const;
+    for (const [dtype, from] of Object.entries(names)) {
+      for (const to of Object.values(names)) {
+        const data = narrow(Float32Array.from(values), from);
+        withCheckpoint({ w: { dtype, shape: [5], data } }, (checkpoint) => {
+          const specs = [spec("w", [5], { name: "w", shape: [5] })];
+          const weights = loadWeights(checkpoint, specs, new FakeBackend(to).backend, { ignored: [] });
+          expect(weights.get("w")!.dtype).toBe(to);
+          expect(valuesOf(weights.get("w"))).toEqual(values);
+        });
+      }
+    }
+  });
+
+  test("chunks of at most 16 MiB, whole and column-sliced", () => {
+    const shape = [2100, 2048];
+    withCheckpoint({ w: f32(shape) }, (checkpoint) => {
+      const fake = new FakeBackend("float32");
+      const specs = [
+        spec("w", shape, { name: "w", shape }),
+        spec("half", [2100, 1024], { name: "w", shape, slice: { dim: 1, start: 1024, end: 2048 } }),
+      ];
+      const weights = loadWeights(checkpoint, specs, fake.backend, { ignored: [] });
+      expect(fake.largestUpload).toBe(16 * 1024 * 1024);
+      const view = (name: string) => new Float32Array(weights.get(name)!.buffer.host!);
+      expect(view("w").every((value, i) => value === i)).toBe(true);
+      expect(
+        view("half").every((value, i) => value === Math.floor(i / 1024) * 2048 + 1024 + (i % 1024)),
+      ).toBe(true);
+    });
+  });
+
+  test("missing, misshapen, unexpected and unloadable tensors are named before anything is allocated", () => {
+    const tensors = {
+      a: f32([2]),
+      extra: f32([1]),
+      ids: { dtype: "I32", shape: [1], data: new Int32Array(1) },
+    };
+    const a = spec("a", [2], { name: "a", shape: [2] });
+    const many = Array.from({ length: 8 }, (_, i) => spec(`m${i}`, [1], { name: `m${i}`, shape: [1] }));
+    const ids = spec("ids", [1], { name: "ids", shape: [1] });
+    const cases: [ParameterSpec[], RegExp[], string][] = [
+      [[a, ...many], [], "missing tensors: m0, m1, m2, m3, m4 and 3 more"],
+      [
+        [spec("a", [2, 1], { name: "a", shape: [2, 1] })],
+        [],
+        "misshapen tensors: a (expected [2, 1], found [2])",
+      ],
+      [[a], [], "unexpected tensors: extra, ids"],
+      [[a], [/^ids$/], "unexpected tensors: extra"],
+      [[a, ids], [/^extra$/], "not BF16, F16 or F32: ids (I32)"],
+    ];
+    withCheckpoint(tensors, (checkpoint) => {
+      for (const [specs, ignored, message] of cases) {
+        const fake = new FakeBackend("float32");
+        const load = () => loadWeights(checkpoint, specs, fake.backend, { ignored });
+        expect(load).toThrow(ModelDataError);
+        expect(load).toThrow(message);
+        expect(fake.allocations).toBe(0);
+      }
+      const load = () =>
+        loadWeights(checkpoint, [a, ids], new FakeBackend("float32").backend, { ignored: [/x/] });
+      expect(load).toThrow(UnsupportedModelError);
+      const ignored = [/^extra$/g, /^ids$/];
+      expect(loadWeights(checkpoint, [a], new FakeBackend("float32").backend, { ignored }).size).toBe(1);
+    });
+  });
+
+  test("a file that shrinks while loading is an error, and what was allocated is freed", () =>
+    withCheckpoint({ a: f32([2]), b: f32([4]) }, (checkpoint) => {
+      const fake = new FakeBackend("float32");
+      const { file, end } = checkpoint.tensors.get("b")!;
+      truncateSync(file.path, end - 4);
+      const specs = ["a", "b"].map((name, i) => spec(name, [2 + 2 * i], { name, shape: [2 + 2 * i] }));
+      expect(() => loadWeights(checkpoint, specs, fake.backend, { ignored: [] })).toThrow("became shorter");
+      expect(fake.allocations).toBe(2);
+      expect(fake.live).toBe(0);
+    }));
+});
+
+describe("dummyWeights", () => {
+  const specs: ParameterSpec[] = [
+    { name: "w", shape: [1500, 1024], sources: [], dummy: "normal" },
+    { name: "v", shape: [1024], sources: [], dummy: "normal" },
+    { name: "norm", shape: [7], sources: [], dummy: "ones" },
+    { name: "bias", shape: [7], sources: [], dummy: "zeros" },
+  ];
+  const make = (seed: number) => dummyWeights(specs, new FakeBackend("bfloat16").backend, seed);
+
+  test("normal values have mean 0 and standard deviation 0.02, and do not repeat by row", () => {
+    const weights = make(0);
+    const values = valuesOf(weights.get("w"));
+    const mean = values.reduce((sum, x) => sum + x, 0) / values.length;
+    const variance = values.reduce((sum, x) => sum + x * x, 0) / values.length;
+    expect(Math.abs(mean)).toBeLessThan(1e-4);
+    expect(Math.abs(Math.sqrt(variance) - 0.02)).toBeLessThan(1e-4);
+    expect(values.slice(0, 1024)).not.toEqual(values.slice(2 ** 20, 2 ** 20 + 1024));
+    expect(valuesOf(weights.get("norm"))).toEqual(new Array(7).fill(1));
+    expect(valuesOf(weights.get("bias"))).toEqual(new Array(7).fill(0));
+  });
+
+  test("the same seed gives the same values, another seed others", () => {
+    const first = valuesOf(make(5).get("v"));
+    expect(valuesOf(make(5).get("v"))).toEqual(first);
+    expect(valuesOf(make(6).get("v"))).not.toEqual(first);
+  });
+});
