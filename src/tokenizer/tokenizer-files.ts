@@ -1,0 +1,215 @@
+import { join } from "node:path";
+import { ModelDataError, ModelNotFoundError, messageOf, UnsupportedModelError } from "../base/errors.ts";
+
+/** Ids lie below this bound, so that a hostile one cannot size an array. */
+const MAX_TOKEN_ID = 2 ** 24;
+const MAX_FILE_BYTES = 256 * 2 ** 20;
+const NAMED_TOKENS = [
+  "bos_token",
+  "eos_token",
+  "unk_token",
+  "sep_token",
+  "pad_token",
+  "cls_token",
+  "mask_token",
+];
+
+export type JsonObject = Record<string, unknown>;
+
+export interface AddedToken {
+  readonly id: number;
+  readonly content: string;
+  readonly special: boolean;
+  readonly [flag: string]: unknown;
+}
+
+/** What a model folder says of its tokenizer, validated: ids are unique integers in [0, 2^24). */
+export interface TokenizerFiles {
+  /** tokenizer.json as it stands; `model` is a BPE model. */
+  readonly definition: JsonObject;
+  readonly config: JsonObject;
+  /** Every token by its id, added ones included; ids may be missing. */
+  readonly tokens: readonly (string | undefined)[];
+  /** The model's vocabulary, without tokens that are only added. */
+  readonly vocabulary: ReadonlyMap<string, number>;
+  readonly merges: readonly (readonly [string, string])[];
+  /** Those of tokenizer.json, completed with tokenizer_config.json. */
+  readonly addedTokens: readonly AddedToken[];
+  /** `bos_token`, `eos_token` and their kin, by name; those that are set. */
+  readonly specialTokens: Readonly<Record<string, string>>;
+  readonly chatTemplate: string | undefined;
+  /** The path of tokenizer.json, for messages. */
+  readonly path: string;
+}
+
+/**
+ * @throws ModelNotFoundError if tokenizer.json is missing
+ * @throws ModelDataError if a file is malformed; UnsupportedModelError if it is not byte-pair encoding
+ */
+export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
+  const path = join(folder, "tokenizer.json");
+  const definition = await readJson(path);
+  if (definition === undefined) throw new ModelNotFoundError(path, `${path} does not exist`);
+  const configPath = join(folder, "tokenizer_config.json");
+  const config = (await readJson(configPath)) ?? {};
+
+  const model = object(definition.model, path, "model");
+  const { continuing_subword_prefix: prefix, end_of_word_suffix: suffix } = model;
+  if ((model.type ?? "BPE") !== "BPE" || !model.merges || prefix || suffix) {
+    throw new UnsupportedModelError(path, "only byte-pair encoding without subword affixes is supported");
+  }
+  const tokens: (string | undefined)[] = [];
+  const vocabulary = readVocabulary(object(model.vocab, path, "model.vocab"), tokens, path);
+  const specialTokens = readSpecialTokens(config, configPath);
+  return {
+    definition,
+    config,
+    tokens,
+    vocabulary,
+    merges: readMerges(model.merges, path),
+    addedTokens: readAddedTokens(definition, config, vocabulary, tokens, Object.values(specialTokens), path),
+    specialTokens,
+    chatTemplate: await readChatTemplate(folder, config, configPath),
+    path,
+  };
+}
+
+/** Fills `tokens`. */
+function readVocabulary(
+  vocab: JsonObject,
+  tokens: (string | undefined)[],
+  path: string,
+): Map<string, number> {
+  const ids = new Map<string, number>();
+  for (const [token, value] of Object.entries(vocab)) {
+    const id = tokenId(value, path, token);
+    if (tokens[id] !== undefined) throw new ModelDataError(path, `id ${id} belongs to two tokens`);
+    tokens[id] = token;
+    ids.set(token, id);
+  }
+  return ids;
+}
+
+/** A merge is `["a", "b"]`, or `"a b"` in older files. */
+function readMerges(merges: unknown, path: string): [string, string][] {
+  return array(merges, path, "model.merges").map((merge, rank) => {
+    const pair = typeof merge === "string" ? merge.split(" ") : merge;
+    if (!Array.isArray(pair) || pair.length !== 2 || pair.some((part) => typeof part !== "string")) {
+      throw new ModelDataError(path, `merge ${rank} is not a pair of tokens`);
+    }
+    return pair as [string, string];
+  });
+}
+
+/**
+ * As transformers does, tokenizer_config.json's `added_tokens_decoder` adds tokens and overrides flags, and a
+ * named special token (`eos_token`, …) of the vocabulary is added as special. Completes `tokens`.
+ */
+function readAddedTokens(
+  definition: JsonObject,
+  config: JsonObject,
+  vocabulary: ReadonlyMap<string, number>,
+  tokens: (string | undefined)[],
+  named: readonly string[],
+  path: string,
+): AddedToken[] {
+  const entries = array(definition.added_tokens ?? [], path, "added_tokens").map((entry) =>
+    object(entry, path, "added_tokens"),
+  );
+  for (const [id, entry] of Object.entries(
+    object(config.added_tokens_decoder ?? {}, path, "added_tokens_decoder"),
+  )) {
+    entries.push({ ...object(entry, path, "added_tokens_decoder"), id: Number(id) });
+  }
+  const byContent = new Map<string, AddedToken>();
+  for (const entry of entries) {
+    const { content, special } = entry;
+    if (typeof content !== "string" || content === "") {
+      throw new ModelDataError(path, "an added token has no content");
+    }
+    const id = tokenId(entry.id, path, content);
+    const known = vocabulary.get(content) ?? byContent.get(content)?.id ?? id;
+    if (known !== id || (tokens[id] ?? content) !== content) {
+      throw new ModelDataError(
+        path,
+        `added token ${JSON.stringify(content)} has an id that is not its own: ${id}`,
+      );
+    }
+    tokens[id] = content;
+    byContent.set(content, { ...entry, id, content, special: special === true });
+  }
+  for (const content of named) {
+    const id = vocabulary.get(content);
+    if (id !== undefined && !byContent.has(content)) byContent.set(content, { id, content, special: true });
+  }
+  return [...byContent.values()];
+}
+
+function readSpecialTokens(config: JsonObject, path: string): Record<string, string> {
+  const tokens: Record<string, string> = {};
+  for (const name of NAMED_TOKENS) {
+    const value = config[name] ?? undefined;
+    const content = typeof value === "object" ? (value as JsonObject).content : value;
+    if (content === undefined) continue;
+    if (typeof content !== "string") throw new ModelDataError(path, `${name} is not a token`);
+    tokens[name] = content;
+  }
+  return tokens;
+}
+
+/** chat_template.jinja wins over tokenizer_config.json's `chat_template`, which wins over chat_template.json. */
+async function readChatTemplate(
+  folder: string,
+  config: JsonObject,
+  configPath: string,
+): Promise<string | undefined> {
+  const source = await readText(join(folder, "chat_template.jinja"));
+  if (source !== undefined) return source;
+  const jsonPath = join(folder, "chat_template.json");
+  const template = config.chat_template ?? (await readJson(jsonPath))?.chat_template ?? undefined;
+  if (template === undefined || typeof template === "string") return template;
+  const named = array(template, configPath, "chat_template") as { name?: unknown; template?: unknown }[];
+  const chosen = named.find((entry) => entry?.name === "default")?.template;
+  if (chosen !== undefined && typeof chosen !== "string") {
+    throw new ModelDataError(configPath, "chat_template is not a string");
+  }
+  return chosen;
+}
+
+async function readText(path: string): Promise<string | undefined> {
+  const file = Bun.file(path);
+  if (!(await file.exists())) return undefined;
+  if (file.size > MAX_FILE_BYTES) throw new ModelDataError(path, `is larger than ${MAX_FILE_BYTES} bytes`);
+  return file.text();
+}
+
+async function readJson(path: string): Promise<JsonObject | undefined> {
+  const text = await readText(path);
+  if (text === undefined) return undefined;
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new ModelDataError(path, `is not JSON: ${messageOf(cause)}`, { cause });
+  }
+  return object(value, path, "the file");
+}
+
+function object(value: unknown, path: string, name: string): JsonObject {
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as JsonObject;
+  throw new ModelDataError(path, `${name} is not an object`);
+}
+
+function array(value: unknown, path: string, name: string): unknown[] {
+  if (Array.isArray(value)) return value;
+  throw new ModelDataError(path, `${name} is not a list`);
+}
+
+function tokenId(value: unknown, path: string, token: string): number {
+  if (Number.isInteger(value) && (value as number) >= 0 && (value as number) < MAX_TOKEN_ID)
+    return value as number;
+  throw new ModelDataError(
+    path,
+    `token ${JSON.stringify(token)} has the invalid id ${JSON.stringify(value)}`,
+  );
+}

@@ -1,0 +1,148 @@
+import { BPE, Tokenizer as Pipeline } from "@huggingface/tokenizers";
+import { ModelDataError, messageOf } from "../base/errors.ts";
+import { BytePairEncoder } from "./byte-pair-encoder.ts";
+import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
+import { type JsonObject, readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
+
+export interface EncodeOptions {
+  /** Add what the model's post-processor adds, such as a beginning-of-sequence token. Default true. */
+  addSpecialTokens?: boolean;
+}
+
+export interface DecodeOptions {
+  /** Leave special tokens out of the text. Default true. */
+  skipSpecialTokens?: boolean;
+}
+
+const NO_BYTES = new Uint8Array(0);
+
+/**
+ * A model's byte-pair tokenizer, read from its Hugging Face files. Normalisation, pre-tokenisation, added tokens and
+ * post-processing follow `tokenizers`; text that spells a special token is encoded as that token, as transformers
+ * does. Merging is O(n log n), so that no input is pathological for it; the cost of the pre-tokeniser's regular
+ * expression is the model's.
+ */
+export class Tokenizer {
+  /** The highest token id plus one. The model's logits may be wider. */
+  readonly vocabSize: number;
+  readonly eosTokenId: number | undefined;
+  readonly bosTokenId: number | undefined;
+  /** The source of the model's default chat template. */
+  readonly chatTemplate: string | undefined;
+  /** `bos_token`, `eos_token` and their kin by name, as chat templates see them. */
+  readonly specialTokens: Readonly<Record<string, string>>;
+  /** How many spaces a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
+  readonly leadingSpaces: number;
+
+  readonly #pipeline: Pipeline;
+  readonly #tokens: readonly (string | undefined)[];
+  readonly #ids: ReadonlyMap<string, number>;
+  readonly #added: ReadonlySet<number>;
+  readonly #special: ReadonlySet<number>;
+  readonly #spelling: TokenBytes;
+  readonly #bytes: (Uint8Array<ArrayBuffer> | undefined)[] = [];
+
+  /**
+   * @throws ModelNotFoundError if `folder` has no tokenizer.json
+   * @throws ModelDataError if a file is malformed, UnsupportedModelError if it is not a byte-pair tokenizer
+   */
+  static async load(folder: string): Promise<Tokenizer> {
+    return new Tokenizer(await readTokenizerFiles(folder));
+  }
+
+  private constructor(files: TokenizerFiles) {
+    const { addedTokens, specialTokens } = files;
+    const ids = new Map(files.vocabulary);
+    for (const { content, id } of addedTokens) ids.set(content, id);
+    this.#ids = ids;
+    this.#tokens = files.tokens;
+    this.#added = new Set(addedTokens.map((token) => token.id));
+    this.#special = new Set(addedTokens.filter((token) => token.special).map((token) => token.id));
+    this.#spelling = tokenBytes(files.definition.decoder, files.path);
+    this.#pipeline = createPipeline(files);
+    this.vocabSize = files.tokens.length;
+    this.eosTokenId = this.tokenToId(specialTokens.eos_token ?? "");
+    this.bosTokenId = this.tokenToId(specialTokens.bos_token ?? "");
+    this.chatTemplate = files.chatTemplate;
+    this.specialTokens = specialTokens;
+    this.leadingSpaces = this.#spelling.leadingSpaces;
+  }
+
+  encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): number[] {
+    return this.#pipeline.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+  }
+
+  /**
+   * The text of `ids`. Bytes that are not UTF-8 become U+FFFD; ids without a token stand for nothing. Spaces before
+   * punctuation are kept, whatever `clean_up_tokenization_spaces` says, so that streamed text is the same.
+   */
+  decode(ids: readonly number[], { skipSpecialTokens = true }: DecodeOptions = {}): string {
+    const parts = ids.map((id) => (skipSpecialTokens && this.isSpecial(id) ? NO_BYTES : this.tokenBytes(id)));
+    const bytes = Buffer.concat(parts);
+    let start = 0;
+    while (start < this.leadingSpaces && bytes[start] === 0x20) start++;
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes.subarray(start));
+  }
+
+  tokenToId(token: string): number | undefined {
+    return this.#ids.get(token);
+  }
+
+  /** The token as the vocabulary spells it, e.g. `Ġhello`. */
+  idToToken(id: number): string | undefined {
+    return this.#tokens[id];
+  }
+
+  isSpecial(id: number): boolean {
+    return this.#special.has(id);
+  }
+
+  /** The bytes that a token stands for, possibly part of a character; none if `id` has no token. Do not modify. */
+  tokenBytes(id: number): Uint8Array<ArrayBuffer> {
+    const token = this.#tokens[id];
+    if (token === undefined) return NO_BYTES;
+    this.#bytes[id] ??= this.#spelling.of(token, this.#added.has(id));
+    return this.#bytes[id];
+  }
+}
+
+/** The pipeline's own merge table and merging are left out: `BytePairEncoder` does the same faster. */
+function createPipeline(files: TokenizerFiles): Pipeline {
+  const { definition, config, addedTokens, path } = files;
+  try {
+    const encoder = new BytePairEncoder(files.vocabulary, files.merges);
+    const pipeline = new Pipeline(
+      {
+        normalizer: null,
+        pre_tokenizer: null,
+        ...definition,
+        model: { ...(definition.model as JsonObject), type: "BPE", merges: [] },
+        added_tokens: addedTokens,
+        post_processor: postProcessor(files),
+      },
+      config,
+    );
+    if (!(pipeline.model instanceof BPE)) throw new TypeError("the model is not byte-pair encoding");
+    pipeline.model.bpe = (word) => encoder.split(word);
+    const added = pipeline.encode("").tokens;
+    if (added.some((token) => pipeline.token_to_id(token) === undefined)) {
+      throw new RangeError("post_processor adds a token that does not exist");
+    }
+    return pipeline;
+  } catch (cause) {
+    throw new ModelDataError(path, messageOf(cause), { cause });
+  }
+}
+
+/** The Llama and Gemma tokenizer classes of transformers go by `add_bos_token` and `add_eos_token` alone. */
+function postProcessor({ definition, config, specialTokens }: TokenizerFiles): unknown {
+  if (!/^(Code)?(Llama|Gemma)Tokenizer(Fast)?$/.test(String(config.tokenizer_class))) {
+    return definition.post_processor ?? null;
+  }
+  const special = (token: string | undefined, wanted: unknown) =>
+    token !== undefined && wanted === true ? [{ SpecialToken: { id: token, type_id: 0 } }] : [];
+  const bos = special(specialTokens.bos_token, config.add_bos_token ?? true);
+  const eos = special(specialTokens.eos_token, config.add_eos_token ?? false);
+  const single = [...bos, { Sequence: { id: "A", type_id: 0 } }, ...eos];
+  return { type: "TemplateProcessing", single, pair: single };
+}

@@ -1,0 +1,238 @@
+import { describe, expect, test } from "bun:test";
+import { ChatTemplateError, InvalidRequestError, ModelDataError } from "../../../src/base/errors.ts";
+import { type ChatMessage, ChatTemplate, type RenderOptions } from "../../../src/tokenizer/chat-template.ts";
+import { tokenizers } from "./models.ts";
+
+const of = (name: keyof typeof tokenizers) =>
+  new ChatTemplate(tokenizers[name].chatTemplate!, tokenizers[name].specialTokens);
+const qwen3 = of("qwen3");
+const chatml = of("tinyStories");
+const user = (content: string): ChatMessage => ({ role: "user", content });
+const assistant = (content: string): ChatMessage => ({ role: "assistant", content });
+const turn = (role: string, content: string) => `<|im_start|>${role}\n${content}<|im_end|>\n`;
+const prompt = "<|im_start|>assistant\n";
+
+describe("renders", () => {
+  test.each<[string, ChatTemplate, ChatMessage[], RenderOptions, string]>([
+    ["ChatML", chatml, [user("Hi")], {}, turn("user", "Hi") + prompt],
+    ["Qwen3", qwen3, [user("Hi")], {}, turn("user", "Hi") + prompt],
+    ["no prompt", qwen3, [user("Hi")], { addGenerationPrompt: false }, turn("user", "Hi")],
+    [
+      "no thinking",
+      qwen3,
+      [user("Hi")],
+      { enable_thinking: false },
+      `${turn("user", "Hi")}${prompt}<think>\n\n</think>\n\n`,
+    ],
+    [
+      "thoughts of earlier turns are left out",
+      qwen3,
+      [user("a"), assistant("<think>\nhm\n</think>\n\nb"), user("c")],
+      {},
+      turn("user", "a") + turn("assistant", "b") + turn("user", "c") + prompt,
+    ],
+    [
+      "text parts",
+      chatml,
+      [
+        {
+          role: "user",
+          content: [
+            { type: "text", text: "a" },
+            { type: "text", text: "b" },
+          ],
+        },
+      ],
+      {},
+      turn("user", "a\nb") + prompt,
+    ],
+    [
+      "continue",
+      chatml,
+      [user("a"), assistant("Once ")],
+      { continueFinalMessage: true },
+      `${turn("user", "a")}${prompt}Once `,
+    ],
+    [
+      "continue nothing",
+      chatml,
+      [user("a"), assistant("")],
+      { continueFinalMessage: true },
+      turn("user", "a") + prompt,
+    ],
+    [
+      "continue, the same text twice",
+      qwen3,
+      [user("yes"), assistant("yes")],
+      { continueFinalMessage: true },
+      `${turn("user", "yes")}${prompt}<think>\n\n</think>\n\nyes`,
+    ],
+  ])("%s", (_, template, messages, options, expected) => {
+    expect(template.render(messages, options)).toBe(expected);
+  });
+
+  test("tools, calls and responses", () => {
+    const tool = {
+      type: "function",
+      function: { name: "add", parameters: { type: "object", é: [1.5, true, null] } },
+    };
+    const call = { id: "1", type: "function", function: { name: "add", arguments: '{"a": 1, "b": [2]}' } };
+    const rendered = qwen3.render(
+      [
+        user("1+2?"),
+        { role: "assistant", content: null, tool_calls: [call] },
+        { role: "tool", content: "3" },
+      ],
+      { tools: [tool] },
+    );
+    expect(rendered).toContain(
+      '<tools>\n{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "é": [1.5, true, null]}}}\n</tools>',
+    );
+    expect(rendered).toContain('<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2]}}\n</tool_call>');
+    expect(rendered).toEndWith(`${turn("user", "<tool_response>\n3\n</tool_response>")}${prompt}`);
+  });
+
+  test("Llama 3.2: special tokens and the date", () => {
+    const rendered = of("llama32").render([user("Hi")], { date_string: "26 Jul 2024" });
+    expect(rendered).toStartWith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>");
+    expect(rendered).toContain("Today Date: 26 Jul 2024");
+    expect(rendered).toEndWith("<|start_header_id|>assistant<|end_header_id|>\n\n");
+  });
+
+  test.each<[string, string, string]>([
+    ["strftime_now", "{{ strftime_now('%Y %% %q') }}", `${new Date().getFullYear()} % %q`],
+    ["tojson", "{{ {'a': [1, 'é<']}|tojson }}", '{"a": [1, "é<"]}'],
+    ["tojson, indented", "{{ [1, {'a': 2}]|tojson(indent=2) }}", '[\n  1,\n  {\n    "a": 2\n  }\n]'],
+    ["range", "{% for i in range(5, 0, -2) %}{{ i }}{% endfor %}", "531"],
+    [
+      "replace, kept and called",
+      "{% set f = 'aXa'.replace %}{{ f('a', 'bc') }}{{ 'aa'|replace('a', '') }}",
+      "bcXbc",
+    ],
+    ["filter block", "{% filter upper %}a{{ 'b' }}{% endfilter %}", "AB"],
+    ["join", "{{ ['a', 'b']|join(', ') }}", "a, b"],
+    ["generation block", "{% generation %}x{% endgeneration %}", "x"],
+    [
+      "strip",
+      "[{{ '  \\na '.lstrip() }}][{{ ' \\na\\n '.strip('\\n ') }}][{{ '\\n a\\n'.lstrip('\\n').rstrip('x') }}]",
+      "[a ][a][ a\n]",
+    ],
+    ["documents", "{{ documents is none }}{{ tools is none }}", "truetrue"],
+    [
+      "parts where the template iterates",
+      "{% for p in messages[0].content %}[{{ p.text }}]{% endfor %}",
+      "[Hi]",
+    ],
+    [
+      "parts through a variable",
+      "{% set c = messages[0]['content'] %}{% for p in c %}{{ p.type }}{% endfor %}",
+      "text",
+    ],
+    ["break", "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"],
+  ])("%s", (_, source, expected) => {
+    expect(new ChatTemplate(source).render([user("Hi")])).toBe(expected);
+  });
+
+  test("a content that is missing is empty, or none where the template asks", () => {
+    const call: ChatMessage = { role: "assistant", content: null };
+    expect(new ChatTemplate("[{{ messages[0].content + '' }}]").render([call])).toBe("[]");
+    expect(new ChatTemplate("{{ messages[0].content is none }}").render([call])).toBe("true");
+  });
+
+  test("fields that are null or empty do not reach the template", () => {
+    const message = { ...user("Hi"), name: null, tool_calls: [] };
+    const source = "{{ 'name' in messages[0] }} {{ 'tool_calls' in messages[0] }}";
+    expect(new ChatTemplate(source).render([message])).toBe("false false");
+  });
+
+  test("continuing a trimmed message cuts the blanks", () => {
+    const template = new ChatTemplate("{{ messages[-1].content | trim }}<end>");
+    expect(template.render([assistant("a  ")], { continueFinalMessage: true })).toBe("a");
+  });
+});
+
+describe("refuses", () => {
+  test.each<[string, ChatMessage[], RenderOptions, string]>([
+    [
+      "both ways to end",
+      [user("a")],
+      { addGenerationPrompt: true, continueFinalMessage: true },
+      "continueFinalMessage",
+    ],
+    ["continuing nothing", [], { continueFinalMessage: true }, "messages"],
+    ["images", [{ role: "user", content: [{ type: "image_url" }] as never }], {}, "messages"],
+    ["a reserved variable", [user("a")], { messages: [] }, "chatTemplateKwargs"],
+    [
+      "arguments that are not JSON",
+      [{ role: "assistant", tool_calls: [{ function: { arguments: "{" } }] }],
+      {},
+      "messages",
+    ],
+  ])("%s", (_, messages, options, param) => {
+    expect(() => qwen3.render(messages, options)).toThrow(expect.objectContaining({ param }) as Error);
+    expect(() => qwen3.render(messages, options)).toThrow(InvalidRequestError);
+  });
+
+  test.each(["{% if %}", "{{ 'a", `{{ ${"(".repeat(2 ** 17)}`, "\n".repeat(2 ** 16), "a".repeat(2 ** 19)])(
+    "a source that does not parse (%#)",
+    (source) => {
+      const start = performance.now();
+      expect(() => new ChatTemplate(source)).toThrow(ModelDataError);
+      expect(performance.now() - start).toBeLessThan(1000);
+    },
+  );
+
+  test.each([
+    ["raise_exception", "{{ raise_exception('roles must alternate') }}", "roles must alternate"],
+    ["an unknown function", "{{ nope() }}", "Cannot call"],
+    ["a message it does not render", "nothing", "final message"],
+  ])("%s", (_, source, message) => {
+    const render = () => new ChatTemplate(source).render([assistant("a")], { continueFinalMessage: true });
+    expect(render).toThrow(ChatTemplateError);
+    expect(render).toThrow(message);
+  });
+});
+
+describe("hostile templates end within their limits", () => {
+  const half = `{% set s = 'x' %}${"{% set s = s ~ s %}".repeat(19)}`;
+  const laughs = `{% set a = ['lol'] %}${"{% set a = [a, a, a, a, a, a, a, a, a, a] %}".repeat(12)}`;
+  test.each([
+    ["nested loops", "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}"],
+    ["empty loops", "{% for a in range(30000) %}{% for b in range(30000) %}{% endfor %}{% endfor %}"],
+    [
+      "doubling",
+      "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s|length }}",
+    ],
+    ["endless recursion", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+    [
+      "a tree of calls",
+      "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+    ["a long range", "{{ range(10000000)|length }}"],
+    ["many ranges", "{% for i in range(30000) %}{% set x = range(30000) %}{% endfor %}"],
+    ["shared lists as JSON", `${laughs}{{ a|tojson|length }}`],
+    ["shared lists compared", `${laughs}{{ a == 'x' }}`],
+    ["a namespace in itself", "{% set n = namespace() %}{% set n.n = n %}{{ n }}"],
+    ["replace", `${half}{{ s.replace('x', s)|length }}`],
+    ["replace, kept", `${half}{% set f = s.replace %}{{ f('', s)|length }}`],
+    ["the replace filter", `${half}{{ s|replace('x', s)|length }}`],
+    ["join", `${half}{{ range(9999)|join(separator=s)|length }}`],
+    ["join, unpacked", `${half}{{ range(9999)|join(*[s])|length }}`],
+    ["indent", "{{ 'a\\nb'|indent(1000000000)|length }}"],
+    ["indented JSON", "{{ range(9999)|tojson(indent=1000000)|length }}"],
+    ["separators", `${half}{{ range(9999)|tojson(separators=(s, s))|length }}`],
+    ["output", `${half}{% for i in range(9999) %}{{ s }}{% endfor %}`],
+    ["a filtered block", `${half}{% filter upper %}${"{{ s }}".repeat(5000)}{% endfilter %}`],
+    ["a captured block", `${half}{% set q %}${"{{ s }}".repeat(5000)}{% endset %}{{ q|upper|length }}`],
+  ])("%s", (_, source) => {
+    const template = new ChatTemplate(source);
+    const start = performance.now();
+    expect(() => template.render([user("Hi")])).toThrow(ChatTemplateError);
+    expect(performance.now() - start).toBeLessThan(500);
+  });
+
+  test("a long conversation is within them", () => {
+    const messages = Array.from({ length: 2000 }, (_, i) => (i % 2 ? assistant : user)("words ".repeat(50)));
+    expect(qwen3.render(messages).length).toBeGreaterThan(2000 * 300);
+  });
+});

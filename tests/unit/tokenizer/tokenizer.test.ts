@@ -1,0 +1,189 @@
+import { describe, expect, test } from "bun:test";
+import { Tokenizer as Upstream } from "@huggingface/tokenizers";
+import fc from "fast-check";
+import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
+import { FOLDERS, loadFiles, sentencePiece, TEXTS, tokenizers } from "./models.ts";
+
+const { tinyStories, qwen3, llama32, spm } = tokenizers;
+const text = fc.oneof(
+  fc.string({ unit: "binary", maxLength: 60 }),
+  fc.string({ unit: "grapheme", maxLength: 30 }),
+  fc
+    .array(fc.constantFrom("a", " ", "\n", "-", "the", "ing", "é", "12", "'s", "<|im_end|>"), {
+      maxLength: 60,
+    })
+    .map((parts) => parts.join("")),
+);
+
+describe("known encodings", () => {
+  test.each<[keyof typeof tokenizers, string, number[]]>([
+    ["qwen3", "Hello, world!", [9707, 11, 1879, 0]],
+    ["qwen3", "<|im_start|>", [151644]],
+    ["llama32", "Hello, world!", [128000, 9906, 11, 1917, 0]],
+    ["spm", "hello", [1, 268]],
+    ["spm", "hello hello", [1, 268, 268]],
+    ["spm", "é", [1, 259, 198, 172]],
+  ])("%s: %p", (name, input, ids) => {
+    const tokenizer = tokenizers[name];
+    expect(tokenizer.encode(input)).toEqual(ids);
+    expect(tokenizer.decode(ids)).toBe(tokenizer.isSpecial(ids[0]!) && ids.length === 1 ? "" : input);
+  });
+
+  test("special tokens are added and shown on request only", () => {
+    expect(llama32.encode("Hello", { addSpecialTokens: false })).toEqual([9906]);
+    expect(llama32.decode([128000, 9906], { skipSpecialTokens: false })).toBe("<|begin_of_text|>Hello");
+    expect(spm.encode("hello", { addSpecialTokens: false })).toEqual([268]);
+  });
+});
+
+describe.each(Object.keys(tokenizers) as (keyof typeof tokenizers)[])("%s", (name) => {
+  const tokenizer = tokenizers[name];
+  test.each(TEXTS)("round trip %p", (input) => {
+    expect(tokenizer.decode(tokenizer.encode(input))).toBe(
+      tokenizer === qwen3 ? input.normalize("NFC") : input,
+    );
+  });
+});
+
+describe.each(["tinyStories", "qwen3"] as const)("%s agrees with the reference", (name) => {
+  const tokenizer = tokenizers[name];
+  const load = async () =>
+    new Upstream(
+      (await Bun.file(`${FOLDERS[name]}/tokenizer.json`).json()) as object,
+      (await Bun.file(`${FOLDERS[name]}/tokenizer_config.json`).json()) as object,
+    );
+
+  test("encode", async () => {
+    const upstream = await load();
+    fc.assert(
+      fc.property(text, (input) => expect(tokenizer.encode(input)).toEqual(upstream.encode(input).ids)),
+    );
+  });
+
+  test("decode", async () => {
+    const upstream = await load();
+    const ids = fc.array(fc.nat(tokenizer.vocabSize - 1), { minLength: 1, maxLength: 20 });
+    const options = { skip_special_tokens: true, clean_up_tokenization_spaces: false };
+    fc.assert(
+      fc.property(ids, (input) => expect(tokenizer.decode(input)).toBe(upstream.decode(input, options))),
+    );
+  });
+});
+
+describe("tokens", () => {
+  test("vocabulary size and named tokens", () => {
+    expect([qwen3, llama32, tinyStories].map((t) => [t.vocabSize, t.eosTokenId, t.bosTokenId])).toEqual([
+      [151669, 151645, undefined],
+      [128256, 128009, 128000],
+      [4096, 4091, undefined],
+    ]);
+    expect(qwen3.isSpecial(151645)).toBe(true);
+    expect(qwen3.isSpecial(0)).toBe(false);
+    expect(spm.specialTokens).toEqual({ bos_token: "<s>", eos_token: "</s>" });
+  });
+
+  test.each<[keyof typeof tokenizers, string, string | Uint8Array<ArrayBuffer>]>([
+    ["qwen3", "Ġworld", " world"],
+    ["qwen3", "<|im_end|>", "<|im_end|>"],
+    ["spm", "▁hello", " hello"],
+    ["spm", "<0xC3>", Uint8Array.of(0xc3)],
+  ])("%s: bytes of %p", (name, token, bytes) => {
+    const tokenizer = tokenizers[name];
+    const id = tokenizer.tokenToId(token)!;
+    expect(tokenizer.idToToken(id)).toBe(token);
+    expect(tokenizer.tokenBytes(id)).toEqual(
+      typeof bytes === "string" ? new TextEncoder().encode(bytes) : bytes,
+    );
+  });
+
+  test("ids without a token stand for nothing", () => {
+    for (const id of [-1, 1.5, qwen3.vocabSize, 2 ** 53]) {
+      expect([qwen3.idToToken(id), qwen3.decode([id, 9707])]).toEqual([undefined, "Hello"]);
+    }
+  });
+
+  test("tokenizer_config.json adds tokens", async () => {
+    const files = sentencePiece();
+    const decoder = { 500: { content: "<new>", special: true } };
+    const config = { ...files["tokenizer_config.json"], added_tokens_decoder: decoder, eos_token: "▁hello" };
+    const tokenizer = await loadFiles({ ...files, "tokenizer_config.json": config });
+    expect([tokenizer.vocabSize, tokenizer.encode("<new>"), tokenizer.isSpecial(268)]).toEqual([
+      501,
+      [1, 500],
+      true,
+    ]);
+  });
+});
+
+test.each(["x".repeat(2 ** 19), " ".repeat(200_000), "-".repeat(2 ** 20), "\u0301".repeat(100_000)])(
+  "a long run is encoded in time (%#)",
+  (input) => {
+    const start = performance.now();
+    const ids = qwen3.encode(input);
+    expect(performance.now() - start).toBeLessThan(4000);
+    expect(qwen3.decode(ids)).toBe(input);
+  },
+);
+
+test.each<[string, Record<string, unknown>, string | undefined]>([
+  ["none", {}, undefined],
+  ["in the configuration", { "tokenizer_config.json": { chat_template: "C" } }, "C"],
+  ["a list", { "tokenizer_config.json": { chat_template: [{ name: "default", template: "L" }] } }, "L"],
+  ["json", { "chat_template.json": { chat_template: "J" } }, "J"],
+  ["jinja wins", { "chat_template.jinja": "F", "tokenizer_config.json": { chat_template: "C" } }, "F"],
+])("chat template: %s", async (_, files, expected) => {
+  const tokenizer = await loadFiles({ "tokenizer.json": sentencePiece()["tokenizer.json"], ...files });
+  expect(tokenizer.chatTemplate).toBe(expected as string);
+});
+
+describe("malformed files", () => {
+  const definition = () => sentencePiece()["tokenizer.json"];
+  const model = (change: Record<string, unknown>) => ({
+    ...definition(),
+    model: { ...definition().model, ...change },
+  });
+
+  test("no tokenizer.json", async () => {
+    await expect(loadFiles({})).rejects.toBeInstanceOf(ModelNotFoundError);
+  });
+
+  test.each<[string, unknown]>([
+    ["not JSON", "{"],
+    ["not an object", []],
+    ["no model", { decoder: null }],
+    ["duplicate ids", model({ vocab: { a: 0, b: 0 }, merges: [] })],
+    ["a negative id", model({ vocab: { a: -1 }, merges: [] })],
+    ["a fractional id", model({ vocab: { a: 0.5 }, merges: [] })],
+    ["a huge id", model({ vocab: { a: 2 ** 40 }, merges: [] })],
+    ["an id that is a string", model({ vocab: { a: "1" }, merges: [] })],
+    ["a merge outside the vocabulary", model({ merges: ["h x"] })],
+    ["a merge of three", model({ merges: ["a b c"] })],
+    ["merges that are a number", model({ merges: 5 })],
+    [
+      "an added token that takes another's id",
+      { ...definition(), added_tokens: [{ id: 5, content: "<a>" }] },
+    ],
+    ["an added token without content", { ...definition(), added_tokens: [{ id: 900 }] }],
+    ["an unknown pre-tokenizer", { ...definition(), pre_tokenizer: { type: "Nope" } }],
+    ["a broken pattern", { ...definition(), pre_tokenizer: { type: "Split", pattern: { Regex: "(" } } }],
+  ])("%s", async (_, content) => {
+    await expect(loadFiles({ "tokenizer.json": content })).rejects.toBeInstanceOf(ModelDataError);
+  });
+
+  test("a post-processor with an unknown token", async () => {
+    const post_processor = {
+      type: "TemplateProcessing",
+      single: [{ SpecialToken: { id: "<nope>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+    };
+    await expect(loadFiles({ "tokenizer.json": { ...definition(), post_processor } })).rejects.toThrow(
+      "post_processor",
+    );
+  });
+
+  test.each<[string, unknown]>([
+    ["a Unigram model", model({ type: "Unigram" })],
+    ["a WordPiece decoder", { ...definition(), decoder: { type: "WordPiece" } }],
+  ])("unsupported: %s", async (_, content) => {
+    await expect(loadFiles({ "tokenizer.json": content })).rejects.toBeInstanceOf(UnsupportedModelError);
+  });
+});
