@@ -216,7 +216,7 @@ export function checkRopeAndStoreKv(
   check(op, "slotMapping", batch.slotMapping, "int32", shape.tokens);
   if (queryNorm !== undefined) check(op, "queryNorm", queryNorm, dtype, spec.headDim);
   if (keyNorm !== undefined) check(op, "keyNorm", keyNorm, dtype, spec.headDim);
-  disjoint(op, qkv, { ...cache, cosSin, queryNorm, keyNorm }, "qkv");
+  disjoint(op, qkv, { keys: cache.keys, values: cache.values, cosSin, queryNorm, keyNorm }, "qkv");
   return { ...shape, rotaryDim: checkCosSin(op, cosSin, spec.headDim) };
 }
 
@@ -241,7 +241,7 @@ export function checkAttention(
   );
   invariant(batch.decodeRows <= batch.numRows, `${op}: ${batch.decodeRows} decode rows of ${batch.numRows}`);
   invariant(spec.window >= 0, `${op}: window ${spec.window}`);
-  disjoint(op, out, { qkv, ...cache });
+  disjoint(op, out, { qkv, keys: cache.keys, values: cache.values });
   return { ...shape, maxBlocks: batch.blockTables.dim(1) };
 }
 
@@ -302,7 +302,7 @@ export function checkSample(out: Tensor, logits: Tensor, sample: SampleRows, slo
   const op = "sample";
   const shape = checkSampleRows(op, logits, sample, slots);
   check(op, "out", out, "int32", shape.rows);
-  disjoint(op, out, { logits, ...sample });
+  disjoint(op, out, { logits, rowSlots: sample.rowSlots, positions: sample.positions });
   return shape;
 }
 
@@ -317,7 +317,9 @@ export function checkLogprobs(out: LogprobTensors, logits: Tensor, tokens: Tenso
   const top = out.topIds.dim(1);
   check(op, "topLogprobs", out.topLogprobs, "float32", rows, top);
   invariant(top <= vocab, `${op}: the ${top} most likely of ${vocab} tokens`);
-  for (const [name, tensor] of Object.entries(out)) disjoint(op, tensor, { logits, tokens }, name);
+  for (const name of ["chosen", "ranks", "topIds", "topLogprobs"] as const) {
+    disjoint(op, out[name], { logits, tokens }, name);
+  }
   return { rows, vocab, top };
 }
 

@@ -1,0 +1,51 @@
+import type { Activation } from "../backend.ts";
+
+const FUNCTIONS: Record<Activation, (x: number) => number> = { silu, gelu, gelu_tanh: geluTanh };
+
+/** out[i] = act(x[i]); `out` may be `x`. */
+export function activation(out: Float32Array, x: Float32Array, name: Activation): void {
+  const act = FUNCTIONS[name];
+  for (let i = 0; i < x.length; i++) out[i] = act(x[i]!);
+}
+
+/** out[T, width] = act(gateUp[T, 0:width]) · gateUp[T, width:2·width]. */
+export function gatedActivation(
+  out: Float32Array,
+  gateUp: Float32Array,
+  width: number,
+  name: Activation,
+): void {
+  const act = FUNCTIONS[name];
+  for (let start = 0; start < out.length; start += width) {
+    for (let i = 0; i < width; i++) {
+      out[start + i] = act(gateUp[2 * start + i]!) * gateUp[2 * start + width + i]!;
+    }
+  }
+}
+
+function silu(x: number): number {
+  return x / (1 + Math.exp(-x));
+}
+
+function gelu(x: number): number {
+  return 0.5 * x * (1 + erf(x * Math.SQRT1_2));
+}
+
+function geluTanh(x: number): number {
+  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+}
+
+/**
+ * The error function: 2/√π · exp(−x²) · Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!, whose terms are all of one sign. It is ±1 to double
+ * precision beyond |x| = 6.
+ */
+function erf(x: number): number {
+  if (Math.abs(x) > 6) return Math.sign(x);
+  let term = x;
+  let sum = x;
+  for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(sum); n++) {
+    term *= (2 * x * x) / (2 * n + 1);
+    sum += term;
+  }
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
+}

@@ -1,0 +1,235 @@
+import { type DType, dtypeSize } from "../../base/dtype.ts";
+import { invariant } from "../../base/errors.ts";
+import type {
+  Activation,
+  AttentionSpec,
+  Backend,
+  BatchTensors,
+  LayerCache,
+  LogprobTensors,
+  Readback,
+  RopeStoreSpec,
+  SampleRows,
+  SlotTensors,
+} from "../backend.ts";
+import * as checks from "../checks.ts";
+import { type DeviceBuffer, Tensor } from "../tensor.ts";
+import { activation, gatedActivation } from "./activation.ts";
+import { attention } from "./attention.ts";
+import { countTokens, gather, prepareBatch, scatter } from "./batch.ts";
+import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
+import { linear } from "./linear.ts";
+import { logprobsRow } from "./logprobs.ts";
+import { addRmsNorm, layerNorm, rmsNorm } from "./norm.ts";
+import { processRow } from "./process-logits.ts";
+import { ropeAndStoreKv, rotary } from "./rotary.ts";
+import { sampleRow } from "./sampling.ts";
+import { type HostSlots, Slot } from "./slots.ts";
+
+/**
+ * The reference backend: plain TypeScript, float32 storage, float64 arithmetic, runs anywhere. An op has finished when
+ * its call returns. Besides shapes it checks indices (token ids, blocks, slots) and throws `InvariantError`.
+ */
+export class CpuBackend implements Backend {
+  readonly name = "cpu";
+  readonly activationDtype = "float32";
+  readonly #buffers = new Set<HostBuffer>();
+  #disposed = false;
+
+  allocate(byteLength: number): DeviceBuffer {
+    invariant(!this.#disposed, "CPU backend used after dispose()");
+    const buffer = new HostBuffer(byteLength, (freed) => this.#buffers.delete(freed));
+    this.#buffers.add(buffer);
+    return buffer;
+  }
+
+  empty(dtype: DType, shape: readonly number[]): Tensor {
+    const size = shape.reduce((product, extent) => product * extent, 1);
+    return new Tensor(this.allocate(size * dtypeSize(dtype)), dtype, shape);
+  }
+
+  upload(target: Tensor, data: ArrayBufferView): void {
+    invariant(data.byteLength === target.byteLength, `upload: ${data.byteLength} bytes to ${target}`);
+    bytes(target).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+
+  download(source: Tensor): Uint8Array {
+    return bytes(source).slice();
+  }
+
+  readback(source: Tensor): Readback {
+    const snapshot = this.download(source);
+    return { wait: () => snapshot };
+  }
+
+  fill(target: Tensor, byte: number): void {
+    bytes(target).fill(byte);
+  }
+
+  synchronize(): void {}
+
+  dispose(): void {
+    this.#disposed = true;
+    for (const buffer of this.#buffers) buffer.dispose();
+  }
+
+  embedding(out: Tensor, table: Tensor, ids: Tensor): void {
+    const { width } = checks.checkEmbedding("float32", out, table, ids);
+    gather("embedding", floats(out), floats(table), ints(ids), width);
+  }
+
+  gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
+    const { width } = checks.checkGatherRows("float32", out, x, rows);
+    gather("gatherRows", floats(out), floats(x), ints(rows), width);
+  }
+
+  linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void {
+    const { m, n, k } = checks.checkLinear("float32", out, x, weight, bias);
+    linear(floats(out), floats(x), floats(weight), optionalFloats(bias), m, n, k);
+  }
+
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
+    checks.checkRmsNorm("float32", out, x, weight);
+    rmsNorm(floats(out), floats(x), floats(weight), eps);
+  }
+
+  addRmsNorm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void {
+    checks.checkAddRmsNorm("float32", out, residual, x, weight);
+    addRmsNorm(floats(out), floats(residual), floats(x), floats(weight), eps);
+  }
+
+  layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
+    checks.checkLayerNorm("float32", out, x, weight, bias);
+    layerNorm(floats(out), floats(x), floats(weight), optionalFloats(bias), eps);
+  }
+
+  gatedActivation(out: Tensor, gateUp: Tensor, name: Activation): void {
+    const { width } = checks.checkGatedActivation("float32", out, gateUp);
+    gatedActivation(floats(out), floats(gateUp), width, name);
+  }
+
+  activation(out: Tensor, x: Tensor, name: Activation): void {
+    checks.checkActivation("float32", out, x);
+    activation(floats(out), floats(x), name);
+  }
+
+  rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void {
+    const { width, rotaryDim } = checks.checkRotary("float32", x, heads, headDim, cosSin, positions);
+    rotary(floats(x), width, heads, headDim, { cosSin: floats(cosSin), rotaryDim }, ints(positions));
+  }
+
+  ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void {
+    const { rotaryDim, ...shape } = checks.checkRopeAndStoreKv("float32", qkv, cache, batch, spec);
+    ropeAndStoreKv(
+      floats(qkv),
+      { ...shape, keys: floats(cache.keys), values: floats(cache.values) },
+      ints(batch.positions),
+      ints(batch.slotMapping),
+      {
+        ...spec,
+        angles: { cosSin: floats(spec.cosSin), rotaryDim },
+        queryNorm: optionalFloats(spec.queryNorm),
+        keyNorm: optionalFloats(spec.keyNorm),
+      },
+    );
+  }
+
+  attention(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
+    const { maxBlocks, ...shape } = checks.checkAttention("float32", out, qkv, cache, batch, spec);
+    attention(
+      floats(out),
+      floats(qkv),
+      { ...shape, keys: floats(cache.keys), values: floats(cache.values) },
+      {
+        cuSeqlensQ: ints(batch.cuSeqlensQ),
+        contextLens: ints(batch.contextLens),
+        rowSlots: ints(batch.rowSlots),
+        blockTables: ints(batch.blockTables),
+        maxBlocks,
+      },
+      spec,
+    );
+  }
+
+  prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void {
+    const shape = checks.checkPrepareBatch(batch, rows, slots);
+    prepareBatch(
+      {
+        tokenIds: ints(batch.tokenIds),
+        positions: ints(batch.positions),
+        slotMapping: ints(batch.slotMapping),
+        cuSeqlensQ: ints(batch.cuSeqlensQ),
+        contextLens: ints(batch.contextLens),
+        rowSlots: ints(batch.rowSlots),
+      },
+      ints(rows),
+      { ...shape, tokens: ints(slots.tokens), blockTables: ints(slots.blockTables) },
+    );
+  }
+
+  scatter(target: Tensor, indices: Tensor, values: Tensor): void {
+    checks.checkScatter(target, indices, values);
+    scatter(words(target), ints(indices), words(values));
+  }
+
+  processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
+    const shape = checks.checkProcessLogits(out, logits, sample, slots);
+    const [result, rowSlots, positions] = [floats(out), ints(sample.rowSlots), ints(sample.positions)];
+    const host = hostSlots(slots, shape);
+    result.set(floats(logits));
+    for (let row = 0; row < shape.rows; row++) {
+      processRow(rowOf(result, row, shape.vocab), new Slot(host, rowSlots[row]!), positions[row]!);
+    }
+  }
+
+  sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
+    const shape = checks.checkSample(out, logits, sample, slots);
+    const [result, rowSlots, positions] = [ints(out), ints(sample.rowSlots), ints(sample.positions)];
+    const [input, host] = [floats(logits), hostSlots(slots, shape)];
+    for (let row = 0; row < shape.rows; row++) {
+      const slot = new Slot(host, rowSlots[row]!);
+      result[row] = sampleRow(rowOf(input, row, shape.vocab), slot, positions[row]!);
+    }
+  }
+
+  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void {
+    const { rows, vocab, top } = checks.checkLogprobs(out, logits, tokens);
+    const result = {
+      chosen: floats(out.chosen),
+      ranks: ints(out.ranks),
+      topIds: ints(out.topIds),
+      topLogprobs: floats(out.topLogprobs),
+      top,
+    };
+    const [input, ids] = [floats(logits), ints(tokens)];
+    for (let row = 0; row < rows; row++) logprobsRow(result, row, rowOf(input, row, vocab), ids[row]!);
+  }
+
+  countTokens(slots: SlotTensors, rows: Tensor): void {
+    const { capacity, vocab } = checks.checkCountTokens(slots, rows);
+    countTokens(words(slots.counts), vocab, ints(slots.tokens), capacity, ints(rows));
+  }
+}
+
+function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {
+  return tensor === undefined ? undefined : floats(tensor);
+}
+
+function rowOf(matrix: Float32Array, row: number, width: number): Float32Array {
+  return matrix.subarray(row * width, (row + 1) * width);
+}
+
+function hostSlots(
+  slots: SlotTensors,
+  extents: { slots: number; capacity: number; vocab: number },
+): HostSlots {
+  return {
+    ...extents,
+    tokens: ints(slots.tokens),
+    params: words(slots.params),
+    edits: words(slots.edits),
+    badWords: words(slots.badWords),
+    allowed: words(slots.allowed),
+    counts: words(slots.counts),
+  };
+}

@@ -1,0 +1,54 @@
+import { DeviceError, invariant } from "../../base/errors.ts";
+import type { DeviceBuffer, Tensor } from "../tensor.ts";
+
+/** Memory of the CPU backend. Reading it after `dispose()` throws `InvariantError`. */
+export class HostBuffer implements DeviceBuffer {
+  readonly address = 0;
+  #bytes: ArrayBuffer | undefined;
+
+  constructor(
+    readonly byteLength: number,
+    private readonly onDispose: (buffer: HostBuffer) => void,
+  ) {
+    try {
+      this.#bytes = new ArrayBuffer(byteLength);
+    } catch (cause) {
+      throw new DeviceError(`cannot allocate ${byteLength} bytes of host memory`, { cause });
+    }
+  }
+
+  get host(): ArrayBuffer {
+    invariant(this.#bytes !== undefined, "host buffer used after dispose()");
+    return this.#bytes;
+  }
+
+  dispose(): void {
+    this.#bytes = undefined;
+    this.onDispose(this);
+  }
+}
+
+function bytesOf({ buffer }: Tensor): ArrayBuffer {
+  invariant(buffer.host !== undefined, "tensor of another device given to the CPU backend");
+  return buffer.host;
+}
+
+/** The tensor's memory as raw bytes. */
+export function bytes(tensor: Tensor): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(bytesOf(tensor), tensor.byteOffset, tensor.byteLength);
+}
+
+/** The tensor's memory as float32, whatever its 4-byte dtype: slot parameters hold floats as bits. */
+export function floats(tensor: Tensor): Float32Array {
+  return new Float32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+}
+
+/** The tensor's memory as int32. */
+export function ints(tensor: Tensor): Int32Array {
+  return new Int32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+}
+
+/** The tensor's memory as uint32. */
+export function words(tensor: Tensor): Uint32Array {
+  return new Uint32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+}

@@ -1,0 +1,99 @@
+import { SlotFlag } from "../backend.ts";
+import { philox4x32 } from "./philox.ts";
+import type { Slot } from "./slots.ts";
+
+/**
+ * Draws the token that follows `position` from one row of logits [V] and records it in the slot: history at
+ * position + 1 (when that fits), and counts when penalties need them. −1, and nothing recorded, when the row has a
+ * NaN or no finite logit.
+ */
+export function sampleRow(logits: Float32Array, slot: Slot, position: number): number {
+  const max = largest(logits);
+  if (Number.isNaN(max) || max === -Infinity) return -1;
+  const temperature = slot.float("temperature");
+  const token =
+    temperature === 0
+      ? logits.indexOf(max)
+      : gumbelArgmax(
+          logits,
+          temperature,
+          survivalThreshold(logits, max, temperature, slot),
+          slot,
+          position + 1,
+        );
+  if (position + 1 < slot.tokens.length) slot.tokens[position + 1] = token;
+  if (slot.has(SlotFlag.penalties)) slot.counts[token]!++;
+  return token;
+}
+
+/** The maximum; NaN when there is one. */
+function largest(logits: Float32Array): number {
+  let max = -Infinity;
+  for (let i = 0; i < logits.length; i++) {
+    const logit = logits[i]!;
+    if (!(logit <= max)) max = logit;
+    if (Number.isNaN(max)) break;
+  }
+  return max;
+}
+
+/**
+ * The least logit / temperature that min-p, top-k and top-p leave: each keeps the most likely tokens down to some
+ * value, ties included, so that the three together are one threshold.
+ */
+function survivalThreshold(logits: Float32Array, max: number, temperature: number, slot: Slot): number {
+  const top = max / temperature;
+  const minP = slot.float("minP");
+  const topK = slot.word("topK") | 0;
+  const topP = slot.float("topP");
+  let threshold = minP > 0 ? top + Math.log(minP) : -Infinity;
+  if ((topK <= 0 || topK >= logits.length) && topP >= 1) return threshold;
+
+  const ascending = Float64Array.from(logits, (logit) => logit / temperature).sort();
+  const last = ascending.length - 1;
+  if (topK > 0 && topK < ascending.length) threshold = Math.max(threshold, ascending[last + 1 - topK]!);
+  if (topP >= 1) return threshold;
+
+  const weight = (scaled: number) => (scaled === top ? 1 : Math.exp(scaled - top));
+  let total = 0;
+  for (let i = last; i >= 0 && ascending[i]! >= threshold; i--) total += weight(ascending[i]!);
+  let cumulative = 0;
+  for (let i = last; i >= 0 && ascending[i]! >= threshold; i--) {
+    cumulative += weight(ascending[i]!);
+    if (cumulative >= topP * total) return ascending[i]!;
+  }
+  return threshold;
+}
+
+/**
+ * The token with the greatest logit / temperature + Gumbel noise among those at or above `threshold`: a draw from
+ * their softmax. The noise of a token depends on the slot's seed and the sampled token's position alone.
+ */
+function gumbelArgmax(
+  logits: Float32Array,
+  temperature: number,
+  threshold: number,
+  slot: Slot,
+  sampledPosition: number,
+): number {
+  const [seedLow, seedHigh] = [slot.word("seedLow"), slot.word("seedHigh")];
+  const random = new Uint32Array(4);
+  let best = -1;
+  let bestScore = -Infinity;
+  let group = -1;
+  for (let token = 0; token < logits.length; token++) {
+    const scaled = logits[token]! / temperature;
+    if (scaled < threshold || scaled === -Infinity) continue;
+    if (token >>> 2 !== group) {
+      group = token >>> 2;
+      philox4x32(random, group, sampledPosition, 0, 0, seedLow, seedHigh);
+    }
+    const uniform = (random[token & 3]! + 0.5) * 2 ** -32;
+    const score = scaled - Math.log(-Math.log(uniform));
+    if (score > bestScore) {
+      best = token;
+      bestScore = score;
+    }
+  }
+  return best;
+}

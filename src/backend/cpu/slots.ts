@@ -1,0 +1,66 @@
+import { invariant } from "../../base/errors.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS, SLOT_WORDS, SlotWord } from "../backend.ts";
+
+/** The host's view of `SlotTensors`, and their extents. */
+export interface HostSlots {
+  readonly tokens: Int32Array;
+  readonly params: Uint32Array;
+  readonly edits: Uint32Array;
+  readonly badWords: Uint32Array;
+  readonly allowed: Uint32Array;
+  readonly counts: Uint32Array;
+  /** S, L and V. */
+  readonly slots: number;
+  readonly capacity: number;
+  readonly vocab: number;
+}
+
+/** One slot's part of every slot tensor. */
+export class Slot {
+  readonly tokens: Int32Array;
+  readonly counts: Uint32Array;
+  readonly #words: Uint32Array;
+  readonly #floats: Float32Array;
+
+  constructor(
+    private readonly all: HostSlots,
+    private readonly index: number,
+  ) {
+    invariant(0 <= index && index < all.slots, `slot ${index} of ${all.slots}`);
+    this.tokens = all.tokens.subarray(index * all.capacity, (index + 1) * all.capacity);
+    this.counts = all.counts.subarray(index * all.vocab, (index + 1) * all.vocab);
+    this.#words = all.params.subarray(index * SLOT_WORDS, (index + 1) * SLOT_WORDS);
+    this.#floats = new Float32Array(this.#words.buffer, this.#words.byteOffset, SLOT_WORDS);
+  }
+
+  /** A parameter stored as a float's bits. */
+  float(name: keyof typeof SlotWord): number {
+    return this.#floats[SlotWord[name]]!;
+  }
+
+  /** A parameter stored as an unsigned integer. */
+  word(name: keyof typeof SlotWord): number {
+    return this.#words[SlotWord[name]]!;
+  }
+
+  has(flag: number): boolean {
+    return (this.word("flags") & flag) !== 0;
+  }
+
+  get edits(): Uint32Array {
+    const stride = MAX_LOGIT_EDITS * 3;
+    return this.all.edits.subarray(this.index * stride, this.index * stride + this.word("editCount") * 3);
+  }
+
+  get badWords(): Uint32Array {
+    return this.all.badWords.subarray(
+      this.index * MAX_BAD_WORD_TOKENS,
+      (this.index + 1) * MAX_BAD_WORD_TOKENS,
+    );
+  }
+
+  get allowed(): Uint32Array {
+    const stride = Math.ceil(this.all.vocab / 32);
+    return this.all.allowed.subarray(this.index * stride, (this.index + 1) * stride);
+  }
+}

@@ -1,0 +1,70 @@
+import { afterAll, beforeAll, describe, test } from "bun:test";
+import type { Backend } from "../../src/backend/backend.ts";
+import { activationCases } from "./cases/activation.ts";
+import { attentionCases } from "./cases/attention.ts";
+import { batchCases } from "./cases/batch.ts";
+import { checksCases } from "./cases/checks.ts";
+import { gatherCases } from "./cases/gather.ts";
+import { linearCases } from "./cases/linear.ts";
+import { logprobsCases } from "./cases/logprobs.ts";
+import { memoryCases } from "./cases/memory.ts";
+import { normCases } from "./cases/norm.ts";
+import { processLogitsCases } from "./cases/process-logits.ts";
+import { rotaryCases } from "./cases/rotary.ts";
+import { sampleCases } from "./cases/sample.ts";
+import { Fixture } from "./fixture.ts";
+
+/** A method of `Backend` that a case is about. */
+export type Op = Exclude<keyof Backend, "name" | "activationDtype">;
+
+/** Where case files register: `body` runs on fresh, guarded memory and fails by throwing. */
+export type Case = (op: Op, title: string, body: (fixture: Fixture) => void) => void;
+
+export interface ContractOptions {
+  /** Ops that the backend does not fulfil, and why. */
+  readonly skip?: readonly { readonly reason: string; readonly ops: readonly Op[] }[];
+}
+
+/** The cases that every backend must pass, against naive float64 references. */
+export function runContract(
+  name: string,
+  createBackend: () => Backend,
+  { skip = [] }: ContractOptions = {},
+): void {
+  describe(`${name} backend`, () => {
+    let backend: Backend;
+    beforeAll(() => {
+      backend = createBackend();
+    });
+    afterAll(() => backend?.dispose());
+
+    const addCase: Case = (op, title, body) => {
+      const skipped = skip.find(({ ops }) => ops.includes(op));
+      if (skipped) {
+        test.skip(`${op}: ${title} (skipped: ${skipped.reason})`, () => {});
+        return;
+      }
+      test(`${op}: ${title}`, () => {
+        const fixture = new Fixture(backend);
+        try {
+          body(fixture);
+          fixture.checkUntouched();
+        } finally {
+          fixture.dispose();
+        }
+      });
+    };
+    memoryCases(addCase, createBackend);
+    checksCases(addCase);
+    gatherCases(addCase);
+    linearCases(addCase);
+    normCases(addCase);
+    activationCases(addCase);
+    rotaryCases(addCase);
+    attentionCases(addCase);
+    batchCases(addCase);
+    processLogitsCases(addCase);
+    sampleCases(addCase);
+    logprobsCases(addCase);
+  });
+}

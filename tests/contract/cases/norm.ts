@@ -1,0 +1,71 @@
+import type { Case } from "../backend.contract.ts";
+import { expectClose } from "../compare.ts";
+import * as reference from "../reference.ts";
+
+const SHAPES = [
+  [1, 64],
+  [3, 1],
+  [3, 96],
+  [17, 256],
+  [17, 1001],
+  [130, 1024],
+  [1, 8192],
+] as const;
+const EPS = 1e-6;
+
+export function normCases(addCase: Case): void {
+  for (const [tokens, width] of SHAPES) {
+    const shape = [tokens, width];
+    const title = `[${shape}]`;
+
+    addCase("rmsNorm", title, (fixture) => {
+      const x = fixture.normals(shape, 3);
+      const weight = fixture.normals([width], 0.3, 1);
+      const out = fixture.output(fixture.dtype, shape);
+      fixture.backend.rmsNorm(out, x.tensor, weight.tensor, EPS);
+      const expected = reference.rmsNorm(x.values, weight.values, EPS);
+      const precision = { dtype: fixture.dtype, reduction: width, intermediates: 1 };
+      expectClose("out", fixture.readFloats(out), expected, precision);
+    });
+
+    for (const inPlace of [false, true]) {
+      addCase("addRmsNorm", `${title}${inPlace ? ", out is x" : ""}`, (fixture) => {
+        const residual = fixture.state(fixture.random.normals(tokens * width, 2), shape);
+        const values = fixture.random.normals(tokens * width, 2);
+        const x = inPlace ? fixture.state(values, shape) : fixture.input(values, shape);
+        const weight = fixture.normals([width], 0.3, 1);
+        const out = inPlace ? x.tensor : fixture.output(fixture.dtype, shape);
+        fixture.backend.addRmsNorm(out, residual.tensor, x.tensor, weight.tensor, EPS);
+        const sum = reference.add(residual.values, x.values);
+        const precision = { dtype: fixture.dtype, reduction: width, intermediates: 2 };
+        expectClose("residual", fixture.readFloats(residual.tensor), sum, {
+          dtype: fixture.dtype,
+          reduction: 1,
+        });
+        const expected = reference.rmsNorm(sum.values, weight.values, EPS);
+        expectClose("out", fixture.readFloats(out), expected, precision);
+      });
+    }
+
+    for (const withBias of [false, true]) {
+      addCase("layerNorm", `${title}${withBias ? ", bias" : ""}`, (fixture) => {
+        const x = fixture.normals(shape, 2, 5);
+        const weight = fixture.normals([width], 0.3, 1);
+        const bias = withBias ? fixture.normals([width]) : undefined;
+        const out = fixture.output(fixture.dtype, shape);
+        fixture.backend.layerNorm(out, x.tensor, weight.tensor, bias?.tensor, 1e-5);
+        const expected = reference.layerNorm(x.values, weight.values, bias?.values, 1e-5);
+        expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: width });
+      });
+    }
+  }
+
+  addCase("rmsNorm", "eps carries a row of zeros", (fixture) => {
+    const x = fixture.input(new Float32Array(64), [1, 64]);
+    const weight = fixture.normals([64]);
+    const out = fixture.output(fixture.dtype, [1, 64]);
+    fixture.backend.rmsNorm(out, x.tensor, weight.tensor, EPS);
+    const expected = reference.rmsNorm(x.values, weight.values, EPS);
+    expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: 1 });
+  });
+}

@@ -1,0 +1,60 @@
+import { type FloatDType, roundoff } from "../../src/base/dtype.ts";
+
+/** A reference result in float64. */
+export interface Expected {
+  readonly values: Float64Array;
+  /** Sum of the absolute terms that each value was summed from: what rounding errors are relative to. */
+  readonly magnitudes: Float64Array;
+}
+
+export interface Precision {
+  /** The output's dtype. */
+  readonly dtype: FloatDType;
+  /** Terms of the longest sum, accumulated in float32. */
+  readonly reduction: number;
+  /** Roundings of intermediate terms to `dtype` that an implementation may make. Default 0. */
+  readonly intermediates?: number;
+}
+
+/** Spacing of the values next to zero, at which rounding is no longer relative. */
+const SMALLEST: Record<FloatDType, number> = { float32: 2 ** -126, bfloat16: 2 ** -126, float16: 2 ** -24 };
+
+/**
+ * Throws unless every element is within its tolerance: two roundings of the result, `intermediates` roundings of the
+ * terms, and float32 accumulation errors, which grow with the square root of the sum's length.
+ */
+export function expectClose(
+  label: string,
+  actual: Float32Array,
+  expected: Expected,
+  { dtype, reduction, intermediates = 0 }: Precision,
+): void {
+  const accumulation = 8 * Math.sqrt(reduction) * roundoff("float32");
+  let worst = { excess: 1, message: "" };
+  if (actual.length !== expected.values.length) throw new Error(`${label}: ${actual.length} elements`);
+  for (let i = 0; i < actual.length; i++) {
+    const [got, want, magnitude] = [actual[i]!, expected.values[i]!, expected.magnitudes[i]!];
+    if (Object.is(got, want) || got === want) continue;
+    const tolerance =
+      roundoff(dtype) * (2 * Math.abs(want) + intermediates * magnitude) +
+      accumulation * magnitude +
+      SMALLEST[dtype];
+    const error = Math.abs(got - want);
+    const excess = Number.isFinite(error) ? error / tolerance : Infinity;
+    if (excess > worst.excess) {
+      worst = { excess, message: `${label}[${i}] is ${got}, expected ${want} ± ${tolerance}` };
+    }
+  }
+  if (worst.message !== "") throw new Error(`${worst.message} (worst of ${actual.length} elements)`);
+}
+
+/** Throws at the first element that differs; NaN equals NaN. */
+export function expectEqual(label: string, actual: ArrayLike<number>, expected: ArrayLike<number>): void {
+  if (actual.length !== expected.length) {
+    throw new Error(`${label}: ${actual.length} elements, expected ${expected.length}`);
+  }
+  for (let i = 0; i < actual.length; i++) {
+    if (actual[i] === expected[i] || (Number.isNaN(actual[i]) && Number.isNaN(expected[i]))) continue;
+    throw new Error(`${label}[${i}] is ${actual[i]}, expected ${expected[i]}`);
+  }
+}

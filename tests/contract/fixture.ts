@@ -1,0 +1,119 @@
+import type { Backend } from "../../src/backend/backend.ts";
+import { Tensor } from "../../src/backend/tensor.ts";
+import { type DType, dtypeSize, type FloatDType, narrow, widen } from "../../src/base/dtype.ts";
+import { Random } from "./random.ts";
+
+/** Bytes of guard on either side of every tensor, and what they hold. */
+const GUARD_BYTES = 256;
+const GUARD = 0xa5;
+/** What outputs and memory that must not be read hold: NaN in every float dtype, −1 as int32. */
+export const POISON = 0xff;
+
+/** A float tensor and the values that it holds after rounding to its dtype. */
+export interface Uploaded {
+  readonly tensor: Tensor;
+  readonly values: Float32Array;
+}
+
+/**
+ * One case's memory on a backend: seeded inputs, poisoned outputs, guards around both. `checkUntouched` fails when an
+ * op wrote to an input or outside of a tensor.
+ */
+export class Fixture {
+  readonly random = new Random(42);
+  readonly #tensors: Tensor[] = [];
+  readonly #inputs = new Map<Tensor, Uint8Array>();
+
+  constructor(readonly backend: Backend) {}
+
+  get dtype(): FloatDType {
+    return this.backend.activationDtype;
+  }
+
+  /** A float input that no op may change. */
+  input(values: Float32Array, shape: readonly number[], dtype: FloatDType = this.dtype): Uploaded {
+    const uploaded = this.state(values, shape, dtype);
+    this.#inputs.set(uploaded.tensor, narrow(values, dtype));
+    return uploaded;
+  }
+
+  /** A float tensor that ops may change. */
+  state(values: Float32Array, shape: readonly number[], dtype: FloatDType = this.dtype): Uploaded {
+    const tensor = this.#place(dtype, shape);
+    const bytes = narrow(values, dtype);
+    this.backend.upload(tensor, bytes);
+    const rounded = new Float32Array(values.length);
+    widen(bytes, dtype, rounded);
+    return { tensor, values: rounded };
+  }
+
+  /** Shorthand: an input of normally distributed values. */
+  normals(shape: readonly number[], scale = 1, mean = 0): Uploaded {
+    const size = shape.reduce((product, extent) => product * extent, 1);
+    return this.input(this.random.normals(size, scale, mean), shape);
+  }
+
+  /** An int32 input that no op may change. */
+  ints(values: readonly number[] | Int32Array, shape: readonly number[] = [values.length]): Tensor {
+    const tensor = this.stateOf("int32", Int32Array.from(values), shape);
+    this.#inputs.set(tensor, new Uint8Array(Int32Array.from(values).buffer));
+    return tensor;
+  }
+
+  /** A tensor of 4-byte elements that ops may change. */
+  stateOf(dtype: DType, values: Int32Array | Uint32Array, shape: readonly number[]): Tensor {
+    const tensor = this.#place(dtype, shape);
+    this.backend.upload(tensor, values);
+    return tensor;
+  }
+
+  /** An output: every byte is poison. */
+  output(dtype: DType, shape: readonly number[]): Tensor {
+    const tensor = this.#place(dtype, shape);
+    this.backend.fill(tensor, POISON);
+    return tensor;
+  }
+
+  readFloats(tensor: Tensor): Float32Array {
+    const values = new Float32Array(tensor.size);
+    widen(this.backend.download(tensor), tensor.dtype as FloatDType, values);
+    return values;
+  }
+
+  readInts(tensor: Tensor): Int32Array {
+    return new Int32Array(this.backend.download(tensor).buffer);
+  }
+
+  readWords(tensor: Tensor): Uint32Array {
+    return new Uint32Array(this.backend.download(tensor).buffer);
+  }
+
+  /** Throws when a guard or an input has changed. */
+  checkUntouched(): void {
+    for (const tensor of this.#tensors) {
+      const whole = this.backend.download(
+        new Tensor(tensor.buffer, "float16", [tensor.buffer.byteLength / 2]),
+      );
+      const end = GUARD_BYTES + tensor.byteLength;
+      const broken = whole.findIndex((byte, i) => (i < GUARD_BYTES || i >= end) && byte !== GUARD);
+      if (broken >= 0) throw new Error(`byte ${broken - GUARD_BYTES} outside of ${tensor} was written`);
+      const before = this.#inputs.get(tensor);
+      if (before !== undefined && !Buffer.from(before).equals(whole.subarray(GUARD_BYTES, end))) {
+        throw new Error(`input ${tensor} was written`);
+      }
+    }
+  }
+
+  dispose(): void {
+    for (const { buffer } of this.#tensors) buffer.dispose();
+  }
+
+  #place(dtype: DType, shape: readonly number[]): Tensor {
+    const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+    const total = Math.ceil(bytes / 2) * 2 + 2 * GUARD_BYTES;
+    const tensor = new Tensor(this.backend.allocate(total), dtype, shape, GUARD_BYTES);
+    this.backend.fill(new Tensor(tensor.buffer, "float16", [total / 2]), GUARD);
+    this.#tensors.push(tensor);
+    return tensor;
+  }
+}

@@ -1,0 +1,204 @@
+import type { Activation } from "../../src/backend/backend.ts";
+import type { Expected } from "./compare.ts";
+
+/** The ops written as their definitions, one output element at a time, in float64. */
+
+type Values = ArrayLike<number>;
+
+/** Fills [rows, columns] with `element`, which returns a value and, when it is a sum, the size of its terms. */
+function tabulate(
+  rows: number,
+  columns: number,
+  element: (row: number, column: number) => number | readonly [value: number, magnitude: number],
+): Expected {
+  const values = new Float64Array(rows * columns);
+  const magnitudes = new Float64Array(rows * columns);
+  for (let i = 0; i < values.length; i++) {
+    const result = element(Math.floor(i / columns), i % columns);
+    [values[i], magnitudes[i]] = typeof result === "number" ? [result, Math.abs(result)] : result;
+  }
+  return { values, magnitudes };
+}
+
+export function linear(x: Values, weight: Values, bias: Values | undefined, n: number, k: number): Expected {
+  return tabulate(x.length / k, n, (row, column) => {
+    let value = bias?.[column] ?? 0;
+    let magnitude = Math.abs(value);
+    for (let i = 0; i < k; i++) {
+      const term = x[row * k + i]! * weight[column * k + i]!;
+      value += term;
+      magnitude += Math.abs(term);
+    }
+    return [value, magnitude];
+  });
+}
+
+export function add(a: Values, b: Values): Expected {
+  return tabulate(1, a.length, (_, i) => [a[i]! + b[i]!, Math.abs(a[i]!) + Math.abs(b[i]!)]);
+}
+
+export function rmsNorm(x: Values, weight: Values, eps: number): Expected {
+  const width = weight.length;
+  const rows = x.length / width;
+  const rms = Array.from({ length: rows }, (_, row) => {
+    let squares = 0;
+    for (let i = 0; i < width; i++) squares += x[row * width + i]! ** 2;
+    return Math.sqrt(squares / width + eps);
+  });
+  return tabulate(rows, width, (row, i) => (x[row * width + i]! / rms[row]!) * weight[i]!);
+}
+
+export function layerNorm(x: Values, weight: Values, bias: Values | undefined, eps: number): Expected {
+  const width = weight.length;
+  const rows = x.length / width;
+  const moments = Array.from({ length: rows }, (_, row) => {
+    let mean = 0;
+    for (let i = 0; i < width; i++) mean += x[row * width + i]! / width;
+    let variance = 0;
+    for (let i = 0; i < width; i++) variance += (x[row * width + i]! - mean) ** 2 / width;
+    return { mean, deviation: Math.sqrt(variance + eps) };
+  });
+  return tabulate(rows, width, (row, i) => {
+    const { mean, deviation } = moments[row]!;
+    const value = x[row * width + i]!;
+    const shift = bias?.[i] ?? 0;
+    const gain = weight[i]! / deviation;
+    return [
+      (value - mean) * gain + shift,
+      (Math.abs(value) + Math.abs(mean)) * Math.abs(gain) + Math.abs(shift),
+    ];
+  });
+}
+
+/** The integral of the normal density from −∞ to x, by Simpson's rule. */
+function normalCdf(x: number): number {
+  const steps = 400;
+  const h = x / steps;
+  let sum = 0;
+  for (let i = 0; i <= steps; i++) {
+    const coefficient = i === 0 || i === steps ? 1 : i % 2 === 1 ? 4 : 2;
+    sum += coefficient * Math.exp(-((i * h) ** 2) / 2);
+  }
+  return 0.5 + (sum * h) / 3 / Math.sqrt(2 * Math.PI);
+}
+
+const ACTIVATIONS: Record<Activation, (x: number) => number> = {
+  silu: (x) => x / (1 + Math.exp(-x)),
+  gelu: (x) => x * normalCdf(x),
+  gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
+};
+
+export function activation(x: Values, name: Activation): Expected {
+  return tabulate(1, x.length, (_, i) => [ACTIVATIONS[name](x[i]!), Math.abs(x[i]!)]);
+}
+
+export function gatedActivation(gateUp: Values, width: number, name: Activation): Expected {
+  return tabulate(gateUp.length / (2 * width), width, (row, i) => {
+    const gate = gateUp[row * 2 * width + i]!;
+    const up = gateUp[row * 2 * width + width + i]!;
+    return [ACTIVATIONS[name](gate) * up, Math.abs(gate * up)];
+  });
+}
+
+/** Element `i` of one head after rotation by the angles of `position`. */
+export function rotated(
+  head: Values,
+  i: number,
+  cosSin: Values,
+  rotaryDim: number,
+  position: number,
+): [value: number, magnitude: number] {
+  if (i >= rotaryDim) return [head[i]!, 0];
+  const half = rotaryDim / 2;
+  const cos = cosSin[position * rotaryDim + (i % half)]!;
+  const sin = cosSin[position * rotaryDim + half + (i % half)]!;
+  const [own, other] = [head[i]! * cos, head[(i + half) % rotaryDim]! * sin];
+  return [i < half ? own - other : own + other, Math.abs(own) + Math.abs(other)];
+}
+
+/** Rotates the first `heads` heads of each row of x[T, width]. */
+export function rotary(
+  x: Float32Array,
+  width: number,
+  heads: number,
+  headDim: number,
+  cosSin: Values,
+  rotaryDim: number,
+  positions: readonly number[],
+): Expected {
+  return tabulate(positions.length, width, (t, column) => {
+    const head = Math.floor(column / headDim);
+    const start = t * width + head * headDim;
+    if (head >= heads) return [x[t * width + column]!, 0];
+    return rotated(
+      x.subarray(start, start + headDim),
+      column - head * headDim,
+      cosSin,
+      rotaryDim,
+      positions[t]!,
+    );
+  });
+}
+
+/** One row of a batch: its query tokens start at `firstToken`; its context is contiguous here. */
+export interface ReferenceRow {
+  readonly firstToken: number;
+  readonly queryLen: number;
+  readonly contextLen: number;
+  /** Both [contextLen, numKvHeads, headDim]. */
+  readonly keys: Float32Array;
+  readonly values: Float32Array;
+}
+
+export function attention(
+  qkv: Values,
+  tokens: number,
+  rows: readonly ReferenceRow[],
+  spec: { numHeads: number; numKvHeads: number; headDim: number; scale: number; window: number },
+): Expected {
+  const { numHeads, numKvHeads, headDim, scale, window } = spec;
+  const width = (numHeads + 2 * numKvHeads) * headDim;
+  const values = new Float64Array(tokens * numHeads * headDim);
+  const magnitudes = new Float64Array(values.length);
+  for (const row of rows) {
+    for (let t = 0; t < row.queryLen; t++) {
+      const token = row.firstToken + t;
+      const position = row.contextLen - row.queryLen + t;
+      const first = window === 0 ? 0 : Math.max(0, position - window + 1);
+      for (let head = 0; head < numHeads; head++) {
+        const kvHead = Math.floor((head * numKvHeads) / numHeads);
+        const at = (p: number) => (p * numKvHeads + kvHead) * headDim;
+        const scores: number[] = [];
+        for (let p = first; p <= position; p++) {
+          let score = 0;
+          for (let i = 0; i < headDim; i++) {
+            score += qkv[token * width + head * headDim + i]! * row.keys[at(p) + i]!;
+          }
+          scores.push(score * scale);
+        }
+        const max = Math.max(...scores);
+        const weights = scores.map((score) => Math.exp(score - max));
+        const total = weights.reduce((sum, weight) => sum + weight, 0);
+        const target = (token * numHeads + head) * headDim;
+        for (let j = 0; j < weights.length; j++) {
+          const start = at(first + j);
+          for (let i = 0; i < headDim; i++) {
+            const term = (weights[j]! / total) * row.values[start + i]!;
+            values[target + i]! += term;
+            magnitudes[target + i]! += Math.abs(term);
+          }
+        }
+      }
+    }
+  }
+  return { values, magnitudes };
+}
+
+/** Natural logarithm of the sum of exponentials. */
+export function logSumExp(logits: Values): number {
+  let max = -Infinity;
+  for (let i = 0; i < logits.length; i++) max = Math.max(max, logits[i]!);
+  let sum = 0;
+  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i]! - max);
+  return max + Math.log(sum);
+}
