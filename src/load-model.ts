@@ -1,4 +1,4 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { createXXHash128 } from "hash-wasm";
 import type { Backend } from "./backend/backend.ts";
@@ -95,7 +95,9 @@ export async function loadModel(
     const { maxModelLen, numBlocks } = planContext(modelConfig, config, backend);
     const built = definition.build(new Parameters(weights), backend, maxModelLen);
     const runner = new ModelRunner(backend, built, {
-      ...{ maxNumSeqs: config.maxNumSeqs, maxModelLen, numBlocks, blockSize: config.blockSize },
+      ...config,
+      maxModelLen,
+      planBlocks: () => numBlocks,
     });
     const seeds = new SplitMix64(config.seed);
     const engine = new Engine({
@@ -135,7 +137,9 @@ export async function loadModel(
 
 /** `override`: a template's source or the path of one. */
 function loadChatTemplate(tokenizer: Tokenizer | undefined, override: string | undefined) {
-  const isFile = override !== undefined && existsSync(override);
+  const isFile = override !== undefined && existsSync(override) && statSync(override).isFile();
+  if (override !== undefined && !isFile && !override.includes("{"))
+    throw new ConfigError("chatTemplate", `chatTemplate ${override} is no file and no template`);
   const source = isFile ? readFileSync(override, "utf8") : (override ?? tokenizer?.chatTemplate);
   return source === undefined ? undefined : new ChatTemplate(source, tokenizer?.specialTokens);
 }

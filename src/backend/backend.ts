@@ -32,6 +32,13 @@ export interface Backend {
   fill(target: Tensor, byte: number): void;
   /** Waits for everything enqueued. */
   synchronize(): void;
+  /** Bytes that can still be allocated; undefined where memory is the host's. */
+  freeMemory?(): number;
+  /**
+   * Records the ops that `enqueue` calls, without running them, for replay on the same memory. Inside, nothing may be
+   * allocated, uploaded or downloaded. Undefined where the device has no such thing.
+   */
+  capture?(enqueue: () => void): CapturedGraph;
   /** Frees everything this backend allocated. Safe to call twice. */
   dispose(): void;
 
@@ -74,8 +81,8 @@ export interface Backend {
   // ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────────
 
   /**
-   * Turns the step's rows into per-token metadata: fills `batch.tokenIds`, `positions`, `slotMapping`, `cuSeqlensQ`,
-   * `contextLens` from `rows` (int32 [R, 3]: slot, first position, token count) and the slots' tokens and block tables.
+   * Turns the step's rows into metadata: fills `batch.tokenIds`, `positions`, `slotMapping`, `cuSeqlensQ`, `contextLens`
+   * and `rowSlots` from `rows` (int32 [R, 3]: slot, first position, token count) and the slots' tokens and block tables.
    */
   prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void;
   /** Scatters host values into slot tables: target[indices[i]] = values[i], all 4-byte, N entries each. */
@@ -85,7 +92,8 @@ export interface Backend {
 
   /**
    * out[R, V] = logits after the slot's repetition, presence and frequency penalties, logit edits (bias, bans),
-   * allowed-token mask and bad words, for the token that follows position `positions[r]`. `out` may be `logits`.
+   * allowed-token mask and bad words, for the token that follows position `positions[r]`. Mask, bad words and edits come
+   * first, edits of one token add up, then the penalties, as in vLLM. `out` may be `logits`.
    */
   processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void;
   /**
@@ -97,12 +105,19 @@ export interface Backend {
   sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void;
   /**
    * Log-probabilities (log-softmax of unprocessed logits[R, V]): of `tokens[R]` into `chosen` float32 [R], its rank
-   * (0 = most likely) into `ranks` int32 [R], and the K most likely into topIds int32 [R, K] and topLogprobs
-   * float32 [R, K], best first. K may be 0.
+   * (the number of strictly greater logits) into `ranks` int32 [R], and the K most likely into topIds int32 [R, K] and
+   * topLogprobs float32 [R, K], best first, lowest id first on ties. K may be 0. Token −1 gives NaN and rank −1.
    */
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void;
   /** Rebuilds a slot's token counts from its history: `rows` int32 [N, 3] holds slot, prompt length, total length. */
   countTokens(slots: SlotTensors, rows: Tensor): void;
+}
+
+/** Recorded ops. It holds addresses: their memory must outlive it. */
+export interface CapturedGraph {
+  /** Enqueues the ops once more. */
+  launch(): void;
+  dispose(): void;
 }
 
 /** A copy to the host under way. */
@@ -152,9 +167,9 @@ export interface SlotTensors {
   readonly blockTables: Tensor;
   /** uint32 [S, SLOT_WORDS]: the sampling parameters, laid out by `SlotWord`. */
   readonly params: Tensor;
-  /** uint32 [S, MAX_LOGIT_EDITS, 3]: token id, float32 value to add, and the first position where it no longer applies. */
+  /** uint32 [S, MAX_LOGIT_EDITS, 3]: token id, float32 value to add, first drawn position where it no longer applies. */
   readonly edits: Tensor;
-  /** uint32 [S, MAX_BAD_WORD_TOKENS]: length-prefixed token sequences, ended by 0. */
+  /** uint32 [S, MAX_BAD_WORD_TOKENS]: length-prefixed token sequences, ended by 0; matched in prompt and output. */
   readonly badWords: Tensor;
   /** uint32 [S, ceil(V / 32)]: bit set = token allowed. Read only when the slot's flag says so. */
   readonly allowed: Tensor;

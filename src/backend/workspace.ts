@@ -6,11 +6,11 @@ import { type DeviceBuffer, Tensor } from "./tensor.ts";
 /**
  * Named scratch memory for activations. A name always gives the same memory, so a step allocates nothing, layers
  * share their intermediates, and addresses stay valid for captured graphs. Contents do not survive the next use of
- * the name. After `freeze()` a buffer that would have to grow is a bug: a captured graph may hold its address.
+ * the name. `freeze` fixes the buffers that exist: a captured graph may hold their addresses.
  */
 export class Workspace {
   readonly #buffers = new Map<string, DeviceBuffer>();
-  #frozen = false;
+  readonly #frozen = new Set<string>();
 
   constructor(private readonly backend: Backend) {}
 
@@ -19,7 +19,10 @@ export class Workspace {
     const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.byteLength < bytes) {
-      invariant(!this.#frozen, `workspace buffer "${name}" would grow to ${bytes} bytes after freeze()`);
+      invariant(
+        !this.#frozen.has(name),
+        `workspace buffer "${name}" is captured and cannot grow to ${bytes} bytes`,
+      );
       buffer?.dispose();
       buffer = this.backend.allocate(Math.max(bytes, 256));
       this.#buffers.set(name, buffer);
@@ -27,8 +30,9 @@ export class Workspace {
     return new Tensor(buffer, dtype, shape);
   }
 
+  /** From here on, a buffer that exists now may not grow: that would be a bug. */
   freeze(): void {
-    this.#frozen = true;
+    for (const name of this.#buffers.keys()) this.#frozen.add(name);
   }
 
   dispose(): void {

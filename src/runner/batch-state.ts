@@ -10,8 +10,9 @@ import {
 import type { Tensor } from "../backend/tensor.ts";
 import type { Workspace } from "../backend/workspace.ts";
 import type { DType } from "../base/dtype.ts";
+import { SCRATCH_BLOCK } from "./kv-cache.ts";
 import { hasPenalties, packSlotRecord } from "./slot-record.ts";
-import type { ScheduledBatch, ScheduledRow, SlotJoin } from "./types.ts";
+import type { BlockTableUpdate, ScheduledBatch, ScheduledRow, SlotJoin } from "./types.ts";
 
 export interface BatchStateShape {
   readonly maxNumSeqs: number;
@@ -20,18 +21,21 @@ export interface BatchStateShape {
   readonly vocabSize: number;
 }
 
-/** A step's metadata on the device. */
-export interface StagedStep {
+/** The slot and positions of a row to compute. */
+export type RowSpan = Pick<ScheduledRow, "slot" | "start" | "count">;
+
+/** Rows on the device, before `Backend.prepareBatch`. */
+export interface StagedRows {
+  /** int32 [R, 3]: slot, first position, token count. */
+  readonly rows: Tensor;
+  /** Where `prepareBatch` puts what it derives from them. */
   readonly batch: BatchTensors;
-  /** Rows to sample, or undefined when none is. */
-  readonly sample: StagedSamples | undefined;
 }
 
+/** Rows to sample, on the device. */
 export interface StagedSamples extends SampleRows {
   /** int32 [R]: index of each sampled row's last token in the batch. */
   readonly tokenIndices: Tensor;
-  /** The scheduled rows' indices, in the order of sampling. */
-  readonly rows: readonly number[];
 }
 
 /**
@@ -46,14 +50,12 @@ export class BatchState {
     private readonly backend: Backend,
     private readonly workspace: Workspace,
     private readonly shape: BatchStateShape,
-    scratchBlock: number,
   ) {
     const { maxNumSeqs, maxModelLen, blockSize, vocabSize } = shape;
     this.#maxBlocks = Math.ceil(maxModelLen / blockSize);
-    // One slot more than sequences: padding rows of captured graphs live in it, on the scratch block, and sample greedily.
-    const slots = maxNumSeqs + 1;
+    // One slot more than sequences: padding rows live in it, with every block the scratch block, and sample greedily.
     const table = (dtype: DType, ...rest: number[]) => {
-      const tensor = backend.empty(dtype, [slots, ...rest]);
+      const tensor = backend.empty(dtype, [maxNumSeqs + 1, ...rest]);
       backend.fill(tensor, 0);
       return tensor;
     };
@@ -66,54 +68,70 @@ export class BatchState {
       allowed: table("uint32", Math.ceil(vocabSize / 32)),
       counts: table("uint32", vocabSize),
     };
-    const padding = this.slots.blockTables.rows(maxNumSeqs, slots);
-    backend.upload(padding, new Int32Array(this.#maxBlocks).fill(scratchBlock));
+    backend.fill(this.slots.blockTables, SCRATCH_BLOCK);
   }
 
-  /** The slot of padding rows. */
-  get paddingSlot(): number {
-    return this.shape.maxNumSeqs;
+  /** A row that computes one token for nobody. */
+  get paddingRow(): RowSpan {
+    return { slot: this.shape.maxNumSeqs, start: 0, count: 1 };
   }
 
-  /** Brings slots up to date and uploads the step's rows, then derives the per-token metadata on the device. */
-  stage(step: ScheduledBatch): StagedStep {
-    for (const join of step.joins) this.#join(join);
-    this.#countJoined(step.joins);
+  /** Brings slots up to date: sequences that join, and new blocks. */
+  apply({ joins, blockTableUpdates }: Pick<ScheduledBatch, "joins" | "blockTableUpdates">): void {
+    for (const join of joins) this.#join(join);
+    this.#countTokens(joins);
+    this.#updateBlockTables(blockTableUpdates);
+  }
 
-    const updates = step.blockTableUpdates;
-    const sampled = step.rows.flatMap((row, i) => (row.sample ? [i] : []));
-    const rowWords = 3 * step.rows.length;
-    const words = new Int32Array(rowWords + 3 * sampled.length + 2 * updates.length);
-    for (const [i, row] of step.rows.entries()) words.set([row.slot, row.start, row.count], 3 * i);
-
-    const lastTokens = lastTokenIndices(step.rows);
-    for (const [i, index] of sampled.entries()) {
-      const row = step.rows[index]!;
-      words[rowWords + i] = row.slot;
-      words[rowWords + sampled.length + i] = row.start + row.count - 1;
-      words[rowWords + 2 * sampled.length + i] = lastTokens[index]!;
+  /** Uploads rows, decode rows first. */
+  stageRows(rows: readonly RowSpan[], decodeRows: number): StagedRows {
+    const words = new Int32Array(3 * rows.length);
+    let [numTokens, maxQueryLen, maxContextLen] = [0, 0, 0];
+    for (const [i, { slot, start, count }] of rows.entries()) {
+      words[3 * i] = slot;
+      words[3 * i + 1] = start;
+      words[3 * i + 2] = count;
+      numTokens += count;
+      maxQueryLen = Math.max(maxQueryLen, count);
+      maxContextLen = Math.max(maxContextLen, start + count);
     }
-    const updateOffset = rowWords + 3 * sampled.length;
-    for (const [i, { slot, index, block }] of updates.entries()) {
-      words[updateOffset + i] = slot * this.#maxBlocks + index;
-      words[updateOffset + updates.length + i] = block;
-    }
-
-    const staging = this.workspace.tensor("step", "int32", [words.length]);
-    this.backend.upload(staging, words);
-    if (updates.length > 0) {
-      const indices = staging.rows(updateOffset, updateOffset + updates.length);
-      const values = staging.rows(updateOffset + updates.length, words.length);
-      this.backend.scatter(this.slots.blockTables, indices, values);
-    }
-    const batch = this.#batchTensors(step);
-    this.backend.prepareBatch(batch, staging.rows(0, rowWords).reshape(step.rows.length, 3), this.slots);
-    if (sampled.length === 0) return { batch, sample: undefined };
-    const column = (i: number) =>
-      staging.rows(rowWords + i * sampled.length, rowWords + (i + 1) * sampled.length);
     return {
-      batch,
-      sample: { rowSlots: column(0), positions: column(1), tokenIndices: column(2), rows: sampled },
+      rows: this.#upload("rows", words).reshape(rows.length, 3),
+      batch: this.batchTensors({ numTokens, numRows: rows.length, decodeRows, maxQueryLen, maxContextLen }),
+    };
+  }
+
+  /** Uploads which of `rows` to sample, by index. */
+  stageSamples(rows: readonly RowSpan[], sampled: readonly number[]): StagedSamples {
+    const words = new Int32Array(3 * sampled.length);
+    const ends: number[] = [];
+    for (const { count } of rows) ends.push((ends.at(-1) ?? 0) + count);
+    for (const [i, index] of sampled.entries()) {
+      const { slot, start, count } = rows[index]!;
+      words[i] = slot;
+      words[sampled.length + i] = start + count - 1;
+      words[2 * sampled.length + i] = ends[index]! - 1;
+    }
+    const staged = this.#upload("samples", words).reshape(3, sampled.length);
+    const column = (i: number) => staged.rows(i, i + 1).reshape(sampled.length);
+    return { rowSlots: column(0), positions: column(1), tokenIndices: column(2) };
+  }
+
+  /** The batch's metadata, not filled in yet. The same names always give the same memory. */
+  batchTensors(
+    extents: Pick<BatchTensors, "numTokens" | "numRows" | "decodeRows" | "maxQueryLen" | "maxContextLen">,
+  ): BatchTensors {
+    const int32 = (name: string, length: number) => this.workspace.tensor(name, "int32", [length]);
+    return {
+      ...extents,
+      tokenIds: int32("tokenIds", extents.numTokens),
+      positions: int32("positions", extents.numTokens),
+      slotMapping: int32("slotMapping", extents.numTokens),
+      cuSeqlensQ: int32("cuSeqlensQ", extents.numRows + 1),
+      contextLens: int32("contextLens", extents.numRows),
+      rowSlots: int32("rowSlots", extents.numRows),
+      blockTables: this.slots.blockTables,
+      blockSize: this.shape.blockSize,
     };
   }
 
@@ -134,42 +152,30 @@ export class BatchState {
     if (record.allowed) put(this.slots.allowed, record.allowed);
   }
 
-  #countJoined(joins: readonly SlotJoin[]): void {
+  #countTokens(joins: readonly SlotJoin[]): void {
     const rows = joins.flatMap(({ slot, tokens, promptLength, sampling }) =>
       hasPenalties(sampling) ? [slot, promptLength, tokens.length] : [],
     );
     if (rows.length === 0) return;
-    const table = this.workspace.tensor("joins", "int32", [rows.length / 3, 3]);
-    this.backend.upload(table, Int32Array.from(rows));
+    const table = this.#upload("joins", Int32Array.from(rows)).reshape(rows.length / 3, 3);
     this.backend.countTokens(this.slots, table);
   }
 
-  #batchTensors({ rows, decodeRows, numTokens }: ScheduledBatch): BatchTensors {
-    const perToken = (name: string) => this.workspace.tensor(name, "int32", [numTokens]);
-    const perRow = (name: string, extra = 0) => this.workspace.tensor(name, "int32", [rows.length + extra]);
-    return {
-      numTokens,
-      numRows: rows.length,
-      decodeRows,
-      maxQueryLen: rows.reduce((most, row) => Math.max(most, row.count), 0),
-      maxContextLen: rows.reduce((most, row) => Math.max(most, row.start + row.count), 0),
-      tokenIds: perToken("tokenIds"),
-      positions: perToken("positions"),
-      slotMapping: perToken("slotMapping"),
-      cuSeqlensQ: perRow("cuSeqlensQ", 1),
-      contextLens: perRow("contextLens"),
-      rowSlots: perRow("rowSlots"),
-      blockTables: this.slots.blockTables,
-      blockSize: this.shape.blockSize,
-    };
+  #updateBlockTables(updates: readonly BlockTableUpdate[]): void {
+    if (updates.length === 0) return;
+    const words = new Int32Array(2 * updates.length);
+    for (const [i, { slot, index, block }] of updates.entries()) {
+      words[i] = slot * this.#maxBlocks + index;
+      words[updates.length + i] = block + SCRATCH_BLOCK + 1;
+    }
+    const staged = this.#upload("blockTableUpdates", words);
+    const indices = staged.rows(0, updates.length);
+    this.backend.scatter(this.slots.blockTables, indices, staged.rows(updates.length, words.length));
   }
-}
 
-/** Index in the batch of each row's last token. */
-function lastTokenIndices(rows: readonly ScheduledRow[]): number[] {
-  let end = 0;
-  return rows.map((row) => {
-    end += row.count;
-    return end - 1;
-  });
+  #upload(name: string, words: Int32Array): Tensor {
+    const tensor = this.workspace.tensor(name, "int32", [words.length]);
+    this.backend.upload(tensor, words);
+    return tensor;
+  }
 }

@@ -14,18 +14,18 @@ export function kvBlockBytes(shape: KvCacheShape, dtype: FloatDType): number {
   return 2 * shape.numLayers * shape.numKvHeads * shape.headDim * shape.blockSize * dtypeSize(dtype);
 }
 
-/** The paged keys and values of all layers, plus one scratch block that padding rows write to. */
+/** Device block that padding rows read and write. The engine's block b is device block b + 1. */
+export const SCRATCH_BLOCK = 0;
+
+/** The paged keys and values of all layers, plus the scratch block. */
 export class KvCache {
   readonly layers: readonly LayerCache[];
-  /** Id of the scratch block, one past the last real one. */
-  readonly scratchBlock: number;
 
   constructor(
     backend: Backend,
     readonly shape: KvCacheShape,
     readonly numBlocks: number,
   ) {
-    this.scratchBlock = numBlocks;
     const { numLayers, numKvHeads, blockSize, headDim } = shape;
     const blocks = () =>
       backend.empty(backend.activationDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);

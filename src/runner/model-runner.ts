@@ -1,47 +1,41 @@
-import type { Backend, Readback } from "../backend/backend.ts";
+import type { Backend, BatchTensors, Readback, SampleRows } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import { invariant } from "../base/errors.ts";
-import type { ForwardContext } from "../layers/layer.ts";
 import type { CausalLM } from "../models/model.ts";
-import { BatchState, type StagedSamples } from "./batch-state.ts";
+import { BatchState, type RowSpan, type StagedRows } from "./batch-state.ts";
+import { decodeBuckets, GraphRunner } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
 import {
-  asFloat32,
   asInt32,
-  concatLogprobs,
   enqueueLogprobs,
   type PendingLogprobs,
   readLogprobs,
   sliceLogprobs,
 } from "./logprob-reader.ts";
+import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
 import type { LogprobRows, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
 
 export interface ModelRunnerOptions {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
-  readonly numBlocks: number;
+  readonly maxNumBatchedTokens: number;
   readonly blockSize: number;
+  /** Do not capture graphs even if the backend can. */
+  readonly enforceEager: boolean;
+  /** Decides the size of the KV pool, in blocks, once everything else is allocated. */
+  readonly planBlocks: () => number;
 }
 
 /** A launched step: copies on their way to the host. */
 interface PendingStep {
   readonly rows: readonly ScheduledRow[];
-  readonly sampledRows: readonly number[];
+  /** Indices of the sampled rows, in the order of `tokens`. */
+  readonly sampled: readonly number[];
   readonly tokens: Readback | undefined;
   readonly logprobs: PendingLogprobs | undefined;
   readonly prompt: readonly PendingPromptRow[];
 }
-
-/** What one row asked about its prompt positions, in chunks. */
-interface PendingPromptRow {
-  readonly row: number;
-  readonly logprobs: readonly PendingLogprobs[];
-  readonly logits: readonly Readback[];
-}
-
-/** Prompt positions whose logits are held at once. */
-const LOGITS_CHUNK = 128;
 
 /** Runs scheduled batches through a model on one backend. */
 export class ModelRunner implements Runner {
@@ -52,51 +46,48 @@ export class ModelRunner implements Runner {
   readonly vocabSize: number;
   readonly maxInFlight = 2;
   readonly #workspace: Workspace;
-  readonly #cache: KvCache;
   readonly #state: BatchState;
+  readonly #prompts: PromptReader;
+  readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
-  /** Host copies of the slots' prompts, for rows that want log-probabilities of prompt tokens. */
-  readonly #prompts = new Map<number, Int32Array>();
+  #cache: KvCache;
   #disposed = false;
 
+  /** Allocates batch state, measures what a full step takes, gives the rest to the KV pool, and captures graphs. */
   constructor(
     private readonly backend: Backend,
     private readonly model: CausalLM,
     options: ModelRunnerOptions,
   ) {
     const { config } = model;
-    this.numBlocks = options.numBlocks;
     this.blockSize = options.blockSize;
     this.maxNumSeqs = options.maxNumSeqs;
     this.maxModelLen = options.maxModelLen;
     this.vocabSize = config.vocabSize;
     this.#workspace = new Workspace(backend);
-    this.#cache = new KvCache(backend, { ...config, blockSize: options.blockSize }, options.numBlocks);
-    const shape = { ...options, vocabSize: config.vocabSize };
-    this.#state = new BatchState(backend, this.#workspace, shape, this.#cache.scratchBlock);
+    this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
+    this.#prompts = new PromptReader(backend, this.#workspace, this.#logits.bind(this));
+
+    const shape = { ...config, blockSize: options.blockSize };
+    if (backend.freeMemory) {
+      this.#cache = new KvCache(backend, shape, 0);
+      this.#warmUp(options.maxNumBatchedTokens);
+      this.#cache.dispose();
+    }
+    this.numBlocks = options.planBlocks();
+    this.#cache = new KvCache(backend, shape, this.numBlocks);
+    if (backend.capture && !options.enforceEager) {
+      this.#workspace.freeze();
+      this.#graphs = new GraphRunner(decodeBuckets(options.maxNumSeqs), (rows) => this.#captureDecode(rows));
+    }
   }
 
   launch(step: ScheduledBatch): void {
     invariant(this.#pending.length < this.maxInFlight, "too many steps in flight");
-    for (const { slot, tokens, promptLength } of step.joins)
-      this.#prompts.set(slot, tokens.subarray(0, promptLength));
-    const { batch, sample } = this.#state.stage(step);
-    const context: ForwardContext = {
-      backend: this.backend,
-      workspace: this.#workspace,
-      batch,
-      kvCache: this.#cache.layers,
-    };
-    const hidden = this.model.forward(context);
-    const prompt = this.#promptRows(step.rows, hidden);
-    const sampled = sample && this.#sample(step.rows, hidden, sample);
-    this.#pending.push({
-      rows: step.rows,
-      sampledRows: sample?.rows ?? [],
-      tokens: sampled?.tokens,
-      logprobs: sampled?.logprobs,
-      prompt,
-    });
+    for (const join of step.joins) this.#prompts.join(join);
+    this.#state.apply(step);
+    const bucket = isPlainDecode(step) ? this.#graphs?.bucketFor(step.rows.length) : undefined;
+    this.#pending.push(bucket === undefined ? this.#launchEager(step) : this.#replay(step, bucket));
   }
 
   collect(): StepResult {
@@ -107,46 +98,77 @@ export class ModelRunner implements Runner {
     if (step.tokens) {
       const drawn = asInt32(step.tokens.wait());
       const all = step.logprobs && readLogprobs(step.logprobs);
-      for (const [i, row] of step.sampledRows.entries()) {
+      for (const [i, row] of step.sampled.entries()) {
         tokens[row] = drawn[i]!;
         const topCount = step.rows[row]!.logprobs;
         if (all && topCount !== undefined) logprobs.set(row, sliceLogprobs(all, i, i + 1, topCount));
       }
     }
-    const promptLogprobs = new Map<number, LogprobRows>();
-    const logits = new Map<number, Float32Array>();
-    for (const pending of step.prompt) {
-      if (pending.logprobs.length > 0)
-        promptLogprobs.set(pending.row, concatLogprobs(pending.logprobs.map(readLogprobs)));
-      if (pending.logits.length > 0)
-        logits.set(pending.row, concat(pending.logits.map((chunk) => asFloat32(chunk.wait()))));
-    }
-    return { tokens, logprobs, promptLogprobs, logits };
+    return { tokens, logprobs, ...readPromptRows(step.prompt) };
   }
 
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.#graphs?.dispose();
     this.#state.dispose();
     this.#cache.dispose();
     this.#workspace.dispose();
   }
 
-  #sample(rows: readonly ScheduledRow[], hidden: Tensor, sample: StagedSamples) {
-    const count = sample.rows.length;
+  #launchEager({ rows, decodeRows }: ScheduledBatch): PendingStep {
+    const hidden = this.#forward(this.#state.stageRows(rows, decodeRows));
+    const prompt = this.#prompts.enqueue(rows, hidden);
+    const sampled = rows.flatMap((row, i) => (row.sample ? [i] : []));
+    if (sampled.length === 0) return { rows, sampled, tokens: undefined, logprobs: undefined, prompt };
+
+    const samples = this.#state.stageSamples(rows, sampled);
+    const logits = this.#logits(hidden, samples.tokenIndices);
+    const topCount = sampled.reduce((most, row) => Math.max(most, rows[row]!.logprobs ?? -1), -1);
     // Log-probabilities are those of the unprocessed logits, which processing in place would lose.
-    const topCount = sample.rows.reduce((most, row) => Math.max(most, rows[row]!.logprobs ?? -1), -1);
-    const logits = this.#logits(hidden, sample.tokenIndices);
-    const processed =
-      topCount >= 0 ? this.#workspace.tensor("processed", "float32", [count, this.vocabSize]) : logits;
-    this.backend.processLogits(processed, logits, sample, this.#state.slots);
-    const tokens = this.#workspace.tensor("sampled", "int32", [count]);
-    this.backend.sample(tokens, processed, sample, this.#state.slots);
+    const processed = topCount >= 0 ? this.#workspace.tensor("processed", "float32", logits.shape) : logits;
+    const tokens = this.#sample(processed, logits, samples);
+    const logprobs =
+      topCount >= 0 ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount) : undefined;
+    return { rows, sampled, tokens: this.backend.readback(tokens), logprobs, prompt };
+  }
+
+  #replay({ rows }: ScheduledBatch, bucket: number): PendingStep {
+    const padding = Array.from({ length: bucket - rows.length }, () => this.#state.paddingRow);
+    this.#state.stageRows([...rows, ...padding], bucket);
+    this.#graphs!.launch(bucket);
+    const tokens = this.#workspace.tensor("sampled", "int32", [rows.length]);
+    const sampled = rows.map((_, i) => i);
+    return { rows, sampled, tokens: this.backend.readback(tokens), logprobs: undefined, prompt: [] };
+  }
+
+  /** A whole decode step of `rows` rows: from the staged rows to the drawn tokens in "sampled". */
+  #captureDecode(rows: number) {
+    const staged = this.#decodeRows(rows);
+    return this.backend.capture!(() => this.#decode(staged));
+  }
+
+  #decodeRows(rows: number): StagedRows {
     return {
-      tokens: this.backend.readback(tokens),
-      logprobs:
-        topCount >= 0 ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount) : undefined,
+      rows: this.#workspace.tensor("rows", "int32", [rows, 3]),
+      batch: this.#state.batchTensors({
+        ...{ numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1 },
+        maxContextLen: this.maxModelLen,
+      }),
     };
+  }
+
+  #decode(staged: StagedRows): void {
+    const hidden = this.#forward(staged);
+    const logits = this.#workspace.tensor("logits", "float32", [staged.batch.numRows, this.vocabSize]);
+    this.model.logits(this.backend, logits, hidden);
+    this.#sample(logits, logits, staged.batch);
+  }
+
+  #forward({ rows, batch }: StagedRows): Tensor {
+    const { backend } = this;
+    backend.prepareBatch(batch, rows, this.#state.slots);
+    return this.model.forward({ backend, workspace: this.#workspace, batch, kvCache: this.#cache.layers });
   }
 
   /** Logits float32 [R, V] of the batch's tokens at indices[R]. */
@@ -159,59 +181,45 @@ export class ModelRunner implements Runner {
     return logits;
   }
 
-  #promptRows(rows: readonly ScheduledRow[], hidden: Tensor): PendingPromptRow[] {
-    const pending: PendingPromptRow[] = [];
-    let firstToken = 0;
-    for (const [row, scheduled] of rows.entries()) {
-      if (scheduled.promptLogprobs !== undefined || scheduled.logits)
-        pending.push(this.#promptRow(row, scheduled, hidden, firstToken));
-      firstToken += scheduled.count;
-    }
-    return pending;
+  #sample(processed: Tensor, logits: Tensor, samples: SampleRows | BatchTensors): Tensor {
+    const tokens = this.#workspace.tensor("sampled", "int32", [logits.dim(0)]);
+    this.backend.processLogits(processed, logits, samples, this.#state.slots);
+    this.backend.sample(tokens, processed, samples, this.#state.slots);
+    return tokens;
   }
 
-  #promptRow(row: number, scheduled: ScheduledRow, hidden: Tensor, firstToken: number): PendingPromptRow {
-    const { start, count, slot, promptLogprobs } = scheduled;
-    const prompt = this.#prompts.get(slot);
-    invariant(prompt !== undefined, `slot ${slot} never joined`);
-    const logprobs: PendingLogprobs[] = [];
-    const logits: Readback[] = [];
-    for (let offset = 0; offset < count; offset += LOGITS_CHUNK) {
-      const length = Math.min(LOGITS_CHUNK, count - offset);
-      const indices = this.#upload("promptIndices", range(firstToken + offset, length));
-      const chunk = this.#logits(hidden, indices);
-      if (scheduled.logits) logits.push(this.backend.readback(chunk));
-      // The last position of the prompt predicts no prompt token.
-      const predicted = Math.min(length, prompt.length - 1 - (start + offset));
-      if (promptLogprobs === undefined || predicted <= 0) continue;
-      const next = this.#upload(
-        "promptTokens",
-        prompt.slice(start + offset + 1, start + offset + 1 + predicted),
-      );
-      logprobs.push(
-        enqueueLogprobs(this.backend, this.#workspace, chunk.rows(0, predicted), next, promptLogprobs),
-      );
+  /** Runs the largest step there can be, on the scratch block, so that every buffer has its final size. */
+  #warmUp(maxNumBatchedTokens: number): void {
+    const { paddingRow } = this.#state;
+    const rows: RowSpan[] = [];
+    for (let left = maxNumBatchedTokens; left > 0 && rows.length < this.maxNumSeqs; ) {
+      const count = Math.min(left, this.maxModelLen);
+      rows.push({ ...paddingRow, count });
+      left -= count;
     }
-    return { row, logprobs, logits };
+    const hidden = this.#forward(this.#state.stageRows(rows, 0));
+    const sampled = Array.from({ length: this.maxNumSeqs }, () => 0);
+    const samples = this.#state.stageSamples(rows, sampled);
+    this.#workspace.tensor("logits", "float32", [Math.max(this.maxNumSeqs, LOGITS_CHUNK), this.vocabSize]);
+    const logits = this.#logits(hidden, samples.tokenIndices);
+    this.#sample(logits, logits, samples);
+    this.#decode(this.#stagePadding());
+    this.backend.synchronize();
   }
 
-  #upload(name: string, values: Int32Array): Tensor {
-    const tensor = this.#workspace.tensor(name, "int32", [values.length]);
-    this.backend.upload(tensor, values);
-    return tensor;
+  #stagePadding(): StagedRows {
+    const rows = Array.from({ length: this.maxNumSeqs }, () => this.#state.paddingRow);
+    return this.#state.stageRows(rows, this.maxNumSeqs);
   }
 }
 
-function range(start: number, length: number): Int32Array {
-  return Int32Array.from({ length }, (_, i) => start + i);
-}
-
-function concat(parts: readonly Float32Array[]): Float32Array {
-  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let offset = 0;
-  for (const part of parts) {
-    out.set(part, offset);
-    offset += part.length;
-  }
-  return out;
+/** Only draws one token for each row: what captured graphs do. */
+function isPlainDecode({ rows, decodeRows }: ScheduledBatch): boolean {
+  return (
+    decodeRows === rows.length &&
+    rows.every(
+      ({ sample, logprobs, promptLogprobs, logits }) =>
+        sample && logprobs === undefined && promptLogprobs === undefined && !logits,
+    )
+  );
 }

@@ -1,6 +1,19 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { type EngineOptions, LLM, type PositionLogprobs, type RequestOutput, type SamplingParams } from "octavo";
-import { compareGreedy, compareLogprobs, compareTopLogprobs, cosine, maxErrorInStd, relativeError } from "./compare.ts";
+import {
+  type EngineOptions,
+  LLM,
+  type PositionLogprobs,
+  type RequestOutput,
+  type SamplingParams,
+} from "octavo";
+import {
+  compareGreedy,
+  compareLogprobs,
+  compareTopLogprobs,
+  cosine,
+  maxErrorInStd,
+  relativeError,
+} from "./compare.ts";
 import type { Fixture, FixtureCase } from "./fixtures.ts";
 
 /** How far a device and dtype may be from the float32 reference. */

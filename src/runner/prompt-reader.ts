@@ -1,0 +1,102 @@
+import type { Backend, Readback } from "../backend/backend.ts";
+import type { Tensor } from "../backend/tensor.ts";
+import type { Workspace } from "../backend/workspace.ts";
+import { invariant } from "../base/errors.ts";
+import {
+  asFloat32,
+  concatLogprobs,
+  enqueueLogprobs,
+  type PendingLogprobs,
+  readLogprobs,
+} from "./logprob-reader.ts";
+import type { LogprobRows, ScheduledRow, SlotJoin } from "./types.ts";
+
+/** What one row asked about its prompt positions, on its way to the host in chunks. */
+export interface PendingPromptRow {
+  readonly row: number;
+  readonly logprobs: readonly PendingLogprobs[];
+  readonly logits: readonly Readback[];
+}
+
+/** Positions whose logits are held at once. */
+export const LOGITS_CHUNK = 128;
+
+/** Answers rows that want log-probabilities or logits of the prompt positions they compute. */
+export class PromptReader {
+  /** Prompts by slot: the tokens whose log-probabilities are wanted. */
+  readonly #prompts = new Map<number, Int32Array>();
+
+  /** `logits(hidden, indices)`: logits float32 [R, V] of the batch's tokens at indices int32 [R]. */
+  constructor(
+    private readonly backend: Backend,
+    private readonly workspace: Workspace,
+    private readonly logits: (hidden: Tensor, indices: Tensor) => Tensor,
+  ) {}
+
+  join({ slot, tokens, promptLength }: SlotJoin): void {
+    this.#prompts.set(slot, tokens.subarray(0, promptLength));
+  }
+
+  /** Enqueues what the rows of a batch with final hidden states [T, H] asked for. */
+  enqueue(rows: readonly ScheduledRow[], hidden: Tensor): PendingPromptRow[] {
+    const pending: PendingPromptRow[] = [];
+    let firstToken = 0;
+    for (const [row, scheduled] of rows.entries()) {
+      if (scheduled.promptLogprobs !== undefined || scheduled.logits)
+        pending.push(this.#enqueueRow(row, scheduled, hidden, firstToken));
+      firstToken += scheduled.count;
+    }
+    return pending;
+  }
+
+  #enqueueRow(row: number, scheduled: ScheduledRow, hidden: Tensor, firstToken: number): PendingPromptRow {
+    const { start, count, slot, promptLogprobs } = scheduled;
+    const prompt = this.#prompts.get(slot);
+    invariant(prompt !== undefined, `slot ${slot} never joined`);
+    const logprobs: PendingLogprobs[] = [];
+    const logits: Readback[] = [];
+    for (let offset = 0; offset < count; offset += LOGITS_CHUNK) {
+      const length = Math.min(LOGITS_CHUNK, count - offset);
+      const first = start + offset;
+      const indices = Int32Array.from({ length }, (_, i) => firstToken + offset + i);
+      const chunk = this.logits(hidden, this.#upload("promptIndices", indices));
+      if (scheduled.logits) logits.push(this.backend.readback(chunk));
+      // The last position of the prompt predicts no prompt token.
+      const predicted = Math.min(length, prompt.length - 1 - first);
+      if (promptLogprobs === undefined || predicted <= 0) continue;
+      const next = this.#upload("promptTokens", prompt.slice(first + 1, first + 1 + predicted));
+      const rows = chunk.rows(0, predicted);
+      logprobs.push(enqueueLogprobs(this.backend, this.workspace, rows, next, promptLogprobs));
+    }
+    return { row, logprobs, logits };
+  }
+
+  #upload(name: string, values: Int32Array): Tensor {
+    const tensor = this.workspace.tensor(name, "int32", [values.length]);
+    this.backend.upload(tensor, values);
+    return tensor;
+  }
+}
+
+/** Waits for the copies; maps row → answer. */
+export function readPromptRows(pending: readonly PendingPromptRow[]) {
+  const promptLogprobs = new Map<number, LogprobRows>();
+  const logits = new Map<number, Float32Array>();
+  for (const answer of pending) {
+    if (answer.logprobs.length > 0)
+      promptLogprobs.set(answer.row, concatLogprobs(answer.logprobs.map(readLogprobs)));
+    if (answer.logits.length > 0)
+      logits.set(answer.row, concat(answer.logits.map((chunk) => asFloat32(chunk.wait()))));
+  }
+  return { promptLogprobs, logits };
+}
+
+function concat(parts: readonly Float32Array[]): Float32Array {
+  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let offset = 0;
+  for (const part of parts) {
+    out.set(part, offset);
+    offset += part.length;
+  }
+  return out;
+}

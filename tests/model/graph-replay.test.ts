@@ -1,0 +1,119 @@
+import { describe, expect, test } from "bun:test";
+import type { CapturedGraph } from "../../src/backend/backend.ts";
+import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
+import { Parameters } from "../../src/layers/layer.ts";
+import { Checkpoint } from "../../src/loader/checkpoint.ts";
+import { loadWeights } from "../../src/loader/weights.ts";
+import { readModelConfig } from "../../src/models/config.ts";
+import { defineModel } from "../../src/models/registry.ts";
+import { decodeBuckets } from "../../src/runner/graph-runner.ts";
+import { ModelRunner } from "../../src/runner/model-runner.ts";
+import type { ScheduledBatch, SlotSampling } from "../../src/runner/types.ts";
+import { fixture } from "./fixtures.ts";
+
+/** "Captures" by keeping the ops to call again: the same memory, the same order, no uploads. */
+class RecordingBackend extends CpuBackend {
+  readonly captured: number[] = [];
+  replays = 0;
+
+  capture(enqueue: () => void): CapturedGraph {
+    enqueue();
+    this.captured.push(this.captured.length);
+    return {
+      launch: () => {
+        this.replays++;
+        enqueue();
+      },
+      dispose: () => {},
+    };
+  }
+
+  freeMemory(): number {
+    return 2 ** 30;
+  }
+}
+
+const MODEL = fixture("qwen3");
+const sampling: SlotSampling = {
+  ...{ temperature: 0.8, topP: 0.95, topK: 50, minP: 0, repetitionPenalty: 1.1, presencePenalty: 0 },
+  ...{ frequencyPenalty: 0, seed: 42n, logitBias: [], bannedTokens: [], bannedUntil: 0 },
+  ...{ allowedTokenIds: undefined, badWords: [] },
+};
+
+function startRunner(backend: CpuBackend, enforceEager: boolean): ModelRunner {
+  const config = readModelConfig(MODEL.modelDir);
+  const definition = defineModel(config);
+  using checkpoint = Checkpoint.open(MODEL.modelDir);
+  const weights = loadWeights(checkpoint, definition.parameters, backend, { ignored: definition.ignored });
+  const model = definition.build(new Parameters(weights), backend, 256);
+  return new ModelRunner(backend, model, {
+    ...{ maxNumSeqs: 6, maxModelLen: 256, maxNumBatchedTokens: 128, blockSize: 16, enforceEager },
+    planBlocks: () => 96,
+  });
+}
+
+/** Prompts of 5, 17 and 30 tokens in slots 0, 2 and 5; then `steps` decode steps of all three. */
+function drawTokens(runner: ModelRunner, steps: number): number[][] {
+  const slots = [0, 2, 5];
+  const lengths = [5, 17, 30];
+  const blocksPerSlot = 8;
+  const prefill: ScheduledBatch = {
+    joins: slots.map((slot, i) => {
+      const tokens = Int32Array.from({ length: lengths[i]! }, (_, t) => (t * 7 + slot * 31) % 384);
+      return { slot, tokens, promptLength: tokens.length, sampling: { ...sampling, seed: BigInt(slot) } };
+    }),
+    blockTableUpdates: slots.flatMap((slot, i) =>
+      Array.from({ length: blocksPerSlot }, (_, index) => ({
+        slot,
+        index,
+        block: i * blocksPerSlot + index,
+      })),
+    ),
+    rows: slots.map((slot, i) => ({ slot, start: 0, count: lengths[i]!, sample: true })),
+    decodeRows: 0,
+    numTokens: 52,
+  };
+  runner.launch(prefill);
+  const drawn = [[...runner.collect().tokens]];
+  for (let step = 0; step < steps; step++) {
+    runner.launch({
+      ...{ joins: [], blockTableUpdates: [], decodeRows: 3, numTokens: 3 },
+      rows: slots.map((slot, i) => ({ slot, start: lengths[i]! + step, count: 1, sample: true })),
+    });
+    drawn.push([...runner.collect().tokens]);
+  }
+  return drawn;
+}
+
+describe("captured decode steps", () => {
+  test("replay draws the same tokens as eager execution, padding included", () => {
+    const recording = new RecordingBackend();
+    const eager = startRunner(new CpuBackend(), true);
+    const captured = startRunner(recording, false);
+    expect(recording.captured.length).toBe(decodeBuckets(6).length);
+    const expected = drawTokens(eager, 40);
+    expect(drawTokens(captured, 40)).toEqual(expected);
+    expect(recording.replays).toBe(40);
+    expect(new Set(expected.flat()).size).toBeGreaterThan(20);
+    eager.dispose();
+    captured.dispose();
+  });
+
+  test("enforceEager captures nothing", () => {
+    const recording = new RecordingBackend();
+    startRunner(recording, true).dispose();
+    expect(recording.captured).toEqual([]);
+  });
+
+  test("buckets cover every batch size with little waste", () => {
+    for (const most of [1, 2, 6, 16, 100, 256, 1000]) {
+      const buckets = decodeBuckets(most);
+      expect(buckets.at(-1)).toBe(most);
+      expect(new Set(buckets).size).toBe(buckets.length);
+      for (let rows = 1; rows <= most; rows++) {
+        const bucket = buckets.find((size) => size >= rows)!;
+        expect(bucket - rows).toBeLessThan(Math.max(4, rows <= 16 ? 8 : 64));
+      }
+    }
+  });
+});
