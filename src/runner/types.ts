@@ -57,6 +57,10 @@ export interface ScheduledRow {
   readonly logits?: boolean;
 }
 
+/**
+ * Joins and block-table updates belong to slots that have a row in the same batch. A slot or block is not reused while
+ * a step in flight has it.
+ */
 export interface ScheduledBatch {
   readonly joins: readonly SlotJoin[];
   readonly blockTableUpdates: readonly BlockTableUpdate[];
@@ -100,7 +104,10 @@ export interface Runner {
   /** Steps that may be launched before the oldest is collected, at least 1. */
   readonly maxInFlight: number;
 
-  /** Starts a step. The batch's tokens may depend on tokens of steps not collected yet: they are on the device. */
+  /**
+   * Starts a step. The batch's tokens may depend on tokens of steps not collected yet: they are on the device. When it
+   * throws, nothing was put in flight.
+   */
   launch(batch: ScheduledBatch): void;
   /** Waits for the oldest step not collected yet. Throws what went wrong with that step as a whole. */
   collect(): StepResult;

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { InvalidRequestError } from "../../../src/base/errors.ts";
-import { StopStringMatcher } from "../../../src/tokenizer/stop-strings.ts";
+import { StopStringMatcher } from "../../../src/engine/stop-strings.ts";
 
 function run(stops: string[], includeStop: boolean, deltas: string[]) {
   const matcher = new StopStringMatcher(stops, includeStop);

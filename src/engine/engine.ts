@@ -1,0 +1,398 @@
+import type { IHasher } from "hash-wasm";
+import {
+  EngineDeadError,
+  InvalidRequestError,
+  InvariantError,
+  invariant,
+  messageOf,
+  RequestFailedError,
+} from "../base/errors.ts";
+import type { CompletionDelta, FinishReason, RequestOutput } from "../base/outputs.ts";
+import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
+import type { Runner, ScheduledRow, StepResult } from "../runner/types.ts";
+import { BlockManager } from "./block-manager.ts";
+import { Completion, positionLogprobs, type TextStream } from "./output.ts";
+import {
+  bannedTokens,
+  checkRequest,
+  type EngineRequest,
+  type RequestLimits,
+  slotSampling,
+} from "./request.ts";
+import { RequestState } from "./request-state.ts";
+import { type ScheduledStep, Scheduler } from "./scheduler.ts";
+import { Sequence } from "./sequence.ts";
+
+/** What the engine works with. It has no clock, randomness or asynchronous work of its own. */
+export interface EngineDeps {
+  /** Owned by the engine from here on. */
+  readonly runner: Runner;
+  readonly enablePrefixCaching: boolean;
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  /** Launch a step before the tokens of the one before are read, if the runner can. */
+  readonly overlap: boolean;
+  readonly eosTokenIds: readonly number[];
+  /** xxHash128, from hash-wasm's `createXXHash128`. */
+  readonly hasher: IHasher;
+  /** Seconds. */
+  clock(): number;
+  /** Unsigned 64-bit seeds for requests that bring none. */
+  nextSeed(): bigint;
+  /** Without it there is no text. */
+  createTextStream?(promptTokenIds: readonly number[], sampling: ResolvedSamplingParams): TextStream;
+  /** A token's text, for log-probabilities. */
+  decodeToken?(id: number): string;
+  /** Check every invariant after every step: slow. */
+  readonly debugInvariants?: boolean;
+}
+
+/** Counts are of sequences (completions), tokens where it says so; totals are since the start. */
+export interface EngineStats {
+  readonly running: number;
+  readonly waiting: number;
+  /** Share of the KV blocks in use, 0–1. */
+  readonly kvUsage: number;
+  /** Blocks that hold a reusable prefix, in use or not. */
+  readonly cachedBlocks: number;
+  readonly steps: number;
+  readonly preemptions: number;
+  /** Prompt tokens looked up in the prefix cache, and found there. */
+  readonly prefixQueries: number;
+  readonly prefixHits: number;
+  readonly promptTokens: number;
+  readonly generationTokens: number;
+}
+
+interface Entry {
+  readonly state: RequestState;
+  readonly sequences: readonly Sequence[];
+}
+
+interface Owner {
+  readonly state: RequestState;
+  readonly completion: Completion;
+}
+
+/**
+ * The step loop: schedule → launch → collect → post-process. Failures stay where they belong: a bad request is refused
+ * by `add`, a bad row ends its completion, a failed step ends the completions in it, and a dead runner ends them all.
+ */
+export class Engine {
+  readonly #deps: EngineDeps;
+  readonly #blocks: BlockManager;
+  readonly #scheduler: Scheduler;
+  readonly #limits: RequestLimits;
+  readonly #pipelineDepth: number;
+  readonly #eosTokenIds: ReadonlySet<number>;
+  readonly #decodeToken: (id: number) => string;
+  readonly #requests = new Map<string, Entry>();
+  readonly #owners = new WeakMap<Sequence, Owner>();
+  /** Launched and not collected, oldest first. */
+  readonly #inFlight: ScheduledStep[] = [];
+  #outbox: CompletionDelta[] = [];
+  #failure: EngineDeadError | undefined;
+  #nextOrdinal = 0;
+  #numSteps = 0;
+  #promptTokens = 0;
+  #generationTokens = 0;
+
+  constructor(deps: EngineDeps) {
+    const { runner, hasher, enablePrefixCaching, maxNumBatchedTokens } = deps;
+    this.#deps = deps;
+    this.#blocks = new BlockManager(
+      runner.numBlocks,
+      runner.blockSize,
+      enablePrefixCaching ? hasher : undefined,
+    );
+    const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
+    this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens });
+    const poolTokens = runner.numBlocks * runner.blockSize;
+    this.#limits = { maxModelLen: runner.maxModelLen, poolTokens, vocabSize: runner.vocabSize };
+    this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
+    this.#eosTokenIds = new Set(deps.eosTokenIds);
+    this.#decodeToken = (id) => deps.decodeToken?.(id) ?? "";
+  }
+
+  /** Something is left to do or to report: call `step` again. */
+  get hasUnfinished(): boolean {
+    const { waiting, running } = this.#scheduler;
+    return waiting.size + running.size + this.#inFlight.length + this.#outbox.length > 0;
+  }
+
+  /** What the engine died of, or that it was disposed of. */
+  get failure(): EngineDeadError | undefined {
+    return this.#failure;
+  }
+
+  /**
+   * Queues a request, with all of its `n` completions or none.
+   * @throws InvalidRequestError naming the parameter; ContextLengthError when it can never fit; EngineDeadError.
+   */
+  add(request: EngineRequest): void {
+    this.#assertAlive();
+    const { id, sampling, promptTokenIds } = request;
+    if (this.#requests.has(id))
+      throw new InvalidRequestError("id", `there is already a request ${id}`, "duplicate_id");
+    const maxTokens = checkRequest(request, this.#limits);
+    const banned = bannedTokens(sampling, this.#deps.eosTokenIds);
+    const completions = Array.from({ length: sampling.n }, (_, index) => {
+      const hasText = sampling.detokenize && !request.logits;
+      const textStream = hasText ? this.#deps.createTextStream?.(promptTokenIds, sampling) : undefined;
+      const eosTokenIds: ReadonlySet<number> = sampling.ignoreEos ? new Set() : this.#eosTokenIds;
+      return new Completion({ requestId: id, index, sampling, maxTokens, eosTokenIds, textStream });
+    });
+    const state = new RequestState(request, completions, this.#limits.vocabSize);
+    const seed = sampling.seed ?? this.#deps.nextSeed();
+    const sequences: Sequence[] = [];
+    for (const completion of completions) {
+      const { index } = completion;
+      const sequence = new Sequence({
+        ordinal: this.#nextOrdinal++,
+        promptTokenIds,
+        maxTokens,
+        sampling: slotSampling(request, BigInt.asUintN(64, seed + BigInt(index)), banned),
+        logprobs: sampling.logprobs,
+        promptLogprobs: index === 0 ? sampling.promptLogprobs : undefined,
+        logits: request.logits ?? false,
+        salt: request.cacheSalt ?? "",
+        leader: sequences[0],
+      });
+      sequences.push(sequence);
+      this.#owners.set(sequence, { state, completion });
+      this.#scheduler.add(sequence);
+    }
+    this.#requests.set(id, { state, sequences });
+  }
+
+  /** Ends a request's unfinished completions with "abort", reported by the next `step`. No effect on any other id. */
+  abort(id: string): void {
+    for (const sequence of this.#requests.get(id)?.sequences ?? []) {
+      if (sequence.status !== "finished") this.#end(sequence, "abort");
+    }
+  }
+
+  /**
+   * Launches a step if there is something to compute, and collects one if the pipeline is full or there is not.
+   * When the runner dies, returns the last deltas of all requests; the next call throws.
+   * @returns what is new, one final delta (with `finishReason`) for every completion.
+   * @throws EngineDeadError once the engine has died or been disposed of.
+   */
+  step(): readonly CompletionDelta[] {
+    this.#assertAlive();
+    const step = this.#scheduler.schedule(this.#inFlight.length === 0);
+    if (step) this.#launch(step);
+    if (this.#inFlight.length >= (step ? this.#pipelineDepth : 1)) this.#collect();
+    else invariant(step || !this.hasUnfinished || this.#outbox.length > 0, "nothing can be scheduled");
+    if (this.#deps.debugInvariants) this.checkIntegrity();
+    const deltas = this.#outbox;
+    this.#outbox = [];
+    return deltas;
+  }
+
+  /** A request as far as it has come. @throws InvalidRequestError for an unknown id. */
+  result(id: string): RequestOutput {
+    return this.#entry(id).state.output();
+  }
+
+  /** float32 [promptTokens, vocabSize] of a finished request with `logits`. @throws InvalidRequestError if there are none. */
+  logits(id: string): Float32Array {
+    const { logits } = this.#entry(id).state;
+    if (!logits) throw new InvalidRequestError("logits", `request ${id} has no logits`);
+    return logits;
+  }
+
+  /** Forgets a finished request. No effect on an unknown id. */
+  release(id: string): void {
+    invariant(this.#requests.get(id)?.state.finished ?? true, `request ${id} is released before its end`);
+    this.#requests.delete(id);
+  }
+
+  stats(): EngineStats {
+    const { running, waiting, numPreemptions, prefixQueries, prefixHits } = this.#scheduler;
+    const { numBlocks, numFree, cache } = this.#blocks;
+    return {
+      running: running.size,
+      waiting: waiting.size,
+      kvUsage: 1 - numFree / numBlocks,
+      cachedBlocks: cache?.size ?? 0,
+      steps: this.#numSteps,
+      preemptions: numPreemptions,
+      prefixQueries,
+      prefixHits,
+      promptTokens: this.#promptTokens,
+      generationTokens: this.#generationTokens,
+    };
+  }
+
+  /** Empties the prefix cache. False, and nothing happens, while a sequence holds blocks. */
+  resetPrefixCache(): boolean {
+    return this.#blocks.resetCache();
+  }
+
+  /** Throws `InvariantError` unless all state is consistent. For tests and debugging: walks everything. */
+  checkIntegrity(): void {
+    const inFlight = new Map<Sequence, number>();
+    for (const { sequences } of this.#inFlight) {
+      for (const sequence of sequences) inFlight.set(sequence, (inFlight.get(sequence) ?? 0) + 1);
+    }
+    const { waiting, running, draining } = this.#scheduler;
+    for (const sequence of [...waiting, ...running, ...draining])
+      invariant(sequence.inFlight === (inFlight.get(sequence) ?? 0), "a step in flight is miscounted");
+    let unfinished = 0;
+    for (const { state, sequences } of this.#requests.values()) {
+      for (const [index, { status }] of sequences.entries()) {
+        if (status !== "finished") unfinished++;
+        const ended = state.completions[index]!.finishReason !== null;
+        invariant(ended === (status === "finished"), "a sequence and its completion disagree about the end");
+      }
+    }
+    invariant(unfinished === waiting.size + running.size, "an unfinished sequence is in no queue");
+    this.#scheduler.checkIntegrity();
+  }
+
+  /** Ends everything and disposes of the runner. Safe to call twice. */
+  dispose(): void {
+    if (!this.#failure) this.#die(new EngineDeadError("the engine has been disposed of"));
+    this.#outbox = [];
+    this.#deps.runner.dispose();
+  }
+
+  #launch(step: ScheduledStep): void {
+    const now = this.#deps.clock();
+    for (const sequence of step.admitted) {
+      const { state, completion } = this.#owner(sequence);
+      if (state.firstScheduledTime === undefined) state.firstScheduledTime = now;
+      if (completion.index === 0) state.numCachedTokens = sequence.numCached;
+    }
+    try {
+      this.#deps.runner.launch(step.batch);
+    } catch (error) {
+      this.#fail(error, step.sequences);
+      return;
+    }
+    this.#numSteps++;
+    this.#inFlight.push(step);
+    for (const sequence of step.sequences) sequence.inFlight++;
+  }
+
+  /** Waits for the oldest step in flight and takes in its results. */
+  #collect(): void {
+    let result: StepResult | undefined;
+    let failure: unknown;
+    try {
+      result = this.#deps.runner.collect();
+    } catch (error) {
+      failure = error;
+    }
+    const { sequences, batch } = this.#inFlight.shift()!;
+    const now = this.#deps.clock();
+    for (let i = 0; i < sequences.length; i++) {
+      const sequence = sequences[i]!;
+      sequence.inFlight--;
+      if (sequence.status === "finished") this.#scheduler.drain(sequence);
+      else if (result) this.#accept(sequence, batch.rows[i]!, i, result, now);
+    }
+    if (!result) this.#fail(failure, sequences);
+  }
+
+  /** Takes in one row. What fails here fails this completion alone. */
+  #accept(sequence: Sequence, row: ScheduledRow, index: number, result: StepResult, now: number): void {
+    const { state, completion } = this.#owner(sequence);
+    const end = row.start + row.count;
+    try {
+      const promptLogprobs = result.promptLogprobs.get(index);
+      if (promptLogprobs) state.recordPromptLogprobs(row.start, promptLogprobs, this.#decodeToken);
+      const logits = result.logits.get(index);
+      if (logits) state.recordLogits(row.start, logits);
+      sequence.numComputed = end;
+      if (!row.sample) {
+        if (sequence.logits && end === sequence.promptLength) this.#end(sequence, "length");
+        return;
+      }
+      const token = result.tokens[index]!;
+      sequence.numPending--;
+      if (token < 0) throw new RequestFailedError("the logits are not finite numbers", "numerical_error");
+      // Only a finite result shows that everything it was computed from is sound.
+      this.#scheduler.publish(sequence);
+      sequence.append(token);
+      if (sequence.length === sequence.promptLength + 1) {
+        sequence.promptLogprobs = undefined;
+        this.#promptTokens += sequence.promptLength;
+        if (state.firstTokenTime === undefined) state.firstTokenTime = now;
+      }
+      this.#generationTokens++;
+      const logprobs = row.logprobs === undefined ? undefined : result.logprobs.get(index);
+      if (logprobs) completion.append(token, positionLogprobs(logprobs, 0, row.logprobs!, this.#decodeToken));
+      else completion.append(token);
+    } catch (error) {
+      if (error instanceof InvariantError) throw error;
+      this.#end(sequence, "error", requestError(error));
+      return;
+    }
+    if (completion.finishReason !== null) this.#retire(sequence);
+    else this.#send(completion);
+  }
+
+  /** The runner failed as a whole, or in a step that computed `sequences`. */
+  #fail(error: unknown, sequences: readonly Sequence[]): void {
+    if (error instanceof EngineDeadError) this.#die(error);
+    else if (error instanceof InvariantError)
+      this.#die(new EngineDeadError(`the runner failed: ${error.message}`, { cause: error }));
+    for (const sequence of sequences) {
+      if (sequence.status !== "finished") this.#end(sequence, "error", requestError(error));
+    }
+  }
+
+  #die(failure: EngineDeadError): void {
+    this.#failure = failure;
+    for (const { sequences } of this.#inFlight.splice(0)) {
+      for (const sequence of sequences) {
+        sequence.inFlight--;
+        if (sequence.status === "finished") this.#scheduler.drain(sequence);
+      }
+    }
+    for (const { sequences } of this.#requests.values()) {
+      for (const sequence of sequences) {
+        if (sequence.status !== "finished") this.#end(sequence, "error", failure);
+      }
+    }
+  }
+
+  #end(sequence: Sequence, reason: FinishReason, error?: Error): void {
+    this.#owner(sequence).completion.finish(reason, null, error);
+    this.#retire(sequence);
+  }
+
+  /** The completion has ended: reports it and frees what its sequence holds. */
+  #retire(sequence: Sequence): void {
+    const { state, completion } = this.#owner(sequence);
+    this.#scheduler.finish(sequence);
+    if (state.finished) state.finishedTime = this.#deps.clock();
+    this.#send(completion);
+  }
+
+  #send(completion: Completion): void {
+    const delta = completion.takeDelta();
+    if (delta) this.#outbox.push(delta);
+  }
+
+  #entry(id: string): Entry {
+    const entry = this.#requests.get(id);
+    if (!entry) throw new InvalidRequestError("id", `there is no request ${id}`, "unknown_id");
+    return entry;
+  }
+
+  #owner(sequence: Sequence): Owner {
+    return this.#owners.get(sequence)!;
+  }
+
+  #assertAlive(): void {
+    if (this.#failure) throw new EngineDeadError(this.#failure.message, { cause: this.#failure });
+  }
+}
+
+function requestError(error: unknown): Error {
+  if (error instanceof RequestFailedError) return error;
+  return new RequestFailedError(`the step failed: ${messageOf(error)}`, "step_failed", { cause: error });
+}

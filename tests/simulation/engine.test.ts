@@ -1,0 +1,36 @@
+import { beforeAll, expect, test } from "bun:test";
+import { createXXHash128, type IHasher } from "hash-wasm";
+import { type Summary, simulate } from "./simulate.ts";
+
+const RUNS = Number(process.env.OCTAVO_SIMULATION_RUNS ?? 2500);
+const FIRST = Number(process.env.OCTAVO_SIMULATION_FIRST ?? 0);
+
+let hasher: IHasher;
+beforeAll(async () => {
+  hasher = await createXXHash128();
+});
+
+function run(seed: number): Summary {
+  try {
+    return simulate(seed, hasher);
+  } catch (cause) {
+    throw new Error(`seed ${seed}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+  }
+}
+
+test(`${RUNS} random loads give the reference's outputs and leave nothing behind`, () => {
+  const total = { requests: 0, steps: 0, preemptions: 0, prefixHits: 0, errors: 0, aborts: 0, died: 0 };
+  for (let seed = FIRST; seed < FIRST + RUNS; seed++) {
+    const summary = run(seed);
+    for (const key of Object.keys(total) as (keyof Summary)[]) total[key] += Number(summary[key]);
+  }
+  if (process.env.OCTAVO_SIMULATION_RUNS) console.log(total);
+  // The loads must reach what they are meant to test.
+  for (const count of Object.values(total)) expect(count).toBeGreaterThan(RUNS / 100);
+  expect(total.preemptions).toBeGreaterThan(RUNS / 4);
+  expect(total.prefixHits).toBeGreaterThan(RUNS);
+}, 60_000);
+
+test("a run depends on its seed alone", () => {
+  for (let seed = 0; seed < 20; seed++) expect(run(seed)).toEqual(run(seed));
+});

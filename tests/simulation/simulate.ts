@@ -1,0 +1,265 @@
+import type { IHasher } from "hash-wasm";
+import { EngineDeadError } from "../../src/base/errors.ts";
+import type { CompletionDelta } from "../../src/base/outputs.ts";
+import type { ResolvedSamplingParams } from "../../src/base/sampling-params.ts";
+import { Engine } from "../../src/engine/engine.ts";
+import type { EngineRequest } from "../../src/engine/request.ts";
+import { type Execution, FakeRunner, type Fault } from "./fake-runner.ts";
+import { digests, EOS, logprobOf, makeSeed, reference, saltOf, ToyTextStream, VOCAB } from "./oracle.ts";
+
+/** What a simulated run came to, for statements about many runs. */
+export interface Summary {
+  requests: number;
+  steps: number;
+  preemptions: number;
+  prefixHits: number;
+  errors: number;
+  aborts: number;
+  died: boolean;
+}
+
+interface Tracked {
+  request: EngineRequest;
+  failAfter: number | undefined;
+  aborted: boolean;
+  /** By completion: what the deltas amount to. */
+  received: { text: string; tokens: number[]; finishReason: string | null; logprobs: number }[];
+}
+
+class Random {
+  #state: number;
+  constructor(seed: number) {
+    this.#state = (seed * 0x9e3779b9) | 0;
+  }
+  /** An integer in [0, n). */
+  below(n: number): number {
+    this.#state = (this.#state + 0x6d2b79f5) | 0;
+    let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) % n;
+  }
+  chance(percent: number): boolean {
+    return this.below(100) < percent;
+  }
+  pick<T>(list: readonly T[]): T {
+    return list[this.below(list.length)]!;
+  }
+}
+
+/** Runs an engine under a random load with random faults, and throws at the first thing that is not as it must be. */
+export function simulate(seed: number, hasher: IHasher): Summary {
+  const random = new Random(seed);
+  const blockSize = random.pick([1, 2, 3, 4, 4, 8, 16]);
+  const numBlocks = 4 + random.below(random.pick([8, 37]));
+  const maxModelLen = 8 + random.below(56);
+  const maxNumSeqs = random.pick([1 + random.below(8), 8]);
+  const maxNumBatchedTokens = random.pick([1 + random.below(8), 1 + random.below(64)]);
+  const limit = Math.min(maxModelLen, numBlocks * blockSize);
+  const faultPercent = random.chance(40) ? random.pick([1, 4, 10]) : 0;
+  const mayDie = random.chance(3);
+  let faultsLeft = 6;
+
+  const fault = (): Fault | undefined => {
+    if (mayDie && random.chance(3)) return "dead";
+    if (faultsLeft === 0 || !random.chance(faultPercent)) return undefined;
+    faultsLeft--;
+    return random.pick(["launch", "collect", "nan", "nan"]);
+  };
+  const runner = new FakeRunner({
+    ...{ numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxModelLen, fault },
+    maxInFlight: 1 + random.below(3),
+    execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
+    death: new EngineDeadError("the device is gone"),
+  });
+  const failures = new Map<readonly number[], number>();
+  let now = 0;
+  const engine = new Engine({
+    ...{ runner, maxNumSeqs, maxNumBatchedTokens, hasher },
+    enablePrefixCaching: random.chance(80),
+    overlap: random.chance(70),
+    eosTokenIds: [EOS],
+    clock: () => now++,
+    nextSeed: () => 0n,
+    createTextStream: (prompt) => new ToyTextStream(failures.get(prompt)),
+    decodeToken: (id) => `<${id}>`,
+    debugInvariants: false,
+  });
+
+  const bases = [0, 1, 2].map(() => Array.from({ length: 64 }, () => random.below(VOCAB)));
+  const numRequests = 1 + random.below(10);
+  const spread = random.pick([1, 10, 60]);
+  const arrivals = Array.from({ length: numRequests }, (_, i) => ({
+    at: random.below(spread),
+    request: makeRequest(random, i, bases, limit),
+    failAfter: random.chance(4) ? random.below(6) : undefined,
+  })).sort((a, b) => a.at - b.at);
+  const abortPercent = random.pick([0, 0, 5, 20]);
+  const tracked = new Map<string, Tracked>();
+  let generated = -1;
+  let idleTicks = 0;
+  const patience = Math.ceil(maxModelLen / maxNumBatchedTokens) + 8;
+
+  const must = (condition: boolean, message: string): void => {
+    if (!condition) throw new Error(message);
+  };
+  const receive = (delta: CompletionDelta): void => {
+    const target = tracked.get(delta.requestId)!.received[delta.index]!;
+    must(target.finishReason === null, `${delta.requestId}: a delta after the end`);
+    target.text += delta.text;
+    target.tokens.push(...delta.tokenIds);
+    target.logprobs += delta.logprobs?.length ?? 0;
+    target.finishReason = delta.finishReason;
+    if (delta.finishReason !== null) idleTicks = 0;
+  };
+
+  for (let tick = 0; arrivals.length > 0 || engine.hasUnfinished; tick++) {
+    while (arrivals[0] && arrivals[0].at <= tick && !engine.failure) {
+      const { request, failAfter } = arrivals.shift()!;
+      const { length } = request.promptTokenIds;
+      const wanted = request.logits
+        ? 0
+        : (request.sampling.maxTokens ?? Math.max(1, request.sampling.minTokens));
+      const before = engine.stats().waiting;
+      let refused = false;
+      if (failAfter !== undefined) failures.set(request.promptTokenIds, failAfter);
+      try {
+        engine.add(request);
+      } catch {
+        refused = true;
+      }
+      const fits = length > 0 && length + wanted <= limit;
+      must(refused === !fits, `${request.id} was ${refused ? "refused" : "accepted"}`);
+      const queued = engine.stats().waiting - before;
+      must(queued === (refused ? 0 : request.sampling.n), `${request.id}: ${queued} sequences queued`);
+      if (refused) continue;
+      const received = Array.from({ length: request.sampling.n }, () => {
+        return { text: "", tokens: [], finishReason: null, logprobs: 0 };
+      });
+      tracked.set(request.id, { request, failAfter, aborted: false, received });
+    }
+    if (engine.failure) arrivals.length = 0;
+    if (tracked.size > 0 && random.chance(abortPercent)) {
+      const victim = random.pick([...tracked.values()]);
+      victim.aborted = true;
+      for (let i = 0; i <= random.below(2); i++) engine.abort(victim.request.id);
+      engine.abort("nobody");
+      engine.checkIntegrity();
+    }
+    if (random.chance(2)) engine.resetPrefixCache();
+    if (!engine.hasUnfinished) continue;
+
+    for (const delta of engine.step()) receive(delta);
+    engine.checkIntegrity();
+    must(runner.violations.length === 0, runner.violations.join("; "));
+    const { running, generationTokens, kvUsage } = engine.stats();
+    must(running <= maxNumSeqs, "too many sequences run");
+    must(kvUsage >= 0 && kvUsage <= 1, "kvUsage out of range");
+    idleTicks = generationTokens > generated ? 0 : idleTicks + 1;
+    generated = generationTokens;
+    must(idleTicks <= patience, `no progress in ${idleTicks} steps`);
+    if (engine.failure) break;
+  }
+
+  const died = engine.failure !== undefined;
+  const { steps, preemptions, prefixHits, kvUsage, running, waiting } = engine.stats();
+  must(running + waiting === 0 && kvUsage === 0, "something is left when all is done");
+  const summary = { requests: 0, steps, preemptions, prefixHits, errors: 0, aborts: 0, died };
+  for (const entry of tracked.values()) {
+    verify(entry, engine, runner, limit, must);
+    summary.requests++;
+    for (const { finishReason } of entry.received) {
+      if (finishReason === "error") summary.errors++;
+      if (finishReason === "abort") summary.aborts++;
+    }
+    engine.release(entry.request.id);
+  }
+  must(engine.resetPrefixCache() && engine.stats().cachedBlocks === 0, "the cache could not be emptied");
+  engine.checkIntegrity();
+  engine.dispose();
+  return summary;
+}
+
+function verify(
+  { request, failAfter, aborted, received }: Tracked,
+  engine: Engine,
+  runner: FakeRunner,
+  limit: number,
+  must: (condition: boolean, message: string) => void,
+): void {
+  const { id, sampling, promptTokenIds } = request;
+  const result = engine.result(id);
+  must(result.finished && result.outputs.length === sampling.n, `${id} is not finished`);
+  must(result.numCachedTokens < promptTokenIds.length, `${id}: no prompt token was computed`);
+  for (const output of result.outputs) {
+    const name = `${id}/${output.index}`;
+    const expected = reference(request, output.index, limit, failAfter);
+    const got = received[output.index]!;
+    must(got.finishReason === output.finishReason, `${name}: no final delta`);
+    must(got.text === output.text, `${name}: the deltas' text is not the output's`);
+    must(String(got.tokens) === String(output.tokenIds), `${name}: the deltas' tokens are not the output's`);
+    const tokens = expected.tokens.slice(0, output.tokenIds.length);
+    must(String(output.tokenIds) === String(tokens), `${name}: ${output.tokenIds} instead of ${tokens}`);
+    if (sampling.logprobs !== undefined) {
+      must(got.logprobs === output.tokenIds.length, `${name}: a log-probability is missing`);
+      output.logprobs!.forEach((entries, i) => {
+        const [token, entry] = [...entries][0]!;
+        must(token === output.tokenIds[i], `${name}: the log-probabilities are of another token`);
+        must(entry.logprob === expected.logprobs[i], `${name}: a log-probability is wrong`);
+      });
+    }
+    const hit = engine.failure !== undefined || runner.victims.has(sampling.seed! + BigInt(output.index));
+    if (output.finishReason === "abort") must(aborted, `${name} was not aborted`);
+    else if (output.finishReason !== "error" || !hit) {
+      must(output.finishReason === expected.finishReason, `${name}: ended with ${output.finishReason}`);
+      must(output.stopReason === expected.stopReason, `${name}: stopped at ${output.stopReason}`);
+      must(tokens.length === expected.tokens.length, `${name}: ${tokens.length} tokens`);
+      must(output.text === expected.text, `${name}: ${output.text} instead of ${expected.text}`);
+    }
+  }
+  if (!result.outputs.every((output) => output.finishReason === "stop" || output.finishReason === "length"))
+    return;
+  const seen = digests(promptTokenIds, saltOf(sampling.seed!));
+  must((result.promptLogprobs?.[0] ?? null) === null, `${id}: nothing predicts the first token`);
+  result.promptLogprobs?.slice(1).forEach((entries, i) => {
+    const token = promptTokenIds[i + 1]!;
+    const logprob = entries?.get(token)?.logprob;
+    must(logprob === logprobOf(seen[i]!, token), `${id}: prompt log-probability ${i + 1} is ${logprob}`);
+  });
+  if (request.logits) {
+    const logits = engine.logits(id);
+    must(logits.length === seen.length * VOCAB, `${id}: ${logits.length} logits`);
+    for (let i = 0; i < logits.length; i++)
+      must(logits[i] === logprobOf(seen[Math.floor(i / VOCAB)]!, i % VOCAB), `${id}: logit ${i}`);
+  }
+}
+
+function makeRequest(random: Random, index: number, bases: number[][], limit: number): EngineRequest {
+  const salt = random.pick([0, 0, 1, 2]);
+  const shared = random.pick(bases).slice(0, random.below(random.pick([12, 48])));
+  const own = Array.from({ length: random.below(10) }, () => random.below(VOCAB));
+  let promptTokenIds = [...shared, ...own];
+  if (random.chance(85)) promptTokenIds = promptTokenIds.slice(0, Math.max(1, limit - 1 - random.below(12)));
+  const room = Math.max(1, limit - promptTokenIds.length);
+  const maxTokens = random.chance(20) ? undefined : 1 + random.below(random.chance(90) ? room : 80);
+  const minTokens = random.chance(20) ? random.below((maxTokens ?? room) + 1) : 0;
+  const logits = random.chance(5);
+  const n = logits || random.chance(65) ? 1 : 2 + random.below(4);
+  const detokenize = random.chance(80);
+  const stop = detokenize && random.chance(30) ? [random.pick(["ab", "ca", "abc", "?d"]), "ddd"] : [];
+  const sampling: ResolvedSamplingParams = {
+    ...{ n, temperature: 1, topP: 1, topK: 0, minP: 0, maxTokens, minTokens, stop, detokenize },
+    ...{ presencePenalty: 0, frequencyPenalty: 0, repetitionPenalty: 1 },
+    seed: makeSeed(index, salt),
+    stopTokenIds: random.chance(20) ? [5] : [],
+    includeStopStrInOutput: random.chance(50),
+    ignoreEos: random.chance(60),
+    logprobs: random.chance(15) ? random.below(4) : undefined,
+    promptLogprobs: random.chance(10) ? random.below(4) : undefined,
+    ...{ logitBias: [], allowedTokenIds: undefined, badWords: [], skipSpecialTokens: true },
+    outputKind: random.pick(["delta", "finalOnly", undefined]),
+  };
+  return {
+    ...{ id: `r${index}`, promptTokenIds, sampling, logits, arrivalTime: 0 },
+    ...(salt > 0 && { cacheSalt: `tenant ${salt}` }),
+  };
+}

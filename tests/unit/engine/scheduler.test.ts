@@ -1,0 +1,231 @@
+import { expect, test } from "bun:test";
+import { BlockManager } from "../../../src/engine/block-manager.ts";
+import { type ScheduledStep, Scheduler } from "../../../src/engine/scheduler.ts";
+import { Sequence } from "../../../src/engine/sequence.ts";
+import { range, xxHash128 } from "./helpers.ts";
+
+/** A scheduler whose steps are computed at once or left in flight. */
+function setUp(options: { numBlocks?: number; maxNumSeqs?: number; budget?: number; cache?: boolean } = {}) {
+  const { numBlocks = 16, maxNumSeqs = 4, budget = 16, cache = false } = options;
+  const blocks = new BlockManager(numBlocks, 4, cache ? xxHash128 : undefined);
+  const scheduler = new Scheduler(blocks, { maxNumSeqs, maxNumBatchedTokens: budget });
+  let ordinal = 0;
+  const inFlight: ScheduledStep[] = [];
+
+  const add = (prompt: number[], maxTokens = 20, leader?: Sequence): Sequence => {
+    const sequence = new Sequence({
+      ...{ ordinal: ordinal++, promptTokenIds: prompt, maxTokens, logits: false, salt: "", leader },
+      ...{ logprobs: undefined, promptLogprobs: undefined },
+      sampling: {} as Sequence["sampling"],
+    });
+    scheduler.add(sequence);
+    return sequence;
+  };
+  const launch = (): ScheduledStep | undefined => {
+    const step = scheduler.schedule(inFlight.length === 0);
+    scheduler.checkIntegrity();
+    if (!step) return undefined;
+    inFlight.push(step);
+    for (const sequence of step.sequences) sequence.inFlight++;
+    return step;
+  };
+  const collect = (): void => {
+    const { sequences, batch } = inFlight.shift()!;
+    for (const [i, sequence] of sequences.entries()) {
+      const { start, count, sample } = batch.rows[i]!;
+      sequence.inFlight--;
+      if (sequence.status === "finished") scheduler.drain(sequence);
+      else sequence.numComputed = start + count;
+      if (!sample || sequence.status === "finished") continue;
+      sequence.numPending--;
+      scheduler.publish(sequence);
+      sequence.append(7);
+    }
+    scheduler.checkIntegrity();
+  };
+  /** Launches and collects a step; its rows as [slot, start, count, sample]. */
+  const step = (): unknown[] | undefined => {
+    const launched = launch();
+    if (launched) collect();
+    return launched?.batch.rows.map(({ slot, start, count, sample }) => [slot, start, count, sample]);
+  };
+  return { blocks, scheduler, add, launch, collect, step };
+}
+
+test("a prompt is computed in chunks of what the budget leaves after the decodes", () => {
+  const { add, step } = setUp({ budget: 6 });
+  add(range(0, 3));
+  expect(step()).toEqual([[0, 0, 3, true]]);
+  add(range(0, 9));
+  expect(step()).toEqual([
+    [0, 3, 1, true],
+    [1, 0, 5, false],
+  ]);
+  expect(step()).toEqual([
+    [0, 4, 1, true],
+    [1, 5, 4, true],
+  ]);
+  expect(step()).toEqual([
+    [0, 5, 1, true],
+    [1, 9, 1, true],
+  ]);
+});
+
+test("prompts are served in order of arrival under one budget, rows of one token first", () => {
+  const { add, launch } = setUp({ budget: 10 });
+  add(range(0, 4));
+  add(range(0, 1));
+  add(range(0, 8));
+  const { batch } = launch()!;
+  expect(batch.rows.map(({ slot, count, sample }) => [slot, count, sample])).toEqual([
+    [1, 1, true],
+    [0, 4, true],
+    [2, 5, false],
+  ]);
+  expect(batch.decodeRows).toBe(1);
+  expect(batch.numTokens).toBe(10);
+});
+
+test("no more than maxNumSeqs run, nor more than a step has tokens", () => {
+  for (const options of [{ maxNumSeqs: 2 }, { budget: 2 }]) {
+    const { add, scheduler, step } = setUp(options);
+    for (let i = 0; i < 4; i++) add([1]);
+    for (let i = 0; i < 3; i++) step();
+    expect([scheduler.running.size, scheduler.waiting.size]).toEqual([2, 2]);
+  }
+});
+
+test("joins carry the known tokens and updates each new block", () => {
+  const { add, launch } = setUp();
+  add(range(3, 6));
+  const { batch } = launch()!;
+  expect(batch.joins.map(({ slot, tokens }) => [slot, [...tokens]])).toEqual([[0, range(3, 6)]]);
+  expect(batch.blockTableUpdates).toEqual([
+    { slot: 0, index: 0, block: 0 },
+    { slot: 0, index: 1, block: 1 },
+  ]);
+});
+
+test("decodes are launched ahead of their tokens, but never past the length limit", () => {
+  const { add, launch, collect, scheduler } = setUp();
+  const sequence = add(range(0, 3), 2);
+  expect(launch()!.batch.rows[0]!.start).toBe(0);
+  expect(launch()!.batch.rows).toEqual([{ slot: 0, start: 3, count: 1, sample: true }]);
+  expect(sequence.numPending).toBe(2);
+  expect(launch()).toBeUndefined();
+  collect();
+  expect(launch()).toBeUndefined();
+  collect();
+  expect(sequence.length).toBe(5);
+  scheduler.finish(sequence);
+});
+
+test("when blocks run out, the latest arrival is preempted, once nothing is in flight", () => {
+  const { add, launch, collect, step, scheduler, blocks } = setUp({ numBlocks: 4 });
+  const [first, second] = [add(range(0, 7)), add(range(5, 4))];
+  step();
+  launch();
+  expect(blocks.numFree).toBe(0);
+  expect([launch(), scheduler.numPreemptions]).toEqual([undefined, 0]);
+  collect();
+  expect(step()).toEqual([[0, 8, 1, true]]);
+  expect([first.status, second.status, scheduler.numPreemptions]).toEqual(["running", "waiting", 1]);
+  expect([second.length, second.table.length, second.slot]).toEqual([6, 0, -1]);
+});
+
+test("a preempted sequence goes before later arrivals and is computed again with its output", () => {
+  const { add, step, scheduler } = setUp({ numBlocks: 4, maxNumSeqs: 2 });
+  const [first, second] = [add(range(0, 4)), add(range(5, 4))];
+  const third = add(range(9, 4));
+  for (let i = 0; i < 5; i++) step();
+  expect(second.status).toBe("running");
+  step();
+  expect([first.status, second.status, third.status]).toEqual(["running", "waiting", "waiting"]);
+  expect(scheduler.waiting.first).toBe(second);
+  scheduler.finish(first);
+  expect(step()).toEqual([[expect.any(Number), 0, second.length - 1, true]]);
+});
+
+test("a sequence alone grows to the size of the pool", () => {
+  const { add, step, scheduler } = setUp({ numBlocks: 4 });
+  const sequence = add(range(0, 2), 14);
+  while (sequence.length < 16) expect(step()).toHaveLength(1);
+  expect(step()).toBeUndefined();
+  expect(scheduler.numPreemptions).toBe(0);
+});
+
+test("admission leaves each running sequence a block to grow into", () => {
+  const { add, step, scheduler } = setUp({ numBlocks: 4 });
+  add(range(0, 4));
+  step();
+  add(range(0, 9));
+  step();
+  expect(scheduler.running.size).toBe(1);
+  add(range(0, 1));
+  step();
+  expect(scheduler.waiting.size).toBe(2);
+});
+
+test("a finished sequence keeps slot and blocks until its steps in flight are collected", () => {
+  const { add, launch, collect, blocks, scheduler } = setUp();
+  const sequence = add(range(0, 3));
+  launch();
+  launch();
+  collect();
+  scheduler.finish(sequence);
+  scheduler.checkIntegrity();
+  expect([sequence.slot, blocks.numFree, scheduler.draining.size]).toEqual([0, 15, 1]);
+  collect();
+  expect([sequence.slot, blocks.numFree, scheduler.draining.size]).toEqual([-1, 16, 0]);
+});
+
+test("at least one token is computed of a prompt that is cached entirely", () => {
+  const { add, step, scheduler } = setUp({ cache: true });
+  const first = add(range(0, 8));
+  step();
+  scheduler.finish(first);
+  const sequence = add(range(0, 8));
+  expect(step()).toEqual([[0, 4, 4, true]]);
+  expect(sequence.numCached).toBe(4);
+  expect([scheduler.prefixQueries, scheduler.prefixHits]).toEqual([16, 4]);
+});
+
+test("of a freed sequence the beginning is reused last, and only computed full blocks stay cached", () => {
+  const { add, step, scheduler, blocks } = setUp({ cache: true, numBlocks: 4 });
+  const first = add(range(0, 14));
+  step();
+  expect(blocks.cache!.size).toBe(3);
+  scheduler.finish(first);
+  const other = add(range(9, 5));
+  step();
+  scheduler.finish(other);
+  const again = add(range(0, 14));
+  step();
+  expect(again.numCached).toBe(8);
+});
+
+test("siblings wait for the prompt that the first one computes; others do not wait for them", () => {
+  const { add, launch, collect, scheduler } = setUp({ cache: true, budget: 12 });
+  const leader = add(range(0, 9));
+  const sibling = add(range(0, 9), 20, leader);
+  const other = add(range(4, 2));
+  launch();
+  expect([leader.status, sibling.status, other.status]).toEqual(["running", "waiting", "running"]);
+  launch();
+  expect(sibling.status).toBe("waiting");
+  collect();
+  const { batch } = launch()!;
+  expect(sibling.table.slice(0, 2)).toEqual(leader.table.slice(0, 2));
+  expect(batch.rows.find(({ slot }) => slot === sibling.slot)).toMatchObject({ start: 8, count: 1 });
+  expect(scheduler.waiting.size).toBe(0);
+});
+
+test("a sibling does not wait for a leader that is gone", () => {
+  const { add, launch, scheduler } = setUp({ cache: true });
+  const leader = add(range(0, 9));
+  const sibling = add(range(0, 9), 20, leader);
+  launch();
+  scheduler.finish(leader);
+  launch();
+  expect(sibling.status).toBe("running");
+});
