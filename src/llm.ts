@@ -6,7 +6,7 @@ import type { EngineRequest } from "./engine/request.ts";
 import { type LoadedModel, type LoadProgress, loadModel } from "./load-model.ts";
 import type { ModelConfig } from "./models/config.ts";
 import { type Prompt, RequestBuilder } from "./request-builder.ts";
-import { RequestQueue } from "./request-queue.ts";
+import { type RequestHandle, RequestQueue } from "./request-queue.ts";
 import type { ChatMessage } from "./tokenizer/chat-template.ts";
 import type { Tokenizer } from "./tokenizer/tokenizer.ts";
 
@@ -166,6 +166,8 @@ export class LLM {
     const template = this.#loaded.chatTemplate;
     if (template === undefined)
       throw new InvalidRequestError("messages", "the model has no chat template", "no_chat_template");
+    if (messages.length === 0)
+      throw new InvalidRequestError("messages", "the conversation has no messages", "empty_prompt");
     const { tools, addGenerationPrompt, continueFinalMessage, chatTemplateKwargs } = options;
     return template.render(messages, {
       ...chatTemplateKwargs,
@@ -203,10 +205,9 @@ export class LLM {
     options: ChatOptions,
   ): EngineRequest {
     const text = this.renderChat(messages, options);
+    const sampling = params.maxTokens === undefined ? { ...params, maxTokens: null } : params;
     // The template writes the special tokens itself.
-    return this.#builder.build(this.#newId(), text, { maxTokens: null, ...params }, now(), {
-      addSpecialTokens: false,
-    });
+    return this.#builder.build(this.#newId(), text, sampling, now(), { addSpecialTokens: false });
   }
 
   #run(requests: readonly EngineRequest[], options: GenerateOptions): Promise<RequestOutput[]>;
@@ -227,15 +228,17 @@ export class LLM {
     const totalPrompts = requests.length;
     return Promise.all(
       handles.map(async (handle) => {
-        for await (const delta of handle) {
-          outputTokens += delta.tokenIds.length;
+        try {
+          for await (const delta of handle) {
+            outputTokens += delta.tokenIds.length;
+            onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
+          }
+          finishedPrompts++;
           onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
+          return take ? take(handle.id) : engine.result(handle.id);
+        } finally {
+          this.#forget(handle);
         }
-        finishedPrompts++;
-        onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
-        const result = take ? take(handle.id) : engine.result(handle.id);
-        engine.release(handle.id);
-        return result;
       }),
     );
   }
@@ -256,9 +259,14 @@ export class LLM {
         }
       }
     } finally {
-      handle!.abort();
-      engine.release(request.id);
+      this.#forget(handle!);
     }
+  }
+
+  /** Ends a request if it still runs. A dead engine keeps its requests. */
+  #forget(handle: RequestHandle): void {
+    handle.abort();
+    if (!handle.failed) this.#loaded.engine.release(handle.id);
   }
 
   #newId(): string {

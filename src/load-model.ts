@@ -3,10 +3,13 @@ import { join } from "node:path";
 import { createXXHash128 } from "hash-wasm";
 import type { Backend } from "./backend/backend.ts";
 import { CpuBackend } from "./backend/cpu/cpu-backend.ts";
+import { CudaBackend } from "./backend/cuda/cuda-backend.ts";
 import type { EngineConfig } from "./base/config.ts";
-import { ConfigError, DeviceError, ModelDataError } from "./base/errors.ts";
+import type { FloatDType } from "./base/dtype.ts";
+import { ConfigError, ModelDataError } from "./base/errors.ts";
 import { SplitMix64 } from "./base/random.ts";
 import type { SamplingParams } from "./base/sampling-params.ts";
+import { gpuCount, openCuda } from "./cuda/open.ts";
 import { Engine } from "./engine/engine.ts";
 import { Parameters } from "./layers/layer.ts";
 import { Checkpoint } from "./loader/checkpoint.ts";
@@ -16,7 +19,7 @@ import { loadWeights } from "./loader/weights.ts";
 import { type ModelConfig, readModelConfig } from "./models/config.ts";
 import { readGenerationConfig } from "./models/generation-config.ts";
 import { defineModel } from "./models/registry.ts";
-import { kvBlockBytes } from "./runner/kv-cache.ts";
+import { KvPlan } from "./runner/kv-plan.ts";
 import { ModelRunner } from "./runner/model-runner.ts";
 import { ChatTemplate } from "./tokenizer/chat-template.ts";
 import { IncrementalDetokenizer } from "./tokenizer/detokenizer.ts";
@@ -24,9 +27,6 @@ import { Tokenizer } from "./tokenizer/tokenizer.ts";
 
 /** The folder of the model that ships with the package. */
 export const EMBEDDED_MODEL = join(import.meta.dir, "..", "models", "tiny-stories");
-
-/** KV cache of the CPU backend unless `kvCacheMemoryBytes` says otherwise. */
-const CPU_KV_CACHE_BYTES = 2 ** 30;
 
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;
@@ -86,18 +86,18 @@ export async function loadModel(
   const chatTemplate = loadChatTemplate(tokenizer, config.chatTemplate);
 
   const hasher = await createXXHash128();
-  const backend = createBackend(config);
+  const backend = createBackend(config, modelConfig);
   try {
     const weights =
       config.loadFormat === "dummy"
         ? dummyWeights(definition.parameters, backend, config.seed)
         : loadFolder(folder, definition, backend, report("weights"));
-    const { maxModelLen, numBlocks } = planContext(modelConfig, config, backend);
-    const built = definition.build(new Parameters(weights), backend, maxModelLen);
+    const plan = new KvPlan(modelConfig, config, backend);
+    const built = definition.build(new Parameters(weights), backend, plan.maxModelLen);
     const runner = new ModelRunner(backend, built, {
       ...config,
-      maxModelLen,
-      planBlocks: () => numBlocks,
+      maxModelLen: plan.maxModelLen,
+      planBlocks: () => plan.numBlocks(),
     });
     const seeds = new SplitMix64(config.seed);
     const engine = new Engine({
@@ -120,7 +120,13 @@ export async function loadModel(
       }),
     });
     return {
-      ...{ name: model ?? "tiny-stories", folder, modelConfig, maxModelLen, device: backend.name },
+      ...{
+        name: model ?? "tiny-stories",
+        folder,
+        modelConfig,
+        maxModelLen: plan.maxModelLen,
+        device: backend.name,
+      },
       ...{ tokenizer, chatTemplate },
       defaultSampling: config.generationConfig === "auto" ? generation.sampling : {},
       engine,
@@ -154,37 +160,16 @@ function loadFolder(
   return loadWeights(checkpoint, definition.parameters, backend, { ignored: definition.ignored, onProgress });
 }
 
-function createBackend(config: EngineConfig): Backend {
-  if (config.device === "cuda") throw new DeviceError("the CUDA backend is not available in this version");
-  if (config.dtype !== "auto" && config.dtype !== "float32")
-    throw new ConfigError(
-      "dtype",
-      `the CPU backend computes in float32; ${config.dtype} needs device: "cuda"`,
-    );
+/** The GPU if there is one and it is not refused, else the CPU. */
+function createBackend({ device, dtype }: EngineConfig, model: ModelConfig): Backend {
+  if (device === "cuda" || (device === "auto" && gpuCount() > 0))
+    return new CudaBackend(openCuda(), cudaDtype(dtype, model));
+  if (dtype !== "auto" && dtype !== "float32")
+    throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
   return new CpuBackend();
 }
 
-/** Decides the context length and the size of the KV pool. */
-function planContext(model: ModelConfig, config: EngineConfig, backend: Backend) {
-  const limit = model.maxPositionEmbeddings;
-  if (config.maxModelLen !== undefined && config.maxModelLen > limit)
-    throw new ConfigError(
-      "maxModelLen",
-      `maxModelLen ${config.maxModelLen} exceeds the model's limit of ${limit}`,
-    );
-  const wanted = config.maxModelLen ?? limit;
-  const { blockSize, maxNumSeqs } = config;
-  const blockBytes = kvBlockBytes({ ...model, blockSize }, backend.activationDtype);
-  const blocksPerSeq = Math.ceil(wanted / blockSize);
-  const bytes = config.kvCacheMemoryBytes ?? CPU_KV_CACHE_BYTES;
-  const numBlocks = Math.min(Math.floor(bytes / blockBytes), blocksPerSeq * maxNumSeqs);
-  const fits = Math.min(wanted, numBlocks * blockSize);
-  if (fits === 0 || (config.maxModelLen !== undefined && fits < config.maxModelLen)) {
-    const needed = blocksPerSeq * blockBytes;
-    throw new ConfigError(
-      "kvCacheMemoryBytes",
-      `a KV cache of ${bytes} bytes holds ${fits} tokens; a context of ${wanted} needs ${needed} bytes`,
-    );
-  }
-  return { maxModelLen: fits, numBlocks };
+function cudaDtype(dtype: EngineConfig["dtype"], model: ModelConfig): FloatDType {
+  if (dtype !== "auto") return dtype;
+  return model.dtype === "float16" ? "float16" : "bfloat16";
 }

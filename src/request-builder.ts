@@ -67,6 +67,8 @@ export class RequestBuilder {
 
   #tokens(prompt: Prompt, addSpecialTokens: boolean) {
     const given = typeof prompt === "string" ? { prompt } : prompt;
+    if (typeof given !== "object" || given === null)
+      throw new InvalidRequestError("prompt", "a prompt must be a string, { prompt } or { promptTokenIds }");
     const cacheSalt = given.cacheSalt;
     if (
       cacheSalt !== undefined &&
@@ -96,7 +98,7 @@ export class RequestBuilder {
       const bare = this.tokenizer!.encode(word.trimStart(), { addSpecialTokens: false });
       const spaced = this.tokenizer!.encode(` ${word.trimStart()}`, { addSpecialTokens: false });
       sequences.push(bare);
-      if (spaced[0] !== bare[0] && spaced.length === bare.length) sequences.push(spaced);
+      if (spaced.join() !== bare.join()) sequences.push(spaced);
     }
     const entries = sequences.reduce((sum, tokens) => sum + tokens.length + 1, 1);
     if (entries > MAX_BAD_WORD_TOKENS) {

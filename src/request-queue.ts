@@ -21,7 +21,8 @@ export class RequestQueue {
     try {
       for (const request of requests) {
         this.engine.add(request);
-        handles.push(new RequestHandle(request.id, request.sampling.n, () => this.engine.abort(request.id)));
+        const abort = () => this.engine.abort(request.id);
+        handles.push(new RequestHandle(request.id, request.sampling.n, abort, signal));
       }
     } catch (error) {
       for (const { id } of handles) {
@@ -33,7 +34,7 @@ export class RequestQueue {
     for (const handle of handles) {
       this.#handles.set(handle.id, handle);
       if (signal?.aborted) handle.abort();
-      else signal?.addEventListener("abort", () => handle.abort(), { once: true });
+      else signal?.addEventListener("abort", handle.abort);
     }
     if (!this.#stepping) void this.#stepAll();
     return handles;
@@ -82,6 +83,8 @@ export class RequestHandle implements AsyncIterable<CompletionDelta> {
     readonly id: string,
     completions: number,
     private readonly abortRequest: () => void,
+    /** Listened to until the request ends. */
+    private readonly signal: AbortSignal | undefined,
   ) {
     this.#unfinished = completions;
   }
@@ -91,19 +94,26 @@ export class RequestHandle implements AsyncIterable<CompletionDelta> {
     return this.#unfinished === 0;
   }
 
-  /** Ends the request; its completions finish with "abort". Does nothing when they have finished. */
-  abort(): void {
-    if (!this.finished && this.#failure === undefined) this.abortRequest();
+  /** The engine died before the request ended. */
+  get failed(): boolean {
+    return this.#failure !== undefined;
   }
+
+  /** Ends the request; its completions finish with "abort". Does nothing when they have finished. */
+  readonly abort = (): void => {
+    if (!this.finished && !this.failed) this.abortRequest();
+  };
 
   push(delta: CompletionDelta): void {
     this.#deltas.push(delta);
     if (delta.finishReason !== null) this.#unfinished--;
+    if (this.finished) this.signal?.removeEventListener("abort", this.abort);
     this.#wake?.();
   }
 
   fail(reason: EngineDeadError): void {
     this.#failure ??= reason;
+    this.signal?.removeEventListener("abort", this.abort);
     this.#wake?.();
   }
 

@@ -32,8 +32,8 @@ export interface Backend {
   fill(target: Tensor, byte: number): void;
   /** Waits for everything enqueued. */
   synchronize(): void;
-  /** Bytes that can still be allocated; undefined where memory is the host's. */
-  freeMemory?(): number;
+  /** Bytes of the device; undefined where memory is the host's. */
+  memory?(): { readonly free: number; readonly total: number };
   /**
    * Records the ops that `enqueue` calls, without running them, for replay on the same memory. Inside, nothing may be
    * allocated, uploaded or downloaded. Undefined where the device has no such thing.
@@ -67,8 +67,8 @@ export interface Backend {
   rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void;
   /**
    * Prepares attention on the packed projections qkv[T, (NQ + 2·NKV)·D]: per-head RMSNorm of query and key (when
-   * norm weights [D] are given), rotary embedding of both in place, then keys and values to the paged cache at
-   * `batch.slotMapping`.
+   * norm weights [D] are given) and rotary embedding of both; queries stay in place, keys and values go to the paged
+   * cache at `batch.slotMapping`. The key part of `qkv` is undefined afterwards.
    */
   ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void;
   /**
@@ -85,7 +85,7 @@ export interface Backend {
    * and `rowSlots` from `rows` (int32 [R, 3]: slot, first position, token count) and the slots' tokens and block tables.
    */
   prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void;
-  /** Scatters host values into slot tables: target[indices[i]] = values[i], all 4-byte, N entries each. */
+  /** target[indices[i]] = values[i], all 4-byte, N entries each; the indices are distinct. */
   scatter(target: Tensor, indices: Tensor, values: Tensor): void;
 
   // ── sampling: logits float32 [R, V]; row r belongs to slot rowSlots[r] ────────────────────────────────────────────

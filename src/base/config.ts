@@ -79,7 +79,8 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     return options[name];
   };
   const oneOf = <T extends string>(name: keyof EngineOptions, values: readonly T[], fallback: T): T => {
-    const value = take(name) ?? fallback;
+    const given = take(name);
+    const value = given === undefined ? fallback : given;
     if (!values.includes(value as T)) throw invalid(name, `one of ${values.join(", ")}`, value);
     return value as T;
   };
@@ -108,7 +109,8 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     return value;
   };
 
-  const gpuMemoryUtilization = take("gpuMemoryUtilization") ?? 0.9;
+  const share = take("gpuMemoryUtilization");
+  const gpuMemoryUtilization = share === undefined ? 0.9 : share;
   if (!(typeof gpuMemoryUtilization === "number" && gpuMemoryUtilization > 0 && gpuMemoryUtilization <= 1))
     throw invalid("gpuMemoryUtilization", "a number above 0, at most 1", gpuMemoryUtilization);
   const blockSize = integer("blockSize", 1, 256, 16);
@@ -142,8 +144,6 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
 }
 
 function invalid(option: string, expected: string, value: unknown): ConfigError {
-  return new ConfigError(
-    option,
-    `${option} must be ${expected}, not ${JSON.stringify(value) ?? String(value)}`,
-  );
+  const found = typeof value === "string" ? JSON.stringify(value) : String(value);
+  return new ConfigError(option, `${option} must be ${expected}, not ${found}`);
 }

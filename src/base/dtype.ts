@@ -51,6 +51,6 @@ export function narrow(source: Float32Array, dtype: FloatDType): Uint8Array {
 
 /** A 16-bit view of `bytes`, copied first when its offset is odd. */
 function u16View(bytes: Uint8Array, count: number): Uint16Array {
-  const aligned = bytes.byteOffset % 2 === 0 ? bytes : bytes.slice();
+  const aligned = bytes.byteOffset % 2 === 0 ? bytes : new Uint8Array(bytes);
   return new Uint16Array(aligned.buffer, aligned.byteOffset, count);
 }

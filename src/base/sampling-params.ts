@@ -135,6 +135,8 @@ export function resolveSamplingParams(
   const repetitionPenalty = number("repetitionPenalty", given.repetitionPenalty ?? 1, 0, Number.MAX_VALUE);
   if (repetitionPenalty === 0)
     throw new InvalidRequestError("repetitionPenalty", "repetitionPenalty must be greater than 0");
+  const topK = Math.max(0, integer("topK", given.topK ?? 0, -1, 2 ** 31 - 1));
+  const minP = number("minP", given.minP ?? 0, 0, 1);
 
   const maxTokens = given.maxTokens === undefined ? 16 : given.maxTokens;
   if (maxTokens !== null) integer("maxTokens", maxTokens, 1, Number.MAX_SAFE_INTEGER);
@@ -158,8 +160,8 @@ export function resolveSamplingParams(
     n,
     temperature: greedy ? 0 : Math.max(rawTemperature, 0.01),
     topP: greedy ? 1 : topP,
-    topK: greedy ? 0 : Math.max(0, integer("topK", given.topK ?? 0, -1, 2 ** 31 - 1)),
-    minP: greedy ? 0 : number("minP", given.minP ?? 0, 0, 1),
+    topK: greedy ? 0 : topK,
+    minP: greedy ? 0 : minP,
     presencePenalty: number("presencePenalty", given.presencePenalty ?? 0, -2, 2),
     frequencyPenalty: number("frequencyPenalty", given.frequencyPenalty ?? 0, -2, 2),
     repetitionPenalty,
@@ -245,7 +247,7 @@ function badWords(words: unknown): readonly string[] {
 
 function logitBias(bias: unknown, vocabSize: number): readonly (readonly [number, number])[] {
   if (bias === undefined || bias === null) return [];
-  if (typeof bias !== "object" || Array.isArray(bias))
+  if (typeof bias !== "object" || Array.isArray(bias) || bias instanceof Map)
     throw new InvalidRequestError("logitBias", "logitBias must map token ids to numbers");
   const entries = Object.entries(bias);
   if (entries.length > MAX_LOGIT_BIASES)

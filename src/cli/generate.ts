@@ -38,6 +38,8 @@ export function generateCommand(name: string): Command {
 async function generate(given: string[], flags: GenerateFlags, command: Command): Promise<void> {
   if (flags.system !== undefined && !flags.chat) throw new ConfigError("system", "--system needs --chat");
   const prompts = readPrompts(given, flags.file);
+  if (command.getOptionValue("logprobs") !== undefined && !flags.json)
+    throw new ConfigError("logprobs", "--logprobs needs --json");
   const params: SamplingParams = { maxTokens: DEFAULT_MAX_TOKENS, ...samplingParams(command) };
   const bar = new ProgressBar();
   const started = performance.now();
@@ -117,6 +119,8 @@ class Run {
     const outputTokens = completions.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0);
     if (this.flags.json) this.#printJson(prompts, outputs, { loadSeconds, seconds, outputTokens });
     else this.#printText(prompts, outputs);
+    const failure = completions.find(({ error }) => error)?.error;
+    if (failure) throw failure;
     return { outputTokens, seconds };
   }
 
@@ -135,10 +139,8 @@ class Run {
 
   #printText(prompts: readonly string[], outputs: readonly RequestOutput[]): void {
     for (const [i, { outputs: completions }] of outputs.entries()) {
-      for (const { text, error } of completions) {
+      for (const { text } of completions)
         console.log(`${this.flags.chat ? `> ${prompts[i]}\n` : prompts[i]}${text}\n`);
-        if (error) console.error(`octavo: prompt ${i + 1}: ${error.message}`);
-      }
     }
   }
 

@@ -12,8 +12,14 @@ export function createCommand(name: string): Command {
 
 /** Runs a command and ends the process with the exit code of what happened. Errors take one line. */
 export async function runCommand(command: Command, args: readonly string[]): Promise<never> {
+  // A reader such as `head` has what it wanted.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) =>
+    process.exit(error.code === "EPIPE" ? ExitCode.ok : report(error)),
+  );
   try {
-    await command.parseAsync(args.map(hyphenate), { from: "user" });
+    const end = args.includes("--") ? args.indexOf("--") : args.length;
+    const flags = args.slice(0, end).map(hyphenate);
+    await command.parseAsync([...flags, ...args.slice(end)], { from: "user" });
     process.exit(ExitCode.ok);
   } catch (error) {
     process.exit(report(error));

@@ -69,7 +69,7 @@ export class ModelRunner implements Runner {
     this.#prompts = new PromptReader(backend, this.#workspace, this.#logits.bind(this));
 
     const shape = { ...config, blockSize: options.blockSize };
-    if (backend.freeMemory) {
+    if (backend.memory) {
       this.#cache = new KvCache(backend, shape, 0);
       this.#warmUp(options.maxNumBatchedTokens);
       this.#cache.dispose();

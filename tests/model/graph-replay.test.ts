@@ -28,8 +28,8 @@ class RecordingBackend extends CpuBackend {
     };
   }
 
-  freeMemory(): number {
-    return 2 ** 30;
+  memory() {
+    return { free: 2 ** 30, total: 2 ** 30 };
   }
 }
 

@@ -39,7 +39,9 @@ function roomOf(path: string): string | undefined {
 /** Files under src/ that a file imports, types included. */
 function importsOf(file: string): string[] {
   const source = readFileSync(join(SRC, file), "utf8");
-  const specifiers = [...source.matchAll(/(?:from|import)\s*\(?\s*"(\.{1,2}\/[^"]+)"/g)].map((match) => match[1]!);
+  const specifiers = [...source.matchAll(/(?:from|import)\s*\(?\s*"(\.{1,2}\/[^"]+)"/g)].map(
+    (match) => match[1]!,
+  );
   return specifiers
     .map((specifier) => relative(SRC, join(SRC, dirname(file), specifier)))
     .filter((path) => !path.startsWith(".."));

@@ -1,0 +1,27 @@
+// embedding and gather_rows: out[i, :] = table[ids[i], :].
+//
+//   out    [count, units · COPY_BYTES] bytes        table  [rows, units · COPY_BYTES] bytes
+//   ids    int32 [count], each in [0, rows)
+//
+// Parallelisation: grid (count), one block a row, one unit a thread at a time.
+// Why this version: a row is a contiguous copy of a few KB, so 16-byte units and enough rows in flight already reach the
+// memory's rate; COPY_BYTES is the size of one element only for rows that are not a multiple of 16 bytes.
+#include "types.cuh"
+
+#if COPY_BYTES == 16
+using unit_t = uint4;
+#elif COPY_BYTES == 4
+using unit_t = uint32;
+#else
+using unit_t = uint16;
+#endif
+static_assert(sizeof(unit_t) == COPY_BYTES, "COPY_BYTES must be 16, 4 or 2");
+
+extern "C" __global__ void gather_rows(unit_t* __restrict__ out, const unit_t* __restrict__ table,
+                                       const int32* __restrict__ ids, int32 units) {
+  GRID_DEPENDENCY_LAUNCH();
+  GRID_DEPENDENCY_WAIT();
+  const unit_t* from = table + static_cast<int64>(ids[blockIdx.x]) * units;
+  unit_t* to = out + static_cast<int64>(blockIdx.x) * units;
+  for (int i = threadIdx.x; i < units; i += blockDim.x) to[i] = from[i];
+}

@@ -1,0 +1,188 @@
+// Element type, vector access, reductions and launch-dependency macros shared by every kernel.
+//
+// Compiled by NVRTC alone: no CUDA or standard headers. One of DTYPE_BF16, DTYPE_F16 and DTYPE_F32 selects elem_t, the
+// type of weights, activations and KV cache; arithmetic is done in float.
+#pragma once
+
+using uint16 = unsigned short;
+using int32 = int;
+using uint32 = unsigned int;
+using int64 = long long;
+using uint64 = unsigned long long;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "Octavo's kernels need compute capability 8.0 or newer"
+#endif
+#if defined(DTYPE_BF16) + defined(DTYPE_F16) + defined(DTYPE_F32) != 1
+#error "define exactly one of DTYPE_BF16, DTYPE_F16 and DTYPE_F32"
+#endif
+
+// Programmatic dependent launch. GRID_DEPENDENCY_WAIT() returns when the kernels before have finished: every kernel calls
+// it before it touches memory that another kernel writes or reads, so that finishing implies that all before it have
+// finished. GRID_DEPENDENCY_LAUNCH() lets the next kernel start up to its own wait. Both have no effect unless the launch
+// asks for it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define GRID_DEPENDENCY_WAIT() asm volatile("griddepcontrol.wait;" ::: "memory")
+#define GRID_DEPENDENCY_LAUNCH() asm volatile("griddepcontrol.launch_dependents;")
+#else
+#define GRID_DEPENDENCY_WAIT()
+#define GRID_DEPENDENCY_LAUNCH()
+#endif
+
+constexpr int WARP = 32;
+constexpr uint32 FULL_MASK = 0xffffffffu;
+
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+
+constexpr __host__ __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// ── elements ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+#if defined(DTYPE_F32)
+using elem_t = float;
+__device__ __forceinline__ float to_float(elem_t x) { return x; }
+__device__ __forceinline__ elem_t from_float(float x) { return x; }
+#else
+struct elem_t {
+  uint16 bits;
+};
+#if defined(DTYPE_BF16)
+__device__ __forceinline__ float to_float(elem_t x) { return __uint_as_float(static_cast<uint32>(x.bits) << 16); }
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ elem_t from_float(float x) {
+  elem_t y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+// Two elements of one 32-bit register, the first in the low half.
+__device__ __forceinline__ uint32 pack2(float first, float second) {
+  uint32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+__device__ __forceinline__ void unpack2(uint32 word, float& first, float& second) {
+  first = __uint_as_float(word << 16);
+  second = __uint_as_float(word & 0xffff0000u);
+}
+#else
+__device__ __forceinline__ float to_float(elem_t x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ elem_t from_float(float x) {
+  elem_t y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+// Two elements of one 32-bit register, the first in the low half.
+__device__ __forceinline__ uint32 pack2(float first, float second) {
+  uint32 word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+__device__ __forceinline__ void unpack2(uint32 word, float& first, float& second) {
+  first = to_float({static_cast<uint16>(word)});
+  second = to_float({static_cast<uint16>(word >> 16)});
+}
+#endif
+#endif
+
+// x as it is after a round trip through elem_t.
+__device__ __forceinline__ float round_to_elem(float x) { return to_float(from_float(x)); }
+
+// ── 16-byte vectors ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+// Elements of one 16-byte access.
+constexpr int VEC = 16 / static_cast<int>(sizeof(elem_t));
+static_assert(VEC == 4 || VEC == 8, "elem_t must have 2 or 4 bytes");
+
+__device__ __forceinline__ uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
+__device__ __forceinline__ void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
+
+// Read-only for the whole kernel and used once: kept out of L1.
+__device__ __forceinline__ uint4 load16_stream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ void unpack(uint4 v, float (&x)[VEC]) {
+#if defined(DTYPE_F32)
+  x[0] = __uint_as_float(v.x), x[1] = __uint_as_float(v.y), x[2] = __uint_as_float(v.z), x[3] = __uint_as_float(v.w);
+#else
+  unpack2(v.x, x[0], x[1]), unpack2(v.y, x[2], x[3]), unpack2(v.z, x[4], x[5]), unpack2(v.w, x[6], x[7]);
+#endif
+}
+
+__device__ __forceinline__ uint4 pack(const float (&x)[VEC]) {
+#if defined(DTYPE_F32)
+  return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
+#else
+  return make_uint4(pack2(x[0], x[1]), pack2(x[2], x[3]), pack2(x[4], x[5]), pack2(x[6], x[7]));
+#endif
+}
+
+// p must be 16-byte aligned.
+__device__ __forceinline__ void load_vec(const elem_t* p, float (&x)[VEC]) { unpack(load16(p), x); }
+__device__ __forceinline__ void store_vec(elem_t* p, const float (&x)[VEC]) { store16(p, pack(x)); }
+
+// N elements: one 16-byte access when N is VEC (p must be aligned), else one by one.
+template <int N>
+__device__ __forceinline__ void load_elems(const elem_t* p, float (&x)[N]) {
+  if constexpr (N == VEC) {
+    load_vec(p, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = to_float(p[i]);
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void store_elems(elem_t* p, const float (&x)[N]) {
+  if constexpr (N == VEC) {
+    store_vec(p, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) p[i] = from_float(x[i]);
+  }
+}
+
+// ── reductions: the order of additions depends on the thread count alone, so results repeat bit for bit ──────────────
+
+// Every lane gets the result. WIDTH lanes (a power of two) make a group.
+template <int WIDTH = WARP>
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int offset = WIDTH / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_MASK, x, offset, WIDTH);
+  return x;
+}
+
+template <int WIDTH = WARP>
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int offset = WIDTH / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, offset, WIDTH));
+  return x;
+}
+
+// Every thread of the block gets the result; all of them must call. Blocks have 1 to 32 full warps.
+__device__ __forceinline__ float block_sum(float x) {
+  __shared__ float partial[WARP];
+  x = warp_sum(x);
+  __syncthreads();
+  if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
+  __syncthreads();
+  return warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : 0);
+}
+
+__device__ __forceinline__ float block_max(float x) {
+  __shared__ float partial[WARP];
+  x = warp_max(x);
+  __syncthreads();
+  if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
+  __syncthreads();
+  return warp_max(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : -infinity());
+}

@@ -1,0 +1,107 @@
+// rms_norm, add_rms_norm, layer_norm over the last dimension.
+//
+//   out, x, residual  elem_t [rows, width]        weight, bias  elem_t [width], bias may be null
+//
+// Parallelisation: grid (rows), one block a row. A thread holds ACCESSES pieces of ACCESS consecutive elements in
+// registers, so a row is read once whatever the number of passes over it; blockDim.x · ACCESSES · ACCESS >= width and
+// blockDim.x <= MAX_THREADS, which leaves 128 registers a thread.
+// Why this version: at decode sizes the cost is latency, so one load, one block reduction, one store; at prefill sizes the
+// many small blocks keep 2,048 threads an SM with 16 bytes or more in flight each. Statistics are float32.
+#include "types.cuh"
+
+static_assert(ACCESS == 1 || ACCESS == VEC, "ACCESS is one element or one 16-byte vector");
+static_assert(ACCESSES >= 1 && ACCESSES <= 32, "ACCESSES pieces must fit in registers");
+
+constexpr int MAX_THREADS = 512;
+
+struct Row {
+  float x[ACCESSES][ACCESS];
+};
+
+__device__ __forceinline__ int piece_start(int piece) { return (piece * blockDim.x + threadIdx.x) * ACCESS; }
+
+// Elements past the width are 0.
+__device__ __forceinline__ Row load_row(const elem_t* from, int width) {
+  Row row = {};
+#pragma unroll
+  for (int piece = 0; piece < ACCESSES; piece++)
+    if (piece_start(piece) < width) load_elems<ACCESS>(from + piece_start(piece), row.x[piece]);
+  return row;
+}
+
+template <class Value>
+__device__ __forceinline__ float sum_over_row(int width, Value value) {
+  float sum = 0;
+#pragma unroll
+  for (int piece = 0; piece < ACCESSES; piece++)
+#pragma unroll
+    for (int i = 0; i < ACCESS; i++)
+      if (piece_start(piece) < width) sum += value(piece, i);
+  return block_sum(sum);
+}
+
+__device__ __forceinline__ void store_rms_normed(elem_t* out, const Row& row, const Row& weight, int width, float eps) {
+  const float squares = sum_over_row(width, [&](int piece, int i) { return row.x[piece][i] * row.x[piece][i]; });
+  const float scale = rsqrtf(squares / width + eps);
+#pragma unroll
+  for (int piece = 0; piece < ACCESSES; piece++) {
+    float y[ACCESS];
+#pragma unroll
+    for (int i = 0; i < ACCESS; i++) y[i] = row.x[piece][i] * scale * weight.x[piece][i];
+    if (piece_start(piece) < width) store_elems<ACCESS>(out + piece_start(piece), y);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    rms_norm(elem_t* __restrict__ out, const elem_t* __restrict__ x, const elem_t* __restrict__ weight, int32 width,
+             float eps) {
+  GRID_DEPENDENCY_LAUNCH();
+  const Row weights = load_row(weight, width);
+  GRID_DEPENDENCY_WAIT();
+  const int64 start = static_cast<int64>(blockIdx.x) * width;
+  store_rms_normed(out + start, load_row(x + start, width), weights, width, eps);
+}
+
+// residual += x, rounded to elem_t; out = rms_norm(residual). `out` may be `x`.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    add_rms_norm(elem_t* out, elem_t* __restrict__ residual, const elem_t* x, const elem_t* __restrict__ weight,
+                 int32 width, float eps) {
+  GRID_DEPENDENCY_LAUNCH();
+  const Row weights = load_row(weight, width);
+  GRID_DEPENDENCY_WAIT();
+  const int64 start = static_cast<int64>(blockIdx.x) * width;
+  Row row = load_row(residual + start, width);
+  const Row added = load_row(x + start, width);
+#pragma unroll
+  for (int piece = 0; piece < ACCESSES; piece++) {
+#pragma unroll
+    for (int i = 0; i < ACCESS; i++) row.x[piece][i] = round_to_elem(row.x[piece][i] + added.x[piece][i]);
+    if (piece_start(piece) < width) store_elems<ACCESS>(residual + start + piece_start(piece), row.x[piece]);
+  }
+  store_rms_normed(out + start, row, weights, width, eps);
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    layer_norm(elem_t* __restrict__ out, const elem_t* __restrict__ x, const elem_t* __restrict__ weight,
+               const elem_t* __restrict__ bias, int32 width, float eps) {
+  GRID_DEPENDENCY_LAUNCH();
+  const Row weights = load_row(weight, width);
+  const Row biases = load_row(bias, bias == nullptr ? 0 : width);
+  GRID_DEPENDENCY_WAIT();
+  const int64 start = static_cast<int64>(blockIdx.x) * width;
+  const Row row = load_row(x + start, width);
+  const float mean = sum_over_row(width, [&](int piece, int i) { return row.x[piece][i]; }) / width;
+  const float squares = sum_over_row(width, [&](int piece, int i) {
+    const float centred = row.x[piece][i] - mean;
+    return centred * centred;
+  });
+  const float scale = rsqrtf(squares / width + eps);
+#pragma unroll
+  for (int piece = 0; piece < ACCESSES; piece++) {
+    float y[ACCESS];
+#pragma unroll
+    for (int i = 0; i < ACCESS; i++)
+      y[i] = (row.x[piece][i] - mean) * scale * weights.x[piece][i] + biases.x[piece][i];
+    if (piece_start(piece) < width) store_elems<ACCESS>(out + start + piece_start(piece), y);
+  }
+}

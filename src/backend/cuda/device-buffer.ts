@@ -1,0 +1,24 @@
+import type { Context } from "../../cuda/context.ts";
+import { DeviceMemory } from "../../cuda/memory.ts";
+import type { DeviceBuffer } from "../tensor.ts";
+
+/** GPU memory under tensors. Throws `CudaOutOfMemoryError`, with the bytes asked for and free, when there is not enough. */
+export class CudaBuffer implements DeviceBuffer {
+  readonly #memory: DeviceMemory;
+
+  constructor(
+    context: Context,
+    /** May be 0: such a buffer still has an address of its own. */
+    readonly byteLength: number,
+  ) {
+    this.#memory = DeviceMemory.allocate(context, Math.max(1, byteLength));
+  }
+
+  get address(): number {
+    return this.#memory.value;
+  }
+
+  dispose(): void {
+    this.#memory.dispose();
+  }
+}

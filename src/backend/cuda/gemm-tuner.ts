@@ -1,0 +1,167 @@
+import { ptr } from "bun:ffi";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { dtypeSize } from "../../base/dtype.ts";
+import type { Context } from "../../cuda/context.ts";
+import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
+import { Graph } from "../../cuda/graph.ts";
+import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
+import { DeviceMemory } from "../../cuda/memory.ts";
+import { Event, type Stream } from "../../cuda/stream.ts";
+import type { Tensor } from "../tensor.ts";
+import { rowAlignment } from "./gemm.ts";
+
+/** Algorithms that are timed for each shape. */
+const CANDIDATES = 8;
+/** Timed replays of a candidate; the fastest counts. */
+const REPLAYS = 3;
+/** Weights that a timing cycles through come to at least this many times the L2 cache, where the model has them. */
+const L2_MULTIPLE = 3;
+
+/** What a weight is multiplied in: everything of a shape but the number of tokens. */
+type WeightShape = Omit<LinearShape, "tokens">;
+
+/** A chosen algorithm as it is kept on disk. */
+interface StoredAlgorithm {
+  readonly algorithm: string;
+  readonly workspaceBytes: number;
+}
+
+/**
+ * Finds the fastest cuBLASLt algorithm of a shape. cuBLASLt's own ranking is a guess; at decode batch sizes the best of
+ * its first few is often much faster. Each is timed in a captured graph that cycles through the model's own weights of
+ * that shape, so that every product reads its weight from memory, as in a real step. Choices are kept on disk for the
+ * same GPU, driver and cuBLASLt.
+ */
+export class GemmTuner {
+  readonly #weights = new Map<string, { readonly shape: WeightShape; readonly addresses: Set<number> }>();
+  readonly #best = new Map<string, MatmulAlgorithm>();
+  readonly #path: string;
+  #dirty = false;
+
+  constructor(
+    private readonly context: Context,
+    private readonly stream: Stream,
+    private readonly cublas: CublasLt,
+    private readonly workspace: DeviceMemory,
+    folder: string,
+    driverVersion: readonly number[],
+  ) {
+    const { name } = context.device;
+    const key = [name, driverVersion.join("."), cublas.api.cublasLtGetVersion(), CANDIDATES].join("\n");
+    const hash = new Bun.CryptoHasher("sha256").update(key).digest("hex").slice(0, 32);
+    this.#path = join(folder, `gemm-${hash}.json`);
+    this.#load();
+  }
+
+  /** Remembers that the model multiplies by `weight`. */
+  observe({ tokens: _, ...shape }: LinearShape, weight: Tensor): void {
+    const key = algorithmKey({ ...shape, tokens: 0 });
+    const known = this.#weights.get(key);
+    if (known !== undefined) known.addresses.add(weight.address);
+    else this.#weights.set(key, { shape, addresses: new Set([weight.address]) });
+  }
+
+  /** The fastest algorithm known for the shape. */
+  best(shape: LinearShape): MatmulAlgorithm | undefined {
+    return this.#best.get(algorithmKey(shape));
+  }
+
+  /** Times the algorithms of every weight seen so far at these token counts, where the choice is not known yet. */
+  tune(tokenCounts: readonly number[]): void {
+    for (const { shape, addresses } of this.#weights.values()) {
+      for (const tokens of tokenCounts) {
+        const whole = { ...shape, tokens };
+        if (!this.#best.has(algorithmKey(whole))) this.#time(whole, [...addresses]);
+      }
+    }
+    if (this.#dirty) this.#store();
+  }
+
+  #time(shape: LinearShape, weights: readonly number[]): void {
+    const { tokens, inFeatures, outFeatures, inputType, outputType } = shape;
+    const weightBytes = inFeatures * outFeatures * dtypeSize(inputType);
+    const wanted = Math.ceil((L2_MULTIPLE * this.context.device.l2CacheSize) / weightBytes);
+    const used = weights.slice(0, Math.max(1, wanted));
+    using x = DeviceMemory.allocate(this.context, tokens * inFeatures * dtypeSize(inputType));
+    using out = DeviceMemory.allocate(this.context, tokens * outFeatures * dtypeSize(outputType));
+    using bias = DeviceMemory.allocate(this.context, outFeatures * dtypeSize(outputType));
+    using matmul = new LinearMatmul(this.cublas, shape);
+    this.stream.fill(x.value, 0, x.byteLength);
+    this.stream.fill(bias.value, 0, bias.byteLength);
+    let best: { algorithm: MatmulAlgorithm; milliseconds: number } | undefined;
+    for (const algorithm of matmul.algorithms(CANDIDATES, this.workspace.byteLength, rowAlignment(shape))) {
+      const milliseconds = this.#replayTime(() => {
+        for (const weight of used)
+          matmul.run(
+            this.stream.value,
+            algorithm,
+            out.value,
+            x.value,
+            weight,
+            this.workspace.value,
+            bias.value,
+          );
+      });
+      if (best === undefined || milliseconds < best.milliseconds) best = { algorithm, milliseconds };
+    }
+    this.#best.set(algorithmKey(shape), best!.algorithm);
+    this.#dirty = true;
+  }
+
+  #replayTime(enqueue: () => void): number {
+    using start = Event.create(this.context, { timing: true });
+    using end = Event.create(this.context, { timing: true });
+    using graph = Graph.capture(this.stream, enqueue);
+    using replay = graph.instantiate();
+    let best = Infinity;
+    for (let i = 0; i <= REPLAYS; i++) {
+      start.record(this.stream);
+      replay.launch(this.stream);
+      end.record(this.stream);
+      end.synchronize();
+      if (i > 0) best = Math.min(best, end.elapsedSince(start));
+    }
+    return best;
+  }
+
+  /** A file that is missing or damaged is as good as none: shapes are timed again. */
+  #load(): void {
+    try {
+      const stored = JSON.parse(readFileSync(this.#path, "utf8")) as Record<string, StoredAlgorithm>;
+      for (const [key, { algorithm, workspaceBytes }] of Object.entries(stored)) {
+        const bytes = Uint8Array.from(Buffer.from(algorithm, "hex"));
+        if (bytes.length !== 64 || !(workspaceBytes <= this.workspace.byteLength)) continue;
+        this.#best.set(key, { bytes, address: ptr(bytes), workspaceBytes, waves: 0 });
+      }
+    } catch {
+      this.#best.clear();
+    }
+  }
+
+  #store(): void {
+    const stored = [...this.#best].map(([key, { bytes, workspaceBytes }]): [string, StoredAlgorithm] => [
+      key,
+      { algorithm: Buffer.from(bytes).toString("hex"), workspaceBytes },
+    ]);
+    try {
+      mkdirSync(join(this.#path, ".."), { recursive: true, mode: 0o700 });
+      writeFileSync(this.#path, JSON.stringify(Object.fromEntries(stored)));
+    } catch {
+      // The cache is never in the way: the shapes are timed again at the next start.
+    }
+    this.#dirty = false;
+  }
+}
+
+/** A shape as a key, of plans and of choices on disk. */
+export function algorithmKey({
+  tokens,
+  inFeatures,
+  outFeatures,
+  inputType,
+  outputType,
+  bias,
+}: LinearShape): string {
+  return `${tokens}/${inFeatures}/${outFeatures}/${inputType}/${outputType}/${bias ? 1 : 0}`;
+}

@@ -1,0 +1,88 @@
+import { dtypeSize, type FloatDType } from "../../base/dtype.ts";
+import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
+import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
+import type { DeviceMemory } from "../../cuda/memory.ts";
+import type { Stream } from "../../cuda/stream.ts";
+import type { Tensor } from "../tensor.ts";
+import { algorithmKey, type GemmTuner } from "./gemm-tuner.ts";
+
+/** Plans for shapes beyond this many are rebuilt when they come again: prompts make a new shape almost every step. */
+const MAX_PLANS = 512;
+
+/** A matmul of one shape and the algorithm that runs it. */
+interface Plan {
+  readonly matmul: LinearMatmul;
+  readonly algorithm: MatmulAlgorithm;
+}
+
+/** out[T, N] = x[T, K] · weight[N, K]ᵀ + bias through cuBLASLt, one cached plan a shape. */
+export class Gemm {
+  readonly #plans = new Map<string, Plan>();
+
+  constructor(
+    private readonly cublas: CublasLt,
+    private readonly workspace: DeviceMemory,
+    private readonly stream: Stream,
+    private readonly tuner: GemmTuner,
+  ) {}
+
+  linear(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined): void {
+    const shape: LinearShape = {
+      tokens: x.dim(0),
+      inFeatures: x.dim(1),
+      outFeatures: weight.dim(0),
+      inputType: x.dtype as FloatDType,
+      outputType: out.dtype as FloatDType,
+      bias: bias !== undefined,
+    };
+    this.tuner.observe(shape, weight);
+    const { matmul, algorithm } = this.#plan(shape);
+    const { stream, workspace } = this;
+    matmul.run(
+      stream.value,
+      algorithm,
+      out.address,
+      x.address,
+      weight.address,
+      workspace.value,
+      bias?.address,
+    );
+  }
+
+  dispose(): void {
+    for (const { matmul } of this.#plans.values()) matmul.dispose();
+    this.#plans.clear();
+  }
+
+  /** Drops the plans, so that what the tuner has learnt since is used. */
+  replan(): void {
+    this.dispose();
+  }
+
+  #plan(shape: LinearShape): Plan {
+    const key = algorithmKey(shape);
+    const known = this.#plans.get(key);
+    if (known !== undefined) return known;
+    if (this.#plans.size >= MAX_PLANS) {
+      const [oldest] = this.#plans.keys();
+      this.#plans.get(oldest!)!.matmul.dispose();
+      this.#plans.delete(oldest!);
+    }
+    const matmul = new LinearMatmul(this.cublas, shape);
+    const alignment = rowAlignment(shape);
+    const algorithm =
+      this.tuner.best(shape) ?? matmul.algorithms(1, this.workspace.byteLength, alignment)[0]!;
+    const plan = { matmul, algorithm };
+    this.#plans.set(key, plan);
+    return plan;
+  }
+}
+
+/** Bytes to which rows of all three matrices are aligned, at most 16. */
+export function rowAlignment({ inFeatures, outFeatures, inputType, outputType }: LinearShape): number {
+  let alignment = 16;
+  for (const rowBytes of [inFeatures * dtypeSize(inputType), outFeatures * dtypeSize(outputType)]) {
+    while (rowBytes % alignment !== 0) alignment /= 2;
+  }
+  return alignment;
+}

@@ -1,0 +1,93 @@
+import { fileURLToPath } from "node:url";
+import type { Context } from "../../cuda/context.ts";
+import { Module } from "../../cuda/module.ts";
+import type { KernelCompiler } from "../../cuda/nvrtc.ts";
+import { archOf, Compiler, type CompilerOptions } from "./compiler.ts";
+import { Kernel, type KernelOptions } from "./kernel.ts";
+import { type KernelUnit, unitName } from "./kernel-source.ts";
+
+/** The folder of Octavo's own kernels. */
+export const KERNEL_FOLDER = fileURLToPath(new URL("../../../kernels-cu", import.meta.url));
+
+/** The kernels of a source folder in one context, compiled and loaded when first asked for. */
+export class KernelLibrary implements Disposable {
+  readonly #modules = new Map<string, Module>();
+  readonly #kernels = new Map<string, Kernel>();
+
+  constructor(
+    private readonly context: Context,
+    private readonly compiler: Compiler,
+  ) {}
+
+  /** For the context's GPU and Octavo's own kernels, unless the options say otherwise. */
+  static create(
+    context: Context,
+    nvrtc: KernelCompiler,
+    options: Partial<CompilerOptions> = {},
+  ): KernelLibrary {
+    const compiler = new Compiler(nvrtc, {
+      sourceFolder: KERNEL_FOLDER,
+      arch: archOf(...context.device.computeCapability),
+      ...options,
+    });
+    return new KernelLibrary(context, compiler);
+  }
+
+  /**
+   * The kernel `entry` of `file`, specialised by `defines`; the same one every time.
+   *
+   * @param signature Its argument types, see `Kernel`.
+   * @throws NvrtcError with the log when the file does not compile.
+   */
+  kernel(
+    file: string,
+    entry: string,
+    signature: string,
+    defines: KernelUnit["defines"] = {},
+    options: KernelOptions = {},
+  ): Kernel {
+    const unit = { file, defines };
+    const key = [unitName(unit), entry, signature, options.dependentLaunch === true].join("\n");
+    let kernel = this.#kernels.get(key);
+    if (kernel === undefined) {
+      kernel = new Kernel(this.#module(unit).function(entry), signature, options);
+      this.#kernels.set(key, kernel);
+    }
+    return kernel;
+  }
+
+  /** Compiles many units at once, in parallel, and loads them. */
+  async prepare(units: readonly KernelUnit[]): Promise<void> {
+    const missing = [...new Map(units.map((unit) => [unitName(unit), unit]))].filter(
+      ([name]) => !this.#modules.has(name),
+    );
+    const cubins = await this.compiler.compileAll(missing.map(([, unit]) => unit));
+    for (const [i, [name]] of missing.entries()) this.#load(name, cubins[i]!);
+  }
+
+  /** Unloads everything; kernels throw from then on. */
+  dispose(): void {
+    for (const module of this.#modules.values()) module.dispose();
+    this.#modules.clear();
+    this.#kernels.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #module(unit: KernelUnit): Module {
+    const name = unitName(unit);
+    return this.#modules.get(name) ?? this.#load(name, this.compiler.compile(unit));
+  }
+
+  /** Another caller may have loaded the unit while this one's was compiling. */
+  #load(name: string, cubin: Uint8Array): Module {
+    let module = this.#modules.get(name);
+    if (module === undefined) {
+      module = Module.load(this.context, cubin, name);
+      this.#modules.set(name, module);
+    }
+    return module;
+  }
+}

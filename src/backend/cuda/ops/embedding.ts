@@ -1,0 +1,44 @@
+import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
+import { checkEmbedding, checkGatherRows } from "../../checks.ts";
+import type { Tensor } from "../../tensor.ts";
+import type { KernelOptions } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import { accessWidth, KernelVariants } from "./kernel-variants.ts";
+
+const MAX_THREADS = 256;
+
+/** Row copies by index. */
+export class EmbeddingOps {
+  readonly #gather: KernelVariants;
+
+  constructor(
+    library: KernelLibrary,
+    private readonly dtype: FloatDType,
+    options: KernelOptions = {},
+  ) {
+    this.#gather = new KernelVariants(library, "embedding.cu", "gather_rows", "pppi", dtype, options);
+  }
+
+  /** See `Backend.embedding`. */
+  embedding(stream: number, out: Tensor, table: Tensor, ids: Tensor): void {
+    const { tokens, width } = checkEmbedding(this.dtype, out, table, ids);
+    this.#launch(stream, out, table, ids, tokens, width);
+  }
+
+  /** See `Backend.gatherRows`. */
+  gatherRows(stream: number, out: Tensor, x: Tensor, rows: Tensor): void {
+    const { count, width } = checkGatherRows(this.dtype, out, x, rows);
+    this.#launch(stream, out, x, rows, count, width);
+  }
+
+  #launch(stream: number, out: Tensor, table: Tensor, ids: Tensor, count: number, width: number): void {
+    if (count === 0) return;
+    const access = accessWidth(this.dtype, width, out, table);
+    const copyBytes = access * dtypeSize(this.dtype);
+    const units = width / access;
+    const threads = Math.min(MAX_THREADS, Math.ceil(units / 32) * 32);
+    this.#gather
+      .get(copyBytes, { COPY_BYTES: copyBytes })
+      .launch(stream, count, 1, 1, threads, 0, out.address, table.address, ids.address, units);
+  }
+}

@@ -1,0 +1,92 @@
+import type { Context } from "../../cuda/context.ts";
+import { PinnedMemory } from "../../cuda/memory.ts";
+import { Event, type Stream } from "../../cuda/stream.ts";
+import type { Readback } from "../backend.ts";
+
+const UPLOAD_SEGMENTS = 4;
+const UPLOAD_SEGMENT_BYTES = 8 * 2 ** 20;
+const READBACK_SLOT_BYTES = 2 ** 20;
+const ALIGNMENT = 16;
+
+/**
+ * Copies between host and device on one stream, through page-locked memory: uploads through a ring of segments, each
+ * waited for only when it comes round again, downloads through slots that are free once they were read.
+ */
+export class Staging {
+  readonly #ring: PinnedMemory;
+  readonly #bytes: Uint8Array;
+  readonly #segmentFree: readonly Event[];
+  readonly #freeSlots: ReadbackSlot[] = [];
+  #segment = 0;
+  #offset = 0;
+
+  constructor(
+    private readonly context: Context,
+    private readonly stream: Stream,
+  ) {
+    this.#ring = PinnedMemory.allocate(context, UPLOAD_SEGMENTS * UPLOAD_SEGMENT_BYTES);
+    this.#bytes = new Uint8Array(this.#ring.bytes);
+    this.#segmentFree = Array.from({ length: UPLOAD_SEGMENTS }, () => Event.create(context));
+  }
+
+  /** Enqueues a copy to a device address; `data` may be reused on return. */
+  upload(target: number, data: ArrayBufferView): void {
+    const source = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    for (let done = 0; done < source.length; ) {
+      const length = Math.min(source.length - done, UPLOAD_SEGMENT_BYTES);
+      if (this.#offset + length > UPLOAD_SEGMENT_BYTES) this.#nextSegment();
+      const at = this.#segment * UPLOAD_SEGMENT_BYTES + this.#offset;
+      this.#bytes.set(source.subarray(done, done + length), at);
+      this.stream.upload(target + done, this.#ring.value + at, length);
+      this.#offset = Math.ceil((this.#offset + length) / ALIGNMENT) * ALIGNMENT;
+      done += length;
+    }
+  }
+
+  /** Enqueues a copy to the host. Copies above 1 MiB are waited for at once. */
+  readback(source: number, byteLength: number): Readback {
+    if (byteLength > READBACK_SLOT_BYTES) {
+      const bytes = this.#download(source, byteLength);
+      return { wait: () => bytes };
+    }
+    const slot = this.#freeSlots.pop() ?? new ReadbackSlot(this.context);
+    this.stream.download(slot.memory.value, source, byteLength);
+    slot.done.record(this.stream);
+    return {
+      wait: () => {
+        slot.done.synchronize();
+        const bytes = slot.bytes.slice(0, byteLength);
+        this.#freeSlots.push(slot);
+        return bytes;
+      },
+    };
+  }
+
+  #download(source: number, byteLength: number): Uint8Array {
+    const bytes = new Uint8Array(byteLength);
+    for (let done = 0; done < byteLength; done += READBACK_SLOT_BYTES) {
+      const length = Math.min(READBACK_SLOT_BYTES, byteLength - done);
+      bytes.set(this.readback(source + done, length).wait(), done);
+    }
+    return bytes;
+  }
+
+  #nextSegment(): void {
+    this.#segmentFree[this.#segment]!.record(this.stream);
+    this.#segment = (this.#segment + 1) % UPLOAD_SEGMENTS;
+    this.#segmentFree[this.#segment]!.synchronize();
+    this.#offset = 0;
+  }
+}
+
+class ReadbackSlot {
+  readonly memory: PinnedMemory;
+  readonly bytes: Uint8Array;
+  readonly done: Event;
+
+  constructor(context: Context) {
+    this.memory = PinnedMemory.allocate(context, READBACK_SLOT_BYTES);
+    this.bytes = new Uint8Array(this.memory.bytes);
+    this.done = Event.create(context);
+  }
+}

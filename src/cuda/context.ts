@@ -1,0 +1,68 @@
+import type { Device } from "./device.ts";
+import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
+import { checkCuda } from "./errors.ts";
+import { PointerSlot } from "./ffi.ts";
+import { Handle } from "./handle.ts";
+
+/** A GPU's primary context, which owns everything made in it. Current on the thread that retained it. */
+export class Context extends Handle {
+  private constructor(
+    readonly api: CudaApi,
+    readonly device: Device,
+    value: number,
+  ) {
+    super(value);
+  }
+
+  /** Retains the device's primary context and makes it current on this thread. */
+  static retain(api: CudaApi, device: Device): Context {
+    const slot = new PointerSlot();
+    checkCuda(
+      api,
+      "cuDevicePrimaryCtxRetain",
+      api.cuDevicePrimaryCtxRetain(slot.array, device.id),
+      `GPU ${device.ordinal} (${device.name})`,
+    );
+    const context = new Context(api, device, slot.value);
+    context.makeCurrent();
+    return context;
+  }
+
+  /** Directs this thread's calls at this context: needed when a thread holds more than one. */
+  makeCurrent(): void {
+    checkCuda(this.api, "cuCtxSetCurrent", this.api.cuCtxSetCurrent(this.value));
+  }
+
+  /** Waits for everything enqueued in the current context. */
+  synchronize(): void {
+    checkCuda(this.api, "cuCtxSynchronize", this.api.cuCtxSynchronize());
+  }
+
+  /** Bytes of device memory, other processes' use included. */
+  memory(): { readonly free: number; readonly total: number } {
+    const free = new PointerSlot();
+    const total = new PointerSlot();
+    checkCuda(this.api, "cuMemGetInfo_v2", this.api.cuMemGetInfo_v2(free.array, total.array));
+    return { free: free.value, total: total.value };
+  }
+
+  /** Lets kernels of this context address `peer`'s memory. Enabling twice is fine. */
+  enablePeerAccess(peer: Context): void {
+    const status = this.api.cuCtxEnablePeerAccess(peer.value, 0);
+    if (status === CudaStatus.peerAccessAlreadyEnabled) return;
+    checkCuda(
+      this.api,
+      "cuCtxEnablePeerAccess",
+      status,
+      `GPUs ${this.device.ordinal} and ${peer.device.ordinal}`,
+    );
+  }
+
+  protected override release(): void {
+    checkCuda(
+      this.api,
+      "cuDevicePrimaryCtxRelease_v2",
+      this.api.cuDevicePrimaryCtxRelease_v2(this.device.id),
+    );
+  }
+}

@@ -1,0 +1,230 @@
+import { ptr } from "bun:ffi";
+import type { FloatDType } from "../base/dtype.ts";
+import type { Context } from "./context.ts";
+import {
+  COMPUTE_32F,
+  type CublasLtApi,
+  CublasOperation,
+  CudaDataType,
+  Epilogue,
+  MatmulDescAttribute,
+  PreferenceAttribute,
+} from "./cublaslt-symbols.ts";
+import { checkCublas } from "./errors.ts";
+import { PointerSlot } from "./ffi.ts";
+import { Handle } from "./handle.ts";
+
+/** A cuBLASLt handle: one a context. */
+export class CublasLt extends Handle {
+  private constructor(
+    readonly api: CublasLtApi,
+    value: number,
+    context: Context,
+  ) {
+    super(value, context);
+  }
+
+  static create(api: CublasLtApi, context: Context): CublasLt {
+    const slot = new PointerSlot();
+    checkCublas(api, "cublasLtCreate", api.cublasLtCreate(slot.array));
+    return new CublasLt(api, slot.value, context);
+  }
+
+  /**
+   * Algorithms that can run the problem, the likely fastest first; empty when there is none. Throws `CublasError`
+   * when the problem itself is malformed.
+   */
+  algorithms(problem: MatmulProblem, preference: MatmulPreference, limit: number): MatmulAlgorithm[] {
+    const { api } = this;
+    const results = new Uint8Array(limit * HEURISTIC_RESULT_BYTES);
+    const count = new Int32Array(1);
+    const status = api.cublasLtMatmulAlgoGetHeuristic(
+      this.value,
+      problem.descriptor.value,
+      problem.a.value,
+      problem.b.value,
+      problem.c.value,
+      problem.d.value,
+      preference.value,
+      limit,
+      results,
+      count,
+    );
+    if (status === STATUS_NOT_SUPPORTED) return [];
+    checkCublas(api, "cublasLtMatmulAlgoGetHeuristic", status);
+    return parseHeuristicResults(results, count[0]!);
+  }
+
+  protected override release(value: number): void {
+    checkCublas(this.api, "cublasLtDestroy", this.api.cublasLtDestroy(value));
+  }
+}
+
+/** D = α · op(A) · op(B) + β · C, described. */
+export interface MatmulProblem {
+  readonly descriptor: MatmulDescriptor;
+  readonly a: MatrixLayout;
+  readonly b: MatrixLayout;
+  readonly c: MatrixLayout;
+  readonly d: MatrixLayout;
+}
+
+/** The operation: float32 accumulation, op(A), op(B), epilogue. */
+export class MatmulDescriptor extends Handle {
+  readonly #word = new Int32Array(new ArrayBuffer(4));
+  readonly #pointer = new BigUint64Array(new ArrayBuffer(8));
+
+  private constructor(
+    private readonly api: CublasLtApi,
+    value: number,
+    owner: CublasLt,
+  ) {
+    super(value, owner);
+  }
+
+  static create(
+    owner: CublasLt,
+    operation: { readonly transA: boolean; readonly transB: boolean; readonly bias: boolean },
+  ): MatmulDescriptor {
+    const slot = new PointerSlot();
+    const { api } = owner;
+    checkCublas(
+      api,
+      "cublasLtMatmulDescCreate",
+      api.cublasLtMatmulDescCreate(slot.array, COMPUTE_32F, CudaDataType.float32),
+    );
+    const descriptor = new MatmulDescriptor(api, slot.value, owner);
+    const op = (transposed: boolean) => (transposed ? CublasOperation.transpose : CublasOperation.none);
+    descriptor.#setWord(MatmulDescAttribute.transA, op(operation.transA));
+    descriptor.#setWord(MatmulDescAttribute.transB, op(operation.transB));
+    descriptor.#setWord(MatmulDescAttribute.epilogue, operation.bias ? Epilogue.bias : Epilogue.none);
+    return descriptor;
+  }
+
+  /** Device address of the bias vector, one element of D's type per row of D. Read by the next matmul. */
+  setBias(address: number): void {
+    this.#pointer[0] = BigInt(address);
+    this.#set(MatmulDescAttribute.biasPointer, this.#pointer);
+  }
+
+  #setWord(attribute: number, value: number): void {
+    this.#word[0] = value;
+    this.#set(attribute, this.#word);
+  }
+
+  #set(attribute: number, value: NodeJS.TypedArray): void {
+    const status = this.api.cublasLtMatmulDescSetAttribute(this.value, attribute, value, value.byteLength);
+    checkCublas(this.api, "cublasLtMatmulDescSetAttribute", status, `attribute ${attribute}`);
+  }
+
+  protected override release(value: number): void {
+    checkCublas(this.api, "cublasLtMatmulDescDestroy", this.api.cublasLtMatmulDescDestroy(value));
+  }
+}
+
+/** A column-major matrix: `rows` × `columns`, columns `leadingDimension` elements apart. */
+export class MatrixLayout extends Handle {
+  private constructor(
+    private readonly api: CublasLtApi,
+    value: number,
+    owner: CublasLt,
+  ) {
+    super(value, owner);
+  }
+
+  static create(
+    owner: CublasLt,
+    dtype: FloatDType,
+    rows: number,
+    columns: number,
+    leadingDimension = rows,
+  ): MatrixLayout {
+    const slot = new PointerSlot();
+    const { api } = owner;
+    checkCublas(
+      api,
+      "cublasLtMatrixLayoutCreate",
+      api.cublasLtMatrixLayoutCreate(slot.array, CudaDataType[dtype], rows, columns, leadingDimension),
+      `${dtype}[${rows}, ${columns}]`,
+    );
+    return new MatrixLayout(api, slot.value, owner);
+  }
+
+  protected override release(value: number): void {
+    checkCublas(this.api, "cublasLtMatrixLayoutDestroy", this.api.cublasLtMatrixLayoutDestroy(value));
+  }
+}
+
+/** What a heuristic search may assume: workspace, and alignment of all four matrices in bytes. */
+export class MatmulPreference extends Handle {
+  private constructor(
+    private readonly api: CublasLtApi,
+    value: number,
+    owner: CublasLt,
+  ) {
+    super(value, owner);
+  }
+
+  static create(owner: CublasLt, workspaceBytes: number, alignment: number): MatmulPreference {
+    const slot = new PointerSlot();
+    const { api } = owner;
+    checkCublas(api, "cublasLtMatmulPreferenceCreate", api.cublasLtMatmulPreferenceCreate(slot.array));
+    const preference = new MatmulPreference(api, slot.value, owner);
+    preference.#set(PreferenceAttribute.maxWorkspaceBytes, BigUint64Array.of(BigInt(workspaceBytes)));
+    for (const matrix of ["A", "B", "C", "D"] as const) {
+      preference.#set(PreferenceAttribute[`minAlignment${matrix}`], Uint32Array.of(alignment));
+    }
+    return preference;
+  }
+
+  #set(attribute: number, value: NodeJS.TypedArray): void {
+    const status = this.api.cublasLtMatmulPreferenceSetAttribute(
+      this.value,
+      attribute,
+      value,
+      value.byteLength,
+    );
+    checkCublas(this.api, "cublasLtMatmulPreferenceSetAttribute", status, `attribute ${attribute}`);
+  }
+
+  protected override release(value: number): void {
+    checkCublas(this.api, "cublasLtMatmulPreferenceDestroy", this.api.cublasLtMatmulPreferenceDestroy(value));
+  }
+}
+
+/** One way to run a problem. Valid for problems of the same shapes, types and epilogue on the same GPU. */
+export interface MatmulAlgorithm {
+  /** The cublasLtMatmulAlgo_t, 64 bytes. */
+  readonly bytes: Uint8Array;
+  /** Address of `bytes`, which keeps it valid. */
+  readonly address: number;
+  /** Device bytes it needs as workspace. */
+  readonly workspaceBytes: number;
+  /** Waves of blocks on the GPU: 1 fills it once. */
+  readonly waves: number;
+}
+
+const STATUS_NOT_SUPPORTED = 15;
+const ALGORITHM_BYTES = 64;
+/** cublasLtMatmulHeuristicResult_t: algo 64, size_t workspaceSize, int state, float wavesCount, int reserved[4]. */
+const HEURISTIC_RESULT_BYTES = 96;
+
+/** Usable entries of an array of cublasLtMatmulHeuristicResult_t, in its order. */
+export function parseHeuristicResults(results: Uint8Array, count: number): MatmulAlgorithm[] {
+  const view = new DataView(results.buffer, results.byteOffset, results.byteLength);
+  const algorithms: MatmulAlgorithm[] = [];
+  for (let i = 0; i < count; i++) {
+    const at = i * HEURISTIC_RESULT_BYTES;
+    const state = view.getInt32(at + 72, true);
+    if (state !== 0) continue;
+    const bytes = new Uint8Array(new ArrayBuffer(ALGORITHM_BYTES));
+    bytes.set(results.subarray(at, at + ALGORITHM_BYTES));
+    algorithms.push({
+      bytes,
+      address: ptr(bytes),
+      workspaceBytes: Number(view.getBigUint64(at + 64, true)),
+      waves: view.getFloat32(at + 76, true),
+    });
+  }
+  return algorithms;
+}

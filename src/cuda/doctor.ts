@@ -1,0 +1,109 @@
+import { readFileSync } from "node:fs";
+import { basename } from "node:path";
+import { messageOf } from "../base/errors.ts";
+import { Device } from "./device.ts";
+import { installHint, type LibraryCandidate, type LibraryName, libraryCandidates } from "./libraries.ts";
+import { type Machine, openCublasLt, openDriver, openNvrtc, thisMachine } from "./open.ts";
+
+/** One library as `octavo doctor` shows it. */
+export interface LibraryReport {
+  readonly name: LibraryName;
+  /** The file loaded; undefined when there is none. */
+  readonly path?: string;
+  /** Why it was found there, e.g. `VIRTUAL_ENV`. */
+  readonly source?: string;
+  /** As the library says, or its file name where it does not. */
+  readonly version?: string;
+  /** What is wrong, with the remedy. */
+  readonly problem?: string;
+}
+
+export interface GpuReport {
+  readonly ordinal: number;
+  readonly name: string;
+  /** E.g. `9.0`. */
+  readonly computeCapability: string;
+  /** Bytes of device memory. */
+  readonly totalMemory: number;
+  readonly multiprocessors: number;
+}
+
+export interface CudaReport {
+  /** The newest CUDA that the driver runs, e.g. `13.0`. */
+  readonly driverVersion?: string;
+  readonly gpus: readonly GpuReport[];
+  /** cuda, nvrtc, cublasLt, nccl, in this order. NCCL is needed for tensor parallelism only. */
+  readonly libraries: readonly LibraryReport[];
+}
+
+/** What of CUDA this machine has, and how to get what it lacks. Never throws; creates no context. */
+export function inspectCuda(machine = thisMachine()): CudaReport {
+  const gpus: GpuReport[] = [];
+  let driverVersion: string | undefined;
+  let driverMajor: number | undefined;
+  const cuda = report("cuda", () => {
+    const driver = openDriver(machine);
+    driverMajor = driver.version[0];
+    driverVersion = driver.version.join(".");
+    for (let ordinal = 0; ordinal < Device.count(driver.api); ordinal++) {
+      const device = Device.open(driver.api, ordinal);
+      gpus.push({
+        ordinal,
+        name: device.name,
+        computeCapability: device.computeCapability.join("."),
+        totalMemory: device.totalMemory,
+        multiprocessors: device.multiprocessors,
+      });
+    }
+    return describe(driver.library, driverVersion);
+  });
+  const newest = driverMajor ?? Number.POSITIVE_INFINITY;
+  const nvrtc = report("nvrtc", () => {
+    const { nvrtc, library } = openNvrtc(machine, newest);
+    return describe(library, nvrtc.version);
+  });
+  const cublasLt = report("cublasLt", () => {
+    const { api, library } = openCublasLt(machine, newest);
+    return describe(library, cublasVersion(Number(api.cublasLtGetVersion())));
+  });
+  const nccl = report("nccl", () => inspectNccl(machine, newest));
+  return { ...(driverVersion && { driverVersion }), gpus, libraries: [cuda, nvrtc, cublasLt, nccl] };
+}
+
+function report(name: LibraryName, inspect: () => Omit<LibraryReport, "name">): LibraryReport {
+  try {
+    return { name, ...inspect() };
+  } catch (error) {
+    const cause = error instanceof Error && error.cause !== undefined ? ` (${messageOf(error.cause)})` : "";
+    return { name, problem: `${messageOf(error)}${cause}` };
+  }
+}
+
+function describe(library: LibraryCandidate, version: string): Omit<LibraryReport, "name"> {
+  return { path: loadedPath(library.path), source: library.source, version };
+}
+
+/** NCCL is not loaded for the report: a file that exists is enough to go by. */
+function inspectNccl(machine: Machine, driverMajor: number): Omit<LibraryReport, "name"> {
+  const found = libraryCandidates("nccl", machine.host)[0]!;
+  if (found.path.includes("/")) return { path: found.path, source: found.source, version: found.version };
+  return { problem: `not found, needed for tensor parallelism only: ${installHint("nccl", driverMajor)}` };
+}
+
+/** The file behind a bare soname, once it is loaded. */
+function loadedPath(path: string): string {
+  if (path.includes("/")) return path;
+  try {
+    const files = readFileSync("/proc/self/maps", "utf8")
+      .split("\n")
+      .map((line) => line.slice(line.indexOf("/")));
+    return files.find((file) => basename(file).startsWith(path.slice(0, path.indexOf(".so") + 3))) ?? path;
+  } catch {
+    return path;
+  }
+}
+
+/** 130200 → `13.2.0`. */
+function cublasVersion(version: number): string {
+  return [Math.floor(version / 10000), Math.floor((version % 10000) / 100), version % 100].join(".");
+}

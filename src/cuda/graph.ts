@@ -1,0 +1,89 @@
+import type { Context } from "./context.ts";
+import { CAPTURE_MODE_THREAD_LOCAL, type CudaApi } from "./driver-symbols.ts";
+import { checkCuda } from "./errors.ts";
+import { PointerSlot } from "./ffi.ts";
+import { Handle } from "./handle.ts";
+import type { Stream } from "./stream.ts";
+
+/** Device work recorded from a stream. Not needed any more once it is instantiated. */
+export class Graph extends Handle {
+  private constructor(
+    private readonly api: CudaApi,
+    value: number,
+    private readonly context: Context,
+  ) {
+    super(value, context);
+  }
+
+  /**
+   * Records what `enqueue` puts on `stream` instead of running it. When `enqueue` throws, the recording is dropped
+   * and the stream is usable again.
+   */
+  static capture(stream: Stream, enqueue: () => void): Graph {
+    const { context } = stream;
+    const { api } = context;
+    const slot = new PointerSlot();
+    checkCuda(
+      api,
+      "cuStreamBeginCapture_v2",
+      api.cuStreamBeginCapture_v2(stream.value, CAPTURE_MODE_THREAD_LOCAL),
+    );
+    try {
+      enqueue();
+    } catch (error) {
+      const ended = api.cuStreamEndCapture(stream.value, slot.array);
+      if (ended === 0 && slot.value !== 0) api.cuGraphDestroy(slot.value);
+      throw error;
+    }
+    checkCuda(api, "cuStreamEndCapture", api.cuStreamEndCapture(stream.value, slot.array));
+    return new Graph(api, slot.value, context);
+  }
+
+  /** Kernels, copies and fills recorded. */
+  get nodeCount(): number {
+    const slot = new PointerSlot();
+    checkCuda(this.api, "cuGraphGetNodes", this.api.cuGraphGetNodes(this.value, 0, slot.array));
+    return slot.value;
+  }
+
+  /** Makes the recording launchable. */
+  instantiate(): GraphExec {
+    return GraphExec.instantiate(this.context, this);
+  }
+
+  protected override release(value: number): void {
+    checkCuda(this.api, "cuGraphDestroy", this.api.cuGraphDestroy(value));
+  }
+}
+
+/** A launchable graph. It holds the addresses that were recorded: their memory must outlive it. */
+export class GraphExec extends Handle {
+  private constructor(
+    private readonly api: CudaApi,
+    value: number,
+    context: Context,
+  ) {
+    super(value, context);
+  }
+
+  static instantiate(context: Context, graph: Graph): GraphExec {
+    const { api } = context;
+    const slot = new PointerSlot();
+    const status = api.cuGraphInstantiateWithFlags(slot.array, graph.value, 0);
+    checkCuda(api, "cuGraphInstantiateWithFlags", status);
+    return new GraphExec(api, slot.value, context);
+  }
+
+  /** Moves the graph to the device ahead of its first launch. */
+  upload(stream: Stream): void {
+    checkCuda(this.api, "cuGraphUpload", this.api.cuGraphUpload(this.value, stream.value));
+  }
+
+  launch(stream: Stream): void {
+    checkCuda(this.api, "cuGraphLaunch", this.api.cuGraphLaunch(this.value, stream.value));
+  }
+
+  protected override release(value: number): void {
+    checkCuda(this.api, "cuGraphExecDestroy", this.api.cuGraphExecDestroy(value));
+  }
+}

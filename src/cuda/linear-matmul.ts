@@ -1,0 +1,125 @@
+import type { FloatDType } from "../base/dtype.ts";
+import { invariant } from "../base/errors.ts";
+import {
+  type CublasLt,
+  type MatmulAlgorithm,
+  MatmulDescriptor,
+  MatmulPreference,
+  type MatmulProblem,
+  MatrixLayout,
+} from "./cublaslt.ts";
+import type { CublasLtApi } from "./cublaslt-symbols.ts";
+import { CublasError, checkCublas } from "./errors.ts";
+
+export interface LinearShape {
+  /** T, K and N of out[T, N] = x[T, K] · weight[N, K]ᵀ. */
+  readonly tokens: number;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  /** Type of x and weight. */
+  readonly inputType: FloatDType;
+  /** Type of out and bias. */
+  readonly outputType: FloatDType;
+  /** Adds bias[N] to every row. */
+  readonly bias?: boolean;
+}
+
+/**
+ * out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias[N]) (+ out), accumulated in float32, for one shape. All three matrices
+ * are contiguous and row-major, which to cuBLASLt's column-major eyes is outᵀ[N, T] = weightᵀ[K, N]ᵀ · xᵀ[K, T].
+ */
+export class LinearMatmul implements Disposable {
+  readonly #api: CublasLtApi;
+  readonly #problem: MatmulProblem;
+  readonly #one = new Float32Array(new ArrayBuffer(4)).fill(1);
+  readonly #zero = new Float32Array(new ArrayBuffer(4));
+  #bias = 0;
+
+  constructor(
+    private readonly cublas: CublasLt,
+    readonly shape: LinearShape,
+  ) {
+    const { tokens, inFeatures, outFeatures, inputType, outputType, bias = false } = shape;
+    this.#api = cublas.api;
+    const d = MatrixLayout.create(cublas, outputType, outFeatures, tokens);
+    this.#problem = {
+      descriptor: MatmulDescriptor.create(cublas, { transA: true, transB: false, bias }),
+      a: MatrixLayout.create(cublas, inputType, inFeatures, outFeatures),
+      b: MatrixLayout.create(cublas, inputType, inFeatures, tokens),
+      c: d,
+      d,
+    };
+  }
+
+  /**
+   * Algorithms for this shape, the likely fastest first.
+   *
+   * @param workspaceBytes Most workspace an algorithm may need.
+   * @param alignment Bytes to which x, weight and out are aligned. Default 16.
+   * @throws CublasError when cuBLASLt has none.
+   */
+  algorithms(limit: number, workspaceBytes: number, alignment = 16): MatmulAlgorithm[] {
+    using preference = MatmulPreference.create(this.cublas, workspaceBytes, alignment);
+    const found = this.cublas.algorithms(this.#problem, preference, limit);
+    if (found.length === 0) {
+      throw new CublasError("cublasLtMatmulAlgoGetHeuristic", 15, "CUBLAS_STATUS_NOT_SUPPORTED", `${this}`);
+    }
+    return found;
+  }
+
+  /**
+   * Enqueues the matmul. All are device addresses; `bias` is read only if the shape has one.
+   *
+   * @param accumulate Adds to what `out` holds instead of overwriting it.
+   */
+  run(
+    stream: number,
+    algorithm: MatmulAlgorithm,
+    out: number,
+    x: number,
+    weight: number,
+    workspace: number,
+    bias = 0,
+    accumulate = false,
+  ): void {
+    const { descriptor, a, b, d } = this.#problem;
+    if (this.shape.bias && bias !== this.#bias) {
+      invariant(bias !== 0, `${this} needs a bias`);
+      descriptor.setBias(bias);
+      this.#bias = bias;
+    }
+    const status = this.#api.cublasLtMatmul(
+      this.cublas.value,
+      descriptor.value,
+      this.#one,
+      weight,
+      a.value,
+      x,
+      b.value,
+      accumulate ? this.#one : this.#zero,
+      out,
+      d.value,
+      out,
+      d.value,
+      algorithm.address,
+      workspace,
+      algorithm.workspaceBytes,
+      stream,
+    );
+    if (status !== 0) checkCublas(this.#api, "cublasLtMatmul", status, `${this}`);
+  }
+
+  dispose(): void {
+    const { descriptor, a, b, d } = this.#problem;
+    for (const handle of [descriptor, a, b, d]) handle.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  toString(): string {
+    const { tokens, inFeatures, outFeatures, inputType, outputType, bias } = this.shape;
+    return `${outputType}[${tokens}, ${outFeatures}] = ${inputType}[${tokens}, ${inFeatures}] · [${outFeatures}, ${inFeatures}]ᵀ${bias ? " + bias" : ""}`;
+  }
+}

@@ -1,0 +1,123 @@
+import { describe, expect, test } from "bun:test";
+import { cpSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { temporaryFolder } from "../unit/loader/support.ts";
+import { generate, MODEL, modelCopy, type Result, tensorRange } from "./support.ts";
+
+/** The program ends with `code` and says why in one line. */
+function expectRefusal({ code, stderr }: Result, expected: number, ...parts: readonly string[]): void {
+  expect([code, stderr]).toEqual([expected, expect.stringMatching(/^octavo: [^\n]+\n$/)]);
+  for (const part of parts) expect(stderr).toContain(part);
+}
+
+describe("64: the command line is wrong", () => {
+  const cases: readonly (readonly [string, readonly string[], string])[] = [
+    ["an unknown flag", ["--no-such-flag"], "--no-such-flag"],
+    ["a flag without its value", ["--max-tokens"], "--max-tokens"],
+    ["a number that is none", ["--temperature", "warm"], "warm"],
+    ["a fraction for an integer", ["--max-tokens", "1.5"], "1.5"],
+    ["a seed that is no integer", ["--seed", "0x10"], "0x10"],
+    ["sampling out of range", ["--top-p", "1.5"], "topP"],
+    ["a seed beyond 64 bits", ["--seed", "99999999999999999999"], "seed"],
+    ["several greedy completions", ["--temperature", "0", "--n", "2"], "temperature"],
+    ["an engine option out of range", ["--block-size", "3"], "blockSize"],
+    ["an unknown device", ["--device", "tpu"], "device"],
+    ["a context longer than the model's", ["--max-model-len", "2048"], "1024"],
+    ["a dtype that the CPU lacks", ["--device", "cpu", "--dtype", "bfloat16"], "bfloat16"],
+    ["a prompt longer than the context", ["--max-model-len", "8", "word ".repeat(20)], "8"],
+    ["an empty prompt", [""], "empty"],
+    ["prompts twice", ["--file", "x.txt", "A prompt"], "--file"],
+    ["--system without --chat", ["--system", "x"], "--chat"],
+    ["--logprobs without --json", ["--logprobs", "2"], "--json"],
+    ["a chat template that is no file", ["--chat", "--chat-template", "no-such-file.jinja"], "chatTemplate"],
+    ["text without a tokenizer", ["--skip-tokenizer-init"], "tokenizer"],
+  ];
+  test.each([...cases])("%s", async (_, args, part) => {
+    expectRefusal(await generate(args), 64, part);
+  });
+
+  test("a file without prompts", async () => {
+    using folder = temporaryFolder();
+    writeFileSync(folder.file("empty.txt"), "\n \n");
+    expectRefusal(await generate(["--file", folder.file("empty.txt")]), 64, "empty.txt");
+  });
+});
+
+describe("66: something is missing", () => {
+  test("the model folder", async () => {
+    expectRefusal(await generate(["--model", "./no/such/folder"]), 66, "no/such/folder");
+  });
+
+  test("config.json", async () => {
+    using folder = temporaryFolder();
+    expectRefusal(await generate(["--model", folder.path]), 66, "config.json");
+  });
+
+  test("the weights", async () => {
+    using folder = temporaryFolder();
+    for (const name of ["config.json", "tokenizer.json"]) cpSync(join(MODEL, name), folder.file(name));
+    expectRefusal(await generate(["--model", folder.path]), 66, folder.path);
+  });
+
+  test("the prompts file, or it is a folder", async () => {
+    using folder = temporaryFolder();
+    expectRefusal(await generate(["--file", folder.file("prompts.txt")]), 66, "prompts.txt");
+    expectRefusal(await generate(["--file", folder.path]), 66, folder.path);
+  });
+});
+
+describe("65: the model is broken or not supported", () => {
+  test.each([
+    ["a config that is not JSON", () => "{ not json", "JSON"],
+    [
+      "an unknown architecture",
+      (c: object) => ({ ...c, architectures: ["MambaForCausalLM"] }),
+      "config.json: architecture MambaForCausalLM",
+    ],
+    ["quantised weights", (c: object) => ({ ...c, quantization_config: { quant_method: "awq" } }), "awq"],
+    ["a field out of range", (c: object) => ({ ...c, num_hidden_layers: -1 }), "num_hidden_layers"],
+    ["another width than the weights have", (c: object) => ({ ...c, intermediate_size: 512 }), "mlp"],
+    ["fewer tokens than the tokenizer", (c: object) => ({ ...c, vocab_size: 4095 }), "4095"],
+  ] as const)("%s", async (_, config, part) => {
+    using folder = modelCopy({ config });
+    expectRefusal(await generate(["--model", folder.path]), 65, part);
+  });
+
+  test("a truncated weight file", async () => {
+    using folder = modelCopy({ weights: (file) => file });
+    truncateSync(folder.file("model.safetensors"), 1_000_000);
+    expectRefusal(await generate(["--model", folder.path]), 65, "model.safetensors");
+  });
+
+  test("a missing tensor is named", async () => {
+    const rename = (file: Buffer) => {
+      file.write("model.nurm.weight", file.indexOf("model.norm.weight"));
+      return file;
+    };
+    using folder = modelCopy({ weights: rename });
+    expectRefusal(await generate(["--model", folder.path]), 65, "model.norm.weight");
+  });
+});
+
+test("69: there is no GPU", async () => {
+  expectRefusal(await generate(["--device", "cuda"]), 69);
+});
+
+describe("70: the model computes no numbers", () => {
+  const spoil = (file: Buffer) => {
+    const [start, end] = tensorRange(file, "model.norm.weight");
+    return file.fill(0xff, start, end);
+  };
+
+  test("a stream and a batch end with the error, and JSON holds it", async () => {
+    using folder = modelCopy({ weights: spoil });
+    const args = ["--model", folder.path, "--max-tokens", "4"];
+    expectRefusal(await generate([...args, "One"]), 70, "finite");
+    expectRefusal(await generate([...args, "One", "Two"]), 70, "finite");
+    const result = await generate([...args, "One", "--json"]);
+    expectRefusal(result, 70, "finite");
+    const [completion] = JSON.parse(result.stdout).results[0].completions;
+    expect(completion).toMatchObject({ finishReason: "error", tokenIds: [] });
+    expect(completion.error).toContain("finite");
+  });
+});

@@ -1,0 +1,25 @@
+import { FIXTURES } from "../model/fixtures.ts";
+import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
+import { describeGpu } from "./gpu.ts";
+
+/** 16-bit weights, activations and cache against the float32 reference. */
+const BFLOAT16: Tolerance = { stds: 0.1, relative: 2e-2, cosine: 0.9999, logprob: 0.1, greedyGap: 0.1 };
+const FLOAT16: Tolerance = { stds: 0.05, relative: 1e-2, cosine: 0.9999, logprob: 0.05, greedyGap: 0.1 };
+
+function variants(dtype: "bfloat16" | "float16"): Variant[] {
+  const options = { device: "cuda", dtype, gpuMemoryUtilization: 0.2 } as const;
+  return [
+    { name: `${dtype}, whole prompts`, options, maxPrompt: 600 },
+    { name: `${dtype}, eager`, options: { ...options, enforceEager: true }, maxPrompt: 600 },
+    { name: `${dtype}, chunks of 64`, options: { ...options, maxNumBatchedTokens: 64 }, maxPrompt: 600 },
+    { name: `${dtype}, chunks of 7`, options: { ...options, maxNumBatchedTokens: 7 }, maxPrompt: 257 },
+    { name: `${dtype}, blocks of 64`, options: { ...options, blockSize: 64 }, maxPrompt: 257 },
+  ];
+}
+
+describeGpu("reference models on the GPU", () => {
+  for (const fixture of FIXTURES) {
+    referenceSuite(fixture, variants("bfloat16"), BFLOAT16);
+    referenceSuite(fixture, variants("float16"), FLOAT16);
+  }
+});

@@ -1,0 +1,356 @@
+import { type Pointer, ptr, read, toArrayBuffer } from "bun:ffi";
+import {
+  type CudaApi,
+  CudaStatus,
+  DeviceAttribute,
+  driverSymbols,
+} from "../../../src/cuda/driver-symbols.ts";
+import type { Address } from "../../../src/cuda/ffi.ts";
+
+type Kind =
+  | "context"
+  | "device memory"
+  | "pinned memory"
+  | "stream"
+  | "event"
+  | "module"
+  | "graph"
+  | "graph exec";
+
+export interface FakeLaunch {
+  readonly entry: string;
+  readonly grid: readonly number[];
+  readonly block: readonly number[];
+  readonly sharedBytes: number;
+  readonly stream: number;
+  /** The 8 bytes at each argument's address. */
+  readonly args: readonly Uint8Array[];
+  /** Set when launched with programmatic stream serialization. */
+  readonly dependent: boolean;
+}
+
+export interface FakeGpu {
+  readonly name: string;
+  readonly computeCapability: readonly [number, number];
+  readonly memory: number;
+}
+
+const INVALID_VALUE = 1;
+const INVALID_HANDLE = 400;
+const NOT_FOUND = 500;
+const CAPTURE_UNSUPPORTED = 900;
+const LAUNCH_OUT_OF_RESOURCES = 701;
+const DEFAULT_SHARED_BYTES = 48 * 1024;
+
+/**
+ * A CUDA driver in host memory: allocations are real, streams run at once, graphs replay. It keeps what is alive,
+ * notes every misuse in `violations`, and fails on request.
+ */
+export class FakeCuda {
+  readonly api: CudaApi;
+  readonly calls: string[] = [];
+  readonly launches: FakeLaunch[] = [];
+  /** Double frees, unknown handles, copies out of bounds. */
+  readonly violations: string[] = [];
+  /** What has been made and not given back, with its kind. */
+  readonly live = new Map<number, Kind>();
+  /** Kernels that modules contain, with their argument counts. */
+  readonly kernels = new Map<string, number>();
+  readonly #failures = new Map<string, Map<number, number>>();
+  readonly #callCounts = new Map<string, number>();
+  readonly #memory = new Map<number, Uint8Array>();
+  readonly #retired: Uint8Array[] = [];
+  readonly #captures = new Map<number, (() => void)[]>();
+  readonly #graphs = new Map<number, (() => void)[]>();
+  readonly #functions = new Map<number, { entry: string; allowedShared: number }>();
+  readonly #statusStrings = new Map<string, Uint8Array>();
+  #nextHandle = 0x7f00_0000_1000;
+  driverVersion = 13000;
+
+  constructor(
+    readonly gpus: readonly FakeGpu[] = [{ name: "Fake GPU", computeCapability: [9, 0], memory: 2 ** 24 }],
+  ) {
+    const functions = this.#functionsOfDriver();
+    const api = Object.keys(driverSymbols).map((name) => {
+      const implementation = functions[name as keyof CudaApi] as (...args: unknown[]) => number;
+      const call = (...args: unknown[]) => {
+        this.calls.push(name);
+        const count = (this.#callCounts.get(name) ?? 0) + 1;
+        this.#callCounts.set(name, count);
+        return this.#failures.get(name)?.get(count) ?? implementation(...args);
+      };
+      return [name, call];
+    });
+    this.api = Object.fromEntries(api) as CudaApi;
+  }
+
+  /** Makes the nth call from now of a function (the first is 1) return `status` and do nothing. */
+  fail(name: keyof CudaApi, status: number, nth = 1): void {
+    const at = this.#failures.get(name) ?? new Map<number, number>();
+    at.set((this.#callCounts.get(name) ?? 0) + nth, status);
+    this.#failures.set(name, at);
+  }
+
+  /** The live handles of one kind. */
+  alive(kind: Kind): number[] {
+    return [...this.live].filter(([, which]) => which === kind).map(([handle]) => handle);
+  }
+
+  /** Bytes of device memory allocated. */
+  get allocatedBytes(): number {
+    return this.alive("device memory").reduce((sum, address) => sum + this.#memory.get(address)!.length, 0);
+  }
+
+  /** The bytes of a live allocation. */
+  bytesOf(address: number): Uint8Array {
+    return this.#memory.get(address)!;
+  }
+
+  #functionsOfDriver(): CudaApi {
+    return {
+      cuInit: () => (this.gpus.length === 0 ? CudaStatus.noDevice : 0),
+      cuDriverGetVersion: (out) => store(out, this.driverVersion),
+      cuGetErrorName: (status, out) => this.#storeString(out, `FAKE_STATUS_${status}`),
+      cuGetErrorString: (status, out) => this.#storeString(out, `what ${status} means`),
+
+      cuDeviceGetCount: (out) => store(out, this.gpus.length),
+      cuDeviceGet: (out, ordinal) => (ordinal < this.gpus.length ? store(out, ordinal) : 101),
+      cuDeviceGetName: (out, _length, id) => {
+        (out as Uint8Array).set(new TextEncoder().encode(`${this.gpus[id]!.name}\0`));
+        return 0;
+      },
+      cuDeviceTotalMem_v2: (out, id) => store(out, this.gpus[id]!.memory),
+      cuDeviceGetAttribute: (out, attribute, id) => {
+        const [major, minor] = this.gpus[id]!.computeCapability;
+        const values: Record<number, number> = {
+          [DeviceAttribute.computeCapabilityMajor]: major,
+          [DeviceAttribute.computeCapabilityMinor]: minor,
+          [DeviceAttribute.multiprocessorCount]: 132,
+          [DeviceAttribute.l2CacheSize]: 50 * 2 ** 20,
+          [DeviceAttribute.maxSharedMemoryPerBlockOptin]: 227 * 1024,
+          [DeviceAttribute.maxSharedMemoryPerMultiprocessor]: 228 * 1024,
+        };
+        return attribute in values ? store(out, values[attribute]!) : INVALID_VALUE;
+      },
+      cuDeviceCanAccessPeer: (out, id, peer) => store(out, id === peer ? 0 : 1),
+
+      cuDevicePrimaryCtxRetain: (out) => store(out, this.#make("context")),
+      cuDevicePrimaryCtxRelease_v2: () => this.#drop(this.alive("context").at(-1) ?? 0, "context"),
+      cuCtxSetCurrent: (context) => this.#expect(context, "context"),
+      cuCtxSynchronize: () => 0,
+      cuCtxEnablePeerAccess: (peer) => this.#expect(peer, "context"),
+
+      cuMemGetInfo_v2: (free, total) => {
+        store(free, this.gpus[0]!.memory - this.allocatedBytes);
+        return store(total, this.gpus[0]!.memory);
+      },
+      cuMemAlloc_v2: (out, bytes) => {
+        if (bytes === 0) return INVALID_VALUE;
+        if (this.allocatedBytes + bytes > this.gpus[0]!.memory) return CudaStatus.outOfMemory;
+        return store(out, this.#makeMemory("device memory", bytes));
+      },
+      cuMemFree_v2: (address) => this.#dropMemory(address, "device memory"),
+      cuMemHostAlloc: (out, bytes) => store(out, this.#makeMemory("pinned memory", bytes)),
+      cuMemFreeHost: (address) => this.#dropMemory(address as number, "pinned memory"),
+      cuMemcpyHtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
+      cuMemcpyDtoHAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
+      cuMemcpyDtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
+      cuMemsetD8Async: (address, byte, count, stream) => {
+        const target = this.#bytes(address, count);
+        return target === undefined ? INVALID_VALUE : this.#enqueue(stream, () => target.fill(byte));
+      },
+
+      cuStreamCreateWithPriority: (out) => store(out, this.#make("stream")),
+      cuStreamDestroy_v2: (stream) => this.#drop(stream as number, "stream"),
+      cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream),
+      cuStreamQuery: (stream) => this.#whenNotCapturing(stream),
+      cuStreamWaitEvent: (stream, event) => this.#expect(stream, "stream") || this.#expect(event, "event"),
+      cuEventCreate: (out) => store(out, this.#make("event")),
+      cuEventDestroy_v2: (event) => this.#drop(event as number, "event"),
+      cuEventRecord: (event, stream) => this.#expect(event, "event") || this.#expect(stream, "stream"),
+      cuEventQuery: (event) => this.#expect(event, "event"),
+      cuEventSynchronize: (event) => this.#expect(event, "event"),
+      cuEventElapsedTime: (out, start, end) =>
+        this.#expect(start, "event") || this.#expect(end, "event") || store(out, 1.5),
+
+      cuModuleLoadData: (out, image) =>
+        (image as Uint8Array).length === 0 ? 200 : store(out, this.#make("module")),
+      cuModuleUnload: (module) => this.#drop(module as number, "module"),
+      cuModuleGetFunction: (out, module, entry) => {
+        if (!this.kernels.has(entry)) return NOT_FOUND;
+        const handle = this.#newHandle();
+        this.#functions.set(handle, { entry, allowedShared: DEFAULT_SHARED_BYTES });
+        return this.#expect(module, "module") || store(out, handle);
+      },
+      cuFuncGetAttribute: (out, attribute) => store(out, attribute),
+      cuFuncSetAttribute: (fn, _attribute, value) => {
+        this.#functions.get(fn as number)!.allowedShared = value;
+        return 0;
+      },
+      cuOccupancyMaxActiveBlocksPerMultiprocessor: (out, _fn, block) => store(out, Math.floor(2048 / block)),
+      cuLaunchKernel: (fn, gx, gy, gz, bx, by, bz, shared, stream, args) =>
+        this.#launch(
+          fn as number,
+          [gx, gy, gz],
+          [bx, by, bz],
+          shared,
+          stream as number,
+          args as number,
+          false,
+        ),
+      cuLaunchKernelEx: (config, fn, args) => {
+        const at = config as Pointer;
+        const words = Array.from({ length: 7 }, (_, i) => read.u32(at, 4 * i));
+        const attributes = Number(read.u64(at, 40)) as Pointer;
+        const dependent =
+          read.u32(at, 48) === 1 && read.u32(attributes, 0) === 6 && read.i32(attributes, 8) === 1;
+        const stream = Number(read.u64(at, 32));
+        return this.#launch(
+          fn as number,
+          words.slice(0, 3),
+          words.slice(3, 6),
+          words[6]!,
+          stream,
+          args as number,
+          dependent,
+        );
+      },
+
+      cuStreamBeginCapture_v2: (stream) => {
+        if (this.#captures.has(stream as number)) return INVALID_VALUE;
+        this.#captures.set(stream as number, []);
+        return this.#expect(stream, "stream");
+      },
+      cuStreamEndCapture: (stream, out) => {
+        const nodes = this.#captures.get(stream as number);
+        if (nodes === undefined) return INVALID_VALUE;
+        this.#captures.delete(stream as number);
+        const graph = this.#make("graph");
+        this.#graphs.set(graph, nodes);
+        return store(out, graph);
+      },
+      cuGraphGetNodes: (graph, _nodes, count) =>
+        this.#expect(graph, "graph") || store(count, this.#graphs.get(graph as number)!.length),
+      cuGraphInstantiateWithFlags: (out, graph) => {
+        const misuse = this.#expect(graph, "graph");
+        if (misuse) return misuse;
+        const exec = this.#make("graph exec");
+        this.#graphs.set(exec, [...this.#graphs.get(graph as number)!]);
+        return store(out, exec);
+      },
+      cuGraphUpload: (exec, stream) => this.#expect(exec, "graph exec") || this.#expect(stream, "stream"),
+      cuGraphLaunch: (exec, stream) => {
+        const misuse = this.#expect(exec, "graph exec") || this.#expect(stream, "stream");
+        if (!misuse) for (const node of this.#graphs.get(exec as number)!) node();
+        return misuse;
+      },
+      cuGraphExecDestroy: (exec) => this.#drop(exec as number, "graph exec"),
+      cuGraphDestroy: (graph) => this.#drop(graph as number, "graph"),
+    };
+  }
+
+  #newHandle(): number {
+    this.#nextHandle += 16;
+    return this.#nextHandle;
+  }
+
+  #make(kind: Kind): number {
+    const handle = this.#newHandle();
+    this.live.set(handle, kind);
+    return handle;
+  }
+
+  #makeMemory(kind: Kind, bytes: number): number {
+    const memory = new Uint8Array(new ArrayBuffer(bytes)).fill(0xa5);
+    const address = ptr(memory);
+    this.#memory.set(address, memory);
+    this.live.set(address, kind);
+    return address;
+  }
+
+  #expect(handle: Address, kind: Kind): number {
+    if (this.live.get(handle as number) === kind) return 0;
+    this.violations.push(`${this.calls.at(-1)}: ${handle} is no live ${kind}`);
+    return INVALID_HANDLE;
+  }
+
+  #drop(handle: number, kind: Kind): number {
+    const misuse = this.#expect(handle, kind);
+    this.live.delete(handle);
+    return misuse;
+  }
+
+  /** Freed memory stays mapped, so that its address is never given out again. */
+  #dropMemory(address: number, kind: Kind): number {
+    const misuse = this.#drop(address, kind);
+    if (!misuse) this.#retired.push(this.#memory.get(address)!.fill(0xdd));
+    this.#memory.delete(address);
+    return misuse;
+  }
+
+  /** `count` bytes at an address, which must lie in one live allocation, or of a typed array. */
+  #bytes(address: Address, count: number): Uint8Array | undefined {
+    if (typeof address !== "number") return new Uint8Array(address.buffer, address.byteOffset, count);
+    for (const [start, memory] of this.#memory) {
+      if (start <= address && address + count <= start + memory.length) {
+        return memory.subarray(address - start, address - start + count);
+      }
+    }
+    this.violations.push(`${this.calls.at(-1)}: ${count} bytes at ${address} are not allocated`);
+    return undefined;
+  }
+
+  #copy(target: Address, source: Address, count: number, stream: Address): number {
+    const to = this.#bytes(target, count);
+    const from = this.#bytes(source, count);
+    if (to === undefined || from === undefined) return INVALID_VALUE;
+    return this.#enqueue(stream, () => to.set(from));
+  }
+
+  #enqueue(stream: Address, run: () => void): number {
+    const misuse = this.#expect(stream, "stream");
+    if (misuse) return misuse;
+    const capture = this.#captures.get(stream as number);
+    if (capture !== undefined) capture.push(run);
+    else run();
+    return 0;
+  }
+
+  #whenNotCapturing(stream: Address): number {
+    return this.#captures.has(stream as number) ? CAPTURE_UNSUPPORTED : this.#expect(stream, "stream");
+  }
+
+  #launch(
+    fn: number,
+    grid: readonly number[],
+    block: readonly number[],
+    sharedBytes: number,
+    stream: number,
+    args: number,
+    dependent: boolean,
+  ): number {
+    const { entry, allowedShared } = this.#functions.get(fn)!;
+    if (sharedBytes > allowedShared) return INVALID_VALUE;
+    if (block.reduce((a, b) => a * b, 1) > 1024) return LAUNCH_OUT_OF_RESOURCES;
+    const values = Array.from({ length: this.kernels.get(entry)! }, (_, i) => {
+      const address = Number(read.u64(args as Pointer, 8 * i));
+      return new Uint8Array(toArrayBuffer(address as Pointer, 0, 8)).slice();
+    });
+    return this.#enqueue(stream, () =>
+      this.launches.push({ entry, grid, block, sharedBytes, stream, args: values, dependent }),
+    );
+  }
+
+  #storeString(out: Address, text: string): number {
+    const bytes = this.#statusStrings.get(text) ?? Uint8Array.from(Buffer.from(`${text}\0`));
+    this.#statusStrings.set(text, bytes);
+    return store(out, ptr(bytes));
+  }
+}
+
+/** Writes to an out parameter. */
+function store(out: Address, value: number): 0 {
+  if (out instanceof BigUint64Array) out[0] = BigInt(value);
+  else (out as Int32Array | Float32Array)[0] = value;
+  return 0;
+}

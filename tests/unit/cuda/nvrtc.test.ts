@@ -1,0 +1,77 @@
+import { describe, expect, test } from "bun:test";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Compiler } from "../../../src/backend/cuda/compiler.ts";
+import { DeviceError } from "../../../src/base/errors.ts";
+import { NvrtcError } from "../../../src/cuda/errors.ts";
+import { openCublasLt, openNvrtc, thisMachine } from "../../../src/cuda/open.ts";
+
+/** The real libraries, which need no GPU to be loaded; undefined where they are not installed. */
+function real<T>(open: () => T): T | undefined {
+  try {
+    return open();
+  } catch (error) {
+    if (error instanceof DeviceError) return undefined;
+    throw error;
+  }
+}
+
+const opened = real(() => openNvrtc(thisMachine(), 13));
+const cublas = real(() => openCublasLt(thisMachine(), 13));
+
+const REQUEST = {
+  name: "scale.cu",
+  source: '#include "factor.cuh"\nextern "C" __global__ void scale(float* x) { x[threadIdx.x] *= FACTOR; }',
+  headers: { "factor.cuh": "#pragma once\n#define FACTOR 2.0f\n" },
+  options: ["--gpu-architecture=sm_90a"],
+};
+
+describe.skipIf(opened === undefined)("NVRTC (skipped where it is not installed)", () => {
+  test("compiles a kernel with a header to a cubin that names it", () => {
+    const { cubin, log } = opened!.nvrtc.compile(REQUEST);
+    expect([...cubin.subarray(0, 4)]).toEqual([0x7f, 0x45, 0x4c, 0x46]);
+    expect(Buffer.from(cubin).includes("scale")).toBe(true);
+    expect(log).toBe("");
+  });
+
+  test("an error carries file, line and log", () => {
+    const compile = () =>
+      opened!.nvrtc.compile({ ...REQUEST, source: "__global__ void k() {\n  nonsense;\n}" });
+    expect(compile).toThrow(NvrtcError);
+    expect(compile).toThrow('scale.cu(2): error: identifier "nonsense" is undefined');
+  });
+
+  test("an option it does not know is an error", () => {
+    const compile = () => opened!.nvrtc.compile({ ...REQUEST, options: ["--gpu-architecture=sm_1"] });
+    expect(compile).toThrow("nvrtcCompileProgram failed for scale.cu");
+  });
+
+  test("Workers compile what the cache lacks, and report errors with the log", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "octavo-nvrtc-"));
+    mkdirSync(join(folder, "include"));
+    writeFileSync(join(folder, "include/factor.cuh"), REQUEST.headers["factor.cuh"]);
+    writeFileSync(join(folder, "scale.cu"), `${REQUEST.source}\nconstexpr int n = N;`);
+    const compiler = new Compiler(opened!.nvrtc, {
+      sourceFolder: folder,
+      arch: "sm_90a",
+      cacheFolder: join(folder, "cache"),
+      nvrtcFiles: opened!.files,
+      warn: () => {},
+    });
+    const units = [1, 2, 3].map((N) => ({ file: "scale.cu", defines: { N } }));
+    const cubins = await compiler.compileAll(units);
+    expect(cubins.map((cubin) => cubin[1])).toEqual([0x45, 0x45, 0x45]);
+    expect(compiler.compile(units[2]!)).toEqual(cubins[2]!);
+    const wrong = compiler.compileAll([{ file: "scale.cu" }, { file: "scale.cu", defines: { N: "oops" } }]);
+    await expect(wrong).rejects.toThrow(/identifier "(N|oops)" is undefined/);
+    rmSync(folder, { recursive: true });
+  });
+});
+
+describe.skipIf(cublas === undefined)("cuBLASLt (skipped where it is not installed)", () => {
+  test("loads with every symbol, and says its version", () => {
+    expect(Number(cublas!.api.cublasLtGetVersion())).toBeGreaterThan(120000);
+    expect(cublas!.api.cublasLtGetStatusName(15)).toBe("CUBLAS_STATUS_NOT_SUPPORTED");
+  });
+});
