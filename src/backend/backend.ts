@@ -34,6 +34,8 @@ export interface Backend {
   synchronize(): void;
   /** Bytes of the device; undefined where memory is the host's. */
   memory?(): { readonly free: number; readonly total: number };
+  /** Finds the fastest way to multiply by the weights used so far, at these numbers of tokens. */
+  tuneLinear?(tokenCounts: readonly number[]): void;
   /**
    * Records the ops that `enqueue` calls, without running them, for replay on the same memory. Inside, nothing may be
    * allocated, uploaded or downloaded. Undefined where the device has no such thing.

@@ -77,8 +77,10 @@ export class ModelRunner implements Runner {
     this.numBlocks = options.planBlocks();
     this.#cache = new KvCache(backend, shape, this.numBlocks);
     if (backend.capture && !options.enforceEager) {
+      const buckets = decodeBuckets(options.maxNumSeqs);
+      backend.tuneLinear?.(buckets);
       this.#workspace.freeze();
-      this.#graphs = new GraphRunner(decodeBuckets(options.maxNumSeqs), (rows) => this.#captureDecode(rows));
+      this.#graphs = new GraphRunner(buckets, (rows) => this.#captureDecode(rows));
     }
   }
 

@@ -87,18 +87,20 @@ export class CudaBackend implements Backend {
       this.#stream.fill(buffer.address, 0, byteLength);
       return buffer;
     };
-    this.#embedding = new EmbeddingOps(library, activationDtype);
-    this.#norm = new NormOps(library, activationDtype);
-    this.#activation = new ActivationOps(library, activationDtype);
-    this.#rotary = new RotaryOps(library, activationDtype);
+    const options = { dependentLaunch: process.env.OCTAVO_PDL === "1" };
+    this.#embedding = new EmbeddingOps(library, activationDtype, options);
+    this.#norm = new NormOps(library, activationDtype, options);
+    this.#activation = new ActivationOps(library, activationDtype, options);
+    this.#rotary = new RotaryOps(library, activationDtype, options);
     this.#attention = new AttentionOps(library, {
       smCount: device.multiprocessors,
       dtype: activationDtype,
       allocateZeroed,
+      ...options,
     });
-    this.#batch = new BatchOps(library);
-    this.#sampling = new SamplingOps(library, allocate);
-    this.#logprobs = new LogprobOps(library, allocate);
+    this.#batch = new BatchOps(library, options);
+    this.#sampling = new SamplingOps(library, allocate, options);
+    this.#logprobs = new LogprobOps(library, allocate, options);
   }
 
   allocate(byteLength: number): DeviceBuffer {
