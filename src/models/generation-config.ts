@@ -12,8 +12,6 @@ export interface GenerationConfig {
   readonly sampling: Readonly<
     Pick<SamplingParams, "temperature" | "topP" | "topK" | "minP" | "repetitionPenalty">
   >;
-  /** Recommended limit of generated tokens. */
-  readonly maxNewTokens: number | undefined;
 }
 
 /**
@@ -27,7 +25,6 @@ export function readGenerationConfig(folder: string, model: ModelConfig): Genera
     return Object.freeze({
       eosTokenIds: model.eosTokenIds,
       sampling: Object.freeze({}),
-      maxNewTokens: undefined,
     });
   }
   const json = JsonFields.read(file);
@@ -44,6 +41,5 @@ export function readGenerationConfig(folder: string, model: ModelConfig): Genera
     sampling: Object.freeze(
       Object.fromEntries(Object.entries(sampling).filter(([, value]) => value !== undefined)),
     ),
-    maxNewTokens: json.integer("max_new_tokens", 1, 2 ** 30, undefined),
   });
 }

@@ -138,7 +138,10 @@ const GLOBALS = {
   strftime_now: (format: unknown) => strftime(new Date(), String(format)),
 };
 
-function contentText({ content }: ChatMessage): string {
+function contentText(message: ChatMessage): string {
+  if (typeof message !== "object" || message === null || typeof message.role !== "string")
+    throw new InvalidRequestError("messages", "each message must be an object with a role");
+  const { content } = message;
   if (content === undefined || content === null) return "";
   if (typeof content === "string") return content;
   if (

@@ -225,7 +225,6 @@ describe("readGenerationConfig", () => {
     expect(generation({ ...config, max_new_tokens: 2048, do_sample: true })).toEqual({
       eosTokenIds: [7],
       sampling: { temperature: 0.6, topP: 0.95, topK: 20, minP: 0, repetitionPenalty: 1.05 },
-      maxNewTokens: 2048,
     });
     const { sampling, eosTokenIds } = generation({ ...config, do_sample: false, eos_token_id: null });
     expect(sampling).toEqual({ repetitionPenalty: 1.05 });
@@ -233,7 +232,7 @@ describe("readGenerationConfig", () => {
   });
 
   test("no file: the model config's end-of-sequence ids, no recommendations", () => {
-    expect(generation()).toEqual({ eosTokenIds: model.eosTokenIds, sampling: {}, maxNewTokens: undefined });
+    expect(generation()).toEqual({ eosTokenIds: model.eosTokenIds, sampling: {} });
   });
 
   test.each([
@@ -244,7 +243,6 @@ describe("readGenerationConfig", () => {
     { top_k: 1.5 },
     { min_p: 2 },
     { repetition_penalty: 0 },
-    { max_new_tokens: 0 },
     { eos_token_id: [128256] },
     { do_sample: 1 },
     "text",
