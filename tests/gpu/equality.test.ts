@@ -6,7 +6,11 @@ const BASE: EngineOptions = { device: "cuda", gpuMemoryUtilization: 0.2 };
 const PROMPTS = Array.from({ length: 24 }, (_, i) => ({
   promptTokenIds: Array.from({ length: 3 + i * 7 }, (_, t) => (t * 37 + i * 101) % 4000),
 }));
-const PARAMS = PROMPTS.map((_, i): SamplingParams => ({ temperature: 0.8, seed: i, maxTokens: 40 + i }));
+// Lengths are known in advance, so that both sides of a comparison run the same batches: other batch sizes may take other
+// matrix kernels, which round differently.
+const PARAMS = PROMPTS.map(
+  (_, i): SamplingParams => ({ temperature: 0.8, seed: i, maxTokens: 40 + i, ignoreEos: true }),
+);
 
 async function tokensOf(options: EngineOptions, params: readonly SamplingParams[] = PARAMS) {
   await using llm = await LLM.create(undefined, { ...BASE, ...options });
@@ -16,8 +20,8 @@ async function tokensOf(options: EngineOptions, params: readonly SamplingParams[
 
 describeGpu("the same tokens, bit for bit", () => {
   test("graph replay and eager execution", async () => {
-    // One batch size throughout, so that both run the same kernels on the same shapes.
-    const fixed = PARAMS.map((params) => ({ ...params, maxTokens: 50, ignoreEos: true }));
+    // Eager steps are not padded to a bucket: with 24 rows throughout there is nothing to pad.
+    const fixed = PARAMS.map((params) => ({ ...params, maxTokens: 50 }));
     expect(await tokensOf({ maxNumSeqs: 24 }, fixed)).toEqual(
       await tokensOf({ maxNumSeqs: 24, enforceEager: true }, fixed),
     );
