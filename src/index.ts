@@ -1,4 +1,13 @@
 /** Octavo's public surface. */
+
+export {
+  AsyncLLM,
+  type FinishedRequest,
+  type GenerationStream,
+  type StepReport,
+  type SubmitOptions,
+  type Tokenization,
+} from "./async-llm.ts";
 export type { EngineConfig, EngineOptions } from "./base/config.ts";
 export {
   ChatTemplateError,
@@ -28,13 +37,12 @@ export type {
 export type { OutputKind, SamplingParams } from "./base/sampling-params.ts";
 export {
   type ChatGenerateOptions,
-  type ChatOptions,
   type CreateOptions,
   type GenerateOptions,
   type GenerateProgress,
   LLM,
 } from "./llm.ts";
 export type { LoadProgress } from "./load-model.ts";
-export type { Prompt, TextPrompt, TokensPrompt } from "./request-builder.ts";
+export type { ChatOptions, ChatPrompt, Prompt, TextPrompt, TokensPrompt } from "./prompt-encoder.ts";
 export type { ChatMessage } from "./tokenizer/chat-template.ts";
 export { Tokenizer } from "./tokenizer/tokenizer.ts";

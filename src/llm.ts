@@ -5,7 +5,8 @@ import type { SamplingParams } from "./base/sampling-params.ts";
 import type { EngineRequest } from "./engine/request.ts";
 import { type LoadedModel, type LoadProgress, loadModel } from "./load-model.ts";
 import type { ModelConfig } from "./models/config.ts";
-import { type Prompt, RequestBuilder } from "./request-builder.ts";
+import { type ChatOptions, type ChatPrompt, type Prompt, PromptEncoder } from "./prompt-encoder.ts";
+import { RequestBuilder } from "./request-builder.ts";
 import { type RequestHandle, RequestQueue } from "./request-queue.ts";
 import type { ChatMessage } from "./tokenizer/chat-template.ts";
 import type { Tokenizer } from "./tokenizer/tokenizer.ts";
@@ -28,17 +29,6 @@ export interface GenerateProgress {
   readonly outputTokens: number;
 }
 
-export interface ChatOptions {
-  /** Functions that the model may call, in OpenAI's form. */
-  tools?: readonly unknown[];
-  /** End the prompt with the beginning of the assistant's turn. Default true, or false with `continueFinalMessage`. */
-  addGenerationPrompt?: boolean;
-  /** Continue the last message instead of answering it. Default false. */
-  continueFinalMessage?: boolean;
-  /** Variables of the template, such as `enable_thinking`. */
-  chatTemplateKwargs?: Readonly<Record<string, unknown>>;
-}
-
 export interface ChatGenerateOptions extends GenerateOptions, ChatOptions {}
 
 /**
@@ -48,6 +38,7 @@ export interface ChatGenerateOptions extends GenerateOptions, ChatOptions {}
 export class LLM {
   readonly #loaded: LoadedModel;
   readonly #queue: RequestQueue;
+  readonly #encoder: PromptEncoder;
   readonly #builder: RequestBuilder;
   #nextRequest = 0;
 
@@ -58,8 +49,13 @@ export class LLM {
   ) {
     this.#loaded = loaded;
     this.#queue = new RequestQueue(loaded.engine);
-    const limits = { vocabSize: loaded.modelConfig.vocabSize, maxLogprobs: config.maxLogprobs };
-    this.#builder = new RequestBuilder(loaded.tokenizer, limits, loaded.defaultSampling);
+    this.#encoder = new PromptEncoder(loaded.tokenizer, loaded.chatTemplate);
+    this.#builder = new RequestBuilder(this.#encoder, {
+      vocabSize: loaded.modelConfig.vocabSize,
+      maxLogprobs: config.maxLogprobs,
+      defaults: loaded.defaultSampling,
+      hasTokenizer: loaded.tokenizer !== undefined,
+    });
   }
 
   /**
@@ -128,7 +124,7 @@ export class LLM {
     const conversations = isConversations(messages) ? messages : [messages];
     const paramsOf = perPrompt(params, conversations.length);
     const requests = conversations.map((conversation, i) =>
-      this.#chatRequest(conversation, paramsOf(i), options),
+      this.#request({ messages: conversation, chat: options }, paramsOf(i)),
     );
     return this.#run(requests, options);
   }
@@ -151,7 +147,7 @@ export class LLM {
     params: SamplingParams = {},
     options: ChatOptions & { signal?: AbortSignal } = {},
   ): AsyncGenerator<CompletionDelta, void, undefined> {
-    yield* this.#stream(this.#chatRequest(messages, params, options), options.signal);
+    yield* this.#stream(this.#request({ messages, chat: options }, params), options.signal);
   }
 
   /** Logits float32 [tokens, vocabSize] of a prompt, row by row: row i predicts token i + 1. */
@@ -163,16 +159,7 @@ export class LLM {
 
   /** Text of a conversation, as the model sees it. */
   renderChat(messages: readonly ChatMessage[], options: ChatOptions = {}): string {
-    const template = this.#loaded.chatTemplate;
-    if (template === undefined)
-      throw new InvalidRequestError("messages", "the model has no chat template", "no_chat_template");
-    if (messages.length === 0)
-      throw new InvalidRequestError("messages", "the conversation has no messages", "empty_prompt");
-    const { tools, addGenerationPrompt, continueFinalMessage, chatTemplateKwargs } = options;
-    return template.render(messages, {
-      ...chatTemplateKwargs,
-      ...{ tools, addGenerationPrompt, continueFinalMessage },
-    });
+    return this.#encoder.renderChat(messages, options);
   }
 
   /** Forgets all cached prefixes. False when requests are running, which hold theirs. */
@@ -195,19 +182,8 @@ export class LLM {
     this.dispose();
   }
 
-  #request(prompt: Prompt, params: SamplingParams): EngineRequest {
+  #request(prompt: Prompt | ChatPrompt, params: SamplingParams): EngineRequest {
     return this.#builder.build(this.#newId(), prompt, params, now());
-  }
-
-  #chatRequest(
-    messages: readonly ChatMessage[],
-    params: SamplingParams,
-    options: ChatOptions,
-  ): EngineRequest {
-    const text = this.renderChat(messages, options);
-    const sampling = params.maxTokens === undefined ? { ...params, maxTokens: null } : params;
-    // The template writes the special tokens itself.
-    return this.#builder.build(this.#newId(), text, sampling, now(), { addSpecialTokens: false });
   }
 
   #run(requests: readonly EngineRequest[], options: GenerateOptions): Promise<RequestOutput[]>;

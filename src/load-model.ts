@@ -1,7 +1,6 @@
-import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { createXXHash128 } from "hash-wasm";
-import type { Backend } from "./backend/backend.ts";
+import type { Backend, ModelShape } from "./backend/backend.ts";
 import { CpuBackend } from "./backend/cpu/cpu-backend.ts";
 import { CudaBackend } from "./backend/cuda/cuda-backend.ts";
 import type { EngineConfig } from "./base/config.ts";
@@ -12,6 +11,8 @@ import type { SamplingParams } from "./base/sampling-params.ts";
 import { gpuCount, openCuda } from "./cuda/open.ts";
 import { Engine } from "./engine/engine.ts";
 import { Parameters } from "./layers/layer.ts";
+import { rotaryDim } from "./layers/rotary.ts";
+import { loadText, type TextModel } from "./load-text.ts";
 import { Checkpoint } from "./loader/checkpoint.ts";
 import { dummyWeights } from "./loader/dummy-weights.ts";
 import { resolveModel } from "./loader/hub.ts";
@@ -21,9 +22,7 @@ import { readGenerationConfig } from "./models/generation-config.ts";
 import { defineModel } from "./models/registry.ts";
 import { KvPlan } from "./runner/kv-plan.ts";
 import { ModelRunner } from "./runner/model-runner.ts";
-import { ChatTemplate } from "./tokenizer/chat-template.ts";
 import { IncrementalDetokenizer } from "./tokenizer/detokenizer.ts";
-import { Tokenizer } from "./tokenizer/tokenizer.ts";
 
 /** The folder of the model that ships with the package. */
 export const EMBEDDED_MODEL = join(import.meta.dir, "..", "models", "tiny-stories");
@@ -39,15 +38,13 @@ export interface LoadProgress {
 }
 
 /** A model ready to run, and what surrounds it. */
-export interface LoadedModel {
+export interface LoadedModel extends TextModel {
   /** Name or folder it was loaded from. */
   readonly name: string;
   readonly folder: string;
   readonly modelConfig: ModelConfig;
   readonly maxModelLen: number;
   readonly device: Backend["name"];
-  readonly tokenizer: Tokenizer | undefined;
-  readonly chatTemplate: ChatTemplate | undefined;
   readonly defaultSampling: SamplingParams;
   readonly engine: Engine;
   /** Frees the engine, the runner and the device. Safe to call twice. */
@@ -56,12 +53,14 @@ export interface LoadedModel {
 
 /**
  * Loads a model: a folder, a Hugging Face id, or the embedded one.
+ * @param openBackend replaceable, so that tests need no GPU
  * @throws ModelNotFoundError, ModelDataError, DownloadError, DeviceError or ConfigError; nothing stays allocated.
  */
 export async function loadModel(
   model: string | undefined,
   config: EngineConfig,
   onProgress?: (progress: LoadProgress) => void,
+  openBackend = createBackend,
 ): Promise<LoadedModel> {
   if (config.tensorParallelSize > 1)
     throw new ConfigError("tensorParallelSize", "tensorParallelSize above 1 is not supported yet");
@@ -78,20 +77,22 @@ export async function loadModel(
   const modelConfig = readModelConfig(folder);
   const definition = defineModel(modelConfig);
   const generation = readGenerationConfig(folder, modelConfig);
-  const tokenizer = config.skipTokenizerInit ? undefined : await Tokenizer.load(folder);
+  const { tokenizer, chatTemplate } = await loadText(folder, config);
   if (tokenizer !== undefined && tokenizer.vocabSize > modelConfig.vocabSize) {
     const rule = `token id ${tokenizer.vocabSize - 1} is outside the model's vocabulary of ${modelConfig.vocabSize}`;
     throw new ModelDataError(join(folder, "tokenizer.json"), rule);
   }
-  const chatTemplate = loadChatTemplate(tokenizer, config.chatTemplate);
 
   const hasher = await createXXHash128();
-  const backend = createBackend(config, modelConfig);
+  const backend = openBackend(config, modelConfig);
   try {
+    const kernels = backend.prepare?.(modelShape(modelConfig, config));
+    kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
     const weights =
       config.loadFormat === "dummy"
         ? dummyWeights(definition.parameters, backend, config.seed)
-        : loadFolder(folder, definition, backend, report("weights"));
+        : await loadFolder(folder, definition, backend, report("weights"));
+    await kernels;
     const plan = new KvPlan(modelConfig, config, backend);
     const built = definition.build(new Parameters(weights), backend, plan.maxModelLen);
     const runner = new ModelRunner(backend, built, {
@@ -141,32 +142,28 @@ export async function loadModel(
   }
 }
 
-/** `override`: a template's source or the path of one. */
-function loadChatTemplate(tokenizer: Tokenizer | undefined, override: string | undefined) {
-  const isFile = override !== undefined && existsSync(override) && statSync(override).isFile();
-  if (override !== undefined && !isFile && !override.includes("{"))
-    throw new ConfigError("chatTemplate", `chatTemplate ${override} is no file and no template`);
-  const source = isFile ? readFileSync(override, "utf8") : (override ?? tokenizer?.chatTemplate);
-  return source === undefined ? undefined : new ChatTemplate(source, tokenizer?.specialTokens);
-}
-
-function loadFolder(
+async function loadFolder(
   folder: string,
   definition: ReturnType<typeof defineModel>,
   backend: Backend,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ) {
   using checkpoint = Checkpoint.open(folder);
-  return loadWeights(checkpoint, definition.parameters, backend, { ignored: definition.ignored, onProgress });
+  const options = { ignored: definition.ignored, onProgress };
+  return await loadWeights(checkpoint, definition.parameters, backend, options);
 }
 
 /** The GPU if there is one and it is not refused, else the CPU. */
-function createBackend({ device, dtype }: EngineConfig, model: ModelConfig): Backend {
+export function createBackend({ device, dtype }: EngineConfig, model: ModelConfig): Backend {
   if (device === "cuda" || (device === "auto" && gpuCount() > 0))
     return new CudaBackend(openCuda(), cudaDtype(dtype, model));
   if (dtype !== "auto" && dtype !== "float32")
     throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
   return new CpuBackend();
+}
+
+function modelShape(model: ModelConfig, { blockSize }: EngineConfig): ModelShape {
+  return { ...model, rotaryDim: rotaryDim(model.headDim, model.rope), blockSize };
 }
 
 function cudaDtype(dtype: EngineConfig["dtype"], model: ModelConfig): FloatDType {

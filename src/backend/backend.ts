@@ -24,6 +24,11 @@ export interface Backend {
   empty(dtype: DType, shape: readonly number[]): Tensor;
   /** Copies raw little-endian bytes of the tensor's dtype to the device; `data` may be reused on return. */
   upload(target: Tensor, data: ArrayBufferView): void;
+  /**
+   * Memory that other threads fill and the device copies from, for uploads of gigabytes. One at a time, and no
+   * `upload` until it is disposed of. Undefined where it would not be faster than `upload`.
+   */
+  bulkUpload?(): BulkUpload;
   /** Waits for the ops before it and copies the tensor's raw bytes to the host. */
   download(source: Tensor): Uint8Array;
   /** Enqueues the same copy and returns at once; the tensor may be overwritten by ops that follow. */
@@ -34,6 +39,8 @@ export interface Backend {
   synchronize(): void;
   /** Bytes of the device; undefined where memory is the host's. */
   memory?(): { readonly free: number; readonly total: number };
+  /** Compiles ahead what a model of these sizes needs; what it does not foresee still works, later. */
+  prepare?(shape: ModelShape): Promise<void>;
   /** Finds the fastest way to multiply by the weights used so far, at these numbers of tokens. */
   tuneLinear?(tokenCounts: readonly number[]): void;
   /**
@@ -115,11 +122,41 @@ export interface Backend {
   countTokens(slots: SlotTensors, rows: Tensor): void;
 }
 
+/** What a model's ops are specialised by. */
+export interface ModelShape {
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  /** Leading dimensions of a head that are rotated. */
+  readonly rotaryDim: number;
+  /** Tokens of a KV block. */
+  readonly blockSize: number;
+}
+
 /** Recorded ops. It holds addresses: their memory must outlive it. */
 export interface CapturedGraph {
   /** Enqueues the ops once more. */
   launch(): void;
   dispose(): void;
+}
+
+/** Host memory in slots, each filled, committed and filled again, independently of the others. */
+export interface BulkUpload {
+  readonly slots: readonly UploadSlot[];
+  /** Waits for every copy and gives the slots back: nobody may be writing to them. Safe to call twice. */
+  dispose(): void;
+}
+
+export interface UploadSlot {
+  /** Where it lies in this process, on every thread; aligned for every dtype. */
+  readonly address: number;
+  readonly byteLength: number;
+  /** Waits until the slot may be written to: until the copy of what was committed last is done. */
+  wait(): void;
+  /** Enqueues the copy of the slot's first `target.byteLength` bytes, raw little-endian ones of its dtype. */
+  commit(target: Tensor): void;
 }
 
 /** A copy to the host under way. */

@@ -23,6 +23,8 @@ export class Workspace {
         !this.#frozen.has(name),
         `workspace buffer "${name}" is captured and cannot grow to ${bytes} bytes`,
       );
+      // A buffer that is gone must not be found again when there is no memory for its successor.
+      this.#buffers.delete(name);
       buffer?.dispose();
       buffer = this.backend.allocate(Math.max(bytes, 256));
       this.#buffers.set(name, buffer);

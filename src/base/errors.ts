@@ -90,6 +90,11 @@ export class DownloadError extends OctavoError {
 export class DeviceError extends OctavoError {
   readonly code: string = "device_unavailable";
   readonly exitCode = ExitCode.device;
+
+  /** Nothing on this device works again until the process is replaced. */
+  get fatal(): boolean {
+    return false;
+  }
 }
 
 /** A request is invalid: it is refused when it is added and never reaches the engine's step loop. */

@@ -22,7 +22,11 @@ interface GenerateFlags {
 
 /** `generate`: prompts in, text out. One prompt streams; many run as a batch with a progress bar. */
 export function generateCommand(name: string): Command {
-  const command = createCommand(name)
+  const program = name.endsWith(".ts") ? `bun run ${name}` : `octavo ${name}`;
+  const command = createCommand(name, [
+    `${program} "The dog" "The cat" --temperature 0`,
+    `${program} --model Qwen/Qwen3-0.6B --chat "Why is the sky blue?" --json`,
+  ])
     .description("Continues prompts. Without a model, the embedded one tells a small children's story.")
     .argument("[prompts...]", `texts to continue (default: "${DEFAULT_PROMPT}")`)
     .option("-m, --model <model>", "model folder or Hugging Face id (default: the embedded model)")

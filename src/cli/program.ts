@@ -1,21 +1,37 @@
 import { Command, CommanderError, InvalidArgumentError } from "commander";
-import { ExitCode, messageOf, OctavoError } from "../base/errors.ts";
+import { ConfigError, ExitCode, messageOf, OctavoError } from "../base/errors.ts";
+import { addConfigFlag, applySettings } from "./settings.ts";
+import { unsupportedFlag } from "./unsupported-flags.ts";
 
 /** A command whose usage errors are one line on standard error and exit code 64, not commander's own. */
-export function createCommand(name: string): Command {
-  return new Command(name)
+export function createCommand(name: string, examples: readonly string[] = []): Command {
+  const command = new Command(name)
     .helpOption("-h, --help", "show this help")
     .exitOverride()
     .configureOutput({ outputError: () => {} })
     .showSuggestionAfterError(true);
+  if (examples.length > 0) command.addHelpText("after", `\nExamples:\n  ${examples.join("\n  ")}`);
+  return command;
 }
 
-/** Runs a command and ends the process with the exit code of what happened. Errors take one line. */
+/** The model that a command was given, as its argument or with --model. */
+export function modelOf(command: Command, argument: string | undefined): string | undefined {
+  if (argument !== undefined && command.getOptionValueSource("model") === "cli")
+    throw new ConfigError("model", "give the model as an argument or with --model, not both");
+  return argument ?? command.getOptionValue("model");
+}
+
+/**
+ * Runs a command and ends the process with the exit code of what happened. Errors take one line. Options come from flags,
+ * the environment and a configuration file, in this order.
+ */
 export async function runCommand(command: Command, args: readonly string[]): Promise<never> {
   // A reader such as `head` has what it wanted.
   process.stdout.on("error", (error: NodeJS.ErrnoException) =>
     process.exit(error.code === "EPIPE" ? ExitCode.ok : report(error)),
   );
+  for (const leaf of leaves(command)) addConfigFlag(leaf);
+  command.hook("preAction", (_, action) => applySettings(action));
   try {
     const end = args.includes("--") ? args.indexOf("--") : args.length;
     const flags = args.slice(0, end).map(hyphenate);
@@ -26,9 +42,13 @@ export async function runCommand(command: Command, args: readonly string[]): Pro
   }
 }
 
+function leaves(command: Command): readonly Command[] {
+  return command.commands.length === 0 ? [command] : command.commands.flatMap(leaves);
+}
+
 /** Accepts `--max_model_len` for `--max-model-len` and `-tp` for `--tensor-parallel-size`, as vLLM does. */
 function hyphenate(argument: string): string {
-  if (argument === "-tp") return "--tensor-parallel-size";
+  if (/^-tp(?:=|$)/.test(argument)) return argument.replace("-tp", "--tensor-parallel-size");
   if (!/^--[a-z]/.test(argument)) return argument;
   const [flag, ...value] = argument.split("=");
   return [flag!.replaceAll("_", "-"), ...value].join("=");
@@ -37,7 +57,10 @@ function hyphenate(argument: string): string {
 function report(error: unknown): number {
   if (error instanceof CommanderError) {
     if (error.exitCode === 0) return ExitCode.ok;
-    say(error.message.replace(/^error: /, ""));
+    // A group of commands was given none and has shown its help.
+    if (error.code === "commander.help") return ExitCode.usage;
+    const unknown = error.message.match(/unknown option '([^'=]+)/)?.[1];
+    say((unknown && unsupportedFlag(unknown)) ?? error.message.replace(/^error: /, ""));
     return ExitCode.usage;
   }
   say(messageOf(error));
@@ -45,7 +68,8 @@ function report(error: unknown): number {
   return error instanceof OctavoError ? error.exitCode : ExitCode.internal;
 }
 
-function say(message: string): void {
+/** One line on standard error. */
+export function say(message: string): void {
   console.error(`octavo: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
 }
 
@@ -64,6 +88,13 @@ export function integerValue(text: string): number {
   return value;
 }
 
+/** Parses the value of a flag that counts something, from 1. */
+export function countValue(text: string): number {
+  const value = integerValue(text);
+  if (value < 1) throw new InvalidArgumentError(`"${text}" is below 1.`);
+  return value;
+}
+
 /** Parses a 64-bit seed. */
 export function seedValue(text: string): bigint {
   if (!/^-?\d{1,20}$/.test(text)) throw new InvalidArgumentError(`"${text}" is not an integer.`);
@@ -73,4 +104,17 @@ export function seedValue(text: string): bigint {
 /** Parses a repeatable flag into a list. */
 export function listValue(text: string, previous: readonly string[] = []): readonly string[] {
   return [...previous, text];
+}
+
+/** Parses a JSON object. */
+export function objectValue(text: string): Readonly<Record<string, unknown>> {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    throw new InvalidArgumentError(`${text} is not JSON.`);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new InvalidArgumentError(`${text} is not a JSON object.`);
+  return value as Record<string, unknown>;
 }

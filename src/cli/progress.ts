@@ -1,5 +1,15 @@
-import { Presets, SingleBar } from "cli-progress";
+import { MultiBar, Presets, SingleBar } from "cli-progress";
 import type { LoadProgress } from "../load-model.ts";
+
+const STYLE = {
+  format: "{title} {bar} {percentage}% {suffix}",
+  stream: process.stderr,
+  clearOnComplete: true,
+  // Signals stay the program's own, which may end it at any time: the terminal is left as it was.
+  gracefulExit: false,
+  hideCursor: false,
+  linewrap: true,
+};
 
 /** Progress bars on standard error; silent where it is no terminal. */
 export class ProgressBar {
@@ -12,15 +22,7 @@ export class ProgressBar {
     if (this.#bar === undefined || title !== this.#title) {
       this.stop();
       this.#title = title;
-      this.#bar = new SingleBar(
-        {
-          format: "{title} {bar} {percentage}% {suffix}",
-          stream: process.stderr,
-          clearOnComplete: true,
-          hideCursor: true,
-        },
-        Presets.shades_classic,
-      );
+      this.#bar = new SingleBar(STYLE, Presets.shades_classic);
       this.#bar.start(total, value, { title, suffix });
     } else this.#bar.update(value, { title, suffix });
   }
@@ -28,11 +30,33 @@ export class ProgressBar {
   /** Shows how a model loads. */
   load({ phase, loadedBytes, totalBytes }: LoadProgress): void {
     const title = phase === "download" ? "Downloading" : "Loading";
-    this.update(title, loadedBytes, totalBytes, `${(totalBytes / 2 ** 20).toFixed(0)} MiB`);
+    this.update(title, loadedBytes, totalBytes, mebibytes(totalBytes));
   }
 
   stop(): void {
     this.#bar?.stop();
     this.#bar = undefined;
   }
+}
+
+/** Several downloads at once, a bar each, on standard error; silent where it is no terminal. */
+export class ProgressBars {
+  readonly #all = new MultiBar(STYLE, Presets.shades_classic);
+  readonly #bars = new Map<string, SingleBar>();
+
+  update(title: string, loadedBytes: number, totalBytes: number): void {
+    if (!process.stderr.isTTY) return;
+    const payload = { title, suffix: mebibytes(totalBytes) };
+    const bar = this.#bars.get(title) ?? this.#all.create(totalBytes, 0, payload);
+    this.#bars.set(title, bar);
+    bar.update(loadedBytes, payload);
+  }
+
+  stop(): void {
+    this.#all.stop();
+  }
+}
+
+function mebibytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 }

@@ -1,34 +1,45 @@
 import type { Command } from "commander";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import { addFlags, type FlagTable, givenFlags } from "./flags.ts";
 import { integerValue, listValue, numberValue, seedValue } from "./program.ts";
 
-/** Adds the sampling parameters as flags. */
-export function addSamplingFlags(command: Command): Command {
-  return command
-    .optionsGroup("Sampling (defaults: the model's generation_config.json):")
-    .option("--max-tokens <count>", "longest output, in tokens", integerValue)
-    .option("--min-tokens <count>", "shortest output, in tokens", integerValue)
-    .option("--temperature <value>", "0 is greedy", numberValue)
-    .option("--top-p <share>", "keep the most likely tokens of this total probability", numberValue)
-    .option("--top-k <count>", "keep the k most likely tokens", integerValue)
-    .option("--min-p <share>", "keep tokens at least this fraction as likely as the likeliest", numberValue)
-    .option("--repetition-penalty <factor>", "above 1 discourages tokens seen before", numberValue)
-    .option("--presence-penalty <value>", "subtracted from logits of tokens generated before", numberValue)
-    .option("--frequency-penalty <value>", "the same, times their count", numberValue)
-    .option("--seed <integer>", "same seed, same text", seedValue)
-    .option("--stop <text>", "end the text here; repeatable", listValue)
-    .option("--ignore-eos", "go on after an end-of-sequence token")
-    .option("--n <count>", "completions per prompt", integerValue)
-    .option("--logprobs <count>", "log-probabilities of this many tokens (with --json)", integerValue);
+type SamplingFlag = (typeof SHARED)[number] | "n" | "logprobs";
+
+const SHARED = [
+  ...(["maxTokens", "minTokens", "temperature", "topP", "topK", "minP", "repetitionPenalty"] as const),
+  ...(["presencePenalty", "frequencyPenalty", "seed", "stop", "ignoreEos"] as const),
+] as const;
+
+const SAMPLING_FLAGS: FlagTable<SamplingFlag> = {
+  maxTokens: ["--max-tokens <count>", "longest output, in tokens", integerValue],
+  minTokens: ["--min-tokens <count>", "shortest output, in tokens", integerValue],
+  temperature: ["--temperature <value>", "0 is greedy", numberValue],
+  topP: ["--top-p <share>", "keep the most likely tokens of this total probability", numberValue],
+  topK: ["--top-k <count>", "keep the k most likely tokens", integerValue],
+  minP: ["--min-p <share>", "keep tokens at least this fraction as likely as the likeliest", numberValue],
+  repetitionPenalty: ["--repetition-penalty <factor>", "above 1 discourages tokens seen before", numberValue],
+  presencePenalty: [
+    "--presence-penalty <value>",
+    "subtracted from logits of tokens generated before",
+    numberValue,
+  ],
+  frequencyPenalty: ["--frequency-penalty <value>", "the same, times their count", numberValue],
+  seed: ["--seed <integer>", "same seed, same text", seedValue],
+  stop: ["--stop <text>", "end the text here; repeatable", listValue],
+  ignoreEos: ["--ignore-eos", "go on after an end-of-sequence token"],
+  n: ["--n <count>", "completions per prompt", integerValue],
+  logprobs: ["--logprobs <count>", "log-probabilities of this many tokens (with --json)", integerValue],
+};
+
+const GROUP = "Sampling (defaults: the model's generation_config.json):";
+
+/** Adds the sampling parameters as flags; for `chat`, those that one streamed reply can have. */
+export function addSamplingFlags(command: Command, kind: "batch" | "chat" = "batch"): Command {
+  const { n, logprobs, ...shared } = SAMPLING_FLAGS;
+  return addFlags(command, GROUP, kind === "chat" ? shared : { ...shared, n, logprobs });
 }
 
-const NAMES: readonly (keyof SamplingParams)[] = [
-  ...(["maxTokens", "minTokens", "temperature", "topP", "topK", "minP", "repetitionPenalty"] as const),
-  ...(["presencePenalty", "frequencyPenalty", "seed", "stop", "ignoreEos", "n", "logprobs"] as const),
-];
-
-/** The sampling parameters among the parsed flags. */
+/** The sampling parameters that were given. */
 export function samplingParams(command: Command): SamplingParams {
-  const given = NAMES.filter((name) => command.getOptionValue(name) !== undefined);
-  return Object.fromEntries(given.map((name) => [name, command.getOptionValue(name)]));
+  return givenFlags<SamplingParams>(command, SAMPLING_FLAGS);
 }

@@ -24,7 +24,12 @@ export class Context extends Handle {
       `GPU ${device.ordinal} (${device.name})`,
     );
     const context = new Context(api, device, slot.value);
-    context.makeCurrent();
+    try {
+      context.makeCurrent();
+    } catch (error) {
+      context.dispose();
+      throw error;
+    }
     return context;
   }
 

@@ -29,8 +29,8 @@ export class CudaError extends DeviceError {
     super(`${call} failed${detail ? ` for ${detail}` : ""}: ${statusName} (${status}), ${statusText}`);
   }
 
-  /** The context is poisoned: nothing on this GPU works again until the process is replaced. */
-  get isFatal(): boolean {
+  /** The context is poisoned: see `FATAL`. */
+  override get fatal(): boolean {
     return FATAL.has(this.status);
   }
 }

@@ -53,6 +53,6 @@ function attempt(step: () => void, errors: unknown[]): void {
   try {
     step();
   } catch (error) {
-    if (!(error instanceof CudaError && error.isFatal)) errors.push(error);
+    if (!(error instanceof CudaError && error.fatal)) errors.push(error);
   }
 }

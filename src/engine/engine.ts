@@ -79,10 +79,12 @@ interface Owner {
  * by `add`, a bad row ends its completion, a failed step ends the completions in it, and a dead runner ends them all.
  */
 export class Engine {
+  /** What `add` checks requests against. */
+  readonly limits: RequestLimits;
+  readonly cacheConfig: { readonly blockSize: number; readonly numBlocks: number };
   readonly #deps: EngineDeps;
   readonly #blocks: BlockManager;
   readonly #scheduler: Scheduler;
-  readonly #limits: RequestLimits;
   readonly #pipelineDepth: number;
   readonly #eosTokenIds: ReadonlySet<number>;
   readonly #decodeToken: (id: number) => string;
@@ -94,6 +96,7 @@ export class Engine {
   #failure: EngineDeadError | undefined;
   #nextOrdinal = 0;
   #numSteps = 0;
+  #numBatchedTokens = 0;
   #promptTokens = 0;
   #generationTokens = 0;
 
@@ -107,8 +110,10 @@ export class Engine {
     );
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
     this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens });
-    const poolTokens = runner.numBlocks * runner.blockSize;
-    this.#limits = { maxModelLen: runner.maxModelLen, poolTokens, vocabSize: runner.vocabSize };
+    const { numBlocks, blockSize } = runner;
+    this.cacheConfig = { blockSize, numBlocks };
+    const poolTokens = numBlocks * blockSize;
+    this.limits = { maxModelLen: runner.maxModelLen, poolTokens, vocabSize: runner.vocabSize };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(deps.eosTokenIds);
     this.#decodeToken = (id) => deps.decodeToken?.(id) ?? "";
@@ -118,6 +123,15 @@ export class Engine {
   get hasUnfinished(): boolean {
     const { waiting, running } = this.#scheduler;
     return waiting.size + running.size + this.#inFlight.length + this.#outbox.length > 0;
+  }
+
+  get eosTokenIds(): readonly number[] {
+    return this.#deps.eosTokenIds;
+  }
+
+  /** Tokens in the batch that the last `step` launched; 0 when it launched none. */
+  get numBatchedTokens(): number {
+    return this.#numBatchedTokens;
   }
 
   /** What the engine died of, or that it was disposed of. */
@@ -134,7 +148,7 @@ export class Engine {
     const { id, sampling, promptTokenIds } = request;
     if (this.#requests.has(id))
       throw new InvalidRequestError("id", `there is already a request ${id}`, "duplicate_id");
-    const maxTokens = checkRequest(request, this.#limits);
+    const maxTokens = checkRequest(request, this.limits);
     const banned = bannedTokens(sampling, this.#deps.eosTokenIds);
     const completions = Array.from({ length: sampling.n }, (_, index) => {
       const hasText = sampling.detokenize && !request.logits;
@@ -142,7 +156,7 @@ export class Engine {
       const eosTokenIds: ReadonlySet<number> = sampling.ignoreEos ? new Set() : this.#eosTokenIds;
       return new Completion({ requestId: id, index, sampling, maxTokens, eosTokenIds, textStream });
     });
-    const state = new RequestState(request, completions, this.#limits.vocabSize);
+    const state = new RequestState(request, completions, this.limits.vocabSize);
     const seed = sampling.seed ?? this.#deps.nextSeed();
     const sequences: Sequence[] = [];
     for (const completion of completions) {
@@ -180,6 +194,7 @@ export class Engine {
    */
   step(): readonly CompletionDelta[] {
     this.#assertAlive();
+    this.#numBatchedTokens = 0;
     const step = this.#scheduler.schedule(this.#inFlight.length === 0);
     if (step) this.#launch(step);
     if (this.#inFlight.length >= (step ? this.#pipelineDepth : 1)) this.#collect();
@@ -272,6 +287,7 @@ export class Engine {
       return;
     }
     this.#numSteps++;
+    this.#numBatchedTokens = step.batch.numTokens;
     this.#inFlight.push(step);
     for (const sequence of step.sequences) sequence.inFlight++;
   }

@@ -109,7 +109,8 @@ function outputLimit(request: EngineRequest, limits: RequestLimits): number {
   return maxTokens;
 }
 
-function checkTokens(param: string, tokens: readonly number[], vocabSize: number): void {
+/** @throws InvalidRequestError naming the parameter, unless each is an integer in [0, vocabSize). */
+export function checkTokens(param: string, tokens: readonly number[], vocabSize: number): void {
   for (const token of tokens) {
     if (!Number.isInteger(token) || token < 0 || token >= vocabSize) {
       const message = `${param}: ${token} is not a token id, an integer from 0 to ${vocabSize - 1}`;

@@ -1,5 +1,6 @@
-import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync } from "node:fs";
 import { invariant, ModelDataError, ModelNotFoundError, messageOf } from "../base/errors.ts";
+import { readFully } from "./read-fully.ts";
 import { MAX_HEADER_BYTES, parseSafetensorsHeader, type SafetensorsEntry } from "./safetensors-header.ts";
 
 export type { SafetensorsEntry } from "./safetensors-header.ts";
@@ -40,16 +41,21 @@ export class SafetensorsFile implements Disposable {
     }
   }
 
+  /** The descriptor, for positioned reads on other threads; good until `close`. */
+  get fd(): number {
+    invariant(this.#fd !== undefined, `${this.path} is read after close()`);
+    return this.#fd;
+  }
+
   /**
    * Fills `target` with a tensor's bytes, or with those of `[begin, end)` in the file; lengths must agree.
    * @throws ModelDataError when the file has become shorter than its header says.
    */
   read(what: string | { readonly begin: number; readonly end: number }, target: Uint8Array): void {
-    invariant(this.#fd !== undefined, `${this.path} is read after close()`);
     const range = typeof what === "string" ? this.tensors.get(what) : what;
     invariant(range !== undefined, `${this.path} has no tensor ${what}`);
     invariant(range.end - range.begin === target.length, `${this.path}: target of ${target.length} bytes`);
-    readFully(this.path, this.#fd, target, range.begin);
+    readFully(this.path, this.fd, target, range.begin);
   }
 
   /** Safe to call twice. */
@@ -77,17 +83,4 @@ function readHeader(path: string, fd: number): ReadonlyMap<string, SafetensorsEn
   const header = new Uint8Array(Number(length));
   readFully(path, fd, header, 8);
   return parseSafetensorsHeader(path, header, stat.size);
-}
-
-function readFully(path: string, fd: number, target: Uint8Array, position: number): void {
-  for (let done = 0; done < target.length; ) {
-    let count: number;
-    try {
-      count = readSync(fd, target, done, target.length - done, position + done);
-    } catch (error) {
-      throw new ModelDataError(path, `cannot be read: ${messageOf(error)}`, { cause: error });
-    }
-    if (count === 0) throw new ModelDataError(path, "became shorter while being read");
-    done += count;
-  }
 }

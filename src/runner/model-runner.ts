@@ -1,7 +1,7 @@
 import type { Backend, BatchTensors, Readback, SampleRows } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
-import { invariant } from "../base/errors.ts";
+import { DeviceError, EngineDeadError, invariant } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState, type RowSpan, type StagedRows } from "./batch-state.ts";
 import { decodeBuckets, GraphRunner } from "./graph-runner.ts";
@@ -84,29 +84,17 @@ export class ModelRunner implements Runner {
     }
   }
 
+  /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
   launch(step: ScheduledBatch): void {
     invariant(this.#pending.length < this.maxInFlight, "too many steps in flight");
-    for (const join of step.joins) this.#prompts.join(join);
-    this.#state.apply(step);
-    const bucket = isPlainDecode(step) ? this.#graphs?.bucketFor(step.rows.length) : undefined;
-    this.#pending.push(bucket === undefined ? this.#launchEager(step) : this.#replay(step, bucket));
+    this.#pending.push(unlessLost(() => this.#launch(step)));
   }
 
+  /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
   collect(): StepResult {
     const step = this.#pending.shift();
     invariant(step !== undefined, "no step in flight");
-    const tokens = new Int32Array(step.rows.length);
-    const logprobs = new Map<number, LogprobRows>();
-    if (step.tokens) {
-      const drawn = asInt32(step.tokens.wait());
-      const all = step.logprobs && readLogprobs(step.logprobs);
-      for (const [i, row] of step.sampled.entries()) {
-        tokens[row] = drawn[i]!;
-        const topCount = step.rows[row]!.logprobs;
-        if (all && topCount !== undefined) logprobs.set(row, sliceLogprobs(all, i, i + 1, topCount));
-      }
-    }
-    return { tokens, logprobs, ...readPromptRows(step.prompt) };
+    return unlessLost(() => readStep(step));
   }
 
   dispose(): void {
@@ -116,6 +104,13 @@ export class ModelRunner implements Runner {
     this.#state.dispose();
     this.#cache.dispose();
     this.#workspace.dispose();
+  }
+
+  #launch(step: ScheduledBatch): PendingStep {
+    for (const join of step.joins) this.#prompts.join(join);
+    this.#state.apply(step);
+    const bucket = isPlainDecode(step) ? this.#graphs?.bucketFor(step.rows.length) : undefined;
+    return bucket === undefined ? this.#launchEager(step) : this.#replay(step, bucket);
   }
 
   #launchEager({ rows, decodeRows }: ScheduledBatch): PendingStep {
@@ -224,4 +219,30 @@ function isPlainDecode({ rows, decodeRows }: ScheduledBatch): boolean {
         sample && logprobs === undefined && promptLogprobs === undefined && !logits,
     )
   );
+}
+
+/** Waits for the copies. */
+function readStep(step: PendingStep): StepResult {
+  const tokens = new Int32Array(step.rows.length);
+  const logprobs = new Map<number, LogprobRows>();
+  if (step.tokens) {
+    const drawn = asInt32(step.tokens.wait());
+    const all = step.logprobs && readLogprobs(step.logprobs);
+    for (const [i, row] of step.sampled.entries()) {
+      tokens[row] = drawn[i]!;
+      const topCount = step.rows[row]!.logprobs;
+      if (all && topCount !== undefined) logprobs.set(row, sliceLogprobs(all, i, i + 1, topCount));
+    }
+  }
+  return { tokens, logprobs, ...readPromptRows(step.prompt) };
+}
+
+function unlessLost<T>(run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    if (error instanceof DeviceError && error.fatal)
+      throw new EngineDeadError(`the device is lost: ${error.message}`, { cause: error });
+    throw error;
+  }
 }

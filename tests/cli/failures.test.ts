@@ -1,14 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { cpSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { temporaryFolder } from "../unit/loader/support.ts";
-import { generate, MODEL, modelCopy, type Result, tensorRange } from "./support.ts";
+import { expectRefusal, generate, MODEL, modelCopy, octavo, tensorRange } from "./support.ts";
 
-/** The program ends with `code` and says why in one line. */
-function expectRefusal({ code, stderr }: Result, expected: number, ...parts: readonly string[]): void {
-  expect([code, stderr]).toEqual([expected, expect.stringMatching(/^octavo: [^\n]+\n$/)]);
-  for (const part of parts) expect(stderr).toContain(part);
-}
+setDefaultTimeout(120_000);
 
 describe("64: the command line is wrong", () => {
   const cases: readonly (readonly [string, readonly string[], string])[] = [
@@ -34,6 +30,38 @@ describe("64: the command line is wrong", () => {
   ];
   test.each([...cases])("%s", async (_, args, part) => {
     expectRefusal(await generate(args), 64, part);
+  });
+
+  test.each([
+    "--quantization fp8",
+    "-q fp8",
+    "--enable_lora",
+    "--speculative-config {}",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    "--reasoning_parser qwen3",
+    "-pp 2",
+    "--trust-remote-code",
+  ])("what vLLM has and Octavo lacks: %s", async (line) => {
+    const flag = line.replace(/[ =].*/, "").replaceAll("_", "-");
+    expectRefusal(await octavo(["generate", ...line.split(" ")]), 64, `${flag} is not supported yet`);
+  });
+
+  test("the subcommand", async () => {
+    expectRefusal(await octavo(["serf"]), 64, "serf");
+    const { code, stderr } = await octavo([]);
+    expect([code, stderr]).toEqual([64, expect.stringContaining("Commands:")]);
+  });
+
+  test("the configuration file", async () => {
+    using folder = temporaryFolder();
+    writeFileSync(folder.file("octavo.yaml"), "max-modellen: 64");
+    expectRefusal(
+      await generate(["--config", folder.file("octavo.yaml")]),
+      64,
+      "octavo.yaml",
+      "max-modellen",
+    );
   });
 
   test("a file without prompts", async () => {
@@ -63,6 +91,10 @@ describe("66: something is missing", () => {
     using folder = temporaryFolder();
     expectRefusal(await generate(["--file", folder.file("prompts.txt")]), 66, "prompts.txt");
     expectRefusal(await generate(["--file", folder.path]), 66, folder.path);
+  });
+
+  test("the configuration file", async () => {
+    expectRefusal(await generate(["--config", "no-such.yaml"]), 66, "no-such.yaml");
   });
 });
 

@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { temporaryFolder } from "../unit/loader/support.ts";
 import { generate, MODEL, start } from "./support.ts";
+
+setDefaultTimeout(120_000);
 
 const GREEDY = ["--temperature", "0"];
 const SHORT = [...GREEDY, "--max-tokens", "12"];

@@ -1,3 +1,4 @@
+import { expect } from "bun:test";
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { temporaryFolder } from "../unit/loader/support.ts";
@@ -11,18 +12,46 @@ export interface Result {
   readonly stderr: string;
 }
 
+export interface StartOptions {
+  readonly stdin?: string | undefined;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
 /** Starts `bun run generate.ts` with these arguments. */
-export function start(args: readonly string[], stdin: "ignore" | Blob = "ignore") {
-  return Bun.spawn([process.execPath, "run", join(ROOT, "generate.ts"), ...args], {
-    ...{ stdin, stdout: "pipe", stderr: "pipe" },
+export function start(args: readonly string[], options: StartOptions = {}) {
+  return startScript("generate.ts", args, options);
+}
+
+/** Starts `octavo` with these arguments. */
+export function startOctavo(args: readonly string[], options: StartOptions = {}) {
+  return startScript("src/cli/main.ts", args, options);
+}
+
+function startScript(script: string, args: readonly string[], { stdin, env }: StartOptions) {
+  return Bun.spawn([process.execPath, "run", join(ROOT, script), ...args], {
+    ...{ stdin: stdin === undefined ? "ignore" : new Blob([stdin]), stdout: "pipe", stderr: "pipe" },
     // Where there are GPUs, these tests see none.
-    env: { ...process.env, CUDA_VISIBLE_DEVICES: "", NO_COLOR: "1" },
+    env: { ...process.env, CUDA_VISIBLE_DEVICES: "", NO_COLOR: "1", ...env },
   });
 }
 
 /** Runs `bun run generate.ts` to its end. */
-export async function generate(args: readonly string[], stdin?: string): Promise<Result> {
-  const child = start(args, stdin === undefined ? "ignore" : new Blob([stdin]));
+export function generate(args: readonly string[], stdin?: string): Promise<Result> {
+  return finished(start(args, { stdin }));
+}
+
+/** Runs `octavo` to its end. */
+export function octavo(args: readonly string[], options: StartOptions = {}): Promise<Result> {
+  return finished(startOctavo(args, options));
+}
+
+/** The program ends with `code` and says why in one line. */
+export function expectRefusal({ code, stderr }: Result, expected: number, ...parts: readonly string[]): void {
+  expect([code, stderr]).toEqual([expected, expect.stringMatching(/^octavo: [^\n]+\n$/)]);
+  for (const part of parts) expect(stderr).toContain(part);
+}
+
+async function finished(child: ReturnType<typeof start>): Promise<Result> {
   const [stdout, stderr, code] = await Promise.all([
     new Response(child.stdout).text(),
     new Response(child.stderr).text(),

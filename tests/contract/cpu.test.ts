@@ -1,4 +1,7 @@
+import { setDefaultTimeout } from "bun:test";
 import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
 import { runContract } from "./backend.contract.ts";
+
+setDefaultTimeout(120_000);
 
 runContract("cpu", () => new CpuBackend());

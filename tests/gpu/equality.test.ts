@@ -1,6 +1,8 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { type EngineOptions, LLM, type SamplingParams } from "octavo";
 import { describeGpu } from "./gpu.ts";
+
+setDefaultTimeout(120_000);
 
 const BASE: EngineOptions = { device: "cuda", gpuMemoryUtilization: 0.2 };
 const PROMPTS = Array.from({ length: 24 }, (_, i) => ({

@@ -1,6 +1,8 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { type ChatMessage, LLM } from "../../src/index.ts";
 import { collect, createLLM, GREEDY, only, rejection, SMALL } from "./support.ts";
+
+setDefaultTimeout(120_000);
 
 const ASK: readonly ChatMessage[] = [{ role: "user", content: "Tell me a story" }];
 const TALK: readonly ChatMessage[] = [

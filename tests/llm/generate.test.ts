@@ -1,6 +1,8 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { LLM, SamplingParams } from "../../src/index.ts";
 import { collect, complete, createLLM, GREEDY, only, PROMPT } from "./support.ts";
+
+setDefaultTimeout(120_000);
 
 let llm: LLM;
 beforeAll(async () => {

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { getEventListeners } from "node:events";
 import { readdirSync } from "node:fs";
 import {
@@ -23,6 +23,8 @@ import {
   rejection,
   SMALL,
 } from "./support.ts";
+
+setDefaultTimeout(120_000);
 
 const LONG: SamplingParams = { temperature: 0, maxTokens: 500, ignoreEos: true };
 

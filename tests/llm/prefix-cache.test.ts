@@ -1,6 +1,8 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { LLM, Prompt } from "../../src/index.ts";
 import { createLLM } from "./support.ts";
+
+setDefaultTimeout(120_000);
 
 const TEXT =
   "Lily and Tom went to the park with their mom. They saw a big dog near the pond, and the dog had a red ball. " +

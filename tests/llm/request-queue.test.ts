@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { CompletionDelta } from "../../src/base/outputs.ts";
 import { resolveSamplingParams } from "../../src/base/sampling-params.ts";
 import type { Engine } from "../../src/engine/engine.ts";
@@ -6,6 +6,8 @@ import type { EngineRequest } from "../../src/engine/request.ts";
 import { EngineDeadError, InvalidRequestError } from "../../src/index.ts";
 import { RequestQueue } from "../../src/request-queue.ts";
 import { collect, rejection } from "./support.ts";
+
+setDefaultTimeout(120_000);
 
 /** Gives every request two deltas of one token; fails or refuses on demand. */
 class ScriptedEngine {

@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { LLM } from "octavo";
 import { FIXTURES } from "./fixtures.ts";
 import { checkGreedy, type Tolerance } from "./suite.ts";
+
+setDefaultTimeout(120_000);
 
 const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 const GREEDY = { temperature: 0, ignoreEos: true, logprobs: 0 } as const;

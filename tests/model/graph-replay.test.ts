@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { CapturedGraph } from "../../src/backend/backend.ts";
 import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
 import { Parameters } from "../../src/layers/layer.ts";
@@ -10,6 +10,8 @@ import { decodeBuckets } from "../../src/runner/graph-runner.ts";
 import { ModelRunner } from "../../src/runner/model-runner.ts";
 import type { ScheduledBatch, SlotSampling } from "../../src/runner/types.ts";
 import { fixture } from "./fixtures.ts";
+
+setDefaultTimeout(120_000);
 
 /** "Captures" by keeping the ops to call again: the same memory, the same order, no uploads. */
 class RecordingBackend extends CpuBackend {
@@ -40,11 +42,12 @@ const sampling: SlotSampling = {
   ...{ allowedTokenIds: undefined, badWords: [] },
 };
 
-function startRunner(backend: CpuBackend, enforceEager: boolean): ModelRunner {
+async function startRunner(backend: CpuBackend, enforceEager: boolean): Promise<ModelRunner> {
   const config = readModelConfig(MODEL.modelDir);
   const definition = defineModel(config);
   using checkpoint = Checkpoint.open(MODEL.modelDir);
-  const weights = loadWeights(checkpoint, definition.parameters, backend, { ignored: definition.ignored });
+  const { parameters, ignored } = definition;
+  const weights = await loadWeights(checkpoint, parameters, backend, { ignored });
   const model = definition.build(new Parameters(weights), backend, 256);
   return new ModelRunner(backend, model, {
     ...{ maxNumSeqs: 6, maxModelLen: 256, maxNumBatchedTokens: 128, blockSize: 16, enforceEager },
@@ -86,10 +89,10 @@ function drawTokens(runner: ModelRunner, steps: number): number[][] {
 }
 
 describe("captured decode steps", () => {
-  test("replay draws the same tokens as eager execution, padding included", () => {
+  test("replay draws the same tokens as eager execution, padding included", async () => {
     const recording = new RecordingBackend();
-    const eager = startRunner(new CpuBackend(), true);
-    const captured = startRunner(recording, false);
+    const eager = await startRunner(new CpuBackend(), true);
+    const captured = await startRunner(recording, false);
     expect(recording.captured.length).toBe(decodeBuckets(6).length);
     const expected = drawTokens(eager, 40);
     expect(drawTokens(captured, 40)).toEqual(expected);
@@ -99,9 +102,9 @@ describe("captured decode steps", () => {
     captured.dispose();
   });
 
-  test("enforceEager captures nothing", () => {
+  test("enforceEager captures nothing", async () => {
     const recording = new RecordingBackend();
-    startRunner(recording, true).dispose();
+    (await startRunner(recording, true)).dispose();
     expect(recording.captured).toEqual([]);
   });
 

@@ -1,6 +1,8 @@
-import { beforeAll, expect, test } from "bun:test";
+import { beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { createXXHash128, type IHasher } from "hash-wasm";
 import { type Summary, simulate } from "./simulate.ts";
+
+setDefaultTimeout(120_000);
 
 const RUNS = Number(process.env.OCTAVO_SIMULATION_RUNS ?? 2500);
 const FIRST = Number(process.env.OCTAVO_SIMULATION_FIRST ?? 0);

@@ -19,15 +19,26 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   "runner/types.ts": [],
   runner: ["runner/types.ts", "backend", "layers", "models"],
   engine: ["runner/types.ts"],
-  "request-builder.ts": ["backend", "engine", "tokenizer"],
+  "prompt-encoder.ts": ["backend", "tokenizer"],
+  "request-builder.ts": ["engine", "prompt-encoder.ts"],
   "request-queue.ts": ["engine"],
+  "load-text.ts": ["tokenizer"],
   "load-model.ts": [
     ...["backend", "backend/cpu", "backend/cuda", "cuda", "engine", "layers"],
-    ...["loader", "models", "runner", "tokenizer"],
+    ...["load-text.ts", "loader", "models", "runner", "tokenizer"],
   ],
-  "llm.ts": ["engine", "load-model.ts", "models", "request-builder.ts", "request-queue.ts", "tokenizer"],
-  "index.ts": ["llm.ts", "load-model.ts", "request-builder.ts", "tokenizer"],
-  cli: ["llm.ts", "load-model.ts"],
+  "llm.ts": [
+    ...["engine", "load-model.ts", "models", "prompt-encoder.ts", "request-builder.ts"],
+    ...["request-queue.ts", "tokenizer"],
+  ],
+  async: [
+    ...["cuda", "engine", "llm.ts", "load-model.ts", "load-text.ts", "models", "prompt-encoder.ts"],
+    "request-builder.ts",
+  ],
+  "async-llm.ts": ["async", "prompt-encoder.ts"],
+  "index.ts": ["async-llm.ts", "llm.ts", "load-model.ts", "prompt-encoder.ts", "tokenizer"],
+  cli: ["async-llm.ts", "backend/cuda", "cuda", "llm.ts", "load-model.ts", "loader", "server"],
+  server: ["async-llm.ts", "prompt-encoder.ts", "tokenizer"],
 };
 
 /** The longest room that a file belongs to. */

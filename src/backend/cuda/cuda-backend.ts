@@ -5,15 +5,17 @@ import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
 import type { Cuda } from "../../cuda/open.ts";
-import { Stream } from "../../cuda/stream.ts";
+import { Event, Stream } from "../../cuda/stream.ts";
 import type {
   Activation,
   AttentionSpec,
   Backend,
   BatchTensors,
+  BulkUpload,
   CapturedGraph,
   LayerCache,
   LogprobTensors,
+  ModelShape,
   Readback,
   RopeStoreSpec,
   SampleRows,
@@ -26,18 +28,13 @@ import { CudaBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GemmTuner } from "./gemm-tuner.ts";
 import { KernelLibrary } from "./kernel-library.ts";
-import { ActivationOps } from "./ops/activation.ts";
-import { AttentionOps } from "./ops/attention.ts";
-import { BatchOps } from "./ops/batch.ts";
-import { EmbeddingOps } from "./ops/embedding.ts";
-import { LogprobOps } from "./ops/logprobs.ts";
-import { NormOps } from "./ops/norm.ts";
-import { RotaryOps } from "./ops/rotary.ts";
-import { SamplingOps } from "./ops/sampling.ts";
+import { KernelOps } from "./kernel-ops.ts";
 import { Staging } from "./staging.ts";
 
 /** What cuBLASLt may use besides its operands: NVIDIA's advice for Hopper. */
 const GEMM_WORKSPACE_BYTES = 32 * 2 ** 20;
+/** Major compute capability from which kernels may overlap with the one ahead of them. */
+const DEPENDENT_LAUNCH_CAPABILITY = 9;
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
@@ -48,19 +45,12 @@ export class CudaBackend implements Backend {
   readonly #library: KernelLibrary;
   readonly #gemm: Gemm;
   readonly #tuner: GemmTuner;
-  readonly #embedding: EmbeddingOps;
-  readonly #norm: NormOps;
-  readonly #activation: ActivationOps;
-  readonly #rotary: RotaryOps;
-  readonly #attention: AttentionOps;
-  readonly #batch: BatchOps;
-  readonly #sampling: SamplingOps;
-  readonly #logprobs: LogprobOps;
+  readonly #ops: KernelOps;
 
   /**
    * @param cuda the opened driver and libraries
    * @param activationDtype bfloat16 or float16
-   * @throws ConfigError for float32.
+   * @throws ConfigError for float32; DeviceError when the GPU fails or lacks memory, with nothing left allocated.
    */
   constructor(
     cuda: Cuda,
@@ -70,40 +60,47 @@ export class CudaBackend implements Backend {
       throw new ConfigError("dtype", 'device "cuda" computes in bfloat16 or float16, not float32');
     const { device } = cuda;
     this.#context = Context.retain(cuda.driver.api, device);
-    this.#stream = Stream.create(this.#context);
-    this.#staging = new Staging(this.#context, this.#stream);
-    this.#library = KernelLibrary.create(this.#context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
-    const cublas = CublasLt.create(cuda.cublasLt, this.#context);
-    const workspace = DeviceMemory.allocate(this.#context, GEMM_WORKSPACE_BYTES);
-    this.#tuner = new GemmTuner(
-      ...([this.#context, this.#stream, cublas, workspace, cubinCacheFolder(), cuda.driver.version] as const),
-    );
-    this.#gemm = new Gemm(cublas, workspace, this.#stream, this.#tuner);
+    try {
+      this.#stream = Stream.create(this.#context);
+      this.#staging = new Staging(this.#context, this.#stream);
+      this.#library = KernelLibrary.create(this.#context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
+      const cublas = CublasLt.create(cuda.cublasLt, this.#context);
+      const workspace = DeviceMemory.allocate(this.#context, GEMM_WORKSPACE_BYTES);
+      this.#tuner = new GemmTuner(
+        ...([
+          this.#context,
+          this.#stream,
+          cublas,
+          workspace,
+          cubinCacheFolder(),
+          cuda.driver.version,
+        ] as const),
+      );
+      this.#gemm = new Gemm(cublas, workspace, this.#stream, this.#tuner);
+      this.#ops = new KernelOps(this.#library, {
+        dtype: activationDtype,
+        smCount: device.multiprocessors,
+        dependentLaunch: device.computeCapability[0] >= DEPENDENT_LAUNCH_CAPABILITY,
+        allocate: (byteLength) => this.allocate(byteLength),
+        allocateZeroed: (byteLength) => {
+          const buffer = this.allocate(byteLength);
+          this.#stream.fill(buffer.address, 0, byteLength);
+          return buffer;
+        },
+      });
+    } catch (error) {
+      this.#context.dispose();
+      throw error;
+    }
+  }
 
-    const library = this.#library;
-    const allocate = (byteLength: number) => this.allocate(byteLength);
-    const allocateZeroed = (byteLength: number) => {
-      const buffer = this.allocate(byteLength);
-      this.#stream.fill(buffer.address, 0, byteLength);
-      return buffer;
-    };
-    const options = { dependentLaunch: process.env.OCTAVO_PDL === "1" };
-    this.#embedding = new EmbeddingOps(library, activationDtype, options);
-    this.#norm = new NormOps(library, activationDtype, options);
-    this.#activation = new ActivationOps(library, activationDtype, options);
-    this.#rotary = new RotaryOps(library, activationDtype, options);
-    this.#attention = new AttentionOps(library, {
-      smCount: device.multiprocessors,
-      dtype: activationDtype,
-      allocateZeroed,
-      ...options,
-    });
-    this.#batch = new BatchOps(library, options);
-    this.#sampling = new SamplingOps(library, allocate, options);
-    this.#logprobs = new LogprobOps(library, allocate, options);
+  /** Compiles, in parallel, what the disk cache lacks, and loads all. */
+  async prepare(shape: ModelShape): Promise<void> {
+    await this.#library.prepare(this.#ops.units(shape));
   }
 
   allocate(byteLength: number): DeviceBuffer {
+    invariant(!this.#context.isDisposed, "CUDA backend used after dispose()");
     return new CudaBuffer(this.#context, byteLength);
   }
 
@@ -115,6 +112,10 @@ export class CudaBackend implements Backend {
   upload(target: Tensor, data: ArrayBufferView): void {
     invariant(data.byteLength === target.byteLength, `upload of ${data.byteLength} bytes to ${target}`);
     this.#staging.upload(target.address, data);
+  }
+
+  bulkUpload(): BulkUpload {
+    return this.#staging.bulkUpload();
   }
 
   download(source: Tensor): Uint8Array {
@@ -133,6 +134,13 @@ export class CudaBackend implements Backend {
     this.#stream.synchronize();
   }
 
+  /** Marks this point of the work enqueued, with a timestamp: for benchmarks, outside `capture`. The caller disposes. */
+  mark(): Event {
+    const event = Event.create(this.#context, { timing: true });
+    event.record(this.#stream);
+    return event;
+  }
+
   memory(): { readonly free: number; readonly total: number } {
     return this.#context.memory();
   }
@@ -140,7 +148,12 @@ export class CudaBackend implements Backend {
   capture(enqueue: () => void): CapturedGraph {
     using graph = Graph.capture(this.#stream, enqueue);
     const replay = graph.instantiate();
-    replay.upload(this.#stream);
+    try {
+      replay.upload(this.#stream);
+    } catch (error) {
+      replay.dispose();
+      throw error;
+    }
     return { launch: () => replay.launch(this.#stream), dispose: () => replay.dispose() };
   }
 
@@ -151,17 +164,15 @@ export class CudaBackend implements Backend {
   }
 
   dispose(): void {
-    if (this.#context.isDisposed) return;
-    this.#gemm.dispose();
     this.#context.dispose();
   }
 
   embedding(out: Tensor, table: Tensor, ids: Tensor): void {
-    this.#embedding.embedding(this.#stream.value, out, table, ids);
+    this.#ops.embedding.embedding(this.#stream.value, out, table, ids);
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
-    this.#embedding.gatherRows(this.#stream.value, out, x, rows);
+    this.#ops.embedding.gatherRows(this.#stream.value, out, x, rows);
   }
 
   linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void {
@@ -170,59 +181,59 @@ export class CudaBackend implements Backend {
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    this.#norm.rmsNorm(this.#stream.value, out, x, weight, eps);
+    this.#ops.norm.rmsNorm(this.#stream.value, out, x, weight, eps);
   }
 
   addRmsNorm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    this.#norm.addRmsNorm(this.#stream.value, out, residual, x, weight, eps);
+    this.#ops.norm.addRmsNorm(this.#stream.value, out, residual, x, weight, eps);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
-    this.#norm.layerNorm(this.#stream.value, out, x, weight, bias, eps);
+    this.#ops.norm.layerNorm(this.#stream.value, out, x, weight, bias, eps);
   }
 
   gatedActivation(out: Tensor, gateUp: Tensor, activation: Activation): void {
-    this.#activation.gatedActivation(this.#stream.value, out, gateUp, activation);
+    this.#ops.activation.gatedActivation(this.#stream.value, out, gateUp, activation);
   }
 
   activation(out: Tensor, x: Tensor, activation: Activation): void {
-    this.#activation.activation(this.#stream.value, out, x, activation);
+    this.#ops.activation.activation(this.#stream.value, out, x, activation);
   }
 
   rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void {
-    this.#rotary.rotary(this.#stream.value, x, heads, headDim, cosSin, positions);
+    this.#ops.rotary.rotary(this.#stream.value, x, heads, headDim, cosSin, positions);
   }
 
   ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void {
-    this.#rotary.ropeAndStoreKv(this.#stream.value, qkv, cache, batch, spec);
+    this.#ops.rotary.ropeAndStoreKv(this.#stream.value, qkv, cache, batch, spec);
   }
 
   attention(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
-    this.#attention.attention(this.#stream.value, out, qkv, cache, batch, spec);
+    this.#ops.attention.attention(this.#stream.value, out, qkv, cache, batch, spec);
   }
 
   prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void {
-    this.#batch.prepareBatch(this.#stream.value, batch, rows, slots);
+    this.#ops.batch.prepareBatch(this.#stream.value, batch, rows, slots);
   }
 
   scatter(target: Tensor, indices: Tensor, values: Tensor): void {
-    this.#batch.scatter(this.#stream.value, target, indices, values);
+    this.#ops.batch.scatter(this.#stream.value, target, indices, values);
   }
 
   countTokens(slots: SlotTensors, rows: Tensor): void {
-    this.#batch.countTokens(this.#stream.value, slots, rows);
+    this.#ops.batch.countTokens(this.#stream.value, slots, rows);
   }
 
   processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    this.#sampling.processLogits(this.#stream.value, out, logits, sample, slots);
+    this.#ops.sampling.processLogits(this.#stream.value, out, logits, sample, slots);
   }
 
   sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    this.#sampling.sample(this.#stream.value, out, logits, sample, slots);
+    this.#ops.sampling.sample(this.#stream.value, out, logits, sample, slots);
   }
 
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void {
-    this.#logprobs.logprobs(this.#stream.value, out, logits, tokens);
+    this.#ops.logprobs.logprobs(this.#stream.value, out, logits, tokens);
   }
 }
 

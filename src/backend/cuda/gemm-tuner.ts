@@ -2,6 +2,7 @@ import { ptr } from "bun:ffi";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { dtypeSize } from "../../base/dtype.ts";
+import { DeviceError } from "../../base/errors.ts";
 import type { Context } from "../../cuda/context.ts";
 import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
@@ -48,9 +49,9 @@ export class GemmTuner {
     driverVersion: readonly number[],
   ) {
     const { name } = context.device;
-    const key = [name, driverVersion.join("."), cublas.api.cublasLtGetVersion(), CANDIDATES].join("\n");
-    const hash = new Bun.CryptoHasher("sha256").update(key).digest("hex").slice(0, 32);
-    this.#path = join(folder, `gemm-${hash}.json`);
+    const versions = [driverVersion.join("."), cublas.api.cublasLtGetVersion()];
+    const key = [name, ...versions, CANDIDATES, workspace.byteLength].join("\n");
+    this.#path = join(folder, `gemm-${sha256(key).slice(0, 32)}`);
     this.#load();
   }
 
@@ -67,12 +68,15 @@ export class GemmTuner {
     return this.#best.get(algorithmKey(shape));
   }
 
-  /** Times the algorithms of every weight seen so far at these token counts, where the choice is not known yet. */
+  /**
+   * Times the algorithms of every weight seen so far at these token counts, where the choice is not known yet. What
+   * cannot be timed, for want of memory or because cuBLASLt refuses, is left to cuBLASLt's own ranking.
+   */
   tune(tokenCounts: readonly number[]): void {
     for (const { shape, addresses } of this.#weights.values()) {
       for (const tokens of tokenCounts) {
         const whole = { ...shape, tokens };
-        if (!this.#best.has(algorithmKey(whole))) this.#time(whole, [...addresses]);
+        if (!this.#best.has(algorithmKey(whole))) attempt(() => this.#time(whole, [...addresses]));
       }
     }
     if (this.#dirty) this.#store();
@@ -91,7 +95,7 @@ export class GemmTuner {
     this.stream.fill(bias.value, 0, bias.byteLength);
     let best: { algorithm: MatmulAlgorithm; milliseconds: number } | undefined;
     for (const algorithm of matmul.algorithms(CANDIDATES, this.workspace.byteLength, rowAlignment(shape))) {
-      const milliseconds = this.#replayTime(() => {
+      const enqueue = () => {
         for (const weight of used)
           matmul.run(
             this.stream.value,
@@ -102,10 +106,12 @@ export class GemmTuner {
             this.workspace.value,
             bias.value,
           );
-      });
-      if (best === undefined || milliseconds < best.milliseconds) best = { algorithm, milliseconds };
+      };
+      const milliseconds = attempt(() => this.#replayTime(enqueue)) ?? Infinity;
+      if (milliseconds < (best?.milliseconds ?? Infinity)) best = { algorithm, milliseconds };
     }
-    this.#best.set(algorithmKey(shape), best!.algorithm);
+    if (best === undefined) return;
+    this.#best.set(algorithmKey(shape), best.algorithm);
     this.#dirty = true;
   }
 
@@ -128,14 +134,14 @@ export class GemmTuner {
   /** A file that is missing or damaged is as good as none: shapes are timed again. */
   #load(): void {
     try {
-      const stored = JSON.parse(readFileSync(this.#path, "utf8")) as Record<string, StoredAlgorithm>;
-      for (const [key, { algorithm, workspaceBytes }] of Object.entries(stored)) {
-        const bytes = Uint8Array.from(Buffer.from(algorithm, "hex"));
-        if (bytes.length !== 64 || !(workspaceBytes <= this.workspace.byteLength)) continue;
-        this.#best.set(key, { bytes, address: ptr(bytes), workspaceBytes, waves: 0 });
+      const [digest, text] = readFileSync(this.#path, "utf8").split("\n");
+      if (text === undefined || digest !== sha256(text)) return;
+      for (const [key, stored] of Object.entries(JSON.parse(text) as Record<string, StoredAlgorithm>)) {
+        const bytes = Uint8Array.from(Buffer.from(stored.algorithm, "hex"));
+        this.#best.set(key, { bytes, address: ptr(bytes), workspaceBytes: stored.workspaceBytes, waves: 0 });
       }
     } catch {
-      this.#best.clear();
+      // There is no file yet.
     }
   }
 
@@ -144,14 +150,29 @@ export class GemmTuner {
       key,
       { algorithm: Buffer.from(bytes).toString("hex"), workspaceBytes },
     ]);
+    const text = JSON.stringify(Object.fromEntries(stored));
     try {
       mkdirSync(join(this.#path, ".."), { recursive: true, mode: 0o700 });
-      writeFileSync(this.#path, JSON.stringify(Object.fromEntries(stored)));
+      writeFileSync(this.#path, `${sha256(text)}\n${text}`);
     } catch {
       // The cache is never in the way: the shapes are timed again at the next start.
     }
     this.#dirty = false;
   }
+}
+
+/** What `run` returns; undefined when the device refused, but goes on. */
+function attempt<T>(run: () => T): T | undefined {
+  try {
+    return run();
+  } catch (error) {
+    if (error instanceof DeviceError && !error.fatal) return undefined;
+    throw error;
+  }
+}
+
+function sha256(text: string): string {
+  return new Bun.CryptoHasher("sha256").update(text).digest("hex");
 }
 
 /** A shape as a key, of plans and of choices on disk. */

@@ -1,4 +1,5 @@
 import { dtypeSize, type FloatDType } from "../../base/dtype.ts";
+import { invariant } from "../../base/errors.ts";
 import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
 import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
 import type { DeviceMemory } from "../../cuda/memory.ts";
@@ -26,7 +27,9 @@ export class Gemm {
     private readonly tuner: GemmTuner,
   ) {}
 
+  /** See `Backend.linear`; a bias needs `out` to be of its own dtype, as cuBLASLt adds no other. */
   linear(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined): void {
+    invariant(bias === undefined || bias.dtype === out.dtype, `linear: bias is ${bias}, out is ${out}`);
     const shape: LinearShape = {
       tokens: x.dim(0),
       inFeatures: x.dim(1),
@@ -49,14 +52,10 @@ export class Gemm {
     );
   }
 
-  dispose(): void {
-    for (const { matmul } of this.#plans.values()) matmul.dispose();
-    this.#plans.clear();
-  }
-
   /** Drops the plans, so that what the tuner has learnt since is used. */
   replan(): void {
-    this.dispose();
+    for (const { matmul } of this.#plans.values()) matmul.dispose();
+    this.#plans.clear();
   }
 
   #plan(shape: LinearShape): Plan {
@@ -69,12 +68,15 @@ export class Gemm {
       this.#plans.delete(oldest!);
     }
     const matmul = new LinearMatmul(this.cublas, shape);
-    const alignment = rowAlignment(shape);
-    const algorithm =
-      this.tuner.best(shape) ?? matmul.algorithms(1, this.workspace.byteLength, alignment)[0]!;
-    const plan = { matmul, algorithm };
-    this.#plans.set(key, plan);
-    return plan;
+    try {
+      const ranked = () => matmul.algorithms(1, this.workspace.byteLength, rowAlignment(shape));
+      const plan = { matmul, algorithm: this.tuner.best(shape) ?? ranked()[0]! };
+      this.#plans.set(key, plan);
+      return plan;
+    } catch (error) {
+      matmul.dispose();
+      throw error;
+    }
   }
 }
 

@@ -62,6 +62,8 @@ export class KernelLibrary implements Disposable {
       ([name]) => !this.#modules.has(name),
     );
     const cubins = await this.compiler.compileAll(missing.map(([, unit]) => unit));
+    // Whoever wanted the kernels may have given up meanwhile.
+    if (this.context.isDisposed) return;
     for (const [i, [name]] of missing.entries()) this.#load(name, cubins[i]!);
   }
 

@@ -1,7 +1,9 @@
+import { invariant } from "../../base/errors.ts";
 import type { Context } from "../../cuda/context.ts";
 import { PinnedMemory } from "../../cuda/memory.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
-import type { Readback } from "../backend.ts";
+import type { BulkUpload, Readback } from "../backend.ts";
+import { CudaBulkUpload } from "./bulk-upload.ts";
 
 const UPLOAD_SEGMENTS = 4;
 const UPLOAD_SEGMENT_BYTES = 8 * 2 ** 20;
@@ -19,6 +21,7 @@ export class Staging {
   readonly #freeSlots: ReadbackSlot[] = [];
   #segment = 0;
   #offset = 0;
+  #bulk: CudaBulkUpload | undefined;
 
   constructor(
     private readonly context: Context,
@@ -31,6 +34,7 @@ export class Staging {
 
   /** Enqueues a copy to a device address; `data` may be reused on return. */
   upload(target: number, data: ArrayBufferView): void {
+    invariant(this.#bulk === undefined, "upload during a bulk upload");
     const source = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     for (let done = 0; done < source.length; ) {
       const length = Math.min(source.length - done, UPLOAD_SEGMENT_BYTES);
@@ -43,6 +47,16 @@ export class Staging {
     }
   }
 
+  /** Lends the whole ring, so that it need not be pinned twice. */
+  bulkUpload(): BulkUpload {
+    invariant(this.#bulk === undefined, "one bulk upload at a time");
+    this.stream.synchronize();
+    this.#bulk = new CudaBulkUpload(this.context, this.stream, this.#ring, () => {
+      this.#bulk = undefined;
+    });
+    return this.#bulk;
+  }
+
   /** Enqueues a copy to the host. Copies above 1 MiB are waited for at once. */
   readback(source: number, byteLength: number): Readback {
     if (byteLength > READBACK_SLOT_BYTES) {
@@ -50,8 +64,13 @@ export class Staging {
       return { wait: () => bytes };
     }
     const slot = this.#freeSlots.pop() ?? new ReadbackSlot(this.context);
-    this.stream.download(slot.memory.value, source, byteLength);
-    slot.done.record(this.stream);
+    try {
+      this.stream.download(slot.memory.value, source, byteLength);
+      slot.done.record(this.stream);
+    } catch (error) {
+      this.#freeSlots.push(slot);
+      throw error;
+    }
     return {
       wait: () => {
         slot.done.synchronize();

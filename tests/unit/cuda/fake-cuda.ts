@@ -41,10 +41,12 @@ const NOT_FOUND = 500;
 const CAPTURE_UNSUPPORTED = 900;
 const LAUNCH_OUT_OF_RESOURCES = 701;
 const DEFAULT_SHARED_BYTES = 48 * 1024;
+/** How much of an allocation is poisoned: the whole of large ones would take long. */
+const POISONED_BYTES = 2 ** 16;
 
 /**
- * A CUDA driver in host memory: allocations are real, streams run at once, graphs replay. It keeps what is alive,
- * notes every misuse in `violations`, and fails on request.
+ * A CUDA driver in host memory: allocations are real, streams run at once (or as late as they may, when `lazy`),
+ * graphs replay. It keeps what is alive, notes every misuse in `violations`, and fails on request.
  */
 export class FakeCuda {
   readonly api: CudaApi;
@@ -56,6 +58,8 @@ export class FakeCuda {
   readonly live = new Map<number, Kind>();
   /** Kernels that modules contain, with their argument counts. */
   readonly kernels = new Map<string, number>();
+  /** What kernels do when they run, by their name; the others do nothing. */
+  readonly effects = new Map<string, (launch: FakeLaunch) => void>();
   readonly #failures = new Map<string, Map<number, number>>();
   readonly #callCounts = new Map<string, number>();
   readonly #memory = new Map<number, Uint8Array>();
@@ -65,7 +69,15 @@ export class FakeCuda {
   readonly #functions = new Map<number, { entry: string; allowedShared: number }>();
   readonly #statusStrings = new Map<string, Uint8Array>();
   #nextHandle = 0x7f00_0000_1000;
+  /** Work enqueued and not run yet, by stream. */
+  readonly #queues = new Map<number, (() => void)[]>();
+  /** Events recorded in streams that have not come to them, with their stream. */
+  readonly #marks = new Map<number, number>();
   driverVersion = 13000;
+  /** Work waits until something waits for it: what it reads must stay as it is until then. */
+  lazy = false;
+  /** What the next elapsed time is, in milliseconds. */
+  elapsed = () => 1.5;
 
   constructor(
     readonly gpus: readonly FakeGpu[] = [{ name: "Fake GPU", computeCapability: [9, 0], memory: 2 ** 24 }],
@@ -94,6 +106,11 @@ export class FakeCuda {
   /** The live handles of one kind. */
   alive(kind: Kind): number[] {
     return [...this.live].filter(([, which]) => which === kind).map(([handle]) => handle);
+  }
+
+  /** How often a function has been called. */
+  count(name: keyof CudaApi): number {
+    return this.#callCounts.get(name) ?? 0;
   }
 
   /** Bytes of device memory allocated. */
@@ -137,7 +154,7 @@ export class FakeCuda {
       cuDevicePrimaryCtxRetain: (out) => store(out, this.#make("context")),
       cuDevicePrimaryCtxRelease_v2: () => this.#drop(this.alive("context").at(-1) ?? 0, "context"),
       cuCtxSetCurrent: (context) => this.#expect(context, "context"),
-      cuCtxSynchronize: () => 0,
+      cuCtxSynchronize: () => this.#runAll(),
       cuCtxEnablePeerAccess: (peer) => this.#expect(peer, "context"),
 
       cuMemGetInfo_v2: (free, total) => {
@@ -149,9 +166,9 @@ export class FakeCuda {
         if (this.allocatedBytes + bytes > this.gpus[0]!.memory) return CudaStatus.outOfMemory;
         return store(out, this.#makeMemory("device memory", bytes));
       },
-      cuMemFree_v2: (address) => this.#dropMemory(address, "device memory"),
+      cuMemFree_v2: (address) => this.#runAll() || this.#dropMemory(address, "device memory"),
       cuMemHostAlloc: (out, bytes) => store(out, this.#makeMemory("pinned memory", bytes)),
-      cuMemFreeHost: (address) => this.#dropMemory(address as number, "pinned memory"),
+      cuMemFreeHost: (address) => this.#runAll() || this.#dropMemory(address as number, "pinned memory"),
       cuMemcpyHtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemcpyDtoHAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemcpyDtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
@@ -162,16 +179,17 @@ export class FakeCuda {
 
       cuStreamCreateWithPriority: (out) => store(out, this.#make("stream")),
       cuStreamDestroy_v2: (stream) => this.#drop(stream as number, "stream"),
-      cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream),
+      cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.#run(stream as number),
       cuStreamQuery: (stream) => this.#whenNotCapturing(stream),
       cuStreamWaitEvent: (stream, event) => this.#expect(stream, "stream") || this.#expect(event, "event"),
       cuEventCreate: (out) => store(out, this.#make("event")),
       cuEventDestroy_v2: (event) => this.#drop(event as number, "event"),
-      cuEventRecord: (event, stream) => this.#expect(event, "event") || this.#expect(stream, "stream"),
-      cuEventQuery: (event) => this.#expect(event, "event"),
-      cuEventSynchronize: (event) => this.#expect(event, "event"),
+      cuEventRecord: (event, stream) => this.#expect(event, "event") || this.#mark(event as number, stream),
+      cuEventQuery: (event) =>
+        this.#expect(event, "event") || (this.#marks.has(event as number) ? CudaStatus.notReady : 0),
+      cuEventSynchronize: (event) => this.#expect(event, "event") || this.#runTo(event as number),
       cuEventElapsedTime: (out, start, end) =>
-        this.#expect(start, "event") || this.#expect(end, "event") || store(out, 1.5),
+        this.#expect(start, "event") || this.#expect(end, "event") || store(out, this.elapsed()),
 
       cuModuleLoadData: (out, image) =>
         (image as Uint8Array).length === 0 ? 200 : store(out, this.#make("module")),
@@ -241,8 +259,13 @@ export class FakeCuda {
       cuGraphUpload: (exec, stream) => this.#expect(exec, "graph exec") || this.#expect(stream, "stream"),
       cuGraphLaunch: (exec, stream) => {
         const misuse = this.#expect(exec, "graph exec") || this.#expect(stream, "stream");
-        if (!misuse) for (const node of this.#graphs.get(exec as number)!) node();
-        return misuse;
+        const nodes = this.#graphs.get(exec as number) ?? [];
+        return (
+          misuse ||
+          this.#enqueue(stream, () => {
+            for (const node of nodes) node();
+          })
+        );
       },
       cuGraphExecDestroy: (exec) => this.#drop(exec as number, "graph exec"),
       cuGraphDestroy: (graph) => this.#drop(graph as number, "graph"),
@@ -261,7 +284,7 @@ export class FakeCuda {
   }
 
   #makeMemory(kind: Kind, bytes: number): number {
-    const memory = new Uint8Array(new ArrayBuffer(bytes)).fill(0xa5);
+    const memory = new Uint8Array(new ArrayBuffer(bytes)).fill(0xa5, 0, POISONED_BYTES);
     const address = ptr(memory);
     this.#memory.set(address, memory);
     this.live.set(address, kind);
@@ -283,7 +306,7 @@ export class FakeCuda {
   /** Freed memory stays mapped, so that its address is never given out again. */
   #dropMemory(address: number, kind: Kind): number {
     const misuse = this.#drop(address, kind);
-    if (!misuse) this.#retired.push(this.#memory.get(address)!.fill(0xdd));
+    if (!misuse) this.#retired.push(this.#memory.get(address)!.fill(0xdd, 0, POISONED_BYTES));
     this.#memory.delete(address);
     return misuse;
   }
@@ -312,7 +335,38 @@ export class FakeCuda {
     if (misuse) return misuse;
     const capture = this.#captures.get(stream as number);
     if (capture !== undefined) capture.push(run);
+    else if (this.lazy) this.#queue(stream as number).push(run);
     else run();
+    return 0;
+  }
+
+  #queue(stream: number): (() => void)[] {
+    const queue = this.#queues.get(stream) ?? [];
+    this.#queues.set(stream, queue);
+    return queue;
+  }
+
+  #mark(event: number, stream: Address): number {
+    const misuse = this.#whenNotCapturing(stream);
+    if (misuse || !this.lazy) return misuse;
+    this.#marks.set(event, stream as number);
+    this.#queue(stream as number).push(() => this.#marks.delete(event));
+    return 0;
+  }
+
+  #runTo(event: number): 0 {
+    const queue = this.#queue(this.#marks.get(event) ?? 0);
+    while (this.#marks.has(event)) queue.shift()!();
+    return 0;
+  }
+
+  #run(stream: number): 0 {
+    for (const work of this.#queue(stream).splice(0)) work();
+    return 0;
+  }
+
+  #runAll(): 0 {
+    for (const stream of this.#queues.keys()) this.#run(stream);
     return 0;
   }
 
@@ -336,9 +390,11 @@ export class FakeCuda {
       const address = Number(read.u64(args as Pointer, 8 * i));
       return new Uint8Array(toArrayBuffer(address as Pointer, 0, 8)).slice();
     });
-    return this.#enqueue(stream, () =>
-      this.launches.push({ entry, grid, block, sharedBytes, stream, args: values, dependent }),
-    );
+    const launch = { entry, grid, block, sharedBytes, stream, args: values, dependent };
+    return this.#enqueue(stream, () => {
+      this.launches.push(launch);
+      this.effects.get(entry)?.(launch);
+    });
   }
 
   #storeString(out: Address, text: string): number {

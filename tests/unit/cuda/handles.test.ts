@@ -50,7 +50,7 @@ describe("errors", () => {
 
   test("exactly the terminal statuses are fatal", () => {
     const fatal = Array.from({ length: 999 }, (_, i) => i + 1).filter(
-      (status) => (thrown(() => checkCuda(fake.api, "f", status)) as CudaError).isFatal,
+      (status) => (thrown(() => checkCuda(fake.api, "f", status)) as CudaError).fatal,
     );
     expect(fatal).toEqual([214, 220, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911]);
   });
@@ -68,7 +68,7 @@ describe("memory", () => {
     const held = DeviceMemory.allocate(context, 2 ** 23);
     const error = thrown(() => DeviceMemory.allocate(context, 2 ** 24));
     expect(error).toBeInstanceOf(CudaOutOfMemoryError);
-    expect(error).toMatchObject({ requested: 2 ** 24, free: 2 ** 23, total: 2 ** 24, isFatal: false });
+    expect(error).toMatchObject({ requested: 2 ** 24, free: 2 ** 23, total: 2 ** 24, fatal: false });
     held.dispose();
     DeviceMemory.allocate(context, 2 ** 24).dispose();
   });
@@ -77,7 +77,7 @@ describe("memory", () => {
     fake.fail("cuMemAlloc_v2", 700);
     const error = thrown(() => DeviceMemory.allocate(context, 16));
     expect(error).not.toBeInstanceOf(CudaOutOfMemoryError);
-    expect(error).toMatchObject({ status: 700, isFatal: true });
+    expect(error).toMatchObject({ status: 700, fatal: true });
   });
 
   test("upload, copy, fill and download move the bytes", () => {

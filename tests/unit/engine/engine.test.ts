@@ -34,10 +34,13 @@ test("with overlap a step is launched before the one before is collected", () =>
   engine.add(makeRequest(range(0, 3)));
   expect(engine.step()).toEqual([]);
   expect(runner.launched).toHaveLength(1);
+  expect(engine.numBatchedTokens).toBe(3);
   expect(engine.step()).toHaveLength(1);
   expect(runner.launched).toHaveLength(2);
+  expect(engine.numBatchedTokens).toBe(1);
   drain(engine);
   expect(runner.launched).toHaveLength(4);
+  expect(engine.numBatchedTokens).toBe(0);
 });
 
 test("a runner that takes one step at a time is not overlapped", () => {

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { ParameterSource, ParameterSpec } from "../../../src/base/parameters.ts";
 
 /** A folder of its own, removed when the block that declared it with `using` ends. */
 export function temporaryFolder(): Disposable & { readonly path: string; file(name: string): string } {
@@ -50,6 +51,10 @@ export function f32(shape: readonly number[], values?: readonly number[]): Tenso
     shape,
     data: Float32Array.from(values ?? Array.from({ length: size }, (_, i) => i)),
   };
+}
+
+export function spec(name: string, shape: number[], ...sources: ParameterSource[]): ParameterSpec {
+  return { name, shape, sources, dummy: "normal" };
 }
 
 /** What `run` throws. */

@@ -1,51 +1,14 @@
 import { describe, expect, test } from "bun:test";
 import { truncateSync, writeFileSync } from "node:fs";
-import type { Backend } from "../../../src/backend/backend.ts";
-import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
-import { type DType, dtypeSize, type FloatDType, narrow, widen } from "../../../src/base/dtype.ts";
+import type { Tensor } from "../../../src/backend/tensor.ts";
+import { type FloatDType, narrow, widen } from "../../../src/base/dtype.ts";
 import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
-import type { ParameterSource, ParameterSpec } from "../../../src/base/parameters.ts";
+import type { ParameterSpec } from "../../../src/base/parameters.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { dummyWeights } from "../../../src/loader/dummy-weights.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
-import { f32, safetensors, type TensorData, temporaryFolder } from "./support.ts";
-
-/** Memory on the host; keeps count of what is alive and of the largest upload. */
-class FakeBackend {
-  live = 0;
-  allocations = 0;
-  largestUpload = 0;
-
-  constructor(readonly activationDtype: FloatDType) {}
-
-  get backend(): Backend {
-    return this as unknown as Backend;
-  }
-
-  empty(dtype: DType, shape: readonly number[]): Tensor {
-    const byteLength = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
-    this.live++;
-    this.allocations++;
-    const host = new ArrayBuffer(byteLength);
-    new Uint8Array(host).fill(0xff);
-    const buffer: DeviceBuffer = { byteLength, address: 0, host, dispose: () => this.live-- };
-    return new Tensor(buffer, dtype, shape);
-  }
-
-  upload(target: Tensor, data: ArrayBufferView): void {
-    expect(data.byteLength).toBe(target.byteLength);
-    this.largestUpload = Math.max(this.largestUpload, data.byteLength);
-    bytesOf(target).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-  }
-
-  fill(target: Tensor, byte: number): void {
-    bytesOf(target).fill(byte);
-  }
-}
-
-function bytesOf(tensor: Tensor): Uint8Array {
-  return new Uint8Array(tensor.buffer.host!, tensor.byteOffset, tensor.byteLength);
-}
+import { bytesOf, FakeBackend } from "./fake-backend.ts";
+import { f32, safetensors, spec, type TensorData, temporaryFolder } from "./support.ts";
 
 function valuesOf(tensor: Tensor | undefined): number[] {
   const values = new Float32Array(tensor!.size);
@@ -53,15 +16,14 @@ function valuesOf(tensor: Tensor | undefined): number[] {
   return [...values];
 }
 
-function withCheckpoint(tensors: Record<string, TensorData>, run: (checkpoint: Checkpoint) => void): void {
+async function withCheckpoint(
+  tensors: Record<string, TensorData>,
+  run: (checkpoint: Checkpoint) => Promise<void>,
+): Promise<void> {
   using folder = temporaryFolder();
   writeFileSync(folder.file("model.safetensors"), safetensors(tensors));
   using checkpoint = Checkpoint.open(folder.path);
-  run(checkpoint);
-}
-
-function spec(name: string, shape: number[], ...sources: ParameterSource[]): ParameterSpec {
-  return { name, shape, sources, dummy: "normal" };
+  await run(checkpoint);
 }
 
 describe("loadWeights", () => {
@@ -69,10 +31,10 @@ describe("loadWeights", () => {
   const k = f32([2, 2], [10, 11, 12, 13]);
 
   test("stacks sources along dimension 0", () =>
-    withCheckpoint({ q, k }, (checkpoint) => {
+    withCheckpoint({ q, k }, async (checkpoint) => {
       const qkv = spec("qkv", [6, 2], { name: "k", shape: [2, 2] }, { name: "q", shape: [4, 2] });
       const progress: [number, number][] = [];
-      const weights = loadWeights(checkpoint, [qkv], new FakeBackend("float32").backend, {
+      const weights = await loadWeights(checkpoint, [qkv], new FakeBackend("float32").backend, {
         ignored: [],
         onProgress: (loaded, total) => progress.push([loaded, total]),
       });
@@ -85,7 +47,7 @@ describe("loadWeights", () => {
     }));
 
   test("slices dimension 0 and dimension 1, before stacking", () =>
-    withCheckpoint({ q, k, bias: f32([4]) }, (checkpoint) => {
+    withCheckpoint({ q, k, bias: f32([4]) }, async (checkpoint) => {
       const specs = [
         spec(
           "rows",
@@ -96,21 +58,23 @@ describe("loadWeights", () => {
         spec("columns", [4, 1], { name: "q", shape: [4, 2], slice: { dim: 1, start: 1, end: 2 } }),
         spec("bias", [2], { name: "bias", shape: [4], slice: { dim: 0, start: 1, end: 3 } }),
       ];
-      const weights = loadWeights(checkpoint, specs, new FakeBackend("float32").backend, { ignored: [] });
+      const weights = await loadWeights(checkpoint, specs, new FakeBackend("float32").backend, {
+        ignored: [],
+      });
       expect(valuesOf(weights.get("rows"))).toEqual([4, 5, 6, 7, 12, 13]);
       expect(valuesOf(weights.get("columns"))).toEqual([1, 3, 5, 7]);
       expect(valuesOf(weights.get("bias"))).toEqual([1, 2]);
     }));
 
-  test("converts between every pair of float dtypes", () => {
+  test("converts between every pair of float dtypes", async () => {
     const values = [0, -1, 0.5, 3.140625, 100];
     const names = { F32: "float32", F16: "float16", BF16: "bfloat16" } as const;
     for (const [dtype, from] of Object.entries(names)) {
       for (const to of Object.values(names)) {
         const data = narrow(Float32Array.from(values), from);
-        withCheckpoint({ w: { dtype, shape: [5], data } }, (checkpoint) => {
+        await withCheckpoint({ w: { dtype, shape: [5], data } }, async (checkpoint) => {
           const specs = [spec("w", [5], { name: "w", shape: [5] })];
-          const weights = loadWeights(checkpoint, specs, new FakeBackend(to).backend, { ignored: [] });
+          const weights = await loadWeights(checkpoint, specs, new FakeBackend(to).backend, { ignored: [] });
           expect(weights.get("w")!.dtype).toBe(to);
           expect(valuesOf(weights.get("w"))).toEqual(values);
         });
@@ -118,17 +82,20 @@ describe("loadWeights", () => {
     }
   });
 
-  test("chunks of at most 16 MiB, whole and column-sliced", () => {
+  test("chunks of at most 16 MiB, whole and column-sliced", async () => {
     const shape = [2100, 2048];
-    withCheckpoint({ w: f32(shape) }, (checkpoint) => {
+    await withCheckpoint({ w: f32(shape) }, async (checkpoint) => {
       const fake = new FakeBackend("float32");
       const specs = [
         spec("w", shape, { name: "w", shape }),
         spec("half", [2100, 1024], { name: "w", shape, slice: { dim: 1, start: 1024, end: 2048 } }),
       ];
-      const weights = loadWeights(checkpoint, specs, fake.backend, { ignored: [] });
+      const weights = await loadWeights(checkpoint, specs, fake.backend, { ignored: [] });
       expect(fake.largestUpload).toBe(16 * 1024 * 1024);
-      const view = (name: string) => new Float32Array(weights.get(name)!.buffer.host!);
+      const view = (name: string) => {
+        const bytes = bytesOf(weights.get(name)!);
+        return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+      };
       expect(view("w").every((value, i) => value === i)).toBe(true);
       expect(
         view("half").every((value, i) => value === Math.floor(i / 1024) * 2048 + 1024 + (i % 1024)),
@@ -136,7 +103,7 @@ describe("loadWeights", () => {
     });
   });
 
-  test("missing, misshapen, unexpected and unloadable tensors are named before anything is allocated", () => {
+  test("missing, misshapen, unexpected and unloadable tensors are named before anything is allocated", async () => {
     const tensors = {
       a: f32([2]),
       extra: f32([1]),
@@ -156,29 +123,31 @@ describe("loadWeights", () => {
       [[a], [/^ids$/], "unexpected tensors: extra"],
       [[a, ids], [/^extra$/], "not BF16, F16 or F32: ids (I32)"],
     ];
-    withCheckpoint(tensors, (checkpoint) => {
+    await withCheckpoint(tensors, async (checkpoint) => {
       for (const [specs, ignored, message] of cases) {
         const fake = new FakeBackend("float32");
         const load = () => loadWeights(checkpoint, specs, fake.backend, { ignored });
-        expect(load).toThrow(ModelDataError);
-        expect(load).toThrow(message);
+        await expect(load()).rejects.toThrow(ModelDataError);
+        await expect(load()).rejects.toThrow(message);
         expect(fake.allocations).toBe(0);
       }
       const load = () =>
         loadWeights(checkpoint, [a, ids], new FakeBackend("float32").backend, { ignored: [/x/] });
-      expect(load).toThrow(UnsupportedModelError);
+      await expect(load()).rejects.toThrow(UnsupportedModelError);
       const ignored = [/^extra$/g, /^ids$/];
-      expect(loadWeights(checkpoint, [a], new FakeBackend("float32").backend, { ignored }).size).toBe(1);
+      const weights = await loadWeights(checkpoint, [a], new FakeBackend("float32").backend, { ignored });
+      expect(weights.size).toBe(1);
     });
   });
 
   test("a file that shrinks while loading is an error, and what was allocated is freed", () =>
-    withCheckpoint({ a: f32([2]), b: f32([4]) }, (checkpoint) => {
+    withCheckpoint({ a: f32([2]), b: f32([4]) }, async (checkpoint) => {
       const fake = new FakeBackend("float32");
       const { file, end } = checkpoint.tensors.get("b")!;
       truncateSync(file.path, end - 4);
       const specs = ["a", "b"].map((name, i) => spec(name, [2 + 2 * i], { name, shape: [2 + 2 * i] }));
-      expect(() => loadWeights(checkpoint, specs, fake.backend, { ignored: [] })).toThrow("became shorter");
+      const load = loadWeights(checkpoint, specs, fake.backend, { ignored: [] });
+      await expect(load).rejects.toThrow("became shorter");
       expect(fake.allocations).toBe(2);
       expect(fake.live).toBe(0);
     }));

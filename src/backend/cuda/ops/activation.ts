@@ -4,6 +4,7 @@ import { checkActivation, checkGatedActivation } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 
 const THREADS = 128;
@@ -23,6 +24,11 @@ export class ActivationOps {
   ) {
     this.#gated = new KernelVariants(library, "activation.cu", "gated_activation", "ppii", dtype, options);
     this.#plain = new KernelVariants(library, "activation.cu", "plain_activation", "ppli", dtype, options);
+  }
+
+  /** What rows of `width` elements need, in tensors that are aligned to vectors. */
+  units(width: number): KernelUnit[] {
+    return [this.#gated.unit({ ACCESS: accessWidth(this.dtype, width) })];
   }
 
   /** See `Backend.gatedActivation`. */

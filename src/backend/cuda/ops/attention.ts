@@ -62,6 +62,8 @@ interface Variant {
   readonly counters: DeviceBuffer;
 }
 
+type Heads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim">;
+
 interface HeadShape {
   readonly headDim: number;
   /** Query heads of a key/value head. */
@@ -86,9 +88,9 @@ export class AttentionOps {
       throw new ConfigError("dtype", "attention on cuda computes in bfloat16 or float16, not float32");
   }
 
-  /** The units that `attention` will need, for compiling ahead. @throws UnsupportedModelError as `attention` does. */
-  units(spec: AttentionSpec, blockSize: number): KernelUnit[] {
-    const shape = headShape(spec, blockSize);
+  /** @throws UnsupportedModelError as `attention` does. */
+  units(heads: Heads, blockSize: number): KernelUnit[] {
+    const shape = headShape(heads, blockSize);
     return [
       { file: "attention_decode.cu", defines: this.#decodeDefines(shape) },
       { file: "attention_prefill.cu", defines: this.#prefillDefines(shape) },
@@ -209,7 +211,7 @@ export class AttentionOps {
   }
 }
 
-function headShape({ numHeads, numKvHeads, headDim }: AttentionSpec, blockSize: number): HeadShape {
+function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: number): HeadShape {
   if (headDim % 32 !== 0 || headDim > MAX_HEAD_DIM)
     throw unsupported(`head dimension ${headDim}; supported are multiples of 32 up to ${MAX_HEAD_DIM}`);
   const group = numHeads / numKvHeads;

@@ -3,6 +3,7 @@ import { checkCountTokens, checkPrepareBatch, checkScatter } from "../../checks.
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
 
 const THREADS = 256;
@@ -20,6 +21,10 @@ export class BatchOps {
     this.#prepareBatch = variants("prepare_batch", "pppppppppiiiii");
     this.#scatter = variants("scatter", "pppi");
     this.#countTokens = variants("count_tokens", "pppii");
+  }
+
+  units(): KernelUnit[] {
+    return [this.#prepareBatch.unit()];
   }
 
   /**

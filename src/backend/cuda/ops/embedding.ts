@@ -3,6 +3,7 @@ import { checkEmbedding, checkGatherRows } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 
 const MAX_THREADS = 256;
@@ -17,6 +18,11 @@ export class EmbeddingOps {
     options: KernelOptions = {},
   ) {
     this.#gather = new KernelVariants(library, "embedding.cu", "gather_rows", "pppi", dtype, options);
+  }
+
+  /** What rows of `width` elements need, in tensors that are aligned to vectors. */
+  units(width: number): KernelUnit[] {
+    return [this.#gather.unit({ COPY_BYTES: accessWidth(this.dtype, width) * dtypeSize(this.dtype) })];
   }
 
   /** See `Backend.embedding`. */

@@ -2,6 +2,7 @@ import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { Kernel, KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 
 const ELEMENT: Record<FloatDType, string> = {
   bfloat16: "DTYPE_BF16",
@@ -37,12 +38,17 @@ export class KernelVariants {
     private readonly options: KernelOptions,
   ) {}
 
+  /** What `get` compiles under these macros. */
+  unit(defines: Readonly<Record<string, number>> = {}): KernelUnit {
+    return { file: this.file, defines: { ...elementDefine(this.dtype), ...defines } };
+  }
+
   /** The kernel under these macros; `key` must differ for different values of them. */
   get(key = 0, defines: Readonly<Record<string, number>> = {}): Kernel {
     let kernel = this.#kernels.get(key);
     if (kernel === undefined) {
-      const all = { ...elementDefine(this.dtype), ...defines };
-      kernel = this.library.kernel(this.file, this.entry, this.signature, all, this.options);
+      const unit = this.unit(defines);
+      kernel = this.library.kernel(unit.file, this.entry, this.signature, unit.defines, this.options);
       this.#kernels.set(key, kernel);
     }
     return kernel;

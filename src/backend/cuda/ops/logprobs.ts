@@ -3,6 +3,7 @@ import { checkLogprobs } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
 import { ROW_THREADS, TILE, TILE_THREADS, TILES_PER_BLOCK, TileScratch } from "./tile-scratch.ts";
 
@@ -26,6 +27,10 @@ export class LogprobOps {
     this.#tiles = variants("logprob_tiles", "ppii");
     this.#rows = variants("logprob_rows", "pppppppiii");
     this.#scratch = new TileScratch(allocate);
+  }
+
+  units(): KernelUnit[] {
+    return [this.#tiles.unit()];
   }
 
   /** See `Backend.logprobs`. A token outside the vocabulary (−1, of a failed row) has NaN and rank −1. */

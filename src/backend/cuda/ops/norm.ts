@@ -4,6 +4,7 @@ import { checkAddRmsNorm, checkLayerNorm, checkRmsNorm } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 
 /** MAX_THREADS in norm.cu. */
@@ -27,6 +28,12 @@ export class NormOps {
     this.#rmsNorm = variants("rms_norm", "pppif");
     this.#addRmsNorm = variants("add_rms_norm", "ppppif");
     this.#layerNorm = variants("layer_norm", "ppppif");
+  }
+
+  /** What rows of `width` elements need, in tensors that are aligned to vectors. */
+  units(width: number): KernelUnit[] {
+    const access = accessWidth(this.dtype, width);
+    return [this.#rmsNorm.unit({ ACCESS: access, ACCESSES: accessesOf(width, access) })];
   }
 
   /** See `Backend.rmsNorm`. */
@@ -64,13 +71,18 @@ export class NormOps {
   ): void {
     if (rows === 0) return;
     const access = accessWidth(this.dtype, width, ...tensors);
-    const pieces = width / access;
-    const accesses = 2 ** Math.ceil(Math.log2(Math.max(1, pieces / MAX_THREADS)));
-    invariant(accesses <= MAX_ACCESSES, `normalisation over ${width} elements is too wide`);
-    const threads = Math.ceil(pieces / accesses / 32) * 32;
+    const accesses = accessesOf(width, access);
+    const threads = Math.ceil(width / access / accesses / 32) * 32;
     const addresses = tensors.map((tensor) => tensor?.address ?? 0);
     variants
       .get(access * (MAX_ACCESSES + 1) + accesses, { ACCESS: access, ACCESSES: accesses })
       .launch(stream, rows, 1, 1, threads, 0, ...addresses, width, eps);
   }
+}
+
+/** Accesses of each thread, a power of two. */
+function accessesOf(width: number, access: number): number {
+  const accesses = 2 ** Math.ceil(Math.log2(Math.max(1, width / access / MAX_THREADS)));
+  invariant(accesses <= MAX_ACCESSES, `normalisation over ${width} elements is too wide`);
+  return accesses;
 }

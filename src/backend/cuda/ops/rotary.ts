@@ -5,6 +5,7 @@ import { checkRopeAndStoreKv, checkRotary } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts";
 
 const MAX_THREADS = 256;
@@ -21,6 +22,10 @@ export class RotaryOps {
   ) {
     this.#rotary = new KernelVariants(library, "rotary.cu", "rotary", "pppii", dtype, options);
     this.#ropeStore = new KernelVariants(library, "rotary.cu", "rope_store", "ppppppppiiif", dtype, options);
+  }
+
+  units(headDim: number, rotaryDim: number): KernelUnit[] {
+    return [this.#ropeStore.unit({ HEAD_DIM: headDim, ROTARY_DIM: rotaryDim })];
   }
 
   /** See `Backend.rotary`. */

@@ -3,6 +3,7 @@ import { checkProcessLogits, checkSample } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
 import { ROW_THREADS, TILE, TILE_THREADS, TILES_PER_BLOCK, TileScratch } from "./tile-scratch.ts";
 
@@ -33,6 +34,10 @@ export class SamplingOps {
     this.#sampleTiles = variants("sample_tiles", "pppppii");
     this.#sampleRows = variants("sample_rows", "ppppppppiii");
     this.#scratch = new TileScratch(allocate);
+  }
+
+  units(): KernelUnit[] {
+    return [this.#processLogits.unit()];
   }
 
   /** See `Backend.processLogits`. */

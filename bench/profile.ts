@@ -1,0 +1,178 @@
+import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
+import { resolveSamplingParams } from "../src/base/sampling-params.ts";
+import type { EngineRequest } from "../src/engine/request.ts";
+import { createBackend, type LoadedModel, loadModel } from "../src/load-model.ts";
+import { RequestQueue } from "../src/request-queue.ts";
+import {
+  type ClassTime,
+  type DecodeProfiles,
+  Profiler,
+  type StepTime,
+  timeByClass,
+} from "./profiling-backend.ts";
+import { median, percentile, sum } from "./stats.ts";
+import { checkOutputs, samplingOf, streams, type Workload } from "./workload.ts";
+
+/** Decode steps that are timed, half of them op by op. */
+const DECODE_STEPS = 24;
+/** Steps after the prompts that are not timed: they still hold prompt tokens, or are not at full speed yet. */
+const SETTLING_STEPS = 4;
+/** The mean context of nano-vLLM's workload while all of it runs. */
+const CONTEXT_TOKENS = 660;
+
+/** How long the GPU waited between the steps of a workload. Copies count as waiting. */
+export interface IdleTimes {
+  readonly workload: string;
+  readonly steps: number;
+  /** Microseconds between the end of a step and the start of the next. */
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+  /** Seconds of all steps, and between them. */
+  readonly busySeconds: number;
+  readonly idleSeconds: number;
+}
+
+/** What a decode step's time goes to. */
+export interface DecodeShares {
+  /** Sequences, and the tokens that each has in the cache. */
+  readonly batch: number;
+  readonly contextTokens: number;
+  /** Milliseconds of the step as it runs, and op by op: the latter keeps apart what overlaps in a graph. */
+  readonly graphMilliseconds: number;
+  readonly opMilliseconds: number;
+  /** Op-by-op steps behind the figures, medians all. */
+  readonly samples: number;
+  readonly classes: readonly ClassShare[];
+}
+
+export interface ClassShare extends ClassTime {
+  /** Of `opMilliseconds`, 0–1. */
+  readonly share: number;
+}
+
+export interface Profile {
+  readonly idle: readonly IdleTimes[];
+  /** Empty when no graphs are captured. */
+  readonly decode: readonly DecodeShares[];
+}
+
+/** Loads the model once more, with timestamps, and runs the workloads on it. Needs a GPU. */
+export async function profile(
+  model: string | undefined,
+  options: EngineOptions,
+  workloads: readonly Workload[],
+  batches: readonly number[],
+  openBackend = createBackend,
+): Promise<Profile> {
+  const config = resolveEngineConfig(options);
+  const profiler = new Profiler();
+  const loaded = await loadModel(model, config, undefined, (...args) => profiler.wrap(openBackend(...args)));
+  try {
+    const decode = config.enforceEager
+      ? []
+      : batches.map((batch) => decodeShares(loaded, profiler, Math.min(batch, config.maxNumSeqs)));
+    // One queue steps the engine: a second would take its deltas.
+    const queue = new RequestQueue(loaded.engine);
+    const idle: IdleTimes[] = [];
+    for (const workload of [streams(1, 32, 8), ...workloads]) {
+      const steps = await profiler.steps(() => generate(loaded, queue, workload));
+      idle.push(idleTimes(workload.name, steps));
+    }
+    // The first was there to warm up.
+    return { idle: idle.slice(1), decode };
+  } finally {
+    loaded.dispose();
+  }
+}
+
+export function idleTimes(workload: string, steps: readonly StepTime[]): IdleTimes {
+  const waits = steps.flatMap(({ idle }) => (idle === undefined ? [] : [1000 * idle]));
+  return {
+    workload,
+    steps: steps.length,
+    p50: percentile(waits, 0.5),
+    p99: percentile(waits, 0.99),
+    max: percentile(waits, 1),
+    busySeconds: sum(steps.map(({ busy }) => busy)) / 1000,
+    idleSeconds: sum(waits) / 1e6,
+  };
+}
+
+/** The medians over steps of the same batch. */
+export function summarize(
+  batch: number,
+  contextTokens: number,
+  { eager, graph }: DecodeProfiles,
+): DecodeShares {
+  const full = eager
+    .filter(({ rows }) => rows === Math.max(...eager.map((step) => step.rows)))
+    .map(timeByClass);
+  if (full.length === 0) throw new Error("the host was too slow for every op-by-op step");
+  const classes = full[0]!
+    .map(({ class: name, ops }) => {
+      const times = full.map((step) => step.find((entry) => entry.class === name)?.milliseconds ?? 0);
+      return { class: name, ops, milliseconds: median(times) };
+    })
+    .sort((a, b) => b.milliseconds - a.milliseconds);
+  const opMilliseconds = sum(classes.map(({ milliseconds }) => milliseconds));
+  return {
+    ...{ batch, contextTokens, opMilliseconds },
+    graphMilliseconds: median(graph),
+    samples: full.length,
+    classes: classes.map((entry) => ({ ...entry, share: entry.milliseconds / opMilliseconds })),
+  };
+}
+
+/** Steps the engine by hand: prompts first, then decode steps of the whole batch. */
+function decodeShares(loaded: LoadedModel, profiler: Profiler, batch: number): DecodeShares {
+  const { engine } = loaded;
+  const prompt = Math.min(CONTEXT_TOKENS, loaded.maxModelLen - 2 * DECODE_STEPS);
+  // Prompts take many steps, in which those that came first decode already.
+  const workload = streams(batch, prompt, loaded.maxModelLen - prompt);
+  const requests = requestsOf(loaded, workload);
+  for (const request of requests) engine.add(request);
+  const before = engine.stats().promptTokens;
+  while (engine.stats().promptTokens - before < batch * prompt) engine.step();
+  for (let i = 0; i < SETTLING_STEPS; i++) engine.step();
+  const profiles = profiler.decode(() => {
+    for (let i = 0; i < DECODE_STEPS; i++) engine.step();
+  });
+  const contextTokens = Math.round(sum(requests.map(({ id }) => contextOf(loaded, id))) / batch);
+  for (const { id } of requests) engine.abort(id);
+  while (engine.hasUnfinished) engine.step();
+  for (const { id } of requests) engine.release(id);
+  engine.resetPrefixCache();
+  return summarize(batch, contextTokens, profiles);
+}
+
+function contextOf({ engine }: LoadedModel, id: string): number {
+  const { promptTokenIds, outputs } = engine.result(id);
+  return promptTokenIds.length + outputs[0]!.tokenIds.length;
+}
+
+/** What `LLM.generate` does. */
+async function generate(loaded: LoadedModel, queue: RequestQueue, workload: Workload): Promise<void> {
+  const { engine } = loaded;
+  const requests = requestsOf(loaded, workload);
+  const handles = queue.addAll(requests);
+  const outputs = await Promise.all(
+    handles.map(async (handle) => {
+      for await (const _ of handle);
+      return engine.result(handle.id);
+    }),
+  );
+  while (engine.hasUnfinished) await Bun.sleep(1);
+  for (const { id } of requests) engine.release(id);
+  engine.resetPrefixCache();
+  checkOutputs(workload, outputs);
+}
+
+function requestsOf({ modelConfig }: LoadedModel, workload: Workload): EngineRequest[] {
+  const limits = { vocabSize: modelConfig.vocabSize, maxLogprobs: 0 };
+  const sampling = samplingOf(workload).map((params) => resolveSamplingParams(params, limits, {}));
+  return workload.requests.map(({ promptTokenIds }, i) => ({
+    ...{ id: `${workload.name} ${i}`, promptTokenIds, sampling: sampling[i]! },
+    arrivalTime: performance.now() / 1000,
+  }));
+}

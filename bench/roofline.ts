@@ -1,0 +1,118 @@
+import { dtypeSize } from "../src/base/dtype.ts";
+import type { ModelConfig } from "../src/models/config.ts";
+import { defineModel } from "../src/models/registry.ts";
+
+/** What a GPU can do at best, as measured on it. */
+export interface DeviceLimits {
+  /** Of a kernel that only reads. */
+  readonly bytesPerSecond: number;
+  /** Of large 16-bit matrix products. */
+  readonly flopsPerSecond: number;
+}
+
+/** Measured limits by the driver's name of the GPU. Vendors' peaks are higher and never reached. */
+const KNOWN_LIMITS: Readonly<Record<string, DeviceLimits>> = {
+  "NVIDIA H200": { bytesPerSecond: 4.61e12, flopsPerSecond: 790e12 },
+};
+
+/** Undefined for a GPU that nobody has measured. */
+export function limitsOf(gpu: string | undefined): DeviceLimits | undefined {
+  return gpu === undefined ? undefined : KNOWN_LIMITS[gpu];
+}
+
+/** A request's lengths in tokens. */
+export interface RequestLengths {
+  readonly prompt: number;
+  readonly output: number;
+}
+
+export interface RooflineOptions {
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  /** Bytes of a weight, and of an element of the KV cache. Default 2. */
+  readonly weightBytes?: number;
+  readonly kvBytes?: number;
+}
+
+/** The least time that a workload can take, and what it is made of. */
+export interface Roofline {
+  readonly decodeSteps: number;
+  /** Cached tokens read, summed over all decode steps. */
+  readonly kvTokens: number;
+  readonly weightSeconds: number;
+  readonly kvSeconds: number;
+  readonly prefillSeconds: number;
+  readonly seconds: number;
+  readonly tokensPerSecond: number;
+}
+
+/**
+ * Every decode step reads the weights once and each running sequence's keys and values once, at the read ceiling;
+ * prompts cost their floating-point operations, or reading the weights once a step where that takes longer. Nothing
+ * overlaps. A prompt's last position gives its first output token, so a request decodes `output − 1` times. Requests
+ * start in order, as soon as fewer than `maxNumSeqs` run.
+ */
+export function roofline(
+  config: ModelConfig,
+  requests: readonly RequestLengths[],
+  limits: DeviceLimits,
+  options: RooflineOptions,
+): Roofline {
+  const { weightBytes = dtypeSize("bfloat16"), kvBytes = dtypeSize("bfloat16") } = options;
+  const { layers, head } = weightCounts(config);
+  const stepBytes = (layers + head) * weightBytes;
+  const attended = (from: number, to: number) =>
+    config.layerWindows.reduce((total, window) => total + attendedTokens(from, to, window), 0);
+
+  let [promptTokens, outputTokens, kvLayerTokens, prefillFlops] = [0, 0, 0, 0];
+  for (const { prompt, output } of requests) {
+    promptTokens += prompt;
+    outputTokens += output;
+    kvLayerTokens += attended(prompt + 1, prompt + output - 1);
+    // Two products, of queries with keys and of weights with values, at two operations a multiply-add.
+    const attention = 4 * attended(1, prompt) * config.numHeads * config.headDim;
+    prefillFlops += 2 * layers * prompt + attention + 2 * head;
+  }
+  const prefillSteps = Math.ceil(promptTokens / options.maxNumBatchedTokens);
+  const decodeSteps = countDecodeSteps(requests, options.maxNumSeqs);
+  const weightSeconds = (decodeSteps * stepBytes) / limits.bytesPerSecond;
+  const kvLayerBytes = 2 * config.numKvHeads * config.headDim * kvBytes;
+  const kvSeconds = (kvLayerTokens * kvLayerBytes) / limits.bytesPerSecond;
+  const prefillSeconds = Math.max(
+    prefillFlops / limits.flopsPerSecond,
+    (prefillSteps * stepBytes) / limits.bytesPerSecond,
+  );
+  const seconds = weightSeconds + kvSeconds + prefillSeconds;
+  return {
+    ...{ decodeSteps, weightSeconds, kvSeconds, prefillSeconds, seconds },
+    kvTokens: kvLayerTokens / config.numLayers,
+    tokensPerSecond: outputTokens / seconds,
+  };
+}
+
+/** Weights that a step multiplies by: those of the layers, and the LM head. The embedding is looked up, not read. */
+function weightCounts(config: ModelConfig): { layers: number; head: number } {
+  const head = config.vocabSize * config.hiddenSize;
+  const all = defineModel(config).parameters.reduce(
+    (total, { shape }) => total + shape.reduce((size, extent) => size * extent, 1),
+    0,
+  );
+  return { layers: all - (config.tieWordEmbeddings ? 1 : 2) * head, head };
+}
+
+/** Σ over contexts of `from` to `to` tokens of what a layer with this window reads of them; 0 = no window. */
+function attendedTokens(from: number, to: number, window: number): number {
+  const most = window === 0 ? Infinity : window;
+  const whole = Math.max(0, Math.min(to, most) - from + 1);
+  const cut = Math.max(0, to - from + 1 - whole);
+  return (whole * (2 * from + whole - 1)) / 2 + (cut > 0 ? cut * most : 0);
+}
+
+function countDecodeSteps(requests: readonly RequestLengths[], maxNumSeqs: number): number {
+  const slots = new Float64Array(Math.min(maxNumSeqs, requests.length));
+  for (const { output } of requests) {
+    const first = slots.indexOf(Math.min(...slots));
+    slots[first]! += output - 1;
+  }
+  return Math.max(...slots);
+}

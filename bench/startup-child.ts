@@ -1,0 +1,76 @@
+/**
+ * One start, for startup.ts: loads a model, generates one token and prints when each phase ended, as JSON.
+ * Argument: JSON of `StartupTask`.
+ */
+import type { Backend } from "../src/backend/backend.ts";
+import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
+import { resolveSamplingParams } from "../src/base/sampling-params.ts";
+import { createBackend, loadModel } from "../src/load-model.ts";
+
+export interface StartupTask {
+  readonly model?: string;
+  readonly options: EngineOptions;
+}
+
+/** Unix time in milliseconds at the end of each phase, in their order. */
+export type PhaseEnds = readonly (readonly [phase: string, at: number])[];
+
+if (import.meta.main) {
+  const task = JSON.parse(process.argv[2]!) as StartupTask;
+  console.log(JSON.stringify(await start(task)));
+  process.exit(0);
+}
+
+/** Phases in which nothing happens on this backend are left out. */
+export async function start({ model, options }: StartupTask): Promise<PhaseEnds> {
+  const ends: [string, number][] = [];
+  const end = (phase: string) => {
+    if (!ends.some(([known]) => known === phase))
+      ends.push([phase, performance.timeOrigin + performance.now()]);
+  };
+  end("process");
+  const loaded = await loadModel(model, resolveEngineConfig(options), undefined, (...args) => {
+    const backend = createBackend(...args);
+    end("tokenizer, libraries");
+    return observe(backend, end);
+  });
+  end(loaded.device === "cuda" && !options.enforceEager ? "graphs" : "load");
+
+  const limits = { vocabSize: loaded.modelConfig.vocabSize, maxLogprobs: 0 };
+  const sampling = resolveSamplingParams({ temperature: 0, maxTokens: 1 }, limits, {});
+  const arrivalTime = performance.now() / 1000;
+  loaded.engine.add({
+    id: "first",
+    promptTokenIds: [1, 2, 3, 4],
+    ...{ sampling, arrivalTime },
+  });
+  while (loaded.engine.step().length === 0);
+  end("first token");
+  loaded.dispose();
+  return ends;
+}
+
+/**
+ * Tells the phases of loading apart by the calls that begin and end them: free memory is first asked for when the
+ * weights are there, the warm-up step ends in the first wait, and graphs come last.
+ */
+function observe(backend: Backend, end: (phase: string) => void): Backend {
+  let weightsLoaded = false;
+  return new Proxy(backend, {
+    get: (_, name) => {
+      const value: unknown = Reflect.get(backend, name, backend);
+      if (typeof value !== "function") return value;
+      return (...args: unknown[]): unknown => {
+        if (name === "memory") {
+          weightsLoaded = true;
+          end("weights, kernels");
+        }
+        if (name === "tuneLinear") end("KV cache");
+        const result: unknown = Reflect.apply(value, backend, args);
+        if (name === "synchronize" && weightsLoaded) end("warm-up");
+        if (name === "tuneLinear") end("matrix tuning");
+        return result;
+      };
+    },
+  });
+}

@@ -1,0 +1,45 @@
+import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
+import { loadText } from "../load-text.ts";
+import { PromptEncoder } from "../prompt-encoder.ts";
+import { encodeError } from "./error-codec.ts";
+import type { OpenTextMessage, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
+
+declare const self: Worker;
+
+type Jobs = { [K in TextJobName]: (input: TextJobs[K]["input"]) => TextJobs[K]["output"] };
+
+self.onmessage = ({ data: { folder, config } }: MessageEvent<OpenTextMessage>) => {
+  const opened = loadText(folder, config).then((text) =>
+    jobs(new PromptEncoder(text.tokenizer, text.chatTemplate)),
+  );
+  // Each job reports that loading failed.
+  opened.catch(() => {});
+  self.onmessage = async ({ data: { call, job, input } }: MessageEvent<TextMessage>) => {
+    try {
+      const perform = (await opened)[job] as (input: unknown) => unknown;
+      post({ call, output: perform(input) });
+    } catch (error) {
+      post({ call, error: encodeError(error instanceof OctavoError ? error : textFailed(error)) });
+    }
+  };
+};
+
+function post(reply: TextReply): void {
+  self.postMessage(reply);
+}
+
+function jobs(encoder: PromptEncoder): Jobs {
+  return {
+    open: () => undefined,
+    encode: ({ prompt, addSpecialTokens, badWords }) => {
+      const encoded = encoder.encode(prompt, addSpecialTokens);
+      return { ...encoded, badWordTokens: encoder.badWordTokens(badWords) };
+    },
+    tokenStrings: (ids) => ids.map((id) => encoder.tokenizer!.idToToken(id) ?? ""),
+    detokenize: (ids) => encoder.tokenizer!.decode(ids),
+  };
+}
+
+function textFailed(cause: unknown): RequestFailedError {
+  return new RequestFailedError(`preparing the text failed: ${messageOf(cause)}`, "text_failed", { cause });
+}

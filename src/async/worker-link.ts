@@ -1,0 +1,54 @@
+/** How long a terminated Worker that is inside a native call is waited for. */
+const TERMINATION_MS = 1000;
+
+/** A Worker, what it says, and the news of its end. */
+export class WorkerLink<Send, Receive> {
+  onMessage: (message: Receive) => void = () => {};
+  /** Called once if the Worker ends by itself, with the reason in words. */
+  onEnd: (reason: string) => void = () => {};
+  readonly #worker: Worker;
+  readonly #closed = Promise.withResolvers<void>();
+  #error: string | undefined;
+  #terminated = false;
+
+  constructor(url: URL) {
+    this.#worker = new Worker(url);
+    this.#worker.onmessage = ({ data }: MessageEvent<Receive>) => {
+      if (!this.#terminated) this.onMessage(data);
+    };
+    this.#worker.onerror = (event) => {
+      event.preventDefault();
+      this.#error ??= summary(event.message);
+    };
+    this.#worker.addEventListener("close", (event) => {
+      this.#closed.resolve();
+      const code = (event as unknown as { code: number }).code;
+      if (!this.#terminated) this.onEnd(this.#error ?? `it exited with code ${code}`);
+    });
+  }
+
+  post(message: Send): void {
+    this.#worker.postMessage(message);
+  }
+
+  /** Nothing is reported from here on. Safe to call twice. */
+  async terminate(): Promise<void> {
+    this.#terminated = true;
+    this.#worker.terminate();
+    await atMost(this.#closed.promise, TERMINATION_MS);
+  }
+}
+
+/** The line that names the error, without the excerpt of the source and the stack. */
+function summary(message: string): string {
+  const lines = Bun.stripANSI(message).split("\n");
+  return lines.find((line) => !/^\s*(\d+ \||\^|at |$)/.test(line)) ?? message;
+}
+
+/** Waits for `promise`, but no longer than this. */
+export async function atMost(promise: Promise<void>, milliseconds: number): Promise<void> {
+  const { promise: elapsed, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, milliseconds);
+  await Promise.race([promise, elapsed]);
+  clearTimeout(timer);
+}

@@ -1,0 +1,67 @@
+import type { FloatDType } from "../../base/dtype.ts";
+import type { ModelShape } from "../backend.ts";
+import type { DeviceBuffer } from "../tensor.ts";
+import type { KernelLibrary } from "./kernel-library.ts";
+import type { KernelUnit } from "./kernel-source.ts";
+import { ActivationOps } from "./ops/activation.ts";
+import { AttentionOps } from "./ops/attention.ts";
+import { BatchOps } from "./ops/batch.ts";
+import { EmbeddingOps } from "./ops/embedding.ts";
+import { LogprobOps } from "./ops/logprobs.ts";
+import { NormOps } from "./ops/norm.ts";
+import { RotaryOps } from "./ops/rotary.ts";
+import { SamplingOps } from "./ops/sampling.ts";
+
+export interface KernelOpsOptions {
+  /** bfloat16 or float16. */
+  readonly dtype: FloatDType;
+  /** Multiprocessors of the GPU. */
+  readonly smCount: number;
+  /** See `KernelOptions.dependentLaunch`. */
+  readonly dependentLaunch: boolean;
+  /** Device memory that the backend frees. */
+  readonly allocate: (byteLength: number) => DeviceBuffer;
+  /** The same, filled with zeros. */
+  readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
+}
+
+/** The ops that are kernels of Octavo's own: all but matrix products. */
+export class KernelOps {
+  readonly embedding: EmbeddingOps;
+  readonly norm: NormOps;
+  readonly activation: ActivationOps;
+  readonly rotary: RotaryOps;
+  readonly attention: AttentionOps;
+  readonly batch: BatchOps;
+  readonly sampling: SamplingOps;
+  readonly logprobs: LogprobOps;
+
+  constructor(library: KernelLibrary, options: KernelOpsOptions) {
+    const { dtype, allocate } = options;
+    this.embedding = new EmbeddingOps(library, dtype, options);
+    this.norm = new NormOps(library, dtype, options);
+    this.activation = new ActivationOps(library, dtype, options);
+    this.rotary = new RotaryOps(library, dtype, options);
+    this.attention = new AttentionOps(library, options);
+    this.batch = new BatchOps(library, options);
+    this.sampling = new SamplingOps(library, allocate, options);
+    this.logprobs = new LogprobOps(library, allocate, options);
+  }
+
+  /**
+   * All that a model of these sizes launches, for compiling ahead: what takes longest first, as that decides the whole.
+   * @throws UnsupportedModelError for head shapes that the attention kernels cannot take.
+   */
+  units(shape: ModelShape): KernelUnit[] {
+    return [
+      ...this.sampling.units(),
+      ...this.attention.units(shape, shape.blockSize),
+      ...this.logprobs.units(),
+      ...this.norm.units(shape.hiddenSize),
+      ...this.activation.units(shape.intermediateSize),
+      ...this.rotary.units(shape.headDim, shape.rotaryDim),
+      ...this.batch.units(),
+      ...this.embedding.units(shape.hiddenSize),
+    ];
+  }
+}

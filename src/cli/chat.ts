@@ -1,0 +1,177 @@
+import { createInterface } from "node:readline";
+import type { Command } from "commander";
+import { AsyncLLM } from "../async-llm.ts";
+import { ExitCode, InvalidRequestError, messageOf, RequestFailedError } from "../base/errors.ts";
+import { ChatSession } from "./chat-session.ts";
+import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { createCommand, modelOf, objectValue, say } from "./program.ts";
+import { ProgressBar } from "./progress.ts";
+import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
+
+const HELP = `/reset        forget the conversation
+/system TEXT  instructions for the model from now on; without TEXT, none
+/help         this list
+/exit         leave, as Ctrl-D does
+Ctrl-C stops a reply; twice, it leaves. A line that begins with a space is never a command.`;
+
+interface ChatFlags {
+  readonly system?: string;
+  readonly chatTemplateKwargs?: Readonly<Record<string, unknown>>;
+  readonly timing: boolean;
+}
+
+/** `chat`: a conversation in the terminal, or one message a line through a pipe. */
+export function chatCommand(name: string): Command {
+  const command = createCommand(name, [
+    "octavo chat Qwen/Qwen3-0.6B --temperature 0.6",
+    'echo "Name three rivers." | octavo chat Qwen/Qwen3-0.6B --system "Answer briefly."',
+  ])
+    .description(
+      "Talks with a model in the terminal. Piped input is one message a line; replies go to stdout.",
+    )
+    .argument("[model]", "model folder or Hugging Face id (default: the embedded model)")
+    .option("-m, --model <model>", "the same, for environment and configuration file")
+    .option("--system <text>", "system message")
+    .option(
+      "--chat-template-kwargs <json>",
+      'template variables, e.g. {"enable_thinking":false}',
+      objectValue,
+    )
+    .option("--no-timing", "do not show speed and time to first token after each reply")
+    .addHelpText("after", `\nIn the chat:\n  ${HELP.replaceAll("\n", "\n  ")}`);
+  addSamplingFlags(command, "chat");
+  addEngineFlags(command);
+  return command.action((model: string | undefined, flags: ChatFlags) => chat(model, flags, command));
+}
+
+async function chat(model: string | undefined, flags: ChatFlags, command: Command): Promise<void> {
+  const bar = new ProgressBar();
+  await using llm = await AsyncLLM.create(modelOf(command, model), {
+    ...engineOptions(command),
+    onProgress: (progress) => bar.load(progress),
+  });
+  bar.stop();
+  const session = new ChatSession(llm, {
+    system: flags.system,
+    sampling: samplingParams(command),
+    chatTemplateKwargs: flags.chatTemplateKwargs,
+    onTrim: (messages) => note(`the context is full: the oldest ${messages} messages were dropped`),
+  });
+  if (process.stdin.isTTY) note(`${llm.model} on ${llm.device}. /help lists the commands.`);
+  await new Terminal(session, flags.timing).run();
+}
+
+/** Lines in, replies out. */
+class Terminal {
+  readonly #lines = createInterface({
+    input: process.stdin,
+    ...(process.stdin.isTTY ? { output: process.stdout, prompt: "> ", terminal: true } : { terminal: false }),
+  });
+  /** Of the reply under way. */
+  #reply: AbortController | undefined;
+  /** The next Ctrl-C leaves: there was one since the last line. */
+  #leaving = false;
+
+  constructor(
+    private readonly session: ChatSession,
+    private readonly timing: boolean,
+  ) {}
+
+  async run(): Promise<void> {
+    // In raw mode Ctrl-C is a key, which readline reports; otherwise it is a signal.
+    this.#lines.on("SIGINT", this.#interrupt);
+    process.on("SIGINT", this.#interrupt);
+    this.#prompt();
+    for await (const line of this.#input()) {
+      this.#leaving = false;
+      const [, name, argument] = line.match(/^\/(\S*)\s*(.*)$/) ?? [];
+      if (name === "exit") break;
+      if (name !== undefined) this.#command(name, argument!);
+      else if (line.trim() !== "") await this.#answer(line.trim());
+      this.#prompt();
+    }
+    this.#lines.close();
+    process.off("SIGINT", this.#interrupt);
+  }
+
+  /** Lines in order, those included that came while a reply was being written. */
+  async *#input(): AsyncGenerator<string, void, undefined> {
+    const waiting: string[] = [];
+    let closed = false;
+    let wake = () => {};
+    this.#lines.on("line", (line) => {
+      waiting.push(line);
+      wake();
+    });
+    this.#lines.on("close", () => {
+      closed = true;
+      wake();
+    });
+    for (;;) {
+      const line = waiting.shift();
+      if (line !== undefined) yield line;
+      else if (closed) return;
+      else {
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      }
+    }
+  }
+
+  #command(name: string, argument: string): void {
+    if (name === "reset") this.session.reset();
+    else if (name === "system") this.session.system = argument;
+    else if (name === "help") note(HELP);
+    else note(`there is no /${name}. /help lists the commands.`);
+  }
+
+  async #answer(text: string): Promise<void> {
+    this.#reply = new AbortController();
+    const started = performance.now();
+    let firstToken = 0;
+    let tokens = 0;
+    try {
+      for await (const delta of this.session.reply(text, this.#reply.signal)) {
+        if (tokens === 0) firstToken = performance.now();
+        tokens += delta.tokenIds.length;
+        process.stdout.write(delta.text);
+      }
+      process.stdout.write("\n");
+      if (this.timing && tokens > 0)
+        note(speed(tokens, firstToken - started, performance.now() - firstToken));
+    } catch (error) {
+      // What is wrong with one message does not end the chat.
+      if (!(error instanceof InvalidRequestError || error instanceof RequestFailedError)) throw error;
+      say(messageOf(error));
+    } finally {
+      this.#reply = undefined;
+    }
+  }
+
+  readonly #interrupt = (): void => {
+    if (this.#leaving) process.exit(ExitCode.interrupted);
+    this.#leaving = true;
+    if (this.#reply) {
+      this.#reply.abort();
+      return;
+    }
+    note("\nCtrl-C again leaves");
+    this.#prompt();
+  };
+
+  #prompt(): void {
+    if (process.stdin.isTTY) this.#lines.prompt();
+  }
+}
+
+/** What is not the model's goes to standard error, dim where it is a terminal. */
+function note(text: string): void {
+  console.error(process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[2m${text}\x1b[0m` : text);
+}
+
+/** @param decode milliseconds from the first token to the last. */
+function speed(tokens: number, toFirst: number, decode: number): string {
+  const rate = tokens > 1 ? `, ${((tokens - 1) / (decode / 1000)).toFixed(1)} tokens/s` : "";
+  return `${tokens} tokens, first after ${(toFirst / 1000).toFixed(2)} s${rate}`;
+}

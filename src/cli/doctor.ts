@@ -1,0 +1,118 @@
+import { availableParallelism, release, totalmem } from "node:os";
+import { getHFHubCachePath } from "@huggingface/hub";
+import type { Command } from "commander";
+import { version } from "../../package.json";
+import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
+import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
+import { type CudaReport, inspectCuda } from "../cuda/doctor.ts";
+import { openCuda } from "../cuda/open.ts";
+import { createCommand } from "./program.ts";
+
+interface DoctorFlags {
+  readonly device: string;
+  readonly json?: true;
+}
+
+/** What `octavo doctor` finds; printed as it is with --json. */
+interface Diagnosis {
+  readonly octavo: string;
+  readonly bun: string;
+  readonly os: string;
+  readonly cpuCores: number;
+  /** Bytes. */
+  readonly memory: number;
+  /** `problem`: why `--device cuda` would fail. */
+  readonly cuda: CudaReport & { readonly problem?: string };
+  /** What `--device auto` stands for here. */
+  readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
+  readonly folders: { readonly models: string; readonly kernels: string };
+}
+
+/** `doctor`: what of CUDA this machine has, what it lacks and how to get it. */
+export function doctorCommand(name: string): Command {
+  return createCommand(name, [
+    "octavo doctor",
+    "octavo doctor --device cuda --json    exit code 69 unless a GPU can be used",
+  ])
+    .description("Shows the GPUs, libraries and folders that Octavo finds, and what to install.")
+    .option("--device <name>", "auto, cpu, or cuda: fail when no GPU can be used", "auto")
+    .option("--json", "print JSON")
+    .action(doctor);
+}
+
+function doctor({ device, json }: DoctorFlags): void {
+  if (!["auto", "cpu", "cuda"].includes(device))
+    throw new ConfigError("device", `device must be one of auto, cuda, cpu, not "${device}"`);
+  const diagnosis = diagnose();
+  console.log(json ? JSON.stringify(diagnosis, null, 2) : describe(diagnosis));
+  if (device === "cuda" && diagnosis.cuda.problem !== undefined)
+    throw new DeviceError(diagnosis.cuda.problem);
+}
+
+function diagnose(): Diagnosis {
+  const cuda = inspectCuda();
+  const problem = cudaProblem();
+  const [gpu] = cuda.gpus;
+  return {
+    octavo: version,
+    bun: Bun.version,
+    os: `${process.platform} ${process.arch}, ${release()}`,
+    cpuCores: availableParallelism(),
+    memory: totalmem(),
+    cuda: { ...cuda, ...(problem !== undefined && { problem }) },
+    auto: gpu
+      ? { device: "cuda", reason: `GPU 0 is ${gpu.name}` }
+      : { device: "cpu", reason: "no GPU was found" },
+    folders: { models: getHFHubCachePath(), kernels: cubinCacheFolder() },
+  };
+}
+
+function cudaProblem(): string | undefined {
+  try {
+    openCuda();
+    return undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
+function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
+  const { octavo, bun, os, cpuCores, memory } = machine;
+  const gpus = cuda.gpus.map(({ ordinal, name, computeCapability, totalMemory, multiprocessors }) =>
+    line(
+      `GPU ${ordinal}`,
+      `${name}, compute capability ${computeCapability}, ${gibibytes(totalMemory)}, ${multiprocessors} SMs`,
+    ),
+  );
+  const libraries = cuda.libraries.map(({ name, path, version, source, problem }) =>
+    line(name, problem ?? `${version}  ${path}  (${source})`),
+  );
+  const usable = cuda.problem === undefined ? "usable" : `not usable: ${cuda.problem}`;
+  return [
+    `Octavo ${octavo}, Bun ${bun}, ${os}, ${cpuCores} CPU cores, ${gibibytes(memory)}`,
+    "",
+    "CUDA",
+    line("driver", cuda.driverVersion ? `for CUDA up to ${cuda.driverVersion}` : "none"),
+    ...(gpus.length > 0 ? gpus : [line("GPUs", "none")]),
+    ...libraries,
+    "",
+    "Devices",
+    line("cpu", "usable"),
+    line("cuda", usable),
+    line("auto", `${auto.device}, because ${auto.reason}`),
+    "",
+    "Folders",
+    line("models", folders.models),
+    line("kernels", folders.kernels),
+  ].join("\n");
+}
+
+/** Wrapped to about 100 columns. */
+function line(title: string, text: string): string {
+  const rows = text.match(/\S.{0,84}(?=\s|$)|\S+/g) ?? [];
+  return `  ${title.padEnd(10)}${rows.join(`\n${" ".repeat(12)}`)}`;
+}
+
+function gibibytes(bytes: number): string {
+  return `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+}

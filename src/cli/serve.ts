@@ -1,0 +1,124 @@
+import type { Command } from "commander";
+import { version } from "../../package.json";
+import { AsyncLLM } from "../async-llm.ts";
+import type { EngineOptions } from "../base/config.ts";
+import { ConfigError, ExitCode } from "../base/errors.ts";
+import {
+  checkExposure,
+  resolveServerOptions,
+  type ServerConfig,
+  type ServerOptions,
+} from "../server/options.ts";
+import { startServer } from "../server/serve.ts";
+import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { holdAddress } from "./loading-server.ts";
+import { createCommand, integerValue, modelOf } from "./program.ts";
+import { ProgressBar } from "./progress.ts";
+import { addServerFlags, serverOptions } from "./server-flags.ts";
+
+/** How often the engine is asked whether it still lives, in milliseconds. */
+const FAILURE_POLL = 250;
+/** How long clients get to read that the engine has died, in milliseconds. */
+const LAST_WORDS = 2000;
+
+/** `serve`: a model over HTTP, until a signal. */
+export function serveCommand(name: string): Command {
+  const command = createCommand(name, [
+    "octavo serve Qwen/Qwen3-0.6B --max-model-len 8192",
+    "OCTAVO_API_KEY=secret octavo serve ./model --host 0.0.0.0 --served-model-name mine",
+  ])
+    .description(
+      "Serves a model with OpenAI's HTTP API. SIGTERM and Ctrl-C let requests finish; twice, they do not.",
+    )
+    .argument("[model]", "model folder or Hugging Face id (default: the embedded model)")
+    .option("-m, --model <model>", "the same, for environment and configuration file");
+  addServerFlags(command);
+  addEngineFlags(command);
+  command.option("--seed <integer>", "seeds requests that bring no seed (default: 0)", integerValue);
+  return command.action((model: string | undefined, { seed }: { seed?: number }) =>
+    serve(modelOf(command, model), serverOptions(command), {
+      ...engineOptions(command),
+      ...(seed !== undefined && { seed }),
+    }),
+  );
+}
+
+async function serve(
+  model: string | undefined,
+  options: ServerOptions,
+  engineOptions: EngineOptions,
+): Promise<void> {
+  const config = checked(options, model);
+  // A closed log is no reason to stop serving.
+  for (const stream of [process.stdout, process.stderr])
+    stream.removeAllListeners("error").on("error", () => {});
+  const stopped = firstSignal();
+  const address = holdAddress(config.host, config.port);
+  const bar = new ProgressBar();
+  const started = performance.now();
+  const loading = AsyncLLM.create(model, {
+    ...engineOptions,
+    onProgress: (progress) => bar.load(progress),
+  });
+  const loaded = await Promise.race([loading, stopped]).finally(() => bar.stop());
+  if (loaded === undefined) return;
+  await using llm = loaded;
+  await address.release();
+  const server = startServer({ llm, options: { ...options, port: address.port } });
+  console.log(`${describe(llm)}, loaded in ${((performance.now() - started) / 1000).toFixed(1)} s`);
+  console.log(
+    `Octavo ${version} serves ${(options.servedModelNames ?? [llm.model]).join(", ")} at ${server.url}`,
+  );
+
+  await Promise.race([stopped, failure(llm)]);
+  if (llm.failure) {
+    await Promise.race([server.stop(), Bun.sleep(LAST_WORDS)]);
+    throw llm.failure;
+  }
+  if (llm.numUnfinished > 0)
+    console.log(`Stopping: ${llm.numUnfinished} requests get ${config.drainSeconds} s to finish`);
+  await server.stop();
+}
+
+/** The server's options, checked before the model is loaded. */
+function checked(options: ServerOptions, model: string | undefined): ServerConfig {
+  const config = resolveServerOptions(options, model ?? "the embedded model");
+  try {
+    checkExposure(config);
+  } catch (cause) {
+    const remedy = "give --api-key (or set OCTAVO_API_KEY), or --allow-unauthenticated";
+    throw new ConfigError("host", `--host ${config.host} can be reached from other machines: ${remedy}`, {
+      cause,
+    });
+  }
+  return config;
+}
+
+/** Resolves at the first SIGINT or SIGTERM. The second ends the process at once. */
+function firstSignal(): Promise<undefined> {
+  const { promise, resolve } = Promise.withResolvers<undefined>();
+  let signalled = false;
+  for (const [signal, code] of [
+    ["SIGINT", ExitCode.interrupted],
+    ["SIGTERM", ExitCode.terminated],
+  ] as const) {
+    process.on(signal, () => {
+      if (signalled) process.exit(code);
+      signalled = true;
+      resolve(undefined);
+    });
+  }
+  return promise;
+}
+
+/** Resolves when the engine has died. */
+async function failure(llm: AsyncLLM): Promise<void> {
+  while (!llm.failure) await Bun.sleep(FAILURE_POLL);
+}
+
+function describe({ model, device, config, modelConfig, maxModelLen, cacheConfig }: AsyncLLM): string {
+  const ofModel = modelConfig.dtype === "float16" ? "float16" : "bfloat16";
+  const dtype = device === "cpu" ? "float32" : config.dtype === "auto" ? ofModel : config.dtype;
+  const { numBlocks, blockSize } = cacheConfig;
+  return `${model} on ${device}, ${dtype}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
+}

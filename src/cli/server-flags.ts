@@ -1,0 +1,90 @@
+import { type Command, InvalidArgumentError } from "commander";
+import type { ServerOptions } from "../server/options.ts";
+import { addFlags, type FlagTable, givenFlags } from "./flags.ts";
+import { integerValue, listValue, numberValue } from "./program.ts";
+
+/** The server's options, one for one, under vLLM's names where it has them. */
+const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
+  host: ["--host <address>", "address to listen on; others than loopback need a key (default: 127.0.0.1)"],
+  port: ["--port <number>", "0: any free port (default: 8000)", integerValue],
+  servedModelNames: [
+    "--served-model-name <name>",
+    "name that requests give as model; repeatable (default: the model)",
+    listValue,
+  ],
+  apiKeys: [
+    "--api-key <key>",
+    "key that requests must bring; repeatable; VLLM_API_KEY also sets it (default: none)",
+    listValue,
+  ],
+  allowUnauthenticated: ["--allow-unauthenticated", "listen beyond loopback without a key"],
+  corsOrigins: [
+    "--allowed-origins <origin>",
+    'web pages that may call, e.g. https://example.com or ["*"]; repeatable (default: none)',
+    originsValue,
+  ],
+  maxRequestBytes: ["--max-request-bytes <bytes>", "largest request body (default: 4194304)", integerValue],
+  maxQueueLength: [
+    "--max-queue-length <count>",
+    "completions that may wait; more get 503 (default: 2048)",
+    integerValue,
+  ],
+  maxConcurrentPerKey: [
+    "--max-concurrent-per-key <count>",
+    "requests of a key at once; more get 429; 0: no limit (default: 0)",
+    integerValue,
+  ],
+  requestTimeoutSeconds: [
+    "--request-timeout <seconds>",
+    "longer requests get 504 (default: 600)",
+    numberValue,
+  ],
+  queueTimeoutSeconds: [
+    "--queue-timeout <seconds>",
+    "requests that wait longer get 503 (default: 60)",
+    numberValue,
+  ],
+  writeStallSeconds: [
+    "--write-stall-timeout <seconds>",
+    "clients that read nothing for so long are dropped (default: 30)",
+    numberValue,
+  ],
+  drainSeconds: [
+    "--shutdown-timeout <seconds>",
+    "on SIGTERM, requests under way get so long to finish (default: 30)",
+    numberValue,
+  ],
+  enablePromptTokensDetails: ["--enable-prompt-tokens-details", "report cached prompt tokens in usage"],
+  enableRequestIdHeaders: ["--enable-request-id-headers", "reply with X-Request-Id"],
+  isolateCacheByKey: [
+    "--no-isolate-cache-by-key",
+    "share cached prefixes between keys (default: each of several keys has its own)",
+  ],
+  streamInterval: ["--stream-interval <tokens>", "tokens per event of a stream (default: 1)", integerValue],
+  logRequests: ["--no-enable-log-requests", "no log line for each request"],
+  logPrompts: ["--log-prompts", "put prompts into the log"],
+};
+
+/** Adds the server's options as flags. */
+export function addServerFlags(command: Command): Command {
+  return addFlags(command, "Server:", SERVER_FLAGS);
+}
+
+/** The server's options that were given; those left out keep the server's defaults. */
+export function serverOptions(command: Command): ServerOptions {
+  return givenFlags<ServerOptions>(command, SERVER_FLAGS);
+}
+
+/** An origin, or a JSON list of them as vLLM takes it. */
+function originsValue(text: string, previous: readonly string[] = []): readonly string[] {
+  if (!text.startsWith("[")) return [...previous, text];
+  let origins: unknown;
+  try {
+    origins = JSON.parse(text);
+  } catch {
+    throw new InvalidArgumentError(`${text} is not a JSON list.`);
+  }
+  if (!Array.isArray(origins) || !origins.every((origin) => typeof origin === "string"))
+    throw new InvalidArgumentError(`${text} is not a list of origins.`);
+  return [...previous, ...origins];
+}

@@ -1,0 +1,75 @@
+import { Hono } from "hono";
+import { cors } from "hono/cors";
+import type { AsyncLLM } from "../async-llm.ts";
+import { Authenticator } from "./auth.ts";
+import { createContext, type ServerApp, type ServerContext, type ServerEnv } from "./context.ts";
+import { ApiError, errorResponse, toApiError } from "./errors.ts";
+import { Exchange } from "./exchange.ts";
+import { resolveServerOptions, type ServerOptions } from "./options.ts";
+import { type LogSink, standardError } from "./request-log.ts";
+import { adminRoutes } from "./routes/admin.ts";
+import { chatRoutes } from "./routes/chat.ts";
+import { completionRoutes } from "./routes/completions.ts";
+import { healthRoutes } from "./routes/health.ts";
+import { modelRoutes } from "./routes/models.ts";
+import { tokenizeRoutes } from "./routes/tokenize.ts";
+
+export interface AppOptions {
+  readonly llm: AsyncLLM;
+  readonly options?: ServerOptions;
+  /** Where lines of the log go. Default standard error. */
+  readonly log?: LogSink;
+}
+
+/**
+ * The server as a Hono app, to be mounted in another or asked with `app.request()`. It listens on nothing.
+ * @throws ConfigError naming the option.
+ */
+export function createApp({ llm, options = {}, log = standardError() }: AppOptions): ServerApp {
+  return appOf(createContext(llm, resolveServerOptions(options, llm.model), log));
+}
+
+/** A name or address and a port, as RFC 3986 spells them. */
+const HOST = /^([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?$/i;
+
+/** The order matters: what follows the check of the key needs it, unknown paths too. */
+export function appOf(context: ServerContext): ServerApp {
+  const { config } = context;
+  const app = new Hono<ServerEnv>();
+  const authenticator = new Authenticator(config.apiKeys);
+
+  app.use(async (c, next) => {
+    const exchange = new Exchange(context, c.req.raw, c.req.path);
+    c.set("exchange", exchange);
+    await next();
+    if (config.enableRequestIdHeaders) c.res.headers.set("X-Request-Id", exchange.publicId);
+    if (!exchange.streaming) exchange.finish(c.res.status);
+  });
+  app.use(async (c, next) => {
+    const host = c.req.header("host");
+    if (host !== undefined && !HOST.test(host))
+      throw new ApiError(400, "invalid_host", "invalid Host header");
+    await next();
+  });
+  if (config.corsOrigins.length > 0) app.use(cors({ origin: [...config.corsOrigins] }));
+  app.onError((error, c) => {
+    const told = toApiError(error);
+    c.get("exchange").failed(error, told);
+    return errorResponse(told);
+  });
+
+  healthRoutes(app, context);
+  app.use(async (c, next) => {
+    const caller = authenticator.authenticate(c.req.header("authorization"));
+    c.set("caller", caller);
+    if (caller.keyId !== "") c.get("exchange").record.keyId = caller.keyId;
+    await next();
+  });
+  modelRoutes(app, context);
+  completionRoutes(app, context);
+  chatRoutes(app, context);
+  tokenizeRoutes(app, context);
+  adminRoutes(app, context);
+  app.notFound(() => errorResponse(new ApiError(404, "not_found", "there is no such path")));
+  return app;
+}

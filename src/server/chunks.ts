@@ -1,0 +1,118 @@
+import type { GenerationStream } from "../async-llm.ts";
+import type { CompletionDelta, FinishReason, PositionLogprobs } from "../base/outputs.ts";
+import { merge } from "./merge.ts";
+
+/** A token and what it was drawn from; null for the first of a prompt, which nothing predicts. */
+export interface ScoredToken {
+  readonly id: number;
+  readonly text: string;
+  readonly position: PositionLogprobs | null;
+}
+
+/** What is new in one choice of a reply. Concatenated, a choice's chunks are the choice. */
+export interface Chunk {
+  /** Among all choices of the reply: prompt × n + completion. */
+  readonly choice: number;
+  readonly stream: GenerationStream;
+  /** The first of its choice. */
+  readonly first: boolean;
+  text: string;
+  tokenIds: number[];
+  /** Present if the request asked for log-probabilities. */
+  scores?: ScoredToken[];
+  finishReason: FinishReason | null;
+  stopReason: string | number | null;
+}
+
+export interface ChunkOptions {
+  /** Tokens per chunk, after the first. */
+  readonly interval: number;
+  /** Put before the first chunk of each choice. */
+  readonly echo?: (stream: GenerationStream) => Promise<Echo>;
+  /** Leave out what was generated. */
+  readonly promptOnly?: boolean;
+  /** Aborted, with an error as reason, to end the reply. */
+  readonly signal: AbortSignal;
+  /** Told of the tokens of each delta, for metrics. */
+  readonly onTokens?: (choice: number, count: number) => void;
+}
+
+export interface Echo {
+  readonly text: string;
+  readonly scores: readonly ScoredToken[];
+}
+
+/**
+ * The one stream that both streaming and other replies consume. Throws what a completion failed of, or the signal's
+ * reason; however it ends, the requests end too.
+ */
+export async function* chunksOf(
+  streams: readonly GenerationStream[],
+  options: ChunkOptions,
+): AsyncGenerator<Chunk, void, undefined> {
+  const { signal, promptOnly, echo, onTokens, interval } = options;
+  const places = new Map(streams.map((stream, i) => [stream.id, { stream, base: i * stream.sampling.n }]));
+  const echoes = new Map<string, Promise<Echo>>();
+  const held = new Map<number, Chunk>();
+  const seen = new Set<number>();
+  try {
+    for await (const delta of streams.length === 1 ? streams[0]! : merge(streams)) {
+      if (delta.error) throw delta.error;
+      if (delta.finishReason === "abort" && signal.aborted) throw signal.reason;
+      const { stream, base } = places.get(delta.requestId)!;
+      const choice = base + delta.index;
+      onTokens?.(choice, delta.tokenIds.length);
+      const first = !seen.has(choice);
+      let chunk = chunkOf(delta, choice, stream, first);
+      if (promptOnly) chunk = withoutOutput(chunk);
+      if (first && echo) {
+        if (!echoes.has(stream.id)) echoes.set(stream.id, echo(stream));
+        chunk = prepend(await echoes.get(stream.id)!, chunk);
+      }
+      const before = held.get(choice);
+      if (before) chunk = append(before, chunk);
+      if (chunk.finishReason === null && !first && chunk.tokenIds.length < interval) {
+        held.set(choice, chunk);
+        continue;
+      }
+      held.delete(choice);
+      seen.add(choice);
+      yield chunk;
+    }
+  } finally {
+    for (const stream of streams) stream.abort();
+  }
+}
+
+/** Puts `after` at the end of `before`, which it changes. */
+export function append(before: Chunk, after: Chunk): Chunk {
+  before.text += after.text;
+  for (const id of after.tokenIds) before.tokenIds.push(id);
+  for (const token of after.scores ?? []) before.scores?.push(token);
+  before.finishReason = after.finishReason;
+  before.stopReason = after.stopReason;
+  return before;
+}
+
+function chunkOf(delta: CompletionDelta, choice: number, stream: GenerationStream, first: boolean): Chunk {
+  const { text, tokenIds, logprobs, finishReason, stopReason } = delta;
+  return {
+    ...{ choice, stream, first, text, tokenIds: [...tokenIds], finishReason, stopReason },
+    ...(logprobs && { scores: logprobs.map((position, i) => scored(tokenIds[i]!, position)) }),
+  };
+}
+
+/** A token as its own position describes it. */
+export function scored(id: number, position: PositionLogprobs): ScoredToken {
+  return { id, text: position.get(id)?.decodedToken ?? "", position };
+}
+
+function prepend(echo: Echo, chunk: Chunk): Chunk {
+  const scores = chunk.scores && [...echo.scores, ...chunk.scores];
+  return { ...chunk, text: echo.text + chunk.text, ...(scores && { scores }) };
+}
+
+function withoutOutput(chunk: Chunk): Chunk {
+  const finishReason = chunk.finishReason === null ? null : "length";
+  return { ...chunk, text: "", tokenIds: [], finishReason, ...(chunk.scores && { scores: [] }) };
+}

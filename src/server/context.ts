@@ -1,0 +1,61 @@
+import type { Context, Hono } from "hono";
+import type { AsyncLLM } from "../async-llm.ts";
+import { Admission } from "./admission.ts";
+import type { Caller } from "./auth.ts";
+import { ApiError } from "./errors.ts";
+import type { Exchange } from "./exchange.ts";
+import { ServerMetrics } from "./metrics.ts";
+import type { ServerConfig } from "./options.ts";
+import { type LogSink, ServerLog } from "./request-log.ts";
+import { UnknownFieldLog } from "./unknown-fields.ts";
+
+/** What one server consists of, shared by its routes. */
+export interface ServerContext {
+  readonly llm: AsyncLLM;
+  readonly config: ServerConfig;
+  readonly admission: Admission;
+  readonly metrics: ServerMetrics;
+  readonly log: ServerLog;
+  readonly unknownFields: UnknownFieldLog;
+  /** Unix time in seconds. */
+  readonly startedAt: number;
+}
+
+/** What Hono carries through a request. */
+export interface ServerEnv {
+  Bindings: { readonly server?: RequestTimeouts };
+  Variables: { exchange: Exchange; caller: Caller };
+}
+
+/** The part of Bun's server that routes use. */
+export interface RequestTimeouts {
+  timeout(request: Request, seconds: number): void;
+}
+
+export type ServerApp = Hono<ServerEnv>;
+export type RequestContext = Context<ServerEnv>;
+
+export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink): ServerContext {
+  const metrics = new ServerMetrics(llm, config.servedModelNames[0]!);
+  const log = new ServerLog(sink);
+  return {
+    ...{ llm, config, metrics, log },
+    admission: new Admission({
+      maxCompletions: llm.config.maxNumSeqs + config.maxQueueLength,
+      maxConcurrentPerKey: config.maxConcurrentPerKey,
+    }),
+    unknownFields: new UnknownFieldLog(metrics, log),
+    startedAt: Math.floor(Date.now() / 1000),
+  };
+}
+
+/**
+ * The served name that a request asks for; the first if it names none.
+ * @throws ApiError 404 `model_not_found`.
+ */
+export function servedModel({ config }: ServerContext, model: string | null | undefined): string {
+  if (model === undefined || model === null) return config.servedModelNames[0]!;
+  if (config.servedModelNames.includes(model)) return model;
+  const message = `the model "${model.slice(0, 200)}" is not served here`;
+  throw new ApiError(404, "model_not_found", message, "model");
+}

@@ -1,0 +1,207 @@
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { AsyncLLM, FinishedRequest, StepReport } from "../async-llm.ts";
+
+const LABELS = ["model_name", "engine"] as const;
+
+/** Seconds: from a step on a fast GPU to a long reply on a CPU. */
+const SECONDS = [
+  ...[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600],
+];
+const TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000];
+const COUNTS = [1, 2, 5, 10, 20, 50, 100, 128];
+
+type Stats = AsyncLLM["stats"];
+
+/** Gauges and counters that are read off the engine's statistics, under vLLM's names and the older ones. */
+const GAUGES: readonly (readonly [name: string, help: string, read: (stats: Stats) => number])[] = [
+  ["num_requests_running", "Sequences that run.", (stats) => stats.running],
+  ["num_requests_waiting", "Sequences that wait.", (stats) => stats.waiting],
+  ["kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", (stats) => stats.kvUsage],
+  ["gpu_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", (stats) => stats.kvUsage],
+];
+const COUNTERS: typeof GAUGES = [
+  ["prefix_cache_queries_total", "Prompt tokens looked up.", (stats) => stats.prefixQueries],
+  ["prefix_cache_hits_total", "Prompt tokens found.", (stats) => stats.prefixHits],
+  ["gpu_prefix_cache_queries_total", "Prompt tokens looked up.", (stats) => stats.prefixQueries],
+  ["gpu_prefix_cache_hits_total", "Prompt tokens found.", (stats) => stats.prefixHits],
+  ["num_preemptions_total", "Sequences put back to waiting.", (stats) => stats.preemptions],
+  ["prompt_tokens_total", "Prompt tokens of started completions.", (stats) => stats.promptTokens],
+  ["generation_tokens_total", "Tokens generated.", (stats) => stats.generationTokens],
+];
+
+type Times = FinishedRequest["metrics"];
+const between = (from: number | undefined, to: number | undefined) =>
+  from === undefined || to === undefined ? undefined : to - from;
+
+/** Histograms of finished requests; a value that is undefined is not counted. */
+const HISTOGRAMS: readonly (readonly [
+  name: string,
+  help: string,
+  buckets: readonly number[],
+  read: (request: FinishedRequest) => number | undefined,
+])[] = [
+  ["time_to_first_token_seconds", "Arrival to first token.", SECONDS, times("arrivalTime", "firstTokenTime")],
+  ["e2e_request_latency_seconds", "Arrival to end.", SECONDS, times("arrivalTime", "finishedTime")],
+  ["request_queue_time_seconds", "Arrival to start.", SECONDS, times("arrivalTime", "firstScheduledTime")],
+  [
+    "request_prefill_time_seconds",
+    "Start to first token.",
+    SECONDS,
+    times("firstScheduledTime", "firstTokenTime"),
+  ],
+  ["request_decode_time_seconds", "First token to end.", SECONDS, times("firstTokenTime", "finishedTime")],
+  ["request_inference_time_seconds", "Start to end.", SECONDS, times("firstScheduledTime", "finishedTime")],
+  ["request_time_per_output_token_seconds", "Mean time between tokens.", SECONDS, timePerToken],
+  ["request_prompt_tokens", "Tokens of the prompt.", TOKENS, (request) => request.promptTokens],
+  ["request_generation_tokens", "Tokens generated.", TOKENS, (request) => request.generationTokens],
+  [
+    "request_prefill_kv_computed_tokens",
+    "Prompt tokens not found in the prefix cache.",
+    TOKENS,
+    (request) => request.promptTokens - request.cachedTokens,
+  ],
+  ["request_params_n", "Completions asked for.", COUNTS, (request) => request.n],
+  ["request_params_max_tokens", "max_tokens asked for.", TOKENS, (request) => request.maxTokens],
+];
+
+function times(from: keyof Times, to: keyof Times) {
+  return ({ metrics }: FinishedRequest) => between(metrics[from], metrics[to]);
+}
+
+function timePerToken({ metrics, generationTokens, n }: FinishedRequest): number | undefined {
+  const seconds = between(metrics.firstTokenTime, metrics.finishedTime);
+  return seconds === undefined || generationTokens <= n ? undefined : (seconds * n) / (generationTokens - n);
+}
+
+/** Prometheus metrics of one server under vLLM's names, in a registry of its own. */
+export class ServerMetrics implements Disposable {
+  readonly #registry = new Registry();
+  readonly #labels: Readonly<Record<(typeof LABELS)[number], string>>;
+  readonly #unsubscribe: () => void;
+  readonly #interToken: Histogram.Internal<string>;
+  readonly #longest: Histogram.Internal<string>;
+  readonly #unknownFields: Counter<string>;
+  readonly #requests: Counter<string>;
+
+  constructor(llm: AsyncLLM, modelName: string) {
+    this.#labels = { model_name: modelName, engine: "0" };
+    for (const [name, help, read] of GAUGES) this.#gauge(name, help, () => read(llm.stats));
+    for (const [name, help, read] of COUNTERS) this.#counter(name, help, () => read(llm.stats));
+    this.#gauge("num_requests_waiting_by_reason", "Sequences that wait.", () => llm.stats.waiting, {
+      reason: "capacity",
+    });
+    this.#gauge("engine_sleep_state", "1: in this state.", () => 1, { sleep_state: "awake" });
+    this.#gauge("cache_config_info", "The KV cache.", () => 1, {
+      block_size: String(llm.cacheConfig.blockSize),
+      num_gpu_blocks: String(llm.cacheConfig.numBlocks),
+      enable_prefix_caching: String(llm.config.enablePrefixCaching),
+      gpu_memory_utilization: String(llm.config.gpuMemoryUtilization),
+    });
+    this.#interToken = this.#histogram("inter_token_latency_seconds", "Time between tokens.", SECONDS);
+    this.#longest = this.#histogram(
+      "request_max_num_generation_tokens",
+      "Tokens of the longest completion.",
+      TOKENS,
+    );
+    this.#requests = new Counter({
+      ...{ name: "octavo:http_requests_total", help: "Requests by route and status." },
+      ...{ labelNames: ["handler", "status"], registers: [this.#registry] },
+    });
+    this.#unknownFields = new Counter({
+      ...{ name: "octavo:unknown_fields_total", help: "Fields of requests that nothing knows." },
+      ...{ labelNames: ["field"], registers: [this.#registry] },
+    });
+    this.#unsubscribe = llm.onStep(this.#listener());
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  /** Prometheus' text format. */
+  text(): Promise<string> {
+    return this.#registry.metrics();
+  }
+
+  observeInterToken(seconds: number): void {
+    this.#interToken.observe(seconds);
+  }
+
+  /** @param tokens of the longest of a prompt's completions. */
+  observeLongest(tokens: number): void {
+    this.#longest.observe(tokens);
+  }
+
+  countRequest(handler: string, status: number): void {
+    this.#requests.inc({ handler, status: String(status) });
+  }
+
+  countUnknownFields(field: string, count: number): void {
+    this.#unknownFields.inc({ field }, count);
+  }
+
+  [Symbol.dispose](): void {
+    this.#unsubscribe();
+  }
+
+  #listener(): (report: StepReport) => void {
+    const labels = this.#labels;
+    const iterationTokens = this.#histogram("iteration_tokens_total", "Tokens computed in a step.", TOKENS);
+    const cached = new Counter({
+      ...{ name: "vllm:prompt_tokens_cached_total", help: "Prompt tokens found in the prefix cache." },
+      ...{ labelNames: LABELS, registers: [this.#registry] },
+    }).labels(labels);
+    cached.inc(0);
+    const successes = new Counter({
+      ...{ name: "vllm:request_success_total", help: "Completions by how they ended." },
+      ...{ labelNames: [...LABELS, "finished_reason"], registers: [this.#registry] },
+    });
+    for (const reason of ["stop", "length", "abort", "error"])
+      successes.inc({ ...labels, finished_reason: reason }, 0);
+    const histograms = HISTOGRAMS.map(([name, help, buckets, read]) => {
+      return { histogram: this.#histogram(name, help, buckets), read };
+    });
+    return ({ numBatchedTokens, finished }) => {
+      if (numBatchedTokens > 0) iterationTokens.observe(numBatchedTokens);
+      for (const request of finished) {
+        cached.inc(request.cachedTokens);
+        for (const reason of request.finishReasons) successes.inc({ ...labels, finished_reason: reason });
+        for (const { histogram, read } of histograms) {
+          const value = read(request);
+          if (value !== undefined) histogram.observe(value);
+        }
+      }
+    };
+  }
+
+  /** A gauge that is read when it is asked for. */
+  #gauge(name: string, help: string, read: () => number, more: Readonly<Record<string, string>> = {}): void {
+    const labels = { ...this.#labels, ...more };
+    new Gauge({
+      ...{ name: `vllm:${name}`, help, labelNames: Object.keys(labels), registers: [this.#registry] },
+      collect() {
+        this.set(labels, read());
+      },
+    });
+  }
+
+  /** A counter whose total is kept elsewhere. */
+  #counter(name: string, help: string, read: () => number): void {
+    const labels = this.#labels;
+    new Counter({
+      ...{ name: `vllm:${name}`, help, labelNames: LABELS, registers: [this.#registry] },
+      collect() {
+        this.reset();
+        this.inc(labels, read());
+      },
+    });
+  }
+
+  #histogram(name: string, help: string, buckets: readonly number[]): Histogram.Internal<string> {
+    const histogram = new Histogram({
+      ...{ name: `vllm:${name}`, help, labelNames: LABELS },
+      ...{ buckets: [...buckets], registers: [this.#registry] },
+    });
+    return histogram.labels(this.#labels);
+  }
+}

@@ -1,0 +1,38 @@
+import type { Chunk } from "./chunks.ts";
+import type { Usage } from "./usage.ts";
+
+/** How an endpoint writes what was generated. One instance serves one reply. */
+export interface ReplyFormat {
+  /** The events of a chunk of a streaming reply. */
+  events(chunk: Chunk): readonly object[];
+  /** The event that carries only the usage. */
+  usageEvent(usage: Usage): object;
+  /** The whole reply, its choices in order. */
+  document(choices: readonly Chunk[], usage: Usage): object;
+}
+
+/** The fields that begin every document of a reply. */
+export interface ReplyHead {
+  readonly id: string;
+  readonly object: string;
+  /** Unix time in seconds. */
+  readonly created: number;
+  readonly model: string;
+}
+
+/** @param suffix unique to the reply. */
+export function replyHead(
+  prefix: "chatcmpl" | "cmpl",
+  object: string,
+  { suffix, model }: ReplyNames,
+): ReplyHead {
+  return { id: `${prefix}-${suffix}`, object, created: Math.floor(Date.now() / 1000), model };
+}
+
+/** What a reply is called and by whom it is given. */
+export interface ReplyNames {
+  /** The part of its id after the prefix. */
+  readonly suffix: string;
+  /** The served name that the request asked for. */
+  readonly model: string;
+}

@@ -1,0 +1,23 @@
+import type { RequestContext, ServerApp } from "./context.ts";
+import { ApiError } from "./errors.ts";
+
+export type Handler = (c: RequestContext) => Response | Promise<Response>;
+
+/** Serves a path; other methods than those given get 405. */
+export function mount(
+  app: ServerApp,
+  path: string,
+  handlers: Readonly<Partial<Record<"GET" | "POST", Handler>>>,
+): void {
+  const methods = Object.keys(handlers).flatMap((method) => (method === "GET" ? ["GET", "HEAD"] : [method]));
+  for (const [method, handler] of Object.entries(handlers)) {
+    app.on(method, path, (c) => {
+      c.get("exchange").handler = path;
+      return handler(c);
+    });
+  }
+  app.all(path, () => {
+    const allow = methods.join(", ");
+    throw new ApiError(405, "method_not_allowed", `this path takes ${allow}`, null, { Allow: allow });
+  });
+}

@@ -1,0 +1,56 @@
+import { ChatFormat } from "../chat-format.ts";
+import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
+import { generate } from "../generation.ts";
+import { readJsonBody } from "../json-body.ts";
+import { mount } from "../router.ts";
+import { type ChatRequest, parseChat } from "../schemas/chat.ts";
+import { tokenizeOptions } from "./tokenize.ts";
+
+/** `/v1/chat/completions` and its rendering to tokens. */
+export function chatRoutes(app: ServerApp, context: ServerContext): void {
+  const { llm, config, unknownFields } = context;
+  const read = async (c: RequestContext) =>
+    parseChat(await readJsonBody(c.req.raw, config.maxRequestBytes), unknownFields.add);
+
+  mount(app, "/v1/chat/completions", {
+    POST: async (c) => {
+      const chat = await read(c);
+      const { body, prompt, sampling, messages } = chat;
+      const { id, record } = c.get("exchange");
+      if (config.logPrompts) record.prompt = messages;
+      const model = servedModel(context, body.model);
+      const names = {
+        ...{ prompt: "messages", promptTokenIds: "messages", logprobs: "top_logprobs" },
+        ...(typeof body.max_completion_tokens === "number" && { maxTokens: "max_completion_tokens" }),
+      };
+      const { role, echoed } = speaker(chat);
+      const echo = async () => ({ text: echoed, scores: [] });
+      return generate(
+        c,
+        context,
+        { body, model, sampling, names, prompts: [prompt], ...(echoed !== "" && { echo }) },
+        new ChatFormat(body, { suffix: body.request_id ?? id, model }, role),
+      );
+    },
+  });
+
+  mount(app, "/v1/chat/completions/render", {
+    POST: async (c) => {
+      const { body, prompt } = await read(c);
+      servedModel(context, body.model);
+      const { tokenIds } = await llm.tokenize(prompt, tokenizeOptions(body));
+      return c.json({ token_ids: tokenIds });
+    },
+  });
+}
+
+/** Whose message the reply is, and what `echo` puts before it: the final message, if it is the same speaker's. */
+function speaker({ body, messages }: ChatRequest): { readonly role: string; readonly echoed: string } {
+  const final = messages.at(-1)!;
+  const opened = body.add_generation_prompt ?? !body.continue_final_message;
+  const role = opened ? "assistant" : final.role;
+  if (!body.echo || final.role !== role) return { role, echoed: "" };
+  const { content } = final;
+  const text = typeof content === "string" ? content : (content ?? []).map((part) => part.text).join("\n");
+  return { role, echoed: text };
+}

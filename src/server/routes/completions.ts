@@ -1,0 +1,64 @@
+import type { GenerationStream } from "../../async-llm.ts";
+import type { Prompt } from "../../prompt-encoder.ts";
+import { type Echo, scored } from "../chunks.ts";
+import { CompletionFormat } from "../completion-format.ts";
+import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
+import { generate } from "../generation.ts";
+import { readJsonBody } from "../json-body.ts";
+import { mount } from "../router.ts";
+import { parseCompletions } from "../schemas/completions.ts";
+import type { PromptInput } from "../schemas/prompt.ts";
+import { tokenizeOptions } from "./tokenize.ts";
+
+/** `/v1/completions` and its rendering to tokens. */
+export function completionRoutes(app: ServerApp, context: ServerContext): void {
+  const { llm, config, unknownFields } = context;
+  const read = async (c: RequestContext) =>
+    parseCompletions(await readJsonBody(c.req.raw, config.maxRequestBytes), unknownFields.add);
+
+  mount(app, "/v1/completions", {
+    POST: async (c) => {
+      const { body, prompts, sampling, promptOnly } = await read(c);
+      const { id, record } = c.get("exchange");
+      if (config.logPrompts) record.prompt = prompts;
+      const model = servedModel(context, body.model);
+      const echo = body.echo && ((stream: GenerationStream) => echoOf(context, stream, body));
+      return generate(
+        c,
+        context,
+        { body, model, sampling, promptOnly, prompts: prompts.map(promptOf), ...(echo && { echo }) },
+        new CompletionFormat(body, { suffix: body.request_id ?? id, model }),
+      );
+    },
+  });
+
+  mount(app, "/v1/completions/render", {
+    POST: async (c) => {
+      const { body, prompts } = await read(c);
+      servedModel(context, body.model);
+      const rendered = await Promise.all(
+        prompts.map((prompt) => llm.tokenize(promptOf(prompt), tokenizeOptions(body))),
+      );
+      return c.json(rendered.map(({ tokenIds }) => ({ token_ids: tokenIds })));
+    },
+  });
+}
+
+function promptOf(prompt: PromptInput): Prompt {
+  return typeof prompt === "string" ? { prompt } : { promptTokenIds: prompt };
+}
+
+/** The prompt as the beginning of the reply. */
+async function echoOf(
+  { llm }: ServerContext,
+  stream: GenerationStream,
+  body: { readonly truncate_prompt_tokens?: number | null | undefined },
+): Promise<Echo> {
+  const { prompt, promptTokenIds, promptLogprobs } = stream;
+  const whole = (body.truncate_prompt_tokens ?? undefined) === undefined;
+  const text = whole && prompt !== undefined ? prompt : await llm.detokenize(promptTokenIds);
+  if (!promptLogprobs) return { text, scores: [] };
+  const [first, ...rest] = promptTokenIds;
+  const opening = { id: first!, text: await llm.detokenize([first!]), position: null };
+  return { text, scores: [opening, ...rest.map((id, i) => scored(id, promptLogprobs[i + 1]!))] };
+}

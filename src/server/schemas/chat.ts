@@ -1,0 +1,92 @@
+import { z } from "zod";
+
+import type { SamplingParams } from "../../base/sampling-params.ts";
+import type { ChatOptions, ChatPrompt } from "../../prompt-encoder.ts";
+import type { ChatMessage } from "../../tokenizer/chat-template.ts";
+import { invalidValue, unsupported } from "../errors.ts";
+import { checkCommon, commonShape, type JsonObject, parseBody, type UnknownFields } from "./common.ts";
+import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
+import { samplingParams } from "./sampling.ts";
+
+const flag = z.boolean().nullish();
+
+/** What turns a conversation into a prompt; `/tokenize` takes it too. */
+export const conversationShape = {
+  messages: z.unknown().optional().meta(MESSAGES_DOCUMENT),
+  add_generation_prompt: flag.meta({ description: "Default true, or false with continue_final_message." }),
+  continue_final_message: flag,
+  chat_template_kwargs: z.record(z.string(), z.unknown()).nullish(),
+  documents: z.array(z.unknown()).nullish().meta({ description: "Handed to the chat template." }),
+  tools: z.array(z.record(z.string(), z.unknown())).nullish(),
+};
+
+/** Body of `/v1/chat/completions`. */
+export const ChatBody = z.object({
+  ...commonShape,
+  ...conversationShape,
+  max_completion_tokens: z.number().nullish().meta({ description: "The same as max_tokens." }),
+  logprobs: flag,
+  top_logprobs: z.number().nullish(),
+  tool_choice: z.unknown().optional().meta({ description: 'Only "none" with tools.' }),
+});
+export type ChatBody = z.infer<typeof ChatBody>;
+export type ConversationBody = Partial<z.infer<z.ZodObject<typeof conversationShape>>>;
+
+export interface ChatRequest {
+  readonly body: ChatBody;
+  readonly messages: readonly ChatMessage[];
+  readonly prompt: ChatPrompt;
+  readonly sampling: SamplingParams;
+}
+
+/** @throws ApiError naming the field. */
+export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatRequest {
+  const body = parseBody(ChatBody, json, onUnknown);
+  checkCommon(body);
+  checkTools(body);
+  const sampling = samplingParams(body);
+  const limit = body.max_completion_tokens ?? undefined;
+  if (limit !== undefined && sampling.maxTokens !== undefined && limit !== sampling.maxTokens)
+    throw invalidValue("max_completion_tokens", "max_tokens and max_completion_tokens differ");
+  sampling.maxTokens ??= limit ?? null;
+  const top = body.top_logprobs ?? undefined;
+  if (top !== undefined && !body.logprobs)
+    throw invalidValue("top_logprobs", "top_logprobs needs logprobs: true");
+  if (body.logprobs) sampling.logprobs = top ?? 0;
+  const prompt = chatPrompt(body);
+  return { body, messages: prompt.messages, prompt, sampling };
+}
+
+/** @throws ApiError naming the field. */
+export function chatPrompt(body: ConversationBody): ChatPrompt {
+  const kwargs = { ...body.chat_template_kwargs };
+  if (Object.hasOwn(kwargs, "chat_template")) {
+    const message = "chat_template cannot come with a request; the server's --chat-template sets it";
+    throw unsupported("chat_template_kwargs", message, 400);
+  }
+  if (body.tools?.length === 0) throw invalidValue("tools", "tools must not be empty");
+  if (body.documents) kwargs.documents = body.documents;
+  const chat: ChatOptions = {
+    chatTemplateKwargs: kwargs,
+    ...(body.tools && { tools: body.tools }),
+    ...(typeof body.add_generation_prompt === "boolean" && {
+      addGenerationPrompt: body.add_generation_prompt,
+    }),
+    ...(typeof body.continue_final_message === "boolean" && {
+      continueFinalMessage: body.continue_final_message,
+    }),
+  };
+  return { messages: parseMessages(body.messages), chat };
+}
+
+/** Without a parser of tool calls, tools can be shown to the model but not called. */
+function checkTools({ tools, tool_choice: choice }: ChatBody): void {
+  const given = choice !== undefined && choice !== null;
+  if (!tools && given && choice !== "none") throw invalidValue("tool_choice", "tool_choice needs tools");
+  if (!tools || tools.length === 0 || choice === "none") return;
+  const [field, value] = given ? ["tool_choice", JSON.stringify(choice)] : ["tools", "tool_choice auto"];
+  throw unsupported(
+    field,
+    `${field}: ${value} needs --enable-auto-tool-choice, which is not supported yet; tool_choice "none" is`,
+  );
+}

@@ -1,0 +1,94 @@
+import { z } from "zod";
+import { type ApiError, invalidValue, unsupported } from "../errors.ts";
+import { INERT_FIELDS, REFUSED_FIELDS, refusedField } from "./other-fields.ts";
+import { samplingShape } from "./sampling.ts";
+
+export type JsonObject = Readonly<Record<string, unknown>>;
+
+export const MODEL = z
+  .string()
+  .nullish()
+  .meta({ description: "One of the served names; default the first." });
+const flag = z.boolean().nullish();
+const PRINTABLE = /^[\x21-\x7e]{1,128}$/;
+
+/** Of `/tokenize` too. */
+export const promptShape = {
+  model: MODEL,
+  add_special_tokens: flag.meta({ description: "Default true for prompts, false for conversations." }),
+} as const;
+
+/** The fields that both completion endpoints share, besides those of sampling. */
+export const commonShape = {
+  ...promptShape,
+  ...samplingShape,
+  truncate_prompt_tokens: z
+    .int()
+    .refine((count) => count === -1 || count > 0, "must be positive, or -1 for what fits")
+    .nullish()
+    .meta({ description: "Keep the last tokens of the prompt only." }),
+  stream: flag,
+  stream_options: z
+    .strictObject({
+      include_usage: flag,
+      continuous_usage_stats: flag,
+      include_obfuscation: z.literal(false).nullish(),
+    })
+    .nullish(),
+  stream_interval: z.int().min(1).nullish().meta({ description: "Tokens per event, after the first." }),
+  echo: flag,
+  cache_salt: z
+    .string()
+    .refine((salt) => salt !== "" && Buffer.byteLength(salt) <= 256, "must have 1 to 256 bytes")
+    .nullish()
+    .meta({ description: "Requests share cached prefixes only with requests of the same salt." }),
+  request_id: z
+    .string()
+    .regex(PRINTABLE, "must have 1 to 128 printable characters")
+    .nullish()
+    .meta({ description: "Becomes part of the reply's id." }),
+  return_token_ids: flag,
+  return_tokens_as_token_ids: flag.meta({ description: "Write tokens of logprobs as token_id:<id>." }),
+};
+
+export const CommonBody = z.object(commonShape);
+export type CommonBody = z.infer<typeof CommonBody>;
+
+/** Told of the fields that nothing knows. */
+export type UnknownFields = (names: readonly string[]) => void;
+
+/**
+ * Checks a body against its schema.
+ * @throws ApiError naming the first field that is refused or of the wrong type.
+ */
+export function parseBody<Shape extends z.ZodRawShape>(
+  schema: z.ZodObject<Shape>,
+  body: JsonObject,
+  onUnknown: UnknownFields,
+): z.infer<z.ZodObject<Shape>> {
+  const refused = refusedField(body);
+  if (refused) throw unsupported(refused.name, refused.message, refused.status);
+  const parsed = schema.safeParse(body);
+  if (!parsed.success) throw issueError(parsed.error.issues[0]!);
+  const known = (name: string) =>
+    Object.hasOwn(schema.shape, name) || INERT_FIELDS.has(name) || Object.hasOwn(REFUSED_FIELDS, name);
+  const unknown = Object.keys(body).filter((name) => !known(name));
+  if (unknown.length > 0) onUnknown(unknown);
+  return parsed.data;
+}
+
+/** The checks that go across the shared fields. */
+export function checkCommon(body: CommonBody & { readonly prompt_logprobs?: unknown }): void {
+  if (body.stream_options && !body.stream)
+    throw invalidValue("stream_options", "stream_options needs stream: true");
+  if (body.stream && body.prompt_logprobs !== undefined && body.prompt_logprobs !== null)
+    throw invalidValue("prompt_logprobs", "prompt_logprobs cannot be streamed");
+}
+
+function issueError(issue: z.core.$ZodIssue): ApiError {
+  const extra = issue.code === "unrecognized_keys" ? issue.keys[0] : undefined;
+  const [name, ...rest] = [...issue.path, ...(extra === undefined ? [] : [extra])];
+  const path = `${String(name)}${rest.map((key) => (typeof key === "number" ? `[${key}]` : `.${String(key)}`)).join("")}`;
+  const message = issue.message.replace(/^Invalid input: /, "");
+  return invalidValue(path, `${path}: ${message}`);
+}

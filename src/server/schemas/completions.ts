@@ -1,0 +1,50 @@
+import { z } from "zod";
+import type { SamplingParams } from "../../base/sampling-params.ts";
+import { invalidValue, unsupported } from "../errors.ts";
+import { checkCommon, commonShape, type JsonObject, parseBody, type UnknownFields } from "./common.ts";
+import { PROMPT_DOCUMENT, type PromptInput, parsePrompts } from "./prompt.ts";
+import { samplingParams } from "./sampling.ts";
+
+/** Body of `/v1/completions`. */
+export const CompletionsBody = z.object({
+  ...commonShape,
+  prompt: z.unknown().optional().meta(PROMPT_DOCUMENT),
+  logprobs: z.number().nullish().meta({ description: "Top log-probabilities of each token." }),
+  best_of: z.int().nullish().meta({ description: "Only the value of n." }),
+});
+export type CompletionsBody = z.infer<typeof CompletionsBody>;
+
+export interface CompletionsRequest {
+  readonly body: CompletionsBody;
+  readonly prompts: readonly PromptInput[];
+  readonly sampling: SamplingParams;
+  /** `echo` with `max_tokens` 0: nothing is generated, the prompt alone is returned. */
+  readonly promptOnly: boolean;
+}
+
+/** @throws ApiError naming the field. */
+export function parseCompletions(json: JsonObject, onUnknown: UnknownFields): CompletionsRequest {
+  const body = parseBody(CompletionsBody, json, onUnknown);
+  checkCommon(body);
+  const params = samplingParams(body);
+  checkBestOf(body.best_of, params.n ?? 1);
+  const echo = body.echo ?? false;
+  const promptOnly = echo && params.maxTokens === 0;
+  const logprobs = body.logprobs ?? undefined;
+  if (echo && logprobs !== undefined) {
+    if (params.promptLogprobs !== undefined && params.promptLogprobs !== logprobs)
+      throw invalidValue("prompt_logprobs", "prompt_logprobs must equal logprobs when the prompt is echoed");
+    params.promptLogprobs = logprobs;
+  }
+  if (logprobs !== undefined) params.logprobs = logprobs;
+  // One token is the least that the engine computes; the reply leaves it out.
+  if (promptOnly) params.maxTokens = 1;
+  return { body, prompts: parsePrompts(body.prompt), sampling: params, promptOnly };
+}
+
+function checkBestOf(bestOf: number | null | undefined, n: number): void {
+  if (bestOf === null || bestOf === undefined || bestOf === n) return;
+  if (bestOf < n || bestOf > 16)
+    throw invalidValue("best_of", `best_of must be from n (${n}) to 16, not ${bestOf}`);
+  throw unsupported("best_of", "best_of: only the value of n is supported");
+}

@@ -1,0 +1,74 @@
+import type { ChatMessage, TextPart } from "../../tokenizer/chat-template.ts";
+import { ApiError, invalidValue } from "../errors.ts";
+
+const ROLES: ReadonlySet<unknown> = new Set(["system", "developer", "user", "assistant", "tool"]);
+
+/** What the schema document says of `messages`; `parseMessages` checks it, with a code for each mistake. */
+export const MESSAGES_DOCUMENT = {
+  description: "The conversation. Further fields of a message reach the chat template.",
+  type: "array",
+  minItems: 1,
+  items: {
+    type: "object",
+    required: ["role"],
+    properties: {
+      role: { enum: [...ROLES] },
+      content: {
+        anyOf: [
+          { type: "string" },
+          { type: "null" },
+          {
+            type: "array",
+            items: {
+              type: "object",
+              required: ["type", "text"],
+              properties: { type: { const: "text" }, text: { type: "string" } },
+            },
+          },
+        ],
+      },
+    },
+  },
+};
+
+/**
+ * A conversation as templates take it: a developer's message becomes the system's, which is what it stands for.
+ * @throws ApiError `empty_prompt`, `unsupported_content`, or `invalid_value`, naming the message.
+ */
+export function parseMessages(value: unknown): readonly ChatMessage[] {
+  if (!Array.isArray(value)) throw invalidValue("messages", "messages must be a list");
+  if (value.length === 0) throw invalidValue("messages", "the conversation has no messages", "empty_prompt");
+  return value.map((message, i) => parseMessage(message, `messages[${i}]`));
+}
+
+function parseMessage(message: unknown, where: string): ChatMessage {
+  if (typeof message !== "object" || message === null || Array.isArray(message))
+    throw invalidValue(where, `${where} must be an object`);
+  const { role, content, ...fields } = message as Record<string, unknown>;
+  if (!ROLES.has(role))
+    throw invalidValue(`${where}.role`, `${where}.role must be one of ${[...ROLES].join(", ")}`);
+  const called = Array.isArray(fields.tool_calls) && fields.tool_calls.length > 0;
+  const mayLack = role === "assistant" && called;
+  if ((content === undefined || content === null) && !mayLack)
+    throw invalidValue(`${where}.content`, `${where}.content is missing`);
+  return {
+    ...fields,
+    role: role === "developer" ? "system" : (role as string),
+    content: parseContent(content, `${where}.content`),
+  };
+}
+
+function parseContent(content: unknown, where: string): string | readonly TextPart[] | null {
+  if (content === undefined || content === null) return null;
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content))
+    throw invalidValue(where, `${where} must be a string or a list of content parts`);
+  return content.map((part: unknown, i) => {
+    const { type, text } = (part ?? {}) as Record<string, unknown>;
+    if (type === "text" && typeof text === "string") return { type, text };
+    const at = `${where}[${i}]`;
+    if (typeof type !== "string" || type === "text")
+      throw invalidValue(at, `${at} must have a type, and a text if that is its type`);
+    throw new ApiError(400, "unsupported_content", `${at}: this model takes only text parts`, at);
+  });
+}

@@ -1,0 +1,77 @@
+/** A field that is refused unless its value asks for nothing. Null always asks for nothing. */
+interface Refusal {
+  /** 501: not supported yet. 400: will not be. */
+  readonly status: 400 | 501;
+  readonly reason: string;
+  readonly asksNothing?: (value: unknown) => boolean;
+}
+
+const NOT_YET = "is not supported yet";
+const notYet: Refusal = { status: 501, reason: NOT_YET };
+const unless = (...harmless: readonly unknown[]): Refusal => ({
+  ...notYet,
+  asksNothing: (value) => harmless.includes(value),
+});
+const structured: Refusal = { status: 501, reason: "structured output is not supported yet" };
+
+/** What OpenAI's, vLLM's and older servers' clients may ask for and Octavo does not do, on either endpoint. */
+export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
+  response_format: {
+    ...structured,
+    asksNothing: (value) => (value as { type?: unknown } | null)?.type === "text",
+  },
+  structured_outputs: structured,
+  structural_tag: structured,
+  guided_json: structured,
+  guided_json_object: structured,
+  guided_regex: structured,
+  guided_choice: structured,
+  guided_grammar: structured,
+  guided_decoding_backend: structured,
+  guided_whitespace_pattern: structured,
+  functions: notYet,
+  function_call: unless("none"),
+  suffix: unless(""),
+  use_beam_search: unless(false),
+  length_penalty: unless(1),
+  early_stopping: unless(false),
+  logits_processors: notYet,
+  logprob_token_ids: notYet,
+  prompt_embeds: notYet,
+  kv_transfer_params: notYet,
+  vllm_xargs: notYet,
+  mm_processor_kwargs: notYet,
+  thinking_token_budget: notYet,
+  include_reasoning: unless(true),
+  reasoning_effort: notYet,
+  verbosity: notYet,
+  prediction: notYet,
+  audio: notYet,
+  modalities: { ...notYet, asksNothing: (value) => JSON.stringify(value) === '["text"]' },
+  web_search_options: notYet,
+  service_tier: unless("auto", "default"),
+  truncation_side: unless("left"),
+  priority: { status: 400, reason: "can only be 0", asksNothing: (value) => value === 0 },
+  chat_template: {
+    status: 400,
+    reason: "cannot come with a request; the server's --chat-template sets it",
+  },
+};
+
+/** Accepted without effect: they tell the caller's own bookkeeping apart, or hint at what happens anyway. */
+export const INERT_FIELDS: ReadonlySet<string> = new Set([
+  ...["user", "metadata", "store", "safety_identifier"],
+  ...["prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"],
+]);
+
+/** The first field of a body that has to be refused. */
+export function refusedField(
+  body: Readonly<Record<string, unknown>>,
+): { readonly name: string; readonly status: 400 | 501; readonly message: string } | undefined {
+  for (const [name, { status, reason, asksNothing }] of Object.entries(REFUSED_FIELDS)) {
+    const value = Object.hasOwn(body, name) ? body[name] : undefined;
+    if (value === undefined || value === null || asksNothing?.(value)) continue;
+    return { name, status, message: `${name}: ${reason}` };
+  }
+  return undefined;
+}

@@ -1,0 +1,81 @@
+import { z } from "zod";
+import type { SamplingParams } from "../../base/sampling-params.ts";
+
+/** The JSON type of one sampling field and the field of `SamplingParams` it sets. The engine checks ranges, and the types that are unknown here. */
+interface SamplingField {
+  readonly param: keyof SamplingParams;
+  readonly type: z.ZodType;
+}
+
+const field = (param: keyof SamplingParams, type: z.ZodType): SamplingField => ({ param, type });
+const tokenIds = z.array(z.number()).meta({ description: "Token ids." });
+
+const STOP_DOCUMENT = {
+  anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, maxItems: 16 }],
+};
+
+/** The sampling fields that both endpoints share, by their names in requests. */
+export const SAMPLING_FIELDS: Readonly<Record<string, SamplingField>> = {
+  n: field("n", z.int()),
+  temperature: field("temperature", z.number()),
+  top_p: field("topP", z.number()),
+  top_k: field("topK", z.int()),
+  min_p: field("minP", z.number()),
+  presence_penalty: field("presencePenalty", z.number()),
+  frequency_penalty: field("frequencyPenalty", z.number()),
+  repetition_penalty: field("repetitionPenalty", z.number()),
+  seed: field("seed", z.unknown().meta({ type: "integer", description: "64 bits." })),
+  stop: field("stop", z.unknown().meta(STOP_DOCUMENT)),
+  stop_token_ids: field("stopTokenIds", tokenIds),
+  include_stop_str_in_output: field("includeStopStrInOutput", z.boolean()),
+  ignore_eos: field("ignoreEos", z.boolean()),
+  min_tokens: field("minTokens", z.int()),
+  max_tokens: field("maxTokens", z.int()),
+  prompt_logprobs: field("promptLogprobs", z.int()),
+  logit_bias: field("logitBias", z.record(z.string(), z.number())),
+  allowed_token_ids: field("allowedTokenIds", tokenIds),
+  bad_words: field("badWords", z.array(z.string())),
+  skip_special_tokens: field("skipSpecialTokens", z.boolean()),
+  spaces_between_special_tokens: field("spacesBetweenSpecialTokens", z.boolean()),
+};
+
+/** zod's shape of the table. */
+export const samplingShape: Readonly<Record<string, z.ZodType>> = Object.fromEntries(
+  Object.entries(SAMPLING_FIELDS).map(([name, { type }]) => [name, type.nullish()]),
+);
+
+/** The sampling parameters among a body's fields; null counts as left out. */
+export function samplingParams(body: Readonly<Record<string, unknown>>): SamplingParams {
+  const given = Object.entries(SAMPLING_FIELDS).flatMap(([name, { param }]) => {
+    const value = body[name];
+    return value === null || value === undefined ? [] : [[param, value] as const];
+  });
+  return Object.fromEntries(given);
+}
+
+/** Names of what is not in the table but that the engine's errors speak of. */
+const OTHER_NAMES: Readonly<Record<string, string>> = {
+  promptTokenIds: "prompt",
+  cacheSalt: "cache_salt",
+  chatTemplateKwargs: "chat_template_kwargs",
+  addGenerationPrompt: "add_generation_prompt",
+  continueFinalMessage: "continue_final_message",
+  truncatePromptTokens: "truncate_prompt_tokens",
+  addSpecialTokens: "add_special_tokens",
+};
+
+const API_NAMES = new Map([
+  ...Object.entries(SAMPLING_FIELDS).map(([name, { param }]) => [param as string, name] as const),
+  ...Object.entries(OTHER_NAMES),
+]);
+const ENGINE_NAME = /\b[a-z]+(?:[A-Z][a-z]*)+\b/g;
+
+/** The name in requests of a parameter that the engine names. */
+export function apiName(param: string): string {
+  return API_NAMES.get(param) ?? param;
+}
+
+/** A message of the engine in the names of requests. */
+export function apiMessage(message: string): string {
+  return message.replace(ENGINE_NAME, apiName);
+}

@@ -1,0 +1,14 @@
+import { z } from "zod";
+import { conversationShape } from "./chat.ts";
+import { MODEL, promptShape } from "./common.ts";
+
+/** Body of `/tokenize`: a prompt, or a conversation. */
+export const TokenizeBody = z.object({
+  ...promptShape,
+  ...conversationShape,
+  prompt: z.string().nullish(),
+  return_token_strs: z.boolean().nullish(),
+});
+
+/** Body of `/detokenize`. */
+export const DetokenizeBody = z.object({ model: MODEL, tokens: z.array(z.unknown()) });

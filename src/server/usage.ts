@@ -1,0 +1,55 @@
+import type { GenerationStream } from "../async-llm.ts";
+import type { Chunk } from "./chunks.ts";
+
+/** OpenAI's `usage`. */
+export interface Usage {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly total_tokens: number;
+  readonly prompt_tokens_details?: { readonly cached_tokens: number };
+}
+
+/** Counts the tokens of a reply. */
+export class UsageCounter {
+  completionTokens = 0;
+  readonly #byChoice = new Map<number, number>();
+
+  constructor(
+    private readonly streams: readonly GenerationStream[],
+    private readonly withDetails: boolean,
+  ) {}
+
+  add(chunk: Chunk): void {
+    const { choice, tokenIds } = chunk;
+    this.completionTokens += tokenIds.length;
+    this.#byChoice.set(choice, (this.#byChoice.get(choice) ?? 0) + tokenIds.length);
+  }
+
+  /** Tokens of the longest completion of each prompt. */
+  longest(): readonly number[] {
+    const { n } = this.streams[0]!.sampling;
+    return this.streams.map((_, i) =>
+      Math.max(...Array.from({ length: n }, (_, j) => this.#byChoice.get(i * n + j) ?? 0)),
+    );
+  }
+
+  get promptTokens(): number {
+    return sum(this.streams, (stream) => stream.promptTokenIds.length);
+  }
+
+  /** So far. */
+  usage(): Usage {
+    const { promptTokens, completionTokens } = this;
+    const cached = sum(this.streams, (stream) => stream.numCachedTokens);
+    return {
+      prompt_tokens: promptTokens,
+      completion_tokens: completionTokens,
+      total_tokens: promptTokens + completionTokens,
+      ...(this.withDetails && { prompt_tokens_details: { cached_tokens: cached } }),
+    };
+  }
+}
+
+function sum<T>(list: readonly T[], value: (entry: T) => number): number {
+  return list.reduce((total, entry) => total + value(entry), 0);
+}

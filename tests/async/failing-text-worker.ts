@@ -1,0 +1,13 @@
+import type { OpenTextMessage, TextMessage } from "../../src/async/worker-protocol.ts";
+
+declare const self: Worker;
+
+/** Knows two texts: "crash" throws outside of any job, of all others the only token is 5. */
+self.onmessage = (_: MessageEvent<OpenTextMessage>) => {
+  self.onmessage = ({ data: { call, job, input } }: MessageEvent<TextMessage>) => {
+    const { prompt } = (input ?? {}) as { prompt?: unknown };
+    if (prompt === "crash") throw new RangeError("the text is too much");
+    const output = { text: prompt, tokenIds: [5], badWordTokens: [] };
+    self.postMessage({ call, output: job === "encode" ? output : undefined });
+  };
+};

@@ -1,0 +1,31 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { monitorEventLoopDelay } from "node:perf_hooks";
+import { createAsyncLLM, expectIdle, LONG, PROMPT, rejection } from "./support.ts";
+
+setDefaultTimeout(120_000);
+
+test("this thread stays free while the engine is saturated and a long text is tokenized", async () => {
+  await using asyncLLM = await createAsyncLLM();
+  const streams = await Promise.all(
+    Array.from({ length: 48 }, (_, i) => asyncLLM.submit(`${PROMPT} ${i}`, LONG)),
+  );
+  const readers = streams.map(async (stream) => {
+    for await (const _ of stream);
+  });
+  const text = "The little girl said hello to the dog. ".repeat(13_000);
+  expect(text.length).toBeGreaterThan(500_000);
+  const delays = monitorEventLoopDelay({ resolution: 1 });
+  const { steps } = asyncLLM.stats;
+  delays.enable();
+  const refused = rejection(asyncLLM.submit(text));
+  const { tokenIds } = await asyncLLM.tokenize(text);
+  expect(tokenIds.length).toBeGreaterThan(100_000);
+  expect(await refused).toMatchObject({ code: "context_length_exceeded" });
+  await Bun.sleep(1500);
+  delays.disable();
+  expect(asyncLLM.stats.steps).toBeGreaterThan(steps);
+  expect(delays.percentile(99) / 1e6).toBeLessThan(20);
+  for (const stream of streams) stream.abort();
+  await Promise.all(readers);
+  await expectIdle(asyncLLM);
+});

@@ -1,0 +1,42 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { temporaryFolder } from "../unit/loader/support.ts";
+import { expectRefusal, octavo } from "./support.ts";
+
+setDefaultTimeout(120_000);
+
+test("shows versions, libraries with their remedies, devices and folders", async () => {
+  using folder = temporaryFolder();
+  const env = { HF_HUB_CACHE: folder.file("hub"), OCTAVO_CACHE_DIR: folder.file("octavo") };
+  const { code, stdout, stderr } = await octavo(["doctor"], { env });
+  expect([code, stderr]).toEqual([0, ""]);
+  expect(stdout).toContain(`Bun ${Bun.version}`);
+  for (const part of [
+    "driver",
+    "nvrtc",
+    "cublasLt",
+    "nccl",
+    folder.file("hub"),
+    folder.file("octavo/kernels"),
+  ])
+    expect(stdout).toContain(part);
+  expect(stdout).toMatch(/GPUs +none/);
+  expect(stdout).toMatch(/auto +cpu, because no GPU was found/);
+});
+
+test("--json holds the same; --device cuda fails without a GPU, after the report", async () => {
+  const result = await octavo(["doctor", "--json", "--device", "cuda"]);
+  expectRefusal(result, 69);
+  const report = JSON.parse(result.stdout);
+  expect(report).toMatchObject({ bun: Bun.version, auto: { device: "cpu" }, cuda: { gpus: [] } });
+  expect(report.cuda.libraries.map(({ name }: { name: string }) => name)).toEqual([
+    "cuda",
+    "nvrtc",
+    "cublasLt",
+    "nccl",
+  ]);
+  expect(result.stderr).toContain(report.cuda.problem);
+});
+
+test("refuses another device", async () => {
+  expectRefusal(await octavo(["doctor", "--device", "tpu"]), 64, "tpu");
+});

@@ -1,0 +1,113 @@
+import { AsyncLLM } from "../../src/async-llm.ts";
+import type { EngineOptions } from "../../src/base/config.ts";
+import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
+
+export const MODEL = "tiny-stories";
+export const PROMPT = "Once upon a time";
+/** Sampling of short replies that are the same each time. */
+export const GREEDY = { temperature: 0, max_tokens: 8 } as const;
+export const HI = [{ role: "user" as const, content: "Hi" }];
+/** Runs until it is stopped, for seconds. */
+export const ENDLESS = { prompt: PROMPT, max_tokens: 1000, ignore_eos: true, seed: 1 } as const;
+
+export function createAsyncLLM(options: EngineOptions = {}): Promise<AsyncLLM> {
+  return AsyncLLM.create(undefined, { device: "cpu", kvCacheMemoryBytes: 64 * 2 ** 20, ...options });
+}
+
+/** A server on a free port of this machine, its model, and the lines that it logged. */
+export class TestServer implements AsyncDisposable {
+  readonly lines: string[] = [];
+  readonly running: RunningServer;
+
+  private constructor(
+    readonly llm: AsyncLLM,
+    options: ServerOptions,
+  ) {
+    const log = (line: string) => void this.lines.push(line);
+    this.running = startServer({ llm, options: { port: 0, ...options }, log });
+  }
+
+  static async start(options: ServerOptions = {}, engine: EngineOptions = {}): Promise<TestServer> {
+    return new TestServer(await createAsyncLLM(engine), options);
+  }
+
+  get baseURL(): string {
+    return new URL("v1", this.running.url).href;
+  }
+
+  fetch(path: string, init?: RequestInit): Promise<Response> {
+    return fetch(new URL(path, this.running.url), init);
+  }
+
+  post(path: string, body: unknown, init: RequestInit = {}): Promise<Response> {
+    return this.fetch(path, {
+      method: "POST",
+      body: typeof body === "string" ? body : JSON.stringify(body),
+      ...init,
+      headers: { "Content-Type": "application/json", ...(init.headers as Record<string, string>) },
+    });
+  }
+
+  /** The value of a metric, its labels left out of the name; undefined if it is not there. */
+  async metric(name: string, label = ""): Promise<number | undefined> {
+    const text = await (await this.fetch("/metrics")).text();
+    const line = text
+      .split("\n")
+      .find((entry) => entry.replace(/[{ ].*/, "") === name && entry.includes(label));
+    return line === undefined ? undefined : Number(line.split(" ").at(-1));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.running.stop();
+    await this.llm.dispose();
+  }
+}
+
+/** Bytes sent as they are, and what comes back until the server closes or `milliseconds` have passed. */
+export async function raw(port: number, text: string, milliseconds = 300): Promise<string> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  let received = "";
+  const socket = await Bun.connect({
+    hostname: "127.0.0.1",
+    port,
+    socket: {
+      data: (_, data) => {
+        received += data.toString();
+      },
+      close: () => resolve(),
+    },
+  });
+  socket.write(text);
+  await Promise.race([promise, Bun.sleep(milliseconds)]);
+  socket.end();
+  return received;
+}
+
+export interface ErrorReply {
+  readonly status: number;
+  readonly type: string;
+  readonly code: string;
+  readonly param: string | null;
+  readonly message: string;
+}
+
+/** A reply that must hold an error document, and nothing else. */
+export async function errorOf(reply: Promise<Response> | Response): Promise<ErrorReply> {
+  const response = await reply;
+  const document = (await response.json()) as { error: Omit<ErrorReply, "status"> };
+  const keys = Object.keys(document.error ?? {})
+    .sort()
+    .join();
+  if (Object.keys(document).join() !== "error" || keys !== "code,message,param,type")
+    throw new Error(`${response.status}: ${JSON.stringify(document)} is no error document`);
+  return { status: response.status, ...document.error };
+}
+
+/** Waits until a condition holds, for a second at most. */
+export async function eventually(condition: () => boolean): Promise<void> {
+  const deadline = performance.now() + 1000;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error("the condition does not come true");
+    await Bun.sleep(5);
+  }
+}

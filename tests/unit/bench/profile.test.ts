@@ -1,0 +1,105 @@
+import { describe, expect, test } from "bun:test";
+import { idleTimes, profile, summarize } from "../../../bench/profile.ts";
+import { type Mark, Profiler } from "../../../bench/profiling-backend.ts";
+import { streams } from "../../../bench/workload.ts";
+import type { CapturedGraph } from "../../../src/backend/backend.ts";
+import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+
+/** A clock that only ops and fills move on, a millisecond each; graphs are ops called again. */
+class FakeGpu extends CpuBackend {
+  now = 0;
+  liveMarks = 0;
+
+  mark(): Mark & { readonly at: number } {
+    this.liveMarks++;
+    const { now } = this;
+    return {
+      at: now,
+      isDone: false,
+      elapsedSince: (start) => now - (start as Mark & { readonly at: number }).at,
+      dispose: () => {
+        this.liveMarks--;
+      },
+    };
+  }
+
+  capture(enqueue: () => void): CapturedGraph {
+    return { launch: enqueue, dispose: () => {} };
+  }
+
+  override fill(...args: Parameters<CpuBackend["fill"]>): void {
+    this.now++;
+    if (args[0].size < 2 ** 20) super.fill(...args);
+  }
+
+  override linear(...args: Parameters<CpuBackend["linear"]>): void {
+    this.now++;
+    super.linear(...args);
+  }
+
+  override attention(...args: Parameters<CpuBackend["attention"]>): void {
+    this.now += 3;
+    super.attention(...args);
+  }
+
+  override upload(...args: Parameters<CpuBackend["upload"]>): void {
+    this.now += 0.5;
+    super.upload(...args);
+  }
+}
+
+describe("profile", () => {
+  test("finds steps, gaps and op classes of the embedded model", async () => {
+    const gpu = new FakeGpu();
+    const options = { maxModelLen: 64, maxNumSeqs: 2, enablePrefixCaching: false };
+    const { idle, decode } = await profile(undefined, options, [streams(2, 4, 6)], [2, 1], () => gpu);
+    expect(gpu.liveMarks).toBe(0);
+
+    // A prompt step and five decode steps; each of the latter uploads its rows first.
+    expect(idle).toHaveLength(1);
+    expect(idle[0]).toMatchObject({ workload: "2 streams", steps: 6, p50: 500 });
+
+    const layers = 6;
+    expect(decode.map(({ batch }) => batch)).toEqual([2, 1]);
+    for (const { classes, graphMilliseconds, opMilliseconds, contextTokens } of decode) {
+      const byName = Object.fromEntries(classes.map((entry) => [entry.class, entry]));
+      expect(byName.attention).toMatchObject({ ops: layers, milliseconds: 3 * layers });
+      expect(byName.GEMM).toMatchObject({ ops: 4 * layers, milliseconds: 4 * layers });
+      expect(byName["LM head"]).toMatchObject({ ops: 1, milliseconds: 1 });
+      expect(byName.sampling!.ops).toBe(2);
+      expect(graphMilliseconds).toBe(7 * layers + 1);
+      expect(opMilliseconds).toBe(graphMilliseconds);
+      expect(classes.reduce((total, { share }) => total + share, 0)).toBeCloseTo(1, 9);
+      expect(contextTokens).toBeGreaterThan(16);
+    }
+  });
+
+  test("refuses a backend without timestamps", () => {
+    expect(() => new Profiler().wrap(new CpuBackend())).toThrow("cannot be timed");
+  });
+});
+
+test("idle times leave out what comes before the first step", () => {
+  const steps = [undefined, 0.001, 0.003, 0.002].map((idle) => ({ busy: 2, idle }));
+  const times = idleTimes("w", steps);
+  expect(times).toMatchObject({ workload: "w", steps: 4, busySeconds: 0.008 });
+  expect([times.p50, times.max, times.idleSeconds * 1e6].map(Math.round)).toEqual([2, 3, 6]);
+});
+
+test("shares are medians over the steps of the full batch", () => {
+  const step = (rows: number, attention: number) => ({
+    rows,
+    ops: [
+      { class: "GEMM" as const, milliseconds: 1 },
+      { class: "attention" as const, milliseconds: attention / 2 },
+      { class: "attention" as const, milliseconds: attention / 2 },
+    ],
+  });
+  const eager = [step(4, 3), step(4, 100), step(4, 2), step(1, 50)];
+  const shares = summarize(4, 10, { eager, graph: [3, 9, 4] });
+  expect(shares).toMatchObject({ samples: 3, graphMilliseconds: 4, opMilliseconds: 4 });
+  expect(shares.classes.map(({ class: name, ops, share }) => [name, ops, share])).toEqual([
+    ["attention", 2, 0.75],
+    ["GEMM", 1, 0.25],
+  ]);
+});

@@ -1,0 +1,84 @@
+import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { type DeviceLimits, limitsOf, roofline } from "../../../bench/roofline.ts";
+import { readWorkload } from "../../../bench/workload.ts";
+import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
+
+const BENCH = join(import.meta.dir, "../../../bench");
+const options = { maxNumSeqs: 256, maxNumBatchedTokens: 16384 };
+const small = readModelConfig(join(BENCH, "models/qwen3-0.6b"));
+const large = readModelConfig(join(BENCH, "models/qwen3-8b"));
+const requests = readWorkload(join(BENCH, "workloads/nano-vllm.json")).requests.map((request) => ({
+  prompt: request.promptTokenIds.length,
+  output: request.maxTokens,
+}));
+const copyRate: DeviceLimits = { bytesPerSecond: 4.3e12, flopsPerSecond: 700e12 };
+const readRate: DeviceLimits = { bytesPerSecond: 4.61e12, flopsPerSecond: 700e12 };
+
+function expectWithin1Percent(actual: number, expected: number): void {
+  expect(Math.abs(actual / expected - 1)).toBeLessThan(0.01);
+}
+
+describe("roofline of nano-vLLM's workload", () => {
+  const cases: [string, ModelConfig, number, DeviceLimits, number][] = [
+    ["0.6B", small, 2, copyRate, 36194],
+    ["0.6B, 8-bit KV", small, 1, copyRate, 64085],
+    ["8B", large, 2, copyRate, 12615],
+    ["8B, 8-bit KV", large, 1, copyRate, 15671],
+    ["0.6B at the read ceiling", small, 2, readRate, 38650],
+    ["0.6B, 8-bit KV, at the read ceiling", small, 1, readRate, 68200],
+    ["8B at the read ceiling", large, 2, readRate, 13270],
+    ["8B, 8-bit KV, at the read ceiling", large, 1, readRate, 16400],
+  ];
+  for (const [name, config, kvBytes, limits, expected] of cases) {
+    test(name, () => {
+      expectWithin1Percent(
+        roofline(config, requests, limits, { ...options, kvBytes }).tokensPerSecond,
+        expected,
+      );
+    });
+  }
+
+  test("what it is made of", () => {
+    const limit = roofline(small, requests, copyRate, options);
+    expect(limit.decodeSteps).toBe(1023);
+    expectWithin1Percent(limit.kvTokens, 120.66e6);
+    expectWithin1Percent(limit.weightSeconds, 0.284);
+    expectWithin1Percent(limit.kvSeconds, 3.222);
+    expectWithin1Percent(limit.prefillSeconds, 0.196);
+    expect(limit.seconds).toBeCloseTo(limit.weightSeconds + limit.kvSeconds + limit.prefillSeconds, 9);
+  });
+});
+
+describe("roofline", () => {
+  test("one stream is bound by reading the weights, its prompt's step included", () => {
+    const limit = roofline(small, [{ prompt: 32, output: 128 }], readRate, options);
+    expectWithin1Percent(limit.tokensPerSecond, 3870);
+    expect(limit.prefillSeconds).toBeCloseTo(limit.weightSeconds / 127, 9);
+    expectWithin1Percent(
+      roofline(large, [{ prompt: 32, output: 128 }], readRate, options).tokensPerSecond,
+      305,
+    );
+  });
+
+  test("requests beyond maxNumSeqs wait for a place", () => {
+    const three = [5, 3, 4].map((output) => ({ prompt: 8, output }));
+    const steps = (maxNumSeqs: number) =>
+      roofline(small, three, readRate, { ...options, maxNumSeqs }).decodeSteps;
+    expect([1, 2, 3].map(steps)).toEqual([9, 5, 4]);
+  });
+
+  test("a sliding window bounds what a step reads", () => {
+    const windowed = { ...small, layerWindows: small.layerWindows.map(() => 10) };
+    const kvTokens = (config: ModelConfig) =>
+      roofline(config, [{ prompt: 7, output: 6 }], readRate, options).kvTokens;
+    expect(kvTokens(small)).toBeCloseTo(8 + 9 + 10 + 11 + 12, 6);
+    expect(kvTokens(windowed)).toBeCloseTo(8 + 9 + 10 + 10 + 10, 6);
+  });
+
+  test("limits are known by the driver's name alone", () => {
+    expect(limitsOf("NVIDIA H200")?.bytesPerSecond).toBe(4.61e12);
+    expect(limitsOf("NVIDIA Unheard Of")).toBeUndefined();
+    expect(limitsOf(undefined)).toBeUndefined();
+  });
+});

@@ -1,0 +1,118 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { ModelShape } from "../../../src/backend/backend.ts";
+import { Compiler } from "../../../src/backend/cuda/compiler.ts";
+import { KERNEL_FOLDER, type KernelLibrary } from "../../../src/backend/cuda/kernel-library.ts";
+import { KernelOps } from "../../../src/backend/cuda/kernel-ops.ts";
+import { type KernelUnit, unitName } from "../../../src/backend/cuda/kernel-source.ts";
+import type { FloatDType } from "../../../src/base/dtype.ts";
+import { DeviceError, messageOf } from "../../../src/base/errors.ts";
+import { openNvrtc, thisMachine } from "../../../src/cuda/open.ts";
+import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
+
+const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;
+const HEAD_DIMS = [64, 96, 128, 256] as const;
+const GROUPS = [1, 2, 4, 7, 8] as const;
+const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
+
+const COMPILE_TIMEOUT_MS = 120_000;
+
+/** Sizes that pass through every specialisation but those of attention: widths for vectors and not, narrow and wide. */
+const WIDTHS = [
+  { hiddenSize: 256, intermediateSize: 1024 },
+  { hiddenSize: 8192, intermediateSize: 28672 },
+  { hiddenSize: 1001, intermediateSize: 1003 },
+] as const;
+
+function nvrtcOrReason() {
+  try {
+    return openNvrtc(thisMachine(), 13);
+  } catch (error) {
+    if (error instanceof DeviceError) return messageOf(error);
+    throw error;
+  }
+}
+
+const opened = nvrtcOrReason();
+const reason = typeof opened === "string" ? ` (skipped: ${opened})` : "";
+
+/** What the wrappers compile for a model; they launch nothing here. */
+function units(dtype: FloatDType, shape: ModelShape): KernelUnit[] {
+  const unused = () => {
+    throw new Error("nothing is launched");
+  };
+  const options = { dtype, smCount: 132, dependentLaunch: true, allocate: unused, allocateZeroed: unused };
+  return new KernelOps({} as KernelLibrary, options).units(shape);
+}
+
+/**
+ * The units to compile for the nth architecture. Each gets every head dimension and every group size in both dtypes; over
+ * all architectures together they make all combinations, as many as compile in the time that a test may take.
+ */
+function variants(n: number): KernelUnit[] {
+  const models = DTYPES.flatMap((dtype, d) =>
+    GROUPS.flatMap((group, i) => {
+      const headDim = HEAD_DIMS[(n + d + i) % HEAD_DIMS.length]!;
+      const { hiddenSize, intermediateSize } = WIDTHS[i % WIDTHS.length]!;
+      const heads = {
+        numHeads: 4 * group,
+        numKvHeads: 4,
+        headDim,
+        rotaryDim: i === 0 ? headDim / 2 : headDim,
+      };
+      return units(dtype, { hiddenSize, intermediateSize, ...heads, blockSize: i === 0 ? 256 : 16 });
+    }),
+  );
+  return [...new Map(models.map((unit) => [unitName(unit), unit])).values()];
+}
+
+test("there is NVRTC where tests must not be skipped", () => {
+  if (process.env.CI) expect(reason).toBe("");
+});
+
+test("the wrappers compile every file there is, and every kernel is in one", () => {
+  const compiled = new Set(variants(0).map(({ file }) => file));
+  expect([...compiled].sort()).toEqual([...KERNEL_FILES]);
+  expect(new Set([...SIGNATURES.values()].map(({ file }) => file))).toEqual(compiled);
+});
+
+test("all head dimensions meet all group sizes in both dtypes", () => {
+  const attention = ARCHITECTURES.flatMap((_, n) => variants(n)).filter(({ file }) =>
+    file.includes("decode"),
+  );
+  const combinations = attention.map(({ defines }) => {
+    const { HEAD_DIM, GROUP_SIZE, DTYPE_BF16 } = defines!;
+    return `${HEAD_DIM}/${GROUP_SIZE}/${DTYPE_BF16 ? "bf16" : "f16"}`;
+  });
+  expect(new Set(combinations).size).toBe(HEAD_DIMS.length * GROUPS.length * DTYPES.length);
+});
+
+describe.skipIf(typeof opened === "string")(`NVRTC compiles without a warning${reason}`, () => {
+  const folder = mkdtempSync(join(tmpdir(), "octavo-compile-"));
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  test.each(ARCHITECTURES.map((arch, n) => [arch, n] as const))(
+    "for %s",
+    async (arch, n) => {
+      const { nvrtc, files } = opened as Exclude<typeof opened, string>;
+      const warnings: string[] = [];
+      const compiler = new Compiler(nvrtc, {
+        ...{ sourceFolder: KERNEL_FOLDER, cacheFolder: folder, arch, nvrtcFiles: files },
+        warn: (message) => warnings.push(message),
+      });
+      const wanted = variants(n);
+      const cubins = await compiler.compileAll(wanted);
+      expect(warnings).toEqual([]);
+      for (const [i, cubin] of cubins.entries()) {
+        const entries = [...SIGNATURES].filter(([, { file }]) => file === wanted[i]!.file);
+        const image = Buffer.from(cubin);
+        expect(
+          entries.filter(([entry]) => !image.includes(`.text.${entry}`)).map(([entry]) => entry),
+        ).toEqual([]);
+      }
+    },
+    COMPILE_TIMEOUT_MS,
+  );
+});

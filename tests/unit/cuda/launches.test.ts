@@ -1,0 +1,416 @@
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
+import {
+  type BatchTensors,
+  type LayerCache,
+  MAX_BAD_WORD_TOKENS,
+  MAX_LOGIT_EDITS,
+  SLOT_WORDS,
+  type SlotTensors,
+} from "../../../src/backend/backend.ts";
+import type { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
+import { KernelLibrary } from "../../../src/backend/cuda/kernel-library.ts";
+import { decodeSplits } from "../../../src/backend/cuda/ops/attention.ts";
+import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
+import { type DType, dtypeSize } from "../../../src/base/dtype.ts";
+import { UnsupportedModelError } from "../../../src/base/errors.ts";
+import type { FakeLaunch } from "./fake-cuda.ts";
+import { FakeMachine } from "./fake-machine.ts";
+import { namedArguments, SIGNATURES } from "./kernel-signatures.ts";
+
+/** What every supported GPU grants: 99 KiB of shared memory is the least of them, that of sm_86, sm_89 and sm_120. */
+const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 99 * 1024 };
+const MULTIPROCESSORS = 132;
+
+const machine = new FakeMachine();
+const requested = spyOn(KernelLibrary.prototype, "kernel");
+let backend: CudaBackend;
+let next = 2 ** 40;
+
+beforeAll(() => {
+  backend = machine.backend();
+});
+afterAll(() => {
+  requested.mockRestore();
+  backend.dispose();
+  expect(machine.leftovers).toEqual([]);
+  machine[Symbol.dispose]();
+});
+/** A tensor at an address of its own that nothing is behind: kernels are only recorded. */
+function tensor(dtype: DType, ...shape: number[]): Tensor {
+  const byteLength = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+  const buffer: DeviceBuffer = { byteLength, address: next, dispose: () => {} };
+  next += Math.ceil(byteLength / 256) * 256;
+  return new Tensor(buffer, dtype, shape);
+}
+const bf16 = (...shape: number[]) => tensor("bfloat16", ...shape);
+const f32 = (...shape: number[]) => tensor("float32", ...shape);
+const i32 = (...shape: number[]) => tensor("int32", ...shape);
+
+/** What `run` launches, each within what every GPU can do. */
+function launches(run: () => void): FakeLaunch[] {
+  machine.cuda.launches.length = 0;
+  run();
+  for (const { entry, grid, block, sharedBytes, dependent } of machine.cuda.launches) {
+    const [x, y, z] = grid as [number, number, number];
+    const within =
+      Math.min(x, y, z) >= 1 &&
+      x <= LIMITS.gridX &&
+      Math.max(y, z) <= LIMITS.gridYz &&
+      block[0]! % 32 === 0 &&
+      block[0]! <= LIMITS.threads &&
+      sharedBytes <= LIMITS.sharedBytes;
+    expect({ entry, grid, block, sharedBytes, within }).toMatchObject({ within: true });
+    expect(dependent).toBe(true);
+  }
+  return [...machine.cuda.launches];
+}
+
+function launch(run: () => void): FakeLaunch {
+  const all = launches(run);
+  expect(all).toHaveLength(1);
+  return all[0]!;
+}
+
+const f = Math.fround;
+const address = (tensor: Tensor) => tensor.address;
+
+function batch(extents: {
+  decodeRows: number;
+  prefill: readonly number[];
+  slots?: number;
+  blocks?: number;
+}): BatchTensors {
+  const { decodeRows, prefill, slots = 300, blocks = 64 } = extents;
+  const numTokens = decodeRows + prefill.reduce((a, b) => a + b, 0);
+  const numRows = decodeRows + prefill.length;
+  return {
+    ...{ numTokens, numRows, decodeRows, maxContextLen: 1000, blockSize: 16 },
+    maxQueryLen: Math.max(1, ...prefill),
+    ...{ tokenIds: i32(numTokens), positions: i32(numTokens), slotMapping: i32(numTokens) },
+    ...{ cuSeqlensQ: i32(numRows + 1), contextLens: i32(numRows), rowSlots: i32(numRows) },
+    blockTables: i32(slots, blocks),
+  };
+}
+
+function slotTables(vocab: number, slots = 300): SlotTensors {
+  return {
+    tokens: i32(slots, 1025),
+    blockTables: i32(slots, 64),
+    params: tensor("uint32", slots, SLOT_WORDS),
+    edits: tensor("uint32", slots, MAX_LOGIT_EDITS, 3),
+    badWords: tensor("uint32", slots, MAX_BAD_WORD_TOKENS),
+    allowed: tensor("uint32", slots, Math.ceil(vocab / 32)),
+    counts: tensor("uint32", slots, vocab),
+  };
+}
+
+function layerCache(kvHeads: number, headDim: number): LayerCache {
+  return { keys: bf16(100, kvHeads, 16, headDim), values: bf16(100, kvHeads, 16, headDim) };
+}
+
+describe("rows", () => {
+  test.each([1, 3, 256, 5000])(
+    "%d are gathered, a block each, 16 bytes a copy where that divides a row",
+    (rows) => {
+      const [out, table, ids] = [bf16(rows, 1024), bf16(500, 1024), i32(rows)];
+      const wide = launch(() => backend.embedding(out, table, ids));
+      expect(wide.grid).toEqual([rows, 1, 1]);
+      expect(namedArguments(wide)).toEqual({
+        out: out.address,
+        table: table.address,
+        ids: ids.address,
+        units: 128,
+      });
+      const odd = [bf16(rows, 33), bf16(500, 33)] as const;
+      expect(namedArguments(launch(() => backend.gatherRows(...odd, ids)))).toMatchObject({ units: 33 });
+    },
+  );
+
+  test.each([
+    [64, 32],
+    [1024, 128],
+    [4096, 512],
+    [8192, 512],
+    [1001, 512],
+    [7, 32],
+  ])("of %d elements are normalised by %d threads", (width, threads) => {
+    const [out, x, residual] = [bf16(3, width), bf16(3, width), bf16(3, width)];
+    const [weight, bias] = [bf16(width), bf16(width)];
+    const plain = launch(() => backend.rmsNorm(out, x, weight, 1e-6));
+    const shape = { grid: [3, 1, 1], block: [threads, 1, 1], sharedBytes: 0 };
+    expect(plain).toMatchObject({ entry: "rms_norm", ...shape });
+    const common = { out: out.address, x: x.address, weight: weight.address, width };
+    expect(namedArguments(plain)).toEqual({ ...common, eps: f(1e-6) });
+    const adding = launch(() => backend.addRmsNorm(out, residual, x, weight, 1e-5));
+    expect(adding).toMatchObject({ entry: "add_rms_norm", ...shape });
+    expect(namedArguments(adding)).toEqual({ ...common, residual: residual.address, eps: f(1e-5) });
+    const layer = launch(() => backend.layerNorm(out, x, weight, bias, 1e-5));
+    expect(namedArguments(layer)).toEqual({ ...common, bias: bias.address, eps: f(1e-5) });
+    const unbiased = launch(() => backend.layerNorm(out, x, weight, undefined, 1e-5));
+    expect(namedArguments(unbiased)).toMatchObject({ bias: 0 });
+  });
+
+  test("that start off a vector boundary are taken an element at a time", () => {
+    const whole = bf16(4, 1025);
+    const shifted = new Tensor(whole.buffer, "bfloat16", [4, 1024], 2);
+    launch(() => backend.rmsNorm(bf16(4, 1024), shifted, bf16(1024), 1e-6));
+    expect(requested.mock.lastCall![3]).toMatchObject({ ACCESS: 1 });
+  });
+});
+
+describe("activations", () => {
+  test.each([1, 17, 4096])("of %d tokens cover every element", (tokens) => {
+    const [out, gateUp] = [bf16(tokens, 3072), bf16(tokens, 6144)];
+    const gated = launch(() => backend.gatedActivation(out, gateUp, "gelu"));
+    expect(gated.grid).toEqual([tokens, 3, 1]);
+    expect(gated.grid[1]! * gated.block[0]! * 8).toBeGreaterThanOrEqual(3072);
+    const named = { out: out.address, gate_up: gateUp.address, width: 3072, activation: 1 };
+    expect(namedArguments(gated)).toEqual(named);
+    const plain = launch(() => backend.activation(out, out, "gelu_tanh"));
+    expect(plain.grid[0]! * plain.block[0]! * 8).toBeGreaterThanOrEqual(tokens * 3072);
+    expect(namedArguments(plain)).toEqual({
+      ...{ out: out.address, x: out.address, count: tokens * 3072, activation: 2 },
+    });
+  });
+});
+
+describe("rotary embedding", () => {
+  test.each([
+    [64, 64],
+    [128, 128],
+    [128, 64],
+    [96, 96],
+    [256, 256],
+    [80, 32],
+  ])("of heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
+    const x = bf16(5, 20 * headDim);
+    const [cosSin, positions] = [f32(2048, rotaryDim), i32(5)];
+    const alone = launch(() => backend.rotary(x, 16, headDim, cosSin, positions));
+    expect(alone.grid[0]).toBe(5);
+    expect(namedArguments(alone)).toEqual({
+      ...{ x: x.address, cos_sin: cosSin.address, positions: positions.address },
+      ...{ heads: 16, width: 20 * headDim },
+    });
+
+    const rows = batch({ decodeRows: 5, prefill: [] });
+    const cache = layerCache(2, headDim);
+    const [queryNorm, keyNorm] = [bf16(headDim), bf16(headDim)];
+    const heads = { numHeads: 16, numKvHeads: 2, headDim, cosSin, eps: 1e-6 };
+    const stored = launch(() => backend.ropeAndStoreKv(x, cache, rows, { ...heads, queryNorm, keyNorm }));
+    const common = {
+      ...{ qkv: x.address, keys: cache.keys.address, values: cache.values.address },
+      ...{ cos_sin: cosSin.address, positions: rows.positions.address },
+      ...{ slot_mapping: rows.slotMapping.address, heads: 16, kv_heads: 2, block_size: 16, eps: f(1e-6) },
+    };
+    const norms = { query_norm: queryNorm.address, key_norm: keyNorm.address };
+    expect(namedArguments(stored)).toEqual({ ...common, ...norms });
+    const bare = launch(() => backend.ropeAndStoreKv(x, cache, rows, heads));
+    expect(namedArguments(bare)).toEqual({ ...common, query_norm: 0, key_norm: 0 });
+  });
+});
+
+describe("attention", () => {
+  const spec = (group: number, headDim: number, window = 0) => ({
+    ...{ numHeads: 4 * group, numKvHeads: 4, headDim, scale: headDim ** -0.5, window },
+  });
+  const operands = (rows: BatchTensors, group: number, headDim: number) => ({
+    out: bf16(rows.numTokens, 4 * group * headDim),
+    qkv: bf16(rows.numTokens, (4 * group + 8) * headDim),
+    cache: layerCache(4, headDim),
+  });
+
+  test.each([
+    [1, 2, 128],
+    [2, 1, 64],
+    [33, 7, 96],
+    [256, 8, 256],
+  ])("of %d decode rows, %d queries a key, %d dimensions", (rows, group, headDim) => {
+    const step = batch({ decodeRows: rows, prefill: [] });
+    const { out, qkv, cache } = operands(step, group, headDim);
+    const decode = launch(() => backend.attention(out, qkv, cache, step, spec(group, headDim, 100)));
+    const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
+    expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
+    const { partials, partial_stats, counters, ...rest } = namedArguments(decode);
+    expect(rest).toEqual({
+      ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+      ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
+      ...{ context_lens: step.contextLens.address, max_blocks: 64, window: 100 },
+      ...{ scale_log2: f(headDim ** -0.5 * Math.LOG2E), min_split_tiles: minTiles },
+    });
+    const scratch = [partials!, partial_stats!, counters!].map((at) => machine.cuda.bytesOf(at));
+    const parts = splits > 1 ? rows * 4 * splits : 0;
+    expect(scratch[0]!.length).toBeGreaterThanOrEqual(parts * group * headDim * 4);
+    expect(scratch[1]!.length).toBeGreaterThanOrEqual(parts * group * 8);
+    expect(scratch[2]!.length).toBeGreaterThanOrEqual(rows * 4 * (splits > 1 ? 4 : 0));
+    expect(scratch[2]!.every((byte) => byte === 0)).toBe(true);
+  });
+
+  test.each([
+    [[1], 1, 64],
+    [[5, 700], 2, 128],
+    [[16384], 8, 256],
+    [[64, 64, 64], 7, 96],
+  ] as const)("of prompts of %p tokens after 3 decode rows", (prefill, group, headDim) => {
+    const step = batch({ decodeRows: 3, prefill });
+    const { out, qkv, cache } = operands(step, group, headDim);
+    const [, prompt] = launches(() => backend.attention(out, qkv, cache, step, spec(group, headDim)));
+    const rows = headDim <= 128 ? 128 : 64;
+    const tiles = Math.ceil((step.maxQueryLen * group) / rows);
+    expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
+    expect(namedArguments(prompt!)).toEqual({
+      ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+      ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
+      ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
+      ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
+    });
+  });
+
+  test("refuses heads that its kernels cannot take", () => {
+    for (const [group, headDim] of [
+      [1, 80],
+      [1, 288],
+      [17, 128],
+    ] as const) {
+      const step = batch({ decodeRows: 1, prefill: [] });
+      const { out, qkv, cache } = operands(step, group, headDim);
+      const run = () => backend.attention(out, qkv, cache, step, spec(group, headDim));
+      expect(run).toThrow(UnsupportedModelError);
+    }
+  });
+});
+
+describe("the batch", () => {
+  test.each([
+    [1, [5]],
+    [256, []],
+    [0, [16000, 384]],
+  ])("of %d decode rows and prompts of %p", (decodeRows, prefill) => {
+    const step = batch({ decodeRows, prefill });
+    const slots = slotTables(100);
+    const rows = i32(step.numRows, 3);
+    const prepared = launch(() => backend.prepareBatch(step, rows, slots));
+    expect(prepared.grid[0]! * prepared.block[0]!).toBeGreaterThanOrEqual(step.numTokens);
+    expect(prepared.sharedBytes).toBe(4 * (step.numRows + 1));
+    expect(namedArguments(prepared)).toEqual({
+      ...{ token_ids: address(step.tokenIds), positions: address(step.positions) },
+      ...{ slot_mapping: address(step.slotMapping), cu_seqlens_q: address(step.cuSeqlensQ) },
+      ...{ context_lens: address(step.contextLens), row_slots: address(step.rowSlots), rows: address(rows) },
+      ...{ tokens: address(slots.tokens), block_tables: address(slots.blockTables) },
+      ...{
+        num_tokens: step.numTokens,
+        num_rows: step.numRows,
+        capacity: 1025,
+        max_blocks: 64,
+        block_size: 16,
+      },
+    });
+  });
+
+  test.each([1, 1000])("%d table entries are scattered, and slots counted", (count) => {
+    const slots = slotTables(5000);
+    const [indices, values] = [i32(count), i32(count)];
+    const scatter = launch(() => backend.scatter(slots.blockTables, indices, values));
+    expect(scatter.grid[0]! * scatter.block[0]!).toBeGreaterThanOrEqual(count);
+    expect(namedArguments(scatter)).toEqual({
+      ...{ target: address(slots.blockTables), indices: address(indices), values: address(values), count },
+    });
+    const rows = i32(count, 3);
+    const counting = launch(() => backend.countTokens(slots, rows));
+    expect(counting.grid).toEqual([count, 1, 1]);
+    expect(namedArguments(counting)).toEqual({
+      ...{ counts: address(slots.counts), tokens: address(slots.tokens), rows: address(rows) },
+      ...{ capacity: 1025, vocab: 5000 },
+    });
+  });
+});
+
+describe("logits", () => {
+  test.each([
+    [1, 100],
+    [3, 512],
+    [256, 151_936],
+    [300, 262_144],
+  ])("of %d rows over %d tokens are processed, drawn from and ranked", (rows, vocab) => {
+    const slots = slotTables(vocab);
+    const [logits, out] = [f32(rows, vocab), i32(rows)];
+    const sample = { rowSlots: i32(rows), positions: i32(rows) };
+    const tiles = Math.ceil(vocab / 512);
+    const common = {
+      ...{
+        logits: address(logits),
+        row_slots: address(sample.rowSlots),
+        positions: address(sample.positions),
+      },
+      ...{ params: address(slots.params), vocab },
+    };
+
+    const processed = launch(() => backend.processLogits(logits, logits, sample, slots));
+    expect(processed.grid[1]).toBe(rows);
+    expect(namedArguments(processed)).toEqual({
+      ...{ ...common, out: address(logits), tokens: address(slots.tokens), edits: address(slots.edits) },
+      ...{
+        bad_words: address(slots.badWords),
+        allowed: address(slots.allowed),
+        counts: address(slots.counts),
+      },
+      ...{ capacity: 1025, max_edits: MAX_LOGIT_EDITS },
+    });
+
+    const [tile, row] = launches(() => backend.sample(out, logits, sample, slots));
+    expect([tile!.entry, tile!.grid[1]]).toEqual(["sample_tiles", rows]);
+    expect(tile!.grid[0]! * (tile!.block[0]! / 32)).toBeGreaterThanOrEqual(tiles);
+    const { stats, ...tileArguments } = namedArguments(tile!);
+    expect(tileArguments).toEqual({ ...common, tiles });
+    expect(machine.cuda.bytesOf(stats!).length).toBeGreaterThanOrEqual(rows * tiles * 16);
+    expect(row).toMatchObject({ entry: "sample_rows", grid: [rows, 1, 1], sharedBytes: 4 * tiles });
+    expect(namedArguments(row!)).toEqual({
+      ...{ ...common, out: address(out), stats: stats!, tokens: address(slots.tokens) },
+      ...{ counts: address(slots.counts), tiles, capacity: 1025 },
+    });
+
+    const ranked = { chosen: f32(rows), ranks: i32(rows), topIds: i32(rows, 5), topLogprobs: f32(rows, 5) };
+    const [sums, ranks] = launches(() => backend.logprobs(ranked, logits, out));
+    const { stats: sumsAt, ...sumArguments } = namedArguments(sums!);
+    expect(sumArguments).toEqual({ logits: address(logits), vocab, tiles });
+    expect(machine.cuda.bytesOf(sumsAt!).length).toBeGreaterThanOrEqual(rows * tiles * 8);
+    expect(namedArguments(ranks!)).toEqual({
+      ...{ chosen: address(ranked.chosen), ranks: address(ranked.ranks), top_ids: address(ranked.topIds) },
+      ...{ top_logprobs: address(ranked.topLogprobs), logits: address(logits), stats: sumsAt!, vocab, tiles },
+      ...{ tokens: address(out), top: 5 },
+    });
+  });
+});
+
+test("nothing is launched for no rows", () => {
+  const slots = slotTables(100);
+  const sample = { rowSlots: i32(0), positions: i32(0) };
+  const none = launches(() => {
+    backend.embedding(bf16(0, 64), bf16(5, 64), i32(0));
+    backend.rmsNorm(bf16(0, 64), bf16(0, 64), bf16(64), 1e-6);
+    backend.gatedActivation(bf16(0, 64), bf16(0, 128), "silu");
+    backend.activation(bf16(0, 64), bf16(0, 64), "silu");
+    backend.linear(bf16(0, 64), bf16(0, 32), bf16(64, 32));
+    backend.scatter(slots.blockTables, i32(0), i32(0));
+    backend.countTokens(slots, i32(0, 3));
+    backend.processLogits(f32(0, 100), f32(0, 100), sample, slots);
+    backend.sample(i32(0), f32(0, 100), sample, slots);
+  });
+  expect(none).toEqual([]);
+  expect(machine.cublas.matmuls).toEqual([]);
+});
+
+/** Runs last: by now every op has asked for its kernels. */
+test("wrappers and sources agree about every parameter", () => {
+  const asked = new Map(
+    requested.mock.calls.map(([file, entry, signature]) => [entry, { file, signature }] as const),
+  );
+  const declared = new Map(
+    [...SIGNATURES].map(([entry, { file, parameters }]) => [
+      entry,
+      { file, signature: parameters.map(({ letter }) => letter).join("") },
+    ]),
+  );
+  expect(asked.size).toBe(declared.size);
+  for (const [entry, expected] of declared)
+    expect({ entry, ...asked.get(entry)! }).toEqual({ entry, ...expected });
+});

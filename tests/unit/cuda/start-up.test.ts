@@ -1,0 +1,247 @@
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
+import { type EngineOptions, resolveEngineConfig } from "../../../src/base/config.ts";
+import { EngineDeadError, ModelNotFoundError, RequestFailedError } from "../../../src/base/errors.ts";
+import type { CompletionDelta } from "../../../src/base/outputs.ts";
+import type { CudaApi } from "../../../src/cuda/driver-symbols.ts";
+import { CudaError, CudaOutOfMemoryError, NvrtcError } from "../../../src/cuda/errors.ts";
+import type { Engine } from "../../../src/engine/engine.ts";
+import { loadModel } from "../../../src/load-model.ts";
+import { makeRequest, range } from "../engine/helpers.ts";
+import { FakeMachine } from "./fake-machine.ts";
+import { namedArguments } from "./kernel-signatures.ts";
+
+setDefaultTimeout(120_000);
+
+const CONFIG = {
+  ...{ architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: 200, hidden_size: 64 },
+  ...{
+    intermediate_size: 96,
+    num_hidden_layers: 2,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    head_dim: 32,
+  },
+  ...{ max_position_embeddings: 128, rms_norm_eps: 1e-6, hidden_act: "silu", torch_dtype: "bfloat16" },
+};
+const OPTIONS: EngineOptions = {
+  ...{ device: "cuda", loadFormat: "dummy", skipTokenizerInit: true },
+  ...{ maxNumSeqs: 4, maxNumBatchedTokens: 32, maxModelLen: 64, kvCacheMemoryBytes: 2 ** 20 },
+};
+
+let machine: FakeMachine;
+let folder: string;
+
+beforeEach(() => {
+  machine = new FakeMachine();
+  folder = join(machine.cacheFolder, "model");
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, "config.json"), JSON.stringify(CONFIG));
+  // Every token drawn is 7; without this, it would be what the memory happens to hold.
+  machine.cuda.effects.set("sample_rows", (launch) => {
+    const { grid } = launch;
+    const out = machine.cuda.bytesOf(namedArguments(launch).out!);
+    new Int32Array(out.buffer).fill(7, 0, grid[0]);
+  });
+});
+
+afterEach(() => {
+  expect(machine.leftovers).toEqual([]);
+  machine[Symbol.dispose]();
+});
+
+const load = (options: EngineOptions = {}, openBackend = () => machine.backend()) =>
+  loadModel(folder, resolveEngineConfig({ ...OPTIONS, ...options }), undefined, openBackend);
+
+async function rejection(promise: Promise<unknown>): Promise<unknown> {
+  return promise.then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+}
+
+function drain(engine: Engine): CompletionDelta[] {
+  const deltas: CompletionDelta[] = [];
+  while (engine.hasUnfinished) deltas.push(...engine.step());
+  return deltas;
+}
+
+describe("a model that loads", () => {
+  test("needs no compiler beyond what was prepared while the weights loaded", async () => {
+    let backend: CudaBackend | undefined;
+    let prepared = 0;
+    const loaded = await load({}, () => {
+      backend = machine.backend();
+      const prepare = backend.prepare.bind(backend);
+      backend.prepare = (shape) =>
+        prepare(shape).then(() => {
+          prepared = machine.nvrtc.requests.length;
+        });
+      return backend;
+    });
+    expect(prepared).toBe(9);
+    loaded.engine.add(makeRequest(range(0, 40), { maxTokens: 5, logprobs: 3 }));
+    drain(loaded.engine);
+    expect(machine.nvrtc.requests).toHaveLength(prepared);
+    loaded.dispose();
+  });
+
+  test("captures steps that only launch: nothing is allocated, uploaded or waited for", async () => {
+    const loaded = await load();
+    const { calls } = machine.cuda;
+    const begin = calls.lastIndexOf("cuGraphInstantiateWithFlags");
+    expect(begin).toBeGreaterThan(0);
+    const captured: string[] = [];
+    let capturing = false;
+    for (const call of calls) {
+      if (call === "cuStreamEndCapture") capturing = false;
+      if (capturing) captured.push(call);
+      if (call === "cuStreamBeginCapture_v2") capturing = true;
+    }
+    expect([...new Set(captured)]).toEqual(["cuLaunchKernelEx"]);
+    expect(machine.cuda.alive("graph")).toEqual([]);
+    expect(machine.cuda.alive("graph exec")).toHaveLength(3);
+    loaded.dispose();
+  });
+
+  test("answers requests, with steps overlapping, and allocates nothing while it does", async () => {
+    const { engine, dispose } = await load();
+    const requests = [3, 20, 35].map((length) => makeRequest(range(0, length), { maxTokens: 6 }));
+    for (const request of requests) engine.add(request);
+    for (let i = 0; i < 3; i++) engine.step();
+    const memory = machine.cuda.count("cuMemAlloc_v2");
+    drain(engine);
+    for (const { id } of requests) expect(engine.result(id).outputs[0]!.tokenIds).toEqual(Array(6).fill(7));
+    expect(machine.cuda.count("cuMemAlloc_v2")).toBe(memory);
+    expect(machine.cuda.count("cuGraphLaunch")).toBeGreaterThan(3);
+    dispose();
+    dispose();
+  });
+});
+
+describe("a start that fails leaves nothing", () => {
+  const allocations = async (options: EngineOptions) => {
+    const before = machine.cuda.count("cuMemAlloc_v2");
+    (await load(options)).dispose();
+    return machine.cuda.count("cuMemAlloc_v2") - before;
+  };
+
+  test("whichever allocation finds no memory", async () => {
+    const count = await allocations({ enforceEager: true });
+    expect(count).toBeGreaterThan(30);
+    for (let nth = 1; nth <= count; nth += nth < 4 || nth > count - 4 ? 1 : 3) {
+      machine.cuda.fail("cuMemAlloc_v2", 2, nth);
+      expect(await rejection(load({ enforceEager: true }))).toBeInstanceOf(CudaOutOfMemoryError);
+      expect(machine.leftovers).toEqual([]);
+    }
+  });
+
+  test.each<[keyof CudaApi, number]>([
+    ["cuMemHostAlloc", 1],
+    ["cuModuleLoadData", 5],
+    ["cuModuleGetFunction", 3],
+    ["cuMemcpyHtoDAsync_v2", 4],
+    ["cuLaunchKernelEx", 10],
+    ["cuStreamSynchronize", 1],
+    ["cuStreamEndCapture", Infinity],
+    ["cuGraphInstantiateWithFlags", Infinity],
+  ])("%s fails, whether the device goes on or is lost", async (call, nth) => {
+    (await load()).dispose();
+    const before = machine.cuda.count(call);
+    (await load()).dispose(); // What every start from now on does: matrix products are tuned.
+    const total = machine.cuda.count(call) - before;
+    for (const status of [1, 700]) {
+      machine.cuda.fail(call, status, Math.min(nth, total));
+      const error = await rejection(load());
+      expect(error).toBeInstanceOf(CudaError);
+      expect(error).toMatchObject({ call, status });
+      expect(machine.leftovers).toEqual([]);
+    }
+  });
+
+  test("the GPU is too small, with the need and what is free", async () => {
+    machine[Symbol.dispose]();
+    machine = new FakeMachine({ memory: 2 ** 25 + 4096 });
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(join(folder, "config.json"), JSON.stringify(CONFIG));
+    const error = (await rejection(load())) as CudaOutOfMemoryError;
+    expect(error).toBeInstanceOf(CudaOutOfMemoryError);
+    expect(error.message).toMatch(/0\.00 GiB of 0\.03 GiB GPU memory free/);
+    rmSync(folder, { recursive: true });
+  });
+
+  test("a kernel does not compile", async () => {
+    const { compile } = machine.nvrtc;
+    machine.nvrtc.compile = (request) => {
+      if (request.name !== "norm.cu") return compile.call(machine.nvrtc, request);
+      throw new NvrtcError("nvrtcCompileProgram", 6, "NVRTC_ERROR_COMPILATION", "error: no", request.name);
+    };
+    expect(await rejection(load())).toBeInstanceOf(NvrtcError);
+  });
+
+  test("the weights fail while kernels compile", async () => {
+    const error = await rejection(load({ loadFormat: "auto" }));
+    expect(error).toBeInstanceOf(ModelNotFoundError);
+    await Bun.sleep(1);
+  });
+});
+
+describe("a step that fails", () => {
+  const start = async () => {
+    const loaded = await load();
+    const [first, second] = [5, 9].map((length) => makeRequest(range(0, length), { maxTokens: 20 }));
+    loaded.engine.add(first!);
+    loaded.engine.add(second!);
+    for (let i = 0; i < 4; i++) loaded.engine.step();
+    return { ...loaded, requests: [first!, second!] };
+  };
+
+  test.each<[keyof CudaApi, number]>([
+    ["cuGraphLaunch", 719],
+    ["cuMemcpyHtoDAsync_v2", 700],
+    ["cuMemcpyDtoHAsync_v2", 710],
+    ["cuEventSynchronize", 716],
+  ])("for the loss of the device (%s: %d) ends every request and the engine", async (call, status) => {
+    const { engine, dispose, requests } = await start();
+    machine.cuda.fail(call, status);
+    const last = drainUntilDead(engine);
+    expect(last.map(({ finishReason, error }) => [finishReason, error?.constructor])).toEqual(
+      requests.map(() => ["error", EngineDeadError]),
+    );
+    expect(last[0]!.error!.cause).toMatchObject({ call, status, fatal: true });
+    expect(engine.failure).toBeInstanceOf(EngineDeadError);
+    expect(() => engine.step()).toThrow(EngineDeadError);
+    expect(() => engine.add(makeRequest(range(0, 3)))).toThrow(EngineDeadError);
+    dispose();
+  });
+
+  test.each<[keyof CudaApi, number]>([
+    ["cuGraphLaunch", 2],
+    ["cuMemcpyHtoDAsync_v2", 1],
+    ["cuEventSynchronize", 2],
+  ])("for another reason (%s: %d) ends the requests in it, and the engine goes on", async (call, status) => {
+    const { engine, dispose } = await start();
+    machine.cuda.fail(call, status);
+    const ends = drain(engine).filter(({ finishReason }) => finishReason !== null);
+    expect(ends.map(({ error }) => error)).toEqual([
+      expect.any(RequestFailedError) as Error,
+      expect.any(RequestFailedError) as Error,
+    ]);
+    expect(ends[0]!.error).toMatchObject({ code: "step_failed", cause: { call, status, fatal: false } });
+    engine.checkIntegrity();
+    const next = makeRequest(range(0, 9), { maxTokens: 3 });
+    engine.add(next);
+    drain(engine);
+    expect(engine.result(next.id).outputs[0]!.tokenIds).toEqual([7, 7, 7]);
+    dispose();
+  });
+
+  function drainUntilDead(engine: Engine): CompletionDelta[] {
+    for (;;) {
+      const deltas = engine.step();
+      if (engine.failure) return deltas.filter(({ finishReason }) => finishReason !== null);
+    }
+  }
+});

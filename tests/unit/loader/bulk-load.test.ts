@@ -1,0 +1,252 @@
+import { describe, expect, test } from "bun:test";
+import { readdirSync, truncateSync, writeFileSync } from "node:fs";
+import type { Tensor } from "../../../src/backend/tensor.ts";
+import { type FloatDType, narrow } from "../../../src/base/dtype.ts";
+import { InvariantError, ModelDataError } from "../../../src/base/errors.ts";
+import type { ParameterSpec } from "../../../src/base/parameters.ts";
+import { SplitMix64 } from "../../../src/base/random.ts";
+import { bulkLoad } from "../../../src/loader/bulk-load.ts";
+import { Checkpoint } from "../../../src/loader/checkpoint.ts";
+import type { ChunkRead } from "../../../src/loader/chunk-reader.ts";
+import { WeightReader } from "../../../src/loader/weight-reader.ts";
+import { loadWeights } from "../../../src/loader/weights.ts";
+import { bytesOf, FakeBackend, FakeBulkBackend } from "./fake-backend.ts";
+import { safetensors, spec, type TensorData, temporaryFolder } from "./support.ts";
+
+const DTYPES = { F32: "float32", F16: "float16", BF16: "bfloat16" } as const;
+
+/** Values that no conversion turns into NaN or infinity. */
+function randomTensor(dtype: keyof typeof DTYPES, shape: number[], seed: number): TensorData {
+  const random = new SplitMix64(seed);
+  const size = shape.reduce((product, extent) => product * extent, 1);
+  const values = Float32Array.from({ length: size }, () => (Number(random.next() >> 32n) / 2 ** 32) * 8 - 4);
+  return { dtype, shape, data: narrow(values, DTYPES[dtype]) };
+}
+
+/** The temporary folder goes, and the files are closed, when the block that declared it with `using` ends. */
+function openCheckpoint(tensors: Record<string, TensorData>): Disposable & { checkpoint: Checkpoint } {
+  const folder = temporaryFolder();
+  writeFileSync(folder.file("model.safetensors"), safetensors(tensors));
+  const checkpoint = Checkpoint.open(folder.path);
+  return {
+    checkpoint,
+    [Symbol.dispose]() {
+      checkpoint.close();
+      folder[Symbol.dispose]();
+    },
+  };
+}
+
+/** A merged parameter, a row-sharded, a column-sharded and a small one, in every dtype. No size is a power of two. */
+function mixedModel(): { tensors: Record<string, TensorData>; specs: ParameterSpec[] } {
+  const dtypes = Object.keys(DTYPES) as (keyof typeof DTYPES)[];
+  const tensors: Record<string, TensorData> = {};
+  const specs: ParameterSpec[] = [];
+  for (const [i, dtype] of dtypes.entries()) {
+    const [q, k, down, norm] = ["q", "k", "down", "norm"].map((name) => `${dtype}.${name}`) as [
+      ...[string, string, string, string],
+    ];
+    tensors[norm] = randomTensor(dtype, [3], i);
+    tensors[q] = randomTensor(dtype, [101, 77], i + 10);
+    tensors[k] = randomTensor(dtype, [53, 77], i + 20);
+    tensors[down] = randomTensor(dtype, [211, 67], i + 30);
+    const rows = { name: q, shape: [101, 77], slice: { dim: 0, start: 17, end: 100 } } as const;
+    const columns = { name: down, shape: [211, 67], slice: { dim: 1, start: 13, end: 62 } } as const;
+    specs.push(
+      spec(`${dtype}.qk`, [154, 77], { name: q, shape: [101, 77] }, { name: k, shape: [53, 77] }),
+      spec(`${dtype}.rows`, [136, 77], rows, { name: k, shape: [53, 77] }),
+      spec(`${dtype}.columns`, [211, 49], columns),
+      spec(`${dtype}.norm`, [3], { name: norm, shape: [3] }),
+    );
+  }
+  return { tensors, specs };
+}
+
+/** Names of this process's threads and open files; Workers take a moment to end. */
+async function settledResources(baseline?: { threads: number; files: number }) {
+  const count = () => ({
+    threads: readdirSync("/proc/self/task").length,
+    files: readdirSync("/proc/self/fd").length,
+  });
+  for (let i = 0; i < 100 && baseline !== undefined && count().threads > baseline.threads; i++)
+    await Bun.sleep(20);
+  return count();
+}
+
+const same = (a: Tensor, b: Tensor) => Buffer.compare(bytesOf(a), bytesOf(b)) === 0;
+
+describe("bulk loading", () => {
+  test.each(Object.values(DTYPES))("to %s: the same bytes as on one thread, none beside", async (dtype) => {
+    const { tensors, specs } = mixedModel();
+    using file = openCheckpoint(tensors);
+    const plain = new FakeBackend(dtype);
+    const expected = await loadWeights(file.checkpoint, specs, plain.backend, { ignored: [] });
+    const bulk = new FakeBulkBackend(dtype, 5, 1234);
+    const progress: [number, number][] = [];
+    const weights = await loadWeights(file.checkpoint, specs, bulk.backend, {
+      ignored: [],
+      readers: 3,
+      onProgress: (loaded, total) => progress.push([loaded, total]),
+    });
+    expect([...weights.keys()]).toEqual([...expected.keys()]);
+    for (const [name, tensor] of weights)
+      expect([name, same(tensor, expected.get(name)!)]).toEqual([name, true]);
+    expect(bulk.guardsHold && plain.guardsHold).toBe(true);
+    expect(new Set(bulk.slotsUsed).size).toBe(5);
+    expect(bulk.committed.length).toBeGreaterThan(200);
+    expect(bulk.liveBulkUploads).toBe(0);
+    const loaded = progress.map(([bytes]) => bytes);
+    expect(loaded).toEqual(loaded.toSorted((a, b) => a - b));
+    expect(progress).toHaveLength(bulk.committed.length);
+    expect(progress.at(-1)).toEqual([progress[0]![1], progress[0]![1]]);
+  });
+
+  test("a chunk that takes long does not hold up those after it", async () => {
+    const tensors = {
+      large: randomTensor("F32", [2_000_000], 1),
+      small: randomTensor("F32", [40, 25], 2),
+    };
+    const rows = Array.from({ length: 40 }, (_, i) =>
+      spec(`row${i}`, [1, 25], {
+        ...{ name: "small", shape: [40, 25], slice: { dim: 0, start: i, end: i + 1 } },
+      }),
+    );
+    const specs = [spec("large", [2_000_000], { name: "large", shape: [2_000_000] }), ...rows];
+    using file = openCheckpoint(tensors);
+    const bulk = new FakeBulkBackend("bfloat16", 6, 8_000_000);
+    const weights = await loadWeights(file.checkpoint, specs, bulk.backend, { ignored: [], readers: 2 });
+    const expected = await loadWeights(file.checkpoint, specs, new FakeBackend("bfloat16").backend, {
+      ignored: [],
+    });
+    expect(bulk.committed[0]!.size).toBe(25);
+    expect(bulk.committed.map((tensor) => tensor.size)).toContain(2_000_000);
+    for (const [name, tensor] of weights) expect(same(tensor, expected.get(name)!)).toBe(true);
+  });
+
+  test("less than 64 MiB, one reader, or no bulk uploads: this thread alone", async () => {
+    using file = openCheckpoint({ w: randomTensor("F32", [7], 1) });
+    const specs = [spec("w", [7], { name: "w", shape: [7] })];
+    const bulk = new FakeBulkBackend("float32", 2, 4096);
+    const load = (readers?: number) =>
+      loadWeights(file.checkpoint, specs, bulk.backend, { ignored: [], ...(readers && { readers }) });
+    await expect(load()).rejects.toThrow("upload beside a bulk upload");
+    await expect(load(1)).rejects.toThrow("upload beside a bulk upload");
+    expect(bulk.bulkUploads).toBe(0);
+    expect(bulk.live).toBe(0);
+    const plain = new FakeBackend("float32");
+    const weights = await loadWeights(file.checkpoint, specs, plain.backend, { ignored: [], readers: 4 });
+    expect(plain.largestUpload).toBe(28);
+    expect((await load(2)).size).toBe(weights.size);
+    expect(bulk.bulkUploads).toBe(1);
+  });
+});
+
+describe("failures of bulk loading", () => {
+  const shape = [300, 100];
+  const specs = ["a", "b", "c"].map((name) => spec(name, shape, { name, shape }));
+  const tensors = Object.fromEntries(
+    ["a", "b", "c"].map((name, i) => [name, randomTensor("F32", shape, i)] as const),
+  );
+
+  async function failingLoad(
+    arrange: (bulk: FakeBulkBackend, checkpoint: Checkpoint) => void,
+    onProgress: () => void = () => {},
+    dtype: FloatDType = "bfloat16",
+  ) {
+    using file = openCheckpoint(tensors);
+    const bulk = new FakeBulkBackend(dtype, 4, 4096);
+    arrange(bulk, file.checkpoint);
+    const options = { ignored: [], readers: 2, onProgress };
+    const outcome = loadWeights(file.checkpoint, specs, bulk.backend, options);
+    const error = await outcome.then(
+      () => undefined,
+      (reason: unknown) => reason,
+    );
+    expect(bulk.live).toBe(0);
+    expect(bulk.liveBulkUploads).toBe(0);
+    expect(bulk.guardsHold).toBe(true);
+    return { error, bulk };
+  }
+
+  test("a file that shrinks is a ModelDataError naming it", async () => {
+    const { error, bulk } = await failingLoad((_, checkpoint) => {
+      const { file, end } = checkpoint.tensors.get("b")!;
+      truncateSync(file.path, end - 4);
+    });
+    expect(error).toBeInstanceOf(ModelDataError);
+    const { file, message } = error as ModelDataError;
+    expect(message).toBe(`${file}: became shorter while being read`);
+    expect(file).toEndWith("model.safetensors");
+    expect(bulk.committed.length).toBeLessThan(60);
+  });
+
+  test("what a commit or the progress callback throws comes out as it is", async () => {
+    const reason = new Error("copy failed");
+    const failAtSeventh = (count: number) => {
+      if (count === 7) throw reason;
+    };
+    const commit = await failingLoad((bulk) => {
+      bulk.onCommit = failAtSeventh;
+    });
+    expect(commit.error).toBe(reason);
+    let reports = 0;
+    const progress = await failingLoad(
+      () => {},
+      () => failAtSeventh(reports++),
+    );
+    expect(progress.error).toBe(reason);
+    // At most what the other lanes were reading is committed after the error.
+    expect(progress.bulk.committed.length).toBeLessThanOrEqual(8 + 3);
+  });
+
+  test("a reader that dies rejects what it was reading and all that comes after", async () => {
+    using file = openCheckpoint(tensors);
+    const { file: source, begin } = file.checkpoint.tensors.get("a")!;
+    const chunk: ChunkRead = {
+      ...{ path: source.path, fd: source.fd, begin, end: begin + 64, rowBytes: 64 },
+      ...{ columnBegin: 0, columnEnd: 64, dtype: "float32", targetDtype: "bfloat16" },
+    };
+    const bulk = new FakeBulkBackend("bfloat16", 1, 4096);
+    const upload = bulk.bulkUpload();
+    const [slot] = upload.slots;
+    using reader = new WeightReader();
+    await reader.read(chunk, slot!.address, 32);
+    const reads = await Promise.allSettled([
+      reader.read(chunk, slot!.address, 31),
+      reader.read(chunk, slot!.address, 32),
+    ]);
+    for (const read of reads) {
+      expect(read.status).toBe("rejected");
+      expect((read as PromiseRejectedResult).reason).toBeInstanceOf(InvariantError);
+    }
+    await expect(reader.read(chunk, slot!.address, 32)).rejects.toThrow("32 bytes for a target of 31");
+
+    const target = bulk.empty("bfloat16", [16]);
+    const chunks = function* () {
+      for (let i = 0; i < 100; i++)
+        yield { read: { ...chunk, end: i === 3 ? begin + 8192 : chunk.end }, target };
+    };
+    const small = { slots: [{ ...slot!, byteLength: 32, wait: () => {}, commit: () => {} }], dispose() {} };
+    await expect(bulkLoad(chunks(), small, 1, () => {})).rejects.toThrow("a weight reader died");
+  });
+
+  test("no thread and no file stays open, however loading ends", async () => {
+    const load = async () => {
+      using file = openCheckpoint(tensors);
+      const bulk = new FakeBulkBackend("float32", 4, 4096);
+      await loadWeights(file.checkpoint, specs, bulk.backend, { ignored: [], readers: 4 });
+      await failingLoad((failing) => {
+        failing.onCommit = () => {
+          throw new Error("copy failed");
+        };
+      });
+    };
+    await load();
+    await Bun.sleep(100);
+    const before = await settledResources();
+    for (let i = 0; i < 5; i++) await load();
+    const after = await settledResources(before);
+    expect(after.threads).toBeLessThanOrEqual(before.threads);
+    expect(after.files).toBeLessThanOrEqual(before.files);
+  });
+});

@@ -1,0 +1,176 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import type { SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
+import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+import type { Tensor } from "../../../src/backend/tensor.ts";
+import { Workspace } from "../../../src/backend/workspace.ts";
+import { resolveEngineConfig } from "../../../src/base/config.ts";
+import { DeviceError, EngineDeadError, RequestFailedError } from "../../../src/base/errors.ts";
+import type { CompletionOutput } from "../../../src/base/outputs.ts";
+import type { Engine } from "../../../src/engine/engine.ts";
+import type { EngineRequest } from "../../../src/engine/request.ts";
+import { type LoadedModel, loadModel } from "../../../src/load-model.ts";
+import { makeRequest } from "../engine/helpers.ts";
+
+class LostDevice extends DeviceError {
+  override get fatal(): boolean {
+    return true;
+  }
+}
+
+/** The CPU backend on a bad day. */
+class UnluckyBackend extends CpuBackend {
+  /** How many allocations from now fails; 0 = none. */
+  failingAllocation = 0;
+  /** The slot whose logits are not numbers. */
+  poisonedSlot = -1;
+  /** Thrown by the next sampling, and by all that waits for the device after it. */
+  loss: DeviceError | undefined;
+
+  override allocate(byteLength: number) {
+    if (this.failingAllocation > 0 && --this.failingAllocation === 0)
+      throw new DeviceError(`no memory for ${byteLength} bytes`);
+    return super.allocate(byteLength);
+  }
+
+  override processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
+    if (this.loss !== undefined) throw this.loss;
+    const rowSlots = new Int32Array(this.download(sample.rowSlots).buffer);
+    for (const [row, slot] of rowSlots.entries())
+      if (slot === this.poisonedSlot) this.fill(logits.rows(row, row + 1), 0xff);
+    super.processLogits(out, logits, sample, slots);
+  }
+}
+
+const PROMPTS = [
+  [11, 12, 13],
+  [21, 22, 23, 24, 25],
+  [31, 32],
+] as const;
+
+let backend: UnluckyBackend;
+let model: LoadedModel;
+let engine: Engine;
+
+beforeEach(async () => {
+  backend = new UnluckyBackend();
+  const config = resolveEngineConfig({
+    ...{ device: "cpu", kvCacheMemoryBytes: 2 ** 24, maxNumSeqs: 3, maxNumBatchedTokens: 32 },
+    ...{ skipTokenizerInit: true, maxModelLen: 64 },
+  });
+  model = await loadModel(undefined, config, undefined, () => backend);
+  engine = model.engine;
+});
+
+afterEach(() => model.dispose());
+
+const greedy = (prompt: readonly number[], fields = {}): EngineRequest =>
+  makeRequest(prompt, { temperature: 0, maxTokens: 5, ...fields });
+
+/** Runs everything to its end, checking the engine's books at every step. */
+function drain(): void {
+  while (engine.hasUnfinished) {
+    engine.step();
+    if (!engine.failure) engine.checkIntegrity();
+  }
+}
+
+function run(...requests: EngineRequest[]): CompletionOutput[] {
+  for (const request of requests) engine.add(request);
+  drain();
+  return requests.map(({ id }) => engine.result(id).outputs[0]!);
+}
+
+const tokens = ({ tokenIds }: CompletionOutput) => tokenIds;
+
+describe("no memory for what a step needs", () => {
+  test("fails the requests of that step, not those that wait; a later one of its kind succeeds", () => {
+    const expected = run(greedy(PROMPTS[2])).map(tokens);
+    const [running, asking] = [greedy(PROMPTS[0]), greedy(PROMPTS[1], { logprobs: 5 })];
+    engine.add(running);
+    engine.step();
+    engine.add(asking);
+    const queued = [greedy(PROMPTS[2]), greedy(PROMPTS[2])];
+    for (const request of queued) engine.add(request);
+    backend.failingAllocation = 1;
+    engine.step(); // Three run: all but the last that was added.
+    expect(backend.failingAllocation).toBe(0);
+    drain();
+
+    for (const { id } of [running, asking, queued[0]!]) {
+      const [output] = engine.result(id).outputs;
+      expect(output!.finishReason).toBe("error");
+      expect(output!.error).toBeInstanceOf(RequestFailedError);
+      expect(output!.error).toMatchObject({ code: "step_failed", cause: expect.any(DeviceError) as Error });
+    }
+    expect(engine.result(queued[1]!.id).outputs.map(tokens)).toEqual(expected);
+    expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0 });
+    const [again] = run(greedy(PROMPTS[1], { logprobs: 5 }));
+    expect(again!.logprobs).toHaveLength(5);
+    expect(again!.finishReason).toBe("length");
+  });
+
+  test("whichever allocation it is, smaller steps go on", () => {
+    const [plain, asking] = [greedy(PROMPTS[0]), greedy(PROMPTS[1], { logprobs: 5, promptLogprobs: 2 })];
+    const expected = run(plain, asking).map(tokens);
+    for (let nth = 1; nth < 40; nth++) {
+      // Every buffer grows again, as the batch is wider than before.
+      const wide = [0, 1, 2].map((i) => greedy([...PROMPTS[1], nth % 19, i], { logprobs: 6 + nth }));
+      backend.failingAllocation = nth;
+      run(...wide);
+      const met = backend.failingAllocation === 0;
+      backend.failingAllocation = 0;
+      expect(run(greedy(PROMPTS[0]), greedy(PROMPTS[1])).map(tokens)).toEqual(expected);
+      if (!met) return;
+    }
+    throw new Error("a step allocates without end");
+  });
+
+  test("a buffer that could not grow is not used at its old size", () => {
+    const workspace = new Workspace(backend);
+    workspace.tensor("x", "float32", [100]);
+    backend.failingAllocation = 1;
+    expect(() => workspace.tensor("x", "float32", [200])).toThrow(DeviceError);
+    const again = workspace.tensor("x", "float32", [50]);
+    backend.fill(again, 0);
+    expect(backend.download(again)).toEqual(new Uint8Array(200));
+    workspace.dispose();
+  });
+});
+
+test("logits that are not numbers end their request alone; its peers draw what they would have drawn", () => {
+  const expected = run(...PROMPTS.map((prompt) => greedy(prompt))).map(tokens);
+  const requests = PROMPTS.map((prompt) => greedy(prompt));
+  for (const request of requests) engine.add(request);
+  engine.step();
+  engine.step();
+  backend.poisonedSlot = 1;
+  engine.step();
+  backend.poisonedSlot = -1;
+  drain();
+
+  const outputs = requests.map(({ id }) => engine.result(id).outputs[0]!);
+  const failed = outputs.filter(({ finishReason }) => finishReason === "error");
+  expect(failed.map(({ error }) => error)).toEqual([expect.any(RequestFailedError) as Error]);
+  expect(failed[0]!.error).toMatchObject({ code: "numerical_error" });
+  expect(failed[0]!.tokenIds).toEqual(expected[outputs.indexOf(failed[0]!)]!.slice(0, 2));
+  for (const [i, output] of outputs.entries())
+    if (output !== failed[0]) expect(output.tokenIds).toEqual(expected[i]!);
+
+  // Nothing of what the failed request computed is found in the cache, and its slot is clean.
+  expect(run(...PROMPTS.map((prompt) => greedy(prompt))).map(tokens)).toEqual(expected);
+});
+
+test("a lost device ends every request, the waiting ones too, and the engine", () => {
+  const requests = [...PROMPTS, ...PROMPTS].map((prompt) => greedy(prompt));
+  for (const request of requests) engine.add(request);
+  engine.step();
+  backend.loss = new LostDevice("it fell off the bus");
+  const deltas = engine.step();
+  expect(deltas.filter(({ finishReason }) => finishReason === "error")).toHaveLength(requests.length);
+  for (const { error } of deltas) {
+    expect(error).toBeInstanceOf(EngineDeadError);
+    expect(error!.cause).toBe(backend.loss);
+  }
+  expect(engine.failure!.message).toContain("it fell off the bus");
+  expect(() => engine.step()).toThrow(EngineDeadError);
+});
