@@ -2,15 +2,18 @@
 # Everything that needs a GPU, one step after another, with a table at the end; fails when a step does.
 #
 #   bench/gpu-suite.sh                          all steps
-#   bench/gpu-suite.sh tests bench              these steps alone, of: tests memcheck racecheck bench startup cold-start
+#   bench/gpu-suite.sh tests bench              these steps alone, of: tests memcheck racecheck bench served startup
+#                                               cold-start
 #
 # Logs and records go to $OUT (default bench/out). $WORK (default the system's temporary folder) gets a 1.2 GB checkpoint
-# that the start-up steps read. Where there is no git, OCTAVO_COMMIT names the revision for the records.
+# that the start-up steps read. $MODEL is the config that the benchmarks run with random weights (default
+# bench/models/qwen3-0.6b); with tokenizer files beside it, served text is detokenized. Where there is no git,
+# OCTAVO_COMMIT names the revision for the records.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-bench/out}
 WORK=${WORK:-$(mktemp -d)}
-CONFIG=bench/models/qwen3-0.6b
+CONFIG=${MODEL:-bench/models/qwen3-0.6b}
 mkdir -p "$OUT"
 
 sanitize() {
@@ -33,19 +36,23 @@ step_bench() {
   bun run bench --workload bench/workloads/nano-vllm.json --model "$CONFIG" --load-format dummy \
     --json "$OUT/throughput.json"
 }
+step_served() {
+  bun run bench:served --workload bench/workloads/nano-vllm.json --model "$CONFIG" --load-format dummy \
+    --json "$OUT/served.json"
+}
 step_startup() { checkpoint && bun run bench:startup --model "$WORK/octavo-random-0.6b" --json "$OUT/startup.json"; }
 step_cold_start() {
   checkpoint && bun run bench:startup --model "$WORK/octavo-random-0.6b" --cold --runs 1 --json "$OUT/cold-start.json"
 }
 
 # Seconds that each step may take.
-declare -A LIMIT=([tests]=300 [memcheck]=300 [racecheck]=300 [bench]=240 [startup]=180 [cold-start]=180)
+declare -A LIMIT=([tests]=300 [memcheck]=300 [racecheck]=300 [bench]=240 [served]=180 [startup]=180 [cold-start]=180)
 STEPS=("$@")
-[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests memcheck racecheck bench startup cold-start)
+[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests memcheck racecheck bench served startup cold-start)
 
 # `timeout` takes a program, so each step runs in a shell of its own that has these functions.
 export OUT WORK CONFIG
-export -f sanitize checkpoint step_tests step_memcheck step_racecheck step_bench step_startup step_cold_start
+export -f sanitize checkpoint step_tests step_memcheck step_racecheck step_bench step_served step_startup step_cold_start
 
 table=""
 failures=0

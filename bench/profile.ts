@@ -11,7 +11,7 @@ import {
   timeByClass,
 } from "./profiling-backend.ts";
 import { median, percentile, sum } from "./stats.ts";
-import { checkOutputs, samplingOf, streams, type Workload } from "./workload.ts";
+import { checkOutputs, type NamedWorkload, samplingOf, streams } from "./workload.ts";
 
 /** Decode steps that are timed, half of them op by op. */
 const DECODE_STEPS = 24;
@@ -61,7 +61,7 @@ export interface Profile {
 export async function profile(
   model: string | undefined,
   options: EngineOptions,
-  workloads: readonly Workload[],
+  workloads: readonly NamedWorkload[],
   batches: readonly number[],
   openBackend = createBackend,
 ): Promise<Profile> {
@@ -152,7 +152,7 @@ function contextOf({ engine }: LoadedModel, id: string): number {
 }
 
 /** What `LLM.generate` does. */
-async function generate(loaded: LoadedModel, queue: RequestQueue, workload: Workload): Promise<void> {
+async function generate(loaded: LoadedModel, queue: RequestQueue, workload: NamedWorkload): Promise<void> {
   const { engine } = loaded;
   const requests = requestsOf(loaded, workload);
   const handles = queue.addAll(requests);
@@ -168,7 +168,7 @@ async function generate(loaded: LoadedModel, queue: RequestQueue, workload: Work
   checkOutputs(workload, outputs);
 }
 
-function requestsOf({ modelConfig }: LoadedModel, workload: Workload): EngineRequest[] {
+function requestsOf({ modelConfig }: LoadedModel, workload: NamedWorkload): EngineRequest[] {
   const limits = { vocabSize: modelConfig.vocabSize, maxLogprobs: 0 };
   const sampling = samplingOf(workload).map((params) => resolveSamplingParams(params, limits, {}));
   return workload.requests.map(({ promptTokenIds }, i) => ({

@@ -15,7 +15,7 @@ import { type DecodeShares, type IdleTimes, type Profile, profile } from "./prof
 import { describeMachine, makeRecord, writeRecord } from "./record.ts";
 import { type DeviceLimits, limitsOf, type Roofline, roofline } from "./roofline.ts";
 import { median, sum } from "./stats.ts";
-import { readWorkload, streams, timeGenerate, type Workload } from "./workload.ts";
+import { type NamedWorkload, recordedWorkload, streams, timeGenerate } from "./workload.ts";
 
 const STREAM_PROMPT_TOKENS = 32;
 /** Runs of streams on a GPU, which are short. */
@@ -55,7 +55,7 @@ addEngineFlags(command);
 command.action(async (flags: Flags) => {
   const options = { ...engineOptions(command), skipTokenizerInit: true };
   const single = streams(1, STREAM_PROMPT_TOKENS, flags.tokens);
-  const recorded = flags.workload === undefined ? undefined : readWorkload(flags.workload);
+  const recorded = flags.workload === undefined ? undefined : recordedWorkload(flags.workload);
   const workloads = recorded ? [recorded, single] : [single, streams(16, STREAM_PROMPT_TOKENS, flags.tokens)];
   const machine = describeMachine();
   const throughput: Throughput[] = [];
@@ -88,7 +88,7 @@ command.action(async (flags: Flags) => {
 await runCommand(command, process.argv.slice(2));
 
 function judge(
-  workload: Workload,
+  workload: NamedWorkload,
   seconds: readonly number[],
   llm: { readonly config: EngineConfig; readonly modelConfig: ModelConfig },
   limits: DeviceLimits | undefined,

@@ -1,28 +1,18 @@
-import { readFileSync } from "node:fs";
 import { basename } from "node:path";
+import { readWorkload, type Workload } from "../src/cli/bench/workload.ts";
 import type { LLM, RequestOutput, SamplingParams } from "../src/index.ts";
 
-/** Prompts as token ids and how many tokens to generate for each. */
-export interface Workload {
+export interface NamedWorkload extends Workload {
   readonly name: string;
-  readonly temperature: number;
-  readonly ignoreEos: boolean;
-  readonly requests: readonly WorkloadRequest[];
 }
 
-export interface WorkloadRequest {
-  readonly promptTokenIds: readonly number[];
-  readonly maxTokens: number;
-}
-
-/** A recorded workload, named after its file. */
-export function readWorkload(file: string): Workload {
-  const workload = JSON.parse(readFileSync(file, "utf8")) as Omit<Workload, "name">;
-  return { ...workload, name: basename(file, ".json") };
+/** A recorded workload, named after its file. @throws as `readWorkload`. */
+export function recordedWorkload(file: string): NamedWorkload {
+  return { ...readWorkload(file), name: basename(file, ".json") };
 }
 
 /** Greedy streams that differ in their first token, all of one length. */
-export function streams(count: number, promptTokens: number, maxTokens: number): Workload {
+export function streams(count: number, promptTokens: number, maxTokens: number): NamedWorkload {
   const requests = Array.from({ length: count }, (_, stream) => ({
     promptTokenIds: Array.from({ length: promptTokens }, (_, i) => (stream * 131 + i * 17) % 256),
     maxTokens,

@@ -1,4 +1,5 @@
 import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "./base/config.ts";
+import type { FloatDType } from "./base/dtype.ts";
 import { EngineDeadError, InvalidRequestError } from "./base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "./base/outputs.ts";
 import type { SamplingParams } from "./base/sampling-params.ts";
@@ -88,6 +89,11 @@ export class LLM {
     return this.#loaded.device;
   }
 
+  /** What the model computes in. */
+  get dtype(): FloatDType {
+    return this.#loaded.dtype;
+  }
+
   /** Undefined with `skipTokenizerInit`. */
   get tokenizer(): Tokenizer | undefined {
     return this.#loaded.tokenizer;
@@ -150,7 +156,10 @@ export class LLM {
     yield* this.#stream(this.#request({ messages, chat: options }, params), options.signal);
   }
 
-  /** Logits float32 [tokens, vocabSize] of a prompt, row by row: row i predicts token i + 1. */
+  /**
+   * Logits float32 [tokens, vocabSize] of a prompt, row by row: row i predicts token i + 1.
+   * @throws ContextLengthError for more than 2^30 of them; RequestFailedError; otherwise as `generate`.
+   */
   async logits(promptTokenIds: readonly number[]): Promise<Float32Array> {
     const request = this.#builder.build(this.#newId(), { promptTokenIds }, {}, now(), { logits: true });
     const [output] = await this.#run([request], {}, (id) => this.#loaded.engine.logits(id));
@@ -202,21 +211,26 @@ export class LLM {
     let outputTokens = 0;
     const handles = this.#queue.addAll(requests, signal);
     const totalPrompts = requests.length;
-    return Promise.all(
-      handles.map(async (handle) => {
-        try {
-          for await (const delta of handle) {
-            outputTokens += delta.tokenIds.length;
-            onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
-          }
-          finishedPrompts++;
+    const outputs = handles.map(async (handle) => {
+      try {
+        for await (const delta of handle) {
+          outputTokens += delta.tokenIds.length;
           onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
-          return take ? take(handle.id) : engine.result(handle.id);
-        } finally {
-          this.#forget(handle);
         }
-      }),
-    );
+        finishedPrompts++;
+        onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
+        return take ? take(handle.id) : engine.result(handle.id);
+      } finally {
+        this.#forget(handle);
+      }
+    });
+    try {
+      return await Promise.all(outputs);
+    } catch (error) {
+      // Nobody gets the other outputs any more.
+      for (const handle of handles) handle.abort();
+      throw error;
+    }
   }
 
   async *#stream(

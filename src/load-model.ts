@@ -45,6 +45,8 @@ export interface LoadedModel extends TextModel {
   readonly modelConfig: ModelConfig;
   readonly maxModelLen: number;
   readonly device: Backend["name"];
+  /** What the model computes in. */
+  readonly dtype: FloatDType;
   readonly defaultSampling: SamplingParams;
   readonly engine: Engine;
   /** Frees the engine, the runner and the device. Safe to call twice. */
@@ -75,7 +77,7 @@ export async function loadModel(
           ...(config.downloadDir !== undefined && { downloadDir: config.downloadDir }),
         });
   const modelConfig = readModelConfig(folder);
-  const definition = defineModel(modelConfig);
+  const definition = defineModel(modelConfig, folder);
   const generation = readGenerationConfig(folder, modelConfig);
   const { tokenizer, chatTemplate } = await loadText(folder, config);
   if (tokenizer !== undefined && tokenizer.vocabSize > modelConfig.vocabSize) {
@@ -125,19 +127,27 @@ export async function loadModel(
         name: model ?? "tiny-stories",
         folder,
         modelConfig,
-        maxModelLen: plan.maxModelLen,
+        maxModelLen: runner.maxModelLen,
         device: backend.name,
+        dtype: backend.activationDtype,
       },
       ...{ tokenizer, chatTemplate },
       defaultSampling: config.generationConfig === "auto" ? generation.sampling : {},
       engine,
       dispose: () => {
-        engine.dispose();
-        backend.dispose();
+        try {
+          engine.dispose();
+        } finally {
+          backend.dispose();
+        }
       },
     };
   } catch (error) {
-    backend.dispose();
+    try {
+      backend.dispose();
+    } catch {
+      // A device that failed may fail to let go, too: what failed first is what is reported.
+    }
     throw error;
   }
 }

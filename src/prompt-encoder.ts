@@ -8,7 +8,7 @@ export type Prompt = string | TextPrompt | TokensPrompt;
 
 export interface TextPrompt {
   readonly prompt: string;
-  /** Requests share cached prefixes only with requests of the same salt. */
+  /** Requests share cached prefixes only with requests of the same salt. 1–256 bytes of UTF-8. */
   readonly cacheSalt?: string;
 }
 
@@ -56,7 +56,7 @@ export class PromptEncoder {
   /**
    * @param addSpecialTokens default true for text; false for conversations, whose template writes them itself.
    * @throws InvalidRequestError for an empty or malformed prompt, or text without a tokenizer; ChatTemplateError. Token
-   * ids are checked by the engine.
+   * ids and the length of the salt are checked by the engine.
    */
   encode(prompt: Prompt | ChatPrompt, addSpecialTokens?: boolean): EncodedPrompt {
     if (isChat(prompt)) {
@@ -68,11 +68,8 @@ export class PromptEncoder {
     if (typeof given !== "object" || given === null)
       throw new InvalidRequestError("prompt", "a prompt must be a string, { prompt } or { promptTokenIds }");
     const cacheSalt = given.cacheSalt;
-    if (
-      cacheSalt !== undefined &&
-      (typeof cacheSalt !== "string" || cacheSalt === "" || cacheSalt.length > 256)
-    )
-      throw new InvalidRequestError("cacheSalt", "cacheSalt must be a string of 1 to 256 characters");
+    if (cacheSalt !== undefined && typeof cacheSalt !== "string")
+      throw new InvalidRequestError("cacheSalt", "cacheSalt must be a string");
     if ("promptTokenIds" in given) {
       if (!Array.isArray(given.promptTokenIds))
         throw new InvalidRequestError("promptTokenIds", "promptTokenIds must be a list of token ids");

@@ -1,4 +1,5 @@
 import { type EngineConfig, resolveEngineConfig } from "../base/config.ts";
+import type { FloatDType } from "../base/dtype.ts";
 import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
@@ -88,6 +89,11 @@ export class AsyncLLM implements AsyncDisposable {
   /** Where the model runs. */
   get device(): "cpu" | "cuda" {
     return this.engine.info.device;
+  }
+
+  /** What the model computes in. */
+  get dtype(): FloatDType {
+    return this.engine.info.dtype;
   }
 
   get cacheConfig(): { readonly blockSize: number; readonly numBlocks: number } {

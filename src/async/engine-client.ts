@@ -27,6 +27,8 @@ export interface FinishedRequest {
   readonly cachedTokens: number;
   /** Of all completions. */
   readonly generationTokens: number;
+  /** Of each completion. */
+  readonly completionTokens: readonly number[];
   /** As asked for; undefined: what the context holds. */
   readonly maxTokens: number | undefined;
   readonly n: number;
@@ -128,6 +130,7 @@ export class EngineClient {
     const number = this.#nextRequest++;
     this.link.post({
       ...{ type: "add", request: number, promptTokenIds, sampling, badWordTokens, cacheSalt, arrivalTime },
+      aborted: signal?.aborted === true,
     });
     const abort = () => this.link.post({ type: "abort", request: number });
     const stream = new RequestStream({
@@ -185,9 +188,13 @@ export class EngineClient {
     }
   }
 
-  #step({ deltas, started, finished, stats, numBatchedTokens }: StepMessage): void {
+  #step({ deltas, scheduled, started, finished, stats, numBatchedTokens }: StepMessage): void {
     this.stats = stats;
     this.#lastProgress = performance.now();
+    for (const { request, metrics } of scheduled) {
+      const stream = this.#streams.get(request);
+      if (stream) stream.metrics = metrics;
+    }
     for (const { request, promptLogprobs, ...known } of started) {
       const positions = promptLogprobs && this.#logprobs.unpack(promptLogprobs);
       this.#streams.get(request)?.start({ ...known, promptLogprobs: positions });
@@ -228,10 +235,11 @@ function workerDied(reason: string): EngineDeadError {
 }
 
 function finishedRequest(stream: RequestStream): FinishedRequest {
-  const { id, promptTokenIds, sampling, numCachedTokens, generationTokens, metrics } = stream;
+  const { id, promptTokenIds, sampling, numCachedTokens, completionTokens, metrics } = stream;
+  const generationTokens = completionTokens.reduce((total, count) => total + count, 0);
   return {
     ...{ id, finishReasons: stream.finishReasons as FinishReason[], promptTokens: promptTokenIds.length },
-    ...{ cachedTokens: numCachedTokens, generationTokens, maxTokens: sampling.maxTokens, n: sampling.n },
-    metrics,
+    ...{ cachedTokens: numCachedTokens, generationTokens, completionTokens },
+    ...{ maxTokens: sampling.maxTokens, n: sampling.n, metrics },
   };
 }

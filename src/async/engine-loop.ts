@@ -27,7 +27,7 @@ export class EngineLoop {
     private readonly post: (reply: EngineReply, transfer?: ArrayBuffer[]) => void,
   ) {}
 
-  add({ request, cacheSalt, ...rest }: AddMessage): void {
+  add({ request, cacheSalt, aborted, ...rest }: AddMessage): void {
     try {
       this.engine.add({
         ...{ id: String(request), ...rest },
@@ -38,6 +38,7 @@ export class EngineLoop {
       return;
     }
     this.#open.set(request, { unfinished: rest.sampling.n, started: false });
+    if (aborted) this.engine.abort(String(request));
     void this.#run();
   }
 
@@ -78,6 +79,10 @@ export class EngineLoop {
   #report(deltas: readonly CompletionDelta[]): void {
     // What ended with the engine hears of it from the `dead` message.
     const alive = this.engine.failure ? deltas.filter((delta) => delta.error === undefined) : deltas;
+    const scheduled = this.engine.firstScheduled.map((id) => ({
+      request: Number(id),
+      metrics: this.engine.result(id).metrics,
+    }));
     const started: StartedRequest[] = [];
     const finished: StepMessage["finished"][number][] = [];
     for (const { requestId, finishReason } of alive) {
@@ -99,7 +104,7 @@ export class EngineLoop {
     const packed = packDeltas(alive, Number, this.#logprobs);
     const stats = this.engine.stats();
     const { numBatchedTokens } = this.engine;
-    this.post({ type: "step", deltas: packed, started, finished, stats, numBatchedTokens }, [
+    this.post({ type: "step", deltas: packed, scheduled, started, finished, stats, numBatchedTokens }, [
       packed.words.buffer,
     ]);
   }

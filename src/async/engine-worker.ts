@@ -33,8 +33,12 @@ function serve(loaded: LoadedModel): void {
   };
 }
 
-function infoOf({ name, folder, modelConfig, device, defaultSampling, engine }: LoadedModel): EngineInfo {
+function infoOf({ engine, ...loaded }: LoadedModel): EngineInfo {
+  const { name, folder, modelConfig, device, dtype, defaultSampling } = loaded;
   const { limits, cacheConfig, eosTokenIds } = engine;
   const { timeOrigin } = performance;
-  return { name, folder, modelConfig, device, defaultSampling, limits, cacheConfig, eosTokenIds, timeOrigin };
+  return {
+    ...{ name, folder, modelConfig, device, dtype, defaultSampling },
+    ...{ limits, cacheConfig, eosTokenIds, timeOrigin },
+  };
 }

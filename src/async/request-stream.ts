@@ -14,7 +14,10 @@ export interface GenerationStream extends AsyncIterable<CompletionDelta> {
   readonly numCachedTokens: number;
   /** Valid from the first delta on; undefined unless asked for. */
   readonly promptLogprobs: readonly (PositionLogprobs | null)[] | undefined;
-  /** In seconds on the engine worker's `performance.now()`; complete with the last delta. */
+  /**
+   * In seconds on the engine worker's `performance.now()`. `firstScheduledTime` is known after the step that began the
+   * prompt, or with overlap as soon as that is launched; the rest with the first and the last delta.
+   */
   readonly metrics: RequestMetrics;
   /** Ends the request; its completions finish with "abort". Safe at any time. */
   abort(): void;
@@ -42,8 +45,8 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
   numCachedTokens = 0;
   promptLogprobs: readonly (PositionLogprobs | null)[] | undefined;
   metrics: RequestMetrics;
-  /** Tokens generated so far, of all completions. */
-  generationTokens = 0;
+  /** Tokens generated so far, by completion. */
+  readonly completionTokens: number[];
   /** By completion; undefined while it runs. */
   readonly finishReasons: (FinishReason | undefined)[];
   readonly #init: StreamInit;
@@ -61,6 +64,7 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
     this.promptTokenIds = init.promptTokenIds;
     this.sampling = init.sampling;
     this.metrics = init.metrics;
+    this.completionTokens = new Array(init.sampling.n).fill(0);
     this.finishReasons = new Array(init.sampling.n).fill(undefined);
     if (init.signal?.aborted) this.abort();
     else init.signal?.addEventListener("abort", this.abort);
@@ -77,7 +81,7 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
 
   /** Takes a delta over from the engine. */
   push(delta: MutableDelta): void {
-    this.generationTokens += delta.tokenIds.length;
+    this.completionTokens[delta.index]! += delta.tokenIds.length;
     if (delta.finishReason !== null) this.finishReasons[delta.index] = delta.finishReason;
     if (this.#abandoned) return;
     const untaken = this.#untaken.get(delta.index);

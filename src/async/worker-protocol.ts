@@ -33,6 +33,8 @@ export interface AddMessage {
   readonly cacheSalt: string | undefined;
   /** Seconds on the worker's clock. */
   readonly arrivalTime: number;
+  /** Its signal had fired already: nothing is computed, but it ends like any other. */
+  readonly aborted: boolean;
 }
 
 /** What the engine worker answers. */
@@ -52,7 +54,7 @@ export type EngineReply =
 
 /** What the main thread knows of the model and the engine. */
 export interface EngineInfo
-  extends Pick<LoadedModel, "name" | "folder" | "modelConfig" | "device">,
+  extends Pick<LoadedModel, "name" | "folder" | "modelConfig" | "device" | "dtype">,
     Pick<Engine, "limits" | "cacheConfig" | "eosTokenIds"> {
   readonly limits: RequestLimits;
   readonly defaultSampling: SamplingParams;
@@ -64,6 +66,8 @@ export interface EngineInfo
 export interface StepMessage {
   readonly type: "step";
   readonly deltas: PackedDeltas;
+  /** Requests that were computed for the first time; with overlap their step has only been launched. */
+  readonly scheduled: readonly { readonly request: number; readonly metrics: RequestMetrics }[];
   /** Requests that have their first delta here. */
   readonly started: readonly StartedRequest[];
   /** Requests that have their last delta here. */

@@ -57,7 +57,7 @@ export interface Backend {
   embedding(out: Tensor, table: Tensor, ids: Tensor): void;
   /** out[R, H] = x[T, H] at rows[R] (int32, each in [0, T)). */
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void;
-  /** out[T, N] = x[T, K] · weight[N, K]ᵀ + bias[N]; `out` is activation dtype or float32. */
+  /** out[T, N] = x[T, K] · weight[N, K]ᵀ + bias[N]; without a bias, `out` may also be float32. */
   linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void;
   /** out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). */
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;

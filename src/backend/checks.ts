@@ -89,7 +89,7 @@ export function checkLinear(dtype: FloatDType, out: Tensor, x: Tensor, weight: T
   check(op, "weight", weight, dtype, "N", k);
   const n = weight.dim(0);
   if (bias !== undefined) check(op, "bias", bias, dtype, n);
-  check(op, "out", out, [dtype, "float32"], m, n);
+  check(op, "out", out, bias === undefined ? [dtype, "float32"] : dtype, m, n);
   disjoint(op, out, { x, weight, bias });
   return { m, n, k };
 }

@@ -6,7 +6,7 @@ export interface EngineOptions {
   device?: "auto" | "cuda" | "cpu";
   /** `auto`: the checkpoint's dtype on cuda (float32 becomes bfloat16), float32 on cpu. Default auto. */
   dtype?: "auto" | "bfloat16" | "float16" | "float32";
-  /** Prompt plus output tokens of one sequence. Default: the model's own limit. */
+  /** Prompt plus output tokens of one sequence. Default: the model's own limit, or what the KV cache holds if less. */
   maxModelLen?: number;
   /** Sequences that run at once. Default 256. */
   maxNumSeqs?: number;

@@ -256,7 +256,7 @@ function logitBias(bias: unknown, vocabSize: number): readonly (readonly [number
       `logitBias has ${entries.length} entries, at most ${MAX_LOGIT_BIASES} are allowed`,
     );
   return entries.map(([key, value]) => {
-    if (!/^\d+$/.test(key))
+    if (!/^(?:0|[1-9]\d*)$/.test(key))
       throw new InvalidRequestError("logitBias", `logitBias: ${show(key)} is not a token id`);
     return [
       integer("logitBias", Number(key), 0, vocabSize - 1),

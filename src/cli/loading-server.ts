@@ -18,9 +18,10 @@ export interface HeldAddress {
 export function holdAddress(host: string, port: number): HeldAddress {
   try {
     const server = Bun.serve({
-      ...{ hostname: host, port },
+      ...{ hostname: host, port, development: false },
+      // A hostile Host header makes the URL unparsable.
       fetch: ({ url }) =>
-        new URL(url).pathname === "/live"
+        URL.parse(url)?.pathname === "/live"
           ? new Response(null)
           : errorResponse(overloaded("loading", "the model is being loaded", RETRY_SECONDS)),
     });

@@ -116,9 +116,7 @@ async function failure(llm: AsyncLLM): Promise<void> {
   while (!llm.failure) await Bun.sleep(FAILURE_POLL);
 }
 
-function describe({ model, device, config, modelConfig, maxModelLen, cacheConfig }: AsyncLLM): string {
-  const ofModel = modelConfig.dtype === "float16" ? "float16" : "bfloat16";
-  const dtype = device === "cpu" ? "float32" : config.dtype === "auto" ? ofModel : config.dtype;
+function describe({ model, device, dtype, maxModelLen, cacheConfig }: AsyncLLM): string {
   const { numBlocks, blockSize } = cacheConfig;
   return `${model} on ${device}, ${dtype}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
 }

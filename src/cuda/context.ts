@@ -1,5 +1,5 @@
 import type { Device } from "./device.ts";
-import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
+import type { CudaApi } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
 import { PointerSlot } from "./ffi.ts";
 import { Handle } from "./handle.ts";
@@ -49,18 +49,6 @@ export class Context extends Handle {
     const total = new PointerSlot();
     checkCuda(this.api, "cuMemGetInfo_v2", this.api.cuMemGetInfo_v2(free.array, total.array));
     return { free: free.value, total: total.value };
-  }
-
-  /** Lets kernels of this context address `peer`'s memory. Enabling twice is fine. */
-  enablePeerAccess(peer: Context): void {
-    const status = this.api.cuCtxEnablePeerAccess(peer.value, 0);
-    if (status === CudaStatus.peerAccessAlreadyEnabled) return;
-    checkCuda(
-      this.api,
-      "cuCtxEnablePeerAccess",
-      status,
-      `GPUs ${this.device.ordinal} and ${peer.device.ordinal}`,
-    );
   }
 
   protected override release(): void {

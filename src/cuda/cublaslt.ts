@@ -1,5 +1,6 @@
 import { ptr } from "bun:ffi";
 import type { FloatDType } from "../base/dtype.ts";
+import { invariant } from "../base/errors.ts";
 import type { Context } from "./context.ts";
 import {
   COMPUTE_32F,
@@ -122,7 +123,7 @@ export class MatmulDescriptor extends Handle {
   }
 }
 
-/** A column-major matrix: `rows` × `columns`, columns `leadingDimension` elements apart. */
+/** A column-major matrix: `rows` × `columns`, nothing between them. */
 export class MatrixLayout extends Handle {
   private constructor(
     private readonly api: CublasLtApi,
@@ -132,19 +133,13 @@ export class MatrixLayout extends Handle {
     super(value, owner);
   }
 
-  static create(
-    owner: CublasLt,
-    dtype: FloatDType,
-    rows: number,
-    columns: number,
-    leadingDimension = rows,
-  ): MatrixLayout {
+  static create(owner: CublasLt, dtype: FloatDType, rows: number, columns: number): MatrixLayout {
     const slot = new PointerSlot();
     const { api } = owner;
     checkCublas(
       api,
       "cublasLtMatrixLayoutCreate",
-      api.cublasLtMatrixLayoutCreate(slot.array, CudaDataType[dtype], rows, columns, leadingDimension),
+      api.cublasLtMatrixLayoutCreate(slot.array, CudaDataType[dtype], rows, columns, rows),
       `${dtype}[${rows}, ${columns}]`,
     );
     return new MatrixLayout(api, slot.value, owner);
@@ -200,12 +195,20 @@ export interface MatmulAlgorithm {
   readonly address: number;
   /** Device bytes it needs as workspace. */
   readonly workspaceBytes: number;
-  /** Waves of blocks on the GPU: 1 fills it once. */
-  readonly waves: number;
+}
+
+const ALGORITHM_BYTES = 64;
+
+/** An algorithm from a copy of its bytes, as they were found by a heuristic search. */
+export function matmulAlgorithm(source: Uint8Array, workspaceBytes: number): MatmulAlgorithm {
+  invariant(source.length === ALGORITHM_BYTES, `an algorithm of ${source.length} bytes`);
+  // Memory of its own: that of a small typed array may move, which would leave the address behind.
+  const bytes = new Uint8Array(new ArrayBuffer(ALGORITHM_BYTES));
+  bytes.set(source);
+  return { bytes, address: ptr(bytes), workspaceBytes };
 }
 
 const STATUS_NOT_SUPPORTED = 15;
-const ALGORITHM_BYTES = 64;
 /** cublasLtMatmulHeuristicResult_t: algo 64, size_t workspaceSize, int state, float wavesCount, int reserved[4]. */
 const HEURISTIC_RESULT_BYTES = 96;
 
@@ -217,14 +220,8 @@ export function parseHeuristicResults(results: Uint8Array, count: number): Matmu
     const at = i * HEURISTIC_RESULT_BYTES;
     const state = view.getInt32(at + 72, true);
     if (state !== 0) continue;
-    const bytes = new Uint8Array(new ArrayBuffer(ALGORITHM_BYTES));
-    bytes.set(results.subarray(at, at + ALGORITHM_BYTES));
-    algorithms.push({
-      bytes,
-      address: ptr(bytes),
-      workspaceBytes: Number(view.getBigUint64(at + 64, true)),
-      waves: view.getFloat32(at + 76, true),
-    });
+    const workspaceBytes = Number(view.getBigUint64(at + ALGORITHM_BYTES, true));
+    algorithms.push(matmulAlgorithm(results.subarray(at, at + ALGORITHM_BYTES), workspaceBytes));
   }
   return algorithms;
 }

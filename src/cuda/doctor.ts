@@ -74,9 +74,19 @@ function report(name: LibraryName, inspect: () => Omit<LibraryReport, "name">): 
   try {
     return { name, ...inspect() };
   } catch (error) {
-    const cause = error instanceof Error && error.cause !== undefined ? ` (${messageOf(error.cause)})` : "";
-    return { name, problem: `${messageOf(error)}${cause}` };
+    const causes = causesOf(error).map(messageOf);
+    const telling = causes.filter((cause) => !ABSENT.test(cause));
+    return { name, problem: messageOf(error) + (telling.length > 0 ? ` (${telling.join("; ")})` : "") };
   }
+}
+
+/** What the loader says of a library that is just not there: no more than that it cannot be loaded. */
+const ABSENT =
+  /\blib(?:cuda|nvrtc|cublasLt)\.so[.\d]*: cannot open shared object file(?:: No such file or directory)?$/;
+
+function causesOf(error: unknown): readonly unknown[] {
+  if (!(error instanceof Error) || error.cause === undefined) return [];
+  return error.cause instanceof AggregateError ? error.cause.errors : [error.cause];
 }
 
 function describe(library: LibraryCandidate, version: string): Omit<LibraryReport, "name"> {

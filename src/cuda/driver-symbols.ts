@@ -39,7 +39,6 @@ export const driverSymbols = {
   /** () */
   cuCtxSynchronize: { args: [], returns: "i32" },
   /** (peer context, flags) */
-  cuCtxEnablePeerAccess: { args: ["ptr", "u32"], returns: "i32" },
 
   // Memory
   /** (size_t *free, size_t *total) */
@@ -69,9 +68,7 @@ export const driverSymbols = {
   /** (stream) */
   cuStreamSynchronize: { args: ["ptr"], returns: "i32" },
   /** (stream) */
-  cuStreamQuery: { args: ["ptr"], returns: "i32" },
   /** (stream, event, flags) */
-  cuStreamWaitEvent: { args: ["ptr", "ptr", "u32"], returns: "i32" },
   /** (CUevent *event, flags) */
   cuEventCreate: { args: ["ptr", "u32"], returns: "i32" },
   /** (event) */
@@ -163,5 +160,4 @@ export const CudaStatus = {
   deinitialized: 4,
   noDevice: 100,
   notReady: 600,
-  peerAccessAlreadyEnabled: 704,
 } as const;

@@ -25,7 +25,7 @@ export interface LinearShape {
 }
 
 /**
- * out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias[N]) (+ out), accumulated in float32, for one shape. All three matrices
+ * out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias[N]), accumulated in float32, for one shape. All three matrices
  * are contiguous and row-major, which to cuBLASLt's column-major eyes is outᵀ[N, T] = weightᵀ[K, N]ᵀ · xᵀ[K, T].
  */
 export class LinearMatmul implements Disposable {
@@ -67,11 +67,7 @@ export class LinearMatmul implements Disposable {
     return found;
   }
 
-  /**
-   * Enqueues the matmul. All are device addresses; `bias` is read only if the shape has one.
-   *
-   * @param accumulate Adds to what `out` holds instead of overwriting it.
-   */
+  /** Enqueues the matmul. All are device addresses; `bias` is read only if the shape has one. */
   run(
     stream: number,
     algorithm: MatmulAlgorithm,
@@ -80,7 +76,6 @@ export class LinearMatmul implements Disposable {
     weight: number,
     workspace: number,
     bias = 0,
-    accumulate = false,
   ): void {
     const { descriptor, a, b, d } = this.#problem;
     if (this.shape.bias && bias !== this.#bias) {
@@ -96,7 +91,7 @@ export class LinearMatmul implements Disposable {
       a.value,
       x,
       b.value,
-      accumulate ? this.#one : this.#zero,
+      this.#zero,
       out,
       d.value,
       out,

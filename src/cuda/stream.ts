@@ -37,16 +37,6 @@ export class Stream extends Handle {
     checkCuda(this.api, "cuStreamSynchronize", this.api.cuStreamSynchronize(this.value));
   }
 
-  /** Whether everything enqueued has finished. */
-  get isIdle(): boolean {
-    return isReady(this.api, "cuStreamQuery", this.api.cuStreamQuery(this.value));
-  }
-
-  /** Holds later work of this stream back until `event` has happened. */
-  waitFor(event: Event): void {
-    checkCuda(this.api, "cuStreamWaitEvent", this.api.cuStreamWaitEvent(this.value, event.value, 0));
-  }
-
   /** Copies host bytes to the device. A typed array may be reused on return; pinned memory only after the copy. */
   upload(target: number, source: Address, byteLength: number): void {
     checkCuda(
@@ -113,7 +103,10 @@ export class Event extends Handle {
 
   /** Whether the work before the mark has finished. True when nothing was recorded. */
   get isDone(): boolean {
-    return isReady(this.api, "cuEventQuery", this.api.cuEventQuery(this.value));
+    const status = this.api.cuEventQuery(this.value);
+    if (status === CudaStatus.notReady) return false;
+    checkCuda(this.api, "cuEventQuery", status);
+    return true;
   }
 
   /** Waits on this thread for the work before the mark. */
@@ -135,10 +128,4 @@ export class Event extends Handle {
   protected override release(value: number): void {
     checkCuda(this.api, "cuEventDestroy_v2", this.api.cuEventDestroy_v2(value));
   }
-}
-
-function isReady(api: CudaApi, call: string, status: number): boolean {
-  if (status === CudaStatus.notReady) return false;
-  checkCuda(api, call, status);
-  return true;
 }

@@ -1,4 +1,3 @@
-import type { IHasher } from "hash-wasm";
 import {
   EngineDeadError,
   InvalidRequestError,
@@ -8,10 +7,10 @@ import {
   RequestFailedError,
 } from "../base/errors.ts";
 import type { CompletionDelta, FinishReason, RequestOutput } from "../base/outputs.ts";
-import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
-import type { Runner, ScheduledRow, StepResult } from "../runner/types.ts";
+import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
-import { Completion, positionLogprobs, type TextStream } from "./output.ts";
+import type { EngineDeps } from "./engine-deps.ts";
+import { Completion, positionLogprobs } from "./output.ts";
 import {
   bannedTokens,
   checkRequest,
@@ -22,30 +21,6 @@ import {
 import { RequestState } from "./request-state.ts";
 import { type ScheduledStep, Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
-
-/** What the engine works with. It has no clock, randomness or asynchronous work of its own. */
-export interface EngineDeps {
-  /** Owned by the engine from here on. */
-  readonly runner: Runner;
-  readonly enablePrefixCaching: boolean;
-  readonly maxNumSeqs: number;
-  readonly maxNumBatchedTokens: number;
-  /** Launch a step before the tokens of the one before are read, if the runner can. */
-  readonly overlap: boolean;
-  readonly eosTokenIds: readonly number[];
-  /** xxHash128, from hash-wasm's `createXXHash128`. */
-  readonly hasher: IHasher;
-  /** Seconds. */
-  clock(): number;
-  /** Unsigned 64-bit seeds for requests that bring none. */
-  nextSeed(): bigint;
-  /** Without it there is no text. */
-  createTextStream?(promptTokenIds: readonly number[], sampling: ResolvedSamplingParams): TextStream;
-  /** A token's text, for log-probabilities. */
-  decodeToken?(id: number): string;
-  /** Check every invariant after every step: slow. */
-  readonly debugInvariants?: boolean;
-}
 
 /** Counts are of sequences (completions), tokens where it says so; totals are since the start. */
 export interface EngineStats {
@@ -97,6 +72,7 @@ export class Engine {
   #nextOrdinal = 0;
   #numSteps = 0;
   #numBatchedTokens = 0;
+  #firstScheduled: string[] = [];
   #promptTokens = 0;
   #generationTokens = 0;
 
@@ -132,6 +108,11 @@ export class Engine {
   /** Tokens in the batch that the last `step` launched; 0 when it launched none. */
   get numBatchedTokens(): number {
     return this.#numBatchedTokens;
+  }
+
+  /** Requests of which the last `step` computed something for the first time. */
+  get firstScheduled(): readonly string[] {
+    return this.#firstScheduled;
   }
 
   /** What the engine died of, or that it was disposed of. */
@@ -195,6 +176,7 @@ export class Engine {
   step(): readonly CompletionDelta[] {
     this.#assertAlive();
     this.#numBatchedTokens = 0;
+    this.#firstScheduled = [];
     const step = this.#scheduler.schedule(this.#inFlight.length === 0);
     if (step) this.#launch(step);
     if (this.#inFlight.length >= (step ? this.#pipelineDepth : 1)) this.#collect();
@@ -210,10 +192,16 @@ export class Engine {
     return this.#entry(id).state.output();
   }
 
-  /** float32 [promptTokens, vocabSize] of a finished request with `logits`. @throws InvalidRequestError if there are none. */
+  /**
+   * float32 [promptTokens, vocabSize] of a finished request with `logits`.
+   * @throws the error that the request ended with; InvalidRequestError when there are no logits, or not all of them.
+   */
   logits(id: string): Float32Array {
-    const { logits } = this.#entry(id).state;
-    if (!logits) throw new InvalidRequestError("logits", `request ${id} has no logits`);
+    const { logits, completions } = this.#entry(id).state;
+    const { finishReason, error } = completions[0]!;
+    if (error) throw error;
+    if (!logits || finishReason !== "length")
+      throw new InvalidRequestError("logits", `request ${id} has no logits`);
     return logits;
   }
 
@@ -277,7 +265,10 @@ export class Engine {
     const now = this.#deps.clock();
     for (const sequence of step.admitted) {
       const { state, completion } = this.#owner(sequence);
-      if (state.firstScheduledTime === undefined) state.firstScheduledTime = now;
+      if (state.firstScheduledTime === undefined) {
+        state.firstScheduledTime = now;
+        this.#firstScheduled.push(state.request.id);
+      }
       if (completion.index === 0) state.numCachedTokens = sequence.numCached;
     }
     try {

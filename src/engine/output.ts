@@ -44,7 +44,8 @@ export class Completion {
   #cumulativeLogprob = 0;
   #text = "";
   #stopReason: string | number | null = null;
-  #error: Error | undefined;
+  /** What went wrong, with finishReason "error". */
+  error: Error | undefined;
   #numSent = 0;
   #unsentText = "";
 
@@ -89,7 +90,7 @@ export class Completion {
     if (this.#matcher) this.#addText(this.#matcher.flush());
     this.finishReason = reason;
     this.#stopReason = stopReason;
-    this.#error = error;
+    this.error = error;
   }
 
   /** What is new since the last delta; undefined when that shows nothing to the reader yet. */
@@ -108,7 +109,7 @@ export class Completion {
       stopReason: this.#stopReason,
     };
     if (this.#logprobs) delta.logprobs = this.#logprobs.slice(sent);
-    if (this.#error) delta.error = this.#error;
+    if (this.error) delta.error = this.error;
     this.#numSent = this.#tokenIds.length;
     this.#unsentText = "";
     return delta;
@@ -127,7 +128,7 @@ export class Completion {
       ...logprobs,
       finishReason: this.finishReason,
       stopReason: this.#stopReason,
-      ...(this.#error && { error: this.#error }),
+      ...(this.error && { error: this.error }),
     };
   }
 
@@ -152,7 +153,7 @@ export class Completion {
     if (this.#matcher) this.#addText(this.#matcher.flush());
     this.finishReason = "error";
     const message = `turning tokens into text failed: ${messageOf(cause)}`;
-    this.#error = new RequestFailedError(message, "detokenize_failed", { cause });
+    this.error = new RequestFailedError(message, "detokenize_failed", { cause });
   }
 }
 

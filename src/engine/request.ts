@@ -2,6 +2,9 @@ import { ContextLengthError, InvalidRequestError } from "../base/errors.ts";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { SlotSampling } from "../runner/types.ts";
 
+/** Logits that a request may ask for, in elements: 4 GiB of float32, the most that one typed array holds. */
+const MAX_LOGITS = 2 ** 30;
+
 /** A prompt to continue, as tokens. */
 export interface EngineRequest {
   /** Unique among the engine's requests that have not been released. */
@@ -19,7 +22,7 @@ export interface EngineRequest {
   readonly priority?: number;
   /** Seconds on the engine's clock. */
   readonly arrivalTime: number;
-  /** Return the logits of every prompt position and generate nothing. Needs `n` = 1. */
+  /** Return the logits of every prompt position, 2^30 at most, and generate nothing. Needs `n` = 1. */
   readonly logits?: boolean;
 }
 
@@ -51,6 +54,11 @@ export function checkRequest(request: EngineRequest, limits: RequestLimits): num
     throw new InvalidRequestError("priority", "priority can only be 0", "unsupported_parameter");
   if (request.logits && sampling.n > 1)
     throw new InvalidRequestError("n", "n must be 1 when the prompt's logits are returned");
+  const mostRows = Math.floor(MAX_LOGITS / limits.vocabSize);
+  if (request.logits && promptTokenIds.length > mostRows) {
+    const message = `the prompt has ${promptTokenIds.length} tokens, logits are returned of ${mostRows} at most`;
+    throw new ContextLengthError("prompt", message, promptTokenIds.length, mostRows);
+  }
   return outputLimit(request, limits);
 }
 

@@ -25,31 +25,55 @@ export function isContiguous({ rowBytes, columnBegin, columnEnd }: ChunkRead): b
 
 /** Reads chunks on this thread. Holds scratch memory for the largest chunk that needed packing or conversion. */
 export class ChunkReader {
-  #scratch = new Uint8Array(0);
+  #bytes = new Uint8Array(0);
+  #values = new Float32Array(0);
 
   /**
-   * Writes the chunk's wanted elements, packed and converted, to the beginning of `target`; returns their bytes.
+   * Writes the chunk's wanted elements, packed and converted, to the beginning of `target`, which must be aligned for
+   * their dtype; returns their bytes.
    * @throws ModelDataError when the file cannot be read or has become shorter.
    */
   read(chunk: ChunkRead, target: Uint8Array): Uint8Array {
-    const length = chunk.end - chunk.begin;
-    const converts = chunk.dtype !== chunk.targetDtype;
-    const direct = !converts && isContiguous(chunk);
-    const source = direct ? target.subarray(0, length) : this.#scratchOf(length);
-    invariant(source.length === length, `chunk of ${length} bytes for a target of ${target.length}`);
-    readFully(chunk.path, chunk.fd, source, chunk.begin);
+    const { path, fd, begin, end, dtype, targetDtype } = chunk;
+    const direct = dtype === targetDtype && isContiguous(chunk);
+    const source = direct ? target.subarray(0, end - begin) : this.#scratch(end - begin);
+    invariant(source.length === end - begin, `${end - begin} bytes for a target of ${target.length}`);
+    readFully(path, fd, source, begin);
     if (direct) return source;
 
     const packed = packColumns(chunk, source);
-    const bytes = converts ? convert(packed, chunk.dtype, chunk.targetDtype) : packed;
-    invariant(bytes.length <= target.length, `${bytes.length} bytes for a target of ${target.length}`);
-    target.set(bytes);
-    return target.subarray(0, bytes.length);
+    const count = packed.length / dtypeSize(dtype);
+    const result = target.subarray(0, count * dtypeSize(targetDtype));
+    invariant(
+      result.length === count * dtypeSize(targetDtype),
+      `${count} elements for ${target.length} bytes`,
+    );
+    if (dtype === targetDtype) result.set(packed);
+    else this.#convert(packed, dtype, result, targetDtype, count);
+    return result;
   }
 
-  #scratchOf(length: number): Uint8Array {
-    if (this.#scratch.length < length) this.#scratch = new Uint8Array(length);
-    return this.#scratch.subarray(0, length);
+  #convert(source: Uint8Array, from: FloatDType, target: Uint8Array, to: FloatDType, count: number): void {
+    if (to === "float32") {
+      widen(source, from, new Float32Array(target.buffer, target.byteOffset, count));
+      return;
+    }
+    const values = this.#widened(source, from, count);
+    if (to === "float16") new Float16Array(target.buffer, target.byteOffset, count).set(values);
+    else target.set(narrow(values, to));
+  }
+
+  #widened(source: Uint8Array, dtype: FloatDType, count: number): Float32Array {
+    if (dtype === "float32") return new Float32Array(source.buffer, source.byteOffset, count);
+    if (this.#values.length < count) this.#values = new Float32Array(count);
+    const values = this.#values.subarray(0, count);
+    widen(source, dtype, values);
+    return values;
+  }
+
+  #scratch(length: number): Uint8Array {
+    if (this.#bytes.length < length) this.#bytes = new Uint8Array(length);
+    return this.#bytes.subarray(0, length);
   }
 }
 
@@ -61,14 +85,4 @@ function packColumns(chunk: ChunkRead, rows: Uint8Array): Uint8Array {
   for (let row = 0; row < rows.length; row += rowBytes, packed += columnEnd - columnBegin)
     rows.copyWithin(packed, row + columnBegin, row + columnEnd);
   return rows.subarray(0, packed);
-}
-
-function convert(bytes: Uint8Array, from: FloatDType, to: FloatDType): Uint8Array {
-  const count = bytes.length / dtypeSize(from);
-  const isFloat32 = from === "float32";
-  const values = isFloat32
-    ? new Float32Array(bytes.buffer, bytes.byteOffset, count)
-    : new Float32Array(count);
-  if (!isFloat32) widen(bytes, from, values);
-  return to === "float32" ? new Uint8Array(values.buffer) : narrow(values, to);
 }

@@ -2,6 +2,7 @@ import { existsSync, readFileSync, statSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError, messageOf } from "../base/errors.ts";
 
 const MAX_BYTES = 16 * 1024 * 1024;
+const MAX_TOKEN_IDS = 512;
 
 /** Checked access to the fields of a JSON object. A field that is null counts as absent. */
 export class JsonFields {
@@ -80,13 +81,15 @@ export class JsonFields {
     return value as string[];
   }
 
-  /** One token id or a list of them, each in `[0, vocabSize)`. */
+  /** One token id or a list of up to 512, each in `[0, vocabSize)`. */
   tokenIds(name: string, vocabSize: number): readonly number[] | undefined {
     const value = this.get(name);
     if (value === undefined) return undefined;
     const ids: unknown[] = Array.isArray(value) ? value : [value];
-    if (ids.some((id) => !Number.isSafeInteger(id) || (id as number) < 0 || (id as number) >= vocabSize))
-      throw this.invalid(name, `token ids below the vocabulary size ${vocabSize}`);
+    const known = (id: unknown) =>
+      Number.isSafeInteger(id) && 0 <= (id as number) && (id as number) < vocabSize;
+    if (ids.length > MAX_TOKEN_IDS || !ids.every(known))
+      throw this.invalid(name, `at most ${MAX_TOKEN_IDS} token ids below the vocabulary size ${vocabSize}`);
     return [...new Set(ids as number[])];
   }
 

@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { UnsupportedModelError } from "../base/errors.ts";
 import type { ModelConfig } from "./config.ts";
 import { llama } from "./llama.ts";
@@ -11,13 +12,16 @@ const FAMILIES: readonly ModelFamily[] = [qwen3, qwen2, llama, mistral];
 /** Names of the architectures that can be loaded, as in config.json's `architectures`. */
 export const SUPPORTED_ARCHITECTURES: readonly string[] = FAMILIES.flatMap((family) => family.architectures);
 
-/** @throws UnsupportedModelError naming the architecture and those that are supported. */
-export function defineModel(config: ModelConfig): ModelDefinition {
+/**
+ * @param folder of the model, for the message
+ * @throws UnsupportedModelError naming the architecture and those that are supported.
+ */
+export function defineModel(config: ModelConfig, folder = ""): ModelDefinition {
   const family = FAMILIES.find(({ architectures }) => architectures.includes(config.architecture));
   if (family === undefined) {
     const known = SUPPORTED_ARCHITECTURES.join(", ");
     throw new UnsupportedModelError(
-      "config.json",
+      join(folder, "config.json"),
       `architecture ${config.architecture} is not supported; supported are ${known}`,
     );
   }

@@ -14,13 +14,16 @@ type Options = Pick<
   "maxModelLen" | "maxNumSeqs" | "blockSize" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"
 >;
 
+/** Block-table entries, and tokens of the pool, are numbered with an int32. */
+const MAX_NUMBERED = 2 ** 31 - 1;
+
 /** Decides how long sequences may be and how many KV blocks there are. */
 export class KvPlan {
-  /** Prompt plus output tokens that one sequence can have. */
+  /** Prompt plus output tokens that one sequence can have; when it is a default, as far as the pool holds them. */
   readonly maxModelLen: number;
   readonly #blockBytes: number;
 
-  /** @throws ConfigError when `maxModelLen` exceeds what the model or the memory holds. */
+  /** @throws ConfigError when `maxModelLen` exceeds what the model, the memory or the block tables hold. */
   constructor(
     model: ModelConfig,
     private readonly options: Options,
@@ -37,18 +40,26 @@ export class KvPlan {
     this.maxModelLen = asked ?? Math.min(limit, fits);
     // On a GPU the estimate only picks a default: what is asked for is held against the measured pool.
     if (this.maxModelLen === 0 || (!this.#isMeasured && this.maxModelLen > fits)) throw this.#tooSmall(fits);
+    const entries = (options.maxNumSeqs + 1) * Math.ceil(this.maxModelLen / blockSize);
+    if (entries > MAX_NUMBERED) {
+      const message = `block tables of ${entries} entries are too large: lower maxModelLen or maxNumSeqs, or raise blockSize`;
+      throw new ConfigError("maxModelLen", message);
+    }
   }
 
   /**
    * Blocks of the pool. On a GPU: what `gpuMemoryUtilization` of its memory leaves when everything else is allocated.
-   * @throws DeviceError or ConfigError when one sequence of `maxModelLen` tokens does not fit, naming what would.
+   * @throws DeviceError or ConfigError when one sequence of the `maxModelLen` asked for does not fit, naming what would,
+   * or there is no room at all.
    */
   numBlocks(): number {
-    const { blockSize, maxNumSeqs } = this.options;
-    const blocks = Math.floor(this.#poolBytes() / this.#blockBytes);
-    if (blocks * blockSize < this.maxModelLen) throw this.#tooSmall(Math.max(0, blocks * blockSize));
-    const most = Math.ceil(this.maxModelLen / blockSize) * maxNumSeqs;
-    return this.#isMeasured ? blocks : Math.min(blocks, most);
+    const { blockSize, maxNumSeqs, maxModelLen = 1 } = this.options;
+    // The scratch block is one more.
+    const numberable = Math.floor(MAX_NUMBERED / blockSize) - 1;
+    const blocks = Math.min(Math.floor(this.#poolBytes() / this.#blockBytes), numberable);
+    if (blocks * blockSize < maxModelLen) throw this.#tooSmall(blocks * blockSize);
+    const useful = Math.ceil(this.maxModelLen / blockSize) * maxNumSeqs;
+    return this.#isMeasured ? blocks : Math.min(blocks, useful);
   }
 
   get #isMeasured(): boolean {
@@ -73,12 +84,11 @@ export class KvPlan {
     const needed = mebibytes(Math.ceil(wanted / blockSize) * this.#blockBytes);
     const available = mebibytes(this.#poolBytes());
     const facts = `a context of ${wanted} tokens needs ${needed} of KV cache, there is room for ${available}`;
-    const length = fits > 0 ? `maxModelLen to ${fits} at most` : "nothing smaller would fit; free memory";
+    const instead = fits > 0 ? `, or set maxModelLen to ${fits} at most` : "";
     if (!this.#isMeasured)
-      return new ConfigError("kvCacheMemoryBytes", `${facts}: raise it, or set ${length}`);
-    return new DeviceError(
-      `${facts} within gpuMemoryUtilization ${gpuMemoryUtilization}: raise it, or set ${length}`,
-    );
+      return new ConfigError("kvCacheMemoryBytes", `${facts}: raise kvCacheMemoryBytes${instead}`);
+    const share = `gpuMemoryUtilization ${gpuMemoryUtilization}`;
+    return new DeviceError(`${facts} within ${share}: raise it or free GPU memory${instead}`);
   }
 }
 

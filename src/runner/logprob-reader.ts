@@ -13,6 +13,9 @@ export interface PendingLogprobs {
   readonly topLogprobs: Readback;
 }
 
+/** Enqueues a copy to the host, as `Backend.readback` does. */
+export type EnqueueCopy = (source: Tensor) => Readback;
+
 /** Enqueues the log-softmax of logits[R, V], its value at tokens[R], and its `topCount` best entries. */
 export function enqueueLogprobs(
   backend: Backend,
@@ -20,6 +23,7 @@ export function enqueueLogprobs(
   logits: Tensor,
   tokens: Tensor,
   topCount: number,
+  readback: EnqueueCopy,
 ): PendingLogprobs {
   const rows = logits.dim(0);
   const out: LogprobTensors = {
@@ -31,11 +35,11 @@ export function enqueueLogprobs(
   backend.logprobs(out, logits, tokens);
   return {
     topCount,
-    chosenIds: backend.readback(tokens),
-    chosen: backend.readback(out.chosen),
-    ranks: backend.readback(out.ranks),
-    topIds: backend.readback(out.topIds),
-    topLogprobs: backend.readback(out.topLogprobs),
+    chosenIds: readback(tokens),
+    chosen: readback(out.chosen),
+    ranks: readback(out.ranks),
+    topIds: readback(out.topIds),
+    topLogprobs: readback(out.topLogprobs),
   };
 }
 

@@ -18,6 +18,7 @@ import type { LogprobRows, Runner, ScheduledBatch, ScheduledRow, StepResult } fr
 
 export interface ModelRunnerOptions {
   readonly maxNumSeqs: number;
+  /** Room that each slot has; the runner's own `maxModelLen` is less when the pool holds less. */
   readonly maxModelLen: number;
   readonly maxNumBatchedTokens: number;
   readonly blockSize: number;
@@ -50,6 +51,8 @@ export class ModelRunner implements Runner {
   readonly #prompts: PromptReader;
   readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
+  /** Copies to the host of the step that was launched last. */
+  #copies: Readback[] = [];
   #cache: KvCache;
   #disposed = false;
 
@@ -66,7 +69,12 @@ export class ModelRunner implements Runner {
     this.vocabSize = config.vocabSize;
     this.#workspace = new Workspace(backend);
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
-    this.#prompts = new PromptReader(backend, this.#workspace, this.#logits.bind(this));
+    this.#prompts = new PromptReader(
+      backend,
+      this.#workspace,
+      this.#logits.bind(this),
+      this.#readback.bind(this),
+    );
 
     const shape = { ...config, blockSize: options.blockSize };
     if (backend.memory) {
@@ -75,9 +83,10 @@ export class ModelRunner implements Runner {
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
+    this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
     this.#cache = new KvCache(backend, shape, this.numBlocks);
     if (backend.capture && !options.enforceEager) {
-      const buckets = decodeBuckets(options.maxNumSeqs);
+      const buckets = decodeBuckets(Math.min(options.maxNumSeqs, options.maxNumBatchedTokens));
       backend.tuneLinear?.(buckets);
       this.#workspace.freeze();
       this.#graphs = new GraphRunner(buckets, (rows) => this.#captureDecode(rows));
@@ -87,7 +96,13 @@ export class ModelRunner implements Runner {
   /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
   launch(step: ScheduledBatch): void {
     invariant(this.#pending.length < this.maxInFlight, "too many steps in flight");
-    this.#pending.push(unlessLost(() => this.#launch(step)));
+    this.#copies = [];
+    try {
+      this.#pending.push(unlessLost(() => this.#launch(step)));
+    } catch (error) {
+      if (!(error instanceof EngineDeadError)) this.#dropCopies();
+      throw error;
+    }
   }
 
   /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
@@ -126,8 +141,10 @@ export class ModelRunner implements Runner {
     const processed = topCount >= 0 ? this.#workspace.tensor("processed", "float32", logits.shape) : logits;
     const tokens = this.#sample(processed, logits, samples);
     const logprobs =
-      topCount >= 0 ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount) : undefined;
-    return { rows, sampled, tokens: this.backend.readback(tokens), logprobs, prompt };
+      topCount >= 0
+        ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount, this.#readback.bind(this))
+        : undefined;
+    return { rows, sampled, tokens: this.#readback(tokens), logprobs, prompt };
   }
 
   #replay({ rows }: ScheduledBatch, bucket: number): PendingStep {
@@ -136,7 +153,24 @@ export class ModelRunner implements Runner {
     this.#graphs!.launch(bucket);
     const tokens = this.#workspace.tensor("sampled", "int32", [rows.length]);
     const sampled = rows.map((_, i) => i);
-    return { rows, sampled, tokens: this.backend.readback(tokens), logprobs: undefined, prompt: [] };
+    return { rows, sampled, tokens: this.#readback(tokens), logprobs: undefined, prompt: [] };
+  }
+
+  #readback(source: Tensor): Readback {
+    const copy = this.backend.readback(source);
+    this.#copies.push(copy);
+    return copy;
+  }
+
+  /** Nobody will wait for what a failed launch had enqueued, but backends get a copy's memory back by waiting alone. */
+  #dropCopies(): void {
+    for (const copy of this.#copies) {
+      try {
+        copy.wait();
+      } catch {
+        // The launch failed first: that is what is reported.
+      }
+    }
   }
 
   /** A whole decode step of `rows` rows: from the staged rows to the drawn tokens in "sampled". */
@@ -185,7 +219,10 @@ export class ModelRunner implements Runner {
     return tokens;
   }
 
-  /** Runs the largest step there can be, on the scratch block, so that every buffer has its final size. */
+  /**
+   * Runs the largest step there can be, on the scratch block, so that every buffer has its final size. What only
+   * log-probabilities need is left to the first step that asks for them.
+   */
   #warmUp(maxNumBatchedTokens: number): void {
     const { paddingRow } = this.#state;
     const rows: RowSpan[] = [];
@@ -195,9 +232,8 @@ export class ModelRunner implements Runner {
       left -= count;
     }
     const hidden = this.#forward(this.#state.stageRows(rows, 0));
-    const sampled = Array.from({ length: this.maxNumSeqs }, () => 0);
+    const sampled = Array.from({ length: Math.max(this.maxNumSeqs, LOGITS_CHUNK) }, () => 0);
     const samples = this.#state.stageSamples(rows, sampled);
-    this.#workspace.tensor("logits", "float32", [Math.max(this.maxNumSeqs, LOGITS_CHUNK), this.vocabSize]);
     const logits = this.#logits(hidden, samples.tokenIndices);
     this.#sample(logits, logits, samples);
     this.#decode(this.#stagePadding());

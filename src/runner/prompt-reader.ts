@@ -5,6 +5,7 @@ import { invariant } from "../base/errors.ts";
 import {
   asFloat32,
   concatLogprobs,
+  type EnqueueCopy,
   enqueueLogprobs,
   type PendingLogprobs,
   readLogprobs,
@@ -31,6 +32,7 @@ export class PromptReader {
     private readonly backend: Backend,
     private readonly workspace: Workspace,
     private readonly logits: (hidden: Tensor, indices: Tensor) => Tensor,
+    private readonly readback: EnqueueCopy,
   ) {}
 
   join({ slot, tokens, promptLength }: SlotJoin): void {
@@ -60,13 +62,13 @@ export class PromptReader {
       const first = start + offset;
       const indices = Int32Array.from({ length }, (_, i) => firstToken + offset + i);
       const chunk = this.logits(hidden, this.#upload("promptIndices", indices));
-      if (scheduled.logits) logits.push(this.backend.readback(chunk));
+      if (scheduled.logits) logits.push(this.readback(chunk));
       // The last position of the prompt predicts no prompt token.
       const predicted = Math.min(length, prompt.length - 1 - first);
       if (promptLogprobs === undefined || predicted <= 0) continue;
       const next = this.#upload("promptTokens", prompt.slice(first + 1, first + 1 + predicted));
       const rows = chunk.rows(0, predicted);
-      logprobs.push(enqueueLogprobs(this.backend, this.workspace, rows, next, promptLogprobs));
+      logprobs.push(enqueueLogprobs(this.backend, this.workspace, rows, next, promptLogprobs, this.readback));
     }
     return { row, logprobs, logits };
   }

@@ -14,19 +14,26 @@ export type ApiErrorType =
   | "rate_limit_error"
   | "server_error";
 
+/** What clients sent may be part of messages and names of fields, but not without end. */
+const MAX_MESSAGE = 500;
+const MAX_PARAM = 128;
+
 /** What the server itself answers a request with instead of serving it. */
 export class ApiError extends OctavoError {
   readonly exitCode = ExitCode.internal;
+
+  /** The field at fault, as the request spells it. */
+  readonly param: string | null;
 
   constructor(
     readonly status: ApiStatus,
     readonly code: string,
     message: string,
-    /** The field at fault, as the request spells it. */
-    readonly param: string | null = null,
+    param: string | null = null,
     readonly headers: Readonly<Record<string, string>> = {},
   ) {
-    super(message);
+    super(clipped(message, MAX_MESSAGE));
+    this.param = param && clipped(param, MAX_PARAM);
   }
 
   get type(): ApiErrorType {
@@ -98,6 +105,10 @@ export function errorResponse(error: ApiError): Response {
     status: error.status,
     headers: { ...retry, ...error.headers },
   });
+}
+
+function clipped(text: string, most: number): string {
+  return text.length > most ? `${text.slice(0, most)}…` : text;
 }
 
 function typeOf(status: ApiStatus): ApiErrorType {

@@ -7,7 +7,7 @@ import { append, type Chunk, type ChunkOptions, chunksOf } from "./chunks.ts";
 import type { RequestContext, ServerContext } from "./context.ts";
 import { type ApiError, invalidValue, toApiError } from "./errors.ts";
 import type { ReplyFormat } from "./reply-format.ts";
-import { RequestScope } from "./request-scope.ts";
+import { openScope, type RequestScope } from "./request-scope.ts";
 import type { CommonBody } from "./schemas/common.ts";
 import { DONE, event, eventStream, SSE_HEADERS } from "./sse.ts";
 import { UsageCounter } from "./usage.ts";
@@ -49,7 +49,6 @@ export async function generate(
 /** A request from its admission to the end of its reply. */
 class Generation {
   readonly #scope: RequestScope;
-  readonly #leave: () => void;
   #streams: readonly GenerationStream[] = [];
   #usage: UsageCounter | undefined;
   #closed = false;
@@ -59,21 +58,15 @@ class Generation {
     private readonly context: ServerContext,
     private readonly request: GenerationRequest,
   ) {
-    const { admission, config, llm } = context;
     const { prompts, sampling, model } = request;
     this.c.get("exchange").record.model = model;
     // Invalid counts are the engine's to refuse.
     const n = Number.isInteger(sampling.n) ? Math.min(Math.max(sampling.n!, 1), 128) : 1;
-    this.#leave = admission.admit(c.get("caller").keyId, prompts.length * n);
-    c.env?.server?.timeout(c.req.raw, 0);
-    this.#scope = new RequestScope({
-      ...{ client: c.req.raw.signal, cutoff: admission.cutoff },
-      ...{ requestTimeoutSeconds: config.requestTimeoutSeconds },
-      ...{ queueTimeoutSeconds: config.queueTimeoutSeconds },
-      started: () =>
-        llm.stats.waiting === 0 ||
-        this.#streams.some((stream) => stream.metrics.firstScheduledTime !== undefined),
-    });
+    const started = () =>
+      this.#streams.length > 0 &&
+      (context.llm.stats.waiting === 0 ||
+        this.#streams.some((stream) => stream.metrics.firstScheduledTime !== undefined));
+    this.#scope = openScope(c, context, prompts.length * n, started);
   }
 
   /** Submits all prompts or, if one is refused, none. */
@@ -87,8 +80,11 @@ class Generation {
     };
     const { isolateCacheByKey } = this.context.config;
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);
-    const results = await Promise.allSettled(
-      prompts.map((prompt) => this.context.llm.submit(withSalt(prompt, salt), sampling, options)),
+    // What is submitted after the scope's end is aborted by its signal.
+    const results = await this.#scope.race(
+      Promise.allSettled(
+        prompts.map((prompt) => this.context.llm.submit(withSalt(prompt, salt), sampling, options)),
+      ),
     );
     this.#streams = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
     const refused = results.find((result) => result.status === "rejected");
@@ -138,7 +134,6 @@ class Generation {
     this.#closed = true;
     for (const stream of this.#streams) stream.abort();
     this.#scope[Symbol.dispose]();
-    this.#leave();
     if (!this.#usage) return;
     const { record } = this.c.get("exchange");
     record.promptTokens = this.#usage.promptTokens;

@@ -1,8 +1,11 @@
 import { ApiError } from "./errors.ts";
+import { clientClosed } from "./request-scope.ts";
 import type { JsonObject } from "./schemas/common.ts";
 
 /** Deeper documents would make parsing and checking them recurse without need. */
 const MAX_DEPTH = 100;
+/** Lists, objects and fields; each costs far more than its bytes to check and to pass on. */
+const MAX_PARTS = 32_768;
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
@@ -14,7 +17,7 @@ const BACKSLASH = 0x5c;
 export async function readJsonBody(request: Request, maxBytes: number): Promise<JsonObject> {
   checkHeaders(request.headers, maxBytes);
   const bytes = await readBytes(request, maxBytes);
-  checkDepth(bytes);
+  checkStructure(bytes);
   const text = decode(bytes);
   const value = parse(text);
   if (typeof value !== "object" || value === null || Array.isArray(value))
@@ -41,7 +44,9 @@ async function readBytes(request: Request, maxBytes: number): Promise<Uint8Array
   const parts: Uint8Array[] = [];
   let length = 0;
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(() => {
+      throw clientClosed();
+    });
     if (done) return parts.length === 1 ? parts[0]! : Buffer.concat(parts, length);
     length += value.length;
     if (length > maxBytes) {
@@ -52,17 +57,21 @@ async function readBytes(request: Request, maxBytes: number): Promise<Uint8Array
   }
 }
 
-/** Brackets outside strings, counted before anything recurses over them. */
-function checkDepth(bytes: Uint8Array): void {
+/** Brackets and colons outside strings, counted before anything is built of them. */
+function checkStructure(bytes: Uint8Array): void {
   let depth = 0;
+  let parts = 0;
   let inString = false;
   for (let i = 0; i < bytes.length; i++) {
     const byte = bytes[i]!;
     if (byte === QUOTE) inString = !inString;
     else if (inString) {
       if (byte === BACKSLASH) i++;
-    } else if (byte === 0x5b || byte === 0x7b) {
-      if (++depth > MAX_DEPTH) throw invalidJson(`the body is nested more than ${MAX_DEPTH} deep`);
+    } else if (byte === 0x5b || byte === 0x7b || byte === 0x3a) {
+      if (++parts > MAX_PARTS)
+        throw invalidJson(`the body has more than ${MAX_PARTS} lists, objects and fields`);
+      if (byte !== 0x3a && ++depth > MAX_DEPTH)
+        throw invalidJson(`the body is nested more than ${MAX_DEPTH} deep`);
     } else if (byte === 0x5d || byte === 0x7d) depth--;
   }
 }

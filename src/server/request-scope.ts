@@ -1,4 +1,8 @@
+import type { RequestContext, ServerContext } from "./context.ts";
 import { ApiError, overloaded } from "./errors.ts";
+
+/** Bun's own limit of silence on a connection, in seconds. */
+const IDLE_SECONDS = 10;
 
 /** What ends a request from outside. */
 export interface ScopeOptions {
@@ -10,6 +14,33 @@ export interface ScopeOptions {
   readonly queueTimeoutSeconds: number;
   /** Whether anything of the request has been computed. */
   readonly started: () => boolean;
+  /** Called when the scope is disposed of. */
+  readonly onClose: () => void;
+}
+
+/**
+ * Counts a request in until its scope is disposed of. Meanwhile Bun does not close a silent connection; before and
+ * afterwards it does, so that nobody can hold connections without a request.
+ * @throws ApiError as `Admission.admit`.
+ */
+export function openScope(
+  c: RequestContext,
+  { admission, config }: ServerContext,
+  completions: number,
+  started: () => boolean,
+): RequestScope {
+  const leave = admission.admit(c.get("caller").keyId, completions);
+  const allowSilence = (seconds: number) => c.env?.server?.timeout(c.req.raw, seconds);
+  allowSilence(0);
+  const { requestTimeoutSeconds, queueTimeoutSeconds } = config;
+  return new RequestScope({
+    ...{ client: c.req.raw.signal, cutoff: admission.cutoff },
+    ...{ requestTimeoutSeconds, queueTimeoutSeconds, started },
+    onClose: () => {
+      leave();
+      allowSilence(IDLE_SECONDS);
+    },
+  });
 }
 
 /** How long a request may live: until its client leaves, its time is up or the server stops. */
@@ -18,7 +49,8 @@ export class RequestScope implements Disposable {
   readonly #timers: readonly ReturnType<typeof setTimeout>[];
   readonly #release: () => void;
 
-  constructor({ client, cutoff, started, requestTimeoutSeconds, queueTimeoutSeconds }: ScopeOptions) {
+  constructor(options: ScopeOptions) {
+    const { client, cutoff, started, requestTimeoutSeconds, queueTimeoutSeconds } = options;
     const onClient = () => this.abort(clientClosed());
     const onCutoff = () => this.abort(cutoff.reason as ApiError);
     client.addEventListener("abort", onClient);
@@ -26,6 +58,7 @@ export class RequestScope implements Disposable {
     this.#release = () => {
       client.removeEventListener("abort", onClient);
       cutoff.removeEventListener("abort", onCutoff);
+      options.onClose();
     };
     this.#timers = [
       setTimeout(() => this.abort(timedOut(requestTimeoutSeconds)), requestTimeoutSeconds * 1000),
@@ -45,6 +78,17 @@ export class RequestScope implements Disposable {
   /** Ends the request; the first reason stays. */
   abort(reason: ApiError): void {
     this.#controller.abort(reason);
+  }
+
+  /** What the promise comes to. @throws the reason if the request ends before. */
+  async race<T>(promise: Promise<T>): Promise<T> {
+    const ended = Promise.withResolvers<never>();
+    const onAbort = () => ended.reject(this.signal.reason);
+    this.signal.addEventListener("abort", onAbort);
+    if (this.signal.aborted) onAbort();
+    return Promise.race([promise, ended.promise]).finally(() =>
+      this.signal.removeEventListener("abort", onAbort),
+    );
   }
 
   [Symbol.dispose](): void {

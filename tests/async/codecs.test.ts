@@ -107,7 +107,13 @@ test("a token's text travels once", () => {
 });
 
 describe("the engine's loop", () => {
-  const add = { badWordTokens: [], cacheSalt: undefined, arrivalTime: 0, type: "add" as const };
+  const add = {
+    badWordTokens: [],
+    cacheSalt: undefined,
+    arrivalTime: 0,
+    aborted: false,
+    type: "add" as const,
+  };
 
   /** Runs two requests; what was posted. */
   async function run(fault: () => "dead" | undefined): Promise<EngineReply[]> {
@@ -136,6 +142,22 @@ describe("the engine's loop", () => {
     expect(posted.map(({ started }) => started.map(({ request }) => request))).toEqual([[0, 1], [], []]);
     expect(posted.map(({ finished }) => finished.map(({ request }) => request))).toEqual([[0], [], [1]]);
     expect(posted.map(({ numBatchedTokens }) => numBatchedTokens)).toEqual([6, 1, 1]);
+  });
+
+  test("posts that a request is computed before its first delta, with overlap as soon as it is launched", async () => {
+    for (const overlap of [false, true]) {
+      const { engine } = makeEngine({ overlap, maxNumBatchedTokens: 4 }, { maxInFlight: 2 });
+      const replies: EngineReply[] = [];
+      const loop = new EngineLoop(engine, (reply) => replies.push(reply));
+      const { sampling, promptTokenIds } = makeRequest([1, 2, 3, 4, 5, 6], { maxTokens: 1 });
+      loop.add({ ...add, request: 0, promptTokenIds, sampling });
+      while (engine.hasUnfinished) await Bun.sleep(1);
+      const posted = steps(replies);
+      expect(posted.map(({ scheduled }) => scheduled.map(({ request }) => request))[0]).toEqual([0]);
+      expect(posted[0]!.scheduled[0]!.metrics.firstScheduledTime).toBeNumber();
+      expect(posted.flatMap(({ scheduled }) => scheduled)).toHaveLength(1);
+      expect(posted.findIndex(({ started }) => started.length > 0)).toBe(overlap ? 2 : 1);
+    }
   });
 
   test("dies with the engine: what ended before has ended, what comes later is refused", async () => {

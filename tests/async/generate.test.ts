@@ -1,12 +1,16 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { AsyncLLM, type CompletionDelta, LLM, type RequestOutput, type StepReport } from "../../src/index.ts";
 import {
-  type AsyncLLM,
-  type CompletionDelta,
-  LLM,
-  type RequestOutput,
-  type StepReport,
-} from "../../src/index.ts";
-import { collect, createAsyncLLM, expectIdle, GREEDY, PROMPT, rejection, SMALL } from "./support.ts";
+  collect,
+  createAsyncLLM,
+  expectIdle,
+  FAST_MODEL,
+  FAST_OPTIONS,
+  GREEDY,
+  PROMPT,
+  rejection,
+  SMALL,
+} from "./support.ts";
 
 setDefaultTimeout(120_000);
 
@@ -129,6 +133,18 @@ test("times are on one clock and in order", async () => {
   expect(finishedTime! - arrivalTime).toBeWithin(0, 5);
 });
 
+test("a stream knows before its first delta that its prompt is being computed", async () => {
+  await using llm = await AsyncLLM.create(FAST_MODEL, { ...FAST_OPTIONS, maxNumBatchedTokens: 8 });
+  const promptTokenIds = Array.from({ length: 24 }, (_, i) => 3 + i);
+  const known: boolean[] = [];
+  const stream = await llm.submit({ promptTokenIds }, { temperature: 0, maxTokens: 1 });
+  llm.onStep(() => known.push(stream.metrics.firstScheduledTime !== undefined));
+  expect(stream.metrics.firstScheduledTime).toBeUndefined();
+  await collect(stream);
+  expect(known).toEqual([true, true, true]);
+  expect(llm.dtype).toBe("float32");
+});
+
 test("cached tokens are counted, and forgotten on demand", async () => {
   const prompt =
     "The little dog ran to the park to play with his big red ball and his friend Tom was there too";
@@ -154,7 +170,8 @@ test("steps are reported, each finished request once, until unsubscribed", async
   expect(reports.flatMap(({ finished }) => finished)).toEqual([
     {
       ...{ id: stream.id, finishReasons: ["length", "length"], promptTokens: promptTokenIds.length },
-      ...{ cachedTokens: 0, generationTokens: 16, maxTokens: 8, n: 2, metrics: stream.metrics },
+      ...{ cachedTokens: 0, generationTokens: 16, completionTokens: [8, 8] },
+      ...{ maxTokens: 8, n: 2, metrics: stream.metrics },
     },
   ]);
   expect(stream.metrics.finishedTime).toBeGreaterThan(stream.metrics.arrivalTime);

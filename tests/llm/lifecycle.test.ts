@@ -94,6 +94,17 @@ describe("aborting", () => {
     expect(await rejection(llm.generate(PROMPT, LONG, { onProgress }))).toBeInstanceOf(RangeError);
     await expectUsable(llm);
   });
+
+  test("a callback that throws for one prompt of several ends them all", async () => {
+    let calls = 0;
+    const onProgress = () => {
+      if (++calls === 3) throw new RangeError("from the callback");
+    };
+    const prompts = [PROMPT, "The", "Once"];
+    expect(await rejection(llm.generate(prompts, LONG, { onProgress }))).toBeInstanceOf(RangeError);
+    expect(llm.stats()).toMatchObject({ running: 0, waiting: 0 });
+    await expectUsable(llm);
+  });
 });
 
 describe("a request that is refused starts nothing", () => {

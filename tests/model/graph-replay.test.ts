@@ -102,6 +102,21 @@ describe("captured decode steps", () => {
     captured.dispose();
   });
 
+  test("a prompt longer than the batch is wide can be asked about once steps are captured", async () => {
+    const runner = await startRunner(new RecordingBackend(), false);
+    const tokens = Int32Array.from({ length: 30 }, (_, t) => t);
+    runner.launch({
+      joins: [{ slot: 0, tokens, promptLength: 30, sampling }],
+      blockTableUpdates: [0, 1].map((index) => ({ slot: 0, index, block: index })),
+      rows: [{ slot: 0, start: 0, count: 30, sample: false, promptLogprobs: 2, logits: true }],
+      ...{ decodeRows: 0, numTokens: 30 },
+    });
+    const { promptLogprobs, logits } = runner.collect();
+    expect(promptLogprobs.get(0)!.chosenIds).toEqual(tokens.slice(1));
+    expect(logits.get(0)).toHaveLength(30 * runner.vocabSize);
+    runner.dispose();
+  });
+
   test("enforceEager captures nothing", async () => {
     const recording = new RecordingBackend();
     (await startRunner(recording, true)).dispose();

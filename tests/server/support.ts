@@ -1,3 +1,5 @@
+import { expect } from "bun:test";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { AsyncLLM } from "../../src/async-llm.ts";
 import type { EngineOptions } from "../../src/base/config.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
@@ -110,4 +112,32 @@ export async function eventually(condition: () => boolean): Promise<void> {
     if (performance.now() > deadline) throw new Error("the condition does not come true");
     await Bun.sleep(5);
   }
+}
+
+/** The text of a short greedy reply, which nothing that others send may change. */
+export async function canary(server: TestServer): Promise<string> {
+  const reply = await server.post("/v1/completions", { prompt: PROMPT, ...GREEDY });
+  if (reply.status !== 200) throw new Error(`the canary got ${reply.status}`);
+  const { choices } = (await reply.json()) as { choices: { text: string }[] };
+  return choices[0]!.text;
+}
+
+/** Nothing is left under way, the server is healthy and answers as before. */
+export async function expectUnharmed(server: TestServer, before: string): Promise<void> {
+  const { llm } = server;
+  await eventually(() => llm.numUnfinished === 0 && llm.stats.running === 0 && llm.stats.waiting === 0);
+  const load = await (await server.fetch("/load")).json();
+  const { status } = await server.fetch("/health");
+  expect({ load, status, canary: await canary(server) }).toEqual({
+    ...{ load: { server_load: 0 }, status: 200, canary: before },
+  });
+}
+
+/** The longest time in milliseconds that this thread was busy while `run` ran. */
+export async function longestPause(run: () => Promise<unknown>): Promise<number> {
+  const delays = monitorEventLoopDelay({ resolution: 1 });
+  delays.enable();
+  await run();
+  delays.disable();
+  return delays.max / 1e6;
 }

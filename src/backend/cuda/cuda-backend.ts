@@ -66,16 +66,8 @@ export class CudaBackend implements Backend {
       this.#library = KernelLibrary.create(this.#context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
       const cublas = CublasLt.create(cuda.cublasLt, this.#context);
       const workspace = DeviceMemory.allocate(this.#context, GEMM_WORKSPACE_BYTES);
-      this.#tuner = new GemmTuner(
-        ...([
-          this.#context,
-          this.#stream,
-          cublas,
-          workspace,
-          cubinCacheFolder(),
-          cuda.driver.version,
-        ] as const),
-      );
+      const [context, stream, { version }] = [this.#context, this.#stream, cuda.driver];
+      this.#tuner = new GemmTuner(context, stream, cublas, workspace, cubinCacheFolder(), version);
       this.#gemm = new Gemm(cublas, workspace, this.#stream, this.#tuner);
       this.#ops = new KernelOps(this.#library, {
         dtype: activationDtype,
@@ -89,7 +81,11 @@ export class CudaBackend implements Backend {
         },
       });
     } catch (error) {
-      this.#context.dispose();
+      try {
+        this.#context.dispose();
+      } catch {
+        // What failed first is what is reported.
+      }
       throw error;
     }
   }

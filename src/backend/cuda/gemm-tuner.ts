@@ -1,16 +1,15 @@
-import { ptr } from "bun:ffi";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { dtypeSize } from "../../base/dtype.ts";
 import { DeviceError } from "../../base/errors.ts";
 import type { Context } from "../../cuda/context.ts";
-import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
+import { type CublasLt, type MatmulAlgorithm, matmulAlgorithm } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
 import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
 import type { Tensor } from "../tensor.ts";
-import { rowAlignment } from "./gemm.ts";
+import { algorithmKey, rowAlignment } from "./gemm-shape.ts";
 
 /** Algorithms that are timed for each shape. */
 const CANDIDATES = 8;
@@ -137,8 +136,8 @@ export class GemmTuner {
       const [digest, text] = readFileSync(this.#path, "utf8").split("\n");
       if (text === undefined || digest !== sha256(text)) return;
       for (const [key, stored] of Object.entries(JSON.parse(text) as Record<string, StoredAlgorithm>)) {
-        const bytes = Uint8Array.from(Buffer.from(stored.algorithm, "hex"));
-        this.#best.set(key, { bytes, address: ptr(bytes), workspaceBytes: stored.workspaceBytes, waves: 0 });
+        const bytes = Buffer.from(stored.algorithm, "hex");
+        this.#best.set(key, matmulAlgorithm(bytes, stored.workspaceBytes));
       }
     } catch {
       // There is no file yet.
@@ -173,16 +172,4 @@ function attempt<T>(run: () => T): T | undefined {
 
 function sha256(text: string): string {
   return new Bun.CryptoHasher("sha256").update(text).digest("hex");
-}
-
-/** A shape as a key, of plans and of choices on disk. */
-export function algorithmKey({
-  tokens,
-  inFeatures,
-  outFeatures,
-  inputType,
-  outputType,
-  bias,
-}: LinearShape): string {
-  return `${tokens}/${inFeatures}/${outFeatures}/${inputType}/${outputType}/${bias ? 1 : 0}`;
 }

@@ -1,11 +1,11 @@
-import { dtypeSize, type FloatDType } from "../../base/dtype.ts";
-import { invariant } from "../../base/errors.ts";
+import type { FloatDType } from "../../base/dtype.ts";
 import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
 import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
 import type { DeviceMemory } from "../../cuda/memory.ts";
 import type { Stream } from "../../cuda/stream.ts";
 import type { Tensor } from "../tensor.ts";
-import { algorithmKey, type GemmTuner } from "./gemm-tuner.ts";
+import { algorithmKey, rowAlignment } from "./gemm-shape.ts";
+import type { GemmTuner } from "./gemm-tuner.ts";
 
 /** Plans for shapes beyond this many are rebuilt when they come again: prompts make a new shape almost every step. */
 const MAX_PLANS = 512;
@@ -27,9 +27,8 @@ export class Gemm {
     private readonly tuner: GemmTuner,
   ) {}
 
-  /** See `Backend.linear`; a bias needs `out` to be of its own dtype, as cuBLASLt adds no other. */
+  /** See `Backend.linear`. */
   linear(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined): void {
-    invariant(bias === undefined || bias.dtype === out.dtype, `linear: bias is ${bias}, out is ${out}`);
     const shape: LinearShape = {
       tokens: x.dim(0),
       inFeatures: x.dim(1),
@@ -78,13 +77,4 @@ export class Gemm {
       throw error;
     }
   }
-}
-
-/** Bytes to which rows of all three matrices are aligned, at most 16. */
-export function rowAlignment({ inFeatures, outFeatures, inputType, outputType }: LinearShape): number {
-  let alignment = 16;
-  for (const rowBytes of [inFeatures * dtypeSize(inputType), outFeatures * dtypeSize(outputType)]) {
-    while (rowBytes % alignment !== 0) alignment /= 2;
-  }
-  return alignment;
 }

@@ -73,10 +73,13 @@ export class Staging {
     }
     return {
       wait: () => {
-        slot.done.synchronize();
-        const bytes = slot.bytes.slice(0, byteLength);
-        this.#freeSlots.push(slot);
-        return bytes;
+        try {
+          slot.done.synchronize();
+          return slot.bytes.slice(0, byteLength);
+        } finally {
+          // After a failed wait the copy may still be under way: the slot's next one comes after it on the stream.
+          this.#freeSlots.push(slot);
+        }
       },
     };
   }

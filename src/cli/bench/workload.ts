@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { ConfigError, ModelNotFoundError, messageOf } from "../../base/errors.ts";
 import { SplitMix64 } from "../../base/random.ts";
 
-/** Prompts as token ids, and how many tokens to generate for each. */
+/** Prompts as token ids, and how many tokens to generate for each: the format of bench/workloads/. */
 export interface Workload {
   readonly temperature: number;
   readonly ignoreEos: boolean;

@@ -4,7 +4,7 @@ import { generate } from "../generation.ts";
 import { readJsonBody } from "../json-body.ts";
 import { mount } from "../router.ts";
 import { type ChatRequest, parseChat } from "../schemas/chat.ts";
-import { tokenizeOptions } from "./tokenize.ts";
+import { textJob, tokenizeOptions } from "./tokenize.ts";
 
 /** `/v1/chat/completions` and its rendering to tokens. */
 export function chatRoutes(app: ServerApp, context: ServerContext): void {
@@ -38,7 +38,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
     POST: async (c) => {
       const { body, prompt } = await read(c);
       servedModel(context, body.model);
-      const { tokenIds } = await llm.tokenize(prompt, tokenizeOptions(body));
+      const { tokenIds } = await textJob(c, context, () => llm.tokenize(prompt, tokenizeOptions(body)));
       return c.json({ token_ids: tokenIds });
     },
   });

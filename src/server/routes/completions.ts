@@ -8,7 +8,7 @@ import { readJsonBody } from "../json-body.ts";
 import { mount } from "../router.ts";
 import { parseCompletions } from "../schemas/completions.ts";
 import type { PromptInput } from "../schemas/prompt.ts";
-import { tokenizeOptions } from "./tokenize.ts";
+import { textJob, tokenizeOptions } from "./tokenize.ts";
 
 /** `/v1/completions` and its rendering to tokens. */
 export function completionRoutes(app: ServerApp, context: ServerContext): void {
@@ -36,8 +36,8 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
     POST: async (c) => {
       const { body, prompts } = await read(c);
       servedModel(context, body.model);
-      const rendered = await Promise.all(
-        prompts.map((prompt) => llm.tokenize(promptOf(prompt), tokenizeOptions(body))),
+      const rendered = await textJob(c, context, () =>
+        Promise.all(prompts.map((prompt) => llm.tokenize(promptOf(prompt), tokenizeOptions(body)))),
       );
       return c.json(rendered.map(({ tokenIds }) => ({ token_ids: tokenIds })));
     },

@@ -3,6 +3,7 @@ import type { ChatPrompt, Prompt } from "../../prompt-encoder.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { invalidValue } from "../errors.ts";
 import { readJsonBody } from "../json-body.ts";
+import { openScope } from "../request-scope.ts";
 import { mount } from "../router.ts";
 import { type ConversationBody, chatPrompt } from "../schemas/chat.ts";
 import { parseBody } from "../schemas/common.ts";
@@ -18,7 +19,7 @@ export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
     POST: async (c) => {
       const body = parseBody(TokenizeBody, await read(c), unknownFields.add);
       servedModel(context, body.model);
-      const result = await llm.tokenize(promptOf(body), tokenizeOptions(body));
+      const result = await textJob(c, context, () => llm.tokenize(promptOf(body), tokenizeOptions(body)));
       return c.json({
         count: result.tokenIds.length,
         max_model_len: llm.maxModelLen,
@@ -32,9 +33,20 @@ export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
     POST: async (c) => {
       const body = parseBody(DetokenizeBody, await read(c), unknownFields.add);
       servedModel(context, body.model);
-      return c.json({ prompt: await llm.detokenize(tokenIds(body.tokens, "tokens")) });
+      const tokens = tokenIds(body.tokens, "tokens");
+      return c.json({ prompt: await textJob(c, context, () => llm.detokenize(tokens)) });
     },
   });
+}
+
+/** Runs what generates nothing, within the same limits as what does. */
+export async function textJob<T>(
+  c: RequestContext,
+  context: ServerContext,
+  run: () => Promise<T>,
+): Promise<T> {
+  using scope = openScope(c, context, 1, () => false);
+  return await scope.race(run());
 }
 
 /** How a body wants its prompt to be turned into tokens. */

@@ -4,7 +4,16 @@ import type { SamplingParams } from "../../base/sampling-params.ts";
 import type { ChatOptions, ChatPrompt } from "../../prompt-encoder.ts";
 import type { ChatMessage } from "../../tokenizer/chat-template.ts";
 import { invalidValue, unsupported } from "../errors.ts";
-import { checkCommon, commonShape, type JsonObject, parseBody, type UnknownFields } from "./common.ts";
+import {
+  checkCommon,
+  commonShape,
+  isObject,
+  type JsonObject,
+  LIST,
+  OBJECT,
+  parseBody,
+  type UnknownFields,
+} from "./common.ts";
 import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
 import { samplingParams } from "./sampling.ts";
 
@@ -15,9 +24,9 @@ export const conversationShape = {
   messages: z.unknown().optional().meta(MESSAGES_DOCUMENT),
   add_generation_prompt: flag.meta({ description: "Default true, or false with continue_final_message." }),
   continue_final_message: flag,
-  chat_template_kwargs: z.record(z.string(), z.unknown()).nullish(),
-  documents: z.array(z.unknown()).nullish().meta({ description: "Handed to the chat template." }),
-  tools: z.array(z.record(z.string(), z.unknown())).nullish(),
+  chat_template_kwargs: OBJECT.nullish(),
+  documents: LIST.nullish().meta({ description: "Handed to the chat template." }),
+  tools: LIST.refine((tools) => tools.every(isObject), "must be a list of objects").nullish(),
 };
 
 /** Body of `/v1/chat/completions`. */

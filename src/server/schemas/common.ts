@@ -12,6 +12,14 @@ export const MODEL = z
 const flag = z.boolean().nullish();
 const PRINTABLE = /^[\x21-\x7e]{1,128}$/;
 
+export function isObject(value: unknown): value is JsonObject {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** A list of anything, of which no copy is made. */
+export const LIST = z.custom<readonly unknown[]>(Array.isArray, "must be a list").meta({ type: "array" });
+export const OBJECT = z.custom<JsonObject>(isObject, "must be an object").meta({ type: "object" });
+
 /** Of `/tokenize` too. */
 export const promptShape = {
   model: MODEL,

@@ -8,7 +8,9 @@ interface SamplingField {
 }
 
 const field = (param: keyof SamplingParams, type: z.ZodType): SamplingField => ({ param, type });
-const tokenIds = z.array(z.number()).meta({ description: "Token ids." });
+/** Lists are the engine's to check: it looks at their lengths before their items. */
+const list = (items: "integer" | "string") => z.unknown().meta({ type: "array", items: { type: items } });
+const tokenIds = list("integer");
 
 const STOP_DOCUMENT = {
   anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, maxItems: 16 }],
@@ -32,9 +34,12 @@ export const SAMPLING_FIELDS: Readonly<Record<string, SamplingField>> = {
   min_tokens: field("minTokens", z.int()),
   max_tokens: field("maxTokens", z.int()),
   prompt_logprobs: field("promptLogprobs", z.int()),
-  logit_bias: field("logitBias", z.record(z.string(), z.number())),
+  logit_bias: field(
+    "logitBias",
+    z.unknown().meta({ type: "object", additionalProperties: { type: "number" } }),
+  ),
   allowed_token_ids: field("allowedTokenIds", tokenIds),
-  bad_words: field("badWords", z.array(z.string())),
+  bad_words: field("badWords", list("string")),
   skip_special_tokens: field("skipSpecialTokens", z.boolean()),
   spaces_between_special_tokens: field("spacesBetweenSpecialTokens", z.boolean()),
 };
@@ -56,6 +61,7 @@ export function samplingParams(body: Readonly<Record<string, unknown>>): Samplin
 /** Names of what is not in the table but that the engine's errors speak of. */
 const OTHER_NAMES: Readonly<Record<string, string>> = {
   promptTokenIds: "prompt",
+  tokenIds: "tokens",
   cacheSalt: "cache_salt",
   chatTemplateKwargs: "chat_template_kwargs",
   addGenerationPrompt: "add_generation_prompt",

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { conversationShape } from "./chat.ts";
-import { MODEL, promptShape } from "./common.ts";
+import { LIST, MODEL, promptShape } from "./common.ts";
 
 /** Body of `/tokenize`: a prompt, or a conversation. */
 export const TokenizeBody = z.object({
@@ -11,4 +11,4 @@ export const TokenizeBody = z.object({
 });
 
 /** Body of `/detokenize`. */
-export const DetokenizeBody = z.object({ model: MODEL, tokens: z.array(z.unknown()) });
+export const DetokenizeBody = z.object({ model: MODEL, tokens: LIST });

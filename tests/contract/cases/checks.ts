@@ -17,6 +17,11 @@ export function checksCases(addCase: Case): void {
     refuse(() => backend.linear(out, fixture.normals([3, 7]).tensor, weight), /linear: weight/);
     refuse(() => backend.linear(fixture.output("int32", [3, 4]), x, weight), /linear: out is int32/);
     refuse(() => backend.linear(out, x, weight, fixture.normals([3]).tensor), /linear: bias/);
+    if (dtype !== "float32") {
+      const wide = fixture.output("float32", [3, 4]);
+      const bias = fixture.normals([4]).tensor;
+      refuse(() => backend.linear(wide, x, weight, bias), /linear: out is float32/);
+    }
     const square = fixture.normals([8, 8]).tensor;
     refuse(() => backend.linear(square, square, fixture.normals([8, 8]).tensor), /out overlaps x/);
     expect(fixture.readFloats(out).every(Number.isNaN)).toBe(true);

@@ -51,7 +51,16 @@ const FIELDS: Readonly<
   logprobs: { bad: [-1, 21, 0.5, "1", true], good: [0, 20, null] },
   promptLogprobs: { bad: [-1, 21, 0.5, "1"], good: [0, 20, null] },
   logitBias: {
-    bad: [{ 100: 1 }, { "-1": 1 }, { "1.5": 1 }, { a: 1 }, { 1: 101 }, { 1: -101 }, { 1: Number.NaN }]
+    bad: [
+      { 100: 1 },
+      { "-1": 1 },
+      { "1.5": 1 },
+      { "05": 1 },
+      { a: 1 },
+      { 1: 101 },
+      { 1: -101 },
+      { 1: Number.NaN },
+    ]
       .map((bias): unknown => bias)
       .concat([{ 1: "2" }, [1, 2], 5, "1", new Map([[1, 2]])]),
     good: [{}, { 0: -100, 99: 100 }, null],

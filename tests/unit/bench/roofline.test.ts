@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { type DeviceLimits, limitsOf, roofline } from "../../../bench/roofline.ts";
-import { readWorkload } from "../../../bench/workload.ts";
+import { readWorkload } from "../../../src/cli/bench/workload.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 
 const BENCH = join(import.meta.dir, "../../../bench");

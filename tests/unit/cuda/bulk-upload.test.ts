@@ -52,6 +52,7 @@ describe("CudaBulkUpload", () => {
     expect(upload.slots.map((slot) => slot.byteLength)).toEqual(new Array(SLOTS).fill(SLOT));
     const [a, b] = [tensor(12), tensor(SLOT)];
     deviceBytes(a).fill(0);
+    deviceBytes(a).fill(0);
     fillSlot(upload, 3, 1);
     upload.slots[3]!.commit(a.rows(1, 3));
     fillSlot(upload, 15, 2);

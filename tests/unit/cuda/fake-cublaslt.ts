@@ -146,11 +146,10 @@ export function floats(address: number, count: number): Float32Array {
   return new Float32Array(toArrayBuffer(address as Pointer, 0, count * 4));
 }
 
-export function heuristicResult({ workspaceBytes = 0, state = 0, waves = 1, fill = 7 }): Uint8Array {
+export function heuristicResult({ workspaceBytes = 0, state = 0, fill = 7 }): Uint8Array {
   const bytes = new Uint8Array(96).fill(fill, 0, 64);
   const view = new DataView(bytes.buffer);
   view.setBigUint64(64, BigInt(workspaceBytes), true);
   view.setInt32(72, state, true);
-  view.setFloat32(76, waves, true);
   return bytes;
 }

@@ -155,7 +155,6 @@ export class FakeCuda {
       cuDevicePrimaryCtxRelease_v2: () => this.#drop(this.alive("context").at(-1) ?? 0, "context"),
       cuCtxSetCurrent: (context) => this.#expect(context, "context"),
       cuCtxSynchronize: () => this.#runAll(),
-      cuCtxEnablePeerAccess: (peer) => this.#expect(peer, "context"),
 
       cuMemGetInfo_v2: (free, total) => {
         store(free, this.gpus[0]!.memory - this.allocatedBytes);
@@ -180,8 +179,6 @@ export class FakeCuda {
       cuStreamCreateWithPriority: (out) => store(out, this.#make("stream")),
       cuStreamDestroy_v2: (stream) => this.#drop(stream as number, "stream"),
       cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.#run(stream as number),
-      cuStreamQuery: (stream) => this.#whenNotCapturing(stream),
-      cuStreamWaitEvent: (stream, event) => this.#expect(stream, "stream") || this.#expect(event, "event"),
       cuEventCreate: (out) => store(out, this.#make("event")),
       cuEventDestroy_v2: (event) => this.#drop(event as number, "event"),
       cuEventRecord: (event, stream) => this.#expect(event, "event") || this.#mark(event as number, stream),

@@ -154,7 +154,26 @@ describe("inspectCuda", () => {
     const report = inspectCuda(machine({ libraries: {} }));
     expect(report.driverVersion).toBeUndefined();
     expect(report.gpus).toEqual([]);
-    for (const library of report.libraries) expect(library.problem).toMatch(/install/);
+    for (const library of report.libraries) {
+      expect(library.problem).toMatch(/install/);
+      expect(library.problem).not.toContain("cannot open");
+    }
+  });
+
+  test("a library that is there but does not load says why", () => {
+    const { open, ...rest } = machine({ libraries: {} });
+    const loaders: Record<string, string> = {
+      "libnvrtc.so.13": "libnvrtc.so.13: cannot open shared object file: Permission denied",
+      "libcublasLt.so.13": "libother.so.1: cannot open shared object file: No such file or directory",
+    };
+    const picky: Machine["open"] = (path, symbols) => {
+      if (loaders[path] !== undefined) throw new Error(loaders[path]);
+      return open(path, symbols);
+    };
+    const [cuda, nvrtc, cublasLt] = inspectCuda({ ...rest, open: picky }).libraries;
+    expect(cuda!.problem).not.toContain("(Failed");
+    expect(nvrtc!.problem).toEndWith(`(${loaders["libnvrtc.so.13"]})`);
+    expect(cublasLt!.problem).toEndWith(`(${loaders["libcublasLt.so.13"]})`);
   });
 
   test("a driver that fails half-way is a problem, not an exception", () => {

@@ -6,7 +6,7 @@ import {
   InvariantError,
   RequestFailedError,
 } from "../../../src/base/errors.ts";
-import type { EngineRequest } from "../../../src/engine/request.ts";
+import { checkRequest, type EngineRequest } from "../../../src/engine/request.ts";
 import type { Fault } from "../../simulation/fake-runner.ts";
 import { digests, logprobOf, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
 import { drain, makeEngine, makeRequest, range } from "./helpers.ts";
@@ -229,6 +229,27 @@ test("a request for prompt log-probabilities or logits computes the whole prompt
   );
   expect([...engine.logits(logits.id)]).toEqual(rows.flat());
   expect(() => engine.logits("other")).toThrow(InvalidRequestError);
+});
+
+test("logits of which only a part was computed are not given out", () => {
+  const faults: (Fault | undefined)[] = [undefined, "collect"];
+  const { engine } = makeEngine({ maxNumBatchedTokens: 8 }, { fault: () => faults.shift() });
+  const [failed, aborted] = [0, 1].map(() => makeRequest(range(0, 20), {}, { logits: true }));
+  engine.add(failed!);
+  drain(engine);
+  expect(() => engine.logits(failed!.id)).toThrow(RequestFailedError);
+  engine.add(aborted!);
+  engine.step();
+  engine.abort(aborted!.id);
+  drain(engine);
+  expect(() => engine.logits(aborted!.id)).toThrow(InvalidRequestError);
+});
+
+test("more logits than one array holds are refused", () => {
+  const limits = { maxModelLen: 4096, poolTokens: 4096, vocabSize: 2 ** 20 };
+  const request = (length: number) => makeRequest(range(0, length), {}, { logits: true });
+  expect(checkRequest(request(1024), limits)).toBe(0);
+  expect(() => checkRequest(request(1025), limits)).toThrow(ContextLengthError);
 });
 
 test("a failed step ends the completions in it, caches nothing, and the next request is served", () => {

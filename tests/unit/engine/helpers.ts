@@ -1,7 +1,8 @@
 import { createXXHash128, type IHasher } from "hash-wasm";
 import type { CompletionDelta } from "../../../src/base/outputs.ts";
 import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.ts";
-import { Engine, type EngineDeps } from "../../../src/engine/engine.ts";
+import { Engine } from "../../../src/engine/engine.ts";
+import type { EngineDeps } from "../../../src/engine/engine-deps.ts";
 import type { EngineRequest } from "../../../src/engine/request.ts";
 import { FakeRunner, type FakeRunnerOptions } from "../../simulation/fake-runner.ts";
 import { EOS, makeSeed } from "../../simulation/oracle.ts";

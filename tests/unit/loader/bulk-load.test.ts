@@ -219,7 +219,7 @@ describe("failures of bulk loading", () => {
       expect(read.status).toBe("rejected");
       expect((read as PromiseRejectedResult).reason).toBeInstanceOf(InvariantError);
     }
-    await expect(reader.read(chunk, slot!.address, 32)).rejects.toThrow("32 bytes for a target of 31");
+    await expect(reader.read(chunk, slot!.address, 32)).rejects.toThrow("16 elements for 31 bytes");
 
     const target = bulk.empty("bfloat16", [16]);
     const chunks = function* () {

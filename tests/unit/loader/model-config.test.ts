@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { readGenerationConfig } from "../../../src/models/generation-config.ts";
+import { defineModel } from "../../../src/models/registry.ts";
 import { temporaryFolder, thrown } from "./support.ts";
 
 const LLAMA = {
@@ -158,6 +159,7 @@ describe("readModelConfig", () => {
     ["tie_word_embeddings", "false"],
     ["eos_token_id", 128256],
     ["eos_token_id", [1, -1]],
+    ["eos_token_id", Array.from({ length: 513 }, (_, i) => i)],
     ["bos_token_id", 1.5],
     ["architectures", []],
     ["architectures", "LlamaForCausalLM"],
@@ -203,6 +205,14 @@ describe("readModelConfig", () => {
     expect(() => readModelConfig(folder.path)).toThrow("not a regular file");
     expect(() => read('{"architectures":["X"],"text_config":{}}')).toThrow(UnsupportedModelError);
   });
+});
+
+test("an architecture that is not supported is named, with its file and those that are", () => {
+  const error = thrown(() =>
+    defineModel(read({ ...LLAMA, architectures: ["GPT2LMHeadModel"] }), "/models/x"),
+  );
+  expect(error).toBeInstanceOf(UnsupportedModelError);
+  expect((error as Error).message).toMatch(/^\/models\/x\/config\.json: .*GPT2LMHeadModel.*Qwen3ForCausalLM/);
 });
 
 describe("readGenerationConfig", () => {

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import type { SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
+import type { Readback, SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { Workspace } from "../../../src/backend/workspace.ts";
@@ -25,6 +25,19 @@ class UnluckyBackend extends CpuBackend {
   poisonedSlot = -1;
   /** Thrown by the next sampling, and by all that waits for the device after it. */
   loss: DeviceError | undefined;
+  /** Copies to the host that nobody has waited for. */
+  openReadbacks = 0;
+
+  override readback(source: Tensor): Readback {
+    const copy = super.readback(source);
+    this.openReadbacks++;
+    return {
+      wait: () => {
+        this.openReadbacks--;
+        return copy.wait();
+      },
+    };
+  }
 
   override allocate(byteLength: number) {
     if (this.failingAllocation > 0 && --this.failingAllocation === 0)
@@ -114,9 +127,11 @@ describe("no memory for what a step needs", () => {
     const expected = run(plain, asking).map(tokens);
     for (let nth = 1; nth < 40; nth++) {
       // Every buffer grows again, as the batch is wider than before.
-      const wide = [0, 1, 2].map((i) => greedy([...PROMPTS[1], nth % 19, i], { logprobs: 6 + nth }));
+      const asked = { logprobs: 6 + nth, promptLogprobs: 6 + nth };
+      const wide = [0, 1, 2].map((i) => greedy([...PROMPTS[1], nth % 19, i], asked));
       backend.failingAllocation = nth;
       run(...wide);
+      expect(backend.openReadbacks).toBe(0);
       const met = backend.failingAllocation === 0;
       backend.failingAllocation = 0;
       expect(run(greedy(PROMPTS[0]), greedy(PROMPTS[1])).map(tokens)).toEqual(expected);

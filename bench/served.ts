@@ -1,0 +1,120 @@
+/**
+ * A workload through HTTP against the same workload offline, on the same machine in the same run:
+ *
+ *   bun run bench:served --workload bench/workloads/nano-vllm.json --model DIR
+ *
+ * `octavo serve` and `octavo bench serve` run as processes of their own, with the prefix cache off: what one run leaves
+ * must not help the next. With tokenizer files in the model folder, the served text is detokenized as in production.
+ */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createCommand, integerValue, runCommand } from "../src/cli/program.ts";
+import { makeRecord, writeRecord } from "./record.ts";
+import { median } from "./stats.ts";
+
+interface Flags {
+  readonly model: string;
+  readonly workload: string;
+  readonly loadFormat?: string;
+  readonly port: number;
+  readonly repeat: number;
+  readonly json?: string;
+}
+
+/** What of an `octavo bench serve --json` file is compared. */
+interface ServedRun {
+  readonly failed: number;
+  readonly outputTokensPerSecond: number;
+}
+
+const ROOT = join(import.meta.dir, "..");
+const START_SECONDS = 120;
+
+const command = createCommand("bench:served")
+  .description("Compares served with offline throughput.")
+  .requiredOption("-m, --model <model>", "model folder or Hugging Face id")
+  .requiredOption("-w, --workload <file>", "requests to run")
+  .option("--load-format <name>", "auto, or dummy for random weights")
+  .option("--port <port>", "port of the server", integerValue, 8123)
+  .option("--repeat <count>", "runs of each; medians are compared", integerValue, 3)
+  .option("--json <file>", "write a record");
+command.action(async (flags: Flags) => {
+  const folder = mkdtempSync(join(tmpdir(), "octavo-served-"));
+  try {
+    const offline = await offlineRate(flags, join(folder, "offline.json"));
+    const served = await servedRuns(flags, folder);
+    const rates = served.map(({ outputTokensPerSecond }) => outputTokensPerSecond);
+    const ratio = median(rates) / offline;
+    console.log(`offline  ${offline.toFixed(1)} tokens/s, median of ${flags.repeat}`);
+    console.log(`served   ${median(rates).toFixed(1)} tokens/s, ${(100 * ratio).toFixed(1)}% of offline`);
+    if (flags.json === undefined) return;
+    const { model, workload, loadFormat = "auto" } = flags;
+    const options = { workload, loadFormat, enablePrefixCaching: false };
+    const results = { offlineTokensPerSecond: offline, served, ratio };
+    writeRecord(flags.json, makeRecord({ benchmark: "served", model, options }, results));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+await runCommand(command, process.argv.slice(2));
+
+async function offlineRate(flags: Flags, file: string): Promise<number> {
+  const repeat = ["--repeat", String(flags.repeat), "--no-profile", "--json", file];
+  await finish(["bench/throughput.ts", ...engineFlags(flags), "--workload", flags.workload, ...repeat]);
+  const record = JSON.parse(readFileSync(file, "utf8")) as {
+    results: { throughput: { tokensPerSecond: number }[] };
+  };
+  return record.results.throughput[0]!.tokensPerSecond;
+}
+
+async function servedRuns(flags: Flags, folder: string): Promise<ServedRun[]> {
+  const { model, loadFormat, port } = flags;
+  const engine = [model, "--no-enable-prefix-caching", ...(loadFormat ? ["--load-format", loadFormat] : [])];
+  const tokenizer = existsSync(join(model, "tokenizer.json")) ? [] : ["--skip-tokenizer-init"];
+  const server = start(
+    ["src/cli/main.ts", "serve", ...engine, ...tokenizer, "--port", String(port)],
+    "ignore",
+  );
+  try {
+    const url = `http://127.0.0.1:${port}`;
+    await ready(url);
+    const runs: ServedRun[] = [];
+    for (let i = 0; i < flags.repeat; i++) {
+      const file = join(folder, `served-${i}.json`);
+      const client = ["src/cli/main.ts", "bench", "serve", "--base-url", url, "--workload", flags.workload];
+      await finish([...client, "--json", file]);
+      const run = JSON.parse(readFileSync(file, "utf8")) as ServedRun;
+      if (run.failed > 0) throw new Error(`${run.failed} requests failed`);
+      runs.push(run);
+    }
+    return runs;
+  } finally {
+    server.kill();
+    await server.exited;
+  }
+}
+
+function engineFlags({ model, loadFormat }: Flags): string[] {
+  const flags = ["--model", model, "--no-enable-prefix-caching"];
+  return loadFormat === undefined ? flags : [...flags, "--load-format", loadFormat];
+}
+
+function start<Err extends "pipe" | "ignore">(args: readonly string[], stderr: Err) {
+  return Bun.spawn(["bun", "run", ...args], { cwd: ROOT, stdout: "ignore", stderr });
+}
+
+async function finish(args: readonly string[]): Promise<void> {
+  const process = start(args, "pipe");
+  const complaint = await new Response(process.stderr).text();
+  if ((await process.exited) !== 0) throw new Error(complaint.trim());
+}
+
+async function ready(url: string): Promise<void> {
+  for (let waited = 0; waited < START_SECONDS; waited += 0.2) {
+    const response = await fetch(`${url}/health`).catch(() => undefined);
+    if (response?.ok) return;
+    await Bun.sleep(200);
+  }
+  throw new Error(`the server was not ready within ${START_SECONDS} s`);
+}

@@ -1,0 +1,23 @@
+import { dtypeSize } from "../../base/dtype.ts";
+import type { LinearShape } from "../../cuda/linear-matmul.ts";
+
+/** A shape as a key, of plans and of choices on disk. */
+export function algorithmKey({
+  tokens,
+  inFeatures,
+  outFeatures,
+  inputType,
+  outputType,
+  bias,
+}: LinearShape): string {
+  return `${tokens}/${inFeatures}/${outFeatures}/${inputType}/${outputType}/${bias ? 1 : 0}`;
+}
+
+/** Bytes to which rows of all three matrices are aligned, at most 16. */
+export function rowAlignment({ inFeatures, outFeatures, inputType, outputType }: LinearShape): number {
+  let alignment = 16;
+  for (const rowBytes of [inFeatures * dtypeSize(inputType), outFeatures * dtypeSize(outputType)]) {
+    while (rowBytes % alignment !== 0) alignment /= 2;
+  }
+  return alignment;
+}

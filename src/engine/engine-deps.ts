@@ -1,0 +1,28 @@
+import type { IHasher } from "hash-wasm";
+import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
+import type { Runner } from "../runner/types.ts";
+import type { TextStream } from "./output.ts";
+
+/** What the engine works with. It has no clock, randomness or asynchronous work of its own. */
+export interface EngineDeps {
+  /** Owned by the engine from here on. */
+  readonly runner: Runner;
+  readonly enablePrefixCaching: boolean;
+  readonly maxNumSeqs: number;
+  readonly maxNumBatchedTokens: number;
+  /** Launch a step before the tokens of the one before are read, if the runner can. */
+  readonly overlap: boolean;
+  readonly eosTokenIds: readonly number[];
+  /** xxHash128, from hash-wasm's `createXXHash128`. */
+  readonly hasher: IHasher;
+  /** Seconds. */
+  clock(): number;
+  /** Unsigned 64-bit seeds for requests that bring none. */
+  nextSeed(): bigint;
+  /** Without it there is no text. */
+  createTextStream?(promptTokenIds: readonly number[], sampling: ResolvedSamplingParams): TextStream;
+  /** A token's text, for log-probabilities. */
+  decodeToken?(id: number): string;
+  /** Check every invariant after every step: slow. */
+  readonly debugInvariants?: boolean;
+}

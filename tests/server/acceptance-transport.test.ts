@@ -1,0 +1,202 @@
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { GenerationStream } from "../../src/async-llm.ts";
+import type { CompletionDelta } from "../../src/base/outputs.ts";
+import { startServer } from "../../src/server/serve.ts";
+import { disturbed, replying } from "./disturbed-llm.ts";
+import { canary, errorOf, eventually, expectUnharmed, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
+
+setDefaultTimeout(120_000);
+
+const COMPLETIONS = "/v1/completions";
+let server: TestServer;
+let before: string;
+beforeAll(async () => {
+  server = await TestServer.start({ enableRequestIdHeaders: true });
+  before = await canary(server);
+});
+afterEach(() => eventually(() => server.llm.numUnfinished === 0));
+afterAll(async () => {
+  await expectUnharmed(server, before);
+  await server[Symbol.asyncDispose]();
+});
+
+const BODY = JSON.stringify({ prompt: PROMPT, ...GREEDY, max_tokens: 1 });
+const head = (...headers: readonly string[]) =>
+  [`POST ${COMPLETIONS} HTTP/1.1`, "Host: a", "Content-Type: application/json", ...headers, "", ""].join(
+    "\r\n",
+  );
+const whole = (body: string) => head(`Content-Length: ${Buffer.byteLength(body)}`) + body;
+const CHUNKED = "Transfer-Encoding: chunked";
+const LENGTH = `Content-Length: ${BODY.length}`;
+
+describe("bytes that are no request", () => {
+  test.each([
+    ["a length and chunks", head(LENGTH, CHUNKED) + BODY, 400],
+    ["two lengths", head(LENGTH, "Content-Length: 5") + BODY, 400],
+    ["a negative length", head("Content-Length: -1") + BODY, 400],
+    ["a chunk whose size is no number", `${head(CHUNKED)}zz\r\n${BODY}\r\n0\r\n\r\n`, 400],
+    ["a header of 20 KB", head(`X-Large: ${"a".repeat(20_000)}`, LENGTH) + BODY, 431],
+    ["300 headers", head(...Array.from({ length: 300 }, (_, i) => `X-${i}: a`), LENGTH) + BODY, 431],
+    ["a line break in a header", head("X-Request-Id: a\r\n b: c", LENGTH) + BODY, 400],
+    ["no Host", "GET /v1/models HTTP/1.1\r\n\r\n", 400],
+    ["no HTTP", "\x16\x03\x01 hello\r\n\r\n", 400],
+  ])("%s", async (_, bytes, status) => {
+    expect(await raw(server.running.port, bytes)).toStartWith(`HTTP/1.1 ${status} `);
+  });
+});
+
+describe("documents that are no body", () => {
+  const many = (item: string, count: number) => `[${`${item},`.repeat(count - 1)}${item}]`;
+  test.each([
+    ["100,000 lists, one in another", "[".repeat(1e5), 400, "invalid_json"],
+    ["ten million of them", "[".repeat(1e7), 413, "request_too_large"],
+    ["objects as deep as fit", '{"a":'.repeat(8e5), 400, "invalid_json"],
+    ["a million empty lists", `{"messages":${many("[]", 1e6)}}`, 400, "invalid_json"],
+    ["500,000 fields", `{"prompt":"a",${'"b":1,'.repeat(5e5)}"c":1}`, 400, "invalid_json"],
+    ["a document and another", `${BODY}${BODY}`, 400, "invalid_json"],
+    ["a name in place of a value", '{"prompt":undefined}', 400, "invalid_json"],
+  ])("%s", async (_, body, status, code) => {
+    const started = performance.now();
+    const error = await errorOf(server.post(COMPLETIONS, body));
+    expect(error).toMatchObject({ status, code, param: null, type: "invalid_request_error" });
+    expect(performance.now() - started).toBeLessThan(300);
+  });
+
+  test.each([
+    ["a lone continuation byte", [0x80]],
+    ["an overlong slash", [0xc0, 0xaf]],
+    ["half of a surrogate pair", [0xed, 0xa0, 0x80]],
+    ["a code point past the last", [0xf4, 0x90, 0x80, 0x80]],
+    ["a sequence that is cut off", [0xe2, 0x82]],
+  ])("%s is not UTF-8, on any route", async (_, bytes) => {
+    const body = Buffer.concat([Buffer.from('{"prompt":"'), Buffer.from(bytes), Buffer.from('"}')]);
+    const headers = { "Content-Type": "application/json" };
+    for (const path of [COMPLETIONS, "/v1/chat/completions", "/tokenize", "/detokenize"]) {
+      const reply = server.fetch(path, { method: "POST", headers, body });
+      expect(await errorOf(reply)).toMatchObject({ status: 400, code: "invalid_utf8", param: null });
+    }
+  });
+
+  test("of a field that comes twice, the last counts", async () => {
+    const reply = await server.post(
+      COMPLETIONS,
+      `{"prompt":"","prompt":"${PROMPT}","max_tokens":0,"max_tokens":2}`,
+    );
+    expect(await reply.json()).toMatchObject({ usage: { completion_tokens: 2 } });
+  });
+
+  test.each<readonly [string, object]>([
+    ["an option's name", { stream: true, stream_options: { ["k".repeat(1e6)]: 1 } }],
+    ["a token id", { logit_bias: { ["1".repeat(1e6)]: 1 } }],
+    ["a model's name", { model: "m".repeat(1e6) }],
+    ["a role", { messages: [{ role: "r".repeat(1e6), content: "Hi" }] }],
+    ["a choice of tools", { messages: [{}], tools: [{}], tool_choice: "t".repeat(1e6) }],
+  ])("%s of a megabyte does not come back", async (_, fields) => {
+    const path = "messages" in fields ? "/v1/chat/completions" : COMPLETIONS;
+    const text = await (
+      await server.post(path, { ...(path === COMPLETIONS && { prompt: PROMPT }), ...fields })
+    ).text();
+    expect(text).toStartWith('{"error":');
+    expect(text.length).toBeLessThan(1000);
+  });
+});
+
+test("two requests of one id are two requests", async () => {
+  const headers = { "X-Request-Id": "mine" };
+  const body = { prompt: PROMPT, ...GREEDY, request_id: "mine" };
+  const replies = await Promise.all([1, 2].map(() => server.post(COMPLETIONS, body, { headers })));
+  for (const reply of replies) expect(await reply.json()).toMatchObject({ choices: [{ text: before }] });
+  const entries = server.lines.slice(-2).map((line) => JSON.parse(line));
+  expect(entries[0].requestId).not.toBe(entries[1].requestId);
+});
+
+test("a client that leaves in the middle of its body is no failure of the server", async () => {
+  await raw(server.running.port, `${head("Content-Length: 100")}{"prompt":`, 50);
+  await eventually(() => server.lines.at(-1)!.includes('"error":"client_closed_request"'));
+  expect(JSON.parse(server.lines.at(-1)!)).toMatchObject({ status: 499 });
+});
+
+/** Sends `first`, then `drip` every 200 ms, and gives the seconds until the server closes. */
+async function secondsOpen(first: string, drip: string): Promise<number> {
+  const closed = Promise.withResolvers<void>();
+  const started = performance.now();
+  const socket = await Bun.connect({
+    ...{ hostname: "127.0.0.1", port: server.running.port },
+    socket: { data: () => {}, close: () => closed.resolve(), error: () => closed.resolve() },
+  });
+  socket.write(first);
+  const timer = setInterval(() => (drip === "" ? undefined : socket.write(drip)), 200);
+  await Promise.race([closed.promise, Bun.sleep(15_000)]);
+  clearInterval(timer);
+  socket.terminate();
+  return (performance.now() - started) / 1000;
+}
+
+const PIECE = "x".repeat(64 * 1024);
+const PIECES = 600;
+
+/** A long reply of the engine, at once. */
+async function* flood({ id }: GenerationStream): AsyncGenerator<CompletionDelta, void> {
+  for (let i = 1; i <= PIECES; i++) {
+    const finishReason = i < PIECES ? null : ("length" as const);
+    const delta = { requestId: id, index: 0, text: PIECE, tokenIds: [5], finishReason, stopReason: null };
+    yield delta as CompletionDelta;
+  }
+}
+
+/** The bytes that a client can still read if it begins only after 13 s. */
+async function bytesLeft(port: number, request: string): Promise<number> {
+  let bytes = 0;
+  const closed = Promise.withResolvers<void>();
+  const socket = await Bun.connect({
+    ...{ hostname: "127.0.0.1", port },
+    socket: {
+      open: (opened) => void opened.pause(),
+      data: (_, data) => {
+        bytes += data.length;
+      },
+      close: () => closed.resolve(),
+      error: () => closed.resolve(),
+    },
+  });
+  socket.write(request);
+  await Bun.sleep(13_000);
+  socket.resume();
+  await Promise.race([closed.promise, Bun.sleep(1000)]);
+  socket.terminate();
+  return bytes;
+}
+
+test("clients that keep the server waiting are dropped within 15 s", async () => {
+  const handled = server.lines.length;
+  const lines: string[] = [];
+  const flooding = startServer({
+    ...{ llm: disturbed(server.llm, replying(server.llm, flood)), log: (line) => void lines.push(line) },
+    options: { port: 0, writeStallSeconds: 0.5, drainSeconds: 0 },
+  });
+  const stream = JSON.stringify({ ...JSON.parse(BODY), stream: true });
+  const writers: Readonly<Record<string, Promise<number>>> = {
+    "nothing is sent": secondsOpen("", ""),
+    "slow headers": secondsOpen(`POST ${COMPLETIONS} HTTP/1.1\r\nHost: a\r\n`, "X: a\r\n"),
+    "a slow body": secondsOpen(head("Content-Length: 4000000"), " ".repeat(200)),
+    "slow chunks": secondsOpen(head(CHUNKED), "1\r\n \r\n"),
+    "a body that stops": secondsOpen(`${head("Content-Length: 10")}{`, ""),
+    "silence after a reply": secondsOpen(whole(BODY), ""),
+    "silence after a stream": secondsOpen(whole(stream), ""),
+    "slow headers after a stream": secondsOpen(whole(stream), "G"),
+  };
+  const readers: Readonly<Record<string, Promise<number>>> = {
+    "a reply is not read": bytesLeft(flooding.port, whole(BODY)),
+    "a stream is not read": bytesLeft(flooding.port, whole(stream)),
+  };
+  for (const [name, seconds] of Object.entries(writers))
+    expect([name, (await seconds) < 14.5]).toEqual([name, true]);
+  for (const [name, bytes] of Object.entries(readers))
+    expect([name, (await bytes) < (PIECES / 2) * PIECE.length]).toEqual([name, true]);
+  const told = (entries: readonly string[]) =>
+    entries.map((line) => JSON.parse(line)).map(({ status, error }) => `${status} ${error ?? ""}`.trim());
+  const left = "499 client_closed_request";
+  expect(told(server.lines.slice(handled)).sort()).toEqual(["200", "200", "200", left, left, left]);
+  expect(told(lines).sort()).toEqual(["200", "499 client_stalled"]);
+  await flooding.stop();
+});
