@@ -95,7 +95,8 @@ export function describeMachine(): Machine {
 
 function kernelModuleVersion(): string | undefined {
   try {
-    return /Kernel Module[^\d]*([\d.]+)/.exec(readFileSync("/proc/driver/nvidia/version", "utf8"))?.[1];
+    // "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build …"
+    return /Kernel Module.*?\s(\d+\.[\d.]+)/.exec(readFileSync("/proc/driver/nvidia/version", "utf8"))?.[1];
   } catch {
     return undefined;
   }
