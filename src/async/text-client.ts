@@ -4,21 +4,31 @@ import { decodeError } from "./error-codec.ts";
 import { WorkerLink } from "./worker-link.ts";
 import type { OpenTextMessage, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
 
+/** The largest text that a server takes is done in a few seconds; what takes this long does not end, such as a regex. */
+const JOB_DEADLINE_MS = 30_000;
+
 type TextLink = WorkerLink<OpenTextMessage | TextMessage, TextReply>;
 
 /**
- * The main thread's side of the text worker. When the worker dies, the jobs it had fail with RequestFailedError and the
- * next job starts a new one.
+ * The main thread's side of the text worker. When the worker dies, or a job keeps it busy past the deadline, the jobs it
+ * had fail with RequestFailedError and the next job starts a new one.
  */
 export class TextClient {
   readonly #pending = new Map<number, PromiseWithResolvers<unknown>>();
   #link: TextLink | undefined;
   #nextCall = 0;
   #closed: Error | undefined;
+  /** Runs while jobs are pending, from the last sign of life. */
+  #deadline: Timer | undefined;
 
   /** Resolves once the tokenizer is loaded. @throws what `loadText` throws. */
-  static async start(url: URL, folder: string, config: EngineConfig): Promise<TextClient> {
-    const client = new TextClient(url, { folder, config });
+  static async start(
+    url: URL,
+    folder: string,
+    config: EngineConfig,
+    deadline = JOB_DEADLINE_MS,
+  ): Promise<TextClient> {
+    const client = new TextClient(url, { folder, config }, deadline);
     try {
       await client.call("open", undefined);
       return client;
@@ -31,6 +41,7 @@ export class TextClient {
   private constructor(
     private readonly url: URL,
     private readonly opening: OpenTextMessage,
+    private readonly deadline: number,
   ) {}
 
   /** @throws what the job throws, RequestFailedError if it failed for another reason than its input. */
@@ -46,6 +57,7 @@ export class TextClient {
     }
     const reply = Promise.withResolvers<unknown>();
     this.#pending.set(call, reply);
+    if (this.#pending.size === 1) this.#watch();
     return reply.promise as Promise<TextJobs[K]["output"]>;
   }
 
@@ -63,6 +75,7 @@ export class TextClient {
       this.#pending.delete(reply.call);
       if ("error" in reply) pending?.reject(decodeError(reply.error));
       else pending?.resolve(reply.output);
+      this.#watch();
     };
     link.onEnd = (reason) => {
       this.#link = undefined;
@@ -75,5 +88,19 @@ export class TextClient {
   #failPending(reason: Error): void {
     for (const { reject } of this.#pending.values()) reject(reason);
     this.#pending.clear();
+    this.#watch();
+  }
+
+  /** Gives the worker the deadline anew if it has jobs. */
+  #watch(): void {
+    clearTimeout(this.#deadline);
+    if (this.#pending.size > 0) this.#deadline = setTimeout(() => this.#abandon(), this.deadline);
+  }
+
+  #abandon(): void {
+    void this.#link?.terminate();
+    this.#link = undefined;
+    const message = `preparing the text took longer than ${this.deadline / 1000} s`;
+    this.#failPending(new RequestFailedError(message, "text_timeout"));
   }
 }

@@ -14,6 +14,7 @@ import {
   ModelDataError,
   ModelNotFoundError,
   RequestFailedError,
+  type RequestOutput,
 } from "../../src/index.ts";
 import { temporaryFolder } from "../unit/loader/support.ts";
 import {
@@ -187,13 +188,18 @@ describe("the engine's death", () => {
   });
 });
 
-test("the text worker's death fails the texts it had; the next text gets a new one", async () => {
+/** A real engine behind a text worker that fails on request. */
+async function withFailingText(deadline?: number): Promise<AsyncLLM> {
   const config = resolveEngineConfig(FAST_OPTIONS);
   const engine = await EngineClient.start(new URL("../../src/async/engine-worker.ts", import.meta.url), {
     ...{ model: FAST_MODEL, config },
   });
-  const text = await TextClient.start(new URL("./failing-text-worker.ts", import.meta.url), "", config);
-  await using asyncLLM = new AsyncLLMClass(engine, text, config);
+  const worker = new URL("./failing-text-worker.ts", import.meta.url);
+  return new AsyncLLMClass(engine, await TextClient.start(worker, "", config, deadline), config);
+}
+
+test("the text worker's death fails the texts it had; the next text gets a new one", async () => {
+  await using asyncLLM = await withFailingText();
   const running = asyncLLM.generate("one", { ...LONG, maxTokens: 40 });
   const errors = await Promise.all(["crash", "two"].map((prompt) => rejection(asyncLLM.submit(prompt))));
   for (const error of errors) {
@@ -201,10 +207,22 @@ test("the text worker's death fails the texts it had; the next text gets a new o
     expect(error).toMatchObject({ code: "text_failed" });
     expect((error as Error).message).toContain("the text is too much");
   }
+  await expectGoingOn(asyncLLM, running);
+});
+
+test("a text that does not end fails, and those behind it; the next text gets a new worker", async () => {
+  await using asyncLLM = await withFailingText(500);
+  const running = asyncLLM.generate("one", { ...LONG, maxTokens: 40 });
+  const errors = await Promise.all(["hang", "two"].map((prompt) => rejection(asyncLLM.submit(prompt))));
+  for (const error of errors) expect(error).toMatchObject({ code: "text_timeout" });
+  await expectGoingOn(asyncLLM, running);
+});
+
+async function expectGoingOn(asyncLLM: AsyncLLM, running: Promise<RequestOutput>): Promise<void> {
   expect((await asyncLLM.generate("three", GREEDY)).promptTokenIds).toEqual([5]);
   expect((await running).outputs[0]!.tokenIds).toHaveLength(40);
   await expectIdle(asyncLLM);
-});
+}
 
 describe("the end", () => {
   test("what is pending fails, what comes later is refused, twice is no harm", async () => {
