@@ -1,8 +1,8 @@
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
 import type { EngineRequest } from "../src/engine/request.ts";
-import { createBackend, type LoadedModel, loadModel } from "../src/load-model.ts";
-import { RequestQueue } from "../src/request-queue.ts";
+import { createBackend, type LoadedModel, loadModel } from "../src/llm/load-model.ts";
+import { RequestQueue } from "../src/llm/request-queue.ts";
 import {
   type ClassTime,
   type DecodeProfiles,

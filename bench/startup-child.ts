@@ -5,7 +5,7 @@
 import type { Backend } from "../src/backend/backend.ts";
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
-import { createBackend, loadModel } from "../src/load-model.ts";
+import { createBackend, loadModel } from "../src/llm/load-model.ts";
 
 export interface StartupTask {
   readonly model?: string;

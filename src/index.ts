@@ -1,13 +1,8 @@
 /** Octavo's public surface. */
 
-export {
-  AsyncLLM,
-  type FinishedRequest,
-  type GenerationStream,
-  type StepReport,
-  type SubmitOptions,
-  type Tokenization,
-} from "./async-llm.ts";
+export { AsyncLLM, type SubmitOptions, type Tokenization } from "./async/async-llm.ts";
+export type { FinishedRequest, StepReport } from "./async/engine-client.ts";
+export type { GenerationStream } from "./async/request-stream.ts";
 export type { EngineConfig, EngineOptions } from "./base/config.ts";
 export {
   ChatTemplateError,
@@ -41,8 +36,14 @@ export {
   type GenerateOptions,
   type GenerateProgress,
   LLM,
-} from "./llm.ts";
-export type { LoadProgress } from "./load-model.ts";
-export type { ChatOptions, ChatPrompt, Prompt, TextPrompt, TokensPrompt } from "./prompt-encoder.ts";
+} from "./llm/llm.ts";
+export type { LoadProgress } from "./llm/load-model.ts";
 export type { ChatMessage } from "./tokenizer/chat-template.ts";
+export type {
+  ChatOptions,
+  ChatPrompt,
+  Prompt,
+  TextPrompt,
+  TokensPrompt,
+} from "./tokenizer/prompt-encoder.ts";
 export { Tokenizer } from "./tokenizer/tokenizer.ts";

@@ -3,7 +3,7 @@ import { EngineDeadError } from "../base/errors.ts";
 import type { FinishReason, RequestMetrics } from "../base/outputs.ts";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { EngineStats } from "../engine/engine.ts";
-import type { LoadProgress } from "../load-model.ts";
+import type { LoadProgress } from "../llm/load-model.ts";
 import { decodeError } from "./error-codec.ts";
 import { LogprobUnpacker } from "./logprob-codec.ts";
 import { RequestStream } from "./request-stream.ts";

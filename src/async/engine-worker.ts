@@ -1,4 +1,4 @@
-import { type LoadedModel, loadModel } from "../load-model.ts";
+import { type LoadedModel, loadModel } from "../llm/load-model.ts";
 import { EngineLoop } from "./engine-loop.ts";
 import { encodeError } from "./error-codec.ts";
 import type { EngineInfo, EngineMessage, EngineReply, LoadMessage } from "./worker-protocol.ts";

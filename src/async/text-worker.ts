@@ -1,6 +1,6 @@
 import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
-import { loadText } from "../load-text.ts";
-import { PromptEncoder } from "../prompt-encoder.ts";
+import { loadText } from "../tokenizer/load-text.ts";
+import { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { encodeError } from "./error-codec.ts";
 import type { OpenTextMessage, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
 

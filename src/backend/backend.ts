@@ -231,8 +231,6 @@ export const SlotWord = {
   editCount: 10,
 } as const;
 export const SLOT_WORDS = 16;
-export const MAX_LOGIT_EDITS = 2048;
-export const MAX_BAD_WORD_TOKENS = 2048;
 
 /** Bits of `SlotWord.flags`: which processing a slot needs at all. */
 export const SlotFlag = { penalties: 1, edits: 2, allowed: 4, badWords: 8 } as const;

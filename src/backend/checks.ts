@@ -1,12 +1,11 @@
 import type { DType, FloatDType } from "../base/dtype.ts";
 import { InvariantError, invariant } from "../base/errors.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import {
   type AttentionSpec,
   type BatchTensors,
   type LayerCache,
   type LogprobTensors,
-  MAX_BAD_WORD_TOKENS,
-  MAX_LOGIT_EDITS,
   type RopeStoreSpec,
   type SampleRows,
   SLOT_WORDS,

@@ -55,6 +55,11 @@ export interface SamplingParams {
   outputKind?: OutputKind;
 }
 
+/** Most entries that bias and bans of one request may take together. */
+export const MAX_LOGIT_EDITS = 2048;
+/** Most tokens that a request's bad words may come to, each word with its length. */
+export const MAX_BAD_WORD_TOKENS = 2048;
+
 export type OutputKind = "delta" | "cumulative" | "finalOnly";
 
 /** `SamplingParams` after defaults and validation: nothing is optional, nothing contradicts. */

@@ -1,4 +1,4 @@
-import type { AsyncLLM } from "../async-llm.ts";
+import type { AsyncLLM } from "../async/async-llm.ts";
 import type { CompletionDelta } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 

@@ -1,6 +1,6 @@
 import { createInterface } from "node:readline";
 import type { Command } from "commander";
-import { AsyncLLM } from "../async-llm.ts";
+import { AsyncLLM } from "../async/async-llm.ts";
 import { ExitCode, InvalidRequestError, messageOf, RequestFailedError } from "../base/errors.ts";
 import { ChatSession } from "./chat-session.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";

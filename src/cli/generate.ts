@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import { ConfigError, ExitCode, ModelNotFoundError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { LLM } from "../llm.ts";
+import { LLM } from "../llm/llm.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
 import { createCommand } from "./program.ts";
 import { ProgressBar } from "./progress.ts";

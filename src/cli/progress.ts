@@ -1,5 +1,5 @@
 import { MultiBar, Presets, SingleBar } from "cli-progress";
-import type { LoadProgress } from "../load-model.ts";
+import type { LoadProgress } from "../llm/load-model.ts";
 
 const STYLE = {
   format: "{title} {bar} {percentage}% {suffix}",

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { version } from "../../package.json";
-import { AsyncLLM } from "../async-llm.ts";
+import { AsyncLLM } from "../async/async-llm.ts";
 import type { EngineOptions } from "../base/config.ts";
 import { ConfigError, ExitCode } from "../base/errors.ts";
 import {

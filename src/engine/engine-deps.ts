@@ -1,7 +1,7 @@
 import type { IHasher } from "hash-wasm";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { Runner } from "../runner/types.ts";
-import type { TextStream } from "./output.ts";
+import type { TextStream } from "./completion.ts";
 
 /** What the engine works with. It has no clock, randomness or asynchronous work of its own. */
 export interface EngineDeps {

@@ -9,8 +9,8 @@ import {
 import type { CompletionDelta, FinishReason, RequestOutput } from "../base/outputs.ts";
 import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
+import { Completion, positionLogprobs } from "./completion.ts";
 import type { EngineDeps } from "./engine-deps.ts";
-import { Completion, positionLogprobs } from "./output.ts";
 import {
   bannedTokens,
   checkRequest,

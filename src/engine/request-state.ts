@@ -1,6 +1,6 @@
 import type { PositionLogprobs, RequestOutput } from "../base/outputs.ts";
 import type { LogprobRows } from "../runner/types.ts";
-import { type Completion, positionLogprobs } from "./output.ts";
+import { type Completion, positionLogprobs } from "./completion.ts";
 import type { EngineRequest } from "./request.ts";
 
 /** What a request has come to so far: its completions, what was asked about its prompt, and its times. */

@@ -1,8 +1,6 @@
 import {
   type Backend,
   type BatchTensors,
-  MAX_BAD_WORD_TOKENS,
-  MAX_LOGIT_EDITS,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
@@ -10,6 +8,7 @@ import {
 import type { Tensor } from "../backend/tensor.ts";
 import type { Workspace } from "../backend/workspace.ts";
 import type { DType } from "../base/dtype.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import { SCRATCH_BLOCK } from "./kv-cache.ts";
 import { hasPenalties, packSlotRecord } from "./slot-record.ts";
 import type { BlockTableUpdate, ScheduledBatch, ScheduledRow, SlotJoin } from "./types.ts";

@@ -1,5 +1,6 @@
-import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS, SLOT_WORDS, SlotFlag, SlotWord } from "../backend/backend.ts";
+import { SLOT_WORDS, SlotFlag, SlotWord } from "../backend/backend.ts";
 import { invariant } from "../base/errors.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import type { SlotSampling } from "./types.ts";
 
 /** The tables of one slot as the device reads them; absent ones are not read. */

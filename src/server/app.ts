@@ -1,6 +1,6 @@
 import { Hono } from "hono";
 import { cors } from "hono/cors";
-import type { AsyncLLM } from "../async-llm.ts";
+import type { AsyncLLM } from "../async/async-llm.ts";
 import { Authenticator } from "./auth.ts";
 import { createContext, type ServerApp, type ServerContext, type ServerEnv } from "./context.ts";
 import { ApiError, errorResponse, toApiError } from "./errors.ts";

@@ -1,5 +1,5 @@
 import type { Context, Hono } from "hono";
-import type { AsyncLLM } from "../async-llm.ts";
+import type { AsyncLLM } from "../async/async-llm.ts";
 import { Admission } from "./admission.ts";
 import type { Caller } from "./auth.ts";
 import { ApiError } from "./errors.ts";

@@ -1,9 +1,17 @@
 import { messageOf } from "../base/errors.ts";
-import type { ServerContext } from "./context.ts";
 import type { ApiError } from "./errors.ts";
-import type { RequestRecord } from "./request-log.ts";
+import type { ServerMetrics } from "./metrics.ts";
+import type { ServerConfig } from "./options.ts";
+import type { RequestRecord, ServerLog } from "./request-log.ts";
 
 const PRINTABLE = /^[\x20-\x7e]{1,128}$/;
+
+/** Where exchanges are counted and written down. */
+export interface ExchangeSinks {
+  readonly config: ServerConfig;
+  readonly metrics: ServerMetrics;
+  readonly log: ServerLog;
+}
 
 /** One request and its reply, for the log and the metrics. */
 export class Exchange {
@@ -18,7 +26,7 @@ export class Exchange {
   #finished = false;
 
   constructor(
-    private readonly context: ServerContext,
+    private readonly sinks: ExchangeSinks,
     private readonly request: Request,
     path: string,
   ) {
@@ -42,7 +50,7 @@ export class Exchange {
   finish(status: number): void {
     if (this.#finished) return;
     this.#finished = true;
-    const { metrics, config, log } = this.context;
+    const { metrics, config, log } = this.sinks;
     metrics.countRequest(this.handler, status);
     if (!config.logRequests) return;
     const milliseconds = Math.round(performance.now() - this.#startedAt);

@@ -1,7 +1,8 @@
-import type { GenerationStream, SubmitOptions } from "../async-llm.ts";
+import type { SubmitOptions } from "../async/async-llm.ts";
+import type { GenerationStream } from "../async/request-stream.ts";
 import { InvalidRequestError } from "../base/errors.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import type { ChatPrompt, Prompt } from "../prompt-encoder.ts";
+import type { ChatPrompt, Prompt } from "../tokenizer/prompt-encoder.ts";
 import { cacheSalt } from "./auth.ts";
 import { append, type Chunk, type ChunkOptions, chunksOf } from "./chunks.ts";
 import type { RequestContext, ServerContext } from "./context.ts";

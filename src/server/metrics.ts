@@ -1,5 +1,6 @@
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { AsyncLLM, FinishedRequest, StepReport } from "../async-llm.ts";
+import type { AsyncLLM } from "../async/async-llm.ts";
+import type { FinishedRequest, StepReport } from "../async/engine-client.ts";
 
 const LABELS = ["model_name", "engine"] as const;
 

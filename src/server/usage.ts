@@ -1,4 +1,4 @@
-import type { GenerationStream } from "../async-llm.ts";
+import type { GenerationStream } from "../async/request-stream.ts";
 import type { Chunk } from "./chunks.ts";
 
 /** OpenAI's `usage`. */

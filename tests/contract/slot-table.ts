@@ -1,12 +1,11 @@
 import {
-  MAX_BAD_WORD_TOKENS,
-  MAX_LOGIT_EDITS,
   type SampleRows,
   SLOT_WORDS,
   SlotFlag,
   type SlotTensors,
   SlotWord,
 } from "../../src/backend/backend.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../src/base/sampling-params.ts";
 import { type Fixture, POISON } from "./fixture.ts";
 
 /** Sampling parameters and history of one slot. Left out = off; penalties are on when `repetitionPenalty` is given. */

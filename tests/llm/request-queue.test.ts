@@ -4,7 +4,7 @@ import { resolveSamplingParams } from "../../src/base/sampling-params.ts";
 import type { Engine } from "../../src/engine/engine.ts";
 import type { EngineRequest } from "../../src/engine/request.ts";
 import { EngineDeadError, InvalidRequestError } from "../../src/index.ts";
-import { RequestQueue } from "../../src/request-queue.ts";
+import { RequestQueue } from "../../src/llm/request-queue.ts";
 import { collect, rejection } from "./support.ts";
 
 setDefaultTimeout(120_000);

@@ -8,7 +8,7 @@ import {
   setSystemTime,
   test,
 } from "bun:test";
-import type { AsyncLLM } from "../../src/async-llm.ts";
+import type { AsyncLLM } from "../../src/async/async-llm.ts";
 import { EngineDeadError, RequestFailedError } from "../../src/base/errors.ts";
 import { createApp, type ServerOptions, startServer } from "../../src/server/serve.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";

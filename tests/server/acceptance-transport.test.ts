@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { GenerationStream } from "../../src/async-llm.ts";
+import type { GenerationStream } from "../../src/async/request-stream.ts";
 import type { CompletionDelta } from "../../src/base/outputs.ts";
 import { startServer } from "../../src/server/serve.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";

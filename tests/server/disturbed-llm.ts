@@ -1,4 +1,5 @@
-import type { AsyncLLM, GenerationStream } from "../../src/async-llm.ts";
+import type { AsyncLLM } from "../../src/async/async-llm.ts";
+import type { GenerationStream } from "../../src/async/request-stream.ts";
 import type { CompletionDelta } from "../../src/base/outputs.ts";
 
 /** An object with some of its members replaced. */

@@ -1,6 +1,6 @@
 import { expect } from "bun:test";
 import { monitorEventLoopDelay } from "node:perf_hooks";
-import { AsyncLLM } from "../../src/async-llm.ts";
+import { AsyncLLM } from "../../src/async/async-llm.ts";
 import type { EngineOptions } from "../../src/base/config.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
 

@@ -1,4 +1,4 @@
-import type { TextStream } from "../../src/engine/output.ts";
+import type { TextStream } from "../../src/engine/completion.ts";
 import type { EngineRequest } from "../../src/engine/request.ts";
 
 /** A toy model whose every output depends on the whole history: the fake runner and the reference share only this. */

@@ -1,49 +1,80 @@
 import { describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { Glob } from "bun";
 
 const SRC = join(import.meta.dir, "../../src");
+const ARCHITECTURE = join(import.meta.dir, "../../docs/architecture.md");
 
-/** The rooms of src/ and the rooms each may import, besides itself and base. Files at the top of src/ are rooms too. */
-const ALLOWED: Readonly<Record<string, readonly string[]>> = {
-  base: [],
-  cuda: [],
-  tokenizer: [],
-  "backend/cpu": ["backend"],
-  "backend/cuda": ["backend", "cuda"],
-  backend: [],
-  layers: ["backend"],
-  models: ["backend", "layers"],
-  loader: ["backend"],
-  "runner/types.ts": [],
-  runner: ["runner/types.ts", "backend", "layers", "models"],
-  engine: ["runner/types.ts"],
-  "prompt-encoder.ts": ["backend", "tokenizer"],
-  "request-builder.ts": ["engine", "prompt-encoder.ts"],
-  "request-queue.ts": ["engine"],
-  "load-text.ts": ["tokenizer"],
-  "load-model.ts": [
-    ...["backend", "backend/cpu", "backend/cuda", "cuda", "engine", "layers"],
-    ...["load-text.ts", "loader", "models", "runner", "tokenizer"],
-  ],
-  "llm.ts": [
-    ...["engine", "load-model.ts", "models", "prompt-encoder.ts", "request-builder.ts"],
-    ...["request-queue.ts", "tokenizer"],
-  ],
-  async: [
-    ...["cuda", "engine", "llm.ts", "load-model.ts", "load-text.ts", "models", "prompt-encoder.ts"],
-    "request-builder.ts",
-  ],
-  "async-llm.ts": ["async", "prompt-encoder.ts"],
-  "index.ts": ["async-llm.ts", "llm.ts", "load-model.ts", "prompt-encoder.ts", "tokenizer"],
-  cli: ["async-llm.ts", "backend/cuda", "cuda", "llm.ts", "load-model.ts", "loader", "server"],
-  server: ["async-llm.ts", "prompt-encoder.ts", "tokenizer"],
+interface Room {
+  /** What it knows, for the table in docs/architecture.md. */
+  readonly knows: string;
+  /** The rooms it may import, besides itself and base. */
+  readonly imports: readonly string[];
+}
+
+/** The rooms of src/, lowest first. The table in docs/architecture.md is made of this. */
+const ROOMS: Readonly<Record<string, Room>> = {
+  base: { knows: "errors, options, sampling parameters, dtypes, outputs", imports: [] },
+  cuda: {
+    knows: "driver, NVRTC and cuBLASLt through `bun:ffi`: where they lie, handles, streams, graphs, errors",
+    imports: [],
+  },
+  tokenizer: {
+    knows: "text ↔ token ids: tokenizer, chat template, prompt encoder, incremental detokenizer",
+    imports: [],
+  },
+  backend: {
+    knows: "the `Backend` interface: every op, its shapes and checks; tensors, scratch memory",
+    imports: [],
+  },
+  "backend/cpu": { knows: "the reference backend: plain TypeScript, float32", imports: ["backend"] },
+  "backend/cuda": {
+    knows: "the GPU backend: kernels, matrix products, captured steps",
+    imports: ["backend", "cuda"],
+  },
+  layers: {
+    knows: "linear, norm, rotary, attention, feed-forward: what models are composed of",
+    imports: ["backend"],
+  },
+  models: { knows: "config.json → `ModelConfig`; one short file a family", imports: ["backend", "layers"] },
+  loader: { knows: "safetensors, sharded checkpoints, weight plans, hub downloads", imports: ["backend"] },
+  "runner/types.ts": { knows: "the seam between policy and mechanism: plain data", imports: [] },
+  runner: {
+    knows: "a scheduled batch → device state → model → drawn tokens",
+    imports: ["runner/types.ts", "backend", "models"],
+  },
+  engine: {
+    knows:
+      "sequences, KV blocks, scheduling, stop conditions. No tensors, no clock, no randomness of its own",
+    imports: ["runner/types.ts"],
+  },
+  llm: {
+    knows: "the public `LLM`, in the caller's thread; the composition root; request building; the step loop",
+    imports: [
+      ...["backend", "backend/cpu", "backend/cuda", "cuda", "engine", "layers"],
+      ...["loader", "models", "runner", "tokenizer"],
+    ],
+  },
+  async: {
+    knows:
+      "the public `AsyncLLM`: engine worker, text worker, and the messages between them and the main thread",
+    imports: ["cuda", "engine", "llm", "models", "tokenizer"],
+  },
+  server: {
+    knows: "OpenAI's HTTP API over an `AsyncLLM`: schemas, admission, replies, metrics, log",
+    imports: ["async", "tokenizer"],
+  },
+  cli: {
+    knows: "commands, flags, settings, progress bars, exit codes",
+    imports: ["async", "backend/cuda", "cuda", "llm", "loader", "server"],
+  },
+  "index.ts": { knows: "the public surface", imports: ["async", "llm", "tokenizer"] },
 };
 
 /** The longest room that a file belongs to. */
 function roomOf(path: string): string | undefined {
-  const rooms = Object.keys(ALLOWED).filter((room) => path === room || path.startsWith(`${room}/`));
+  const rooms = Object.keys(ROOMS).filter((room) => path === room || path.startsWith(`${room}/`));
   return rooms.sort((a, b) => b.length - a.length)[0];
 }
 
@@ -58,6 +89,44 @@ function importsOf(file: string): string[] {
     .filter((path) => !path.startsWith(".."));
 }
 
+/** A path that returns to where it began; undefined when there is none. */
+function findCircle(
+  nodes: readonly string[],
+  next: (node: string) => readonly string[],
+): string[] | undefined {
+  const done = new Set<string>();
+  const visit = (node: string, path: readonly string[]): string[] | undefined => {
+    if (path.includes(node)) return [...path.slice(path.indexOf(node)), node];
+    if (done.has(node)) return undefined;
+    for (const target of next(node)) {
+      const circle = visit(target, [...path, node]);
+      if (circle) return circle;
+    }
+    done.add(node);
+    return undefined;
+  };
+  for (const node of nodes) {
+    const circle = visit(node, []);
+    if (circle) return circle;
+  }
+  return undefined;
+}
+
+/** The table of rooms in Markdown, columns aligned. */
+function roomTable(): string {
+  const code = (name: string) => `\`${name}${name.endsWith(".ts") ? "" : "/"}\``;
+  const rows = Object.entries(ROOMS).map(([room, { knows, imports }]) => [
+    code(room),
+    knows,
+    imports.length === 0 ? "nothing" : imports.map(code).join(", "),
+  ]);
+  const table = [["room", "what it knows", "imports"], ...rows];
+  const widths = [0, 1, 2].map((i) => Math.max(...table.map((row) => row[i]!.length)));
+  const line = (row: readonly string[]) => `| ${row.map((cell, i) => cell.padEnd(widths[i]!)).join(" | ")} |`;
+  const rule = `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`;
+  return [line(table[0]!), rule, ...table.slice(1).map(line)].join("\n");
+}
+
 const files = [...new Glob("**/*.ts").scanSync(SRC)].sort();
 
 describe("layering", () => {
@@ -69,7 +138,7 @@ describe("layering", () => {
   test("imports go down only", () => {
     const upward = files.flatMap((file) => {
       const room = roomOf(file)!;
-      const allowed = new Set(["base", room, ...ALLOWED[room]!]);
+      const allowed = new Set(["base", room, ...ROOMS[room]!.imports]);
       return importsOf(file)
         .filter((target) => !allowed.has(roomOf(target)!))
         .map((target) => `${file} imports ${target}`);
@@ -77,12 +146,32 @@ describe("layering", () => {
     expect(upward).toEqual([]);
   });
 
-  test("the rooms form no cycle", () => {
-    const visit = (room: string, path: readonly string[]): void => {
-      expect(path).not.toContain(room);
-      for (const next of ALLOWED[room]!) visit(next, [...path, room]);
-    };
-    for (const room of Object.keys(ALLOWED)) visit(room, []);
+  test("no room may import what it does not", () => {
+    const unused = Object.entries(ROOMS).flatMap(([room, { imports }]) => {
+      const used = new Set(
+        files.filter((file) => roomOf(file) === room).flatMap((file) => importsOf(file).map(roomOf)),
+      );
+      return imports.filter((target) => !used.has(target)).map((target) => `${room} → ${target}`);
+    });
+    expect(unused).toEqual([]);
+  });
+
+  test("neither rooms nor files form a circle", () => {
+    expect(findCircle(Object.keys(ROOMS), (room) => ROOMS[room]!.imports)).toBeUndefined();
+    expect(findCircle(files, importsOf)).toBeUndefined();
+    expect(findCircle(["a", "b", "c"], (node) => ({ a: ["b"], b: ["c"], c: ["b"] })[node]!)).toEqual([
+      "b",
+      "c",
+      "b",
+    ]);
+  });
+
+  test("the table in docs/architecture.md is that of this test", () => {
+    const page = readFileSync(ARCHITECTURE, "utf8");
+    const table = /^\| room .*\n(?:\|.*\n)+/m;
+    const expected = page.replace(table, `${roomTable()}\n`);
+    if (process.env.OCTAVO_UPDATE_DOCS === "1") writeFileSync(ARCHITECTURE, expected);
+    else expect(page).toBe(expected);
   });
 
   test("no file is more than one noun's worth", () => {

@@ -1,5 +1,6 @@
 import { invariant } from "../../base/errors.ts";
-import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS, SLOT_WORDS, SlotWord } from "../backend.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../base/sampling-params.ts";
+import { SLOT_WORDS, SlotWord } from "../backend.ts";
 
 /** The host's view of `SlotTensors`, and their extents. */
 export interface HostSlots {

@@ -1,5 +1,5 @@
-import type { GenerationStream } from "../../async-llm.ts";
-import type { Prompt } from "../../prompt-encoder.ts";
+import type { GenerationStream } from "../../async/request-stream.ts";
+import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { type Echo, scored } from "../chunks.ts";
 import { CompletionFormat } from "../completion-format.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";

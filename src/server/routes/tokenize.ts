@@ -1,5 +1,5 @@
-import type { SubmitOptions } from "../../async-llm.ts";
-import type { ChatPrompt, Prompt } from "../../prompt-encoder.ts";
+import type { SubmitOptions } from "../../async/async-llm.ts";
+import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { invalidValue } from "../errors.ts";
 import { readJsonBody } from "../json-body.ts";

@@ -1,8 +1,8 @@
 import { z } from "zod";
 
 import type { SamplingParams } from "../../base/sampling-params.ts";
-import type { ChatOptions, ChatPrompt } from "../../prompt-encoder.ts";
 import type { ChatMessage } from "../../tokenizer/chat-template.ts";
+import type { ChatOptions, ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { invalidValue, unsupported } from "../errors.ts";
 import {
   checkCommon,

@@ -2,8 +2,6 @@ import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import {
   type BatchTensors,
   type LayerCache,
-  MAX_BAD_WORD_TOKENS,
-  MAX_LOGIT_EDITS,
   SLOT_WORDS,
   type SlotTensors,
 } from "../../../src/backend/backend.ts";
@@ -13,6 +11,7 @@ import { decodeSplits } from "../../../src/backend/cuda/ops/attention.ts";
 import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
 import { type DType, dtypeSize } from "../../../src/base/dtype.ts";
 import { UnsupportedModelError } from "../../../src/base/errors.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../src/base/sampling-params.ts";
 import type { FakeLaunch } from "./fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments, SIGNATURES } from "./kernel-signatures.ts";

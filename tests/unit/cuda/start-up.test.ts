@@ -8,7 +8,7 @@ import type { CompletionDelta } from "../../../src/base/outputs.ts";
 import type { CudaApi } from "../../../src/cuda/driver-symbols.ts";
 import { CudaError, CudaOutOfMemoryError, NvrtcError } from "../../../src/cuda/errors.ts";
 import type { Engine } from "../../../src/engine/engine.ts";
-import { loadModel } from "../../../src/load-model.ts";
+import { loadModel } from "../../../src/llm/load-model.ts";
 import { makeRequest, range } from "../engine/helpers.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments } from "./kernel-signatures.ts";

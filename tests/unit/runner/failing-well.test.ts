@@ -8,7 +8,7 @@ import { DeviceError, EngineDeadError, RequestFailedError } from "../../../src/b
 import type { CompletionOutput } from "../../../src/base/outputs.ts";
 import type { Engine } from "../../../src/engine/engine.ts";
 import type { EngineRequest } from "../../../src/engine/request.ts";
-import { type LoadedModel, loadModel } from "../../../src/load-model.ts";
+import { type LoadedModel, loadModel } from "../../../src/llm/load-model.ts";
 import { makeRequest } from "../engine/helpers.ts";
 
 class LostDevice extends DeviceError {

@@ -1,4 +1,5 @@
-import { MAX_LOGIT_EDITS, type SampleRows, type SlotTensors } from "../../backend.ts";
+import { MAX_LOGIT_EDITS } from "../../../base/sampling-params.ts";
+import type { SampleRows, SlotTensors } from "../../backend.ts";
 import { checkProcessLogits, checkSample } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";

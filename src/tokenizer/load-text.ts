@@ -1,8 +1,8 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
-import type { EngineConfig } from "./base/config.ts";
-import { ConfigError } from "./base/errors.ts";
-import { ChatTemplate } from "./tokenizer/chat-template.ts";
-import { Tokenizer } from "./tokenizer/tokenizer.ts";
+import type { EngineConfig } from "../base/config.ts";
+import { ConfigError } from "../base/errors.ts";
+import { ChatTemplate } from "./chat-template.ts";
+import { Tokenizer } from "./tokenizer.ts";
 
 /** What a model needs to read and write text. */
 export interface TextModel {

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.ts";
-import { Completion, positionLogprobs, type TextStream } from "../../../src/engine/output.ts";
+import { Completion, positionLogprobs, type TextStream } from "../../../src/engine/completion.ts";
 import { makeRequest } from "./helpers.ts";
 
 /** Token i is the i-th of `words`; `held` comes with the flush. */

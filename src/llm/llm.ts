@@ -1,16 +1,21 @@
-import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "./base/config.ts";
-import type { FloatDType } from "./base/dtype.ts";
-import { EngineDeadError, InvalidRequestError } from "./base/errors.ts";
-import type { CompletionDelta, RequestOutput } from "./base/outputs.ts";
-import type { SamplingParams } from "./base/sampling-params.ts";
-import type { EngineRequest } from "./engine/request.ts";
+import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "../base/config.ts";
+import type { FloatDType } from "../base/dtype.ts";
+import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
+import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
+import type { SamplingParams } from "../base/sampling-params.ts";
+import type { EngineRequest } from "../engine/request.ts";
+import type { ModelConfig } from "../models/config.ts";
+import type { ChatMessage } from "../tokenizer/chat-template.ts";
+import {
+  type ChatOptions,
+  type ChatPrompt,
+  type Prompt,
+  PromptEncoder,
+} from "../tokenizer/prompt-encoder.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type LoadedModel, type LoadProgress, loadModel } from "./load-model.ts";
-import type { ModelConfig } from "./models/config.ts";
-import { type ChatOptions, type ChatPrompt, type Prompt, PromptEncoder } from "./prompt-encoder.ts";
 import { RequestBuilder } from "./request-builder.ts";
 import { type RequestHandle, RequestQueue } from "./request-queue.ts";
-import type { ChatMessage } from "./tokenizer/chat-template.ts";
-import type { Tokenizer } from "./tokenizer/tokenizer.ts";
 
 export interface CreateOptions extends EngineOptions {
   /** Told how downloading and loading go on. */

@@ -1,12 +1,12 @@
-import { InvalidRequestError } from "./base/errors.ts";
+import { InvalidRequestError } from "../base/errors.ts";
 import {
   type ResolvedSamplingParams,
   resolveSamplingParams,
   type SamplingLimits,
   type SamplingParams,
-} from "./base/sampling-params.ts";
-import type { EngineRequest } from "./engine/request.ts";
-import { type ChatPrompt, isChat, type Prompt, type PromptEncoder } from "./prompt-encoder.ts";
+} from "../base/sampling-params.ts";
+import type { EngineRequest } from "../engine/request.ts";
+import { type ChatPrompt, isChat, type Prompt, type PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 
 /** What sampling parameters are resolved against. */
 export interface SamplingRules extends SamplingLimits {

@@ -1,31 +1,31 @@
 import { join } from "node:path";
 import { createXXHash128 } from "hash-wasm";
-import type { Backend, ModelShape } from "./backend/backend.ts";
-import { CpuBackend } from "./backend/cpu/cpu-backend.ts";
-import { CudaBackend } from "./backend/cuda/cuda-backend.ts";
-import type { EngineConfig } from "./base/config.ts";
-import type { FloatDType } from "./base/dtype.ts";
-import { ConfigError, ModelDataError } from "./base/errors.ts";
-import { SplitMix64 } from "./base/random.ts";
-import type { SamplingParams } from "./base/sampling-params.ts";
-import { gpuCount, openCuda } from "./cuda/open.ts";
-import { Engine } from "./engine/engine.ts";
-import { Parameters } from "./layers/layer.ts";
-import { rotaryDim } from "./layers/rotary.ts";
-import { loadText, type TextModel } from "./load-text.ts";
-import { Checkpoint } from "./loader/checkpoint.ts";
-import { dummyWeights } from "./loader/dummy-weights.ts";
-import { resolveModel } from "./loader/hub.ts";
-import { loadWeights } from "./loader/weights.ts";
-import { type ModelConfig, readModelConfig } from "./models/config.ts";
-import { readGenerationConfig } from "./models/generation-config.ts";
-import { defineModel } from "./models/registry.ts";
-import { KvPlan } from "./runner/kv-plan.ts";
-import { ModelRunner } from "./runner/model-runner.ts";
-import { IncrementalDetokenizer } from "./tokenizer/detokenizer.ts";
+import type { Backend, ModelShape } from "../backend/backend.ts";
+import { CpuBackend } from "../backend/cpu/cpu-backend.ts";
+import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
+import type { EngineConfig } from "../base/config.ts";
+import type { FloatDType } from "../base/dtype.ts";
+import { ConfigError, ModelDataError } from "../base/errors.ts";
+import { SplitMix64 } from "../base/random.ts";
+import type { SamplingParams } from "../base/sampling-params.ts";
+import { gpuCount, openCuda } from "../cuda/open.ts";
+import { Engine } from "../engine/engine.ts";
+import { Parameters } from "../layers/layer.ts";
+import { rotaryDim } from "../layers/rotary.ts";
+import { Checkpoint } from "../loader/checkpoint.ts";
+import { dummyWeights } from "../loader/dummy-weights.ts";
+import { resolveModel } from "../loader/hub.ts";
+import { loadWeights } from "../loader/weights.ts";
+import { type ModelConfig, readModelConfig } from "../models/config.ts";
+import { readGenerationConfig } from "../models/generation-config.ts";
+import { defineModel } from "../models/registry.ts";
+import { KvPlan } from "../runner/kv-plan.ts";
+import { ModelRunner } from "../runner/model-runner.ts";
+import { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
+import { loadText, type TextModel } from "../tokenizer/load-text.ts";
 
 /** The folder of the model that ships with the package. */
-export const EMBEDDED_MODEL = join(import.meta.dir, "..", "models", "tiny-stories");
+export const EMBEDDED_MODEL = join(import.meta.dir, "../../models", "tiny-stories");
 
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;

@@ -1,7 +1,7 @@
-import { MAX_BAD_WORD_TOKENS } from "./backend/backend.ts";
-import { InvalidRequestError } from "./base/errors.ts";
-import type { ChatMessage, ChatTemplate } from "./tokenizer/chat-template.ts";
-import type { Tokenizer } from "./tokenizer/tokenizer.ts";
+import { InvalidRequestError } from "../base/errors.ts";
+import { MAX_BAD_WORD_TOKENS } from "../base/sampling-params.ts";
+import type { ChatMessage, ChatTemplate } from "./chat-template.ts";
+import type { Tokenizer } from "./tokenizer.ts";
 
 /** What to continue: text, or token ids. */
 export type Prompt = string | TextPrompt | TokensPrompt;

@@ -1,7 +1,7 @@
-import { EngineDeadError } from "./base/errors.ts";
-import type { CompletionDelta } from "./base/outputs.ts";
-import type { Engine } from "./engine/engine.ts";
-import type { EngineRequest } from "./engine/request.ts";
+import { EngineDeadError } from "../base/errors.ts";
+import type { CompletionDelta } from "../base/outputs.ts";
+import type { Engine } from "../engine/engine.ts";
+import type { EngineRequest } from "../engine/request.ts";
 
 /**
  * Steps an engine as long as it has work and hands each request its deltas. Between steps the event loop runs, so
