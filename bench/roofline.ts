@@ -109,10 +109,10 @@ function attendedTokens(from: number, to: number, window: number): number {
 }
 
 function countDecodeSteps(requests: readonly RequestLengths[], maxNumSeqs: number): number {
-  const slots = new Float64Array(Math.min(maxNumSeqs, requests.length));
+  const busyUntil = new Float64Array(Math.min(maxNumSeqs, requests.length));
   for (const { output } of requests) {
-    const first = slots.indexOf(Math.min(...slots));
-    slots[first]! += output - 1;
+    const first = busyUntil.indexOf(Math.min(...busyUntil));
+    busyUntil[first]! += output - 1;
   }
-  return Math.max(...slots);
+  return Math.max(...busyUntil);
 }

@@ -142,20 +142,21 @@ export interface CapturedGraph {
   dispose(): void;
 }
 
-/** Host memory in slots, each filled, committed and filled again, independently of the others. */
+/** Host memory in buffers, each filled, committed and filled again, independently of the others. */
 export interface BulkUpload {
-  readonly slots: readonly UploadSlot[];
-  /** Waits for every copy and gives the slots back: nobody may be writing to them. Safe to call twice. */
+  readonly buffers: readonly UploadBuffer[];
+  /** Waits for every copy and gives the buffers back: nobody may be writing to them. Safe to call twice. */
   dispose(): void;
 }
 
-export interface UploadSlot {
-  /** Where it lies in this process, on every thread; aligned for every dtype. */
+/** A piece of host memory that the device copies from. */
+export interface UploadBuffer {
+  /** Valid on every thread of this process; aligned for every dtype. */
   readonly address: number;
   readonly byteLength: number;
-  /** Waits until the slot may be written to: until the copy of what was committed last is done. */
+  /** Waits until the buffer may be written to: until the copy of what was committed last is done. */
   wait(): void;
-  /** Enqueues the copy of the slot's first `target.byteLength` bytes, raw little-endian ones of its dtype. */
+  /** Enqueues the copy of the buffer's first `target.byteLength` bytes, raw little-endian ones of its dtype. */
   commit(target: Tensor): void;
 }
 

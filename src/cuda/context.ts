@@ -1,7 +1,7 @@
 import type { Device } from "./device.ts";
 import type { CudaApi } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
-import { PointerSlot } from "./ffi.ts";
+import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
 /** A GPU's primary context, which owns everything made in it. Current on the thread that retained it. */
@@ -16,14 +16,14 @@ export class Context extends Handle {
 
   /** Retains the device's primary context and makes it current on this thread. */
   static retain(api: CudaApi, device: Device): Context {
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     checkCuda(
       api,
       "cuDevicePrimaryCtxRetain",
-      api.cuDevicePrimaryCtxRetain(slot.array, device.id),
+      api.cuDevicePrimaryCtxRetain(out.array, device.id),
       `GPU ${device.ordinal} (${device.name})`,
     );
-    const context = new Context(api, device, slot.value);
+    const context = new Context(api, device, out.value);
     try {
       context.makeCurrent();
     } catch (error) {
@@ -45,8 +45,8 @@ export class Context extends Handle {
 
   /** Bytes of device memory, other processes' use included. */
   memory(): { readonly free: number; readonly total: number } {
-    const free = new PointerSlot();
-    const total = new PointerSlot();
+    const free = new OutPointer();
+    const total = new OutPointer();
     checkCuda(this.api, "cuMemGetInfo_v2", this.api.cuMemGetInfo_v2(free.array, total.array));
     return { free: free.value, total: total.value };
   }

@@ -12,7 +12,7 @@ import {
   PreferenceAttribute,
 } from "./cublaslt-symbols.ts";
 import { checkCublas } from "./errors.ts";
-import { PointerSlot } from "./ffi.ts";
+import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
 /** A cuBLASLt handle: one a context. */
@@ -26,9 +26,9 @@ export class CublasLt extends Handle {
   }
 
   static create(api: CublasLtApi, context: Context): CublasLt {
-    const slot = new PointerSlot();
-    checkCublas(api, "cublasLtCreate", api.cublasLtCreate(slot.array));
-    return new CublasLt(api, slot.value, context);
+    const out = new OutPointer();
+    checkCublas(api, "cublasLtCreate", api.cublasLtCreate(out.array));
+    return new CublasLt(api, out.value, context);
   }
 
   /**
@@ -87,14 +87,14 @@ export class MatmulDescriptor extends Handle {
     owner: CublasLt,
     operation: { readonly transA: boolean; readonly transB: boolean; readonly bias: boolean },
   ): MatmulDescriptor {
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     const { api } = owner;
     checkCublas(
       api,
       "cublasLtMatmulDescCreate",
-      api.cublasLtMatmulDescCreate(slot.array, COMPUTE_32F, CudaDataType.float32),
+      api.cublasLtMatmulDescCreate(out.array, COMPUTE_32F, CudaDataType.float32),
     );
-    const descriptor = new MatmulDescriptor(api, slot.value, owner);
+    const descriptor = new MatmulDescriptor(api, out.value, owner);
     const op = (transposed: boolean) => (transposed ? CublasOperation.transpose : CublasOperation.none);
     descriptor.#setWord(MatmulDescAttribute.transA, op(operation.transA));
     descriptor.#setWord(MatmulDescAttribute.transB, op(operation.transB));
@@ -134,15 +134,15 @@ export class MatrixLayout extends Handle {
   }
 
   static create(owner: CublasLt, dtype: FloatDType, rows: number, columns: number): MatrixLayout {
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     const { api } = owner;
     checkCublas(
       api,
       "cublasLtMatrixLayoutCreate",
-      api.cublasLtMatrixLayoutCreate(slot.array, CudaDataType[dtype], rows, columns, rows),
+      api.cublasLtMatrixLayoutCreate(out.array, CudaDataType[dtype], rows, columns, rows),
       `${dtype}[${rows}, ${columns}]`,
     );
-    return new MatrixLayout(api, slot.value, owner);
+    return new MatrixLayout(api, out.value, owner);
   }
 
   protected override release(value: number): void {
@@ -161,10 +161,10 @@ export class MatmulPreference extends Handle {
   }
 
   static create(owner: CublasLt, workspaceBytes: number, alignment: number): MatmulPreference {
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     const { api } = owner;
-    checkCublas(api, "cublasLtMatmulPreferenceCreate", api.cublasLtMatmulPreferenceCreate(slot.array));
-    const preference = new MatmulPreference(api, slot.value, owner);
+    checkCublas(api, "cublasLtMatmulPreferenceCreate", api.cublasLtMatmulPreferenceCreate(out.array));
+    const preference = new MatmulPreference(api, out.value, owner);
     preference.#set(PreferenceAttribute.maxWorkspaceBytes, BigUint64Array.of(BigInt(workspaceBytes)));
     for (const matrix of ["A", "B", "C", "D"] as const) {
       preference.#set(PreferenceAttribute[`minAlignment${matrix}`], Uint32Array.of(alignment));

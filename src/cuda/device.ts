@@ -1,6 +1,6 @@
 import { type CudaApi, CudaStatus, DeviceAttribute } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
-import { PointerSlot } from "./ffi.ts";
+import { OutPointer } from "./ffi.ts";
 
 /** One GPU and what the engine needs to know of it. Needs `cuInit`, but no context. */
 export class Device {
@@ -39,7 +39,7 @@ export class Device {
     const id = device[0]!;
     const name = new Uint8Array(256);
     checkCuda(api, "cuDeviceGetName", api.cuDeviceGetName(name, name.length, id));
-    const total = new PointerSlot();
+    const total = new OutPointer();
     checkCuda(api, "cuDeviceTotalMem_v2", api.cuDeviceTotalMem_v2(total.array, id));
     const attribute = (which: number) => {
       const value = new Int32Array(1);

@@ -1,7 +1,7 @@
 import { DeviceError } from "../base/errors.ts";
 import type { CublasLtApi } from "./cublaslt-symbols.ts";
 import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
-import { PointerSlot, readCString } from "./ffi.ts";
+import { OutPointer, readCString } from "./ffi.ts";
 import type { NvrtcApi } from "./nvrtc-symbols.ts";
 
 /**
@@ -101,15 +101,15 @@ export function cudaError(api: CudaApi, call: string, status: number, detail?: s
 }
 
 export function cudaStatusName(api: CudaApi, status: number): string {
-  const slot = new PointerSlot();
-  const named = api.cuGetErrorName(status, slot.array) === CudaStatus.success;
-  return (named && readCString(slot.value)) || "CUDA_ERROR_UNKNOWN_TO_DRIVER";
+  const out = new OutPointer();
+  const named = api.cuGetErrorName(status, out.array) === CudaStatus.success;
+  return (named && readCString(out.value)) || "CUDA_ERROR_UNKNOWN_TO_DRIVER";
 }
 
 export function cudaStatusText(api: CudaApi, status: number): string {
-  const slot = new PointerSlot();
-  const known = api.cuGetErrorString(status, slot.array) === CudaStatus.success;
-  return (known && readCString(slot.value)) || "no description";
+  const out = new OutPointer();
+  const known = api.cuGetErrorString(status, out.array) === CudaStatus.success;
+  return (known && readCString(out.value)) || "no description";
 }
 
 /** Throws `NvrtcError` unless `status` is success. */

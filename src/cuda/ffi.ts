@@ -67,8 +67,8 @@ export function viewMemory(address: number, byteLength: number): ArrayBuffer {
   return toArrayBuffer(address as Pointer, 0, byteLength);
 }
 
-/** A pointer-sized slot for an out parameter. */
-export class PointerSlot {
+/** Memory for an out parameter of a pointer's size. */
+export class OutPointer {
   readonly array = new BigUint64Array(new ArrayBuffer(8));
 
   /** The value written by the last call. Addresses and sizes fit a double. */

@@ -1,7 +1,7 @@
 import type { Context } from "./context.ts";
 import { CAPTURE_MODE_THREAD_LOCAL, type CudaApi } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
-import { PointerSlot } from "./ffi.ts";
+import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 import type { Stream } from "./stream.ts";
 
@@ -22,7 +22,7 @@ export class Graph extends Handle {
   static capture(stream: Stream, enqueue: () => void): Graph {
     const { context } = stream;
     const { api } = context;
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     checkCuda(
       api,
       "cuStreamBeginCapture_v2",
@@ -31,19 +31,19 @@ export class Graph extends Handle {
     try {
       enqueue();
     } catch (error) {
-      const ended = api.cuStreamEndCapture(stream.value, slot.array);
-      if (ended === 0 && slot.value !== 0) api.cuGraphDestroy(slot.value);
+      const ended = api.cuStreamEndCapture(stream.value, out.array);
+      if (ended === 0 && out.value !== 0) api.cuGraphDestroy(out.value);
       throw error;
     }
-    checkCuda(api, "cuStreamEndCapture", api.cuStreamEndCapture(stream.value, slot.array));
-    return new Graph(api, slot.value, context);
+    checkCuda(api, "cuStreamEndCapture", api.cuStreamEndCapture(stream.value, out.array));
+    return new Graph(api, out.value, context);
   }
 
   /** Kernels, copies and fills recorded. */
   get nodeCount(): number {
-    const slot = new PointerSlot();
-    checkCuda(this.api, "cuGraphGetNodes", this.api.cuGraphGetNodes(this.value, 0, slot.array));
-    return slot.value;
+    const out = new OutPointer();
+    checkCuda(this.api, "cuGraphGetNodes", this.api.cuGraphGetNodes(this.value, 0, out.array));
+    return out.value;
   }
 
   /** Makes the recording launchable. */
@@ -68,10 +68,10 @@ export class GraphExec extends Handle {
 
   static instantiate(context: Context, graph: Graph): GraphExec {
     const { api } = context;
-    const slot = new PointerSlot();
-    const status = api.cuGraphInstantiateWithFlags(slot.array, graph.value, 0);
+    const out = new OutPointer();
+    const status = api.cuGraphInstantiateWithFlags(out.array, graph.value, 0);
     checkCuda(api, "cuGraphInstantiateWithFlags", status);
-    return new GraphExec(api, slot.value, context);
+    return new GraphExec(api, out.value, context);
   }
 
   /** Moves the graph to the device ahead of its first launch. */

@@ -1,7 +1,7 @@
 import type { Context } from "./context.ts";
 import { CudaStatus, MEMHOSTALLOC_PORTABLE } from "./driver-symbols.ts";
 import { CudaOutOfMemoryError, checkCuda, cudaStatusName, cudaStatusText } from "./errors.ts";
-import { PointerSlot, viewMemory } from "./ffi.ts";
+import { OutPointer, viewMemory } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
 /** Memory on the GPU; `value` is its address, aligned to 256 bytes. */
@@ -16,9 +16,9 @@ export class DeviceMemory extends Handle {
 
   /** Uninitialised memory. Throws `CudaOutOfMemoryError` when there is not enough. */
   static allocate(context: Context, byteLength: number): DeviceMemory {
-    const slot = new PointerSlot();
-    checkAllocation(context, "cuMemAlloc_v2", context.api.cuMemAlloc_v2(slot.array, byteLength), byteLength);
-    return new DeviceMemory(context, slot.value, byteLength);
+    const out = new OutPointer();
+    checkAllocation(context, "cuMemAlloc_v2", context.api.cuMemAlloc_v2(out.array, byteLength), byteLength);
+    return new DeviceMemory(context, out.value, byteLength);
   }
 
   protected override release(value: number): void {
@@ -45,10 +45,10 @@ export class PinnedMemory extends Handle {
 
   /** Uninitialised memory, usable from every context. Throws `CudaOutOfMemoryError` when there is not enough. */
   static allocate(context: Context, byteLength: number): PinnedMemory {
-    const slot = new PointerSlot();
-    const status = context.api.cuMemHostAlloc(slot.array, byteLength, MEMHOSTALLOC_PORTABLE);
+    const out = new OutPointer();
+    const status = context.api.cuMemHostAlloc(out.array, byteLength, MEMHOSTALLOC_PORTABLE);
     checkAllocation(context, "cuMemHostAlloc", status, byteLength);
-    return new PinnedMemory(context, slot.value, byteLength);
+    return new PinnedMemory(context, out.value, byteLength);
   }
 
   protected override release(value: number): void {

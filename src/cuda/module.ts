@@ -1,7 +1,7 @@
 import type { Context } from "./context.ts";
 import { type CudaApi, FunctionAttribute } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
-import { PointerSlot } from "./ffi.ts";
+import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
 /** Device code loaded into a context. */
@@ -17,18 +17,18 @@ export class Module extends Handle {
 
   /** Loads a cubin. `name` is what errors call it. */
   static load(context: Context, cubin: Uint8Array, name: string): Module {
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     const { api } = context;
-    checkCuda(api, "cuModuleLoadData", api.cuModuleLoadData(slot.array, cubin), name);
-    return new Module(api, slot.value, context, name);
+    checkCuda(api, "cuModuleLoadData", api.cuModuleLoadData(out.array, cubin), name);
+    return new Module(api, out.value, context, name);
   }
 
   /** The `extern "C"` kernel called `entry`. It lives as long as the module. */
   function(entry: string): KernelFunction {
-    const slot = new PointerSlot();
-    const status = this.api.cuModuleGetFunction(slot.array, this.value, entry);
+    const out = new OutPointer();
+    const status = this.api.cuModuleGetFunction(out.array, this.value, entry);
     checkCuda(this.api, "cuModuleGetFunction", status, `${entry} in ${this.name}`);
-    return new KernelFunction(this, entry, slot.value);
+    return new KernelFunction(this, entry, out.value);
   }
 
   protected override release(value: number): void {

@@ -1,6 +1,6 @@
 import { ptr } from "bun:ffi";
 import { checkNvrtc } from "./errors.ts";
-import { PointerSlot } from "./ffi.ts";
+import { OutPointer } from "./ffi.ts";
 import type { NvrtcApi } from "./nvrtc-symbols.ts";
 
 /** One translation unit, complete: NVRTC reads no files. */
@@ -55,12 +55,12 @@ export class Nvrtc implements KernelCompiler {
     const headers = new CStrings(Object.values(request.headers));
     const headerNames = new CStrings(Object.keys(request.headers));
     const options = new CStrings(request.options);
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     checkNvrtc(
       api,
       "nvrtcCreateProgram",
       api.nvrtcCreateProgram(
-        slot.array,
+        out.array,
         cString(request.source),
         name,
         headers.length,
@@ -69,23 +69,23 @@ export class Nvrtc implements KernelCompiler {
       ),
       name,
     );
-    const program = slot.value;
+    const program = out.value;
     try {
       const status = api.nvrtcCompileProgram(program, options.length, options.pointers);
       const log = this.#log(program);
       checkNvrtc(api, "nvrtcCompileProgram", status, name, log);
-      const size = new PointerSlot();
+      const size = new OutPointer();
       checkNvrtc(api, "nvrtcGetCUBINSize", api.nvrtcGetCUBINSize(program, size.array), name);
       const cubin = new Uint8Array(size.value);
       checkNvrtc(api, "nvrtcGetCUBIN", api.nvrtcGetCUBIN(program, cubin), name);
       return { cubin, log };
     } finally {
-      api.nvrtcDestroyProgram(slot.array);
+      api.nvrtcDestroyProgram(out.array);
     }
   }
 
   #log(program: number): string {
-    const size = new PointerSlot();
+    const size = new OutPointer();
     if (this.api.nvrtcGetProgramLogSize(program, size.array) !== 0 || size.value <= 1) return "";
     const log = new Uint8Array(size.value);
     if (this.api.nvrtcGetProgramLog(program, log) !== 0) return "";
@@ -102,7 +102,7 @@ class CStrings {
   constructor(values: readonly string[]) {
     this.strings = values.map(cString);
     this.length = values.length;
-    // One slot at least: an empty array has no address.
+    // One element at least: an empty array has no address.
     this.pointers = new BigUint64Array(Math.max(1, values.length));
     for (const [i, string] of this.strings.entries()) this.pointers[i] = BigInt(ptr(string));
   }

@@ -7,7 +7,7 @@ import {
   STREAM_NON_BLOCKING,
 } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
-import { type Address, PointerSlot } from "./ffi.ts";
+import { type Address, OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
 /** A queue of device work: in order within itself, independent of other streams. */
@@ -23,13 +23,13 @@ export class Stream extends Handle {
   /** @param priority Lower runs first; the driver clamps it to its range. Default 0, the lowest. */
   static create(context: Context, priority = 0): Stream {
     const { api } = context;
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     checkCuda(
       api,
       "cuStreamCreateWithPriority",
-      api.cuStreamCreateWithPriority(slot.array, STREAM_NON_BLOCKING, priority),
+      api.cuStreamCreateWithPriority(out.array, STREAM_NON_BLOCKING, priority),
     );
-    return new Stream(context, api, slot.value);
+    return new Stream(context, api, out.value);
   }
 
   /** Waits on this thread for everything enqueued. */
@@ -90,10 +90,10 @@ export class Event extends Handle {
    */
   static create(context: Context, options: { timing?: boolean; blocking?: boolean } = {}): Event {
     const { api } = context;
-    const slot = new PointerSlot();
+    const out = new OutPointer();
     const flags = (options.timing ? 0 : EVENT_DISABLE_TIMING) | (options.blocking ? EVENT_BLOCKING_SYNC : 0);
-    checkCuda(api, "cuEventCreate", api.cuEventCreate(slot.array, flags));
-    return new Event(api, slot.value, context);
+    checkCuda(api, "cuEventCreate", api.cuEventCreate(out.array, flags));
+    return new Event(api, out.value, context);
   }
 
   /** Marks this point of `stream`. Recording again moves the mark. */

@@ -70,8 +70,8 @@ export async function loadWeights(
       }
     } else {
       try {
-        const slotBytes = Math.min(...upload.slots.map((slot) => slot.byteLength));
-        await bulkLoad(chunksOf(slotBytes), upload, readers, onChunk);
+        const chunkBytes = Math.min(...upload.buffers.map((buffer) => buffer.byteLength));
+        await bulkLoad(chunksOf(chunkBytes), upload, readers, onChunk);
       } finally {
         upload.dispose();
       }

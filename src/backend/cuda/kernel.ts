@@ -49,14 +49,14 @@ export class Kernel {
     invariant(/^[piulf]*$/.test(signature), `${fn.name}: unknown letter in signature "${signature}"`);
     this.#api = fn.api;
     this.#codes = Uint8Array.from(signature, (letter) => letter.charCodeAt(0));
-    // A slot at least, so that a kernel without arguments has addresses too.
-    const slots = Math.max(1, signature.length);
-    const memory = new ArrayBuffer(slots * 8);
+    // Room for one at least, so that a kernel without arguments has addresses too.
+    const count = Math.max(1, signature.length);
+    const memory = new ArrayBuffer(count * 8);
     this.#u32 = new Uint32Array(memory);
     this.#i32 = new Int32Array(memory);
     this.#f32 = new Float32Array(memory);
-    this.#pointers = new BigUint64Array(new ArrayBuffer(slots * 8));
-    for (let i = 0; i < slots; i++) this.#pointers[i] = BigInt(ptr(this.#u32, i * 8));
+    this.#pointers = new BigUint64Array(new ArrayBuffer(count * 8));
+    for (let i = 0; i < count; i++) this.#pointers[i] = BigInt(ptr(this.#u32, i * 8));
     this.#arguments = ptr(this.#pointers);
     this.#config = options.dependentLaunch ? new LaunchConfig() : undefined;
   }

@@ -7,18 +7,18 @@ import { CudaBulkUpload } from "./bulk-upload.ts";
 
 const UPLOAD_SEGMENTS = 4;
 const UPLOAD_SEGMENT_BYTES = 8 * 2 ** 20;
-const READBACK_SLOT_BYTES = 2 ** 20;
+const READBACK_BYTES = 2 ** 20;
 const ALIGNMENT = 16;
 
 /**
  * Copies between host and device on one stream, through page-locked memory: uploads through a ring of segments, each
- * waited for only when it comes round again, downloads through slots that are free once they were read.
+ * waited for only when it comes round again, downloads through buffers that are free once they were read.
  */
 export class Staging {
   readonly #ring: PinnedMemory;
   readonly #bytes: Uint8Array;
   readonly #segmentFree: readonly Event[];
-  readonly #freeSlots: ReadbackSlot[] = [];
+  readonly #freeReadbacks: ReadbackBuffer[] = [];
   #segment = 0;
   #offset = 0;
   #bulk: CudaBulkUpload | undefined;
@@ -59,26 +59,26 @@ export class Staging {
 
   /** Enqueues a copy to the host. Copies above 1 MiB are waited for at once. */
   readback(source: number, byteLength: number): Readback {
-    if (byteLength > READBACK_SLOT_BYTES) {
+    if (byteLength > READBACK_BYTES) {
       const bytes = this.#download(source, byteLength);
       return { wait: () => bytes };
     }
-    const slot = this.#freeSlots.pop() ?? new ReadbackSlot(this.context);
+    const buffer = this.#freeReadbacks.pop() ?? new ReadbackBuffer(this.context);
     try {
-      this.stream.download(slot.memory.value, source, byteLength);
-      slot.done.record(this.stream);
+      this.stream.download(buffer.memory.value, source, byteLength);
+      buffer.done.record(this.stream);
     } catch (error) {
-      this.#freeSlots.push(slot);
+      this.#freeReadbacks.push(buffer);
       throw error;
     }
     return {
       wait: () => {
         try {
-          slot.done.synchronize();
-          return slot.bytes.slice(0, byteLength);
+          buffer.done.synchronize();
+          return buffer.bytes.slice(0, byteLength);
         } finally {
-          // After a failed wait the copy may still be under way: the slot's next one comes after it on the stream.
-          this.#freeSlots.push(slot);
+          // After a failed wait the copy may still be under way: the buffer's next one comes after it on the stream.
+          this.#freeReadbacks.push(buffer);
         }
       },
     };
@@ -86,8 +86,8 @@ export class Staging {
 
   #download(source: number, byteLength: number): Uint8Array {
     const bytes = new Uint8Array(byteLength);
-    for (let done = 0; done < byteLength; done += READBACK_SLOT_BYTES) {
-      const length = Math.min(READBACK_SLOT_BYTES, byteLength - done);
+    for (let done = 0; done < byteLength; done += READBACK_BYTES) {
+      const length = Math.min(READBACK_BYTES, byteLength - done);
       bytes.set(this.readback(source + done, length).wait(), done);
     }
     return bytes;
@@ -101,13 +101,13 @@ export class Staging {
   }
 }
 
-class ReadbackSlot {
+class ReadbackBuffer {
   readonly memory: PinnedMemory;
   readonly bytes: Uint8Array;
   readonly done: Event;
 
   constructor(context: Context) {
-    this.memory = PinnedMemory.allocate(context, READBACK_SLOT_BYTES);
+    this.memory = PinnedMemory.allocate(context, READBACK_BYTES);
     this.bytes = new Uint8Array(this.memory.bytes);
     this.done = Event.create(context);
   }

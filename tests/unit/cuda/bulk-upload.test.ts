@@ -14,8 +14,8 @@ import { bulkLoad } from "../../../src/loader/bulk-load.ts";
 import { temporaryFolder } from "../loader/support.ts";
 import { FakeCuda } from "./fake-cuda.ts";
 
-const SLOT = 2 * 2 ** 20;
-const SLOTS = 16;
+const BUFFER_BYTES = 2 * 2 ** 20;
+const BUFFERS = 16;
 
 let fake: FakeCuda;
 let context: Context;
@@ -37,32 +37,32 @@ function tensor(byteLength: number): Tensor {
   return new Tensor(new CudaBuffer(context, byteLength), "uint32", [byteLength / 4]);
 }
 
-function fillSlot(upload: BulkUpload, i: number, byte: number): void {
-  const { address, byteLength } = upload.slots[i]!;
+function fillBuffer(upload: BulkUpload, i: number, byte: number): void {
+  const { address, byteLength } = upload.buffers[i]!;
   new Uint8Array(viewMemory(address, byteLength)).fill(byte);
 }
 
 const deviceBytes = (target: Tensor) => fake.bytesOf(target.buffer.address);
 
 describe("CudaBulkUpload", () => {
-  test("lends the staging ring in slots, which copy independently and wait for their own copy", () => {
+  test("lends the staging ring in buffers, which copy independently and wait for their own copy", () => {
     const pinned = fake.alive("pinned memory").length;
     const upload = staging.bulkUpload();
     expect(fake.alive("pinned memory")).toHaveLength(pinned);
-    expect(upload.slots.map((slot) => slot.byteLength)).toEqual(new Array(SLOTS).fill(SLOT));
-    const [a, b] = [tensor(12), tensor(SLOT)];
+    expect(upload.buffers.map((buffer) => buffer.byteLength)).toEqual(new Array(BUFFERS).fill(BUFFER_BYTES));
+    const [a, b] = [tensor(12), tensor(BUFFER_BYTES)];
     deviceBytes(a).fill(0);
     deviceBytes(a).fill(0);
-    fillSlot(upload, 3, 1);
-    upload.slots[3]!.commit(a.rows(1, 3));
-    fillSlot(upload, 15, 2);
-    upload.slots[15]!.commit(b);
-    upload.slots[0]!.wait(); // Never committed: nothing to wait for.
+    fillBuffer(upload, 3, 1);
+    upload.buffers[3]!.commit(a.rows(1, 3));
+    fillBuffer(upload, 15, 2);
+    upload.buffers[15]!.commit(b);
+    upload.buffers[0]!.wait(); // Never committed: nothing to wait for.
     expect(deviceBytes(a)[4]).toBe(0);
-    upload.slots[3]!.wait();
+    upload.buffers[3]!.wait();
     expect([...deviceBytes(a)]).toEqual([0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
-    fillSlot(upload, 3, 3);
-    upload.slots[3]!.commit(a.rows(0, 1));
+    fillBuffer(upload, 3, 3);
+    upload.buffers[3]!.commit(a.rows(0, 1));
     upload.dispose();
     expect([...deviceBytes(a).subarray(0, 5)]).toEqual([3, 3, 3, 3, 1]);
     expect(deviceBytes(b).every((byte) => byte === 2)).toBe(true);
@@ -75,11 +75,11 @@ describe("CudaBulkUpload", () => {
     const upload = staging.bulkUpload();
     expect(() => staging.upload(target.address, data)).toThrow(InvariantError);
     expect(() => staging.bulkUpload()).toThrow(InvariantError);
-    fillSlot(upload, 0, 9); // What was uploaded before has left the ring.
+    fillBuffer(upload, 0, 9); // What was uploaded before has left the ring.
     const events = fake.alive("event").length;
     upload.dispose();
     upload.dispose();
-    expect(fake.alive("event")).toHaveLength(events - SLOTS);
+    expect(fake.alive("event")).toHaveLength(events - BUFFERS);
     expect([...deviceBytes(target)]).toEqual([5, 0, 0, 0, 6, 0, 0, 0]);
     staging.upload(target.address, data.fill(7));
     staging.bulkUpload().dispose();
@@ -88,9 +88,9 @@ describe("CudaBulkUpload", () => {
 
   test("a copy that fails is a CudaError, and the ring is free again", () => {
     const upload = staging.bulkUpload();
-    expect(() => upload.slots[0]!.commit(tensor(SLOT + 4))).toThrow(InvariantError);
+    expect(() => upload.buffers[0]!.commit(tensor(BUFFER_BYTES + 4))).toThrow(InvariantError);
     fake.fail("cuMemcpyHtoDAsync_v2", 1);
-    expect(() => upload.slots[0]!.commit(tensor(8))).toThrow(CudaError);
+    expect(() => upload.buffers[0]!.commit(tensor(8))).toThrow(CudaError);
     fake.fail("cuStreamSynchronize", 1);
     expect(() => upload.dispose()).toThrow(CudaError);
     staging.bulkUpload().dispose();
@@ -98,7 +98,7 @@ describe("CudaBulkUpload", () => {
 
   test("readers on other threads fill it several times round", async () => {
     using folder = temporaryFolder();
-    const bytes = new Uint8Array(2.5 * SLOTS * SLOT);
+    const bytes = new Uint8Array(2.5 * BUFFERS * BUFFER_BYTES);
     const words = new Uint32Array(bytes.buffer);
     for (let i = 0; i < words.length; i++) words[i] = Math.imul(i, 2654435761);
     writeFileSync(folder.file("data"), bytes);
@@ -108,9 +108,9 @@ describe("CudaBulkUpload", () => {
     const chunks = function* () {
       const common = { path, fd, dtype: "float32", targetDtype: "float32" } as const;
       const columns = { rowBytes: 4, columnBegin: 0, columnEnd: 4 };
-      for (let begin = 0; begin < bytes.length; begin += SLOT) {
-        const rows = target.rows(begin / 4, (begin + SLOT) / 4);
-        yield { read: { ...common, ...columns, begin, end: begin + SLOT }, target: rows };
+      for (let begin = 0; begin < bytes.length; begin += BUFFER_BYTES) {
+        const rows = target.rows(begin / 4, (begin + BUFFER_BYTES) / 4);
+        yield { read: { ...common, ...columns, begin, end: begin + BUFFER_BYTES }, target: rows };
       }
     };
     const upload = staging.bulkUpload();

@@ -93,7 +93,7 @@ describe("bulk loading", () => {
     for (const [name, tensor] of weights)
       expect([name, same(tensor, expected.get(name)!)]).toEqual([name, true]);
     expect(bulk.guardsHold && plain.guardsHold).toBe(true);
-    expect(new Set(bulk.slotsUsed).size).toBe(5);
+    expect(new Set(bulk.buffersUsed).size).toBe(5);
     expect(bulk.committed.length).toBeGreaterThan(200);
     expect(bulk.liveBulkUploads).toBe(0);
     const loaded = progress.map(([bytes]) => bytes);
@@ -224,25 +224,28 @@ describe("failures of bulk loading", () => {
     };
     const bulk = new FakeBulkBackend("bfloat16", 1, 4096);
     const upload = bulk.bulkUpload();
-    const [slot] = upload.slots;
+    const [buffer] = upload.buffers;
     using reader = new WeightReader();
-    await reader.read(chunk, slot!.address, 32);
+    await reader.read(chunk, buffer!.address, 32);
     const reads = await Promise.allSettled([
-      reader.read(chunk, slot!.address, 31),
-      reader.read(chunk, slot!.address, 32),
+      reader.read(chunk, buffer!.address, 31),
+      reader.read(chunk, buffer!.address, 32),
     ]);
     for (const read of reads) {
       expect(read.status).toBe("rejected");
       expect((read as PromiseRejectedResult).reason).toBeInstanceOf(InvariantError);
     }
-    await expect(reader.read(chunk, slot!.address, 32)).rejects.toThrow("16 elements for 31 bytes");
+    await expect(reader.read(chunk, buffer!.address, 32)).rejects.toThrow("16 elements for 31 bytes");
 
     const target = bulk.empty("bfloat16", [16]);
     const chunks = function* () {
       for (let i = 0; i < 100; i++)
         yield { read: { ...chunk, end: i === 3 ? begin + 8192 : chunk.end }, target };
     };
-    const small = { slots: [{ ...slot!, byteLength: 32, wait: () => {}, commit: () => {} }], dispose() {} };
+    const small = {
+      buffers: [{ ...buffer!, byteLength: 32, wait: () => {}, commit: () => {} }],
+      dispose() {},
+    };
     await expect(bulkLoad(chunks(), small, 1, () => {})).rejects.toThrow("a weight reader died");
   });
 

@@ -1,6 +1,6 @@
 import { ptr } from "bun:ffi";
 import { expect } from "bun:test";
-import type { Backend, BulkUpload, UploadSlot } from "../../../src/backend/backend.ts";
+import type { Backend, BulkUpload, UploadBuffer } from "../../../src/backend/backend.ts";
 import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
 import { type DType, dtypeSize, type FloatDType } from "../../../src/base/dtype.ts";
 
@@ -46,25 +46,25 @@ export class FakeBackend {
   }
 }
 
-/** Bulk uploads whose copies happen at the last moment allowed: when their slot is waited for, or at the end. */
+/** Bulk uploads whose copies happen at the last moment allowed: when their buffer is waited for, or at the end. */
 export class FakeBulkBackend extends FakeBackend {
   /** Tensors in the order in which they were committed. */
   readonly committed: Tensor[] = [];
-  /** Of each slot committed to, once per commit. */
-  readonly slotsUsed: number[] = [];
+  /** Of each buffer committed to, once per commit. */
+  readonly buffersUsed: number[] = [];
   bulkUploads = 0;
   liveBulkUploads = 0;
   /** Called before each commit; may throw in its place. */
   onCommit: (count: number) => void = () => {};
-  readonly #slots: FakeSlot[];
+  readonly #buffers: FakeUploadBuffer[];
 
   constructor(
     activationDtype: FloatDType,
-    readonly slotCount: number,
-    readonly slotBytes: number,
+    readonly bufferCount: number,
+    readonly bufferBytes: number,
   ) {
     super(activationDtype);
-    this.#slots = Array.from({ length: slotCount }, (_, i) => new FakeSlot(this, i));
+    this.#buffers = Array.from({ length: bufferCount }, (_, i) => new FakeUploadBuffer(this, i));
   }
 
   override upload(): void {
@@ -75,18 +75,18 @@ export class FakeBulkBackend extends FakeBackend {
     this.bulkUploads++;
     this.liveBulkUploads++;
     const dispose = () => {
-      for (const slot of this.#slots) slot.wait();
+      for (const buffer of this.#buffers) buffer.wait();
       this.liveBulkUploads--;
     };
-    return { slots: this.#slots, dispose };
+    return { buffers: this.#buffers, dispose };
   }
 
   override get guardsHold(): boolean {
-    return super.guardsHold && this.#slots.every((slot) => guardsHold(slot.host));
+    return super.guardsHold && this.#buffers.every((buffer) => guardsHold(buffer.host));
   }
 }
 
-class FakeSlot implements UploadSlot {
+class FakeUploadBuffer implements UploadBuffer {
   readonly host: ArrayBuffer;
   readonly address: number;
   readonly byteLength: number;
@@ -96,7 +96,7 @@ class FakeSlot implements UploadSlot {
     private readonly owner: FakeBulkBackend,
     private readonly index: number,
   ) {
-    this.byteLength = owner.slotBytes;
+    this.byteLength = owner.bufferBytes;
     this.host = guarded(this.byteLength);
     this.address = ptr(new Uint8Array(this.host)) + GUARD_BYTES;
   }
@@ -112,7 +112,7 @@ class FakeSlot implements UploadSlot {
     expect(target.byteLength).toBeLessThanOrEqual(this.byteLength);
     this.owner.onCommit(this.owner.committed.length);
     this.owner.committed.push(target);
-    this.owner.slotsUsed.push(this.index);
+    this.owner.buffersUsed.push(this.index);
     this.#target = target;
   }
 }
