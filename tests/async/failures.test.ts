@@ -16,7 +16,7 @@ import {
   RequestFailedError,
   type RequestOutput,
 } from "../../src/index.ts";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 import {
   collect,
   createAsyncLLM,

@@ -4,7 +4,7 @@ import { CompletionClient, EventReader } from "../../src/cli/bench/completion-cl
 import { arrivalTimes, generateLoad } from "../../src/cli/bench/load-generator.ts";
 import { distribution, summarize } from "../../src/cli/bench/report.ts";
 import { randomWorkload } from "../../src/cli/bench/workload.ts";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
 
 setDefaultTimeout(120_000);

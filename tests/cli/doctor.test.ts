@@ -1,5 +1,5 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
 
 setDefaultTimeout(120_000);

@@ -1,7 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { cpSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 import { expectRefusal, generate, MODEL, modelCopy, octavo, tensorRange } from "./support.ts";
 
 setDefaultTimeout(120_000);

@@ -1,8 +1,8 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { temporaryFolder } from "../support.ts";
 import { HubServer } from "../unit/loader/hub-server.ts";
-import { temporaryFolder } from "../unit/loader/support.ts";
 import { expectRefusal, octavo } from "./support.ts";
 
 setDefaultTimeout(120_000);

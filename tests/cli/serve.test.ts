@@ -1,6 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo, type StartOptions, startOctavo } from "./support.ts";
 
 setDefaultTimeout(120_000);

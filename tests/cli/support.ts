@@ -1,7 +1,7 @@
 import { expect } from "bun:test";
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 export const MODEL = join(ROOT, "models", "tiny-stories");

@@ -11,7 +11,7 @@ import {
   type SamplingParams,
 } from "../../src/index.ts";
 import { fixture } from "../model/fixtures.ts";
-import { temporaryFolder } from "../unit/loader/support.ts";
+import { temporaryFolder } from "../support.ts";
 import {
   collect,
   complete,

@@ -11,18 +11,9 @@ import {
 import type { AsyncLLM } from "../../src/async/async-llm.ts";
 import { EngineDeadError, RequestFailedError } from "../../src/base/errors.ts";
 import { createApp, type ServerOptions, startServer } from "../../src/server/serve.ts";
+import { eventually } from "../support.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";
-import {
-  canary,
-  ENDLESS,
-  errorOf,
-  eventually,
-  expectUnharmed,
-  GREEDY,
-  HI,
-  PROMPT,
-  TestServer,
-} from "./support.ts";
+import { canary, ENDLESS, errorOf, expectUnharmed, GREEDY, HI, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

@@ -1,15 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import {
-  canary,
-  errorOf,
-  eventually,
-  expectUnharmed,
-  GREEDY,
-  HI,
-  longestPause,
-  PROMPT,
-  TestServer,
-} from "./support.ts";
+import { eventually } from "../support.ts";
+import { canary, errorOf, expectUnharmed, GREEDY, HI, longestPause, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

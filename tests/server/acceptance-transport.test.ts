@@ -2,8 +2,9 @@ import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, te
 import type { GenerationStream } from "../../src/async/request-stream.ts";
 import type { CompletionDelta } from "../../src/base/outputs.ts";
 import { startServer } from "../../src/server/serve.ts";
+import { eventually } from "../support.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";
-import { canary, errorOf, eventually, expectUnharmed, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
+import { canary, errorOf, expectUnharmed, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

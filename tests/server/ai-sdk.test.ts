@@ -1,7 +1,8 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, streamText } from "ai";
-import { eventually, HI, MODEL, TestServer } from "./support.ts";
+import { eventually } from "../support.ts";
+import { HI, MODEL, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

@@ -1,6 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import OpenAI from "openai";
-import { ENDLESS, errorOf, eventually, GREEDY, PROMPT, TestServer } from "./support.ts";
+import { eventually } from "../support.ts";
+import { ENDLESS, errorOf, GREEDY, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

@@ -2,7 +2,8 @@ import { afterEach, beforeAll, expect, setDefaultTimeout, test } from "bun:test"
 import OpenAI from "openai";
 import type { AsyncLLM } from "../../src/async/async-llm.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
-import { createAsyncLLM, ENDLESS, errorOf, eventually, GREEDY, PROMPT } from "./support.ts";
+import { eventually } from "../support.ts";
+import { createAsyncLLM, ENDLESS, errorOf, GREEDY, PROMPT } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

@@ -1,7 +1,8 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import OpenAI from "openai";
 import { LLM } from "../../src/llm/llm.ts";
-import { ENDLESS, eventually, GREEDY, HI, MODEL, PROMPT, TestServer } from "./support.ts";
+import { eventually } from "../support.ts";
+import { ENDLESS, GREEDY, HI, MODEL, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

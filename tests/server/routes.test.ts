@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { version } from "../../package.json";
-import { ENDLESS, errorOf, eventually, GREEDY, HI, MODEL, PROMPT, TestServer } from "./support.ts";
+import { eventually } from "../support.ts";
+import { ENDLESS, errorOf, GREEDY, HI, MODEL, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 

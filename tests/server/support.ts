@@ -3,6 +3,7 @@ import { monitorEventLoopDelay } from "node:perf_hooks";
 import { AsyncLLM } from "../../src/async/async-llm.ts";
 import type { EngineOptions } from "../../src/base/config.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
+import { eventually } from "../support.ts";
 
 export const MODEL = "tiny-stories";
 export const PROMPT = "Once upon a time";
@@ -103,15 +104,6 @@ export async function errorOf(reply: Promise<Response> | Response): Promise<Erro
   if (Object.keys(document).join() !== "error" || keys !== "code,message,param,type")
     throw new Error(`${response.status}: ${JSON.stringify(document)} is no error document`);
   return { status: response.status, ...document.error };
-}
-
-/** Waits until a condition holds, for a second at most. */
-export async function eventually(condition: () => boolean): Promise<void> {
-  const deadline = performance.now() + 1000;
-  while (!condition()) {
-    if (performance.now() > deadline) throw new Error("the condition does not come true");
-    await Bun.sleep(5);
-  }
 }
 
 /** The text of a short greedy reply, which nothing that others send may change. */

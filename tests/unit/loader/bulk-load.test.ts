@@ -11,8 +11,9 @@ import type { ChunkRead } from "../../../src/loader/chunk-reader.ts";
 import type { WeightChunk } from "../../../src/loader/weight-plan.ts";
 import { WeightReader } from "../../../src/loader/weight-reader.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
+import { temporaryFolder } from "../../support.ts";
 import { bytesOf, FakeBackend, FakeBulkBackend } from "./fake-backend.ts";
-import { safetensors, spec, type TensorData, temporaryFolder } from "./support.ts";
+import { safetensors, spec, type TensorData } from "./support.ts";
 
 const DTYPES = { F32: "float32", F16: "float16", BF16: "bfloat16" } as const;
 

@@ -2,7 +2,8 @@ import { describe, expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
-import { f32, safetensors, temporaryFolder, thrown } from "./support.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
+import { f32, safetensors } from "./support.ts";
 
 const INDEX = "model.safetensors.index.json";
 

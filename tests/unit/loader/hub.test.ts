@@ -19,8 +19,9 @@ import {
 } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { type ResolveModelOptions, resolveModel } from "../../../src/loader/hub.ts";
+import { temporaryFolder } from "../../support.ts";
 import { HubServer } from "./hub-server.ts";
-import { f32, safetensors, temporaryFolder } from "./support.ts";
+import { f32, safetensors } from "./support.ts";
 
 const MODEL = "org/Tiny-1.0";
 const WEIGHTS = safetensors({ a: f32([50_000]) });

@@ -3,7 +3,8 @@ import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import fc from "fast-check";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { SafetensorsFile } from "../../../src/loader/safetensors.ts";
-import { f32, rawSafetensors, safetensors, temporaryFolder, thrown } from "./support.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
+import { f32, rawSafetensors, safetensors } from "./support.ts";
 
 const entry = (dtype: string, shape: unknown, begin: unknown, end: unknown) =>
   JSON.stringify({ dtype, shape, data_offsets: [begin, end] });

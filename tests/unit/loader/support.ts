@@ -1,17 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { ParameterSource, ParameterSpec } from "../../../src/base/parameters.ts";
-
-/** A folder of its own, removed when the block that declared it with `using` ends. */
-export function temporaryFolder(): Disposable & { readonly path: string; file(name: string): string } {
-  const path = mkdtempSync(join(tmpdir(), "octavo-"));
-  return {
-    path,
-    file: (name) => join(path, name),
-    [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }),
-  };
-}
 
 export interface TensorData {
   readonly dtype: string;
@@ -55,14 +42,4 @@ export function f32(shape: readonly number[], values?: readonly number[]): Tenso
 
 export function spec(name: string, shape: number[], ...sources: ParameterSource[]): ParameterSpec {
   return { name, shape, sources, dummy: "normal" };
-}
-
-/** What `run` throws. */
-export function thrown(run: () => unknown): unknown {
-  try {
-    run();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("nothing was thrown");
 }

@@ -7,8 +7,9 @@ import type { ParameterSpec } from "../../../src/base/parameters.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { dummyWeights } from "../../../src/loader/dummy-weights.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
+import { temporaryFolder } from "../../support.ts";
 import { bytesOf, FakeBackend } from "./fake-backend.ts";
-import { f32, safetensors, spec, type TensorData, temporaryFolder } from "./support.ts";
+import { f32, safetensors, spec, type TensorData } from "./support.ts";
 
 function valuesOf(tensor: Tensor | undefined): number[] {
   const values = new Float32Array(tensor!.size);

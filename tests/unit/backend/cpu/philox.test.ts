@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { philox4x32 } from "../../src/backend/cpu/philox.ts";
+import { philox4x32 } from "../../../../src/backend/cpu/philox.ts";
 
 /** Known answers published with the generator's reference implementation (Random123). */
 const KNOWN_ANSWERS: readonly { counter: number[]; key: number[]; words: number[] }[] = [

@@ -10,15 +10,15 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { archOf, Compiler, type CompilerOptions } from "../../../src/backend/cuda/compiler.ts";
-import { cubinCacheFolder } from "../../../src/backend/cuda/cubin-cache.ts";
-import { KernelLibrary } from "../../../src/backend/cuda/kernel-library.ts";
-import { compileKey } from "../../../src/backend/cuda/kernel-source.ts";
-import { Context } from "../../../src/cuda/context.ts";
-import { Device } from "../../../src/cuda/device.ts";
-import { NvrtcError } from "../../../src/cuda/errors.ts";
-import type { CompileRequest, KernelCompiler } from "../../../src/cuda/nvrtc.ts";
-import { FakeCuda } from "./fake-cuda.ts";
+import { archOf, Compiler, type CompilerOptions } from "../../../../src/backend/cuda/compiler.ts";
+import { cubinCacheFolder } from "../../../../src/backend/cuda/cubin-cache.ts";
+import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
+import { compileKey } from "../../../../src/backend/cuda/kernel-source.ts";
+import { Context } from "../../../../src/cuda/context.ts";
+import { Device } from "../../../../src/cuda/device.ts";
+import { NvrtcError } from "../../../../src/cuda/errors.ts";
+import type { CompileRequest, KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
+import { FakeCuda } from "../../cuda/fake-cuda.ts";
 
 /** "Compiles" a request to its JSON, and counts. */
 class FakeCompiler implements KernelCompiler {

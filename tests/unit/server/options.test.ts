@@ -1,7 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { ConfigError } from "../../src/base/errors.ts";
-import { Admission } from "../../src/server/admission.ts";
-import { resolveServerOptions, type ServerOptions } from "../../src/server/options.ts";
+import { ConfigError } from "../../../src/base/errors.ts";
+import { Admission } from "../../../src/server/admission.ts";
+import { resolveServerOptions, type ServerOptions } from "../../../src/server/options.ts";
 
 setDefaultTimeout(120_000);
 

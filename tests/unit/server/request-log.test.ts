@@ -1,6 +1,6 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { ServerLog } from "../../src/server/request-log.ts";
+import { ServerLog } from "../../../src/server/request-log.ts";
 
 setDefaultTimeout(120_000);
 
@@ -14,7 +14,7 @@ test("an entry is one line of printable characters, and comes back whole", () =>
 });
 
 test("a log that nobody reads any more stops nothing", async () => {
-  const module = join(import.meta.dir, "../../src/server/request-log.ts");
+  const module = join(import.meta.dir, "../../../src/server/request-log.ts");
   const script = `
     import { standardError } from ${JSON.stringify(module)};
     const log = standardError();

@@ -1,11 +1,11 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { CompletionDelta } from "../../src/base/outputs.ts";
-import { resolveSamplingParams } from "../../src/base/sampling-params.ts";
-import type { Engine } from "../../src/engine/engine.ts";
-import type { EngineRequest } from "../../src/engine/request.ts";
-import { EngineDeadError, InvalidRequestError } from "../../src/index.ts";
-import { RequestQueue } from "../../src/llm/request-queue.ts";
-import { collect, rejection } from "./support.ts";
+import type { CompletionDelta } from "../../../src/base/outputs.ts";
+import { resolveSamplingParams } from "../../../src/base/sampling-params.ts";
+import type { Engine } from "../../../src/engine/engine.ts";
+import type { EngineRequest } from "../../../src/engine/request.ts";
+import { EngineDeadError, InvalidRequestError } from "../../../src/index.ts";
+import { RequestQueue } from "../../../src/llm/request-queue.ts";
+import { collect, rejection } from "../../llm/support.ts";
 
 setDefaultTimeout(120_000);
 

@@ -1,15 +1,15 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
-import { type EngineOptions, resolveEngineConfig } from "../../../src/base/config.ts";
-import { EngineDeadError, ModelNotFoundError, RequestFailedError } from "../../../src/base/errors.ts";
-import type { CompletionDelta } from "../../../src/base/outputs.ts";
-import type { CudaApi } from "../../../src/cuda/driver-symbols.ts";
-import { CudaError, CudaOutOfMemoryError, NvrtcError } from "../../../src/cuda/errors.ts";
-import type { Engine } from "../../../src/engine/engine.ts";
-import { loadModel } from "../../../src/llm/load-model.ts";
-import { makeRequest, range } from "../engine/helpers.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { type EngineOptions, resolveEngineConfig } from "../../../../src/base/config.ts";
+import { EngineDeadError, ModelNotFoundError, RequestFailedError } from "../../../../src/base/errors.ts";
+import type { CompletionDelta } from "../../../../src/base/outputs.ts";
+import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";
+import { CudaError, CudaOutOfMemoryError, NvrtcError } from "../../../../src/cuda/errors.ts";
+import type { Engine } from "../../../../src/engine/engine.ts";
+import { loadModel } from "../../../../src/llm/load-model.ts";
+import { makeRequest, range } from "../../engine/helpers.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 

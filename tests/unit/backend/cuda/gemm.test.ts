@@ -1,10 +1,10 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
-import { InvariantError } from "../../../src/base/errors.ts";
-import { CublasError, CudaError } from "../../../src/cuda/errors.ts";
-import { heuristicResult } from "./fake-cublaslt.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
+import { CublasError, CudaError } from "../../../../src/cuda/errors.ts";
+import { heuristicResult } from "../../cuda/fake-cublaslt.ts";
 import { FakeMachine } from "./fake-machine.ts";
 
 /** Milliseconds of the algorithms that the fake ranks 1, 2, 3: its first is not its fastest. */

@@ -7,7 +7,7 @@ import {
   type GreedyReference,
   maxErrorInStd,
   relativeError,
-} from "../model/compare.ts";
+} from "./compare.ts";
 
 describe("relativeError", () => {
   test("is the ratio of norms", () => {

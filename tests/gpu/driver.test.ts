@@ -2,17 +2,17 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { KernelLibrary } from "../../../src/backend/cuda/kernel-library.ts";
-import { narrow, widen } from "../../../src/base/dtype.ts";
-import { DeviceError, messageOf } from "../../../src/base/errors.ts";
-import { Context } from "../../../src/cuda/context.ts";
-import { CublasLt } from "../../../src/cuda/cublaslt.ts";
-import { CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
-import { Graph } from "../../../src/cuda/graph.ts";
-import { LinearMatmul } from "../../../src/cuda/linear-matmul.ts";
-import { DeviceMemory, PinnedMemory } from "../../../src/cuda/memory.ts";
-import { type Cuda, openCuda } from "../../../src/cuda/open.ts";
-import { Event, Stream } from "../../../src/cuda/stream.ts";
+import { KernelLibrary } from "../../src/backend/cuda/kernel-library.ts";
+import { narrow, widen } from "../../src/base/dtype.ts";
+import { DeviceError, messageOf } from "../../src/base/errors.ts";
+import { Context } from "../../src/cuda/context.ts";
+import { CublasLt } from "../../src/cuda/cublaslt.ts";
+import { CudaOutOfMemoryError } from "../../src/cuda/errors.ts";
+import { Graph } from "../../src/cuda/graph.ts";
+import { LinearMatmul } from "../../src/cuda/linear-matmul.ts";
+import { DeviceMemory, PinnedMemory } from "../../src/cuda/memory.ts";
+import { type Cuda, openCuda } from "../../src/cuda/open.ts";
+import { Event, Stream } from "../../src/cuda/stream.ts";
 
 function tryOpen(): Cuda | string {
   try {

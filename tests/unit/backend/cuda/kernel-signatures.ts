@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { KERNEL_FOLDER } from "../../../src/backend/cuda/kernel-library.ts";
-import type { FakeLaunch } from "./fake-cuda.ts";
+import { KERNEL_FOLDER } from "../../../../src/backend/cuda/kernel-library.ts";
+import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 
 /** The letter of `Kernel` signatures that each C type needs; pointers are `p`. */
 const LETTERS: Readonly<Record<string, string>> = {

@@ -1,8 +1,8 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import type { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
-import { ConfigError, DeviceError, InvariantError } from "../../../src/base/errors.ts";
-import type { CudaApi } from "../../../src/cuda/driver-symbols.ts";
-import { CublasError, CudaError, CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { ConfigError, DeviceError, InvariantError } from "../../../../src/base/errors.ts";
+import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";
+import { CublasError, CudaError, CudaOutOfMemoryError } from "../../../../src/cuda/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
 
 const FATAL = [214, 220, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];

@@ -5,7 +5,7 @@ import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../..
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { readGenerationConfig } from "../../../src/models/generation-config.ts";
 import { defineModel } from "../../../src/models/registry.ts";
-import { temporaryFolder, thrown } from "./support.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
 
 const LLAMA = {
   architectures: ["LlamaForCausalLM"],

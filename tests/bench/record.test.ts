@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { findRevision, makeRecord, type RunCommand, writeRecord } from "../../../bench/record.ts";
-import { temporaryFolder } from "../loader/support.ts";
+import { findRevision, makeRecord, type RunCommand, writeRecord } from "../../bench/record.ts";
+import { temporaryFolder } from "../support.ts";
 
 const noGit: RunCommand = () => undefined;
 const git =

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { median, percentile } from "../../../bench/stats.ts";
+import { median, percentile } from "../../bench/stats.ts";
 
 test("percentiles interpolate between the nearest values, whatever their order", () => {
   const values = [40, 10, 30, 20];

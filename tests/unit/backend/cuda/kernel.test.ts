@@ -1,12 +1,12 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { Kernel } from "../../../src/backend/cuda/kernel.ts";
-import { InvariantError } from "../../../src/base/errors.ts";
-import { Context } from "../../../src/cuda/context.ts";
-import { Device } from "../../../src/cuda/device.ts";
-import { Graph } from "../../../src/cuda/graph.ts";
-import { Module } from "../../../src/cuda/module.ts";
-import { Stream } from "../../../src/cuda/stream.ts";
-import { FakeCuda } from "./fake-cuda.ts";
+import { Kernel } from "../../../../src/backend/cuda/kernel.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
+import { Context } from "../../../../src/cuda/context.ts";
+import { Device } from "../../../../src/cuda/device.ts";
+import { Graph } from "../../../../src/cuda/graph.ts";
+import { Module } from "../../../../src/cuda/module.ts";
+import { Stream } from "../../../../src/cuda/stream.ts";
+import { FakeCuda } from "../../cuda/fake-cuda.ts";
 
 let fake: FakeCuda;
 let context: Context;

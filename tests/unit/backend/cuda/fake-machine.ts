@@ -1,13 +1,13 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
-import type { FloatDType } from "../../../src/base/dtype.ts";
-import { Device } from "../../../src/cuda/device.ts";
-import type { CompileRequest, KernelCompiler } from "../../../src/cuda/nvrtc.ts";
-import type { Cuda } from "../../../src/cuda/open.ts";
-import { FakeCublasLt } from "./fake-cublaslt.ts";
-import { FakeCuda, type FakeGpu } from "./fake-cuda.ts";
+import { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import type { FloatDType } from "../../../../src/base/dtype.ts";
+import { Device } from "../../../../src/cuda/device.ts";
+import type { CompileRequest, KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
+import type { Cuda } from "../../../../src/cuda/open.ts";
+import { FakeCublasLt } from "../../cuda/fake-cublaslt.ts";
+import { FakeCuda, type FakeGpu } from "../../cuda/fake-cuda.ts";
 import { SIGNATURES } from "./kernel-signatures.ts";
 
 /** "Compiles" anything. Its version keeps what it makes apart in the cache. */

@@ -1,13 +1,13 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { EngineLoop } from "../../src/async/engine-loop.ts";
-import { decodeError, encodeError } from "../../src/async/error-codec.ts";
-import { LogprobPacker, LogprobUnpacker } from "../../src/async/logprob-codec.ts";
-import { packDeltas, unpackDeltas } from "../../src/async/step-codec.ts";
-import type { EngineReply, StepMessage } from "../../src/async/worker-protocol.ts";
-import * as errors from "../../src/base/errors.ts";
-import type { CompletionDelta, PositionLogprobs } from "../../src/base/outputs.ts";
-import { CudaError, CudaOutOfMemoryError } from "../../src/cuda/errors.ts";
-import { makeEngine, makeRequest } from "../unit/engine/helpers.ts";
+import { EngineLoop } from "../../../src/async/engine-loop.ts";
+import { decodeError, encodeError } from "../../../src/async/error-codec.ts";
+import { LogprobPacker, LogprobUnpacker } from "../../../src/async/logprob-codec.ts";
+import { packDeltas, unpackDeltas } from "../../../src/async/step-codec.ts";
+import type { EngineReply, StepMessage } from "../../../src/async/worker-protocol.ts";
+import * as errors from "../../../src/base/errors.ts";
+import type { CompletionDelta, PositionLogprobs } from "../../../src/base/outputs.ts";
+import { CudaError, CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
+import { makeEngine, makeRequest } from "../engine/helpers.ts";
 
 setDefaultTimeout(120_000);
 

@@ -4,15 +4,15 @@ import {
   type LayerCache,
   SLOT_WORDS,
   type SlotTensors,
-} from "../../../src/backend/backend.ts";
-import type { CudaBackend } from "../../../src/backend/cuda/cuda-backend.ts";
-import { KernelLibrary } from "../../../src/backend/cuda/kernel-library.ts";
-import { decodeSplits } from "../../../src/backend/cuda/ops/attention.ts";
-import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
-import { type DType, dtypeSize } from "../../../src/base/dtype.ts";
-import { UnsupportedModelError } from "../../../src/base/errors.ts";
-import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../src/base/sampling-params.ts";
-import type { FakeLaunch } from "./fake-cuda.ts";
+} from "../../../../src/backend/backend.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
+import { decodeSplits } from "../../../../src/backend/cuda/ops/attention.ts";
+import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
+import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
+import { UnsupportedModelError } from "../../../../src/base/errors.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../../src/base/sampling-params.ts";
+import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments, SIGNATURES } from "./kernel-signatures.ts";
 

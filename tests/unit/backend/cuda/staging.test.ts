@@ -1,12 +1,12 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { Staging } from "../../../src/backend/cuda/staging.ts";
-import { InvariantError } from "../../../src/base/errors.ts";
-import { Context } from "../../../src/cuda/context.ts";
-import { Device } from "../../../src/cuda/device.ts";
-import { CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
-import { DeviceMemory } from "../../../src/cuda/memory.ts";
-import { Stream } from "../../../src/cuda/stream.ts";
-import { FakeCuda } from "./fake-cuda.ts";
+import { Staging } from "../../../../src/backend/cuda/staging.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
+import { Context } from "../../../../src/cuda/context.ts";
+import { Device } from "../../../../src/cuda/device.ts";
+import { CudaOutOfMemoryError } from "../../../../src/cuda/errors.ts";
+import { DeviceMemory } from "../../../../src/cuda/memory.ts";
+import { Stream } from "../../../../src/cuda/stream.ts";
+import { FakeCuda } from "../../cuda/fake-cuda.ts";
 
 const SEGMENT = 8 * 2 ** 20;
 const READBACK_BYTES = 2 ** 20;

@@ -1,10 +1,10 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { type DeviceLimits, limitsOf, roofline } from "../../../bench/roofline.ts";
-import { readWorkload } from "../../../src/cli/bench/workload.ts";
-import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
+import { type DeviceLimits, limitsOf, roofline } from "../../bench/roofline.ts";
+import { readWorkload } from "../../src/cli/bench/workload.ts";
+import { type ModelConfig, readModelConfig } from "../../src/models/config.ts";
 
-const BENCH = join(import.meta.dir, "../../../bench");
+const BENCH = join(import.meta.dir, "../../bench");
 const options = { maxNumSeqs: 256, maxNumBatchedTokens: 16384 };
 const small = readModelConfig(join(BENCH, "models/qwen3-0.6b"));
 const large = readModelConfig(join(BENCH, "models/qwen3-8b"));

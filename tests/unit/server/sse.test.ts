@@ -1,8 +1,8 @@
 import { afterEach, describe, expect, jest, setDefaultTimeout, test } from "bun:test";
-import { RequestFailedError } from "../../src/base/errors.ts";
-import type { ApiError } from "../../src/server/errors.ts";
-import { DONE, event, eventStream } from "../../src/server/sse.ts";
-import { eventually } from "./support.ts";
+import { RequestFailedError } from "../../../src/base/errors.ts";
+import type { ApiError } from "../../../src/server/errors.ts";
+import { DONE, event, eventStream } from "../../../src/server/sse.ts";
+import { eventually } from "../../support.ts";
 
 setDefaultTimeout(120_000);
 
