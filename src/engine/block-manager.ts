@@ -17,7 +17,7 @@ export class BlockManager {
   readonly #previous: Int32Array;
   #numFree: number;
 
-  /** @param hasher xxHash128 for the prefix cache; without it nothing is cached. */
+  /** @param hasher SHA-256 for the prefix cache; without it nothing is cached. */
   constructor(numBlocks: number, blockSize: number, hasher?: IHasher) {
     this.numBlocks = numBlocks;
     this.blockSize = blockSize;
@@ -45,13 +45,7 @@ export class BlockManager {
   allocate(): number {
     invariant(this.#numFree > 0, "allocate() without a free block");
     const block = this.#next[this.numBlocks]!;
-    if (this.cache?.has(block)) {
-      this.cache.evict(block, (orphan) => {
-        if (!this.isFree(orphan)) return;
-        this.#unlink(orphan);
-        this.#linkAfter(this.numBlocks, orphan);
-      });
-    }
+    this.cache?.evict(block);
     this.acquire(block);
     return block;
   }
@@ -75,9 +69,7 @@ export class BlockManager {
   /** Empties the cache. False, and nothing happens, while a block is in use. */
   resetCache(): boolean {
     if (this.#numFree < this.numBlocks) return false;
-    for (let block = 0; block < this.numBlocks; block++) {
-      if (this.cache?.has(block)) this.cache.evict(block, () => {});
-    }
+    this.cache?.clear();
     return true;
   }
 

@@ -13,7 +13,7 @@ export interface EngineDeps {
   /** Launch a step before the tokens of the one before are read, if the runner can. */
   readonly overlap: boolean;
   readonly eosTokenIds: readonly number[];
-  /** xxHash128, from hash-wasm's `createXXHash128`. */
+  /** SHA-256, from hash-wasm's `createSHA256`. */
   readonly hasher: IHasher;
   /** Seconds. */
   clock(): number;

@@ -196,7 +196,7 @@ export class Scheduler {
 
   /** Admits a sequence if there are blocks for its known tokens, and one more for each running sequence to grow into. */
   #reserve(sequence: Sequence, step: StepBuilder): boolean {
-    const { numFree, blockSize, cache } = this.#blocks;
+    const { numFree, blockSize } = this.#blocks;
     const hits = this.#prefixHits(sequence);
     const numNew = this.#blocks.blocksFor(sequence.length) - hits.length;
     let taken = numNew;
@@ -212,7 +212,7 @@ export class Scheduler {
       step.assign(sequence, block);
     }
     for (let i = 0; i < numNew; i++) step.assign(sequence, this.#blocks.allocate());
-    cache?.adopt(sequence.chain, hits);
+    sequence.chain.numPublished = hits.length;
     sequence.numScheduled = hits.length * blockSize;
     sequence.numComputed = sequence.numScheduled;
     if (sequence.numCached < 0) {

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { createXXHash128 } from "hash-wasm";
+import { createSHA256 } from "hash-wasm";
 import type { Backend, ModelShape } from "../backend/backend.ts";
 import { CpuBackend } from "../backend/cpu/cpu-backend.ts";
 import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
@@ -85,7 +85,7 @@ export async function loadModel(
     throw new ModelDataError(join(folder, "tokenizer.json"), rule);
   }
 
-  const hasher = await createXXHash128();
+  const hasher = await createSHA256();
   const backend = openBackend(config, modelConfig);
   try {
     const kernels = backend.prepare?.(modelShape(modelConfig, config));

@@ -1,5 +1,5 @@
 import { beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { createXXHash128, type IHasher } from "hash-wasm";
+import { createSHA256, type IHasher } from "hash-wasm";
 import { type Summary, simulate } from "./simulate.ts";
 
 setDefaultTimeout(120_000);
@@ -9,7 +9,7 @@ const FIRST = Number(process.env.OCTAVO_SIMULATION_FIRST ?? 0);
 
 let hasher: IHasher;
 beforeAll(async () => {
-  hasher = await createXXHash128();
+  hasher = await createSHA256();
 });
 
 function run(seed: number): Summary {

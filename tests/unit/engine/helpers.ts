@@ -1,4 +1,4 @@
-import { createXXHash128, type IHasher } from "hash-wasm";
+import { createSHA256, type IHasher } from "hash-wasm";
 import type { CompletionDelta } from "../../../src/base/outputs.ts";
 import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.ts";
 import { Engine } from "../../../src/engine/engine.ts";
@@ -7,14 +7,7 @@ import type { EngineRequest } from "../../../src/engine/request.ts";
 import { FakeRunner, type FakeRunnerOptions } from "../../simulation/fake-runner.ts";
 import { EOS, makeSeed } from "../../simulation/oracle.ts";
 
-export const xxHash128: IHasher = await createXXHash128();
-
-/** Every key is the same: only comparing the contents tells blocks apart. */
-export const constantHasher = {
-  init: () => constantHasher,
-  update: () => constantHasher,
-  digest: () => "0".repeat(32),
-} as unknown as IHasher;
+export const sha256: IHasher = await createSHA256();
 
 export const range = (start: number, count: number): number[] =>
   Array.from({ length: count }, (_, i) => (start + i) % 19);
@@ -53,7 +46,7 @@ export function makeEngine(
   });
   let now = 0;
   const engine = new Engine({
-    ...{ runner, maxNumSeqs, maxNumBatchedTokens, hasher: xxHash128, enablePrefixCaching: true },
+    ...{ runner, maxNumSeqs, maxNumBatchedTokens, hasher: sha256, enablePrefixCaching: true },
     ...{ overlap: false, eosTokenIds: [EOS], clock: () => now++, nextSeed: () => 0n },
     ...{ debugInvariants: true, ...deps },
   });

@@ -2,12 +2,12 @@ import { expect, test } from "bun:test";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
 import { type ScheduledStep, Scheduler } from "../../../src/engine/scheduler.ts";
 import { Sequence } from "../../../src/engine/sequence.ts";
-import { range, xxHash128 } from "./helpers.ts";
+import { range, sha256 } from "./helpers.ts";
 
 /** A scheduler whose steps are computed at once or left in flight. */
 function setUp(options: { numBlocks?: number; maxNumSeqs?: number; budget?: number; cache?: boolean } = {}) {
   const { numBlocks = 16, maxNumSeqs = 4, budget = 16, cache = false } = options;
-  const blocks = new BlockManager(numBlocks, 4, cache ? xxHash128 : undefined);
+  const blocks = new BlockManager(numBlocks, 4, cache ? sha256 : undefined);
   const scheduler = new Scheduler(blocks, { maxNumSeqs, maxNumBatchedTokens: budget });
   let ordinal = 0;
   const inFlight: ScheduledStep[] = [];
