@@ -1,7 +1,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
-import { inspectCuda } from "../src/cuda/doctor.ts";
+import { inspectCuda } from "../src/cuda/cuda-report.ts";
 
 /** A benchmark's outcome with all that is needed to run it again; bench/results/README.md explains each field. */
 export interface BenchRecord<Results> {

@@ -9,7 +9,8 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createCommand, integerValue, runCommand } from "../src/cli/program.ts";
+import { createCommand, runCommand } from "../src/cli/command.ts";
+import { integerValue } from "../src/cli/flag-values.ts";
 import { makeRecord, writeRecord } from "./record.ts";
 import { median } from "./stats.ts";
 

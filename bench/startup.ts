@@ -9,8 +9,9 @@
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createCommand, runCommand } from "../src/cli/command.ts";
 import { addEngineFlags, engineOptions } from "../src/cli/engine-flags.ts";
-import { createCommand, integerValue, runCommand } from "../src/cli/program.ts";
+import { integerValue } from "../src/cli/flag-values.ts";
 import { makeRecord, writeRecord } from "./record.ts";
 import type { PhaseEnds, StartupTask } from "./startup-child.ts";
 import { median } from "./stats.ts";

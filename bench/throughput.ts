@@ -7,8 +7,9 @@
  *   bun run bench ... --json FILE                 writes a record, see bench/results/README.md
  */
 import type { EngineConfig } from "../src/base/config.ts";
+import { createCommand, runCommand } from "../src/cli/command.ts";
 import { addEngineFlags, engineOptions } from "../src/cli/engine-flags.ts";
-import { createCommand, integerValue, runCommand } from "../src/cli/program.ts";
+import { integerValue } from "../src/cli/flag-values.ts";
 import { LLM } from "../src/index.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import { type DecodeShares, type IdleTimes, type Profile, profile } from "./profile.ts";

@@ -19,7 +19,7 @@
 #include "logits.cuh"
 #include "slot.cuh"
 
-// ── process_logits ───────────────────────────────────────────────────────────────────────────────────────────────────
+// ── process_logits ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 constexpr int CHUNK = 2048;
 constexpr int MAX_BAD_WORD_TOKENS = 2048;
@@ -122,7 +122,7 @@ extern "C" __global__ void process_logits(float* out, const float* logits, const
   }
 }
 
-// ── noise ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── Gumbel noise ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 // Philox4x32-10 (Salmon et al. 2011) of the counter (group, position, 0, 0): random words of tokens 4 · group … + 3.
 __device__ __forceinline__ uint4 philox(uint32 group, uint32 position, uint32 key0, uint32 key1) {
@@ -154,7 +154,7 @@ __device__ __forceinline__ float approximate_gumbel(uint32 word) {
 constexpr float APPROXIMATE_ERROR = 0.02f;
 __device__ __forceinline__ bool is_extreme(uint32 word) { return word + 0x40000u < 0x80000u; }
 
-// What the draw maximises.
+// The quantity that the draw maximises.
 __device__ __forceinline__ uint64 score_key(const SlotParams& slot, int position, float logit, int token) {
   if (slot.temperature == 0) return rank_key(logit, token);
   const uint4 words = philox(token / 4, position + 1, slot.seed_low, slot.seed_high);
@@ -163,7 +163,7 @@ __device__ __forceinline__ uint64 score_key(const SlotParams& slot, int position
   return rank_key(logit / slot.temperature + gumbel(word), token);
 }
 
-// ── sample ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── drawing a token ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 struct __align__(16) TileStats {
   float most;     // maximum; NaN when there is a NaN

@@ -1,4 +1,4 @@
-// What the attention kernels share: the model's constants and the layout of the paged cache.
+// The attention kernels' common ground: the model's constants and the layout of the paged cache.
 //
 // Defines: HEAD_DIM (D), GROUP_SIZE (query heads of a KV head, g), BLOCK_SIZE (tokens of a block, BS).
 //   qkv          [T, (g + 2)·NKV·D]   packed projections; queries first

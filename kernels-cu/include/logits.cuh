@@ -1,4 +1,4 @@
-// A row of logits in tiles: what sampling and log-probabilities share.
+// A row of logits in tiles, for sampling and log-probabilities.
 //
 // A first kernel reads the logits once and leaves a few statistics of each tile, its maximum among them; a second kernel
 // then asks for "the tokens at or above t" and reads only the tiles whose maximum says that they have any. For the peaked
@@ -82,7 +82,7 @@ __device__ __forceinline__ float tile_exp_sum(const TileLogits& logits, float ma
   return warp_sum(sum);
 }
 
-// ── order ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── keys that order logits ──────────────────────────────────────────────────────────────────────────────────────────
 
 // Unsigned integers in the order of the floats; −0 and 0 give the same.
 __device__ __forceinline__ uint32 ordered(float x) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ uint64 block_max_key(uint64 key) {
   return warp_max_key(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : 0);
 }
 
-// ── one block on one row ─────────────────────────────────────────────────────────────────────────────────────────────
+// ── one block on one row ────────────────────────────────────────────────────────────────────────────────────────────
 
 struct LogitRow {
   const float* logits;     // [vocab]

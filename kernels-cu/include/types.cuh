@@ -36,7 +36,7 @@ __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000);
 
 constexpr __host__ __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// ── elements ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── element type ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 #if defined(DTYPE_F32)
 using elem_t = float;
@@ -92,7 +92,7 @@ __device__ __forceinline__ void unpack2(uint32 word, float& first, float& second
 // x as it is after a round trip through elem_t.
 __device__ __forceinline__ float round_to_elem(float x) { return to_float(from_float(x)); }
 
-// ── 16-byte vectors ──────────────────────────────────────────────────────────────────────────────────────────────────
+// ── 16-byte vectors ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 // Elements of one 16-byte access.
 constexpr int VEC = 16 / static_cast<int>(sizeof(elem_t));
@@ -151,7 +151,7 @@ __device__ __forceinline__ void store_elems(elem_t* p, const float (&x)[N]) {
   }
 }
 
-// ── reductions: the order of additions depends on the thread count alone, so results repeat bit for bit ──────────────
+// ── reductions: the order of additions depends on the thread count alone, so results repeat bit for bit ─────────────
 
 // Every lane gets the result. WIDTH lanes (a power of two) make a group.
 template <int WIDTH = WARP>

@@ -34,7 +34,7 @@ export interface EngineOptions {
   seed?: number;
   /** Branch, tag or commit of a hub model. Default main. */
   revision?: string;
-  /** Where hub models are stored. Default: the Hugging Face cache. */
+  /** Folder that hub models are stored in. Default: the Hugging Face cache. */
   downloadDir?: string;
   /** A Jinja template, or the path of one, instead of the model's chat template. */
   chatTemplate?: string;

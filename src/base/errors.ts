@@ -14,7 +14,7 @@ export const ExitCode = {
 /** Base class of everything Octavo throws on purpose. `code` is stable and machine-readable. */
 export abstract class OctavoError extends Error {
   abstract readonly code: string;
-  /** What the command line exits with when this error ends the process. */
+  /** The command line's exit code when this error ends the process. */
   abstract readonly exitCode: number;
 
   constructor(message: string, options?: ErrorOptions) {

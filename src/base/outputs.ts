@@ -1,4 +1,4 @@
-/** Why a completion ended; null while it has not. */
+/** The reason that a completion ended; null while it has not. */
 export type FinishReason = "stop" | "length" | "abort" | "error";
 
 /** One entry of a step's log-probabilities. */
@@ -25,7 +25,7 @@ export interface CompletionOutput {
   readonly finishReason: FinishReason | null;
   /** The stop string or stop token id that ended it; null for an end-of-sequence token or another reason. */
   readonly stopReason: string | number | null;
-  /** With finishReason "error": what went wrong. */
+  /** The failure, with finishReason "error". */
   readonly error?: Error;
 }
 
@@ -37,7 +37,7 @@ export interface RequestMetrics {
   readonly finishedTime?: number;
 }
 
-/** What a prompt came to: vLLM's `RequestOutput`. */
+/** The result of a prompt: vLLM's `RequestOutput`. */
 export interface RequestOutput {
   readonly requestId: string;
   /** The prompt's text, if it was given as text. */

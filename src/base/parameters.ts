@@ -1,5 +1,5 @@
 /**
- * What a model needs from a checkpoint, as data: the model states it, the loader fulfils it. Merged weights
+ * One parameter of a model as data: the model states it, the loader fills it from the checkpoint. Merged weights
  * (query, key and value in one matrix; gate and up in one) are several sources stacked along dimension 0.
  */
 export interface ParameterSpec {
@@ -9,10 +9,11 @@ export interface ParameterSpec {
   readonly shape: readonly number[];
   /** The checkpoint's tensors that make up this parameter, stacked along dimension 0 in this order. */
   readonly sources: readonly ParameterSource[];
-  /** How `loadFormat: "dummy"` fills it. */
+  /** The values that `loadFormat: "dummy"` fills it with. */
   readonly dummy: "normal" | "ones" | "zeros";
 }
 
+/** A tensor of the checkpoint, or a part of one, that a parameter is made of. */
 export interface ParameterSource {
   /** The checkpoint's name, e.g. `model.layers.0.self_attn.q_proj.weight`. */
   readonly name: string;

@@ -1,7 +1,7 @@
 import { InvalidRequestError } from "./errors.ts";
 
 /**
- * How to continue a prompt: vLLM's `SamplingParams` in camelCase. Every field is honoured or refused with
+ * The parameters of a prompt's continuation: vLLM's `SamplingParams` in camelCase. Every field is honoured or refused with
  * `InvalidRequestError`. A field left out takes the model's `generation_config.json` value, then the default below.
  */
 export interface SamplingParams {
@@ -51,7 +51,7 @@ export interface SamplingParams {
   skipSpecialTokens?: boolean;
   /** Only true: the tokenizers that Octavo loads put no spaces between special tokens that could be removed. */
   spacesBetweenSpecialTokens?: boolean;
-  /** What `stream` yields: `delta` (the default there), `cumulative`, or `finalOnly`. */
+  /** The form of what `stream` yields: `delta` (the default there), `cumulative`, or `finalOnly`. */
   outputKind?: OutputKind;
 }
 
@@ -92,7 +92,7 @@ export interface ResolvedSamplingParams {
   readonly outputKind: OutputKind | undefined;
 }
 
-/** What validation needs to know about the model and the engine. */
+/** The model's and the engine's limits that parameters are checked against. */
 export interface SamplingLimits {
   /** Width of the logits: every token id must be below it. */
   readonly vocabSize: number;

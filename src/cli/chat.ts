@@ -3,8 +3,9 @@ import type { Command } from "commander";
 import { AsyncLLM } from "../async/async-llm.ts";
 import { ExitCode, InvalidRequestError, messageOf, RequestFailedError } from "../base/errors.ts";
 import { ChatSession } from "./chat-session.ts";
+import { createCommand, modelOf, say } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
-import { createCommand, modelOf, objectValue, say } from "./program.ts";
+import { objectValue } from "./flag-values.ts";
 import { ProgressBar } from "./progress.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
 
@@ -61,13 +62,13 @@ async function chat(model: string | undefined, flags: ChatFlags, command: Comman
   await new Terminal(session, flags.timing).run();
 }
 
-/** Lines in, replies out. */
+/** The conversation's loop: reads lines from standard input, runs commands, writes replies. */
 class Terminal {
   readonly #lines = createInterface({
     input: process.stdin,
     ...(process.stdin.isTTY ? { output: process.stdout, prompt: "> ", terminal: true } : { terminal: false }),
   });
-  /** Of the reply under way. */
+  /** Aborts the reply under way. */
   #reply: AbortController | undefined;
   /** The next Ctrl-C leaves: there was one since the last line. */
   #leaving = false;
@@ -141,7 +142,7 @@ class Terminal {
       if (this.timing && tokens > 0)
         note(speed(tokens, firstToken - started, performance.now() - firstToken));
     } catch (error) {
-      // What is wrong with one message does not end the chat.
+      // An error of one message does not end the chat.
       if (!(error instanceof InvalidRequestError || error instanceof RequestFailedError)) throw error;
       say(messageOf(error));
     } finally {
@@ -165,7 +166,7 @@ class Terminal {
   }
 }
 
-/** What is not the model's goes to standard error, dim where it is a terminal. */
+/** Writes words that are not the model's to standard error, dim where it is a terminal. */
 function note(text: string): void {
   console.error(process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[2m${text}\x1b[0m` : text);
 }

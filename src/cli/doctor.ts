@@ -4,16 +4,16 @@ import type { Command } from "commander";
 import { version } from "../../package.json";
 import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
 import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
-import { type CudaReport, inspectCuda } from "../cuda/doctor.ts";
-import { openCuda } from "../cuda/open.ts";
-import { createCommand } from "./program.ts";
+import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
+import { openCuda } from "../cuda/open-cuda.ts";
+import { createCommand } from "./command.ts";
 
 interface DoctorFlags {
   readonly device: string;
   readonly json?: true;
 }
 
-/** What `octavo doctor` finds; printed as it is with --json. */
+/** The findings of `octavo doctor`; printed as they are with --json. */
 interface Diagnosis {
   readonly octavo: string;
   readonly bun: string;
@@ -23,12 +23,12 @@ interface Diagnosis {
   readonly memory: number;
   /** `problem`: why `--device cuda` would fail. */
   readonly cuda: CudaReport & { readonly problem?: string };
-  /** What `--device auto` stands for here. */
+  /** The device that `--device auto` stands for here. */
   readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
   readonly folders: { readonly models: string; readonly kernels: string };
 }
 
-/** `doctor`: what of CUDA this machine has, what it lacks and how to get it. */
+/** `doctor`: the parts of CUDA that this machine has, those it lacks, and how to get them. */
 export function doctorCommand(name: string): Command {
   return createCommand(name, [
     "octavo doctor",

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import type { EngineOptions } from "../base/config.ts";
-import { addFlags, type FlagTable, givenFlags } from "./flags.ts";
-import { integerValue, numberValue } from "./program.ts";
+import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
+import { integerValue, numberValue } from "./flag-values.ts";
 
 /** The engine's options, one for one. `seed` is not among them: to most commands `--seed` is a sampling parameter. */
 const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {

@@ -4,8 +4,8 @@ import { ConfigError, ExitCode, ModelNotFoundError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import { LLM } from "../llm/llm.ts";
+import { createCommand } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
-import { createCommand } from "./program.ts";
 import { ProgressBar } from "./progress.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
 

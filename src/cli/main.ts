@@ -1,10 +1,10 @@
 #!/usr/bin/env bun
 import { version } from "../../package.json";
-import { benchCommand } from "./bench/command.ts";
+import { benchCommand } from "./bench/bench.ts";
 import { chatCommand } from "./chat.ts";
+import { createCommand, runCommand } from "./command.ts";
 import { doctorCommand } from "./doctor.ts";
 import { generateCommand } from "./generate.ts";
-import { createCommand, runCommand } from "./program.ts";
 import { pullCommand } from "./pull.ts";
 import { serveCommand } from "./serve.ts";
 

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { messageOf } from "../base/errors.ts";
 import { resolveModel } from "../loader/hub.ts";
-import { createCommand, say } from "./program.ts";
+import { createCommand, say } from "./command.ts";
 import { ProgressBars } from "./progress.ts";
 
 interface PullFlags {

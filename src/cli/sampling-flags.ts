@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { addFlags, type FlagTable, givenFlags } from "./flags.ts";
-import { integerValue, listValue, numberValue, seedValue } from "./program.ts";
+import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
+import { integerValue, listValue, numberValue, seedValue } from "./flag-values.ts";
 
 type SamplingFlag = (typeof SHARED)[number] | "n" | "logprobs";
 

@@ -10,16 +10,17 @@ import {
   type ServerOptions,
 } from "../server/options.ts";
 import { startServer } from "../server/serve.ts";
+import { createCommand, modelOf } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { integerValue } from "./flag-values.ts";
 import { holdAddress } from "./loading-server.ts";
-import { createCommand, integerValue, modelOf } from "./program.ts";
 import { ProgressBar } from "./progress.ts";
 import { addServerFlags, serverOptions } from "./server-flags.ts";
 
-/** How often the engine is asked whether it still lives, in milliseconds. */
-const FAILURE_POLL = 250;
-/** How long clients get to read that the engine has died, in milliseconds. */
-const LAST_WORDS = 2000;
+/** Interval at which the engine is asked whether it still lives. */
+const FAILURE_POLL_MS = 250;
+/** Time that clients get to read that the engine has died. */
+const LAST_WORDS_MS = 2000;
 
 /** `serve`: a model over HTTP, until a signal. */
 export function serveCommand(name: string): Command {
@@ -72,7 +73,7 @@ async function serve(
 
   await Promise.race([stopped, failure(llm)]);
   if (llm.failure) {
-    await Promise.race([server.stop(), Bun.sleep(LAST_WORDS)]);
+    await Promise.race([server.stop(), Bun.sleep(LAST_WORDS_MS)]);
     throw llm.failure;
   }
   if (llm.numUnfinished > 0)
@@ -113,7 +114,7 @@ function firstSignal(): Promise<undefined> {
 
 /** Resolves when the engine has died. */
 async function failure(llm: AsyncLLM): Promise<void> {
-  while (!llm.failure) await Bun.sleep(FAILURE_POLL);
+  while (!llm.failure) await Bun.sleep(FAILURE_POLL_MS);
 }
 
 function describe({ model, device, dtype, maxModelLen, cacheConfig }: AsyncLLM): string {

@@ -1,7 +1,7 @@
 import { type Command, InvalidArgumentError } from "commander";
 import type { ServerOptions } from "../server/options.ts";
-import { addFlags, type FlagTable, givenFlags } from "./flags.ts";
-import { integerValue, listValue, numberValue } from "./program.ts";
+import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
+import { integerValue, listValue, numberValue } from "./flag-values.ts";
 
 /** The server's options, one for one, under vLLM's names where it has them. */
 const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {

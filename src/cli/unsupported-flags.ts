@@ -37,7 +37,7 @@ const SHORT: Readonly<Record<string, string>> = {
   ...{ "-ep": "enable-expert-parallel", "-O": "compilation-config", "-cc": "compilation-config" },
 };
 
-/** What to say of a flag that vLLM has and the command lacks; undefined when vLLM has none of that name either. */
+/** The message for a flag that vLLM has and the command lacks; undefined when vLLM has none of that name either. */
 export function unsupportedFlag(flag: string): string | undefined {
   const name = SHORT[flag] ?? flag.replace(/^--(?:no-)?/, "");
   return UNSUPPORTED.has(name) ? `${flag} is not supported yet` : undefined;

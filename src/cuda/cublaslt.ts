@@ -61,7 +61,7 @@ export class CublasLt extends Handle {
   }
 }
 
-/** D = α · op(A) · op(B) + β · C, described. */
+/** The description of a product D = α · op(A) · op(B) + β · C. */
 export interface MatmulProblem {
   readonly descriptor: MatmulDescriptor;
   readonly a: MatrixLayout;
@@ -150,7 +150,7 @@ export class MatrixLayout extends Handle {
   }
 }
 
-/** What a heuristic search may assume: workspace, and alignment of all four matrices in bytes. */
+/** The assumptions of a heuristic search: workspace, and alignment of all four matrices in bytes. */
 export class MatmulPreference extends Handle {
   private constructor(
     private readonly api: CublasLtApi,

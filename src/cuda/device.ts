@@ -5,7 +5,6 @@ import { OutPointer } from "./ffi.ts";
 /** One GPU and what the engine needs to know of it. Needs `cuInit`, but no context. */
 export class Device {
   private constructor(
-    private readonly api: CudaApi,
     /** Index among the visible GPUs (`CUDA_VISIBLE_DEVICES` applies). */
     readonly ordinal: number,
     /** The CUdevice. */
@@ -52,7 +51,6 @@ export class Device {
       return value[0]!;
     };
     return new Device(
-      api,
       ordinal,
       id,
       new TextDecoder().decode(name.subarray(0, name.indexOf(0))),
@@ -63,17 +61,5 @@ export class Device {
       attribute(DeviceAttribute.maxSharedMemoryPerBlockOptin),
       attribute(DeviceAttribute.maxSharedMemoryPerMultiprocessor),
     );
-  }
-
-  /** Whether kernels on this GPU can address `peer`'s memory. */
-  canAccessPeer(peer: Device): boolean {
-    const can = new Int32Array(1);
-    checkCuda(
-      this.api,
-      "cuDeviceCanAccessPeer",
-      this.api.cuDeviceCanAccessPeer(can, this.id, peer.id),
-      `GPUs ${this.ordinal} and ${peer.ordinal}`,
-    );
-    return can[0] === 1;
   }
 }

@@ -26,8 +26,6 @@ export const driverSymbols = {
   cuDeviceTotalMem_v2: { args: ["ptr", "i32"], returns: "i32" },
   /** (int *value, attribute, device) */
   cuDeviceGetAttribute: { args: ["ptr", "i32", "i32"], returns: "i32" },
-  /** (int *can, device, peer) */
-  cuDeviceCanAccessPeer: { args: ["ptr", "i32", "i32"], returns: "i32" },
 
   // Contexts
   /** (CUcontext *context, device) */
@@ -38,7 +36,6 @@ export const driverSymbols = {
   cuCtxSetCurrent: { args: ["ptr"], returns: "i32" },
   /** () */
   cuCtxSynchronize: { args: [], returns: "i32" },
-  /** (peer context, flags) */
 
   // Memory
   /** (size_t *free, size_t *total) */
@@ -67,8 +64,6 @@ export const driverSymbols = {
   cuStreamDestroy_v2: { args: ["ptr"], returns: "i32" },
   /** (stream) */
   cuStreamSynchronize: { args: ["ptr"], returns: "i32" },
-  /** (stream) */
-  /** (stream, event, flags) */
   /** (CUevent *event, flags) */
   cuEventCreate: { args: ["ptr", "u32"], returns: "i32" },
   /** (event) */
@@ -125,7 +120,7 @@ export const driverSymbols = {
 /** The CUDA driver: everything above the FFI takes it as an argument, so tests can put a fake in its place. */
 export type CudaApi = NativeApi<typeof driverSymbols>;
 
-/** What exists in every driver: enough to tell that one is too old for the rest of the table. */
+/** The functions that every driver has: enough to tell that one is too old for the rest of the table. */
 export const driverVersionSymbols = {
   cuDriverGetVersion: driverSymbols.cuDriverGetVersion,
 } as const satisfies SymbolTable;

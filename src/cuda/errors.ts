@@ -23,7 +23,7 @@ export class CudaError extends DeviceError {
     readonly statusName: string,
     /** The driver's sentence about it. */
     readonly statusText: string,
-    /** What the call was about, e.g. the kernel launched. */
+    /** The object of the call, e.g. the kernel launched. */
     readonly detail?: string,
   ) {
     super(`${call} failed${detail ? ` for ${detail}` : ""}: ${statusName} (${status}), ${statusText}`);

@@ -11,7 +11,7 @@ export interface NativeSignature {
 export type SymbolTable = Readonly<Record<string, NativeSignature>>;
 
 /**
- * What a `ptr` argument takes: an address, or a typed array, which stands for the address of its first byte. NULL is
+ * The value of a `ptr` argument: an address, or a typed array, which stands for the address of its first byte. NULL is
  * 0, not null, which is ten times slower to convert.
  */
 export type Address = number | NodeJS.TypedArray;

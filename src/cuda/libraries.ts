@@ -4,7 +4,7 @@ import { basename, delimiter, dirname, join } from "node:path";
 
 export type LibraryName = "cuda" | "nvrtc" | "cublasLt" | "nccl";
 
-/** What discovery looks at, so that tests can search a made-up machine. */
+/** The surroundings that the search for libraries reads; tests make one up. */
 export interface SearchHost {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Prefix of absolute system folders; "/" on a real machine. */
@@ -18,7 +18,7 @@ export interface LibraryCandidate {
   readonly name: LibraryName;
   /** Full path; or a bare soname, which the dynamic loader looks up. */
   readonly path: string;
-  /** Why it was looked for there, e.g. `CUDA_HOME`. */
+  /** The reason to look there, e.g. `CUDA_HOME`. */
   readonly source: string;
   /** As far as file names tell, e.g. `12.9.86` or `13`. */
   readonly version: string;
@@ -38,7 +38,7 @@ export function thisHost(): SearchHost {
 }
 
 /**
- * Where `name` may be loaded from, best first: existing files, then what the dynamic loader finds by itself. The
+ * The places that `name` may be loaded from, best first: existing files, then what the dynamic loader finds by itself. The
  * driver belongs to the system, so for it the loader comes first and CUDA toolkits (which carry stubs) are ignored.
  *
  * @param maxMajor The newest CUDA that the driver runs; newer libraries are left out.
@@ -80,7 +80,7 @@ export function builtinsOf(nvrtc: LibraryCandidate): string | undefined {
   return chosen && join(folder, chosen.file);
 }
 
-/** How to get a library that is missing, for a driver that runs CUDA `driverMajor`. */
+/** The way to get a library that is missing, for a driver that runs CUDA `driverMajor`. */
 export function installHint(name: LibraryName, driverMajor = 13): string {
   if (name === "cuda") {
     return "install the NVIDIA driver (https://www.nvidia.com/drivers); in a container, pass the GPU through (docker run --gpus all)";

@@ -15,7 +15,7 @@ export class Module extends Handle {
     super(value, context);
   }
 
-  /** Loads a cubin. `name` is what errors call it. */
+  /** Loads a cubin. `name` is its name in errors. */
   static load(context: Context, cubin: Uint8Array, name: string): Module {
     const out = new OutPointer();
     const { api } = context;

@@ -5,7 +5,7 @@ import type { NvrtcApi } from "./nvrtc-symbols.ts";
 
 /** One translation unit, complete: NVRTC reads no files. */
 export interface CompileRequest {
-  /** What errors call it, e.g. `rms_norm.cu`. */
+  /** Its name in errors, e.g. `rms_norm.cu`. */
   readonly name: string;
   readonly source: string;
   /** Contents of the headers by the name they are included under. */

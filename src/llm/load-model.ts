@@ -8,7 +8,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, ModelDataError } from "../base/errors.ts";
 import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { gpuCount, openCuda } from "../cuda/open.ts";
+import { gpuCount, openCuda } from "../cuda/open-cuda.ts";
 import { Engine } from "../engine/engine.ts";
 import { Parameters } from "../layers/layer.ts";
 import { rotaryDim } from "../layers/rotary.ts";

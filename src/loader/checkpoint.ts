@@ -77,7 +77,7 @@ export class Checkpoint implements Disposable {
 
 /**
  * Tensor name → shard name, from a `model.safetensors.index.json`. Shard names are relative, without `..`.
- * @throws ModelNotFoundError, ModelDataError.
+ * @throws ModelNotFoundError when it does not exist; ModelDataError when it is malformed.
  */
 export function readShardIndex(path: string): ReadonlyMap<string, string> {
   if (!existsSync(path)) throw new ModelNotFoundError(path, `${path} does not exist`);

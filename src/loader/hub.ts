@@ -128,7 +128,7 @@ class Hub {
     return `${this.#endpoint}/${this.model}/resolve/${commit}/${encodeURIComponent(name)}`;
   }
 
-  /** What to throw for anything that went wrong, in one clear line. */
+  /** The error to throw for any failure of a download: one clear line. */
   explain(error: unknown, revision: string): OctavoError {
     const status =
       error instanceof HubApiError

@@ -26,7 +26,7 @@ export interface DownloadOptions {
 
 /**
  * Downloads to `<target>.incomplete` and renames it when size and digest are right, so `target` is whole or absent.
- * What an interrupted download left is continued by a Range request, in this call (after a dropped connection or a
+ * The rest of an interrupted download is fetched by a Range request, in this call (after a dropped connection or a
  * busy server, five attempts without progress at most) or in a later one. Two downloads of one file write the same
  * bytes at the same offsets and do not disturb each other.
  * @throws DownloadError, with the HTTP status if there was one; the error of the file system when writing fails.

@@ -1,21 +1,21 @@
 import { InvariantError, ModelDataError } from "../base/errors.ts";
 import type { ChunkRead } from "./chunk-reader.ts";
 
-/** What a reader's Worker is sent. */
+/** A message to a reader's Worker: the chunk to read and the memory to fill. */
 export interface ReadTask {
   readonly chunk: ChunkRead;
   readonly address: number;
   readonly byteLength: number;
 }
 
-/** What it answers, in the order of the tasks. Errors lose their class on the way, so what is wrong travels. */
+/** The Worker's answer to a task, in the order of the tasks. Errors lose their class on the way, so their text travels. */
 export interface ReadReply {
   readonly problem?: string;
 }
 
 /** A Worker that reads chunks into memory of this process. */
 export class WeightReader implements Disposable {
-  readonly #worker = new Worker(new URL("./reader-worker.ts", import.meta.url));
+  readonly #worker = new Worker(new URL("./weight-reader-worker.ts", import.meta.url));
   readonly #waiting: { readonly path: string; readonly done: PromiseWithResolvers<void> }[] = [];
   #closed = false;
   #lastWords = "it exited";

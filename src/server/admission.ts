@@ -7,7 +7,7 @@ export interface AdmissionLimits {
   readonly maxConcurrentPerKey: number;
 }
 
-/** Which requests the server takes on, and which are under way. */
+/** The server's gate: counts requests and completions under way, and refuses more than the limits allow. */
 export class Admission {
   readonly #cutoff = new AbortController();
   readonly #perKey = new Map<string, number>();
@@ -23,7 +23,7 @@ export class Admission {
     return this.#requests;
   }
 
-  /** No more requests are taken on. */
+  /** Whether requests are no longer taken on. */
   get closed(): boolean {
     return this.#closed;
   }

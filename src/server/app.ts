@@ -4,7 +4,6 @@ import type { AsyncLLM } from "../async/async-llm.ts";
 import { Authenticator } from "./auth.ts";
 import { createContext, type ServerApp, type ServerContext, type ServerEnv } from "./context.ts";
 import { ApiError, errorResponse, toApiError } from "./errors.ts";
-import { Exchange } from "./exchange.ts";
 import { resolveServerOptions, type ServerOptions } from "./options.ts";
 import { type LogSink, standardError } from "./request-log.ts";
 import { adminRoutes } from "./routes/admin.ts";
@@ -13,11 +12,12 @@ import { completionRoutes } from "./routes/completions.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { modelRoutes } from "./routes/models.ts";
 import { tokenizeRoutes } from "./routes/tokenize.ts";
+import { TrackedRequest } from "./tracked-request.ts";
 
 export interface AppOptions {
   readonly llm: AsyncLLM;
   readonly options?: ServerOptions;
-  /** Where lines of the log go. Default standard error. */
+  /** Takes the lines of the log. Default standard error. */
   readonly log?: LogSink;
 }
 
@@ -32,18 +32,18 @@ export function createApp({ llm, options = {}, log = standardError() }: AppOptio
 /** A name or address and a port, as RFC 3986 spells them. */
 const HOST = /^([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?$/i;
 
-/** The order matters: what follows the check of the key needs it, unknown paths too. */
+/** Mounts middleware and routes. Those after the check of the key need one, unknown paths too. */
 export function appOf(context: ServerContext): ServerApp {
   const { config } = context;
   const app = new Hono<ServerEnv>();
   const authenticator = new Authenticator(config.apiKeys);
 
   app.use(async (c, next) => {
-    const exchange = new Exchange(context, c.req.raw, c.req.path);
-    c.set("exchange", exchange);
+    const tracked = new TrackedRequest(context, c.req.raw, c.req.path);
+    c.set("tracked", tracked);
     await next();
-    if (config.enableRequestIdHeaders) c.res.headers.set("X-Request-Id", exchange.publicId);
-    if (!exchange.streaming) exchange.finish(c.res.status);
+    if (config.enableRequestIdHeaders) c.res.headers.set("X-Request-Id", tracked.publicId);
+    if (!tracked.streaming) tracked.finish(c.res.status);
   });
   app.use(async (c, next) => {
     const host = c.req.header("host");
@@ -54,7 +54,7 @@ export function appOf(context: ServerContext): ServerApp {
   if (config.corsOrigins.length > 0) app.use(cors({ origin: [...config.corsOrigins] }));
   app.onError((error, c) => {
     const told = toApiError(error);
-    c.get("exchange").failed(error, told);
+    c.get("tracked").failed(error, told);
     return errorResponse(told);
   });
 
@@ -62,7 +62,7 @@ export function appOf(context: ServerContext): ServerApp {
   app.use(async (c, next) => {
     const caller = authenticator.authenticate(c.req.header("authorization"));
     c.set("caller", caller);
-    if (caller.keyId !== "") c.get("exchange").record.keyId = caller.keyId;
+    if (caller.keyId !== "") c.get("tracked").record.keyId = caller.keyId;
     await next();
   });
   modelRoutes(app, context);

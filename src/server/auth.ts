@@ -1,11 +1,11 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { ApiError } from "./errors.ts";
 
-/** Who asks. */
+/** The sender of a request, known by its API key. */
 export interface Caller {
   /** The first 12 hexadecimal digits of the key's SHA-256; empty without keys. Safe to log. */
   readonly keyId: string;
-  /** What the caller's cached prefixes are kept apart by; undefined without keys. */
+  /** The key's SHA-256 in hexadecimal, which keeps the caller's cached prefixes apart; undefined without keys. */
   readonly digest: string | undefined;
 }
 
@@ -20,7 +20,10 @@ export class Authenticator {
     this.#digests = apiKeys.map(sha256);
   }
 
-  /** @throws ApiError 401 `invalid_api_key`. */
+  /**
+   * The caller that sent this `Authorization` header.
+   * @throws ApiError 401 `invalid_api_key`.
+   */
   authenticate(authorization: string | undefined): Caller {
     if (this.#digests.length === 0) return ANYBODY;
     const given = sha256(authorization?.match(BEARER)?.[1] ?? "");

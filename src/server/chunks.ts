@@ -2,19 +2,19 @@ import type { GenerationStream } from "../async/request-stream.ts";
 import type { CompletionDelta, FinishReason, PositionLogprobs } from "../base/outputs.ts";
 import { merge } from "./merge.ts";
 
-/** A token and what it was drawn from; null for the first of a prompt, which nothing predicts. */
+/** A token and the log-probabilities at its position; null for the first of a prompt, which nothing predicts. */
 export interface ScoredToken {
   readonly id: number;
   readonly text: string;
   readonly position: PositionLogprobs | null;
 }
 
-/** What is new in one choice of a reply. Concatenated, a choice's chunks are the choice. */
+/** New text and tokens of one choice of a reply. Concatenated, a choice's chunks are the choice. */
 export interface Chunk {
-  /** Among all choices of the reply: prompt × n + completion. */
+  /** Index among all choices of the reply: prompt × n + completion. */
   readonly choice: number;
   readonly stream: GenerationStream;
-  /** The first of its choice. */
+  /** Whether it is the first of its choice. */
   readonly first: boolean;
   text: string;
   tokenIds: number[];
@@ -37,14 +37,16 @@ export interface ChunkOptions {
   readonly onTokens?: (choice: number, count: number) => void;
 }
 
+/** The prompt at the beginning of a reply: its text and, if asked for, its tokens' log-probabilities. */
 export interface Echo {
   readonly text: string;
   readonly scores: readonly ScoredToken[];
 }
 
 /**
- * The one stream that both streaming and other replies consume. Throws what a completion failed of, or the signal's
- * reason; however it ends, the requests end too.
+ * The chunks of a reply in the order in which they come, for streaming and other replies alike. However it ends, the
+ * requests end too.
+ * @throws the error of a completion that failed, or the signal's reason.
  */
 export async function* chunksOf(
   streams: readonly GenerationStream[],
@@ -102,7 +104,7 @@ function chunkOf(delta: CompletionDelta, choice: number, stream: GenerationStrea
   };
 }
 
-/** A token as its own position describes it. */
+/** A token with the text and log-probability that its own position gives it. */
 export function scored(id: number, position: PositionLogprobs): ScoredToken {
   return { id, text: position.get(id)?.decodedToken ?? "", position };
 }

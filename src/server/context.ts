@@ -3,13 +3,13 @@ import type { AsyncLLM } from "../async/async-llm.ts";
 import { Admission } from "./admission.ts";
 import type { Caller } from "./auth.ts";
 import { ApiError } from "./errors.ts";
-import type { Exchange } from "./exchange.ts";
 import { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
 import { type LogSink, ServerLog } from "./request-log.ts";
-import { UnknownFieldLog } from "./unknown-fields.ts";
+import type { TrackedRequest } from "./tracked-request.ts";
+import { UnknownFieldLog } from "./unknown-field-log.ts";
 
-/** What one server consists of, shared by its routes. */
+/** The parts of one server, shared by its routes. */
 export interface ServerContext {
   readonly llm: AsyncLLM;
   readonly config: ServerConfig;
@@ -21,10 +21,10 @@ export interface ServerContext {
   readonly startedAt: number;
 }
 
-/** What Hono carries through a request. */
+/** Types of Hono's bindings and of the variables that middleware sets on a request. */
 export interface ServerEnv {
   Bindings: { readonly server?: RequestTimeouts };
-  Variables: { exchange: Exchange; caller: Caller };
+  Variables: { tracked: TrackedRequest; caller: Caller };
 }
 
 /** The part of Bun's server that routes use. */

@@ -14,11 +14,11 @@ export type ApiErrorType =
   | "rate_limit_error"
   | "server_error";
 
-/** What clients sent may be part of messages and names of fields, but not without end. */
+/** Longest message and field name in characters: both may quote what a client sent. */
 const MAX_MESSAGE = 500;
 const MAX_PARAM = 128;
 
-/** What the server itself answers a request with instead of serving it. */
+/** An error reply: its HTTP status and OpenAI's error document. */
 export class ApiError extends OctavoError {
   readonly exitCode = ExitCode.internal;
 
@@ -72,14 +72,14 @@ export function overloaded(code: string, message: string, retrySeconds = 1): Api
   return new ApiError(503, code, message, null, { "Retry-After": String(retrySeconds) });
 }
 
-/** What clients may read of failures inside the engine; the rest could hold addresses or paths. */
+/** Messages, by code, for failures inside the engine, whose own messages could hold addresses or paths. */
 const FAILURES: Readonly<Record<string, string>> = {
   numerical_error: "the model's logits are not finite numbers",
   step_failed: "computing a step failed",
   detokenize_failed: "turning tokens into text failed",
 };
 
-/** Anything thrown while a request was served, as what the client is told. */
+/** The error reply for anything thrown while a request was served. */
 export function toApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error;
   if (error instanceof InvalidRequestError) {
@@ -99,7 +99,7 @@ export function errorBody({ message, type, param, code }: ApiError): ErrorBody {
 
 /** The reply to a request that failed before anything of it was sent. */
 export function errorResponse(error: ApiError): Response {
-  // The SDKs repeat requests that get a 5xx; what is not implemented stays so.
+  // The SDKs repeat requests that get a 5xx, which would not help here.
   const retry = error.status === 501 ? { "X-Should-Retry": "false" } : {};
   return Response.json(errorBody(error), {
     status: error.status,

@@ -8,17 +8,17 @@ import { append, type Chunk, type ChunkOptions, chunksOf } from "./chunks.ts";
 import type { RequestContext, ServerContext } from "./context.ts";
 import { type ApiError, invalidValue, toApiError } from "./errors.ts";
 import type { ReplyFormat } from "./reply-format.ts";
-import { openScope, type RequestScope } from "./request-scope.ts";
-import type { CommonBody } from "./schemas/common.ts";
+import { admitRequest, type RequestLifetime } from "./request-lifetime.ts";
+import type { GenerationBody } from "./schemas/request-body.ts";
 import { DONE, event, eventStream, SSE_HEADERS } from "./sse.ts";
 import { UsageCounter } from "./usage.ts";
 
-/** Scoring a prompt keeps log-probabilities of all its tokens. */
+/** Longest prompt that may be scored, in tokens: log-probabilities of all of them are kept. */
 const MAX_SCORED_PROMPT = 8192;
 
-/** What an endpoint makes of a body. */
+/** A body of either completions endpoint, checked and in the engine's terms. */
 export interface GenerationRequest extends Pick<ChunkOptions, "echo" | "promptOnly"> {
-  readonly body: CommonBody;
+  readonly body: GenerationBody;
   readonly model: string;
   readonly prompts: readonly (Prompt | ChatPrompt)[];
   readonly sampling: SamplingParams;
@@ -49,7 +49,7 @@ export async function generate(
 
 /** A request from its admission to the end of its reply. */
 class Generation {
-  readonly #scope: RequestScope;
+  readonly #lifetime: RequestLifetime;
   #streams: readonly GenerationStream[] = [];
   #usage: UsageCounter | undefined;
   #closed = false;
@@ -60,14 +60,14 @@ class Generation {
     private readonly request: GenerationRequest,
   ) {
     const { prompts, sampling, model } = request;
-    this.c.get("exchange").record.model = model;
+    this.c.get("tracked").record.model = model;
     // Invalid counts are the engine's to refuse.
     const n = Number.isInteger(sampling.n) ? Math.min(Math.max(sampling.n!, 1), 128) : 1;
     const started = () =>
       this.#streams.length > 0 &&
       (context.llm.stats.waiting === 0 ||
         this.#streams.some((stream) => stream.metrics.firstScheduledTime !== undefined));
-    this.#scope = openScope(c, context, prompts.length * n, started);
+    this.#lifetime = admitRequest(c, context, prompts.length * n, started);
   }
 
   /** Submits all prompts or, if one is refused, none. */
@@ -75,14 +75,14 @@ class Generation {
     const { body, prompts, sampling } = this.request;
     const { truncate_prompt_tokens: truncate, add_special_tokens: special } = body;
     const options: SubmitOptions = {
-      signal: this.#scope.signal,
+      signal: this.#lifetime.signal,
       ...(typeof truncate === "number" && { truncatePromptTokens: truncate }),
       ...(typeof special === "boolean" && { addSpecialTokens: special }),
     };
     const { isolateCacheByKey } = this.context.config;
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);
-    // What is submitted after the scope's end is aborted by its signal.
-    const results = await this.#scope.race(
+    // Prompts submitted after the lifetime's end are aborted by its signal.
+    const results = await this.#lifetime.race(
       Promise.allSettled(
         prompts.map((prompt) => this.context.llm.submit(withSalt(prompt, salt), sampling, options)),
       ),
@@ -114,16 +114,16 @@ class Generation {
 
   /** The reply as events. */
   stream(format: ReplyFormat): Response {
-    const exchange = this.c.get("exchange");
-    exchange.streaming = true;
+    const tracked = this.c.get("tracked");
+    tracked.streaming = true;
     const onEnd = (told?: ApiError, error?: unknown) => {
-      if (told) exchange.failed(error, told);
+      if (told) tracked.failed(error, told);
       this.close();
-      exchange.finish(told?.status ?? 200);
+      tracked.finish(told?.status ?? 200);
     };
     const body = eventStream(this.#events(format), {
       writeStallSeconds: this.context.config.writeStallSeconds,
-      abort: (reason) => this.#scope.abort(reason),
+      abort: (reason) => this.#lifetime.abort(reason),
       onEnd,
     });
     return this.c.body(body, 200, SSE_HEADERS);
@@ -134,9 +134,9 @@ class Generation {
     if (this.#closed) return;
     this.#closed = true;
     for (const stream of this.#streams) stream.abort();
-    this.#scope[Symbol.dispose]();
+    this.#lifetime[Symbol.dispose]();
     if (!this.#usage) return;
-    const { record } = this.c.get("exchange");
+    const { record } = this.c.get("tracked");
     record.promptTokens = this.#usage.promptTokens;
     record.completionTokens = this.#usage.completionTokens;
     for (const tokens of this.#usage.longest()) this.context.metrics.observeLongest(tokens);
@@ -165,7 +165,7 @@ class Generation {
       if (before !== undefined && count > 0) metrics.observeInterToken((now - before) / 1000 / count);
     };
     const chunks = chunksOf(this.#streams, {
-      ...{ interval, onTokens, signal: this.#scope.signal },
+      ...{ interval, onTokens, signal: this.#lifetime.signal },
       ...(echo && { echo }),
       ...(promptOnly && { promptOnly }),
     });

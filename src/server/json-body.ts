@@ -1,10 +1,10 @@
 import { ApiError } from "./errors.ts";
-import { clientClosed } from "./request-scope.ts";
-import type { JsonObject } from "./schemas/common.ts";
+import { clientClosed } from "./request-lifetime.ts";
+import type { JsonObject } from "./schemas/request-body.ts";
 
-/** Deeper documents would make parsing and checking them recurse without need. */
+/** Deepest nesting of lists and objects: parsing and checking recurse. */
 const MAX_DEPTH = 100;
-/** Lists, objects and fields; each costs far more than its bytes to check and to pass on. */
+/** Most lists, objects and fields; each costs far more than its bytes to check and to pass on. */
 const MAX_PARTS = 32_768;
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
@@ -57,7 +57,7 @@ async function readBytes(request: Request, maxBytes: number): Promise<Uint8Array
   }
 }
 
-/** Brackets and colons outside strings, counted before anything is built of them. */
+/** Bounds depth and parts by brackets and colons outside strings, before anything is built of them. */
 function checkStructure(bytes: Uint8Array): void {
   let depth = 0;
   let parts = 0;

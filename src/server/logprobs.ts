@@ -1,7 +1,7 @@
 import type { PositionLogprobs } from "../base/outputs.ts";
 import type { ScoredToken } from "./chunks.ts";
 
-/** JSON has no −∞. */
+/** Stands for −∞, which JSON lacks. */
 const FLOOR = -9999;
 
 export interface ChatToken {
@@ -19,11 +19,11 @@ export interface CompletionLogprobs {
   readonly tokens: readonly string[];
   readonly token_logprobs: readonly (number | null)[];
   readonly top_logprobs: readonly (Readonly<Record<string, number>> | null)[];
-  /** Where each token begins, in characters of all tokens before it. */
+  /** Offset of each token's text, in characters of all tokens before it. */
   readonly text_offset: readonly number[];
 }
 
-/** How a reply names tokens: by their text, or as `token_id:<id>`. */
+/** The spelling of tokens in a reply: their text, or `token_id:<id>`. */
 export type TokenNames = (id: number, text: string) => string;
 
 export const byText: TokenNames = (_, text) => text;

@@ -26,7 +26,7 @@ export interface ServerOptions {
   queueTimeoutSeconds?: number;
   /** A streaming client that reads nothing for so long is dropped. Default 30. */
   writeStallSeconds?: number;
-  /** How long `stop()` lets requests finish. Default 30. */
+  /** Time that `stop()` gives requests to finish. Default 30. */
   drainSeconds?: number;
   /** `usage.prompt_tokens_details.cached_tokens` in replies. Default false. */
   enablePromptTokensDetails?: boolean;
@@ -99,7 +99,7 @@ const KINDS: Readonly<Record<keyof ServerOptions, Kind>> = {
 
 /**
  * Checks the options and fills in defaults.
- * @param modelName what the model is served as, unless `servedModelNames` says otherwise.
+ * @param modelName The name that the model is served under without `servedModelNames`.
  * @throws ConfigError naming the option.
  */
 export function resolveServerOptions(options: ServerOptions, modelName: string): ServerConfig {
@@ -117,7 +117,8 @@ export function resolveServerOptions(options: ServerOptions, modelName: string):
 }
 
 /**
- * @throws ConfigError unless only this machine can reach the server, or it asks for keys, or it may be open.
+ * Refuses an address that other machines can reach, unless requests need keys or the server may be open.
+ * @throws ConfigError
  */
 export function checkExposure({ host, apiKeys, allowUnauthenticated }: ServerConfig): void {
   const loopback = /^(localhost|127(\.\d{1,3}){3}|\[?::1\]?)$/.test(host);
@@ -132,7 +133,7 @@ function check(name: string, value: unknown): void {
   if (expected !== undefined) throw new ConfigError(name, `${name} must be ${expected}`);
 }
 
-/** What the value should have been, if it is not that. */
+/** A description of the kind of value expected, if `value` is none; else undefined. */
 function mismatch(kind: Kind, value: unknown): string | undefined {
   const isText = (entry: unknown) => typeof entry === "string" && entry !== "";
   switch (kind.kind) {

@@ -1,7 +1,7 @@
 import type { Chunk } from "./chunks.ts";
 import type { Usage } from "./usage.ts";
 
-/** How an endpoint writes what was generated. One instance serves one reply. */
+/** The JSON form of an endpoint's replies. One instance serves one reply. */
 export interface ReplyFormat {
   /** The events of a chunk of a streaming reply. */
   events(chunk: Chunk): readonly object[];
@@ -20,7 +20,7 @@ export interface ReplyHead {
   readonly model: string;
 }
 
-/** @param suffix unique to the reply. */
+/** The head of a reply that begins now. */
 export function replyHead(
   prefix: "chatcmpl" | "cmpl",
   object: string,
@@ -29,9 +29,9 @@ export function replyHead(
   return { id: `${prefix}-${suffix}`, object, created: Math.floor(Date.now() / 1000), model };
 }
 
-/** What a reply is called and by whom it is given. */
+/** The name of a reply and of the model that gives it. */
 export interface ReplyNames {
-  /** The part of its id after the prefix. */
+  /** The part of the reply's id after the prefix; unique to it. */
   readonly suffix: string;
   /** The served name that the request asked for. */
   readonly model: string;

@@ -1,4 +1,4 @@
-/** Where lines of the log go. */
+/** Takes the lines of the log. */
 export type LogSink = (line: string) => void;
 
 /** Lines on standard error; when nobody reads them any more, they are lost and the server goes on. */
@@ -16,17 +16,17 @@ export class ServerLog {
   }
 }
 
-/** What the log says of a request. Undefined fields are left out. */
+/** The fields of a request's log line. Undefined ones are left out. */
 export interface RequestRecord {
   readonly requestId: string;
   readonly method: string;
   readonly path: string;
-  /** Of the key, hashed. */
+  /** `Caller.keyId`. */
   keyId?: string;
   model?: string;
   promptTokens?: number;
   completionTokens?: number;
-  /** What the request failed of, if it did after its reply began. */
+  /** The error's code and what caused it, if the request failed. */
   error?: string;
   /** Only with `logPrompts`. */
   prompt?: unknown;

@@ -3,7 +3,7 @@ import { ApiError } from "./errors.ts";
 
 export type Handler = (c: RequestContext) => Response | Promise<Response>;
 
-/** Serves a path; other methods than those given get 405. */
+/** Adds a path to the app; other methods than those given get 405. */
 export function mount(
   app: ServerApp,
   path: string,
@@ -12,7 +12,7 @@ export function mount(
   const methods = Object.keys(handlers).flatMap((method) => (method === "GET" ? ["GET", "HEAD"] : [method]));
   for (const [method, handler] of Object.entries(handlers)) {
     app.on(method, path, (c) => {
-      c.get("exchange").handler = path;
+      c.get("tracked").handler = path;
       return handler(c);
     });
   }

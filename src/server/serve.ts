@@ -20,7 +20,7 @@ export interface RunningServer extends AsyncDisposable {
   stop(): Promise<void>;
 }
 
-/** How long replies may take to leave once they are written. */
+/** Time that written replies get to leave. */
 const FLUSH_SECONDS = 1;
 
 /**

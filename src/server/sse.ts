@@ -1,5 +1,5 @@
 import { ApiError, errorBody, toApiError } from "./errors.ts";
-import { clientClosed } from "./request-scope.ts";
+import { clientClosed } from "./request-lifetime.ts";
 
 /** Silence after which proxies, and Bun itself, take a connection for dead. */
 const KEEP_ALIVE_MS = 5000;
@@ -12,7 +12,7 @@ export const SSE_HEADERS = {
   "X-Accel-Buffering": "no",
 } as const;
 
-/** One event. JSON has no line breaks of its own. */
+/** The text of one event. JSON has no line breaks of its own. */
 export function event(data: object): string {
   return `data: ${JSON.stringify(data)}\n\n`;
 }
@@ -24,7 +24,7 @@ export interface EventStreamOptions {
   readonly writeStallSeconds: number;
   /** Ends the request, while the stream goes on until its source has ended. */
   readonly abort: (reason: ApiError) => void;
-  /** Called once when the stream has ended; if not well, with what the client was told, and what it came from. */
+  /** Called once when the stream has ended; after a failure with the error sent to the client, and its cause. */
   readonly onEnd: (told?: ApiError, error?: unknown) => void;
 }
 
@@ -50,7 +50,7 @@ export function eventStream(
   const leave = (reason: ApiError) => {
     abort(reason);
     end(reason);
-    // What the abort makes the source throw has been reported.
+    // The error that the abort makes the source throw has been reported.
     void events.return().catch(() => {});
   };
   const send = (controller: ReadableStreamDefaultController<Uint8Array>, text: string) => {
@@ -95,7 +95,7 @@ export function eventStream(
   );
 }
 
-/** What the promise comes to, or undefined if it takes longer. */
+/** The promise's value, or undefined if it takes longer. */
 async function within<T>(promise: Promise<T>, milliseconds: number): Promise<T | undefined> {
   const { promise: late, resolve } = Promise.withResolvers<undefined>();
   const timer = setTimeout(() => resolve(undefined), milliseconds);

@@ -37,7 +37,7 @@ export class UsageCounter {
     return sum(this.streams, (stream) => stream.promptTokenIds.length);
   }
 
-  /** So far. */
+  /** The usage so far. */
   usage(): Usage {
     const { promptTokens, completionTokens } = this;
     const cached = sum(this.streams, (stream) => stream.numCachedTokens);

@@ -1,7 +1,7 @@
 import { setDefaultTimeout } from "bun:test";
 import { CudaBackend } from "../../src/backend/cuda/cuda-backend.ts";
 import type { FloatDType } from "../../src/base/dtype.ts";
-import { openCuda } from "../../src/cuda/open.ts";
+import { openCuda } from "../../src/cuda/open-cuda.ts";
 import { describeGpu } from "../gpu/gpu.ts";
 import { runContract } from "./backend.contract.ts";
 

@@ -11,7 +11,7 @@ import { CudaOutOfMemoryError } from "../../src/cuda/errors.ts";
 import { Graph } from "../../src/cuda/graph.ts";
 import { LinearMatmul } from "../../src/cuda/linear-matmul.ts";
 import { DeviceMemory, PinnedMemory } from "../../src/cuda/memory.ts";
-import { type Cuda, openCuda } from "../../src/cuda/open.ts";
+import { type Cuda, openCuda } from "../../src/cuda/open-cuda.ts";
 import { Event, Stream } from "../../src/cuda/stream.ts";
 
 function tryOpen(): Cuda | string {

@@ -46,7 +46,7 @@ describeGpu("the same tokens, bit for bit", () => {
 
 describeGpu("device memory", () => {
   test("returns to its starting level after dispose, twenty times over", async () => {
-    const { openCuda } = await import("../../src/cuda/open.ts");
+    const { openCuda } = await import("../../src/cuda/open-cuda.ts");
     const { Context } = await import("../../src/cuda/context.ts");
     const { driver, device } = openCuda();
     const free = () => {

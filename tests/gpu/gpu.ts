@@ -1,5 +1,5 @@
 import { describe } from "bun:test";
-import { gpuCount } from "../../src/cuda/open.ts";
+import { gpuCount } from "../../src/cuda/open-cuda.ts";
 
 /** Whether this machine has a GPU that Octavo can use. */
 export const HAS_GPU = gpuCount() > 0;

@@ -1,7 +1,7 @@
 import { DeviceError } from "../../base/errors.ts";
 import { NvrtcError } from "../../cuda/errors.ts";
 import type { CompileRequest, CompileResult } from "../../cuda/nvrtc.ts";
-import type { NvrtcFiles } from "../../cuda/open.ts";
+import type { NvrtcFiles } from "../../cuda/open-cuda.ts";
 
 /** What a compile worker is sent. */
 export interface CompileTask {

@@ -1,6 +1,6 @@
 import { messageOf } from "../../base/errors.ts";
 import { NvrtcError } from "../../cuda/errors.ts";
-import { reopenNvrtc } from "../../cuda/open.ts";
+import { reopenNvrtc } from "../../cuda/open-cuda.ts";
 import type { CompileReply, CompileTask } from "./compile-pool.ts";
 
 declare const self: Worker;

@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import type { CompileRequest, KernelCompiler } from "../../cuda/nvrtc.ts";
-import type { NvrtcFiles } from "../../cuda/open.ts";
+import type { NvrtcFiles } from "../../cuda/open-cuda.ts";
 import { compileInWorkers } from "./compile-pool.ts";
 import { CubinCache, cubinCacheFolder } from "./cubin-cache.ts";
 import { compileKey, type KernelUnit, readKernelUnit } from "./kernel-source.ts";

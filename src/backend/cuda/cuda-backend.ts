@@ -4,7 +4,7 @@ import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
-import type { Cuda } from "../../cuda/open.ts";
+import type { Cuda } from "../../cuda/open-cuda.ts";
 import { Event, Stream } from "../../cuda/stream.ts";
 import type {
   Activation,

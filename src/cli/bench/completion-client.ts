@@ -1,6 +1,6 @@
 import { messageOf, OctavoError } from "../../base/errors.ts";
 
-/** What became of one request. Times are in milliseconds of `performance.now()`. */
+/** The course of one request. Times are in milliseconds of `performance.now()`. */
 export interface Trace {
   readonly startTime: number;
   /** Arrival of each event that brought tokens. */
@@ -8,7 +8,7 @@ export interface Trace {
   /** As the server's usage says, else as counted. */
   readonly outputTokens: number;
   readonly promptTokens: number;
-  /** Why it failed; undefined when it did not. */
+  /** The reason of its failure; undefined when it succeeded. */
   readonly failure?: string;
 }
 

@@ -1,6 +1,6 @@
 import type { Trace } from "./completion-client.ts";
 
-/** Milliseconds. */
+/** Mean and percentiles of samples in milliseconds. */
 export interface Distribution {
   readonly mean: number;
   readonly p50: number;
@@ -8,7 +8,7 @@ export interface Distribution {
   readonly p99: number;
 }
 
-/** What a benchmark measured. Rates are per second; failed requests count only as failures. */
+/** The results of a benchmark. Rates are per second; failed requests count only as failures. */
 export interface Report {
   readonly completed: number;
   readonly failed: number;

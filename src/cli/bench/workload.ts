@@ -11,7 +11,7 @@ export interface Workload {
 
 export interface RandomWorkloadOptions {
   readonly numPrompts: number;
-  /** Tokens. */
+  /** Tokens of each prompt, and tokens to generate. */
   readonly inputLen: number;
   readonly outputLen: number;
   /** Token ids are drawn below this. */

@@ -5,7 +5,7 @@ import { openApiDocument } from "../openapi.ts";
 import { mount } from "../router.ts";
 
 /**
- * What operators and their tools ask for. vLLM leaves `/metrics` open; here it needs the key like all else, as it tells
+ * Routes for operators and their tools. vLLM leaves `/metrics` open; here it needs the key like all else, as it tells
  * models and traffic, and Prometheus can send one (`authorization` in its scrape configuration).
  */
 export function adminRoutes(app: ServerApp, { llm, metrics, admission }: ServerContext): void {

@@ -16,7 +16,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
     POST: async (c) => {
       const chat = await read(c);
       const { body, prompt, sampling, messages } = chat;
-      const { id, record } = c.get("exchange");
+      const { id, record } = c.get("tracked");
       if (config.logPrompts) record.prompt = messages;
       const model = servedModel(context, body.model);
       const names = {
@@ -44,7 +44,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
   });
 }
 
-/** Whose message the reply is, and what `echo` puts before it: the final message, if it is the same speaker's. */
+/** The role of the reply's message, and the text that `echo` puts before it: the final message's, if its role is the same. */
 function speaker({ body, messages }: ChatRequest): { readonly role: string; readonly echoed: string } {
   const final = messages.at(-1)!;
   const opened = body.add_generation_prompt ?? !body.continue_final_message;

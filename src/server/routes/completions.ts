@@ -19,7 +19,7 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
   mount(app, "/v1/completions", {
     POST: async (c) => {
       const { body, prompts, sampling, promptOnly } = await read(c);
-      const { id, record } = c.get("exchange");
+      const { id, record } = c.get("tracked");
       if (config.logPrompts) record.prompt = prompts;
       const model = servedModel(context, body.model);
       const echo = body.echo && ((stream: GenerationStream) => echoOf(context, stream, body));

@@ -3,11 +3,11 @@ import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { invalidValue } from "../errors.ts";
 import { readJsonBody } from "../json-body.ts";
-import { openScope } from "../request-scope.ts";
+import { admitRequest } from "../request-lifetime.ts";
 import { mount } from "../router.ts";
 import { type ConversationBody, chatPrompt } from "../schemas/chat.ts";
-import { parseBody } from "../schemas/common.ts";
 import { tokenIds } from "../schemas/prompt.ts";
+import { parseBody } from "../schemas/request-body.ts";
 import { DetokenizeBody, TokenizeBody } from "../schemas/tokenize.ts";
 
 /** `/tokenize` and `/detokenize`. */
@@ -39,17 +39,17 @@ export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
   });
 }
 
-/** Runs what generates nothing, within the same limits as what does. */
+/** Runs a job of the tokenizer alone, within the limits that generation has. */
 export async function textJob<T>(
   c: RequestContext,
   context: ServerContext,
   run: () => Promise<T>,
 ): Promise<T> {
-  using scope = openScope(c, context, 1, () => false);
-  return await scope.race(run());
+  using lifetime = admitRequest(c, context, 1, () => false);
+  return await lifetime.race(run());
 }
 
-/** How a body wants its prompt to be turned into tokens. */
+/** The options of tokenization that a body holds. */
 export function tokenizeOptions(body: {
   readonly add_special_tokens?: boolean | null | undefined;
   readonly truncate_prompt_tokens?: number | null | undefined;

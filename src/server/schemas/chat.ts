@@ -4,22 +4,22 @@ import type { SamplingParams } from "../../base/sampling-params.ts";
 import type { ChatMessage } from "../../tokenizer/chat-template.ts";
 import type { ChatOptions, ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { invalidValue, unsupported } from "../errors.ts";
+import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
 import {
-  checkCommon,
-  commonShape,
+  checkGeneration,
+  generationShape,
   isObject,
   type JsonObject,
   LIST,
   OBJECT,
   parseBody,
   type UnknownFields,
-} from "./common.ts";
-import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
+} from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
 
 const flag = z.boolean().nullish();
 
-/** What turns a conversation into a prompt; `/tokenize` takes it too. */
+/** The fields that make a prompt of a conversation; `/tokenize` takes them too. */
 export const conversationShape = {
   messages: z.unknown().optional().meta(MESSAGES_DOCUMENT),
   add_generation_prompt: flag.meta({ description: "Default true, or false with continue_final_message." }),
@@ -31,7 +31,7 @@ export const conversationShape = {
 
 /** Body of `/v1/chat/completions`. */
 export const ChatBody = z.object({
-  ...commonShape,
+  ...generationShape,
   ...conversationShape,
   max_completion_tokens: z.number().nullish().meta({ description: "The same as max_tokens." }),
   logprobs: flag,
@@ -48,10 +48,13 @@ export interface ChatRequest {
   readonly sampling: SamplingParams;
 }
 
-/** @throws ApiError naming the field. */
+/**
+ * Checks a body of `/v1/chat/completions`.
+ * @throws ApiError naming the field.
+ */
 export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatRequest {
   const body = parseBody(ChatBody, json, onUnknown);
-  checkCommon(body);
+  checkGeneration(body);
   checkTools(body);
   const sampling = samplingParams(body);
   const limit = body.max_completion_tokens ?? undefined;
@@ -66,7 +69,10 @@ export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatReque
   return { body, messages: prompt.messages, prompt, sampling };
 }
 
-/** @throws ApiError naming the field. */
+/**
+ * The prompt of a conversation.
+ * @throws ApiError naming the field.
+ */
 export function chatPrompt(body: ConversationBody): ChatPrompt {
   const kwargs = { ...body.chat_template_kwargs };
   if (Object.hasOwn(kwargs, "chat_template")) {
@@ -88,7 +94,7 @@ export function chatPrompt(body: ConversationBody): ChatPrompt {
   return { messages: parseMessages(body.messages), chat };
 }
 
-/** Without a parser of tool calls, tools can be shown to the model but not called. */
+/** Refuses tools that the model could call: without a parser of tool calls they can only be shown to it. */
 function checkTools({ tools, tool_choice: choice }: ChatBody): void {
   const given = choice !== undefined && choice !== null;
   if (!tools && given && choice !== "none") throw invalidValue("tool_choice", "tool_choice needs tools");

@@ -1,13 +1,19 @@
 import { z } from "zod";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import { invalidValue, unsupported } from "../errors.ts";
-import { checkCommon, commonShape, type JsonObject, parseBody, type UnknownFields } from "./common.ts";
 import { PROMPT_DOCUMENT, type PromptInput, parsePrompts } from "./prompt.ts";
+import {
+  checkGeneration,
+  generationShape,
+  type JsonObject,
+  parseBody,
+  type UnknownFields,
+} from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
 
 /** Body of `/v1/completions`. */
 export const CompletionsBody = z.object({
-  ...commonShape,
+  ...generationShape,
   prompt: z.unknown().optional().meta(PROMPT_DOCUMENT),
   logprobs: z.number().nullish().meta({ description: "Top log-probabilities of each token." }),
   best_of: z.int().nullish().meta({ description: "Only the value of n." }),
@@ -22,10 +28,13 @@ export interface CompletionsRequest {
   readonly promptOnly: boolean;
 }
 
-/** @throws ApiError naming the field. */
+/**
+ * Checks a body of `/v1/completions`.
+ * @throws ApiError naming the field.
+ */
 export function parseCompletions(json: JsonObject, onUnknown: UnknownFields): CompletionsRequest {
   const body = parseBody(CompletionsBody, json, onUnknown);
-  checkCommon(body);
+  checkGeneration(body);
   const params = samplingParams(body);
   checkBestOf(body.best_of, params.n ?? 1);
   const echo = body.echo ?? false;

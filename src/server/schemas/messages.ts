@@ -3,7 +3,7 @@ import { ApiError, invalidValue } from "../errors.ts";
 
 const ROLES: ReadonlySet<unknown> = new Set(["system", "developer", "user", "assistant", "tool"]);
 
-/** What the schema document says of `messages`; `parseMessages` checks it, with a code for each mistake. */
+/** JSON schema of `messages`, for the OpenAPI document; `parseMessages` does the checking, with a code for each mistake. */
 export const MESSAGES_DOCUMENT = {
   description: "The conversation. Further fields of a message reach the chat template.",
   type: "array",

@@ -2,7 +2,7 @@ import { ApiError, invalidValue } from "../errors.ts";
 
 const MAX_PROMPTS = 128;
 
-/** What the schema document says of `prompt`; `parsePrompts` checks it, with a code for each mistake. */
+/** JSON schema of `prompt`, for the OpenAPI document; `parsePrompts` does the checking, with a code for each mistake. */
 export const PROMPT_DOCUMENT = {
   description: `A text, its token ids, or a list of at most ${MAX_PROMPTS} of either.`,
   anyOf: [

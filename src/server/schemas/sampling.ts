@@ -1,7 +1,10 @@
 import { z } from "zod";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 
-/** The JSON type of one sampling field and the field of `SamplingParams` it sets. The engine checks ranges, and the types that are unknown here. */
+/**
+ * The JSON type of one sampling field and the field of `SamplingParams` it sets. The engine checks ranges, and the
+ * types that are unknown here.
+ */
 interface SamplingField {
   readonly param: keyof SamplingParams;
   readonly type: z.ZodType;
@@ -58,7 +61,7 @@ export function samplingParams(body: Readonly<Record<string, unknown>>): Samplin
   return Object.fromEntries(given);
 }
 
-/** Names of what is not in the table but that the engine's errors speak of. */
+/** Names in requests of the other parameters that the engine's errors speak of. */
 const OTHER_NAMES: Readonly<Record<string, string>> = {
   promptTokenIds: "prompt",
   tokenIds: "tokens",

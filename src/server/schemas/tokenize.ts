@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { conversationShape } from "./chat.ts";
-import { LIST, MODEL, promptShape } from "./common.ts";
+import { LIST, MODEL, promptShape } from "./request-body.ts";
 
 /** Body of `/tokenize`: a prompt, or a conversation. */
 export const TokenizeBody = z.object({

@@ -149,7 +149,6 @@ export class FakeCuda {
         };
         return attribute in values ? store(out, values[attribute]!) : INVALID_VALUE;
       },
-      cuDeviceCanAccessPeer: (out, id, peer) => store(out, id === peer ? 0 : 1),
 
       cuDevicePrimaryCtxRetain: (out) => store(out, this.#make("context")),
       cuDevicePrimaryCtxRelease_v2: () => this.#drop(this.alive("context").at(-1) ?? 0, "context"),

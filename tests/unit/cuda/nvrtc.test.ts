@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { Compiler } from "../../../src/backend/cuda/compiler.ts";
 import { DeviceError } from "../../../src/base/errors.ts";
 import { NvrtcError } from "../../../src/cuda/errors.ts";
-import { openCublasLt, openNvrtc, thisMachine } from "../../../src/cuda/open.ts";
+import { openCublasLt, openNvrtc, thisMachine } from "../../../src/cuda/open-cuda.ts";
 
 /** The real libraries, which need no GPU to be loaded; undefined where they are not installed. */
 function real<T>(open: () => T): T | undefined {

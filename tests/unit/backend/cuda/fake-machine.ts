@@ -5,7 +5,7 @@ import { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import type { CompileRequest, KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
-import type { Cuda } from "../../../../src/cuda/open.ts";
+import type { Cuda } from "../../../../src/cuda/open-cuda.ts";
 import { FakeCublasLt } from "../../cuda/fake-cublaslt.ts";
 import { FakeCuda, type FakeGpu } from "../../cuda/fake-cuda.ts";
 import { SIGNATURES } from "./kernel-signatures.ts";

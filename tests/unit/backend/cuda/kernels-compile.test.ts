@@ -9,7 +9,7 @@ import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import { type KernelUnit, unitName } from "../../../../src/backend/cuda/kernel-source.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { DeviceError, messageOf } from "../../../../src/base/errors.ts";
-import { openNvrtc, thisMachine } from "../../../../src/cuda/open.ts";
+import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
 
 const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;

@@ -1,9 +1,9 @@
-import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { Command, CommanderError } from "commander";
 import { ConfigError, ExitCode, messageOf, OctavoError } from "../base/errors.ts";
 import { addConfigFlag, applySettings } from "./settings.ts";
 import { unsupportedFlag } from "./unsupported-flags.ts";
 
-/** A command whose usage errors are one line on standard error and exit code 64, not commander's own. */
+/** Makes a command whose usage errors are one line on standard error and exit code 64, not commander's own. */
 export function createCommand(name: string, examples: readonly string[] = []): Command {
   const command = new Command(name)
     .helpOption("-h, --help", "show this help")
@@ -26,7 +26,7 @@ export function modelOf(command: Command, argument: string | undefined): string 
  * the environment and a configuration file, in this order.
  */
 export async function runCommand(command: Command, args: readonly string[]): Promise<never> {
-  // A reader such as `head` has what it wanted.
+  // A reader such as `head` that leaves early is no error.
   process.stdout.on("error", (error: NodeJS.ErrnoException) =>
     process.exit(error.code === "EPIPE" ? ExitCode.ok : report(error)),
   );
@@ -71,50 +71,4 @@ function report(error: unknown): number {
 /** One line on standard error. */
 export function say(message: string): void {
   console.error(`octavo: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
-}
-
-/** Parses the value of a numeric flag. */
-export function numberValue(text: string): number {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value))
-    throw new InvalidArgumentError(`"${text}" is not a number.`);
-  return value;
-}
-
-/** Parses the value of a flag that takes an integer. */
-export function integerValue(text: string): number {
-  const value = numberValue(text);
-  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError(`"${text}" is not an integer.`);
-  return value;
-}
-
-/** Parses the value of a flag that counts something, from 1. */
-export function countValue(text: string): number {
-  const value = integerValue(text);
-  if (value < 1) throw new InvalidArgumentError(`"${text}" is below 1.`);
-  return value;
-}
-
-/** Parses a 64-bit seed. */
-export function seedValue(text: string): bigint {
-  if (!/^-?\d{1,20}$/.test(text)) throw new InvalidArgumentError(`"${text}" is not an integer.`);
-  return BigInt(text);
-}
-
-/** Parses a repeatable flag into a list. */
-export function listValue(text: string, previous: readonly string[] = []): readonly string[] {
-  return [...previous, text];
-}
-
-/** Parses a JSON object. */
-export function objectValue(text: string): Readonly<Record<string, unknown>> {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    throw new InvalidArgumentError(`${text} is not JSON.`);
-  }
-  if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw new InvalidArgumentError(`${text} is not a JSON object.`);
-  return value as Record<string, unknown>;
 }

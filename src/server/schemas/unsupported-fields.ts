@@ -14,7 +14,7 @@ const unless = (...harmless: readonly unknown[]): Refusal => ({
 });
 const structured: Refusal = { status: 501, reason: "structured output is not supported yet" };
 
-/** What OpenAI's, vLLM's and older servers' clients may ask for and Octavo does not do, on either endpoint. */
+/** Fields of OpenAI's, vLLM's and older servers' requests that Octavo does not support, on either endpoint. */
 export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   response_format: {
     ...structured,
@@ -58,7 +58,7 @@ export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   },
 };
 
-/** Accepted without effect: they tell the caller's own bookkeeping apart, or hint at what happens anyway. */
+/** Fields that are accepted without effect: they tell the caller's own bookkeeping apart, or hint at what happens anyway. */
 export const INERT_FIELDS: ReadonlySet<string> = new Set([
   ...["user", "metadata", "store", "safety_identifier"],
   ...["prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"],

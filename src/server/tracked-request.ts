@@ -6,40 +6,40 @@ import type { RequestRecord, ServerLog } from "./request-log.ts";
 
 const PRINTABLE = /^[\x20-\x7e]{1,128}$/;
 
-/** Where exchanges are counted and written down. */
-export interface ExchangeSinks {
+/** The metrics that count requests and the log that lists them. */
+export interface RequestSinks {
   readonly config: ServerConfig;
   readonly metrics: ServerMetrics;
   readonly log: ServerLog;
 }
 
-/** One request and its reply, for the log and the metrics. */
-export class Exchange {
-  /** Ours alone, whatever the client calls its request. */
+/** One HTTP request and its reply as the log and the metrics see them. */
+export class TrackedRequest {
+  /** Chosen here, whatever the client calls its request. */
   readonly id = crypto.randomUUID().replaceAll("-", "");
   readonly record: RequestRecord;
-  /** The route that serves it. */
+  /** Path of the route that serves it. */
   handler = "none";
-  /** Its reply goes on after the handler has returned, which then calls `finish`. */
+  /** Set by a handler whose reply goes on after it has returned; the reply then calls `finish`. */
   streaming = false;
   readonly #startedAt = performance.now();
   #finished = false;
 
   constructor(
-    private readonly sinks: ExchangeSinks,
+    private readonly sinks: RequestSinks,
     private readonly request: Request,
     path: string,
   ) {
     this.record = { requestId: this.id, method: request.method, path: path.slice(0, 256) };
   }
 
-  /** For the `X-Request-Id` header of the reply. */
+  /** The value of the reply's `X-Request-Id` header. */
   get publicId(): string {
     const given = this.request.headers.get("x-request-id");
     return given !== null && PRINTABLE.test(given) ? given : this.id;
   }
 
-  /** Keeps what a failure came from, which the client is not told. A refusal's message could quote the prompt. */
+  /** Puts a failure's cause, which the client is not told, into the log line. A refusal's message could quote the prompt. */
   failed(error: unknown, { code, param, status }: ApiError): void {
     const cause = error instanceof Error && error.cause !== undefined ? ` (${messageOf(error.cause)})` : "";
     const details = status >= 500 ? `${messageOf(error)}${cause}` : (param ?? "");

@@ -3,18 +3,18 @@ import { basename } from "node:path";
 import { messageOf } from "../base/errors.ts";
 import { Device } from "./device.ts";
 import { installHint, type LibraryCandidate, type LibraryName, libraryCandidates } from "./libraries.ts";
-import { type Machine, openCublasLt, openDriver, openNvrtc, thisMachine } from "./open.ts";
+import { type Machine, openCublasLt, openDriver, openNvrtc, thisMachine } from "./open-cuda.ts";
 
 /** One library as `octavo doctor` shows it. */
 export interface LibraryReport {
   readonly name: LibraryName;
   /** The file loaded; undefined when there is none. */
   readonly path?: string;
-  /** Why it was found there, e.g. `VIRTUAL_ENV`. */
+  /** The reason that it was looked for there, e.g. `VIRTUAL_ENV`. */
   readonly source?: string;
   /** As the library says, or its file name where it does not. */
   readonly version?: string;
-  /** What is wrong, with the remedy. */
+  /** The defect and its remedy. */
   readonly problem?: string;
 }
 
@@ -36,7 +36,7 @@ export interface CudaReport {
   readonly libraries: readonly LibraryReport[];
 }
 
-/** What of CUDA this machine has, and how to get what it lacks. Never throws; creates no context. */
+/** Lists the parts of CUDA that this machine has, and the way to get those it lacks. Never throws; creates no context. */
 export function inspectCuda(machine = thisMachine()): CudaReport {
   const gpus: GpuReport[] = [];
   let driverVersion: string | undefined;
@@ -80,7 +80,7 @@ function report(name: LibraryName, inspect: () => Omit<LibraryReport, "name">): 
   }
 }
 
-/** What the loader says of a library that is just not there: no more than that it cannot be loaded. */
+/** The loader's message for a library that is just not there, which adds nothing to "cannot be loaded". */
 const ABSENT =
   /\blib(?:cuda|nvrtc|cublasLt)\.so[.\d]*: cannot open shared object file(?:: No such file or directory)?$/;
 

@@ -4,7 +4,7 @@ import type { ServerLog } from "./request-log.ts";
 const MAX_NAMES = 64;
 const MAX_LENGTH = 64;
 
-/** Counts the fields of requests that nothing knows, and logs each name once. Past 64 names it counts "other". */
+/** Counts the fields of requests that no schema has, and logs each name once. Past 64 names it counts "other". */
 export class UnknownFieldLog {
   readonly #seen = new Set<string>();
 

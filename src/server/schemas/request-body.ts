@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { type ApiError, invalidValue, unsupported } from "../errors.ts";
-import { INERT_FIELDS, REFUSED_FIELDS, refusedField } from "./other-fields.ts";
 import { samplingShape } from "./sampling.ts";
+import { INERT_FIELDS, REFUSED_FIELDS, refusedField } from "./unsupported-fields.ts";
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 
@@ -20,14 +20,14 @@ export function isObject(value: unknown): value is JsonObject {
 export const LIST = z.custom<readonly unknown[]>(Array.isArray, "must be a list").meta({ type: "array" });
 export const OBJECT = z.custom<JsonObject>(isObject, "must be an object").meta({ type: "object" });
 
-/** Of `/tokenize` too. */
+/** The fields that every endpoint with a prompt has, `/tokenize` among them. */
 export const promptShape = {
   model: MODEL,
   add_special_tokens: flag.meta({ description: "Default true for prompts, false for conversations." }),
 } as const;
 
 /** The fields that both completion endpoints share, besides those of sampling. */
-export const commonShape = {
+export const generationShape = {
   ...promptShape,
   ...samplingShape,
   truncate_prompt_tokens: z
@@ -59,10 +59,10 @@ export const commonShape = {
   return_tokens_as_token_ids: flag.meta({ description: "Write tokens of logprobs as token_id:<id>." }),
 };
 
-export const CommonBody = z.object(commonShape);
-export type CommonBody = z.infer<typeof CommonBody>;
+export const GenerationBody = z.object(generationShape);
+export type GenerationBody = z.infer<typeof GenerationBody>;
 
-/** Told of the fields that nothing knows. */
+/** Called with the names of a body's fields that neither its schema nor the unsupported ones have. */
 export type UnknownFields = (names: readonly string[]) => void;
 
 /**
@@ -85,8 +85,8 @@ export function parseBody<Shape extends z.ZodRawShape>(
   return parsed.data;
 }
 
-/** The checks that go across the shared fields. */
-export function checkCommon(body: CommonBody & { readonly prompt_logprobs?: unknown }): void {
+/** Checks the combinations of the shared fields. */
+export function checkGeneration(body: GenerationBody & { readonly prompt_logprobs?: unknown }): void {
   if (body.stream_options && !body.stream)
     throw invalidValue("stream_options", "stream_options needs stream: true");
   if (body.stream && body.prompt_logprobs !== undefined && body.prompt_logprobs !== null)

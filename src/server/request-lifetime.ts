@@ -4,8 +4,8 @@ import { ApiError, overloaded } from "./errors.ts";
 /** Bun's own limit of silence on a connection, in seconds. */
 const IDLE_SECONDS = 10;
 
-/** What ends a request from outside. */
-export interface ScopeOptions {
+/** The conditions that end a request from outside. */
+export interface LifetimeOptions {
   /** Aborted when the client has gone. */
   readonly client: AbortSignal;
   /** Aborted, with the reason as an `ApiError`, when the server stops. */
@@ -14,26 +14,26 @@ export interface ScopeOptions {
   readonly queueTimeoutSeconds: number;
   /** Whether anything of the request has been computed. */
   readonly started: () => boolean;
-  /** Called when the scope is disposed of. */
+  /** Called when the lifetime is disposed of. */
   readonly onClose: () => void;
 }
 
 /**
- * Counts a request in until its scope is disposed of. Meanwhile Bun does not close a silent connection; before and
+ * Counts a request in until its lifetime is disposed of. Meanwhile Bun does not close a silent connection; before and
  * afterwards it does, so that nobody can hold connections without a request.
  * @throws ApiError as `Admission.admit`.
  */
-export function openScope(
+export function admitRequest(
   c: RequestContext,
   { admission, config }: ServerContext,
   completions: number,
   started: () => boolean,
-): RequestScope {
+): RequestLifetime {
   const leave = admission.admit(c.get("caller").keyId, completions);
   const allowSilence = (seconds: number) => c.env?.server?.timeout(c.req.raw, seconds);
   allowSilence(0);
   const { requestTimeoutSeconds, queueTimeoutSeconds } = config;
-  return new RequestScope({
+  return new RequestLifetime({
     ...{ client: c.req.raw.signal, cutoff: admission.cutoff },
     ...{ requestTimeoutSeconds, queueTimeoutSeconds, started },
     onClose: () => {
@@ -43,13 +43,13 @@ export function openScope(
   });
 }
 
-/** How long a request may live: until its client leaves, its time is up or the server stops. */
-export class RequestScope implements Disposable {
+/** A request's life: it ends when its client leaves, its time is up, or the server stops. */
+export class RequestLifetime implements Disposable {
   readonly #controller = new AbortController();
   readonly #timers: readonly ReturnType<typeof setTimeout>[];
   readonly #release: () => void;
 
-  constructor(options: ScopeOptions) {
+  constructor(options: LifetimeOptions) {
     const { client, cutoff, started, requestTimeoutSeconds, queueTimeoutSeconds } = options;
     const onClient = () => this.abort(clientClosed());
     const onCutoff = () => this.abort(cutoff.reason as ApiError);
@@ -70,7 +70,7 @@ export class RequestScope implements Disposable {
     if (cutoff.aborted) onCutoff();
   }
 
-  /** Its reason is an `ApiError`. */
+  /** Aborted when the request ends; its reason is an `ApiError`. */
   get signal(): AbortSignal {
     return this.#controller.signal;
   }
@@ -80,7 +80,10 @@ export class RequestScope implements Disposable {
     this.#controller.abort(reason);
   }
 
-  /** What the promise comes to. @throws the reason if the request ends before. */
+  /**
+   * Waits for the promise's value.
+   * @throws the abort's reason if the request ends before.
+   */
   async race<T>(promise: Promise<T>): Promise<T> {
     const ended = Promise.withResolvers<never>();
     const onAbort = () => ended.reject(this.signal.reason);

@@ -1,6 +1,6 @@
 import { type Command, Option } from "commander";
 
-/** How a flag is written, what it means, and how its value is read (text when left out). */
+/** A flag's spelling, meaning, and the parser of its value (text when left out). */
 export type FlagSpec =
   | readonly [flags: string, description: string]
   | readonly [flags: string, description: string, parse: (text: string, previous: never) => unknown];

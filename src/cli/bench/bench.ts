@@ -1,7 +1,8 @@
 import { writeFileSync } from "node:fs";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError, messageOf } from "../../base/errors.ts";
-import { countValue, createCommand, integerValue, numberValue } from "../program.ts";
+import { createCommand } from "../command.ts";
+import { countValue, integerValue, numberValue } from "../flag-values.ts";
 import { ProgressBar } from "../progress.ts";
 import { CompletionClient, EndpointError } from "./completion-client.ts";
 import { generateLoad } from "./load-generator.ts";

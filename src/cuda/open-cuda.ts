@@ -20,7 +20,7 @@ import { nvrtcSymbols } from "./nvrtc-symbols.ts";
 const MIN_DRIVER_VERSION = 12000;
 const MIN_COMPUTE_CAPABILITY = 8;
 
-/** Where libraries are looked for and how they are loaded; replaceable, so that tests need no GPU. */
+/** The search for libraries and their loading; replaceable, so that tests need no GPU. */
 export interface Machine {
   readonly host: SearchHost;
   readonly open: OpenLibrary;
@@ -40,14 +40,14 @@ export interface OpenedDriver {
   readonly library: LibraryCandidate;
 }
 
-/** Where NVRTC was found: enough to open it again in a Worker. */
+/** The files of an NVRTC that was found: enough to open it again in a Worker. */
 export interface NvrtcFiles {
   readonly library: string;
   /** libnvrtc-builtins, when NVRTC cannot find it by itself. */
   readonly builtins: string | undefined;
 }
 
-/** All that the CUDA backend needs of this machine. */
+/** The opened GPU and libraries that the CUDA backend works with. */
 export interface Cuda {
   readonly driver: OpenedDriver;
   readonly device: Device;

@@ -1,0 +1,47 @@
+import { InvalidArgumentError } from "commander";
+
+/** Parses the value of a numeric flag. */
+export function numberValue(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value))
+    throw new InvalidArgumentError(`"${text}" is not a number.`);
+  return value;
+}
+
+/** Parses the value of a flag that takes an integer. */
+export function integerValue(text: string): number {
+  const value = numberValue(text);
+  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError(`"${text}" is not an integer.`);
+  return value;
+}
+
+/** Parses the value of a flag that counts something, from 1. */
+export function countValue(text: string): number {
+  const value = integerValue(text);
+  if (value < 1) throw new InvalidArgumentError(`"${text}" is below 1.`);
+  return value;
+}
+
+/** Parses a 64-bit seed. */
+export function seedValue(text: string): bigint {
+  if (!/^-?\d{1,20}$/.test(text)) throw new InvalidArgumentError(`"${text}" is not an integer.`);
+  return BigInt(text);
+}
+
+/** Parses a repeatable flag into a list. */
+export function listValue(text: string, previous: readonly string[] = []): readonly string[] {
+  return [...previous, text];
+}
+
+/** Parses a JSON object. */
+export function objectValue(text: string): Readonly<Record<string, unknown>> {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    throw new InvalidArgumentError(`${text} is not JSON.`);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new InvalidArgumentError(`${text} is not a JSON object.`);
+  return value as Record<string, unknown>;
+}
