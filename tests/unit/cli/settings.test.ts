@@ -1,8 +1,8 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { ConfigError } from "../../../src/base/errors.ts";
-import { addEngineFlags, engineOptions } from "../../../src/cli/engine-flags.ts";
 import { createCommand } from "../../../src/cli/command.ts";
+import { addEngineFlags, engineOptions } from "../../../src/cli/engine-flags.ts";
 import { addSamplingFlags, samplingParams } from "../../../src/cli/sampling-flags.ts";
 import { addServerFlags, serverOptions } from "../../../src/cli/server-flags.ts";
 import { addConfigFlag, applySettings } from "../../../src/cli/settings.ts";
