@@ -1,8 +1,8 @@
 import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { basename, dirname, isAbsolute, join, resolve, sep } from "node:path";
-import { ModelDataError, ModelNotFoundError, messageOf, UnsupportedModelError } from "../base/errors.ts";
+import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
+import { isJsonObject } from "../base/json-object.ts";
 import { type SafetensorsEntry, SafetensorsFile } from "./safetensors.ts";
-import { parseStrictJson, type StrictJsonObject } from "./strict-json.ts";
 
 export const SINGLE_FILE = "model.safetensors";
 export const SHARD_INDEX = "model.safetensors.index.json";
@@ -84,23 +84,27 @@ export function readShardIndex(path: string): ReadonlyMap<string, string> {
   const stat = statSync(path);
   if (!stat.isFile()) throw new ModelDataError(path, "not a regular file");
   if (stat.size > MAX_INDEX_BYTES) throw new ModelDataError(path, `larger than ${MAX_INDEX_BYTES} bytes`);
-  let root: StrictJsonObject;
+  let root: unknown;
   try {
-    root = parseStrictJson(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path)));
+    root = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path)));
   } catch (error) {
-    throw new ModelDataError(path, `not a JSON object: ${messageOf(error)}`, { cause: error });
+    throw new ModelDataError(path, "not JSON", { cause: error });
   }
-  const map = root.get("weight_map");
-  if (!(map instanceof Map) || map.size === 0)
-    throw new ModelDataError(path, "weight_map must map tensor names to shard names");
-  for (const shard of map.values()) {
+  const map = new Map<string, string>();
+  const weightMap = isJsonObject(root) && isJsonObject(root.weight_map) ? root.weight_map : {};
+  for (const [tensor, shard] of Object.entries(weightMap)) {
     if (typeof shard !== "string" || !isInsideName(shard))
-      throw new ModelDataError(path, `shard name ${JSON.stringify(shard)} does not stay inside the folder`);
+      throw new ModelDataError(
+        path,
+        `the shard name of ${JSON.stringify(tensor)} does not stay inside the folder`,
+      );
+    map.set(tensor, shard);
   }
+  if (map.size === 0) throw new ModelDataError(path, "weight_map must map tensor names to shard names");
   const shards = new Set(map.values()).size;
   if (shards > MAX_SHARDS)
     throw new ModelDataError(path, `${shards} shards, at most ${MAX_SHARDS} are allowed`);
-  return map as ReadonlyMap<string, string>;
+  return map;
 }
 
 /** The error for a folder or listing without safetensors weights. */

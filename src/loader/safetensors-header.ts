@@ -1,5 +1,5 @@
-import { ModelDataError, messageOf } from "../base/errors.ts";
-import { parseStrictJson, type StrictJson, type StrictJsonObject } from "./strict-json.ts";
+import { ModelDataError } from "../base/errors.ts";
+import { isJsonObject, type JsonObject } from "../base/json-object.ts";
 
 /** One tensor of a safetensors file. */
 export interface SafetensorsEntry {
@@ -15,6 +15,8 @@ export const MAX_HEADER_BYTES = 64 * 1024 * 1024;
 const MAX_TENSORS = 65_536;
 const MAX_NAME_BYTES = 512;
 const MAX_RANK = 8;
+/** The header, a tensor, its shape. */
+const MAX_DEPTH = 3;
 
 /** Bits of one element, for every dtype of the format. */
 const DTYPE_BITS: ReadonlyMap<string, number> = new Map([
@@ -28,8 +30,9 @@ const DTYPE_BITS: ReadonlyMap<string, number> = new Map([
 ]);
 
 /**
- * Validates a safetensors header: strict UTF-8 and JSON, exactly the keys of the format, known dtypes, exact
- * integers, and byte ranges that tile the data section without hole, overlap or remainder. Tensors come in file order.
+ * Validates a safetensors header: strict UTF-8 and JSON, exactly the keys of the format, no name twice, known dtypes,
+ * exact integers, and byte ranges that tile the data section without hole, overlap or remainder. Tensors come in file
+ * order.
  * @param bytes the header alone, without its 8-byte length.
  * @param fileSize bytes of the whole file.
  * @throws ModelDataError naming the rule that is broken.
@@ -41,16 +44,22 @@ export function parseSafetensorsHeader(
 ): ReadonlyMap<string, SafetensorsEntry> {
   const dataStart = 8 + bytes.length;
   const entries: [name: string, entry: SafetensorsEntry][] = [];
-  for (const [name, value] of parseJson(file, bytes)) {
+  const { header, numNames } = parseJson(file, bytes);
+  let numKept = 0;
+  for (const [name, value] of Object.entries(header)) {
+    numKept++;
     if (name === "__metadata__") {
-      if (!isObject(value) || [...value.values()].some((text) => typeof text !== "string"))
+      if (!isJsonObject(value) || Object.values(value).some((text) => typeof text !== "string"))
         throw new ModelDataError(file, "__metadata__ must map strings to strings");
     } else {
       entries.push([name, parseEntry(file, name, value, dataStart)]);
     }
+    numKept += Object.keys(value as JsonObject).length;
   }
   if (entries.length > MAX_TENSORS)
     throw new ModelDataError(file, `${entries.length} tensors, at most ${MAX_TENSORS} are allowed`);
+  // JSON.parse keeps the last of equal names; another reader might keep the first and see another tensor.
+  if (numKept !== numNames) throw new ModelDataError(file, "the header has an object with a name twice");
 
   entries.sort(([, a], [, b]) => a.begin - b.begin || a.end - b.end);
   let end = dataStart;
@@ -66,34 +75,58 @@ export function parseSafetensorsHeader(
   return new Map(entries);
 }
 
-function parseJson(file: string, bytes: Uint8Array): StrictJsonObject {
+/** The header as an object, and how many names its text has, in objects at every level. */
+function parseJson(file: string, bytes: Uint8Array): { header: JsonObject; numNames: number } {
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch (error) {
     throw new ModelDataError(file, "the header is not UTF-8", { cause: error });
   }
+  // Before anything is built of it: 64 MiB of nested brackets cost JSON.parse 2.7 GB.
+  const { numNames, depth } = measure(text);
+  if (depth > MAX_DEPTH)
+    throw new ModelDataError(file, `the header is nested deeper than ${MAX_DEPTH} levels`);
   try {
-    return parseStrictJson(text);
+    const header: unknown = JSON.parse(text);
+    if (isJsonObject(header) && text.startsWith("{")) return { header, numNames };
   } catch (error) {
-    throw new ModelDataError(file, `the header is not a JSON object: ${messageOf(error)}`, { cause: error });
+    throw new ModelDataError(file, "the header is not JSON", { cause: error });
   }
+  throw new ModelDataError(file, "the header is not a JSON object from its first character on");
 }
 
-function parseEntry(file: string, name: string, value: StrictJson, dataStart: number): SafetensorsEntry {
+/** The names (a colon follows each) and the deepest nesting of JSON text; of other text, some numbers. */
+function measure(text: string): { numNames: number; depth: number } {
+  let numNames = 0;
+  let depth = 0;
+  let level = 0;
+  let inString = false;
+  for (let i = 0; i < text.length; i++) {
+    const char = text[i];
+    if (char === '"') inString = !inString;
+    else if (inString) {
+      if (char === "\\") i++;
+    } else if (char === ":") numNames++;
+    else if (char === "{" || char === "[") depth = Math.max(depth, ++level);
+    else if (char === "}" || char === "]") level--;
+  }
+  return { numNames, depth };
+}
+
+function parseEntry(file: string, name: string, value: unknown, dataStart: number): SafetensorsEntry {
   const fail = (rule: string): never => {
     throw new ModelDataError(file, `tensor ${show(name)} ${rule}`);
   };
   if (Buffer.byteLength(name) > MAX_NAME_BYTES) fail(`has a name longer than ${MAX_NAME_BYTES} bytes`);
-  if (!isObject(value)) return fail("is not described by an object");
-  const dtype = value.get("dtype");
-  const shape = value.get("shape");
-  const offsets = value.get("data_offsets");
-  if (dtype === undefined || shape === undefined || offsets === undefined || value.size !== 3)
+  if (!isJsonObject(value)) return fail("is not described by an object");
+  const { dtype, shape, data_offsets: offsets } = value;
+  if (dtype === undefined || shape === undefined || offsets === undefined || Object.keys(value).length !== 3)
     return fail("must have exactly dtype, shape and data_offsets");
 
-  const bits = typeof dtype === "string" ? DTYPE_BITS.get(dtype) : undefined;
-  if (typeof dtype !== "string" || bits === undefined) return fail(`has the unknown dtype ${show(dtype)}`);
+  if (typeof dtype !== "string") return fail("has a dtype that is not a string");
+  const bits = DTYPE_BITS.get(dtype);
+  if (bits === undefined) return fail(`has the unknown dtype ${show(dtype)}`);
   if (!isCounts(shape)) return fail("has a shape that is not a list of exact non-negative integers");
   if (shape.length > MAX_RANK) fail(`has rank ${shape.length}, at most ${MAX_RANK} is allowed`);
   if (!isCounts(offsets) || offsets.length !== 2)
@@ -119,16 +152,12 @@ function parseEntry(file: string, name: string, value: StrictJson, dataStart: nu
   });
 }
 
-function isObject(value: StrictJson): value is StrictJsonObject {
-  return value instanceof Map;
-}
-
-function isCounts(value: StrictJson): value is number[] {
+function isCounts(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((item) => Number.isSafeInteger(item) && item >= 0);
 }
 
-/** A value in a message: quoted, without control characters, not longer than a line. */
-function show(value: StrictJson): string {
-  const text = JSON.stringify(value) ?? "";
-  return text.length <= 100 ? text : `${text.slice(0, 100)}…`;
+/** A text in a message: quoted, without control characters, not longer than a line. */
+function show(text: string): string {
+  const quoted = JSON.stringify(text);
+  return quoted.length <= 100 ? quoted : `${quoted.slice(0, 100)}…`;
 }

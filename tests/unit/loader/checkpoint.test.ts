@@ -46,16 +46,28 @@ describe("Checkpoint.open", () => {
       [{ a: "none.safetensors" }, "none.safetensors does not exist"],
       [{}, "weight_map must map"],
       [[], "weight_map must map"],
-      [{ a: 1 }, "shard name 1"],
+      ["x.safetensors", "weight_map must map"],
+      [["x.safetensors"], "weight_map must map"],
+      [{ a: 1 }, 'shard name of "a"'],
     ];
     for (const [weightMap, message] of cases) {
       writeIndex(folder, weightMap);
       expect(() => Checkpoint.open(folder.path)).toThrow(message);
     }
+    // Of two places for one tensor the last one counts, and must be right like any other.
     writeFileSync(folder.file(INDEX), '{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}');
-    expect(() => Checkpoint.open(folder.path)).toThrow('duplicate key "a"');
-    writeFileSync(folder.file(INDEX), "not json");
-    expect(thrown(() => Checkpoint.open(folder.path))).toBeInstanceOf(ModelDataError);
+    expect(() => Checkpoint.open(folder.path)).toThrow('does not place tensor "c"');
+    for (const text of [
+      "not json",
+      "null",
+      "[]",
+      '"weight_map"',
+      "{}",
+      `{"weight_map":${"[".repeat(1e5)}${"]".repeat(1e5)}}`,
+    ]) {
+      writeFileSync(folder.file(INDEX), text);
+      expect(thrown(() => Checkpoint.open(folder.path))).toBeInstanceOf(ModelDataError);
+    }
   });
 
   test("shard names must stay inside the folder", () => {

@@ -11,6 +11,8 @@ const entry = (dtype: string, shape: unknown, begin: unknown, end: unknown) =>
 const one = (text: string, data = 0) => rawSafetensors(`{"a":${text}}`, data);
 const two = (a: string, b: string, data: number) => rawSafetensors(`{"a":${a},"b":${b}}`, data);
 
+const BYTE = entry("U8", [1], 0, 1);
+
 /** Each rule of the format, a file that breaks it, and what the message must say. */
 const BROKEN: readonly [rule: string, bytes: Uint8Array, message: string][] = [
   ["empty file", new Uint8Array(0), "too few"],
@@ -18,31 +20,38 @@ const BROKEN: readonly [rule: string, bytes: Uint8Array, message: string][] = [
   ["header length 2^63", rawSafetensors("{}", 0, 2n ** 63n), "at most 67108864"],
   ["header length over the limit", rawSafetensors("{}", 0, 67_108_865n), "at most 67108864"],
   ["header length past the file", rawSafetensors("{}", 0, 3n), "runs past the file"],
-  ["empty header", rawSafetensors(""), 'expected "{"'],
+  ["empty header", rawSafetensors(""), "not JSON"],
   ["not UTF-8", rawSafetensors(Uint8Array.of(0x7b, 0x22, 0xff, 0x22, 0x7d)), "not UTF-8"],
   ["overlong UTF-8", rawSafetensors(Uint8Array.of(0x7b, 0xc1, 0xbb, 0x7d)), "not UTF-8"],
-  ["byte order mark", rawSafetensors("\ufeff{}"), 'expected "{"'],
-  ["leading space", rawSafetensors(" {}"), 'expected "{"'],
-  ["an array", rawSafetensors("[]"), 'expected "{"'],
-  ["truncated JSON", rawSafetensors('{"a":'), "unexpected text"],
-  ["trailing comma", rawSafetensors('{"a":1,}'), 'expected """'],
-  ["text after the object", rawSafetensors("{}{}"), "text after the object"],
-  ["NUL after the object", rawSafetensors("{}\0"), "text after the object"],
-  ["comment", rawSafetensors("{/**/}"), 'expected """'],
-  ["single quotes", rawSafetensors("{'a':1}"), 'expected """'],
-  ["control character in a name", rawSafetensors('{"a\n":1}'), "unterminated string"],
-  ["bad escape", rawSafetensors('{"\\x":1}'), "bad escape"],
-  ["lone surrogate", rawSafetensors('{"\\ud800":1}'), "lone surrogate"],
-  ["leading zero", one('{"dtype":"U8","shape":[01],"data_offsets":[0,1]}', 1), 'expected "]"'],
-  ["deep nesting", rawSafetensors(`{"a":${"[".repeat(100_000)}`), "nesting deeper"],
-  ["duplicate tensor", rawSafetensors('{"a":1,"a":1}'), 'duplicate key "a"'],
-  ["duplicate tensor, one escaped", rawSafetensors('{"a":1,"\\u0061":1}'), 'duplicate key "a"'],
-  ["duplicate __metadata__", rawSafetensors('{"__metadata__":{},"__metadata__":{}}'), "duplicate key"],
-  ["duplicate metadata key", rawSafetensors('{"__metadata__":{"k":"1","k":"2"}}'), 'duplicate key "k"'],
+  ["byte order mark", rawSafetensors("\ufeff{}"), "not JSON"],
+  ["leading space", rawSafetensors(" {}"), "from its first character on"],
+  ["an array", rawSafetensors("[]"), "not a JSON object"],
+  ["null", rawSafetensors("null"), "not a JSON object"],
+  ["truncated JSON", rawSafetensors('{"a":'), "not JSON"],
+  ["trailing comma", rawSafetensors('{"a":1,}'), "not JSON"],
+  ["text after the object", rawSafetensors("{}{}"), "not JSON"],
+  ["NUL after the object", rawSafetensors("{}\0"), "not JSON"],
+  ["comment", rawSafetensors("{/**/}"), "not JSON"],
+  ["single quotes", rawSafetensors("{'a':1}"), "not JSON"],
+  ["control character in a name", rawSafetensors('{"a\n":1}'), "not JSON"],
+  ["bad escape", rawSafetensors('{"\\x":1}'), "not JSON"],
+  ["leading zero", one('{"dtype":"U8","shape":[01],"data_offsets":[0,1]}', 1), "not JSON"],
+  ["deep nesting", rawSafetensors(`{"a":${"[".repeat(100_000)}`), "nested deeper"],
+  ["deep nesting, closed", one(`${"[".repeat(100_000)}${"]".repeat(100_000)}`), "nested deeper"],
+  ["a list too deep", one('{"dtype":"U8","shape":[[]],"data_offsets":[0,0]}'), "nested deeper"],
+  ["duplicate tensor", rawSafetensors(`{"a":${BYTE},"a":${BYTE}}`, 1), "a name twice"],
+  ["duplicate tensor, one escaped", rawSafetensors(`{"a":${BYTE},"\\u0061":${BYTE}}`, 1), "a name twice"],
+  [
+    "duplicate tensor of other bytes",
+    rawSafetensors(`{"a":${BYTE},"a":${entry("U8", [1], 1, 2)}}`, 2),
+    "a name twice",
+  ],
+  ["duplicate __metadata__", rawSafetensors('{"__metadata__":{},"__metadata__":{}}'), "a name twice"],
+  ["duplicate metadata key", rawSafetensors('{"__metadata__":{"k":"1","k":"2"}}'), "a name twice"],
   [
     "duplicate entry key",
     one('{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}'),
-    "duplicate key",
+    "a name twice",
   ],
   ["metadata number", rawSafetensors('{"__metadata__":{"k":1}}'), "map strings to strings"],
   ["metadata list", rawSafetensors('{"__metadata__":[]}'), "map strings to strings"],
@@ -53,11 +62,9 @@ const BROKEN: readonly [rule: string, bytes: Uint8Array, message: string][] = [
   ["an extra key", one('{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":1}'), "exactly dtype"],
   ["unknown dtype", one(entry("F7", [0], 0, 0)), 'unknown dtype "F7"'],
   ["dtype of the prototype", one(entry("constructor", [0], 0, 0)), "unknown dtype"],
-  ["dtype a number", one('{"dtype":16,"shape":[0],"data_offsets":[0,0]}'), "unknown dtype 16"],
+  ["dtype a number", one('{"dtype":16,"shape":[0],"data_offsets":[0,0]}'), "dtype that is not a string"],
   ["negative extent", one(entry("U8", [-1], 0, 0)), "exact non-negative integers"],
   ["fractional extent", one(entry("U8", [1.5], 0, 0)), "exact non-negative integers"],
-  ["extent 1e3", one('{"dtype":"U8","shape":[1e3],"data_offsets":[0,0]}'), "exact non-negative integers"],
-  ["extent 1.0", one('{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}', 1), "exact non-negative integers"],
   [
     "extent 2^53 + 1",
     one('{"dtype":"U8","shape":[9007199254740993],"data_offsets":[0,0]}'),
@@ -136,6 +143,7 @@ describe("a well-formed file", () => {
       [`{"last":${entry("U8", [1], 2, 3)},"first":${entry("I16", [1], 0, 2)}}`, 3],
       [`{"four":${entry("F4", [4], 0, 2)},"f8":${entry("F8_E4M3", [2], 2, 4)}}`, 4],
       [`{"__proto__":${entry("BOOL", [1], 0, 1)}}`, 1],
+      [`{"a:\\":\\\\":${entry("BOOL", [1], 0, 1)},"__metadata__":{"{[:":"\\"}}:"}}`, 1],
     ];
     for (const [header, bytes] of accepted) {
       writeFileSync(path, rawSafetensors(header, bytes));
