@@ -8,6 +8,7 @@ type FunctionBody = (args: Value[], scope: Environment) => Value;
 interface Fields {
   readonly type: string;
   readonly object: Node;
+  readonly property: Node;
   readonly operand: Node;
   readonly assignee: Node & Fields;
   readonly argument: Node;
@@ -30,10 +31,17 @@ const BASE_WEIGHT = 2 ** 20;
 const WEIGHT_PER_INPUT = 4;
 const MAX_NESTING = 128;
 const MAX_DEPTH = 512;
-const TIME_LIMIT_MS = 200;
+const MAX_STEPS = 2 ** 20;
+const WEIGHT_PER_STEP = 128;
+/** Slicing takes a text apart into its characters. */
+const STEPS_PER_SLICED_CHARACTER = 1 / 16;
+const TIME_LIMIT_MS = 10_000;
 
-/** A statement without effect: even an empty loop then reads the clock every time round. */
+/** A statement without effect: even an empty loop then takes a step every time round. */
 const TICK = { type: "Comment" } as Node;
+
+/** Filters that look at no more than one element. */
+const CONSTANT_FILTERS: ReadonlySet<unknown> = new Set(["length", "first", "last"]);
 
 /** Filters whose result is as long as operand and argument multiplied. */
 const MULTIPLYING_FILTERS: ReadonlySet<unknown> = new Set(["join", "indent", "tojson"]);
@@ -45,8 +53,10 @@ const MULTIPLYING_FILTERS: ReadonlySet<unknown> = new Set(["join", "indent", "to
  *   included). Every operation but the multiplying ones is linear in its operands' weight, and those are refused
  *   before they run. This bounds memory and what one operation can cost, and is deterministic;
  * - syntax nests at most 512 deep at run time, which bounds recursion;
- * - 200 ms pass at most before the last operation begins. The clock is read between operations, so a rendering
- *   may overrun by one operation: tens of milliseconds for small inputs, and proportional to large ones.
+ * - a rendering takes at most 2^20 steps, about half a second: one for each operation, and one for each 128 of the
+ *   weight that an operation takes or makes. This bounds time, and is deterministic too. Looking into a value (an
+ *   element, a field, its length) costs no more for a large one, so a template stays linear in the conversation;
+ * - 10 s pass at most before the last operation begins, should all of the above have been passed by.
  *
  * What exceeds a limit throws an Error. An interpreter renders once.
  */
@@ -54,7 +64,9 @@ export class TemplateInterpreter extends Interpreter {
   readonly #deadline = performance.now() + TIME_LIMIT_MS;
   readonly #weights = new WeakMap<Value, number>();
   readonly #mended = new WeakSet<Value>();
+  readonly #syntaxSizes = new WeakMap<object, number>();
   #weightLimit = Number.POSITIVE_INFINITY;
+  #stepsLeft = Number.POSITIVE_INFINITY;
   #depth = 0;
 
   /** @param inputs the template's variables @param globals its functions and constants; inputs win */
@@ -67,11 +79,20 @@ export class TemplateInterpreter extends Interpreter {
     let weight = 0;
     for (const [name, value] of Object.entries(inputs)) weight += this.#weigh(inner.set(name, value));
     this.#weightLimit = BASE_WEIGHT + WEIGHT_PER_INPUT * weight;
+    this.#stepsLeft = MAX_STEPS;
   }
 
   override evaluate(node: Node | undefined, environment: Environment): Value {
     if (node?.type === "Constant") return (node as unknown as Constant).constant;
+    const value = this.#evaluate(node, environment);
+    this.#spend(this.#weigh(value) / WEIGHT_PER_STEP);
+    return value;
+  }
+
+  /** Evaluates, and charges for what that takes, but not for the value's weight: the caller does, or looks into it. */
+  #evaluate(node: Node | undefined, environment: Environment): Value {
     if (performance.now() > this.#deadline) throw new Error(`the template ran for over ${TIME_LIMIT_MS} ms`);
+    this.#spend(1);
     if (++this.#depth > MAX_DEPTH) throw new Error(`the template nests more than ${MAX_DEPTH} deep`);
     try {
       const value = node === undefined ? super.evaluate(node, environment) : this.#run(node, environment);
@@ -86,8 +107,14 @@ export class TemplateInterpreter extends Interpreter {
     const fields = node as Node & Fields;
     switch (node.type) {
       case "MemberExpression": {
-        const object = this.evaluate(fields.object, environment);
-        if (typeof object?.value === "string") this.#mend(object);
+        const slice = fields.property.type === "SliceExpression";
+        const object = slice
+          ? this.evaluate(fields.object, environment)
+          : this.#evaluate(fields.object, environment);
+        if (typeof object?.value === "string") {
+          this.#mend(object);
+          if (slice) this.#spend(object.value.length * STEPS_PER_SLICED_CHARACTER);
+        }
         return super.evaluate({ ...fields, object: constant(object) } as Node, environment);
       }
       case "FilterExpression":
@@ -101,13 +128,37 @@ export class TemplateInterpreter extends Interpreter {
         if (fields.assignee.type === "MemberExpression") this.evaluate(fields.assignee.object, environment);
         return value;
       }
+      case "Macro":
+      case "CallStatement":
+        // Their syntax is searched for what it uses each time they are come by.
+        this.#spend(this.#syntaxSize(node));
+        return super.evaluate(node, environment);
       default:
         return super.evaluate(node, environment);
     }
   }
 
+  #spend(steps: number): void {
+    this.#stepsLeft -= steps;
+    if (this.#stepsLeft < 0) throw new Error(`the template takes more than ${MAX_STEPS} steps`);
+  }
+
+  /** The number of nodes of a piece of syntax. */
+  #syntaxSize(node: object): number {
+    let size = this.#syntaxSizes.get(node);
+    if (size !== undefined) return size;
+    size = 1;
+    for (const child of Object.values(node))
+      if (typeof child === "object" && child !== null) size += this.#syntaxSize(child);
+    this.#syntaxSizes.set(node, size);
+    return size;
+  }
+
   #filter(operandNode: Node, filter: Node & Fields, environment: Environment): Value {
-    const operand = this.evaluate(operandNode, environment);
+    const looks = CONSTANT_FILTERS.has((filter as { value?: unknown }).value);
+    const operand = looks
+      ? this.#evaluate(operandNode, environment)
+      : this.evaluate(operandNode, environment);
     if (typeof operand?.value === "string") this.#mend(operand);
     const node = { type: "FilterExpression", operand: constant(operand), filter };
     const name = filter.callee?.value;
@@ -139,8 +190,9 @@ export class TemplateInterpreter extends Interpreter {
   }
 
   /**
-   * Mends a text's methods. `replace` multiplies too, and is a function that a template can keep, so the check goes
-   * inside; `strip` and its kin drop the characters they are given, as in Python, not just blanks.
+   * Mends a text's methods. A template can keep them and call them with little else, so each charges for the text
+   * it reads. `replace` multiplies too, so the check goes inside; `strip` and its kin drop the characters they are
+   * given, as in Python, not just blanks.
    */
   #mend(text: Value): void {
     if (this.#mended.has(text)) return;
@@ -163,6 +215,13 @@ export class TemplateInterpreter extends Interpreter {
         if (typeof dropped !== "string") return body(args, scope);
         const Text = text.constructor as new (content: string) => Value;
         return new Text(strip(content, new Set(dropped), name !== "rstrip", name !== "lstrip"));
+      });
+    }
+    for (const [name, { type }] of text.builtins) {
+      if (type !== "FunctionValue") continue;
+      wrap(name, (body) => (args, scope) => {
+        this.#spend(content.length / WEIGHT_PER_STEP);
+        return body(args, scope);
       });
     }
   }
@@ -199,6 +258,7 @@ export class TemplateInterpreter extends Interpreter {
     let weight = ELEMENT_WEIGHT;
     if (content instanceof Map) for (const key of content.keys()) weight += key.length;
     for (const child of content.values()) {
+      this.#spend(1);
       weight += this.#weigh(child, nesting + 1);
       this.#check(weight);
     }

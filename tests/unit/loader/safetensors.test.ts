@@ -3,7 +3,7 @@ import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import fc from "fast-check";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { SafetensorsFile } from "../../../src/loader/safetensors.ts";
-import { temporaryFolder, thrown } from "../../support.ts";
+import { cpuClock, temporaryFolder, thrown } from "../../support.ts";
 import { f32, rawSafetensors, safetensors } from "./support.ts";
 
 const entry = (dtype: string, shape: unknown, begin: unknown, end: unknown) =>
@@ -114,9 +114,9 @@ describe("a file that breaks a rule is refused", () => {
     const path = folder.file("many.safetensors");
     const entries = Array.from({ length: 65_537 }, (_, i) => `"t${i}":${entry("U8", [0], 0, 0)}`);
     writeFileSync(path, rawSafetensors(`{${entries.join(",")}}`));
-    const start = performance.now();
+    const spent = cpuClock();
     expect(() => SafetensorsFile.open(path)).toThrow("at most 65536");
-    expect(performance.now() - start).toBeLessThan(2000);
+    expect(spent()).toBeLessThan(2);
     writeFileSync(path, rawSafetensors(`{${entries.slice(1).join(",")}}`));
     using file = SafetensorsFile.open(path);
     expect(file.tensors.size).toBe(65_536);
