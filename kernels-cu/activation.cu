@@ -7,9 +7,13 @@
 // use the hardware's approximate exponential, whose error is far below their rounding.
 #include "types.cuh"
 
+#if !defined(ACTIVATION_SILU) || !defined(ACTIVATION_GELU) || !defined(ACTIVATION_GELU_TANH)
+#error "ACTIVATION_… come from src/backend/cuda/ops/activation.ts"
+#endif
 static_assert(ACCESS == 1 || ACCESS == VEC, "ACCESS is one element or one 16-byte vector");
 
-enum Activation : int32 { SILU = 0, GELU = 1, GELU_TANH = 2 };
+enum Activation : int32 { SILU = ACTIVATION_SILU, GELU = ACTIVATION_GELU, GELU_TANH = ACTIVATION_GELU_TANH };
+static_assert(SILU != GELU && GELU != GELU_TANH && GELU_TANH != SILU, "activations must have codes of their own");
 
 __device__ __forceinline__ float silu(float x) {
 #if defined(DTYPE_F32)

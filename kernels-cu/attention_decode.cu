@@ -16,8 +16,13 @@
 // memory, no barriers in the loop. Each warp keeps the next tile's keys and values in flight (8 KiB at D = 128).
 #include "attention.cuh"
 
+#if !defined(DECODE_TILE) || !defined(DECODE_WARPS) || !defined(STATIC_SHARED_BYTES)
+#error "DECODE_TILE, DECODE_WARPS and STATIC_SHARED_BYTES come from src/backend/cuda/ops/attention.ts"
+#endif
+
 constexpr int WARPS = DECODE_WARPS;
-constexpr int TILE = 16;
+constexpr int TILE = DECODE_TILE;
+static_assert(TILE == 16, "DECODE_TILE must be 16: the tokens are the 16-wide side of the products");
 constexpr int HEAD_TILES = ceil_div(GROUP_SIZE, 8);
 // 16-byte loads a lane needs for one token of keys: a quad covers 32 dimensions at a time.
 constexpr int KEY_LOADS = HEAD_DIM / 32;
@@ -27,7 +32,8 @@ constexpr int VALUE_WORDS = HEAD_DIM / 16;
 constexpr int VALUE_LOADS = HEAD_DIM / 64;
 // Splits whose results are fetched together.
 constexpr int SPLITS_AT_ONCE = 16;
-static_assert(WARPS * GROUP_SIZE * (HEAD_DIM + 2) * 4 < 48 * 1024, "the warps' results must fit static shared memory");
+static_assert(WARPS * GROUP_SIZE * (HEAD_DIM + 2) * 4 < STATIC_SHARED_BYTES,
+              "the warps' results must fit static shared memory");
 
 __device__ __forceinline__ int value_dim(int word, int lane_row) {
   return word < VALUE_LOADS * 4 ? word / 4 * 64 + lane_row * 8 + word % 4 * 2

@@ -14,13 +14,19 @@
 // for every head dimension. Two 16-row tiles a warp halve the shared-memory reads a product needs.
 #include "attention.cuh"
 
-constexpr int WARPS = 4;
+#if !defined(PREFILL_ROWS) || !defined(PREFILL_WARPS) || !defined(PREFILL_KEYS) || !defined(PREFILL_PADDING)
+#error "PREFILL_ROWS, PREFILL_WARPS, PREFILL_KEYS and PREFILL_PADDING come from src/backend/cuda/ops/attention.ts"
+#endif
+
+constexpr int WARPS = PREFILL_WARPS;
 constexpr int THREADS = WARPS * WARP;
 constexpr int MMA_ROWS = PREFILL_ROWS / (WARPS * 16);
-constexpr int KEYS = 64;
+constexpr int KEYS = PREFILL_KEYS;
 constexpr int KEY_TILES = KEYS / 8;
-constexpr int STRIDE = HEAD_DIM + 8;
-static_assert(MMA_ROWS * WARPS * 16 == PREFILL_ROWS, "PREFILL_ROWS must be a multiple of 64");
+constexpr int STRIDE = HEAD_DIM + PREFILL_PADDING;
+static_assert(MMA_ROWS * WARPS * 16 == PREFILL_ROWS, "PREFILL_ROWS must be a multiple of 16 rows a warp");
+static_assert(KEYS % 16 == 0, "PREFILL_KEYS must be a multiple of 16, the depth of a product");
+static_assert(PREFILL_PADDING % VEC == 0, "PREFILL_PADDING must keep rows aligned to 16-byte vectors");
 
 // A quad copies one row of D elements, 16 bytes a lane at a time; THREADS / 4 rows are under way at once.
 constexpr int ROW_COPIES = HEAD_DIM / 32;
@@ -105,7 +111,7 @@ __device__ __forceinline__ void attend_values(Output& output, const Scores& prob
 }
 
 // Grid (query tiles of the longest row, NKV, rows); rows start at first_row of the batch. scale_log2 is the scale of
-// the scores times log2(e); window 0 = none. Dynamic shared memory: (PREFILL_ROWS + 2·64)·(D + 8) elements.
+// the scores times log2(e); window 0 = none. Dynamic shared memory: (PREFILL_ROWS + 2·KEYS)·STRIDE elements.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_prefill(elem_t* __restrict__ out, const elem_t* __restrict__ qkv, const elem_t* __restrict__ keys,
                       const elem_t* __restrict__ values, const int* __restrict__ block_tables,

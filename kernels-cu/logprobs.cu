@@ -11,14 +11,19 @@
 // any usual request, and as many as it takes when the whole vocabulary is asked for.
 #include "logits.cuh"
 
+#if !defined(TILE_SUM_BYTES)
+#error "TILE_SUM_BYTES comes from src/backend/cuda/ops/logprobs.ts"
+#endif
+
 constexpr int MAX_SORTED = 1024;
 
 struct TileSum {
   float most;
   float exp_sum;  // Σ exp(logit − most)
 };
+static_assert(sizeof(TileSum) == TILE_SUM_BYTES, "TILE_SUM_BYTES must be those of a TileSum");
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     logprob_tiles(TileSum* __restrict__ stats, const float* __restrict__ logits, int32 vocab, int32 tiles) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
@@ -58,7 +63,7 @@ __device__ __forceinline__ uint64 write_top(int32* ids, float* logprobs, const L
   return least;
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
     logprob_rows(float* __restrict__ chosen, int32* __restrict__ ranks, int32* __restrict__ top_ids,
                  float* __restrict__ top_logprobs, const float* __restrict__ logits, const TileSum* __restrict__ stats,
                  const int32* __restrict__ tokens, int32 vocab, int32 tiles, int32 top) {

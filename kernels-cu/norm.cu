@@ -9,10 +9,12 @@
 // many small blocks keep 2,048 threads an SM with 16 bytes or more in flight each. Statistics are float32.
 #include "types.cuh"
 
+#if !defined(MAX_THREADS) || !defined(MAX_ACCESSES)
+#error "MAX_THREADS and MAX_ACCESSES come from src/backend/cuda/ops/norm.ts"
+#endif
 static_assert(ACCESS == 1 || ACCESS == VEC, "ACCESS is one element or one 16-byte vector");
-static_assert(ACCESSES >= 1 && ACCESSES <= 32, "ACCESSES pieces must fit in registers");
-
-constexpr int MAX_THREADS = 512;
+static_assert(ACCESSES >= 1 && ACCESSES <= MAX_ACCESSES, "ACCESSES must be 1 to MAX_ACCESSES, which fit in registers");
+static_assert(MAX_THREADS % WARP == 0 && MAX_THREADS <= 1024, "MAX_THREADS must be whole warps of one block");
 
 struct Row {
   float x[ACCESSES][ACCESS];

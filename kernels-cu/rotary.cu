@@ -15,22 +15,20 @@
 // alone, as attention reads them there.
 #include "types.cuh"
 
+#if !defined(HEAD_PAIRS) || !defined(HEAD_LANES)
+#error "HEAD_PAIRS and HEAD_LANES come from src/backend/cuda/ops/rotary.ts"
+#endif
 static_assert(HEAD_DIM % 2 == 0 && ROTARY_DIM % 2 == 0, "rotary embedding works on pairs of dimensions");
 static_assert(0 <= ROTARY_DIM && ROTARY_DIM <= HEAD_DIM, "a head has HEAD_DIM dimensions to rotate");
 
 constexpr int HALF = ROTARY_DIM / 2;
 constexpr int TAIL_HALF = (HEAD_DIM - ROTARY_DIM) / 2;
-
-constexpr int pairs_per_access(int pairs) {
-  return HALF % pairs == 0 && TAIL_HALF % pairs == 0 ? pairs : pairs_per_access(pairs / 2);
-}
-constexpr int lanes_for(int pieces, int lanes) {
-  return lanes >= pieces || lanes == WARP ? lanes : lanes_for(pieces, 2 * lanes);
-}
-constexpr int PAIRS = pairs_per_access(VEC);
-constexpr int PIECES = HEAD_DIM / 2 / PAIRS;
-constexpr int LANES = lanes_for(PIECES, 1);
-constexpr int PIECES_PER_LANE = ceil_div(PIECES, LANES);
+constexpr int PAIRS = HEAD_PAIRS;
+constexpr int LANES = HEAD_LANES;
+constexpr int PIECES_PER_LANE = ceil_div(HEAD_DIM / 2 / PAIRS, LANES);
+static_assert(PAIRS <= VEC && (PAIRS & (PAIRS - 1)) == 0, "HEAD_PAIRS must be a power of two, at most a vector");
+static_assert(HALF % PAIRS == 0 && TAIL_HALF % PAIRS == 0, "HEAD_PAIRS must divide what is rotated and what is not");
+static_assert(LANES <= WARP && (LANES & (LANES - 1)) == 0, "HEAD_LANES must be a power of two, at most a warp");
 
 // One lane's share of a head. Pieces past the end are 0 and are never stored.
 struct HeadPart {

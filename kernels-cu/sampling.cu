@@ -2,7 +2,7 @@
 //
 //   logits, out   float [rows, vocab]               row_slots, positions  int32 [rows]
 //   params        SlotParams [slots]                tokens    int32 [slots, capacity]
-//   edits         Edit [slots, max_edits]           bad_words uint32 [slots, MAX_BAD_WORD_TOKENS]
+//   edits         Edit [slots, MAX_LOGIT_EDITS]     bad_words uint32 [slots, MAX_BAD_WORD_TOKENS]
 //   allowed       uint32 [slots, ceil(vocab / 32)]  counts    uint32 [slots, vocab]
 //   tiles         TileStats [rows, tiles]
 //
@@ -21,14 +21,18 @@
 
 // ── process_logits ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-constexpr int CHUNK = 2048;
-constexpr int MAX_BAD_WORD_TOKENS = 2048;
+#if !defined(LOGITS_CHUNK) || !defined(TILE_STATS_BYTES)
+#error "LOGITS_CHUNK and TILE_STATS_BYTES come from src/backend/cuda/ops/sampling.ts"
+#endif
+
+constexpr int CHUNK = LOGITS_CHUNK;
 
 struct Edit {
   int32 token;
   float value;
   uint32 until;
 };
+static_assert(sizeof(Edit) == LOGIT_EDIT_WORDS * 4, "LOGIT_EDIT_WORDS must be those of an Edit");
 
 struct BannedTokens {
   int32 tokens[MAX_BAD_WORD_TOKENS / 2];
@@ -72,8 +76,7 @@ extern "C" __global__ void process_logits(float* out, const float* logits, const
                                           const int32* __restrict__ positions, const SlotParams* __restrict__ params,
                                           const int32* __restrict__ tokens, const Edit* __restrict__ edits,
                                           const uint32* __restrict__ bad_words, const uint32* __restrict__ allowed,
-                                          const uint32* __restrict__ counts, int32 vocab, int32 capacity,
-                                          int32 max_edits) {
+                                          const uint32* __restrict__ counts, int32 vocab, int32 capacity) {
   __shared__ float chunk[CHUNK];
   __shared__ BannedTokens banned;
   GRID_DEPENDENCY_LAUNCH();
@@ -90,7 +93,7 @@ extern "C" __global__ void process_logits(float* out, const float* logits, const
     find_banned(banned, bad_words + slot_index * MAX_BAD_WORD_TOKENS, tokens + slot_index * capacity, position);
   const uint32* row_allowed = allowed + slot_index * ceil_div(vocab, 32);
   const uint32* row_counts = counts + slot_index * vocab;
-  const Edit* row_edits = edits + slot_index * max_edits;
+  const Edit* row_edits = edits + slot_index * MAX_LOGIT_EDITS;
 
   for (int start = blockIdx.x * CHUNK; start < vocab; start += gridDim.x * CHUNK) {
     const int size = min(CHUNK, vocab - start);
@@ -171,6 +174,8 @@ struct __align__(16) TileStats {
   uint32 best_score;
   uint32 best_token;
 };
+static_assert(sizeof(TileStats) == TILE_STATS_BYTES, "TILE_STATS_BYTES must be those of a TileStats");
+static_assert(LANE_VECTORS * 4 <= 32, "LOGIT_TILE must give a lane at most 32 logits, a bit of one word each");
 
 // The best key of the tile, 0 when it has no logit above −inf. Scores are approximated first; then those within the error
 // of the best are computed exactly.
@@ -219,7 +224,7 @@ __device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const f
   return warp_max_key(best);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     sample_tiles(TileStats* __restrict__ stats, const float* __restrict__ logits, const int32* __restrict__ row_slots,
                  const int32* __restrict__ positions, const SlotParams* __restrict__ params, int32 vocab, int32 tiles) {
   GRID_DEPENDENCY_LAUNCH();
@@ -299,7 +304,7 @@ __device__ __forceinline__ int draw_filtered(const LogitRow& row, const TileStat
   }
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
     sample_rows(int32* __restrict__ out, const float* __restrict__ logits, const TileStats* __restrict__ stats,
                 const int32* __restrict__ row_slots, const int32* __restrict__ positions,
                 const SlotParams* __restrict__ params, int32* __restrict__ tokens, uint32* __restrict__ counts,

@@ -7,8 +7,12 @@
 #pragma once
 #include "mma.cuh"
 
-static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256, "HEAD_DIM must be a multiple of 32, at most 256");
-static_assert(GROUP_SIZE >= 1 && GROUP_SIZE <= 16, "GROUP_SIZE must be 1 to 16");
+#if !defined(MAX_HEAD_DIM) || !defined(MAX_GROUP_SIZE)
+#error "MAX_HEAD_DIM and MAX_GROUP_SIZE come from src/backend/cuda/ops/attention.ts"
+#endif
+
+static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= MAX_HEAD_DIM, "HEAD_DIM must be a multiple of 32, at most MAX_HEAD_DIM");
+static_assert(GROUP_SIZE >= 1 && GROUP_SIZE <= MAX_GROUP_SIZE, "GROUP_SIZE must be 1 to MAX_GROUP_SIZE");
 static_assert((BLOCK_SIZE & (BLOCK_SIZE - 1)) == 0, "BLOCK_SIZE must be a power of two");
 
 __device__ __forceinline__ float exp2_approx(float x) {

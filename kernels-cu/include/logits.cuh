@@ -6,10 +6,16 @@
 #pragma once
 #include "types.cuh"
 
+#if !defined(LOGIT_TILE) || !defined(TILE_THREADS) || !defined(ROW_THREADS)
+#error "LOGIT_TILE, TILE_THREADS and ROW_THREADS come from src/backend/cuda/ops/tile-scratch.ts"
+#endif
+static_assert(TILE_THREADS % WARP == 0 && TILE_THREADS <= 1024, "TILE_THREADS must be whole warps of one block");
+static_assert(ROW_THREADS % WARP == 0 && ROW_THREADS <= 1024, "ROW_THREADS must be whole warps of one block");
+
 // Tokens of one tile: one warp's work, LANE_VECTORS float4 a lane.
-constexpr int TILE = 512;
+constexpr int TILE = LOGIT_TILE;
 constexpr int LANE_VECTORS = TILE / WARP / 4;
-static_assert(LANE_VECTORS * WARP * 4 == TILE, "a tile is a whole number of vectors a lane");
+static_assert(LANE_VECTORS * WARP * 4 == TILE, "LOGIT_TILE must be a whole number of vectors a lane");
 
 struct TileLogits {
   float4 vectors[LANE_VECTORS];

@@ -13,6 +13,9 @@ using uint64 = unsigned long long;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #error "Octavo's kernels need compute capability 8.0 or newer"
 #endif
+#if !defined(WARP) || !defined(VECTOR_BYTES)
+#error "WARP and VECTOR_BYTES come from src/backend/cuda/ops/kernel-variants.ts"
+#endif
 #if defined(DTYPE_BF16) + defined(DTYPE_F16) + defined(DTYPE_F32) != 1
 #error "define exactly one of DTYPE_BF16, DTYPE_F16 and DTYPE_F32"
 #endif
@@ -29,7 +32,7 @@ using uint64 = unsigned long long;
 #define GRID_DEPENDENCY_LAUNCH()
 #endif
 
-constexpr int WARP = 32;
+static_assert(WARP == 32, "WARP must be 32: lane masks are 32 bits");
 constexpr uint32 FULL_MASK = 0xffffffffu;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
@@ -95,7 +98,8 @@ __device__ __forceinline__ float round_to_elem(float x) { return to_float(from_f
 // ── 16-byte vectors ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 // Elements of one 16-byte access.
-constexpr int VEC = 16 / static_cast<int>(sizeof(elem_t));
+static_assert(VECTOR_BYTES == sizeof(uint4), "VECTOR_BYTES must be those of a uint4, 16");
+constexpr int VEC = VECTOR_BYTES / static_cast<int>(sizeof(elem_t));
 static_assert(VEC == 4 || VEC == 8, "elem_t must have 2 or 4 bytes");
 
 __device__ __forceinline__ uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }

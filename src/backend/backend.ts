@@ -207,13 +207,13 @@ export interface SlotTensors {
   readonly blockTables: Tensor;
   /** uint32 [S, SLOT_WORDS]: the sampling parameters, laid out by `SlotWord`. */
   readonly params: Tensor;
-  /** uint32 [S, MAX_LOGIT_EDITS, 3]: token id, float32 value to add, first drawn position where it no longer applies. */
+  /** uint32 [S, MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS]: what is added to logits, and until when. */
   readonly edits: Tensor;
   /** uint32 [S, MAX_BAD_WORD_TOKENS]: length-prefixed token sequences, ended by 0; matched in prompt and output. */
   readonly badWords: Tensor;
   /** uint32 [S, ceil(V / 32)]: bit set = token allowed. Read only when the slot's flag says so. */
   readonly allowed: Tensor;
-  /** uint32 [S, V]: times the token was generated; bit 31 set when it is in the prompt. Kept only for penalties. */
+  /** uint32 [S, V]: times the token was generated, and `COUNT_IN_PROMPT`. Kept only for penalties. */
   readonly counts: Tensor;
 }
 
@@ -232,6 +232,12 @@ export const SlotWord = {
   editCount: 10,
 } as const;
 export const SLOT_WORDS = 16;
+
+/** Words of a logit edit: token id, float32 value, first drawn position where it no longer applies. */
+export const LOGIT_EDIT_WORDS = 3;
+
+/** Bit of a word of `SlotTensors.counts`: the token is in the prompt. The other bits count how often it was generated. */
+export const COUNT_IN_PROMPT = 0x8000_0000;
 
 /** Bits of `SlotWord.flags`: which processing a slot needs at all. */
 export const SlotFlag = { penalties: 1, edits: 2, allowed: 4, badWords: 8 } as const;

@@ -5,6 +5,7 @@ import {
   type AttentionSpec,
   type BatchTensors,
   type LayerCache,
+  LOGIT_EDIT_WORDS,
   type LogprobTensors,
   type RopeStoreSpec,
   type SampleRows,
@@ -289,7 +290,7 @@ function checkSampleRows(op: string, logits: Tensor, sample: SampleRows, slots: 
 export function checkProcessLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors) {
   const op = "processLogits";
   const shape = checkSampleRows(op, logits, sample, slots);
-  check(op, "slots.edits", slots.edits, "uint32", shape.slots, MAX_LOGIT_EDITS, 3);
+  check(op, "slots.edits", slots.edits, "uint32", shape.slots, MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS);
   check(op, "slots.badWords", slots.badWords, "uint32", shape.slots, MAX_BAD_WORD_TOKENS);
   check(op, "slots.allowed", slots.allowed, "uint32", shape.slots, Math.ceil(shape.vocab / 32));
   check(op, "out", out, "float32", shape.rows, shape.vocab);

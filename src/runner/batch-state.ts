@@ -1,6 +1,7 @@
 import {
   type Backend,
   type BatchTensors,
+  LOGIT_EDIT_WORDS,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
@@ -62,7 +63,7 @@ export class BatchState {
       tokens: table("int32", maxModelLen + 1),
       blockTables: table("int32", this.#maxBlocks),
       params: table("uint32", SLOT_WORDS),
-      edits: table("uint32", MAX_LOGIT_EDITS, 3),
+      edits: table("uint32", MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS),
       badWords: table("uint32", MAX_BAD_WORD_TOKENS),
       allowed: table("uint32", Math.ceil(vocabSize / 32)),
       counts: table("uint32", vocabSize),

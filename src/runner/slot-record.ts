@@ -1,4 +1,4 @@
-import { SLOT_WORDS, SlotFlag, SlotWord } from "../backend/backend.ts";
+import { LOGIT_EDIT_WORDS, SLOT_WORDS, SlotFlag, SlotWord } from "../backend/backend.ts";
 import { invariant } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import type { SlotSampling } from "./types.ts";
@@ -40,7 +40,7 @@ export function packSlotRecord(sampling: SlotSampling, vocabSize: number): SlotR
   floats[SlotWord.frequencyPenalty] = sampling.frequencyPenalty;
   params[SlotWord.seedLow] = Number(sampling.seed & 0xffffffffn);
   params[SlotWord.seedHigh] = Number(sampling.seed >> 32n);
-  params[SlotWord.editCount] = edits ? edits.length / 3 : 0;
+  params[SlotWord.editCount] = edits ? edits.length / LOGIT_EDIT_WORDS : 0;
   params[SlotWord.flags] =
     (hasPenalties(sampling) ? SlotFlag.penalties : 0) |
     (edits ? SlotFlag.edits : 0) |
@@ -53,12 +53,13 @@ function packEdits({ logitBias, bannedTokens, bannedUntil }: SlotSampling): Uint
   const count = logitBias.length + bannedTokens.length;
   if (count === 0) return undefined;
   invariant(count <= MAX_LOGIT_EDITS, `${count} logit edits exceed ${MAX_LOGIT_EDITS}`);
-  const words = new Uint32Array(3 * count);
+  const words = new Uint32Array(LOGIT_EDIT_WORDS * count);
   const floats = new Float32Array(words.buffer);
   const put = (i: number, token: number, value: number, until: number) => {
-    words[3 * i] = token;
-    floats[3 * i + 1] = value;
-    words[3 * i + 2] = until;
+    const start = LOGIT_EDIT_WORDS * i;
+    words[start] = token;
+    floats[start + 1] = value;
+    words[start + 2] = until;
   };
   for (const [i, [token, bias]] of logitBias.entries()) put(i, token, bias, FOREVER);
   for (const [i, token] of bannedTokens.entries()) put(logitBias.length + i, token, -Infinity, bannedUntil);

@@ -80,13 +80,14 @@ describe.skipIf(typeof opened === "string")(`a real GPU${reason}`, () => {
     () => {
       const n = 1000;
       const memory = upload(new Float32Array(n).fill(1));
-      const plain = library.kernel("affine.cu", "affine", "piful");
-      const dependent = library.kernel("affine.cu", "affine", "piful", {}, { dependentLaunch: true });
-      plain.launch(stream.value, 8, 1, 1, 128, 512, memory.value, n, 2, 3, -4);
+      const plain = library.kernel({ file: "affine.cu" }, "affine");
+      const dependent = library.kernel({ file: "affine.cu" }, "affine", { dependentLaunch: true });
+      const x = { address: memory.value };
+      plain.launch(stream.value, 8, 1, 1, 128, 512, { x, n, scale: 2, offset: 3, shift: -4 });
       expect(new Set(download(memory))).toEqual(new Set([1 * 2 + 3 - 4]));
       const exec = Graph.capture(stream, () => {
-        dependent.launch(stream.value, 8, 1, 1, 128, 100 * 1024, memory.value, n, 10, 0, 0);
-        dependent.launch(stream.value, 8, 1, 1, 128, 512, memory.value, n, 1, 7, 0);
+        dependent.launch(stream.value, 8, 1, 1, 128, 100 * 1024, { x, n, scale: 10, offset: 0, shift: 0 });
+        dependent.launch(stream.value, 8, 1, 1, 128, 512, { x, n, scale: 1, offset: 7, shift: 0 });
       }).instantiate();
       exec.upload(stream);
       exec.launch(stream);

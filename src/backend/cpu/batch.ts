@@ -1,4 +1,5 @@
 import { invariant } from "../../base/errors.ts";
+import { COUNT_IN_PROMPT } from "../backend.ts";
 
 /** What prepareBatch fills; see `BatchTensors`. */
 export interface TokenMetadata {
@@ -71,9 +72,6 @@ export function gather(
   }
 }
 
-/** Bit of a `SlotTensors.counts` word that marks a token of the prompt. */
-export const IN_PROMPT = 0x80000000;
-
 /** See `Backend.countTokens`; `rows` holds slot, prompt length and total length. */
 export function countTokens(
   counts: Uint32Array,
@@ -91,7 +89,7 @@ export function countTokens(
     const slotCounts = counts.subarray(slot * vocab, (slot + 1) * vocab).fill(0);
     for (let i = 0; i < totalLen; i++) {
       const token = tokens[slot * capacity + i]!;
-      if (i < promptLen) slotCounts[token]! |= IN_PROMPT;
+      if (i < promptLen) slotCounts[token]! |= COUNT_IN_PROMPT;
       else slotCounts[token]!++;
     }
   }

@@ -1,5 +1,4 @@
-import { SlotFlag } from "../backend.ts";
-import { IN_PROMPT } from "./batch.ts";
+import { COUNT_IN_PROMPT, LOGIT_EDIT_WORDS, SlotFlag } from "../backend.ts";
 import type { Slot } from "./slots.ts";
 
 /**
@@ -40,7 +39,7 @@ function banBadWords(
 /** `edits` holds token id, value to add (float bits), and the first position where the entry no longer applies. */
 function applyEdits(logits: Float32Array, edits: Uint32Array, sampledPosition: number): void {
   const values = new Float32Array(edits.buffer, edits.byteOffset, edits.length);
-  for (let i = 0; i < edits.length; i += 3) {
+  for (let i = 0; i < edits.length; i += LOGIT_EDIT_WORDS) {
     if (sampledPosition < edits[i + 2]!) logits[edits[i]!]! += values[i + 1]!;
   }
 }
@@ -54,7 +53,7 @@ function applyPenalties(logits: Float32Array, slot: Slot): void {
     if (seen === 0) continue;
     let logit = logits[token]!;
     logit = logit > 0 ? logit / repetition : logit * repetition;
-    const generated = seen & ~IN_PROMPT;
+    const generated = seen & ~COUNT_IN_PROMPT;
     if (generated > 0) logit -= frequency * generated + presence;
     logits[token] = logit;
   }

@@ -1,6 +1,6 @@
 import { invariant } from "../../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../base/sampling-params.ts";
-import { SLOT_WORDS, SlotWord } from "../backend.ts";
+import { LOGIT_EDIT_WORDS, SLOT_WORDS, SlotWord } from "../backend.ts";
 
 /** The host's view of `SlotTensors`, and their extents. */
 export interface HostSlots {
@@ -49,8 +49,9 @@ export class Slot {
   }
 
   get edits(): Uint32Array {
-    const stride = MAX_LOGIT_EDITS * 3;
-    return this.all.edits.subarray(this.index * stride, this.index * stride + this.word("editCount") * 3);
+    const stride = MAX_LOGIT_EDITS * LOGIT_EDIT_WORDS;
+    const start = this.index * stride;
+    return this.all.edits.subarray(start, start + this.word("editCount") * LOGIT_EDIT_WORDS);
   }
 
   get badWords(): Uint32Array {

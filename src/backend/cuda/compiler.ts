@@ -1,4 +1,6 @@
+import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
+import { join } from "node:path";
 import type { CompileRequest, KernelCompiler } from "../../cuda/nvrtc.ts";
 import type { NvrtcFiles } from "../../cuda/open-cuda.ts";
 import { compileInWorkers } from "./compile-pool.ts";
@@ -31,6 +33,11 @@ export class Compiler {
   ) {
     this.#warn = options.warn ?? console.warn;
     this.#cache = new CubinCache(options.cacheFolder ?? cubinCacheFolder(), this.#warn);
+  }
+
+  /** The text of a file of the source folder, without what it includes. */
+  source(file: string): string {
+    return readFileSync(join(this.options.sourceFolder, file), "utf8");
   }
 
   /** The cubin of one unit. Throws `NvrtcError` with the log when it does not compile. */

@@ -1,9 +1,12 @@
 import { fileURLToPath } from "node:url";
+import { invariant } from "../../base/errors.ts";
 import type { Context } from "../../cuda/context.ts";
 import { Module } from "../../cuda/module.ts";
 import type { KernelCompiler } from "../../cuda/nvrtc.ts";
+import type { KernelArguments } from "./argument-packer.ts";
 import { archOf, Compiler, type CompilerOptions } from "./compiler.ts";
 import { Kernel, type KernelOptions } from "./kernel.ts";
+import { type KernelParameter, parseKernels } from "./kernel-signature.ts";
 import { type KernelUnit, unitName } from "./kernel-source.ts";
 
 /** The folder of Octavo's own kernels. */
@@ -12,7 +15,9 @@ export const KERNEL_FOLDER = fileURLToPath(new URL("../../../kernels-cu", import
 /** The kernels of a source folder in one context, compiled and loaded when first asked for. */
 export class KernelLibrary implements Disposable {
   readonly #modules = new Map<string, Module>();
-  readonly #kernels = new Map<string, Kernel>();
+  readonly #kernels = new Map<string, Kernel<object>>();
+  /** Parameters of the kernels of each file that was asked about. */
+  readonly #sources = new Map<string, ReturnType<typeof parseKernels>>();
 
   constructor(
     private readonly context: Context,
@@ -34,26 +39,35 @@ export class KernelLibrary implements Disposable {
   }
 
   /**
-   * The kernel `entry` of `file`, specialised by `defines`; the same one every time.
+   * The kernel `entry` of a unit; the same one every time.
    *
-   * @param signature Its argument types, see `Kernel`.
-   * @throws NvrtcError with the log when the file does not compile.
+   * @throws NvrtcError with the log when the file does not compile; InvariantError when it has no such kernel.
    */
-  kernel(
-    file: string,
+  kernel<A extends object = KernelArguments>(
+    unit: KernelUnit,
     entry: string,
-    signature: string,
-    defines: KernelUnit["defines"] = {},
     options: KernelOptions = {},
-  ): Kernel {
-    const unit = { file, defines };
-    const key = [unitName(unit), entry, signature, options.dependentLaunch === true].join("\n");
+  ): Kernel<A> {
+    const key = [unitName(unit), entry, options.dependentLaunch === true].join("\n");
     let kernel = this.#kernels.get(key);
     if (kernel === undefined) {
-      kernel = new Kernel(this.#module(unit).function(entry), signature, options);
+      const parameters = this.parameters(unit.file, entry);
+      kernel = new Kernel<object>(this.#module(unit).function(entry), parameters, options);
       this.#kernels.set(key, kernel);
     }
     return kernel;
+  }
+
+  /** The parameters that a kernel's source declares. Nothing is compiled. @throws InvariantError for an unknown kernel. */
+  parameters(file: string, entry: string): readonly KernelParameter[] {
+    let kernels = this.#sources.get(file);
+    if (kernels === undefined) {
+      kernels = parseKernels(this.compiler.source(file));
+      this.#sources.set(file, kernels);
+    }
+    const parameters = kernels.get(entry);
+    invariant(parameters !== undefined, `${file} has no kernel ${entry}`);
+    return parameters;
   }
 
   /** Compiles many units at once, in parallel, and loads them. */

@@ -2,11 +2,17 @@ import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import type { CompileRequest } from "../../cuda/nvrtc.ts";
 
-/** A `.cu` file with the macros that specialise it. */
+/** Macros and their values, `-DNAME=value` to the compiler. */
+export type Macros = Readonly<Record<string, string | number>>;
+
+/** A `.cu` file with its macros. */
 export interface KernelUnit {
-  /** Path below the source folder, e.g. `rms_norm.cu`. */
+  /** Path below the source folder, e.g. `norm.cu`. */
   readonly file: string;
-  readonly defines?: Readonly<Record<string, string | number>>;
+  /** Constants that the file shares with its wrapper, the same in all of its units. */
+  readonly constants?: Macros;
+  /** What specialises this unit. */
+  readonly defines?: Macros;
 }
 
 const INCLUDE = /^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"/gm;
@@ -32,11 +38,12 @@ export function readKernelUnit(
       pending.push(headers[name]);
     }
   }
-  const defines = Object.entries(unit.defines ?? {}).map(([macro, value]) => `-D${macro}=${value}`);
+  const macros = Object.entries({ ...unit.constants, ...unit.defines });
+  const defines = macros.map(([macro, value]) => `-D${macro}=${value}`);
   return { name: basename(unit.file), source, headers, options: [...options, ...defines] };
 }
 
-/** Names one unit with its macros, whatever their order. */
+/** Names one unit with the macros that specialise it, whatever their order. */
 export function unitName({ file, defines = {} }: KernelUnit): string {
   const macros = Object.keys(defines)
     .sort()

@@ -1,14 +1,15 @@
 import { ptr } from "bun:ffi";
-import { InvariantError, invariant } from "../../base/errors.ts";
 import {
   type CudaApi,
   LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
 } from "../../cuda/driver-symbols.ts";
 import { checkCuda } from "../../cuda/errors.ts";
 import type { KernelFunction } from "../../cuda/module.ts";
+import { ARGUMENT_BYTES, compilePacker, type KernelArguments } from "./argument-packer.ts";
+import type { KernelParameter } from "./kernel-signature.ts";
 
-/** Dynamic shared memory that needs no permission. */
-const DEFAULT_SHARED_BYTES = 48 * 1024;
+/** Shared memory that a block may declare, or ask for without permission. */
+export const STATIC_SHARED_BYTES = 48 * 1024;
 
 /** CUlaunchConfig: seven u32, then stream at 32, attributes at 40, their count at 48. */
 const CONFIG_BYTES = 56;
@@ -24,40 +25,32 @@ export interface KernelOptions {
 }
 
 /**
- * A kernel and the types of its arguments, one letter each: `p` address, `i` int32, `u` uint32, `l` int64,
- * `f` float32. Arguments are packed into memory of the kernel's own, so launching allocates nothing; the driver has
+ * A kernel with the memory its arguments are packed into, by the parameters that its source declares. The driver has
  * copied them when `launch` returns.
  */
-export class Kernel {
+export class Kernel<A extends object = KernelArguments> {
   readonly #api: CudaApi;
-  readonly #codes: Uint8Array;
-  /** Arguments, 8 bytes each, as unsigned, signed and float words. */
-  readonly #u32: Uint32Array;
-  readonly #i32: Int32Array;
-  readonly #f32: Float32Array;
-  /** The `void *[]` of their addresses. */
+  readonly #pack: (args: A) => void;
+  /** The `void *[]` of the packed arguments' addresses; kept, as the driver reads it at every launch. */
   readonly #pointers: BigUint64Array;
   readonly #arguments: number;
   readonly #config: LaunchConfig | undefined;
-  #allowedSharedBytes = DEFAULT_SHARED_BYTES;
+  #allowedSharedBytes = STATIC_SHARED_BYTES;
 
   constructor(
     readonly fn: KernelFunction,
-    readonly signature: string,
+    readonly parameters: readonly KernelParameter[],
     options: KernelOptions = {},
   ) {
-    invariant(/^[piulf]*$/.test(signature), `${fn.name}: unknown letter in signature "${signature}"`);
     this.#api = fn.api;
-    this.#codes = Uint8Array.from(signature, (letter) => letter.charCodeAt(0));
     // Room for one at least, so that a kernel without arguments has addresses too.
-    const count = Math.max(1, signature.length);
-    const memory = new ArrayBuffer(count * 8);
-    this.#u32 = new Uint32Array(memory);
-    this.#i32 = new Int32Array(memory);
-    this.#f32 = new Float32Array(memory);
+    const count = Math.max(1, parameters.length);
+    const values = new ArrayBuffer(count * ARGUMENT_BYTES);
+    const first = ptr(values);
     this.#pointers = new BigUint64Array(new ArrayBuffer(count * 8));
-    for (let i = 0; i < count; i++) this.#pointers[i] = BigInt(ptr(this.#u32, i * 8));
+    for (let i = 0; i < count; i++) this.#pointers[i] = BigInt(first + i * ARGUMENT_BYTES);
     this.#arguments = ptr(this.#pointers);
+    this.#pack = compilePacker(fn.name, parameters, values);
     this.#config = options.dependentLaunch ? new LaunchConfig() : undefined;
   }
 
@@ -67,7 +60,8 @@ export class Kernel {
    * @param gridX Blocks, in x, y and z.
    * @param block Threads a block.
    * @param sharedBytes Dynamic shared memory a block; above 48 KiB it is allowed first.
-   * @param args One value a letter of the signature.
+   * @param args A value for each parameter, by its name.
+   * @throws InvariantError for a value that the parameter's type cannot hold.
    */
   launch(
     stream: number,
@@ -76,12 +70,9 @@ export class Kernel {
     gridZ: number,
     block: number,
     sharedBytes: number,
-    ...args: number[]
+    args: A,
   ): void {
-    if (args.length !== this.#codes.length) {
-      throw new InvariantError(`${this.fn.name} takes (${this.signature}), got ${args.length} arguments`);
-    }
-    for (let i = 0; i < args.length; i++) this.#pack(i, args[i]!);
+    this.#pack(args);
     if (sharedBytes > this.#allowedSharedBytes) {
       this.fn.allowSharedMemory(sharedBytes);
       this.#allowedSharedBytes = sharedBytes;
@@ -108,35 +99,6 @@ export class Kernel {
     if (status === 0) return;
     const shape = `${this.fn.name}, grid [${gridX}, ${gridY}, ${gridZ}], block ${block}, ${sharedBytes} bytes shared`;
     checkCuda(this.#api, this.#config === undefined ? "cuLaunchKernel" : "cuLaunchKernelEx", status, shape);
-  }
-
-  #pack(i: number, value: number): void {
-    switch (this.#codes[i]) {
-      case 0x70: // p
-        if (!(value >= 0)) this.#refuse(i, value);
-        this.#u32[2 * i] = value;
-        this.#u32[2 * i + 1] = value / 0x1_0000_0000;
-        break;
-      case 0x69: // i
-        if ((value | 0) !== value) this.#refuse(i, value);
-        this.#i32[2 * i] = value;
-        break;
-      case 0x75: // u
-        if (value >>> 0 !== value) this.#refuse(i, value);
-        this.#u32[2 * i] = value;
-        break;
-      case 0x6c: // l
-        if (!Number.isSafeInteger(value)) this.#refuse(i, value);
-        this.#u32[2 * i] = value;
-        this.#i32[2 * i + 1] = Math.floor(value / 0x1_0000_0000);
-        break;
-      default:
-        this.#f32[2 * i] = value;
-    }
-  }
-
-  #refuse(i: number, value: number): never {
-    throw new InvariantError(`${this.fn.name}: ${value} as argument ${i} of (${this.signature})`);
   }
 }
 

@@ -9,21 +9,41 @@ import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 
 const THREADS = 128;
 
-/** The enumeration in activation.cu. */
 const CODES: Record<Activation, number> = { silu: 0, gelu: 1, gelu_tanh: 2 };
+
+const SOURCE = {
+  file: "activation.cu",
+  constants: {
+    ACTIVATION_SILU: CODES.silu,
+    ACTIVATION_GELU: CODES.gelu,
+    ACTIVATION_GELU_TANH: CODES.gelu_tanh,
+  },
+} as const;
+const GATED_ACTIVATION = {
+  ...SOURCE,
+  entry: "gated_activation",
+  pointers: ["out", "gate_up"],
+  scalars: ["width", "activation"],
+} as const;
+const PLAIN_ACTIVATION = {
+  ...SOURCE,
+  entry: "plain_activation",
+  pointers: ["out", "x"],
+  scalars: ["count", "activation"],
+} as const;
 
 /** Elementwise activations. */
 export class ActivationOps {
-  readonly #gated: KernelVariants;
-  readonly #plain: KernelVariants;
+  readonly #gated: KernelVariants<typeof GATED_ACTIVATION>;
+  readonly #plain: KernelVariants<typeof PLAIN_ACTIVATION>;
 
   constructor(
     library: KernelLibrary,
     private readonly dtype: FloatDType,
     options: KernelOptions = {},
   ) {
-    this.#gated = new KernelVariants(library, "activation.cu", "gated_activation", "ppii", dtype, options);
-    this.#plain = new KernelVariants(library, "activation.cu", "plain_activation", "ppli", dtype, options);
+    this.#gated = new KernelVariants(library, GATED_ACTIVATION, dtype, options);
+    this.#plain = new KernelVariants(library, PLAIN_ACTIVATION, dtype, options);
   }
 
   /** What rows of `width` elements need, in tensors that are aligned to vectors. */
@@ -37,9 +57,8 @@ export class ActivationOps {
     if (tokens === 0) return;
     const access = accessWidth(this.dtype, width, out, gateUp);
     const blocks = Math.ceil(width / access / THREADS);
-    this.#gated
-      .get(access, { ACCESS: access })
-      .launch(stream, tokens, blocks, 1, THREADS, 0, out.address, gateUp.address, width, CODES[activation]);
+    const args = { out, gate_up: gateUp, width, activation: CODES[activation] };
+    this.#gated.get(access, { ACCESS: access }).launch(stream, tokens, blocks, 1, THREADS, 0, args);
   }
 
   /** See `Backend.activation`. */
@@ -48,8 +67,7 @@ export class ActivationOps {
     if (x.size === 0) return;
     const access = accessWidth(this.dtype, x.size, out, x);
     const blocks = Math.ceil(x.size / access / THREADS);
-    this.#plain
-      .get(access, { ACCESS: access })
-      .launch(stream, blocks, 1, 1, THREADS, 0, out.address, x.address, x.size, CODES[activation]);
+    const args = { out, x, count: x.size, activation: CODES[activation] };
+    this.#plain.get(access, { ACCESS: access }).launch(stream, blocks, 1, 1, THREADS, 0, args);
   }
 }

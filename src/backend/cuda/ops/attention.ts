@@ -1,26 +1,47 @@
-import type { FloatDType } from "../../../base/dtype.ts";
+import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { ConfigError, UnsupportedModelError } from "../../../base/errors.ts";
 import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
 import { checkAttention } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
-import type { Kernel } from "../kernel.ts";
+import { type Kernel, STATIC_SHARED_BYTES } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
-import type { KernelUnit } from "../kernel-source.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { type ArgumentsOf, KernelVariants, WARP } from "./kernel-variants.ts";
 
-const WARP = 32;
-/** Tokens of a decode warp's step: `TILE` of attention_decode.cu. */
+/** Tokens of a decode warp's step. */
 const DECODE_TILE = 16;
 const PREFILL_WARPS = 4;
-/** Keys of a prefill step: `KEYS` of attention_prefill.cu. */
+/** Keys of a prefill step. */
 const PREFILL_KEYS = 64;
+/** Elements between rows in a prefill block's shared memory: they spread the rows over its banks. */
+const PREFILL_PADDING = 8;
 const MAX_HEAD_DIM = 256;
-const MAX_GROUP = 16;
-/** Static shared memory that a kernel may declare. */
-const STATIC_SHARED_BYTES = 48 * 1024;
+const MAX_GROUP_SIZE = 16;
 /** Decode blocks to aim for, per multiprocessor: several waves, so that rows of unequal length even out. */
 const DECODE_BLOCKS_PER_SM = 16;
 /** Beyond this the merge of the splits' results costs more than another split gains. */
 const MAX_SPLITS = 32;
+
+const ATTENTION_DECODE = {
+  file: "attention_decode.cu",
+  constants: { DECODE_TILE, STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  entry: "attention_decode",
+  pointers: [
+    ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "context_lens"] as const),
+    ...(["partials", "partial_stats", "counters"] as const),
+  ],
+  scalars: ["max_blocks", "scale_log2", "window", "min_split_tiles"],
+} as const;
+const ATTENTION_PREFILL = {
+  file: "attention_prefill.cu",
+  constants: { PREFILL_WARPS, PREFILL_KEYS, PREFILL_PADDING, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  entry: "attention_prefill",
+  pointers: [
+    ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "cu_seqlens_q"] as const),
+    "context_lens",
+  ],
+  scalars: ["first_row", "max_blocks", "scale_log2", "window"],
+} as const;
 
 export interface AttentionOptions {
   /** Multiprocessors of the GPU. */
@@ -51,9 +72,9 @@ export function decodeSplits(rows: number, numKvHeads: number, smCount: number):
 
 /** Kernels and scratch memory of one head shape. */
 interface Variant {
-  readonly decode: Kernel;
+  readonly decode: Kernel<ArgumentsOf<typeof ATTENTION_DECODE>>;
   readonly decodeThreads: number;
-  readonly prefill: Kernel;
+  readonly prefill: Kernel<ArgumentsOf<typeof ATTENTION_PREFILL>>;
   readonly prefillRows: number;
   readonly prefillShared: number;
   /** float32: unnormalised outputs of the splits; their maxima and sums; uint32 arrival counters, always 0 between launches. */
@@ -77,24 +98,26 @@ interface HeadShape {
  * allocated at a head shape's first use, which must come before capture.
  */
 export class AttentionOps {
-  readonly #variants = new Map<string, Variant>();
+  readonly #decode: KernelVariants<typeof ATTENTION_DECODE>;
+  readonly #prefill: KernelVariants<typeof ATTENTION_PREFILL>;
+  readonly #variants = new Map<number, Variant>();
 
   /** @throws ConfigError when `dtype` is not a 16-bit type. */
   constructor(
-    private readonly library: KernelLibrary,
+    library: KernelLibrary,
     private readonly options: AttentionOptions,
   ) {
-    if (options.dtype === "float32")
+    const { dtype } = options;
+    if (dtype === "float32")
       throw new ConfigError("dtype", "attention on cuda computes in bfloat16 or float16, not float32");
+    this.#decode = new KernelVariants(library, ATTENTION_DECODE, dtype, options);
+    this.#prefill = new KernelVariants(library, ATTENTION_PREFILL, dtype, options);
   }
 
   /** @throws UnsupportedModelError as `attention` does. */
   units(heads: Heads, blockSize: number): KernelUnit[] {
     const shape = headShape(heads, blockSize);
-    return [
-      { file: "attention_decode.cu", defines: this.#decodeDefines(shape) },
-      { file: "attention_prefill.cu", defines: this.#prefillDefines(shape) },
-    ];
+    return [this.#decode.unit(decodeDefines(shape)), this.#prefill.unit(prefillDefines(shape))];
   }
 
   /** See `Backend.attention`. @throws UnsupportedModelError for head shapes that the kernels cannot take. */
@@ -108,34 +131,29 @@ export class AttentionOps {
   ): void {
     const { maxBlocks } = checkAttention(this.options.dtype, out, qkv, cache, batch, spec);
     const { numKvHeads, window } = spec;
+    const { keys, values } = cache;
     const { decodeRows, numRows } = batch;
     const shape = headShape(spec, batch.blockSize);
     const variant = this.#variant(shape);
-    const scaleLog2 = spec.scale * Math.LOG2E;
+    const scale_log2 = spec.scale * Math.LOG2E;
     if (decodeRows > 0) {
       const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, this.options.smCount);
-      variant.decode.launch(
-        stream,
-        numKvHeads,
-        decodeRows,
-        splits,
-        variant.decodeThreads,
-        0,
-        out.address,
-        qkv.address,
-        cache.keys.address,
-        cache.values.address,
-        batch.blockTables.address,
-        batch.rowSlots.address,
-        batch.contextLens.address,
-        variant.partials.address,
-        variant.stats.address,
-        variant.counters.address,
-        maxBlocks,
-        scaleLog2,
+      variant.decode.launch(stream, numKvHeads, decodeRows, splits, variant.decodeThreads, 0, {
+        out,
+        qkv,
+        keys,
+        values,
+        block_tables: batch.blockTables,
+        row_slots: batch.rowSlots,
+        context_lens: batch.contextLens,
+        partials: variant.partials,
+        partial_stats: variant.stats,
+        counters: variant.counters,
+        max_blocks: maxBlocks,
+        scale_log2,
         window,
-        minTiles,
-      );
+        min_split_tiles: minTiles,
+      });
     }
     if (decodeRows < numRows) {
       variant.prefill.launch(
@@ -145,49 +163,40 @@ export class AttentionOps {
         numRows - decodeRows,
         PREFILL_WARPS * WARP,
         variant.prefillShared,
-        out.address,
-        qkv.address,
-        cache.keys.address,
-        cache.values.address,
-        batch.blockTables.address,
-        batch.rowSlots.address,
-        batch.cuSeqlensQ.address,
-        batch.contextLens.address,
-        decodeRows,
-        maxBlocks,
-        scaleLog2,
-        window,
+        {
+          out,
+          qkv,
+          keys,
+          values,
+          block_tables: batch.blockTables,
+          row_slots: batch.rowSlots,
+          cu_seqlens_q: batch.cuSeqlensQ,
+          context_lens: batch.contextLens,
+          first_row: decodeRows,
+          max_blocks: maxBlocks,
+          scale_log2,
+          window,
+        },
       );
     }
   }
 
   #variant(shape: HeadShape): Variant {
     const { headDim, group, blockSize } = shape;
-    const key = `${headDim}/${group}/${blockSize}`;
+    const key = (blockSize * (MAX_GROUP_SIZE + 1) + group) * (MAX_HEAD_DIM + 1) + headDim;
     let variant = this.#variants.get(key);
     if (variant === undefined) {
-      const { smCount, allocateZeroed, dependentLaunch = false } = this.options;
+      const { smCount, allocateZeroed } = this.options;
       // What decodeSplits lets happen at most: rows in one split need no scratch.
       const items = smCount * DECODE_BLOCKS_PER_SM;
       const rows = prefillRows(headDim);
       variant = {
-        decode: this.library.kernel(
-          "attention_decode.cu",
-          "attention_decode",
-          "ppppppppppifiu",
-          this.#decodeDefines(shape),
-          { dependentLaunch },
-        ),
+        decode: this.#decode.get(key, decodeDefines(shape)),
         decodeThreads: decodeWarps(shape) * WARP,
-        prefill: this.library.kernel(
-          "attention_prefill.cu",
-          "attention_prefill",
-          "ppppppppiifi",
-          this.#prefillDefines(shape),
-          { dependentLaunch },
-        ),
+        prefill: this.#prefill.get(key, prefillDefines(shape)),
         prefillRows: rows,
-        prefillShared: (rows + 2 * PREFILL_KEYS) * (headDim + 8) * 2,
+        prefillShared:
+          (rows + 2 * PREFILL_KEYS) * (headDim + PREFILL_PADDING) * dtypeSize(this.options.dtype),
         partials: allocateZeroed(items * group * headDim * 4),
         stats: allocateZeroed(items * group * 8),
         counters: allocateZeroed(items * 4),
@@ -196,28 +205,27 @@ export class AttentionOps {
     }
     return variant;
   }
+}
 
-  #decodeDefines(shape: HeadShape): Record<string, number> {
-    return { ...this.#defines(shape), DECODE_WARPS: decodeWarps(shape) };
-  }
+function decodeDefines(shape: HeadShape): Macros {
+  return { ...headDefines(shape), DECODE_WARPS: decodeWarps(shape) };
+}
 
-  #prefillDefines(shape: HeadShape): Record<string, number> {
-    return { ...this.#defines(shape), PREFILL_ROWS: prefillRows(shape.headDim) };
-  }
+function prefillDefines(shape: HeadShape): Macros {
+  return { ...headDefines(shape), PREFILL_ROWS: prefillRows(shape.headDim) };
+}
 
-  #defines({ headDim, group, blockSize }: HeadShape): Record<string, number> {
-    const dtype = this.options.dtype === "bfloat16" ? "DTYPE_BF16" : "DTYPE_F16";
-    return { [dtype]: 1, HEAD_DIM: headDim, GROUP_SIZE: group, BLOCK_SIZE: blockSize };
-  }
+function headDefines({ headDim, group, blockSize }: HeadShape): Macros {
+  return { HEAD_DIM: headDim, GROUP_SIZE: group, BLOCK_SIZE: blockSize };
 }
 
 function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: number): HeadShape {
   if (headDim % 32 !== 0 || headDim > MAX_HEAD_DIM)
     throw unsupported(`head dimension ${headDim}; supported are multiples of 32 up to ${MAX_HEAD_DIM}`);
   const group = numHeads / numKvHeads;
-  if (group > MAX_GROUP)
+  if (group > MAX_GROUP_SIZE)
     throw unsupported(
-      `${numHeads} query heads over ${numKvHeads}; supported are up to ${MAX_GROUP} for each`,
+      `${numHeads} query heads over ${numKvHeads}; supported are up to ${MAX_GROUP_SIZE} for each`,
     );
   return { headDim, group, blockSize };
 }

@@ -5,22 +5,44 @@ import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
+import { SLOT_CONSTANTS } from "./slot-layout.ts";
 
 const THREADS = 256;
 const COUNT_THREADS = 1024;
 
+const SOURCE = { file: "batch.cu", constants: SLOT_CONSTANTS } as const;
+const PREPARE_BATCH = {
+  ...SOURCE,
+  entry: "prepare_batch",
+  pointers: [
+    ...(["token_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "row_slots"] as const),
+    ...(["rows", "tokens", "block_tables"] as const),
+  ],
+  scalars: ["num_tokens", "num_rows", "capacity", "max_blocks", "block_size"],
+} as const;
+const SCATTER = {
+  ...SOURCE,
+  entry: "scatter",
+  pointers: ["target", "indices", "values"],
+  scalars: ["count"],
+} as const;
+const COUNT_TOKENS = {
+  ...SOURCE,
+  entry: "count_tokens",
+  pointers: ["counts", "tokens", "rows"],
+  scalars: ["capacity", "vocab"],
+} as const;
+
 /** Batch metadata and slot tables. */
 export class BatchOps {
-  readonly #prepareBatch: KernelVariants;
-  readonly #scatter: KernelVariants;
-  readonly #countTokens: KernelVariants;
+  readonly #prepareBatch: KernelVariants<typeof PREPARE_BATCH>;
+  readonly #scatter: KernelVariants<typeof SCATTER>;
+  readonly #countTokens: KernelVariants<typeof COUNT_TOKENS>;
 
   constructor(library: KernelLibrary, options: KernelOptions = {}) {
-    const variants = (entry: string, signature: string) =>
-      new KernelVariants(library, "batch.cu", entry, signature, "float32", options);
-    this.#prepareBatch = variants("prepare_batch", "pppppppppiiiii");
-    this.#scatter = variants("scatter", "pppi");
-    this.#countTokens = variants("count_tokens", "pppii");
+    this.#prepareBatch = new KernelVariants(library, PREPARE_BATCH, "float32", options);
+    this.#scatter = new KernelVariants(library, SCATTER, "float32", options);
+    this.#countTokens = new KernelVariants(library, COUNT_TOKENS, "float32", options);
   }
 
   units(): KernelUnit[] {
@@ -33,17 +55,23 @@ export class BatchOps {
    */
   prepareBatch(stream: number, batch: BatchTensors, rows: Tensor, slots: SlotTensors): void {
     const { tokens, numRows, capacity, maxBlocks, blockSize } = checkPrepareBatch(batch, rows, slots);
-    const { tokenIds, positions, slotMapping, cuSeqlensQ, contextLens, rowSlots } = batch;
     const blocks = Math.max(1, Math.ceil(tokens / THREADS));
-    this.#prepareBatch
-      .get()
-      .launch(
-        ...[stream, blocks, 1, 1, THREADS, 4 * (numRows + 1)],
-        ...[tokenIds.address, positions.address, slotMapping.address],
-        ...[cuSeqlensQ.address, contextLens.address, rowSlots.address],
-        ...[rows.address, slots.tokens.address, slots.blockTables.address],
-        ...[tokens, numRows, capacity, maxBlocks, blockSize],
-      );
+    this.#prepareBatch.get().launch(stream, blocks, 1, 1, THREADS, 4 * (numRows + 1), {
+      token_ids: batch.tokenIds,
+      positions: batch.positions,
+      slot_mapping: batch.slotMapping,
+      cu_seqlens_q: batch.cuSeqlensQ,
+      context_lens: batch.contextLens,
+      row_slots: batch.rowSlots,
+      rows,
+      tokens: slots.tokens,
+      block_tables: slots.blockTables,
+      num_tokens: tokens,
+      num_rows: numRows,
+      capacity,
+      max_blocks: maxBlocks,
+      block_size: blockSize,
+    });
   }
 
   /** See `Backend.scatter`. The indices must differ: of several values for one entry any may win. */
@@ -51,20 +79,15 @@ export class BatchOps {
     const { count } = checkScatter(target, indices, values);
     if (count === 0) return;
     const blocks = Math.ceil(count / THREADS);
-    this.#scatter
-      .get()
-      .launch(stream, blocks, 1, 1, THREADS, 0, target.address, indices.address, values.address, count);
+    this.#scatter.get().launch(stream, blocks, 1, 1, THREADS, 0, { target, indices, values, count });
   }
 
   /** See `Backend.countTokens`. */
   countTokens(stream: number, slots: SlotTensors, rows: Tensor): void {
     const { count, capacity, vocab } = checkCountTokens(slots, rows);
     if (count === 0) return;
-    this.#countTokens
-      .get()
-      .launch(
-        ...[stream, count, 1, 1, COUNT_THREADS, 0],
-        ...[slots.counts.address, slots.tokens.address, rows.address, capacity, vocab],
-      );
+    const { counts, tokens } = slots;
+    const args = { counts, tokens, rows, capacity, vocab };
+    this.#countTokens.get().launch(stream, count, 1, 1, COUNT_THREADS, 0, args);
   }
 }

@@ -4,20 +4,27 @@ import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
-import { accessWidth, KernelVariants } from "./kernel-variants.ts";
+import { accessWidth, KernelVariants, wholeWarps } from "./kernel-variants.ts";
 
 const MAX_THREADS = 256;
 
+const GATHER_ROWS = {
+  file: "embedding.cu",
+  entry: "gather_rows",
+  pointers: ["out", "table", "ids"],
+  scalars: ["units"],
+} as const;
+
 /** Row copies by index. */
 export class EmbeddingOps {
-  readonly #gather: KernelVariants;
+  readonly #gather: KernelVariants<typeof GATHER_ROWS>;
 
   constructor(
     library: KernelLibrary,
     private readonly dtype: FloatDType,
     options: KernelOptions = {},
   ) {
-    this.#gather = new KernelVariants(library, "embedding.cu", "gather_rows", "pppi", dtype, options);
+    this.#gather = new KernelVariants(library, GATHER_ROWS, dtype, options);
   }
 
   /** What rows of `width` elements need, in tensors that are aligned to vectors. */
@@ -42,9 +49,9 @@ export class EmbeddingOps {
     const access = accessWidth(this.dtype, width, out, table);
     const copyBytes = access * dtypeSize(this.dtype);
     const units = width / access;
-    const threads = Math.min(MAX_THREADS, Math.ceil(units / 32) * 32);
+    const threads = Math.min(MAX_THREADS, wholeWarps(units));
     this.#gather
       .get(copyBytes, { COPY_BYTES: copyBytes })
-      .launch(stream, count, 1, 1, threads, 0, out.address, table.address, ids.address, units);
+      .launch(stream, count, 1, 1, threads, 0, { out, table, ids, units });
   }
 }

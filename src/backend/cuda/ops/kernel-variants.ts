@@ -1,22 +1,31 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
+import { InvariantError } from "../../../base/errors.ts";
 import type { Tensor } from "../../tensor.ts";
+import type { Addressed } from "../argument-packer.ts";
 import type { Kernel, KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
-import type { KernelUnit } from "../kernel-source.ts";
+import { showParameters } from "../kernel-signature.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
 
-const ELEMENT: Record<FloatDType, string> = {
-  bfloat16: "DTYPE_BF16",
-  float16: "DTYPE_F16",
-  float32: "DTYPE_F32",
-};
-
-/** Selects `elem_t` in types.cuh. */
-export function elementDefine(dtype: FloatDType): Record<string, number> {
-  return { [ELEMENT[dtype]]: 1 };
-}
-
+/** Threads of a warp. */
+export const WARP = 32;
 /** Bytes of a vector access, which must be aligned to as many. */
 export const VECTOR_BYTES = 16;
+
+/** What types.cuh is told, and with it every kernel. */
+const COMMON_CONSTANTS: Macros = { WARP, VECTOR_BYTES };
+
+/** Macros that select `elem_t` in types.cuh. */
+const ELEMENT: Record<FloatDType, Macros> = {
+  bfloat16: { DTYPE_BF16: 1 },
+  float16: { DTYPE_F16: 1 },
+  float32: { DTYPE_F32: 1 },
+};
+
+/** `threads` made a whole number of warps. */
+export function wholeWarps(threads: number): number {
+  return Math.ceil(threads / WARP) * WARP;
+}
 
 /** Elements a thread accesses at once: a 16-byte vector where `width` and every address allow it, else one. */
 export function accessWidth(dtype: FloatDType, width: number, ...tensors: (Tensor | undefined)[]): number {
@@ -25,30 +34,60 @@ export function accessWidth(dtype: FloatDType, width: number, ...tensors: (Tenso
   return width % vector === 0 && aligned ? vector : 1;
 }
 
-/** A kernel entry with its specialisations: one that was used before is found without building strings. */
-export class KernelVariants {
-  readonly #kernels = new Map<number, Kernel>();
+/** A kernel as its wrapper launches it. Its source declares the same parameters, in whatever order. */
+export interface KernelDeclaration {
+  readonly file: string;
+  /** What the file shares with the wrapper; the same in all declarations of the file. */
+  readonly constants?: Macros;
+  readonly entry: string;
+  readonly pointers: readonly string[];
+  readonly scalars: readonly string[];
+}
 
+/** The arguments of a declared kernel, by name. */
+export type ArgumentsOf<K extends KernelDeclaration> = Readonly<
+  Record<K["pointers"][number], Addressed | null> & Record<K["scalars"][number], number>
+>;
+
+/** A kernel with its specialisations: one that was used before is found without building strings. */
+export class KernelVariants<K extends KernelDeclaration> {
+  readonly #kernels = new Map<number, Kernel<ArgumentsOf<K>>>();
+
+  /** @throws InvariantError when the kernel's source declares other parameters. */
   constructor(
     private readonly library: KernelLibrary,
-    private readonly file: string,
-    private readonly entry: string,
-    private readonly signature: string,
+    private readonly declaration: K,
     private readonly dtype: FloatDType,
     private readonly options: KernelOptions,
-  ) {}
+  ) {
+    const { file, entry, pointers, scalars } = declaration;
+    const parameters = library.parameters(file, entry);
+    const agrees =
+      parameters.length === pointers.length + scalars.length &&
+      parameters.every(({ name, type }) => (type === "pointer" ? pointers : scalars).includes(name));
+    if (!agrees) {
+      const given = [...pointers.map((name) => `${name}*`), ...scalars].join(", ");
+      throw new InvariantError(
+        `${file}: ${entry} takes (${showParameters(parameters)}), its wrapper gives (${given})`,
+      );
+    }
+  }
 
   /** What `get` compiles under these macros. */
-  unit(defines: Readonly<Record<string, number>> = {}): KernelUnit {
-    return { file: this.file, defines: { ...elementDefine(this.dtype), ...defines } };
+  unit(defines: Macros = {}): KernelUnit {
+    const { file, constants } = this.declaration;
+    return {
+      file,
+      constants: { ...COMMON_CONSTANTS, ...constants },
+      defines: { ...ELEMENT[this.dtype], ...defines },
+    };
   }
 
   /** The kernel under these macros; `key` must differ for different values of them. */
-  get(key = 0, defines: Readonly<Record<string, number>> = {}): Kernel {
+  get(key = 0, defines: Macros = {}): Kernel<ArgumentsOf<K>> {
     let kernel = this.#kernels.get(key);
     if (kernel === undefined) {
-      const unit = this.unit(defines);
-      kernel = this.library.kernel(unit.file, this.entry, this.signature, unit.defines, this.options);
+      kernel = this.library.kernel<ArgumentsOf<K>>(this.unit(defines), this.declaration.entry, this.options);
       this.#kernels.set(key, kernel);
     }
     return kernel;

@@ -5,15 +5,36 @@ import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
-import { ROW_THREADS, TILE, TILE_THREADS, TILES_PER_BLOCK, TileScratch } from "./tile-scratch.ts";
+import {
+  LOGIT_CONSTANTS,
+  LOGIT_TILE,
+  ROW_THREADS,
+  TILE_THREADS,
+  TILES_PER_BLOCK,
+  TileScratch,
+} from "./tile-scratch.ts";
 
-/** sizeof(TileSum) in logprobs.cu. */
-const SUM_BYTES = 8;
+/** Bytes of a tile's maximum and sum. */
+const TILE_SUM_BYTES = 8;
+
+const SOURCE = { file: "logprobs.cu", constants: { ...LOGIT_CONSTANTS, TILE_SUM_BYTES } } as const;
+const LOGPROB_TILES = {
+  ...SOURCE,
+  entry: "logprob_tiles",
+  pointers: ["stats", "logits"],
+  scalars: ["vocab", "tiles"],
+} as const;
+const LOGPROB_ROWS = {
+  ...SOURCE,
+  entry: "logprob_rows",
+  pointers: ["chosen", "ranks", "top_ids", "top_logprobs", "logits", "stats", "tokens"],
+  scalars: ["vocab", "tiles", "top"],
+} as const;
 
 /** Log-probabilities of logits. */
 export class LogprobOps {
-  readonly #tiles: KernelVariants;
-  readonly #rows: KernelVariants;
+  readonly #tiles: KernelVariants<typeof LOGPROB_TILES>;
+  readonly #rows: KernelVariants<typeof LOGPROB_ROWS>;
   readonly #scratch: TileScratch;
 
   /** @param allocate Device memory that the backend frees. */
@@ -22,10 +43,8 @@ export class LogprobOps {
     allocate: (byteLength: number) => DeviceBuffer,
     options: KernelOptions = {},
   ) {
-    const variants = (entry: string, signature: string) =>
-      new KernelVariants(library, "logprobs.cu", entry, signature, "float32", options);
-    this.#tiles = variants("logprob_tiles", "ppii");
-    this.#rows = variants("logprob_rows", "pppppppiii");
+    this.#tiles = new KernelVariants(library, LOGPROB_TILES, "float32", options);
+    this.#rows = new KernelVariants(library, LOGPROB_ROWS, "float32", options);
     this.#scratch = new TileScratch(allocate);
   }
 
@@ -37,20 +56,21 @@ export class LogprobOps {
   logprobs(stream: number, out: LogprobTensors, logits: Tensor, tokens: Tensor): void {
     const { rows, vocab, top } = checkLogprobs(out, logits, tokens);
     if (rows === 0) return;
-    const tiles = Math.ceil(vocab / TILE);
-    const sums = this.#scratch.address(rows * tiles * SUM_BYTES);
-    this.#tiles
-      .get()
-      .launch(
-        ...[stream, Math.ceil(tiles / TILES_PER_BLOCK), rows, 1, TILE_THREADS, 0],
-        ...[sums, logits.address, vocab, tiles],
-      );
-    this.#rows
-      .get()
-      .launch(
-        ...[stream, rows, 1, 1, ROW_THREADS, 4 * tiles],
-        ...[out.chosen.address, out.ranks.address, out.topIds.address, out.topLogprobs.address],
-        ...[logits.address, sums, tokens.address, vocab, tiles, top],
-      );
+    const tiles = Math.ceil(vocab / LOGIT_TILE);
+    const stats = this.#scratch.atLeast(rows * tiles * TILE_SUM_BYTES);
+    const blocks = Math.ceil(tiles / TILES_PER_BLOCK);
+    this.#tiles.get().launch(stream, blocks, rows, 1, TILE_THREADS, 0, { stats, logits, vocab, tiles });
+    this.#rows.get().launch(stream, rows, 1, 1, ROW_THREADS, 4 * tiles, {
+      chosen: out.chosen,
+      ranks: out.ranks,
+      top_ids: out.topIds,
+      top_logprobs: out.topLogprobs,
+      logits,
+      stats,
+      tokens,
+      vocab,
+      tiles,
+      top,
+    });
   }
 }

@@ -5,29 +5,53 @@ import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
-import { accessWidth, KernelVariants } from "./kernel-variants.ts";
+import { accessWidth, type KernelDeclaration, KernelVariants, wholeWarps } from "./kernel-variants.ts";
 
-/** MAX_THREADS in norm.cu. */
 const MAX_THREADS = 512;
 /** Accesses of one thread that still fit in registers. */
 const MAX_ACCESSES = 32;
 
+const SOURCE = { file: "norm.cu", constants: { MAX_THREADS, MAX_ACCESSES } } as const;
+const RMS_NORM = {
+  ...SOURCE,
+  entry: "rms_norm",
+  pointers: ["out", "x", "weight"],
+  scalars: ["width", "eps"],
+} as const;
+const ADD_RMS_NORM = {
+  ...SOURCE,
+  entry: "add_rms_norm",
+  pointers: ["out", "residual", "x", "weight"],
+  scalars: ["width", "eps"],
+} as const;
+const LAYER_NORM = {
+  ...SOURCE,
+  entry: "layer_norm",
+  pointers: ["out", "x", "weight", "bias"],
+  scalars: ["width", "eps"],
+} as const;
+
+/** How a block takes a row. */
+interface RowShape {
+  readonly access: number;
+  readonly accesses: number;
+  readonly threads: number;
+}
+
 /** Normalisation over the last dimension. */
 export class NormOps {
-  readonly #rmsNorm: KernelVariants;
-  readonly #addRmsNorm: KernelVariants;
-  readonly #layerNorm: KernelVariants;
+  readonly #rmsNorm: KernelVariants<typeof RMS_NORM>;
+  readonly #addRmsNorm: KernelVariants<typeof ADD_RMS_NORM>;
+  readonly #layerNorm: KernelVariants<typeof LAYER_NORM>;
 
   constructor(
     library: KernelLibrary,
     private readonly dtype: FloatDType,
     options: KernelOptions = {},
   ) {
-    const variants = (entry: string, signature: string) =>
-      new KernelVariants(library, "norm.cu", entry, signature, dtype, options);
-    this.#rmsNorm = variants("rms_norm", "pppif");
-    this.#addRmsNorm = variants("add_rms_norm", "ppppif");
-    this.#layerNorm = variants("layer_norm", "ppppif");
+    this.#rmsNorm = new KernelVariants(library, RMS_NORM, dtype, options);
+    this.#addRmsNorm = new KernelVariants(library, ADD_RMS_NORM, dtype, options);
+    this.#layerNorm = new KernelVariants(library, LAYER_NORM, dtype, options);
   }
 
   /** What rows of `width` elements need, in tensors that are aligned to vectors. */
@@ -39,13 +63,19 @@ export class NormOps {
   /** See `Backend.rmsNorm`. */
   rmsNorm(stream: number, out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
     const { tokens, width } = checkRmsNorm(this.dtype, out, x, weight);
-    this.#launch(this.#rmsNorm, stream, tokens, width, [out, x, weight], eps);
+    if (tokens === 0) return;
+    const shape = rowShape(width, accessWidth(this.dtype, width, out, x, weight));
+    const args = { out, x, weight, width, eps };
+    variant(this.#rmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
   }
 
   /** See `Backend.addRmsNorm`. */
   addRmsNorm(stream: number, out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void {
     const { tokens, width } = checkAddRmsNorm(this.dtype, out, residual, x, weight);
-    this.#launch(this.#addRmsNorm, stream, tokens, width, [out, residual, x, weight], eps);
+    if (tokens === 0) return;
+    const shape = rowShape(width, accessWidth(this.dtype, width, out, residual, x, weight));
+    const args = { out, residual, x, weight, width, eps };
+    variant(this.#addRmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
   }
 
   /** See `Backend.layerNorm`. */
@@ -58,26 +88,21 @@ export class NormOps {
     eps: number,
   ): void {
     const { tokens, width } = checkLayerNorm(this.dtype, out, x, weight, bias);
-    this.#launch(this.#layerNorm, stream, tokens, width, [out, x, weight, bias], eps);
+    if (tokens === 0) return;
+    const shape = rowShape(width, accessWidth(this.dtype, width, out, x, weight, bias));
+    const args = { out, x, weight, bias: bias ?? null, width, eps };
+    variant(this.#layerNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
   }
+}
 
-  #launch(
-    variants: KernelVariants,
-    stream: number,
-    rows: number,
-    width: number,
-    tensors: readonly (Tensor | undefined)[],
-    eps: number,
-  ): void {
-    if (rows === 0) return;
-    const access = accessWidth(this.dtype, width, ...tensors);
-    const accesses = accessesOf(width, access);
-    const threads = Math.ceil(width / access / accesses / 32) * 32;
-    const addresses = tensors.map((tensor) => tensor?.address ?? 0);
-    variants
-      .get(access * (MAX_ACCESSES + 1) + accesses, { ACCESS: access, ACCESSES: accesses })
-      .launch(stream, rows, 1, 1, threads, 0, ...addresses, width, eps);
-  }
+function rowShape(width: number, access: number): RowShape {
+  const accesses = accessesOf(width, access);
+  return { access, accesses, threads: wholeWarps(width / access / accesses) };
+}
+
+function variant<K extends KernelDeclaration>(variants: KernelVariants<K>, { access, accesses }: RowShape) {
+  const key = access * (MAX_ACCESSES + 1) + accesses;
+  return variants.get(key, { ACCESS: access, ACCESSES: accesses });
 }
 
 /** Accesses of each thread, a power of two. */

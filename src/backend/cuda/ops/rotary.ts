@@ -1,45 +1,66 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
-import { invariant } from "../../../base/errors.ts";
+import { InvariantError } from "../../../base/errors.ts";
 import type { BatchTensors, LayerCache, RopeStoreSpec } from "../../backend.ts";
 import { checkRopeAndStoreKv, checkRotary } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
-import type { KernelUnit } from "../kernel-source.ts";
-import { KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { KernelVariants, VECTOR_BYTES, WARP, wholeWarps } from "./kernel-variants.ts";
 
 const MAX_THREADS = 256;
 
+const ROTARY = {
+  file: "rotary.cu",
+  entry: "rotary",
+  pointers: ["x", "cos_sin", "positions"],
+  scalars: ["heads", "width"],
+} as const;
+const ROPE_STORE = {
+  file: "rotary.cu",
+  entry: "rope_store",
+  pointers: [
+    ...(["qkv", "keys", "values", "cos_sin", "positions", "slot_mapping"] as const),
+    ...(["query_norm", "key_norm"] as const),
+  ],
+  scalars: ["heads", "kv_heads", "block_size", "eps"],
+} as const;
+
+/** How a warp takes heads: `lanes` neighbouring lanes share one, each with `pairs` pairs of dimensions at a time. */
+interface HeadShape {
+  readonly pairs: number;
+  readonly lanes: number;
+}
+
 /** Rotary embedding, alone or with query/key norm and the store to the paged cache. */
 export class RotaryOps {
-  readonly #rotary: KernelVariants;
-  readonly #ropeStore: KernelVariants;
+  readonly #rotary: KernelVariants<typeof ROTARY>;
+  readonly #ropeStore: KernelVariants<typeof ROPE_STORE>;
 
   constructor(
     library: KernelLibrary,
     private readonly dtype: FloatDType,
     options: KernelOptions = {},
   ) {
-    this.#rotary = new KernelVariants(library, "rotary.cu", "rotary", "pppii", dtype, options);
-    this.#ropeStore = new KernelVariants(library, "rotary.cu", "rope_store", "ppppppppiiif", dtype, options);
+    this.#rotary = new KernelVariants(library, ROTARY, dtype, options);
+    this.#ropeStore = new KernelVariants(library, ROPE_STORE, dtype, options);
   }
 
   units(headDim: number, rotaryDim: number): KernelUnit[] {
-    return [this.#ropeStore.unit({ HEAD_DIM: headDim, ROTARY_DIM: rotaryDim })];
+    return [this.#ropeStore.unit(defines(headDim, rotaryDim, headShape(this.dtype, headDim, rotaryDim)))];
   }
 
   /** See `Backend.rotary`. */
   rotary(stream: number, x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void {
     const { tokens, width, rotaryDim } = checkRotary(this.dtype, x, heads, headDim, cosSin, positions);
     if (tokens === 0 || heads === 0) return;
-    this.#checkAlignment("rotary", width, headDim, rotaryDim, x, cosSin);
-    const [threads, blocks] = this.#shape(heads, headDim, rotaryDim);
+    const shape = headShape(this.dtype, headDim, rotaryDim);
+    checkAlignment("rotary", shape, width, x, cosSin);
+    const threads = blockThreads(heads, shape);
+    const blocks = Math.ceil((heads * shape.lanes) / threads);
     this.#rotary
-      .get(headDim * 65536 + rotaryDim, { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim })
-      .launch(
-        ...[stream, tokens, blocks, 1, threads, 0],
-        ...[x.address, cosSin.address, positions.address, heads, width],
-      );
+      .get(headDim * 65536 + rotaryDim, defines(headDim, rotaryDim, shape))
+      .launch(stream, tokens, blocks, 1, threads, 0, { x, cos_sin: cosSin, positions, heads, width });
   }
 
   /** See `Backend.ropeAndStoreKv`. Rotated keys go to the cache alone: the key part of `qkv` stays as it was. */
@@ -54,46 +75,58 @@ export class RotaryOps {
     if (tokens === 0) return;
     const { numHeads, numKvHeads, headDim, cosSin, queryNorm, keyNorm, eps } = spec;
     const { keys, values } = cache;
-    const vectors = [qkv, keys, values, cosSin, queryNorm, keyNorm];
-    this.#checkAlignment("ropeAndStoreKv", qkv.dim(1), headDim, rotaryDim, ...vectors);
-    const [threads, blocks] = this.#shape(numHeads + 2 * numKvHeads, headDim, rotaryDim);
+    const shape = headShape(this.dtype, headDim, rotaryDim);
+    checkAlignment("ropeAndStoreKv", shape, qkv.dim(1), qkv, keys, values, cosSin, queryNorm, keyNorm);
+    const heads = numHeads + 2 * numKvHeads;
+    const threads = blockThreads(heads, shape);
+    const blocks = Math.ceil((heads * shape.lanes) / threads);
     this.#ropeStore
-      .get(headDim * 65536 + rotaryDim, { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim })
-      .launch(
-        ...[stream, tokens, blocks, 1, threads, 0],
-        ...[qkv.address, keys.address, values.address, cosSin.address],
-        ...[batch.positions.address, batch.slotMapping.address],
-        ...[queryNorm?.address ?? 0, keyNorm?.address ?? 0, numHeads, numKvHeads, blockSize, eps],
-      );
+      .get(headDim * 65536 + rotaryDim, defines(headDim, rotaryDim, shape))
+      .launch(stream, tokens, blocks, 1, threads, 0, {
+        qkv,
+        keys,
+        values,
+        cos_sin: cosSin,
+        positions: batch.positions,
+        slot_mapping: batch.slotMapping,
+        query_norm: queryNorm ?? null,
+        key_norm: keyNorm ?? null,
+        heads: numHeads,
+        kv_heads: numKvHeads,
+        block_size: blockSize,
+        eps,
+      });
   }
+}
 
-  /** PAIRS in rotary.cu: pairs of dimensions a lane takes at once. */
-  #pairs(headDim: number, rotaryDim: number): number {
-    let pairs = VECTOR_BYTES / dtypeSize(this.dtype);
-    while ((rotaryDim / 2) % pairs !== 0 || ((headDim - rotaryDim) / 2) % pairs !== 0) pairs /= 2;
-    return pairs;
-  }
+/** As many pairs as a vector has elements, where both parts of a head divide by them; lanes for all of a head, up to a warp. */
+function headShape(dtype: FloatDType, headDim: number, rotaryDim: number): HeadShape {
+  if (headDim % 2 !== 0) throw new InvariantError(`rotary embedding: headDim ${headDim} is odd`);
+  let pairs = VECTOR_BYTES / dtypeSize(dtype);
+  while ((rotaryDim / 2) % pairs !== 0 || ((headDim - rotaryDim) / 2) % pairs !== 0) pairs /= 2;
+  const pieces = headDim / 2 / pairs;
+  return { pairs, lanes: Math.min(WARP, 2 ** Math.ceil(Math.log2(pieces))) };
+}
 
-  /** Threads a block, and blocks a token; LANES in rotary.cu is the least power of two that covers a head, up to 32. */
-  #shape(heads: number, headDim: number, rotaryDim: number): [threads: number, blocks: number] {
-    const pieces = headDim / 2 / this.#pairs(headDim, rotaryDim);
-    const lanes = heads * Math.min(32, 2 ** Math.ceil(Math.log2(pieces)));
-    const threads = Math.min(MAX_THREADS, Math.ceil(lanes / 32) * 32);
-    return [threads, Math.ceil(lanes / threads)];
-  }
+function defines(headDim: number, rotaryDim: number, { pairs, lanes }: HeadShape): Macros {
+  return { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim, HEAD_PAIRS: pairs, HEAD_LANES: lanes };
+}
 
-  #checkAlignment(
-    op: string,
-    width: number,
-    headDim: number,
-    rotaryDim: number,
-    ...tensors: (Tensor | undefined)[]
-  ): void {
-    invariant(headDim % 2 === 0, `${op}: headDim ${headDim} is odd`);
-    const pairs = this.#pairs(headDim, rotaryDim);
-    if (pairs < 4) return;
-    invariant(width % pairs === 0, `${op}: rows of ${width} are not a multiple of ${pairs}`);
-    for (const tensor of tensors)
-      invariant((tensor?.address ?? 0) % VECTOR_BYTES === 0, `${op}: ${tensor} is not 16-byte aligned`);
+function blockThreads(heads: number, { lanes }: HeadShape): number {
+  return Math.min(MAX_THREADS, wholeWarps(heads * lanes));
+}
+
+/** Rows and tensors must start at vectors where the kernel accesses vectors. */
+function checkAlignment(
+  op: string,
+  { pairs }: HeadShape,
+  width: number,
+  ...tensors: readonly (Tensor | undefined)[]
+): void {
+  if (pairs < 4) return;
+  if (width % pairs !== 0) throw new InvariantError(`${op}: rows of ${width} are not a multiple of ${pairs}`);
+  for (const tensor of tensors) {
+    if (tensor !== undefined && tensor.address % VECTOR_BYTES !== 0)
+      throw new InvariantError(`${op}: ${tensor} is not ${VECTOR_BYTES}-byte aligned`);
   }
 }

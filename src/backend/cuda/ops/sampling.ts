@@ -1,4 +1,3 @@
-import { MAX_LOGIT_EDITS } from "../../../base/sampling-params.ts";
 import type { SampleRows, SlotTensors } from "../../backend.ts";
 import { checkProcessLogits, checkSample } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
@@ -6,21 +5,55 @@ import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
-import { ROW_THREADS, TILE, TILE_THREADS, TILES_PER_BLOCK, TileScratch } from "./tile-scratch.ts";
+import { SLOT_CONSTANTS } from "./slot-layout.ts";
+import {
+  LOGIT_CONSTANTS,
+  LOGIT_TILE,
+  ROW_THREADS,
+  TILE_THREADS,
+  TILES_PER_BLOCK,
+  TileScratch,
+} from "./tile-scratch.ts";
 
-/** CHUNK in sampling.cu: logits that a block of process_logits takes at a time. */
-const CHUNK = 2048;
+/** Logits that a block of process_logits takes at a time. */
+const LOGITS_CHUNK = 2048;
 const PROCESS_THREADS = 256;
 /** Blocks of process_logits for all rows together: enough for any GPU, few enough that rows without work cost little. */
 const PROCESS_BLOCKS = 1024;
-/** sizeof(TileStats) in sampling.cu. */
-const STATS_BYTES = 16;
+/** Bytes of a tile's statistics. */
+const TILE_STATS_BYTES = 16;
+
+const SOURCE = {
+  file: "sampling.cu",
+  constants: { ...SLOT_CONSTANTS, ...LOGIT_CONSTANTS, LOGITS_CHUNK, TILE_STATS_BYTES },
+} as const;
+const PROCESS_LOGITS = {
+  ...SOURCE,
+  entry: "process_logits",
+  pointers: [
+    ...(["out", "logits", "row_slots", "positions", "params", "tokens"] as const),
+    ...(["edits", "bad_words", "allowed", "counts"] as const),
+  ],
+  scalars: ["vocab", "capacity"],
+} as const;
+const SAMPLE_TILES = {
+  ...SOURCE,
+  entry: "sample_tiles",
+  pointers: ["stats", "logits", "row_slots", "positions", "params"],
+  scalars: ["vocab", "tiles"],
+} as const;
+const SAMPLE_ROWS = {
+  ...SOURCE,
+  entry: "sample_rows",
+  pointers: ["out", "logits", "stats", "row_slots", "positions", "params", "tokens", "counts"],
+  scalars: ["vocab", "tiles", "capacity"],
+} as const;
 
 /** Processing of logits, and drawing tokens. */
 export class SamplingOps {
-  readonly #processLogits: KernelVariants;
-  readonly #sampleTiles: KernelVariants;
-  readonly #sampleRows: KernelVariants;
+  readonly #processLogits: KernelVariants<typeof PROCESS_LOGITS>;
+  readonly #sampleTiles: KernelVariants<typeof SAMPLE_TILES>;
+  readonly #sampleRows: KernelVariants<typeof SAMPLE_ROWS>;
   readonly #scratch: TileScratch;
 
   /** @param allocate Device memory that the backend frees. */
@@ -29,11 +62,9 @@ export class SamplingOps {
     allocate: (byteLength: number) => DeviceBuffer,
     options: KernelOptions = {},
   ) {
-    const variants = (entry: string, signature: string) =>
-      new KernelVariants(library, "sampling.cu", entry, signature, "float32", options);
-    this.#processLogits = variants("process_logits", "ppppppppppiii");
-    this.#sampleTiles = variants("sample_tiles", "pppppii");
-    this.#sampleRows = variants("sample_rows", "ppppppppiii");
+    this.#processLogits = new KernelVariants(library, PROCESS_LOGITS, "float32", options);
+    this.#sampleTiles = new KernelVariants(library, SAMPLE_TILES, "float32", options);
+    this.#sampleRows = new KernelVariants(library, SAMPLE_ROWS, "float32", options);
     this.#scratch = new TileScratch(allocate);
   }
 
@@ -45,37 +76,47 @@ export class SamplingOps {
   processLogits(stream: number, out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
     const { rows, vocab, capacity } = checkProcessLogits(out, logits, sample, slots);
     if (rows === 0) return;
-    const blocks = Math.min(Math.ceil(vocab / CHUNK), Math.ceil(PROCESS_BLOCKS / rows));
-    this.#processLogits
-      .get()
-      .launch(
-        ...[stream, blocks, rows, 1, PROCESS_THREADS, 0],
-        ...[out.address, logits.address, sample.rowSlots.address, sample.positions.address],
-        ...[slots.params.address, slots.tokens.address, slots.edits.address],
-        ...[slots.badWords.address, slots.allowed.address, slots.counts.address],
-        ...[vocab, capacity, MAX_LOGIT_EDITS],
-      );
+    const blocks = Math.min(Math.ceil(vocab / LOGITS_CHUNK), Math.ceil(PROCESS_BLOCKS / rows));
+    this.#processLogits.get().launch(stream, blocks, rows, 1, PROCESS_THREADS, 0, {
+      out,
+      logits,
+      row_slots: sample.rowSlots,
+      positions: sample.positions,
+      params: slots.params,
+      tokens: slots.tokens,
+      edits: slots.edits,
+      bad_words: slots.badWords,
+      allowed: slots.allowed,
+      counts: slots.counts,
+      vocab,
+      capacity,
+    });
   }
 
   /** See `Backend.sample`. */
   sample(stream: number, out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
     const { rows, vocab, capacity } = checkSample(out, logits, sample, slots);
     if (rows === 0) return;
-    const tiles = Math.ceil(vocab / TILE);
-    const stats = this.#scratch.address(rows * tiles * STATS_BYTES);
-    const { rowSlots, positions } = sample;
-    this.#sampleTiles
-      .get()
-      .launch(
-        ...[stream, Math.ceil(tiles / TILES_PER_BLOCK), rows, 1, TILE_THREADS, 0],
-        ...[stats, logits.address, rowSlots.address, positions.address, slots.params.address, vocab, tiles],
-      );
-    this.#sampleRows
-      .get()
-      .launch(
-        ...[stream, rows, 1, 1, ROW_THREADS, 4 * tiles],
-        ...[out.address, logits.address, stats, rowSlots.address, positions.address],
-        ...[slots.params.address, slots.tokens.address, slots.counts.address, vocab, tiles, capacity],
-      );
+    const tiles = Math.ceil(vocab / LOGIT_TILE);
+    const stats = this.#scratch.atLeast(rows * tiles * TILE_STATS_BYTES);
+    const { rowSlots: row_slots, positions } = sample;
+    const { params, tokens, counts } = slots;
+    const blocks = Math.ceil(tiles / TILES_PER_BLOCK);
+    const ofTiles = { stats, logits, row_slots, positions, params, vocab, tiles };
+    this.#sampleTiles.get().launch(stream, blocks, rows, 1, TILE_THREADS, 0, ofTiles);
+    const ofRows = {
+      out,
+      logits,
+      stats,
+      row_slots,
+      positions,
+      params,
+      tokens,
+      counts,
+      vocab,
+      tiles,
+      capacity,
+    };
+    this.#sampleRows.get().launch(stream, rows, 1, 1, ROW_THREADS, 4 * tiles, ofRows);
   }
 }

@@ -13,7 +13,7 @@ import { join } from "node:path";
 import { archOf, Compiler, type CompilerOptions } from "../../../../src/backend/cuda/compiler.ts";
 import { cubinCacheFolder } from "../../../../src/backend/cuda/cubin-cache.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
-import { compileKey } from "../../../../src/backend/cuda/kernel-source.ts";
+import { compileKey, type Macros } from "../../../../src/backend/cuda/kernel-source.ts";
 import { Context } from "../../../../src/cuda/context.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import { NvrtcError } from "../../../../src/cuda/errors.ts";
@@ -49,7 +49,7 @@ let nvrtc: FakeCompiler;
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), "octavo-compiler-"));
   mkdirSync(join(folder, "source/include"), { recursive: true });
-  write("k.cu", '#include "a.cuh"\nkernel');
+  write("k.cu", '#include "a.cuh"\nextern "C" __global__ void entry(int* x) {}');
   write("include/a.cuh", '  #  include "b.cuh"\n#include <system.h>\na');
   write("include/b.cuh", '#include "a.cuh"\n#include "missing.cuh"\nb');
   warnings = [];
@@ -212,13 +212,15 @@ describe("the kernel library", () => {
     context = Context.retain(fake.api, Device.open(fake.api, 0));
   });
 
+  const unit = (defines: Macros) => ({ file: "k.cu", defines });
+
   test("compiles and loads a unit once, however its macros are ordered", () => {
     const library = KernelLibrary.create(context, nvrtc, options());
-    const kernel = library.kernel("k.cu", "entry", "p", { A: 1, B: 2 });
-    expect(library.kernel("k.cu", "entry", "p", { B: 2, A: 1 })).toBe(kernel);
-    expect(library.kernel("k.cu", "entry", "p", { A: 1, B: 2 }, { dependentLaunch: true })).not.toBe(kernel);
+    const kernel = library.kernel(unit({ A: 1, B: 2 }), "entry");
+    expect(library.kernel(unit({ B: 2, A: 1 }), "entry")).toBe(kernel);
+    expect(library.kernel(unit({ A: 1, B: 2 }), "entry", { dependentLaunch: true })).not.toBe(kernel);
     expect(fake.alive("module")).toHaveLength(1);
-    expect(library.kernel("k.cu", "entry", "p", { A: 1, B: 3 })).not.toBe(kernel);
+    expect(library.kernel(unit({ A: 1, B: 3 }), "entry")).not.toBe(kernel);
     expect(fake.alive("module")).toHaveLength(2);
     context.dispose();
     expect(fake.live.size).toBe(0);
@@ -230,7 +232,7 @@ describe("the kernel library", () => {
     await library.prepare(units);
     await library.prepare(units);
     expect(nvrtc.requests).toHaveLength(2);
-    library.kernel("k.cu", "entry", "p", { A: 1 });
+    library.kernel(unit({ A: 1 }), "entry");
     expect(nvrtc.requests).toHaveLength(2);
     library.dispose();
     expect(fake.alive("module")).toEqual([]);
@@ -239,7 +241,7 @@ describe("the kernel library", () => {
 
   test("compiles for the context's GPU", () => {
     const { arch: _, ...rest } = options();
-    KernelLibrary.create(context, nvrtc, rest).kernel("k.cu", "entry", "p");
+    KernelLibrary.create(context, nvrtc, rest).kernel({ file: "k.cu" }, "entry");
     expect(nvrtc.requests[0]!.options).toContain("--gpu-architecture=sm_90a");
     context.dispose();
   });

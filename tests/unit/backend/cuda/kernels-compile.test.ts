@@ -4,11 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ModelShape } from "../../../../src/backend/backend.ts";
 import { Compiler } from "../../../../src/backend/cuda/compiler.ts";
-import { KERNEL_FOLDER, type KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
+import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import { type KernelUnit, unitName } from "../../../../src/backend/cuda/kernel-source.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { DeviceError, messageOf } from "../../../../src/base/errors.ts";
+import type { Context } from "../../../../src/cuda/context.ts";
+import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
 
@@ -44,7 +46,9 @@ function units(dtype: FloatDType, shape: ModelShape): KernelUnit[] {
     throw new Error("nothing is launched");
   };
   const options = { dtype, smCount: 132, dependentLaunch: true, allocate: unused, allocateZeroed: unused };
-  return new KernelOps({} as KernelLibrary, options).units(shape);
+  const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
+  const library = new KernelLibrary({} as Context, compiler);
+  return new KernelOps(library, options).units(shape);
 }
 
 /**

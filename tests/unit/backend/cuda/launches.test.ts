@@ -153,7 +153,7 @@ describe("rows", () => {
     const whole = bf16(4, 1025);
     const shifted = new Tensor(whole.buffer, "bfloat16", [4, 1024], 2);
     launch(() => backend.rmsNorm(bf16(4, 1024), shifted, bf16(1024), 1e-6));
-    expect(requested.mock.lastCall![3]).toMatchObject({ ACCESS: 1 });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({ ACCESS: 1 });
   });
 });
 
@@ -352,7 +352,7 @@ describe("logits", () => {
         allowed: address(slots.allowed),
         counts: address(slots.counts),
       },
-      ...{ capacity: 1025, max_edits: MAX_LOGIT_EDITS },
+      capacity: 1025,
     });
 
     const [tile, row] = launches(() => backend.sample(out, logits, sample, slots));
@@ -399,17 +399,8 @@ test("nothing is launched for no rows", () => {
 });
 
 /** Runs last: by now every op has asked for its kernels. */
-test("wrappers and sources agree about every parameter", () => {
-  const asked = new Map(
-    requested.mock.calls.map(([file, entry, signature]) => [entry, { file, signature }] as const),
-  );
-  const declared = new Map(
-    [...SIGNATURES].map(([entry, { file, parameters }]) => [
-      entry,
-      { file, signature: parameters.map(({ letter }) => letter).join("") },
-    ]),
-  );
-  expect(asked.size).toBe(declared.size);
-  for (const [entry, expected] of declared)
-    expect({ entry, ...asked.get(entry)! }).toEqual({ entry, ...expected });
+test("every kernel of the sources is launched by some op", () => {
+  const asked = new Set(requested.mock.calls.map(([{ file }, entry]) => `${file}: ${entry}`));
+  const declared = [...SIGNATURES].map(([entry, { file }]) => `${file}: ${entry}`);
+  expect([...asked].sort()).toEqual(declared.sort());
 });

@@ -1,0 +1,22 @@
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../base/sampling-params.ts";
+import { COUNT_IN_PROMPT, LOGIT_EDIT_WORDS, SLOT_WORDS, SlotFlag, SlotWord } from "../../backend.ts";
+import type { Macros } from "../kernel-source.ts";
+
+/** What slot.cuh is told of a slot's tables: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */
+export const SLOT_CONSTANTS: Macros = {
+  SLOT_WORDS,
+  ...prefixed("SLOT_WORD", SlotWord),
+  ...prefixed("SLOT_FLAG", SlotFlag),
+  COUNT_IN_PROMPT: `${COUNT_IN_PROMPT}u`,
+  MAX_LOGIT_EDITS,
+  LOGIT_EDIT_WORDS,
+  MAX_BAD_WORD_TOKENS,
+};
+
+function prefixed(prefix: string, values: Readonly<Record<string, number>>): Macros {
+  const named = Object.entries(values).map(([name, value]) => {
+    const upper = name.replace(/[A-Z]/g, "_$&").toUpperCase();
+    return [`${prefix}_${upper}`, value] as const;
+  });
+  return Object.fromEntries(named);
+}
