@@ -9,11 +9,6 @@ export function dtypeSize(dtype: DType): number {
   return SIZES[dtype];
 }
 
-/** Unit roundoff: the largest relative error of rounding to `dtype`. */
-export function roundoff(dtype: FloatDType): number {
-  return { float32: 2 ** -24, float16: 2 ** -11, bfloat16: 2 ** -8 }[dtype];
-}
-
 const scratchF32 = new Float32Array(1);
 const scratchU32 = new Uint32Array(scratchF32.buffer);
 

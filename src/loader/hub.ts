@@ -26,10 +26,6 @@ export interface ResolveModelOptions {
   readonly revision?: string;
   /** Folder of the cache. Default: Hugging Face's own (`HF_HUB_CACHE`, `HF_HOME`), shared with Python. */
   readonly downloadDir?: string;
-  /** Default: `HF_TOKEN`, then the token that `hf auth login` stored. */
-  readonly token?: string;
-  /** Use the cache alone. Default: whether `HF_HUB_OFFLINE` is set. */
-  readonly offline?: boolean;
   /** Bytes of the weights present so far, and in all. Not called when all are in the cache. */
   readonly onProgress?: (loadedBytes: number, totalBytes: number) => void;
 }
@@ -37,7 +33,8 @@ export interface ResolveModelOptions {
 /**
  * The local folder of a model: `model` itself when it is a folder, else the snapshot of the Hugging Face model
  * `org/name`, downloaded (from `HF_ENDPOINT`) as far as the cache lacks it: configuration, tokenizer, templates and
- * safetensors. A complete cached snapshot also serves when the hub gives no reply.
+ * safetensors. A complete cached snapshot also serves when the hub gives no reply; with `HF_HUB_OFFLINE` nothing else
+ * does. The hub is sent `HF_TOKEN`, or the token that `hf auth login` stored.
  * @throws ModelNotFoundError when `model` is neither a folder nor an id; ConfigError for a malformed revision;
  * DownloadError when the hub refuses, fails, or is needed offline; UnsupportedModelError when there are only pickled
  * weights.
@@ -61,7 +58,7 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
   const root = options.downloadDir ?? getHFHubCachePath();
   const cache = new HubCache(root, model);
   const cached = cache.completeSnapshot(revision);
-  if (options.offline ?? isTrue(process.env.HF_HUB_OFFLINE)) {
+  if (isTrue(process.env.HF_HUB_OFFLINE)) {
     if (cached !== undefined) return cached;
     const remedy = `unset HF_HUB_OFFLINE, or run "octavo pull ${model}" where there is a network`;
     throw new DownloadError(
@@ -70,7 +67,7 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
     );
   }
 
-  const hub = new Hub(model, options.token ?? storedToken());
+  const hub = new Hub(model, storedToken());
   try {
     const listing = await hub.list(revision).catch((error: unknown) => {
       if (cached !== undefined && !(error instanceof HubApiError) && !(error instanceof OctavoError))

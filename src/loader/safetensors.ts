@@ -6,8 +6,8 @@ import { MAX_HEADER_BYTES, parseSafetensorsHeader, type SafetensorsEntry } from 
 export type { SafetensorsEntry } from "./safetensors-header.ts";
 
 /**
- * An open safetensors file with a validated header. Data is read with positioned reads, never mapped: a file that is
- * truncated meanwhile gives an error, not a signal.
+ * An open safetensors file with a validated header. Data is read through `fd` with positioned reads, never mapped: a
+ * file that is truncated meanwhile gives an error, not a signal.
  */
 export class SafetensorsFile implements Disposable {
   #fd: number | undefined;
@@ -41,21 +41,10 @@ export class SafetensorsFile implements Disposable {
     }
   }
 
-  /** The descriptor, for positioned reads on other threads; good until `close`. */
+  /** The descriptor, good on every thread until `close`. */
   get fd(): number {
     invariant(this.#fd !== undefined, `${this.path} is read after close()`);
     return this.#fd;
-  }
-
-  /**
-   * Fills `target` with a tensor's bytes, or with those of `[begin, end)` in the file; lengths must agree.
-   * @throws ModelDataError when the file has become shorter than its header says.
-   */
-  read(what: string | { readonly begin: number; readonly end: number }, target: Uint8Array): void {
-    const range = typeof what === "string" ? this.tensors.get(what) : what;
-    invariant(range !== undefined, `${this.path} has no tensor ${what}`);
-    invariant(range.end - range.begin === target.length, `${this.path}: target of ${target.length} bytes`);
-    readFully(this.path, this.fd, target, range.begin);
   }
 
   /** Safe to call twice. */

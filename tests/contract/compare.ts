@@ -1,4 +1,4 @@
-import { type FloatDType, roundoff } from "../../src/base/dtype.ts";
+import type { FloatDType } from "../../src/base/dtype.ts";
 
 /** A reference result in float64. */
 export interface Expected {
@@ -14,6 +14,11 @@ export interface Precision {
   readonly reduction: number;
   /** Roundings of intermediate terms to `dtype` that an implementation may make. Default 0. */
   readonly intermediates?: number;
+}
+
+/** The largest relative error of rounding to `dtype`. */
+export function roundoff(dtype: FloatDType): number {
+  return { float32: 2 ** -24, float16: 2 ** -11, bfloat16: 2 ** -8 }[dtype];
 }
 
 /** Spacing of the values next to zero, at which rounding is no longer relative. */

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { dtypeSize, type FloatDType, narrow, roundoff, toBfloat16, widen } from "../../../src/base/dtype.ts";
+import { dtypeSize, type FloatDType, narrow, toBfloat16, widen } from "../../../src/base/dtype.ts";
+import { roundoff } from "../../contract/compare.ts";
 
 const HALVES = ["bfloat16", "float16"] as const;
 const DTYPES: readonly FloatDType[] = ["float32", ...HALVES];

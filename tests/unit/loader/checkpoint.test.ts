@@ -3,7 +3,7 @@ import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
-import { f32, safetensors } from "./support.ts";
+import { f32, readTensor, safetensors } from "./support.ts";
 
 const INDEX = "model.safetensors.index.json";
 
@@ -30,7 +30,7 @@ describe("Checkpoint.open", () => {
     using checkpoint = Checkpoint.open(folder.path);
     const c = checkpoint.tensors.get("c")!;
     const value = new Float32Array(1);
-    c.file.read(c, new Uint8Array(value.buffer));
+    readTensor(c.file, "c", value);
     expect(value[0]).toBe(7);
     expect(checkpoint.tensors.size).toBe(3);
   });

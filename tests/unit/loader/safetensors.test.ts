@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { SafetensorsFile } from "../../../src/loader/safetensors.ts";
 import { cpuClock, temporaryFolder, thrown } from "../../support.ts";
-import { f32, rawSafetensors, safetensors } from "./support.ts";
+import { f32, rawSafetensors, readTensor, safetensors } from "./support.ts";
 
 const entry = (dtype: string, shape: unknown, begin: unknown, end: unknown) =>
   JSON.stringify({ dtype, shape, data_offsets: [begin, end] });
@@ -109,7 +109,7 @@ describe("a file that breaks a rule is refused", () => {
     expect(error.message).not.toContain("\n");
   });
 
-  test("65,537 tensors, quickly", () => {
+  test("65,537 tensors", () => {
     using folder = temporaryFolder();
     const path = folder.file("many.safetensors");
     const entries = Array.from({ length: 65_537 }, (_, i) => `"t${i}":${entry("U8", [0], 0, 0)}`);
@@ -152,19 +152,16 @@ describe("a well-formed file", () => {
     }
   });
 
-  test("tensors are read by name and by range", () => {
+  test("entries say where a tensor's bytes are", () => {
     using folder = temporaryFolder();
     const path = folder.file("ok.safetensors");
     writeFileSync(path, safetensors({ a: f32([2], [1, 2]), b: f32([3], [3, 4, 5]) }));
     using file = SafetensorsFile.open(path);
-    const b = file.tensors.get("b")!;
-    expect(b.shape).toEqual([3]);
+    expect([...file.tensors.keys()]).toEqual(["a", "b"]);
+    expect(file.tensors.get("b")!.shape).toEqual([3]);
     const values = new Float32Array(3);
-    file.read("b", new Uint8Array(values.buffer));
+    readTensor(file, "b", values);
     expect([...values]).toEqual([3, 4, 5]);
-    const last = new Float32Array(1);
-    file.read({ begin: b.end - 4, end: b.end }, new Uint8Array(last.buffer));
-    expect(last[0]).toBe(5);
   });
 
   test("a file that shrinks while it is read is an error; close() is safe to call twice", () => {
@@ -174,12 +171,12 @@ describe("a well-formed file", () => {
     writeFileSync(path, bytes);
     const file = SafetensorsFile.open(path);
     truncateSync(path, bytes.length - 8);
-    const error = thrown(() => file.read("a", new Uint8Array(400)));
+    const error = thrown(() => readTensor(file, "a", new Uint8Array(400)));
     expect(error).toBeInstanceOf(ModelDataError);
     expect((error as Error).message).toContain("became shorter");
     file.close();
     file.close();
-    expect(() => file.read("a", new Uint8Array(400))).toThrow("after close()");
+    expect(() => readTensor(file, "a", new Uint8Array(400))).toThrow("after close()");
   });
 });
 
@@ -225,7 +222,7 @@ test("no mutation of a header causes another error, or a tensor outside the file
     accepted++;
     for (const [name, { begin, end }] of file.tensors) {
       expect(begin >= 8 && begin <= end && end <= bytes.length).toBe(true);
-      file.read(name, new Uint8Array(end - begin));
+      readTensor(file, name, new Uint8Array(end - begin));
     }
     file.close();
   };

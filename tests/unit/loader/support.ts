@@ -1,4 +1,7 @@
+import { expect } from "bun:test";
 import type { ParameterSource, ParameterSpec } from "../../../src/base/parameters.ts";
+import { readFully } from "../../../src/loader/read-fully.ts";
+import type { SafetensorsFile } from "../../../src/loader/safetensors.ts";
 
 export interface TensorData {
   readonly dtype: string;
@@ -29,6 +32,13 @@ export function safetensors(tensors: Readonly<Record<string, TensorData>>): Uint
     at += data.byteLength;
   }
   return rawSafetensors(JSON.stringify(header), Buffer.concat(parts));
+}
+
+/** Fills `target`, which must have the tensor's size, with its bytes. */
+export function readTensor(file: SafetensorsFile, name: string, target: ArrayBufferView<ArrayBuffer>): void {
+  const { begin, end } = file.tensors.get(name)!;
+  expect(target.byteLength).toBe(end - begin);
+  readFully(file.path, file.fd, new Uint8Array(target.buffer), begin);
 }
 
 export function f32(shape: readonly number[], values?: readonly number[]): TensorData {
