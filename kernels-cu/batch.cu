@@ -1,26 +1,54 @@
-// prepare_batch: the step's rows become per-token metadata.  scatter: host values into slot tables.  count_tokens: a
-// slot's token counts from its history.
+// join_slots: sequences take slots.  prepare_batch: the step's rows become metadata, and their slots advance.  scatter:
+// host values into slot tables.
 //
-//   rows             int32 [num_rows, 3]: slot, first position, token count
-//   tokens           int32 [slots, capacity]        block_tables  int32 [slots, max_blocks]
+//   rows             Row [num_rows]                 joins  Join [grid]
+//   tokens           int32 [slots, capacity]        lengths, num_computed  int32 [slots]
+//   block_tables     int32 [slots, max_blocks]      counts uint32 [slots, vocab]
 //   token_ids, positions, slot_mapping  int32 [num_tokens]
 //   cu_seqlens_q     int32 [num_rows + 1]           context_lens, row_slots  int32 [num_rows]
+//   sample_slots, sample_positions, sample_tokens  int32 [samples]: at the index that a row says
 //
-// Parallelisation: prepare_batch: grid (pieces of the tokens); each block scans all rows' counts into shared memory and
-// each thread finds its token's row by bisection. The launch depends on the numbers of rows and tokens alone, and decode
-// is one block. scatter: a thread an entry. count_tokens: one block a slot, as clearing must precede counting.
-// Why this version: one kernel instead of a scan and an expansion; the redundant scan of a few hundred rows costs less
-// than a second launch. Tokens past the last row's are padding: id 0, position 0, slot −1, which stores nothing.
+// Parallelisation: prepare_batch: one block, so that no thread reads where a slot starts after another has advanced it; it
+// scans all rows' counts into shared memory, and each thread finds its tokens' rows by bisection. The launch depends on
+// the numbers of rows and tokens alone. scatter: a thread an entry. join_slots: one block a slot, as clearing its counts
+// must precede counting.
+// Why this version: one kernel instead of a scan, an expansion and an update. A step of 16384 tokens gives each thread 16,
+// which is nothing beside the layers of such a step; a decode step gives it one.
+// Tokens past the last row's are padding: id 0, position 0, slot mapping −1, where nothing is stored.
 #include "slot.cuh"
 
+#if !defined(ROW_WORDS) || !defined(JOIN_WORDS) || !defined(PREPARE_THREADS)
+#error "the records and PREPARE_THREADS come from src/backend/cuda/ops/batch.ts"
+#endif
+
+// A row to compute, and a sequence that takes a slot, as the host packs them (`RowWord` and `JoinWord` in backend.ts).
+struct Row {
+  int32 slot, count, sample;
+};
+struct Join {
+  int32 slot, prompt_length, length, num_computed;
+};
+static_assert(sizeof(Row) == ROW_WORDS * 4 && sizeof(Join) == JOIN_WORDS * 4, "records must have as many words");
+
+#define LIES_AT(record, field, word) \
+  static_assert(__builtin_offsetof(record, field) == (word) * 4, #field " must lie where the host puts it")
+LIES_AT(Row, slot, ROW_WORD_SLOT);
+LIES_AT(Row, count, ROW_WORD_COUNT);
+LIES_AT(Row, sample, ROW_WORD_SAMPLE);
+LIES_AT(Join, slot, JOIN_WORD_SLOT);
+LIES_AT(Join, prompt_length, JOIN_WORD_PROMPT_LENGTH);
+LIES_AT(Join, length, JOIN_WORD_LENGTH);
+LIES_AT(Join, num_computed, JOIN_WORD_NUM_COMPUTED_TOKENS);
+#undef LIES_AT
+
 // Exclusive sums of the rows' counts into offsets[num_rows + 1]. All threads call; offsets are ready on return.
-__device__ __forceinline__ void scan_counts(int32* offsets, const int32* rows, int num_rows) {
+__device__ __forceinline__ void scan_counts(int32* offsets, const Row* rows, int num_rows) {
   __shared__ int32 warp_totals[WARP];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   int carry = 0;
   for (int base = 0; base < num_rows; base += blockDim.x) {
     const int row = base + threadIdx.x;
-    int sum = row < num_rows ? rows[3 * row + 2] : 0;
+    int sum = row < num_rows ? rows[row].count : 0;
     for (int offset = 1; offset < WARP; offset *= 2) {
       const int below = __shfl_up_sync(FULL_MASK, sum, offset);
       if (lane >= offset) sum += below;
@@ -40,46 +68,86 @@ __device__ __forceinline__ void scan_counts(int32* offsets, const int32* rows, i
   __syncthreads();
 }
 
-extern "C" __global__ void prepare_batch(int32* __restrict__ token_ids, int32* __restrict__ positions,
-                                         int32* __restrict__ slot_mapping, int32* __restrict__ cu_seqlens_q,
-                                         int32* __restrict__ context_lens, int32* __restrict__ row_slots,
-                                         const int32* __restrict__ rows, const int32* __restrict__ tokens,
-                                         const int32* __restrict__ block_tables, int32 num_tokens, int32 num_rows,
-                                         int32 capacity, int32 max_blocks, int32 block_size) {
-  extern __shared__ int32 offsets[];  // [num_rows + 1]
+extern "C" __global__ void join_slots(int32* __restrict__ lengths, int32* __restrict__ num_computed,
+                                      uint32* __restrict__ counts, const int32* __restrict__ tokens,
+                                      const SlotParams* __restrict__ params, const Join* __restrict__ joins,
+                                      int32 capacity, int32 vocab) {
+  GRID_DEPENDENCY_LAUNCH();
+  GRID_DEPENDENCY_WAIT();
+  const Join join = joins[blockIdx.x];
+  if (threadIdx.x == 0) {
+    lengths[join.slot] = join.length;
+    num_computed[join.slot] = join.num_computed;
+  }
+  if (!(params[join.slot].flags & PENALTIES)) return;
+  const int64 slot = join.slot;
+  uint32* slot_counts = counts + slot * vocab;
+  for (int token = threadIdx.x; token < vocab; token += blockDim.x) slot_counts[token] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < join.length; i += blockDim.x) {
+    uint32* count = slot_counts + tokens[slot * capacity + i];
+    if (i < join.prompt_length)
+      atomicOr(count, IN_PROMPT);
+    else
+      atomicAdd(count, 1u);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
+    prepare_batch(int32* __restrict__ token_ids, int32* __restrict__ positions, int32* __restrict__ slot_mapping,
+                  int32* __restrict__ cu_seqlens_q, int32* __restrict__ context_lens, int32* __restrict__ row_slots,
+                  int32* __restrict__ sample_slots, int32* __restrict__ sample_positions,
+                  int32* __restrict__ sample_tokens, int32* __restrict__ num_computed, const Row* __restrict__ rows,
+                  const int32* __restrict__ tokens, const int32* __restrict__ lengths,
+                  const int32* __restrict__ block_tables, int32 num_tokens, int32 num_rows, int32 capacity,
+                  int32 max_blocks, int32 block_size) {
+  extern __shared__ int32 shared[];
+  int32* offsets = shared;                // [num_rows + 1]
+  int32* starts = shared + num_rows + 1;  // [num_rows]
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   scan_counts(offsets, rows, num_rows);
 
-  for (int row = blockIdx.x * blockDim.x + threadIdx.x; row <= num_rows; row += gridDim.x * blockDim.x) {
-    cu_seqlens_q[row] = offsets[row];
-    if (row == num_rows) break;
-    row_slots[row] = rows[3 * row];
-    context_lens[row] = rows[3 * row + 1] + rows[3 * row + 2];
+  for (int i = threadIdx.x; i < num_rows; i += blockDim.x) {
+    const Row row = rows[i];
+    const int start = num_computed[row.slot], end = start + row.count;
+    starts[i] = start;
+    cu_seqlens_q[i] = offsets[i];
+    row_slots[i] = row.slot;
+    context_lens[i] = end;
+    if (row.sample >= 0) {
+      sample_slots[row.sample] = row.slot;
+      sample_positions[row.sample] = end - 1;
+      sample_tokens[row.sample] = offsets[i + 1] - 1;
+    }
+    // Only a vacant slot has several rows, and it stays where it is.
+    if (lengths[row.slot] > 0) num_computed[row.slot] = end;
   }
+  if (threadIdx.x == 0) cu_seqlens_q[num_rows] = offsets[num_rows];
+  __syncthreads();
 
-  const int token = blockIdx.x * blockDim.x + threadIdx.x;
-  if (token >= num_tokens) return;
-  if (token >= offsets[num_rows]) {
-    token_ids[token] = 0;
-    positions[token] = 0;
-    slot_mapping[token] = -1;
-    return;
+  for (int token = threadIdx.x; token < num_tokens; token += blockDim.x) {
+    if (token >= offsets[num_rows]) {
+      token_ids[token] = 0;
+      positions[token] = 0;
+      slot_mapping[token] = -1;
+      continue;
+    }
+    // The row with offsets[row] <= token < offsets[row + 1].
+    int row = 0;
+    for (int end = num_rows; end - row > 1;) {
+      const int middle = (row + end) / 2;
+      if (offsets[middle] <= token)
+        row = middle;
+      else
+        end = middle;
+    }
+    const int64 slot = rows[row].slot;
+    const int position = starts[row] + token - offsets[row];
+    token_ids[token] = tokens[slot * capacity + position];
+    positions[token] = position;
+    slot_mapping[token] = block_tables[slot * max_blocks + position / block_size] * block_size + position % block_size;
   }
-  // The row with offsets[row] <= token < offsets[row + 1].
-  int row = 0;
-  for (int end = num_rows; end - row > 1;) {
-    const int middle = (row + end) / 2;
-    if (offsets[middle] <= token)
-      row = middle;
-    else
-      end = middle;
-  }
-  const int64 slot = rows[3 * row];
-  const int position = rows[3 * row + 1] + token - offsets[row];
-  token_ids[token] = tokens[slot * capacity + position];
-  positions[token] = position;
-  slot_mapping[token] = block_tables[slot * max_blocks + position / block_size] * block_size + position % block_size;
 }
 
 // target[indices[i]] = values[i]; the indices must differ.
@@ -89,23 +157,4 @@ extern "C" __global__ void scatter(uint32* __restrict__ target, const int32* __r
   GRID_DEPENDENCY_WAIT();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) target[indices[i]] = values[i];
-}
-
-// rows int32 [grid, 3]: slot, prompt length, total length; counts uint32 [slots, vocab].
-extern "C" __global__ void count_tokens(uint32* __restrict__ counts, const int32* __restrict__ tokens,
-                                        const int32* __restrict__ rows, int32 capacity, int32 vocab) {
-  GRID_DEPENDENCY_LAUNCH();
-  GRID_DEPENDENCY_WAIT();
-  const int64 slot = rows[3 * blockIdx.x];
-  const int prompt_len = rows[3 * blockIdx.x + 1], total_len = rows[3 * blockIdx.x + 2];
-  uint32* slot_counts = counts + slot * vocab;
-  for (int token = threadIdx.x; token < vocab; token += blockDim.x) slot_counts[token] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < total_len; i += blockDim.x) {
-    uint32* count = slot_counts + tokens[slot * capacity + i];
-    if (i < prompt_len)
-      atomicOr(count, IN_PROMPT);
-    else
-      atomicAdd(count, 1u);
-  }
 }

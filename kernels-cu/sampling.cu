@@ -1,7 +1,7 @@
 // process_logits: penalties, edits, masks and bad words.  sample_tiles, sample_rows: draw one token a row.
 //
 //   logits, out   float [rows, vocab]               row_slots, positions  int32 [rows]
-//   params        SlotParams [slots]                tokens    int32 [slots, capacity]
+//   params        SlotParams [slots]                tokens    int32 [slots, capacity], of which lengths int32 [slots]
 //   edits         Edit [slots, MAX_LOGIT_EDITS]     bad_words uint32 [slots, MAX_BAD_WORD_TOKENS]
 //   allowed       uint32 [slots, ceil(vocab / 32)]  counts    uint32 [slots, vocab]
 //   tiles         TileStats [rows, tiles]
@@ -307,8 +307,8 @@ __device__ __forceinline__ int draw_filtered(const LogitRow& row, const TileStat
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
     sample_rows(int32* __restrict__ out, const float* __restrict__ logits, const TileStats* __restrict__ stats,
                 const int32* __restrict__ row_slots, const int32* __restrict__ positions,
-                const SlotParams* __restrict__ params, int32* __restrict__ tokens, uint32* __restrict__ counts,
-                int32 vocab, int32 tiles, int32 capacity) {
+                const SlotParams* __restrict__ params, int32* __restrict__ tokens, int32* __restrict__ lengths,
+                uint32* __restrict__ counts, int32 vocab, int32 tiles, int32 capacity) {
   extern __shared__ float tile_most[];  // [tiles]
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
@@ -341,6 +341,10 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
   }
   if (threadIdx.x != 0) return;
   out[row] = token;
-  if (position + 1 < capacity) tokens[slot_index * capacity + position + 1] = token;
+  // The token is appended to the slot's, unless the slot is vacant.
+  const int length = lengths[slot_index];
+  if (length == 0 || length >= capacity) return;
+  tokens[slot_index * capacity + length] = token;
+  lengths[slot_index] = length + 1;
   if (slot.flags & PENALTIES) counts[slot_index * vocab + token] += 1;
 }

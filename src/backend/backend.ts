@@ -90,36 +90,40 @@ export interface Backend {
   // ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────────
 
   /**
-   * Turns the step's rows into metadata: fills `batch.tokenIds`, `positions`, `slotMapping`, `cuSeqlensQ`, `contextLens`
-   * and `rowSlots` from `rows` (int32 [R, 3]: slot, first position, token count) and the slots' tokens and block tables.
+   * A sequence takes each of N slots, whose tokens and parameters are in place: `joins` int32 [N, JOIN_WORDS], laid out by
+   * `JoinWord`, sets the slot's length and computed tokens, and its token counts are made anew if it has penalties.
    */
-  prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void;
+  joinSlots(slots: SlotTensors, joins: Tensor): void;
+  /**
+   * Turns the step's rows, int32 [R, ROW_WORDS] laid out by `RowWord`, into metadata: fills the tensors of `batch` and
+   * `samples`. A row starts where its slot's computed tokens end, and they now end where the row does. Rows of one slot
+   * must not repeat unless it is vacant.
+   */
+  prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void;
   /** target[indices[i]] = values[i], all 4-byte, N entries each; the indices are distinct. */
   scatter(target: Tensor, indices: Tensor, values: Tensor): void;
 
-  // ── sampling: logits float32 [R, V]; row r belongs to slot rowSlots[r] ────────────────────────────────────────────
+  // ── sampling: logits float32 [N, V], a row for each of `samples` ──────────────────────────────────────────────────
 
   /**
-   * out[R, V] = logits after the slot's repetition, presence and frequency penalties, logit edits (bias, bans),
-   * allowed-token mask and bad words, for the token that follows position `positions[r]`. Mask, bad words and edits come
-   * first, edits of one token add up, then the penalties, as in vLLM. `out` may be `logits`.
+   * out[N, V] = logits after the slot's repetition, presence and frequency penalties, logit edits (bias, bans),
+   * allowed-token mask and bad words, for the token that follows position `samples.positions`. Mask, bad words and edits
+   * come first, edits of one token add up, then the penalties, as in vLLM. `out` may be `logits`.
    */
-  processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void;
+  processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void;
   /**
-   * Draws one token per row: temperature, then min-p, top-k, top-p, then Gumbel-max with noise from
-   * Philox4x32-10(key = slot seed, counter = (token / 4, position)); temperature 0 is argmax, lowest id first on ties.
-   * Writes out[R] (int32; −1 when the row has a NaN or no finite logit), the slot's token history at position + 1,
-   * and its output counts.
+   * Draws one token per row into out[N] (int32; −1 when the row has a NaN or no finite logit): temperature, then min-p,
+   * top-k, top-p, then Gumbel-max with noise from Philox4x32-10(key = slot seed, counter = (token / 4, position + 1));
+   * temperature 0 is argmax, lowest id first on ties. A token drawn is appended to its slot's tokens, and counted if the
+   * slot has penalties.
    */
-  sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void;
+  sample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void;
   /**
    * Log-probabilities (log-softmax of unprocessed logits[R, V]): of `tokens[R]` into `chosen` float32 [R], its rank
    * (the number of strictly greater logits) into `ranks` int32 [R], and the K most likely into topIds int32 [R, K] and
    * topLogprobs float32 [R, K], best first, lowest id first on ties. K may be 0. Token −1 gives NaN and rank −1.
    */
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void;
-  /** Rebuilds a slot's token counts from its history: `rows` int32 [N, 3] holds slot, prompt length, total length. */
-  countTokens(slots: SlotTensors, rows: Tensor): void;
 }
 
 /** What a model's ops are specialised by. */
@@ -180,9 +184,8 @@ export interface BatchTensors {
   readonly numTokens: number;
   readonly numRows: number;
   readonly decodeRows: number;
-  /** Upper bounds known to the host, for launch shapes. */
+  /** The most tokens of one row, for launch shapes. */
   readonly maxQueryLen: number;
-  readonly maxContextLen: number;
   /** int32 [T]: token ids; positions; and block · BS + offset, where the token's keys and values are stored. */
   readonly tokenIds: Tensor;
   readonly positions: Tensor;
@@ -199,10 +202,32 @@ export interface BatchTensors {
   readonly blockSize: number;
 }
 
-/** Per-slot state that lives on the device for as long as a sequence runs. */
+/** Words of the record of a row to compute. */
+export const RowWord = {
+  slot: 0,
+  /** Tokens to compute, at least 1. */
+  count: 1,
+  /** Index in `SampleRows` at which to sample after the row's last token; −1: do not. */
+  sample: 2,
+} as const;
+export const ROW_WORDS = 3;
+
+/** Words of the record of a sequence that takes a slot; lengths in tokens. */
+export const JoinWord = { slot: 0, promptLength: 1, length: 2, numComputedTokens: 3 } as const;
+export const JOIN_WORDS = 4;
+
+/**
+ * Per-slot state that lives on the device for as long as a sequence runs. Steps advance it themselves: the host need not
+ * know how far a sequence has come to launch its next step. A slot of length 0 is vacant: rows in it are padding, which
+ * computes its first positions and changes nothing here.
+ */
 export interface SlotTensors {
-  /** int32 [S, L]: prompt and output tokens. Sampling writes the next token, so the next step needs no host. */
+  /** int32 [S, L]: prompt and output tokens. */
   readonly tokens: Tensor;
+  /** int32 [S]: tokens known, of prompt and output. `sample` appends. */
+  readonly lengths: Tensor;
+  /** int32 [S]: leading tokens whose keys and values are in the cache, or will be after the steps enqueued. */
+  readonly numComputedTokens: Tensor;
   /** int32 [S, max blocks]. */
   readonly blockTables: Tensor;
   /** uint32 [S, SLOT_WORDS]: the sampling parameters, laid out by `SlotWord`. */
@@ -242,12 +267,14 @@ export const COUNT_IN_PROMPT = 0x8000_0000;
 /** Bits of `SlotWord.flags`: which processing a slot needs at all. */
 export const SlotFlag = { penalties: 1, edits: 2, allowed: 4, badWords: 8 } as const;
 
-/** The rows to sample: R of them. */
+/** Where the N rows of logits to sample come from. */
 export interface SampleRows {
-  /** int32 [R]: the row's slot. */
-  readonly rowSlots: Tensor;
-  /** int32 [R]: position of the row's last token; the sampled token goes to the next. */
+  /** int32 [N]: the slot whose parameters apply. */
+  readonly slots: Tensor;
+  /** int32 [N]: position of the token that the logits follow. */
   readonly positions: Tensor;
+  /** int32 [N]: index of that token in the batch. */
+  readonly tokenIndices: Tensor;
 }
 
 export interface LogprobTensors {

@@ -4,9 +4,11 @@ import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts
 import {
   type AttentionSpec,
   type BatchTensors,
+  JOIN_WORDS,
   type LayerCache,
   LOGIT_EDIT_WORDS,
   type LogprobTensors,
+  ROW_WORDS,
   type RopeStoreSpec,
   type SampleRows,
   SLOT_WORDS,
@@ -245,7 +247,30 @@ export function checkAttention(
   return { ...shape, maxBlocks: batch.blockTables.dim(1) };
 }
 
-export function checkPrepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors) {
+/** Slots S and the tokens L that each holds. */
+function checkProgress(op: string, { tokens, lengths, numComputedTokens }: SlotTensors) {
+  check(op, "slots.tokens", tokens, "int32", "S", "L");
+  const [slots, capacity] = [tokens.dim(0), tokens.dim(1)];
+  check(op, "slots.lengths", lengths, "int32", slots);
+  check(op, "slots.numComputedTokens", numComputedTokens, "int32", slots);
+  return { slots, capacity };
+}
+
+export function checkJoinSlots(slots: SlotTensors, joins: Tensor) {
+  const op = "joinSlots";
+  check(op, "joins", joins, "int32", "N", JOIN_WORDS);
+  const { slots: count, capacity } = checkProgress(op, slots);
+  check(op, "slots.params", slots.params, "uint32", count, SLOT_WORDS);
+  check(op, "slots.counts", slots.counts, "uint32", count, "V");
+  return { joins: joins.dim(0), slots: count, capacity, vocab: slots.counts.dim(1) };
+}
+
+export function checkPrepareBatch(
+  batch: BatchTensors,
+  samples: SampleRows,
+  rows: Tensor,
+  slots: SlotTensors,
+) {
   const op = "prepareBatch";
   const { numTokens: tokens, numRows } = batch;
   check(op, "tokenIds", batch.tokenIds, "int32", tokens);
@@ -254,11 +279,16 @@ export function checkPrepareBatch(batch: BatchTensors, rows: Tensor, slots: Slot
   check(op, "cuSeqlensQ", batch.cuSeqlensQ, "int32", numRows + 1);
   check(op, "contextLens", batch.contextLens, "int32", numRows);
   check(op, "rowSlots", batch.rowSlots, "int32", numRows);
-  check(op, "rows", rows, "int32", numRows, 3);
-  check(op, "slots.tokens", slots.tokens, "int32", "S", "L");
-  check(op, "slots.blockTables", slots.blockTables, "int32", slots.tokens.dim(0), "max blocks");
-  const [capacity, maxBlocks] = [slots.tokens.dim(1), slots.blockTables.dim(1)];
-  return { tokens, numRows, capacity, maxBlocks, blockSize: batch.blockSize };
+  check(op, "samples.slots", samples.slots, "int32", "N");
+  const numSamples = samples.slots.dim(0);
+  check(op, "samples.positions", samples.positions, "int32", numSamples);
+  check(op, "samples.tokenIndices", samples.tokenIndices, "int32", numSamples);
+  invariant(numSamples <= numRows, `${op}: ${numSamples} samples of ${numRows} rows`);
+  check(op, "rows", rows, "int32", numRows, ROW_WORDS);
+  const { slots: count, capacity } = checkProgress(op, slots);
+  check(op, "slots.blockTables", slots.blockTables, "int32", count, "max blocks");
+  const maxBlocks = slots.blockTables.dim(1);
+  return { tokens, numRows, numSamples, slots: count, capacity, maxBlocks, blockSize: batch.blockSize };
 }
 
 const FOUR_BYTES = ["int32", "uint32", "float32"] as const;
@@ -275,21 +305,20 @@ export function checkScatter(target: Tensor, indices: Tensor, values: Tensor) {
   return { count: indices.dim(0) };
 }
 
-function checkSampleRows(op: string, logits: Tensor, sample: SampleRows, slots: SlotTensors) {
-  check(op, "logits", logits, "float32", "R", "V");
+function checkSampleRows(op: string, logits: Tensor, samples: SampleRows, slots: SlotTensors) {
+  check(op, "logits", logits, "float32", "N", "V");
   const [rows, vocab] = [logits.dim(0), logits.dim(1)];
-  check(op, "rowSlots", sample.rowSlots, "int32", rows);
-  check(op, "positions", sample.positions, "int32", rows);
-  check(op, "slots.tokens", slots.tokens, "int32", "S", "L");
-  const [count, capacity] = [slots.tokens.dim(0), slots.tokens.dim(1)];
+  check(op, "samples.slots", samples.slots, "int32", rows);
+  check(op, "samples.positions", samples.positions, "int32", rows);
+  const { slots: count, capacity } = checkProgress(op, slots);
   check(op, "slots.params", slots.params, "uint32", count, SLOT_WORDS);
   check(op, "slots.counts", slots.counts, "uint32", count, vocab);
   return { rows, vocab, slots: count, capacity };
 }
 
-export function checkProcessLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors) {
+export function checkProcessLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors) {
   const op = "processLogits";
-  const shape = checkSampleRows(op, logits, sample, slots);
+  const shape = checkSampleRows(op, logits, samples, slots);
   check(op, "slots.edits", slots.edits, "uint32", shape.slots, MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS);
   check(op, "slots.badWords", slots.badWords, "uint32", shape.slots, MAX_BAD_WORD_TOKENS);
   check(op, "slots.allowed", slots.allowed, "uint32", shape.slots, Math.ceil(shape.vocab / 32));
@@ -298,11 +327,11 @@ export function checkProcessLogits(out: Tensor, logits: Tensor, sample: SampleRo
   return shape;
 }
 
-export function checkSample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors) {
+export function checkSample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors) {
   const op = "sample";
-  const shape = checkSampleRows(op, logits, sample, slots);
+  const shape = checkSampleRows(op, logits, samples, slots);
   check(op, "out", out, "int32", shape.rows);
-  disjoint(op, out, { logits, rowSlots: sample.rowSlots, positions: sample.positions });
+  disjoint(op, out, { logits, "samples.slots": samples.slots, "samples.positions": samples.positions });
   return shape;
 }
 
@@ -321,12 +350,4 @@ export function checkLogprobs(out: LogprobTensors, logits: Tensor, tokens: Tenso
     disjoint(op, out[name], { logits, tokens }, name);
   }
   return { rows, vocab, top };
-}
-
-export function checkCountTokens(slots: SlotTensors, rows: Tensor) {
-  const op = "countTokens";
-  check(op, "rows", rows, "int32", "N", 3);
-  check(op, "slots.tokens", slots.tokens, "int32", "S", "L");
-  check(op, "slots.counts", slots.counts, "uint32", slots.tokens.dim(0), "V");
-  return { count: rows.dim(0), capacity: slots.tokens.dim(1), vocab: slots.counts.dim(1) };
 }

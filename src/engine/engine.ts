@@ -85,7 +85,8 @@ export class Engine {
       enablePrefixCaching ? hasher : undefined,
     );
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
-    this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens });
+    const { maxDrafts } = runner;
+    this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens, maxDrafts });
     const { numBlocks, blockSize } = runner;
     this.cacheConfig = { blockSize, numBlocks };
     const poolTokens = numBlocks * blockSize;
@@ -150,6 +151,7 @@ export class Engine {
         logprobs: sampling.logprobs,
         promptLogprobs: index === 0 ? sampling.promptLogprobs : undefined,
         logits: request.logits ?? false,
+        lockstep: request.lockstep ?? false,
         salt: request.cacheSalt ?? "",
         leader: sequences[0],
       });
@@ -235,13 +237,24 @@ export class Engine {
 
   /** Throws `InvariantError` unless all state is consistent. For tests and debugging: walks everything. */
   checkIntegrity(): void {
-    const inFlight = new Map<Sequence, number>();
-    for (const { sequences } of this.#inFlight) {
-      for (const sequence of sequences) inFlight.set(sequence, (inFlight.get(sequence) ?? 0) + 1);
+    const rows = new Map<Sequence, ScheduledRow[]>();
+    for (const { sequences, batch } of this.#inFlight) {
+      for (const [i, sequence] of sequences.entries())
+        rows.set(sequence, [...(rows.get(sequence) ?? []), batch.rows[i]!]);
     }
     const { waiting, running, draining } = this.#scheduler;
     for (const sequence of [...waiting, ...running, ...draining])
-      invariant(sequence.inFlight === (inFlight.get(sequence) ?? 0), "a step in flight is miscounted");
+      invariant(sequence.inFlight === (rows.get(sequence)?.length ?? 0), "a step in flight is miscounted");
+    for (const sequence of running) {
+      const { numComputedTokens, numScheduledTokens, maxPendingTokens } = sequence;
+      let [computed, drawn] = [numComputedTokens, 0];
+      for (const { count, sample, drafts = 0 } of rows.get(sequence) ?? []) {
+        computed += count;
+        if (sample) drawn += drafts + 1;
+      }
+      invariant(computed === numScheduledTokens, "tokens in flight are not those scheduled");
+      invariant(drawn === maxPendingTokens, "drawn tokens in flight are not those pending");
+    }
     let unfinished = 0;
     for (const { state, sequences } of this.#requests.values()) {
       for (const [index, { status }] of sequences.entries()) {
@@ -269,7 +282,7 @@ export class Engine {
         state.firstScheduledTime = now;
         this.#firstScheduled.push(state.request.id);
       }
-      if (completion.index === 0) state.numCachedTokens = sequence.numCached;
+      if (completion.index === 0) state.numCachedTokens = sequence.numCachedTokens;
     }
     try {
       this.#deps.runner.launch(step.batch);
@@ -306,32 +319,39 @@ export class Engine {
   /** Takes in one row. What fails here fails this completion alone. */
   #accept(sequence: Sequence, row: ScheduledRow, index: number, result: StepResult, now: number): void {
     const { state, completion } = this.#owner(sequence);
-    const end = row.start + row.count;
+    const first = sequence.numComputedTokens;
+    const { tokens, offsets } = result;
+    const [start, end] = [offsets[index]!, offsets[index + 1]!];
     try {
       const promptLogprobs = result.promptLogprobs.get(index);
-      if (promptLogprobs) state.recordPromptLogprobs(row.start, promptLogprobs, this.#decodeToken);
+      if (promptLogprobs) state.recordPromptLogprobs(first, promptLogprobs, this.#decodeToken);
       const logits = result.logits.get(index);
-      if (logits) state.recordLogits(row.start, logits);
-      sequence.numComputed = end;
+      if (logits) state.recordLogits(first, logits);
+      if (row.sample && tokens[end - 1]! < 0)
+        throw new RequestFailedError("the logits are not finite numbers", "numerical_error");
+      const isFirst = sequence.length === sequence.promptLength;
+      sequence.collect(row, tokens, start, end);
       if (!row.sample) {
-        if (sequence.logits && end === sequence.promptLength) this.#end(sequence, "length");
+        if (sequence.logits && sequence.numComputedTokens === sequence.promptLength)
+          this.#end(sequence, "length");
         return;
       }
-      const token = result.tokens[index]!;
-      sequence.numPending--;
-      if (token < 0) throw new RequestFailedError("the logits are not finite numbers", "numerical_error");
       // Only a finite result shows that everything it was computed from is sound.
       this.#scheduler.publish(sequence);
-      sequence.append(token);
-      if (sequence.length === sequence.promptLength + 1) {
+      if (isFirst) {
         sequence.promptLogprobs = undefined;
         this.#promptTokens += sequence.promptLength;
         if (state.firstTokenTime === undefined) state.firstTokenTime = now;
       }
-      this.#generationTokens++;
       const logprobs = row.logprobs === undefined ? undefined : result.logprobs.get(index);
-      if (logprobs) completion.append(token, positionLogprobs(logprobs, 0, row.logprobs!, this.#decodeToken));
-      else completion.append(token);
+      // What was drawn after the last token of the completion is not part of it.
+      for (let i = start; i < end && completion.finishReason === null; i++) {
+        this.#generationTokens++;
+        if (logprobs) {
+          const entries = positionLogprobs(logprobs, i - start, row.logprobs!, this.#decodeToken);
+          completion.append(tokens[i]!, entries);
+        } else completion.append(tokens[i]!);
+      }
     } catch (error) {
       if (error instanceof InvariantError) throw error;
       this.#end(sequence, "error", requestError(error));

@@ -24,6 +24,8 @@ export interface EngineRequest {
   readonly arrivalTime: number;
   /** Return the logits of every prompt position, 2^30 at most, and generate nothing. Needs `n` = 1. */
   readonly logits?: boolean;
+  /** Every token but the first depends on what the caller makes of the one before: none is computed ahead. */
+  readonly lockstep?: boolean;
 }
 
 /** What a request must fit into, in tokens. */

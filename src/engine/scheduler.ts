@@ -18,11 +18,14 @@ export interface SchedulerLimits {
   readonly maxNumSeqs: number;
   /** Tokens of a step. */
   readonly maxNumBatchedTokens: number;
+  /** Drafts that a row may have. Default 0. */
+  readonly maxDrafts?: number;
 }
 
 /**
- * Who computes what in the next step: first the running sequences with one token to compute, then prompts in order of
- * arrival, in chunks, under one token budget. Owns the queues, the slots and the sequences' blocks.
+ * Decides who computes what in the next step: first the running sequences with one token to compute, and drafts where
+ * there is room for them, then prompts in order of arrival, in chunks, under one token budget. Owns the queues, the slots
+ * and the sequences' blocks.
  *
  * A sequence gets the blocks of all its known tokens when it is admitted, so only decoding can run out of blocks: then
  * the most recently arrived sequence is preempted and later recomputed. Preemption waits until no step is in flight.
@@ -39,11 +42,13 @@ export class Scheduler {
   readonly #blocks: BlockManager;
   readonly #maxNumSeqs: number;
   readonly #maxNumBatchedTokens: number;
+  readonly #maxDrafts: number;
   readonly #freeSlots: number[];
 
   constructor(blocks: BlockManager, limits: SchedulerLimits) {
     this.#blocks = blocks;
     this.#maxNumBatchedTokens = limits.maxNumBatchedTokens;
+    this.#maxDrafts = limits.maxDrafts ?? 0;
     // More sequences than tokens in a step could not all advance.
     this.#maxNumSeqs = Math.min(limits.maxNumSeqs, limits.maxNumBatchedTokens);
     this.#freeSlots = Array.from({ length: this.#maxNumSeqs }, (_, i) => this.#maxNumSeqs - 1 - i);
@@ -63,20 +68,21 @@ export class Scheduler {
     const preemptions = this.numPreemptions;
     if (!this.#makeRoom(idle)) return undefined;
     const step = new StepBuilder(this.#maxNumBatchedTokens);
+    const maxDrafts = this.#affordableDrafts();
     for (let sequence = this.running.first; sequence; sequence = sequence.next) {
-      if (sequence.numRemaining === 1) this.#compute(sequence, step);
+      if (sequence.numRemainingTokens === 1) this.#compute(sequence, step, maxDrafts);
     }
     for (let sequence = this.running.first; sequence && step.budget > 0; sequence = sequence.next) {
-      if (sequence.numRemaining > 1) this.#compute(sequence, step);
+      if (sequence.numRemainingTokens > 1) this.#compute(sequence, step);
     }
     if (this.numPreemptions === preemptions) this.#admit(step);
     return step.build();
   }
 
-  /** The computed full blocks of `sequence` may now be shared. */
+  /** The full blocks of `sequence` that are known to be computed may now be shared. */
   publish(sequence: Sequence): void {
-    const numFull = Math.floor(sequence.numComputed / this.#blocks.blockSize);
-    this.#blocks.cache?.publish(sequence.chain, sequence.tokens, sequence.table, numFull);
+    const numFull = Math.floor(sequence.numComputedTokens / this.#blocks.blockSize);
+    this.#blocks.cache?.publish(sequence.chain, sequence.tokens, sequence.blockTable, numFull);
   }
 
   /** Takes a sequence that is not finished out of its queue; what it holds is freed once no step in flight uses it. */
@@ -114,19 +120,36 @@ export class Scheduler {
       invariant(size === list.size, `the ${status} queue has ${size} sequences, counted as ${list.size}`);
     }
     for (const sequence of this.waiting) {
-      invariant(sequence.table.length === 0 && sequence.slot === -1, "a waiting sequence holds blocks");
-      invariant(sequence.inFlight === 0 && sequence.numPending === 0, "a waiting sequence is in flight");
+      invariant(sequence.blockTable.length === 0 && sequence.slot === -1, "a waiting sequence holds blocks");
+      invariant(
+        sequence.inFlight === 0 && sequence.numScheduledTokens === 0,
+        "a waiting sequence is in flight",
+      );
+    }
+    for (const sequence of this.running) {
+      const { length, maxPendingTokens, numScheduledTokens } = sequence;
+      const next = length + maxPendingTokens - 1;
+      invariant(
+        maxPendingTokens === 0 || numScheduledTokens === next,
+        "a drawn token is not the next to compute",
+      );
+      invariant(!sequence.lockstep || maxPendingTokens <= 1, "a step was launched ahead of the host");
     }
     for (const sequence of [...this.running, ...this.draining]) {
       invariant(!slots.has(sequence.slot), `slot ${sequence.slot} is taken twice or free`);
       slots.add(sequence.slot);
-      for (const block of sequence.table) holders[block]!++;
-      invariant(new Set(sequence.table).size === sequence.table.length, "a block is twice in one table");
-      const { numComputed, numScheduled, length, numPending } = sequence;
-      invariant(numComputed <= numScheduled && numScheduled <= length + numPending, "computed past the end");
-      invariant(length + numPending <= sequence.maxLength, "a sequence is longer than its limit");
-      const held = sequence.table.length * this.#blocks.blockSize;
-      invariant(numScheduled <= held, "tokens were scheduled without a block");
+      const { blockTable, numComputedTokens, numScheduledTokens, length, maxPendingTokens } = sequence;
+      for (const block of blockTable) holders[block]!++;
+      invariant(new Set(blockTable).size === blockTable.length, "a block is twice in one table");
+      const bound = length + maxPendingTokens;
+      invariant(
+        numComputedTokens <= numScheduledTokens && numScheduledTokens <= bound,
+        "computed past the end",
+      );
+      invariant(bound <= sequence.maxLength, "a sequence is longer than its limit");
+      const { blockSize } = this.#blocks;
+      invariant(numScheduledTokens <= blockTable.length * blockSize, "tokens were scheduled without a block");
+      invariant(sequence.chain.keys.length * blockSize <= length, "a block of unknown tokens has a key");
     }
     for (const sequence of this.draining)
       invariant(sequence.status === "finished" && sequence.inFlight > 0, "a drained sequence was not freed");
@@ -140,29 +163,38 @@ export class Scheduler {
 
   /** Sees to it that every decoding sequence can have the block it needs. False: collect the steps in flight first. */
   #makeRoom(idle: boolean): boolean {
-    for (;;) {
-      let needed = 0;
-      for (let sequence = this.running.first; sequence; sequence = sequence.next) {
-        if (this.#needsBlock(sequence)) needed++;
-      }
-      if (needed <= this.#blocks.numFree) return true;
+    while (this.#blocksNeeded(0) > this.#blocks.numFree) {
       if (!idle) return false;
       this.#preempt(this.running.last!);
     }
+    return true;
   }
 
-  #needsBlock(sequence: Sequence): boolean {
-    return (
-      sequence.numScheduled === sequence.table.length * this.#blocks.blockSize && sequence.numRemaining > 0
-    );
+  /** Drafts that each decoding row of the next step may have, so that nobody goes without tokens or blocks for them. */
+  #affordableDrafts(): number {
+    if (this.#maxDrafts === 0 || this.running.size === 0) return 0;
+    const share = Math.floor(this.#maxNumBatchedTokens / this.running.size);
+    const drafts = Math.min(this.#maxDrafts, share - 1);
+    return this.#blocksNeeded(drafts) <= this.#blocks.numFree ? drafts : 0;
+  }
+
+  /** Blocks that the running sequences lack to compute their next tokens with so many drafts at most. */
+  #blocksNeeded(maxDrafts: number): number {
+    let needed = 0;
+    for (let sequence = this.running.first; sequence; sequence = sequence.next) {
+      if (sequence.numRemainingTokens === 0) continue;
+      const end = sequence.numScheduledTokens + 1 + Math.min(maxDrafts, sequence.maxDrafts);
+      needed += Math.max(0, this.#blocks.blocksFor(end) - sequence.blockTable.length);
+    }
+    return needed;
   }
 
   #preempt(sequence: Sequence): void {
-    invariant(sequence.inFlight === 0 && sequence.numPending === 0, "a sequence in flight is preempted");
+    invariant(sequence.inFlight === 0, "a sequence in flight is preempted");
     this.running.remove(sequence);
     this.#release(sequence);
-    sequence.numScheduled = 0;
-    sequence.numComputed = 0;
+    sequence.numScheduledTokens = 0;
+    sequence.numComputedTokens = 0;
     sequence.status = "waiting";
     this.waiting.insertFromFront(sequence);
     this.numPreemptions++;
@@ -170,8 +202,9 @@ export class Scheduler {
 
   #release(sequence: Sequence): void {
     // The end of a sequence is reused first: what is left is still a prefix.
-    for (let i = sequence.table.length - 1; i >= 0; i--) this.#blocks.release(sequence.table[i]!);
-    sequence.table.length = 0;
+    const { blockTable } = sequence;
+    for (let i = blockTable.length - 1; i >= 0; i--) this.#blocks.release(blockTable[i]!);
+    blockTable.length = 0;
     this.#freeSlots.push(sequence.slot);
     sequence.slot = -1;
   }
@@ -191,7 +224,7 @@ export class Scheduler {
   /** The request's first sequence is about to publish the prompt that this one would compute again. */
   #awaitsPrompt({ leader, promptLength }: Sequence): boolean {
     if (!this.#blocks.cache || !leader || leader.status === "finished") return false;
-    return promptLength > this.#blocks.blockSize && leader.numComputed < promptLength;
+    return promptLength > this.#blocks.blockSize && leader.numComputedTokens < promptLength;
   }
 
   /** Admits a sequence if there are blocks for its known tokens, and one more for each running sequence to grow into. */
@@ -213,12 +246,12 @@ export class Scheduler {
     }
     for (let i = 0; i < numNew; i++) step.assign(sequence, this.#blocks.allocate());
     sequence.chain.numPublished = hits.length;
-    sequence.numScheduled = hits.length * blockSize;
-    sequence.numComputed = sequence.numScheduled;
-    if (sequence.numCached < 0) {
-      sequence.numCached = sequence.numScheduled;
+    sequence.numScheduledTokens = hits.length * blockSize;
+    sequence.numComputedTokens = sequence.numScheduledTokens;
+    if (sequence.numCachedTokens < 0) {
+      sequence.numCachedTokens = sequence.numComputedTokens;
       if (this.#readsCache(sequence)) this.prefixQueries += sequence.promptLength;
-      this.prefixHits += sequence.numCached;
+      this.prefixHits += sequence.numCachedTokens;
     }
     step.join(sequence);
     return true;
@@ -234,14 +267,15 @@ export class Scheduler {
     return this.#blocks.cache.match(sequence.chain, sequence.tokens, maxBlocks);
   }
 
-  #compute(sequence: Sequence, step: StepBuilder): void {
-    const count = Math.min(sequence.numRemaining, step.budget);
-    if (count === 0) return;
-    if (this.#needsBlock(sequence)) step.assign(sequence, this.#blocks.allocate());
-    const sample = !sequence.logits && count === sequence.numRemaining;
-    step.compute(sequence, count, sample);
-    sequence.numScheduled += count;
-    if (sample) sequence.numPending++;
+  #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
+    const known = Math.min(sequence.numRemainingTokens, step.budget);
+    if (known === 0) return;
+    const sample = !sequence.logits && known === sequence.numRemainingTokens;
+    const drafts = Math.min(maxDrafts, sequence.maxDrafts);
+    const end = sequence.numScheduledTokens + known + drafts;
+    while (sequence.blockTable.length * this.#blocks.blockSize < end)
+      step.assign(sequence, this.#blocks.allocate());
+    step.compute(sequence, known + drafts, sample, drafts);
   }
 }
 
@@ -262,22 +296,26 @@ class StepBuilder {
   }
 
   join(sequence: Sequence): void {
-    const { slot, promptLength, sampling } = sequence;
+    const { slot, length, promptLength, numComputedTokens, sampling } = sequence;
+    const tokens = sequence.tokens.slice(0, length);
     this.#admitted.push(sequence);
-    this.#joins.push({ slot, tokens: sequence.tokens.slice(0, sequence.length), promptLength, sampling });
+    this.#joins.push({ slot, tokens, promptLength, numComputedTokens, sampling });
   }
 
   assign(sequence: Sequence, block: number): void {
-    this.#updates.push({ slot: sequence.slot, index: sequence.table.length, block });
-    sequence.table.push(block);
+    this.#updates.push({ slot: sequence.slot, index: sequence.blockTable.length, block });
+    sequence.blockTable.push(block);
   }
 
-  compute(sequence: Sequence, count: number, sample: boolean): void {
-    const { slot, numScheduled: start, promptLength, logprobs, promptLogprobs, logits } = sequence;
-    const row: { -readonly [K in keyof ScheduledRow]: ScheduledRow[K] } = { slot, start, count, sample };
+  compute(sequence: Sequence, count: number, sample: boolean, drafts: number): void {
+    const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits } = sequence;
+    const row: { -readonly [K in keyof ScheduledRow]: ScheduledRow[K] } = { slot, count, sample };
+    if (drafts > 0) row.drafts = drafts;
     if (sample && logprobs !== undefined) row.logprobs = logprobs;
-    if (promptLogprobs !== undefined && start < promptLength) row.promptLogprobs = promptLogprobs;
+    if (promptLogprobs !== undefined && numScheduledTokens < promptLength)
+      row.promptLogprobs = promptLogprobs;
     if (logits) row.logits = true;
+    sequence.schedule(row);
     (count === 1 ? this.#rows : this.#chunks).push(row);
     (count === 1 ? this.#sequences : this.#chunkSequences).push(sequence);
     this.budget -= count;

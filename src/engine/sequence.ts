@@ -1,4 +1,4 @@
-import type { SlotSampling } from "../runner/types.ts";
+import type { ScheduledRow, SlotSampling } from "../runner/types.ts";
 import { BlockChain } from "./prefix-cache.ts";
 
 /** `waiting` holds no blocks and no slot; `finished` may hold them until its steps in flight are collected. */
@@ -18,12 +18,16 @@ export interface SequenceInit {
   readonly salt: string;
   /** The first sequence of the same request, which computes the prompt for all. */
   readonly leader: Sequence | undefined;
+  /** The next token depends on what the host makes of the one before: no step is launched ahead of it. */
+  readonly lockstep: boolean;
 }
 
 /**
- * One completion's tokens and where they stand. Positions [0, numComputed) are known to be in the KV cache,
- * [numComputed, numScheduled) will be once the steps in flight are done. `numPending` tokens have been drawn, or will
- * be, by steps in flight: they are on the device and follow the `length` known ones.
+ * One completion's tokens and where they stand. Positions [0, numComputedTokens) are known to be in the KV cache. What
+ * steps in flight come to, the device alone knows: a row with drafts draws one token, or one more for each draft that it
+ * accepts. Until they are collected there are two bounds: `maxPendingTokens`, the most tokens that they draw, and
+ * `numScheduledTokens`, the position up to which they compute at most. Both come down by as much when drafts turn out to
+ * have been rejected, so that their difference is exact: drawn tokens are all computed but the last.
  */
 export class Sequence {
   readonly ordinal: number;
@@ -36,20 +40,22 @@ export class Sequence {
   promptLogprobs: number | undefined;
   readonly logits: boolean;
   readonly leader: Sequence | undefined;
+  readonly lockstep: boolean;
   readonly chain: BlockChain;
 
   status: SequenceStatus = "waiting";
+  /** Known tokens. */
   length: number;
-  numPending = 0;
-  numScheduled = 0;
-  numComputed = 0;
+  maxPendingTokens = 0;
+  numScheduledTokens = 0;
+  numComputedTokens = 0;
   /** Steps launched and not collected that compute a row of this sequence. */
   inFlight = 0;
   slot = -1;
   /** The KV blocks held, in order of position. */
-  readonly table: number[] = [];
+  readonly blockTable: number[] = [];
   /** Tokens taken from the prefix cache when first admitted; −1 before. */
-  numCached = -1;
+  numCachedTokens = -1;
   /** Links of the `SequenceList` that the sequence is in. */
   previous: Sequence | undefined;
   next: Sequence | undefined;
@@ -65,6 +71,7 @@ export class Sequence {
     this.promptLogprobs = init.promptLogprobs;
     this.logits = init.logits;
     this.leader = init.leader;
+    this.lockstep = init.lockstep;
     this.chain = new BlockChain(init.salt);
     this.length = this.promptLength;
     this.#tokens = new Int32Array(this.promptLength + Math.min(init.maxTokens, 64));
@@ -77,13 +84,35 @@ export class Sequence {
   }
 
   /** Tokens that could be computed now: 0 when only steps in flight can tell how to go on. */
-  get numRemaining(): number {
-    const virtualLength = this.length + this.numPending;
-    if (this.maxLength > this.promptLength && virtualLength >= this.maxLength) return 0;
-    return virtualLength - this.numScheduled;
+  get numRemainingTokens(): number {
+    if (this.lockstep && this.maxPendingTokens > 0) return 0;
+    const bound = this.length + this.maxPendingTokens;
+    if (this.maxLength > this.promptLength && bound >= this.maxLength) return 0;
+    return bound - this.numScheduledTokens;
   }
 
-  append(token: number): void {
+  /** Tokens that may still be drawn after the pending ones and the next. */
+  get maxDrafts(): number {
+    const decodes = !this.lockstep && this.numScheduledTokens >= this.promptLength;
+    return decodes ? this.maxLength - this.length - this.maxPendingTokens - 1 : 0;
+  }
+
+  /** A step is about to compute this row. */
+  schedule({ count, sample, drafts = 0 }: ScheduledRow): void {
+    this.numScheduledTokens += count;
+    if (sample) this.maxPendingTokens += drafts + 1;
+  }
+
+  /** The oldest step in flight has computed this row and drawn tokens[start, end). */
+  collect({ count, sample, drafts = 0 }: ScheduledRow, tokens: Int32Array, start: number, end: number): void {
+    const rejected = sample ? drafts + 1 - (end - start) : 0;
+    if (sample) this.maxPendingTokens -= drafts + 1;
+    this.numScheduledTokens -= rejected;
+    this.numComputedTokens += count - rejected;
+    for (let i = start; i < end; i++) this.#append(tokens[i]!);
+  }
+
+  #append(token: number): void {
     if (this.length === this.#tokens.length) {
       const grown = new Int32Array(Math.min(this.maxLength, 2 * this.length));
       grown.set(this.#tokens);

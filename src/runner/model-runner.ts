@@ -1,9 +1,9 @@
-import type { Backend, BatchTensors, Readback, SampleRows } from "../backend/backend.ts";
+import type { Backend, Readback } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import { DeviceError, EngineDeadError, invariant } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
-import { BatchState, type RowSpan, type StagedRows } from "./batch-state.ts";
+import { BatchState } from "./batch-state.ts";
 import { decodeBuckets, GraphRunner } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
 import {
@@ -14,6 +14,7 @@ import {
   sliceLogprobs,
 } from "./logprob-reader.ts";
 import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
+import { StepBuffers, type StepRow, type StepTensors } from "./step-buffers.ts";
 import type { LogprobRows, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
 
 export interface ModelRunnerOptions {
@@ -31,8 +32,7 @@ export interface ModelRunnerOptions {
 /** A launched step: copies on their way to the host. */
 interface PendingStep {
   readonly rows: readonly ScheduledRow[];
-  /** Indices of the sampled rows, in the order of `tokens`. */
-  readonly sampled: readonly number[];
+  /** Of the sampled rows; undefined when there is none. */
   readonly tokens: Readback | undefined;
   readonly logprobs: PendingLogprobs | undefined;
   readonly prompt: readonly PendingPromptRow[];
@@ -45,9 +45,11 @@ export class ModelRunner implements Runner {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
   readonly vocabSize: number;
+  readonly maxDrafts = 0;
   readonly maxInFlight = 2;
   readonly #workspace: Workspace;
   readonly #state: BatchState;
+  readonly #buffers: StepBuffers;
   readonly #prompts: PromptReader;
   readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
@@ -63,30 +65,36 @@ export class ModelRunner implements Runner {
     options: ModelRunnerOptions,
   ) {
     const { config } = model;
-    this.blockSize = options.blockSize;
-    this.maxNumSeqs = options.maxNumSeqs;
+    const { blockSize, maxNumSeqs, maxNumBatchedTokens } = options;
+    this.blockSize = blockSize;
+    this.maxNumSeqs = maxNumSeqs;
     this.maxModelLen = options.maxModelLen;
     this.vocabSize = config.vocabSize;
     this.#workspace = new Workspace(backend);
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
+    const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);
+    const maxLogits = Math.max(maxRows, LOGITS_CHUNK);
+    this.#buffers = new StepBuffers(backend, this.#state.slots, {
+      ...{ maxTokens: maxNumBatchedTokens, maxRows, maxLogits, vocabSize: config.vocabSize, blockSize },
+    });
     this.#prompts = new PromptReader(
       backend,
       this.#workspace,
-      this.#logits.bind(this),
+      (hidden, indices) => this.#logits(this.#buffers.logits(indices.dim(0)), hidden, indices),
       this.#readback.bind(this),
     );
 
-    const shape = { ...config, blockSize: options.blockSize };
+    const shape = { ...config, blockSize };
     if (backend.memory) {
       this.#cache = new KvCache(backend, shape, 0);
-      this.#warmUp(options.maxNumBatchedTokens);
+      this.#warmUp(maxNumBatchedTokens, maxRows, maxLogits);
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
     this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
     this.#cache = new KvCache(backend, shape, this.numBlocks);
     if (backend.capture && !options.enforceEager) {
-      const buckets = decodeBuckets(Math.min(options.maxNumSeqs, options.maxNumBatchedTokens));
+      const buckets = decodeBuckets(maxRows);
       backend.tuneLinear?.(buckets);
       this.#workspace.freeze();
       this.#graphs = new GraphRunner(buckets, (rows) => this.#captureDecode(rows));
@@ -116,6 +124,7 @@ export class ModelRunner implements Runner {
     if (this.#disposed) return;
     this.#disposed = true;
     this.#graphs?.dispose();
+    this.#buffers.dispose();
     this.#state.dispose();
     this.#cache.dispose();
     this.#workspace.dispose();
@@ -129,31 +138,30 @@ export class ModelRunner implements Runner {
   }
 
   #launchEager({ rows, decodeRows }: ScheduledBatch): PendingStep {
-    const hidden = this.#forward(this.#state.stageRows(rows, decodeRows));
+    const extents = this.#buffers.stage(rows, decodeRows);
+    const step = this.#buffers.view(extents);
+    const hidden = this.#forward(step);
     const prompt = this.#prompts.enqueue(rows, hidden);
-    const sampled = rows.flatMap((row, i) => (row.sample ? [i] : []));
-    if (sampled.length === 0) return { rows, sampled, tokens: undefined, logprobs: undefined, prompt };
+    if (extents.numSamples === 0) return { rows, tokens: undefined, logprobs: undefined, prompt };
 
-    const samples = this.#state.stageSamples(rows, sampled);
-    const logits = this.#logits(hidden, samples.tokenIndices);
-    const topCount = sampled.reduce((most, row) => Math.max(most, rows[row]!.logprobs ?? -1), -1);
+    const topCount = rows.reduce((most, { logprobs }) => Math.max(most, logprobs ?? -1), -1);
+    const wanted = topCount >= 0;
     // Log-probabilities are those of the unprocessed logits, which processing in place would lose.
-    const processed = topCount >= 0 ? this.#workspace.tensor("processed", "float32", logits.shape) : logits;
-    const tokens = this.#sample(processed, logits, samples);
-    const logprobs =
-      topCount >= 0
-        ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount, this.#readback.bind(this))
-        : undefined;
-    return { rows, sampled, tokens: this.#readback(tokens), logprobs, prompt };
+    const { logits } = step;
+    this.#draw(step, hidden, wanted ? this.#workspace.tensor("processed", "float32", logits.shape) : logits);
+    const [tokens, copy] = [step.sampled, this.#readback.bind(this)];
+    const logprobs = wanted
+      ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount, copy)
+      : undefined;
+    return { rows, tokens: copy(tokens), logprobs, prompt };
   }
 
   #replay({ rows }: ScheduledBatch, bucket: number): PendingStep {
     const padding = Array.from({ length: bucket - rows.length }, () => this.#state.paddingRow);
-    this.#state.stageRows([...rows, ...padding], bucket);
+    this.#buffers.stage([...rows, ...padding], bucket);
     this.#graphs!.launch(bucket);
-    const tokens = this.#workspace.tensor("sampled", "int32", [rows.length]);
-    const sampled = rows.map((_, i) => i);
-    return { rows, sampled, tokens: this.#readback(tokens), logprobs: undefined, prompt: [] };
+    const tokens = this.#readback(this.#buffers.sampled(rows.length));
+    return { rows, tokens, logprobs: undefined, prompt: [] };
   }
 
   #readback(source: Tensor): Readback {
@@ -173,76 +181,60 @@ export class ModelRunner implements Runner {
     }
   }
 
-  /** A whole decode step of `rows` rows: from the staged rows to the drawn tokens in "sampled". */
+  /** A whole decode step of `rows` rows: from the staged rows to the drawn tokens. */
   #captureDecode(rows: number) {
-    const staged = this.#decodeRows(rows);
-    return this.backend.capture!(() => this.#decode(staged));
+    const extents = { numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1, numSamples: rows };
+    const step = this.#buffers.view(extents);
+    return this.backend.capture!(() => this.#draw(step, this.#forward(step), step.logits));
   }
 
-  #decodeRows(rows: number): StagedRows {
-    return {
-      rows: this.#workspace.tensor("rows", "int32", [rows, 3]),
-      batch: this.#state.batchTensors({
-        ...{ numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1 },
-        maxContextLen: this.maxModelLen,
-      }),
-    };
-  }
-
-  #decode(staged: StagedRows): void {
-    const hidden = this.#forward(staged);
-    const logits = this.#workspace.tensor("logits", "float32", [staged.batch.numRows, this.vocabSize]);
-    this.model.logits(this.backend, logits, hidden);
-    this.#sample(logits, logits, staged.batch);
-  }
-
-  #forward({ rows, batch }: StagedRows): Tensor {
+  /** Final hidden states [T, H]; slots of the rows advance. */
+  #forward({ rows, batch, samples }: StepTensors): Tensor {
     const { backend } = this;
-    backend.prepareBatch(batch, rows, this.#state.slots);
+    backend.prepareBatch(batch, samples, rows, this.#state.slots);
     return this.model.forward({ backend, workspace: this.#workspace, batch, kvCache: this.#cache.layers });
   }
 
-  /** Logits float32 [R, V] of the batch's tokens at indices[R]. */
-  #logits(hidden: Tensor, indices: Tensor): Tensor {
-    const count = indices.dim(0);
-    const gathered = this.#workspace.tensor("gathered", hidden.dtype, [count, hidden.dim(1)]);
-    this.backend.gatherRows(gathered, hidden, indices);
-    const logits = this.#workspace.tensor("logits", "float32", [count, this.vocabSize]);
-    this.model.logits(this.backend, logits, gathered);
-    return logits;
+  /** Draws a token for each sample of the step; `processed` float32 [N, V] may be the step's logits. */
+  #draw({ batch, samples, logits, sampled }: StepTensors, hidden: Tensor, processed: Tensor): void {
+    // Where every token is sampled after, they are in order.
+    const all = sampled.size === batch.numTokens;
+    if (all) this.model.logits(this.backend, logits, hidden);
+    else this.#logits(logits, hidden, samples.tokenIndices);
+    this.backend.processLogits(processed, logits, samples, this.#state.slots);
+    this.backend.sample(sampled, processed, samples, this.#state.slots);
   }
 
-  #sample(processed: Tensor, logits: Tensor, samples: SampleRows | BatchTensors): Tensor {
-    const tokens = this.#workspace.tensor("sampled", "int32", [logits.dim(0)]);
-    this.backend.processLogits(processed, logits, samples, this.#state.slots);
-    this.backend.sample(tokens, processed, samples, this.#state.slots);
-    return tokens;
+  /** out float32 [N, V] = logits after the batch's tokens at indices[N]. */
+  #logits(out: Tensor, hidden: Tensor, indices: Tensor): Tensor {
+    const gathered = this.#workspace.tensor("gathered", hidden.dtype, [indices.dim(0), hidden.dim(1)]);
+    this.backend.gatherRows(gathered, hidden, indices);
+    this.model.logits(this.backend, out, gathered);
+    return out;
   }
 
   /**
    * Runs the largest step there can be, on the scratch block, so that every buffer has its final size. What only
    * log-probabilities need is left to the first step that asks for them.
    */
-  #warmUp(maxNumBatchedTokens: number): void {
+  #warmUp(maxTokens: number, maxRows: number, maxLogits: number): void {
+    const { backend } = this;
     const { paddingRow } = this.#state;
-    const rows: RowSpan[] = [];
-    for (let left = maxNumBatchedTokens; left > 0 && rows.length < this.maxNumSeqs; ) {
+    const prompts: StepRow[] = [];
+    for (let left = maxTokens; left > 0 && prompts.length < maxRows; ) {
       const count = Math.min(left, this.maxModelLen);
-      rows.push({ ...paddingRow, count });
+      prompts.push({ ...paddingRow, count, sample: false });
       left -= count;
     }
-    const hidden = this.#forward(this.#state.stageRows(rows, 0));
-    const sampled = Array.from({ length: Math.max(this.maxNumSeqs, LOGITS_CHUNK) }, () => 0);
-    const samples = this.#state.stageSamples(rows, sampled);
-    const logits = this.#logits(hidden, samples.tokenIndices);
-    this.#sample(logits, logits, samples);
-    this.#decode(this.#stagePadding());
-    this.backend.synchronize();
-  }
-
-  #stagePadding(): StagedRows {
-    const rows = Array.from({ length: this.maxNumSeqs }, () => this.#state.paddingRow);
-    return this.#state.stageRows(rows, this.maxNumSeqs);
+    const hidden = this.#forward(this.#buffers.view(this.#buffers.stage(prompts, 0)));
+    const indices = backend.empty("int32", [maxLogits]);
+    backend.fill(indices, 0);
+    this.#logits(this.#buffers.logits(maxLogits), hidden, indices);
+    const decodes = Array.from({ length: maxRows }, () => paddingRow);
+    const step = this.#buffers.view(this.#buffers.stage(decodes, maxRows));
+    this.#draw(step, this.#forward(step), step.logits);
+    backend.synchronize();
+    indices.buffer.dispose();
   }
 }
 
@@ -257,20 +249,18 @@ function isPlainDecode({ rows, decodeRows }: ScheduledBatch): boolean {
   );
 }
 
-/** Waits for the copies. */
-function readStep(step: PendingStep): StepResult {
-  const tokens = new Int32Array(step.rows.length);
+/** Waits for the copies. A sampled row has drawn one token. */
+function readStep({ rows, ...step }: PendingStep): StepResult {
+  const tokens = step.tokens ? asInt32(step.tokens.wait()) : new Int32Array(0);
+  const all = step.logprobs && readLogprobs(step.logprobs);
+  const offsets = new Int32Array(rows.length + 1);
   const logprobs = new Map<number, LogprobRows>();
-  if (step.tokens) {
-    const drawn = asInt32(step.tokens.wait());
-    const all = step.logprobs && readLogprobs(step.logprobs);
-    for (const [i, row] of step.sampled.entries()) {
-      tokens[row] = drawn[i]!;
-      const topCount = step.rows[row]!.logprobs;
-      if (all && topCount !== undefined) logprobs.set(row, sliceLogprobs(all, i, i + 1, topCount));
-    }
+  for (const [i, { sample, logprobs: topCount }] of rows.entries()) {
+    const [start, end] = [offsets[i]!, offsets[i]! + Number(sample)];
+    offsets[i + 1] = end;
+    if (all && topCount !== undefined) logprobs.set(i, sliceLogprobs(all, start, end, topCount));
   }
-  return { tokens, logprobs, ...readPromptRows(step.prompt) };
+  return { tokens, offsets, logprobs, ...readPromptRows(step.prompt) };
 }
 
 function unlessLost<T>(run: () => T): T {

@@ -19,13 +19,20 @@ export interface PendingPromptRow {
   readonly logits: readonly Readback[];
 }
 
+/** A slot's prompt, of which some row may ask. All of its rows do, or none. */
+interface Prompt {
+  readonly tokens: Int32Array;
+  /** Where the next row starts: in a prompt the host knows. */
+  numComputedTokens: number;
+}
+
 /** Positions whose logits are held at once. */
 export const LOGITS_CHUNK = 128;
 
 /** Answers rows that want log-probabilities or logits of the prompt positions they compute. */
 export class PromptReader {
-  /** Prompts by slot: the tokens whose log-probabilities are wanted. */
-  readonly #prompts = new Map<number, Int32Array>();
+  /** By slot. */
+  readonly #prompts = new Map<number, Prompt>();
 
   /** `logits(hidden, indices)`: logits float32 [R, V] of the batch's tokens at indices int32 [R]. */
   constructor(
@@ -35,8 +42,8 @@ export class PromptReader {
     private readonly readback: EnqueueCopy,
   ) {}
 
-  join({ slot, tokens, promptLength }: SlotJoin): void {
-    this.#prompts.set(slot, tokens.subarray(0, promptLength));
+  join({ slot, tokens, promptLength, numComputedTokens }: SlotJoin): void {
+    this.#prompts.set(slot, { tokens: tokens.subarray(0, promptLength), numComputedTokens });
   }
 
   /** Enqueues what the rows of a batch with final hidden states [T, H] asked for. */
@@ -52,9 +59,11 @@ export class PromptReader {
   }
 
   #enqueueRow(row: number, scheduled: ScheduledRow, hidden: Tensor, firstToken: number): PendingPromptRow {
-    const { start, count, slot, promptLogprobs } = scheduled;
+    const { count, slot, promptLogprobs } = scheduled;
     const prompt = this.#prompts.get(slot);
     invariant(prompt !== undefined, `slot ${slot} never joined`);
+    const { tokens, numComputedTokens: start } = prompt;
+    prompt.numComputedTokens += count;
     const logprobs: PendingLogprobs[] = [];
     const logits: Readback[] = [];
     for (let offset = 0; offset < count; offset += LOGITS_CHUNK) {
@@ -64,9 +73,9 @@ export class PromptReader {
       const chunk = this.logits(hidden, this.#upload("promptIndices", indices));
       if (scheduled.logits) logits.push(this.readback(chunk));
       // The last position of the prompt predicts no prompt token.
-      const predicted = Math.min(length, prompt.length - 1 - first);
+      const predicted = Math.min(length, tokens.length - 1 - first);
       if (promptLogprobs === undefined || predicted <= 0) continue;
-      const next = this.#upload("promptTokens", prompt.slice(first + 1, first + 1 + predicted));
+      const next = this.#upload("promptTokens", tokens.slice(first + 1, first + 1 + predicted));
       const rows = chunk.rows(0, predicted);
       logprobs.push(enqueueLogprobs(this.backend, this.workspace, rows, next, promptLogprobs, this.readback));
     }

@@ -9,6 +9,8 @@ export interface SlotJoin {
   /** All tokens known so far: the prompt and, after a preemption, the output that must be recomputed. */
   readonly tokens: Int32Array;
   readonly promptLength: number;
+  /** Leading tokens that are in the KV cache already: less than all. */
+  readonly numComputedTokens: number;
   readonly sampling: SlotSampling;
 }
 
@@ -40,15 +42,18 @@ export interface BlockTableUpdate {
   readonly block: number;
 }
 
-/** Tokens of one sequence to compute in this step. */
+/** Tokens of one sequence to compute in this step. They start where the step before, or the join, left off. */
 export interface ScheduledRow {
   readonly slot: number;
-  /** Position of the first token to compute; everything before it is in the cache. */
-  readonly start: number;
   /** How many tokens to compute, at least 1. */
   readonly count: number;
   /** Draw the token that follows the last one. */
   readonly sample: boolean;
+  /**
+   * With `sample`: so many of the tokens, the last ones, are guesses of the runner's own. The row draws the token that
+   * follows each of them that is guessed right, too: 1 to `drafts` + 1 tokens. Default 0.
+   */
+  readonly drafts?: number;
   /** With `sample`: log-probabilities of this many top tokens and of the drawn one. */
   readonly logprobs?: number;
   /** Log-probabilities of this many top tokens, and of the next token, for each computed prompt position. */
@@ -64,7 +69,7 @@ export interface ScheduledRow {
 export interface ScheduledBatch {
   readonly joins: readonly SlotJoin[];
   readonly blockTableUpdates: readonly BlockTableUpdate[];
-  /** Decode rows (count 1) first, then prefill rows. */
+  /** Rows of one token first. */
   readonly rows: readonly ScheduledRow[];
   readonly decodeRows: number;
   readonly numTokens: number;
@@ -83,9 +88,11 @@ export interface LogprobRows {
 }
 
 export interface StepResult {
-  /** One per row: the drawn token; −1 when the logits held a NaN or nothing finite; undefined without `sample`. */
+  /** The drawn tokens of all rows, those of one after the other; −1 when the logits held a NaN or nothing finite. */
   readonly tokens: Int32Array;
-  /** By row index, for rows that asked. */
+  /** [rows + 1]: row i drew `tokens` from offsets[i] up to offsets[i + 1], none without `sample`. */
+  readonly offsets: Int32Array;
+  /** By row index, for rows that asked: of each token that the row drew. */
   readonly logprobs: ReadonlyMap<number, LogprobRows>;
   /** Position p's entry predicts token p + 1; a chunk that ends the prompt has one entry less than tokens. */
   readonly promptLogprobs: ReadonlyMap<number, LogprobRows>;
@@ -101,6 +108,8 @@ export interface Runner {
   /** Longest sequence that a slot holds, in tokens. */
   readonly maxModelLen: number;
   readonly vocabSize: number;
+  /** Drafts that a row may have: 0 when the runner guesses no tokens. */
+  readonly maxDrafts: number;
   /** Steps that may be launched before the oldest is collected, at least 1. */
   readonly maxInFlight: number;
 

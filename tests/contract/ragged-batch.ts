@@ -69,7 +69,6 @@ export function extentsOf({ rows, numTokens, blockSize }: RaggedBatch) {
     blockSize,
     decodeRows: prefill < 0 ? rows.length : prefill,
     maxQueryLen: Math.max(...rows.map(([, queryLen]) => queryLen)),
-    maxContextLen: Math.max(...rows.map(([contextLen]) => contextLen)),
   };
 }
 

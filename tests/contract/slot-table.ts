@@ -26,7 +26,7 @@ export interface SlotParams {
   readonly promptLength?: number;
 }
 
-/** Slot tensors that hold `slots`. What their flags say is off, and unused history, is poison. */
+/** Slot tensors that hold `slots`, vacant without tokens. What their flags say is off, and unused history, is poison. */
 export function slotTensors(
   fixture: Fixture,
   slots: readonly SlotParams[],
@@ -36,6 +36,7 @@ export function slotTensors(
   const maskWords = Math.ceil(vocab / 32);
   const poisonedWords = (perSlot: number) => new Uint32Array(count * perSlot).fill(0xffffffff);
   const tokens = new Int32Array(count * capacity).fill(-1);
+  const lengths = Int32Array.from(slots, ({ tokens }) => tokens?.length ?? 0);
   const params = new Uint32Array(count * SLOT_WORDS);
   const edits = poisonedWords(MAX_LOGIT_EDITS * 3);
   const badWords = poisonedWords(MAX_BAD_WORD_TOKENS);
@@ -64,6 +65,8 @@ export function slotTensors(
   fixture.backend.fill(blockTables, POISON);
   return {
     tokens: fixture.stateOf("int32", tokens, [count, capacity]),
+    lengths: fixture.stateOf("int32", lengths, [count]),
+    numComputedTokens: fixture.stateOf("int32", lengths, [count]),
     blockTables,
     params: fixture.stateOf("uint32", params, [count, SLOT_WORDS]),
     edits: fixture.stateOf("uint32", edits, [count, MAX_LOGIT_EDITS, 3]),
@@ -88,7 +91,8 @@ export function sampleRows(
   rowSlots: readonly number[],
   positions: readonly number[],
 ): SampleRows {
-  return { rowSlots: fixture.ints(rowSlots), positions: fixture.ints(positions) };
+  const tokenIndices = fixture.ints(rowSlots.map((_, i) => i));
+  return { slots: fixture.ints(rowSlots), positions: fixture.ints(positions), tokenIndices };
 }
 
 function writeParams(words: Uint32Array, slot: SlotParams): void {

@@ -63,7 +63,10 @@ function drawTokens(runner: ModelRunner, steps: number): number[][] {
   const prefill: ScheduledBatch = {
     joins: slots.map((slot, i) => {
       const tokens = Int32Array.from({ length: lengths[i]! }, (_, t) => (t * 7 + slot * 31) % 384);
-      return { slot, tokens, promptLength: tokens.length, sampling: { ...sampling, seed: BigInt(slot) } };
+      return {
+        ...{ slot, tokens, promptLength: tokens.length, numComputedTokens: 0 },
+        sampling: { ...sampling, seed: BigInt(slot) },
+      };
     }),
     blockTableUpdates: slots.flatMap((slot, i) =>
       Array.from({ length: blocksPerSlot }, (_, index) => ({
@@ -72,7 +75,7 @@ function drawTokens(runner: ModelRunner, steps: number): number[][] {
         block: i * blocksPerSlot + index,
       })),
     ),
-    rows: slots.map((slot, i) => ({ slot, start: 0, count: lengths[i]!, sample: true })),
+    rows: slots.map((slot, i) => ({ slot, count: lengths[i]!, sample: true })),
     decodeRows: 0,
     numTokens: 52,
   };
@@ -81,7 +84,7 @@ function drawTokens(runner: ModelRunner, steps: number): number[][] {
   for (let step = 0; step < steps; step++) {
     runner.launch({
       ...{ joins: [], blockTableUpdates: [], decodeRows: 3, numTokens: 3 },
-      rows: slots.map((slot, i) => ({ slot, start: lengths[i]! + step, count: 1, sample: true })),
+      rows: slots.map((slot) => ({ slot, count: 1, sample: true })),
     });
     drawn.push([...runner.collect().tokens]);
   }
@@ -106,9 +109,9 @@ describe("captured decode steps", () => {
     const runner = await startRunner(new RecordingBackend(), false);
     const tokens = Int32Array.from({ length: 30 }, (_, t) => t);
     runner.launch({
-      joins: [{ slot: 0, tokens, promptLength: 30, sampling }],
+      joins: [{ slot: 0, tokens, promptLength: 30, numComputedTokens: 0, sampling }],
       blockTableUpdates: [0, 1].map((index) => ({ slot: 0, index, block: index })),
-      rows: [{ slot: 0, start: 0, count: 30, sample: false, promptLogprobs: 2, logits: true }],
+      rows: [{ slot: 0, count: 30, sample: false, promptLogprobs: 2, logits: true }],
       ...{ decodeRows: 0, numTokens: 30 },
     });
     const { promptLogprobs, logits } = runner.collect();

@@ -21,7 +21,8 @@ function run(seed: number): Summary {
 }
 
 test(`${RUNS} random loads give the reference's outputs and leave nothing behind`, () => {
-  const total = { requests: 0, steps: 0, preemptions: 0, prefixHits: 0, errors: 0, aborts: 0, died: 0 };
+  const counts = { requests: 0, steps: 0, preemptions: 0, prefixHits: 0, errors: 0, aborts: 0, died: 0 };
+  const total = { ...counts, drafts: 0, accepted: 0 };
   for (let seed = FIRST; seed < FIRST + RUNS; seed++) {
     const summary = run(seed);
     for (const key of Object.keys(total) as (keyof Summary)[]) total[key] += Number(summary[key]);
@@ -31,6 +32,8 @@ test(`${RUNS} random loads give the reference's outputs and leave nothing behind
   for (const count of Object.values(total)) expect(count).toBeGreaterThan(RUNS / 100);
   expect(total.preemptions).toBeGreaterThan(RUNS / 4);
   expect(total.prefixHits).toBeGreaterThan(RUNS);
+  expect(total.accepted).toBeGreaterThan(RUNS);
+  expect(total.drafts).toBeGreaterThan(1.5 * total.accepted);
 }, 60_000);
 
 test("a run depends on its seed alone", () => {

@@ -24,6 +24,10 @@ export interface FakeRunnerOptions {
   maxNumBatchedTokens: number;
   maxModelLen: number;
   maxInFlight?: number;
+  /** Drafts that a row may have. Default 0. */
+  maxDrafts?: number;
+  /** Asked once for each draft: whether it is the token that will be drawn. */
+  guesses?(): boolean;
   execution?: Execution;
   /** Asked once for each launch: the fault of that step. */
   fault?(): Fault | undefined;
@@ -32,12 +36,20 @@ export interface FakeRunnerOptions {
 }
 
 interface Slot {
+  /** On the "device": the tokens, and how many of them are in the cells. */
   tokens: number[];
-  promptLength: number;
-  sampling: SlotSampling;
-  table: number[];
-  /** Where the next row must start; undefined before the first row. */
-  next: number | undefined;
+  numComputed: number;
+  readonly promptLength: number;
+  readonly sampling: SlotSampling;
+  readonly table: number[];
+  /** What can be known at launch of `tokens.length` and `numComputed` after the steps in flight. */
+  length: Range;
+  computed: Range;
+}
+
+interface Range {
+  least: number;
+  most: number;
 }
 
 interface Step {
@@ -50,8 +62,9 @@ interface Step {
   /** The row that becomes NaN under the fault "nan". */
   nanRow: number;
   done: boolean[];
+  /** What each row drew. */
+  drawn: number[][];
   result: {
-    tokens: Int32Array;
     logprobs: Map<number, LogprobRows>;
     promptLogprobs: Map<number, LogprobRows>;
     logits: Map<number, Float32Array>;
@@ -66,6 +79,12 @@ export class FakeRunner implements Runner {
   readonly maxModelLen: number;
   readonly vocabSize = VOCAB;
   readonly maxInFlight: number;
+  readonly maxDrafts: number;
+  /** Seeds of the sequences that must not be launched ahead of their tokens. */
+  readonly lockstep = new Set<bigint>();
+  /** Drafts computed, and those of them that were accepted. */
+  numDrafts = 0;
+  numAccepted = 0;
   /** Everything that a batch or the cache did wrong. */
   readonly violations: string[] = [];
   /** Seeds of the sequences that a fault hit. */
@@ -86,6 +105,7 @@ export class FakeRunner implements Runner {
     this.maxNumSeqs = options.maxNumSeqs;
     this.maxModelLen = options.maxModelLen;
     this.maxInFlight = options.maxInFlight ?? 2;
+    this.maxDrafts = options.maxDrafts ?? 0;
     this.#values = new Uint32Array(this.numBlocks * this.blockSize).fill(0xdeadbeef);
     this.#salts = new Int32Array(this.numBlocks * this.blockSize).fill(-1);
     this.#nan = new Uint8Array(this.numBlocks * this.blockSize);
@@ -95,10 +115,15 @@ export class FakeRunner implements Runner {
     const fault = this.#options.fault?.();
     this.launched.push(batch);
     this.#checkBatch(batch);
-    for (const { slot, tokens, promptLength, sampling } of batch.joins) {
+    for (const { slot, tokens, promptLength, numComputedTokens, sampling } of batch.joins) {
       for (const step of this.#inFlight)
         this.#check(!step.batch.rows.some((row) => row.slot === slot), `slot ${slot} reused in flight`);
-      this.#slots[slot] = { tokens: [...tokens], promptLength, sampling, table: [], next: undefined };
+      this.#check(numComputedTokens < tokens.length, `slot ${slot}: nothing is left to compute`);
+      const exactly = (count: number): Range => ({ least: count, most: count });
+      this.#slots[slot] = {
+        ...{ tokens: [...tokens], numComputed: numComputedTokens, promptLength, sampling, table: [] },
+        ...{ length: exactly(tokens.length), computed: exactly(numComputedTokens) },
+      };
     }
     for (const { slot, index, block } of batch.blockTableUpdates) {
       const { table } = this.#slots[slot]!;
@@ -112,14 +137,13 @@ export class FakeRunner implements Runner {
     const step: Step = {
       ...{ batch, slots, blocks, fault, nanRow: this.launched.length % rowCount },
       done: new Array(rowCount).fill(false),
-      result: {
-        tokens: new Int32Array(rowCount).fill(-7),
-        ...{ logprobs: new Map(), promptLogprobs: new Map(), logits: new Map() },
-      },
+      drawn: batch.rows.map(() => []),
+      result: { logprobs: new Map(), promptLogprobs: new Map(), logits: new Map() },
     };
     if (fault === "launch" || fault === "dead" || fault === "collect")
       for (const slot of slots) this.victims.add(slot.sampling.seed);
     if (fault === "launch" || fault === "dead") {
+      for (const earlier of this.#inFlight) this.#execute(earlier);
       this.#scribble(step);
       throw fault === "dead" ? this.#options.death : new Error("launch failed");
     }
@@ -140,7 +164,14 @@ export class FakeRunner implements Runner {
     this.#execute(step);
     this.#inFlight.shift();
     if (step.fault === "collect") throw new Error("step failed");
-    return step.result;
+    for (const [i, slot] of step.slots.entries())
+      this.#narrow(slot, step.batch.rows[i]!, step.drawn[i]!.length);
+    const ends = step.drawn.map((_, i) => step.drawn.slice(0, i + 1).flat().length);
+    return {
+      tokens: Int32Array.from(step.drawn.flat()),
+      offsets: Int32Array.of(0, ...ends),
+      ...step.result,
+    };
   }
 
   dispose(): void {
@@ -168,22 +199,34 @@ export class FakeRunner implements Runner {
       this.#check(slot >= 0 && slot < this.maxNumSeqs, `slot ${slot} does not exist`);
   }
 
-  /** @returns the blocks that the row reads or writes. */
-  #checkRow({ slot: id, start, count, sample, promptLogprobs }: ScheduledRow, slot: Slot): number[] {
-    const end = start + count;
+  /**
+   * Checks a row against what is known of its slot, and widens that by what the row may come to.
+   * @returns the blocks that the row reads or writes.
+   */
+  #checkRow(row: ScheduledRow, slot: Slot): number[] {
+    const { slot: id, count, sample, drafts = 0, promptLogprobs } = row;
+    const { computed, length } = slot;
+    const end = computed.most + count;
     const inPrompt = promptLogprobs === undefined || end <= slot.promptLength;
     this.#check(inPrompt, `slot ${id}: prompt log-probabilities of the output`);
-    this.#check(count > 0 && end <= this.maxModelLen, `slot ${id}: row [${start}, ${end})`);
+    this.#check(count > drafts && end <= this.maxModelLen, `slot ${id}: row [${computed.most}, ${end})`);
+    this.#check(end - drafts <= length.most, `slot ${id}: tokens unknown`);
     this.#check(
-      slot.next === undefined || slot.next === start,
-      `slot ${id}: row at ${start}, not ${slot.next}`,
+      sample === (end - drafts === length.most) || row.logits === true,
+      `slot ${id}: samples elsewhere`,
     );
-    this.#check(start >= slot.tokens.length || end <= slot.tokens.length, `slot ${id}: tokens unknown`);
-    this.#check(!sample || end >= slot.tokens.length, `slot ${id}: samples inside its known tokens`);
-    slot.next = end;
+    this.#check(drafts === 0 || (sample && drafts <= this.maxDrafts), `slot ${id}: ${drafts} drafts`);
+    const ahead = this.lockstep.has(slot.sampling.seed) && this.#isPending(slot);
+    this.#check(!ahead, `slot ${id} is launched ahead of its tokens`);
     const blocks = slot.table.slice(0, Math.ceil(end / this.blockSize));
     this.#check(end <= slot.table.length * this.blockSize, `slot ${id}: no block for position ${end - 1}`);
-    const written = blocks.slice(Math.floor(start / this.blockSize));
+    const written = blocks.slice(Math.floor(computed.least / this.blockSize));
+    computed.least += count - drafts;
+    computed.most = end;
+    if (sample) {
+      length.least++;
+      length.most += drafts + 1;
+    }
     for (const step of this.#inFlight) {
       step.blocks.forEach((used, i) => {
         if (step.slots[i] === slot) return;
@@ -198,14 +241,35 @@ export class FakeRunner implements Runner {
     else for (let i = 0; i < step.slots.length; i++) this.#executeRow(step, i);
   }
 
-  /** A failed step leaves anything behind where it would have written. */
-  #scribble({ batch, slots }: Step): void {
-    batch.rows.forEach(({ start, count }, i) => {
-      for (let p = start; p < start + count; p++) {
-        const at = this.#at(slots[i]!, p);
-        this.#values[at] = mix(p, 0xbad);
-        this.#salts[at] = saltOf(slots[i]!.sampling.seed);
+  /** A row has been collected: what is known of its slot comes closer. */
+  #narrow({ computed, length }: Slot, { sample, drafts = 0 }: ScheduledRow, drawn: number): void {
+    if (!sample) return;
+    const rejected = drafts + 1 - drawn;
+    computed.most -= rejected;
+    length.most -= rejected;
+    computed.least += drawn - 1;
+    length.least += drawn - 1;
+  }
+
+  /** A step in flight draws a token of the slot. */
+  #isPending(slot: Slot): boolean {
+    return this.#inFlight.some(({ slots, batch }) =>
+      batch.rows.some(({ sample }, i) => sample && slots[i] === slot),
+    );
+  }
+
+  /** A failed step leaves anything behind where it would have written, and its slots anywhere. */
+  #scribble({ batch, slots, done }: Step): void {
+    batch.rows.forEach(({ count, sample }, i) => {
+      if (done[i]) return;
+      done[i] = true;
+      const slot = slots[i]!;
+      for (let n = 0; n < count; n++) {
+        const at = this.#at(slot, slot.numComputed);
+        this.#values[at] = mix(slot.numComputed++, 0xbad);
+        this.#salts[at] = saltOf(slot.sampling.seed);
       }
+      if (sample) slot.tokens.push(count % VOCAB);
     });
   }
 
@@ -218,42 +282,89 @@ export class FakeRunner implements Runner {
     step.done[index] = true;
     const row = step.batch.rows[index]!;
     const slot = this.#slots[row.slot]!;
-    const { seed, bannedTokens, bannedUntil } = slot.sampling;
-    const salt = saltOf(seed);
-    const end = row.start + row.count;
+    const { sampling, tokens, promptLength, numComputed: start } = slot;
+    const salt = saltOf(sampling.seed);
+    const isNan = step.fault === "nan" && step.nanRow === index;
+    if (isNan) this.victims.add(sampling.seed);
+    const history = new History(salt);
+    const read = (position: number): void => {
+      const at = this.#at(slot, position);
+      this.#check(
+        this.#salts[at] === salt,
+        `slot ${row.slot} reads what it must not at position ${position}`,
+      );
+      history.append(this.#values[at]!, this.#nan[at] === 1);
+    };
+    for (let p = 0; p < start; p++) read(p);
+    const compute = (token: number): void => {
+      const position = slot.numComputed++;
+      const at = this.#at(slot, position);
+      this.#values[at] = cell(history.previous, token, salt);
+      this.#salts[at] = salt;
+      this.#nan[at] = isNan ? 1 : 0;
+      read(position);
+    };
+    const { count, drafts = 0 } = row;
+    for (let n = 0; n < count - drafts; n++) compute(tokens[start + n]!);
     const { result } = step;
-    let digest = 0;
-    let previous = salt;
-    let finite = true;
-    const seen: number[] = [];
-    for (let p = 0; p < end; p++) {
-      const at = this.#at(slot, p);
-      if (p >= row.start) {
-        this.#values[at] = cell(previous, slot.tokens[p]!, salt);
-        this.#salts[at] = salt;
-        this.#nan[at] = step.fault === "nan" && step.nanRow === index ? 1 : 0;
-      }
-      this.#check(this.#salts[at] === salt, `slot ${row.slot} reads what it must not at position ${p}`);
-      if (this.#nan[at] === 1) finite = false;
-      previous = this.#values[at]!;
-      digest = mix(digest, previous);
-      if (p >= row.start) seen.push(digest);
-    }
-    if (step.fault === "nan" && step.nanRow === index) this.victims.add(seed);
+    const seen = history.digests.slice(start);
     if (row.promptLogprobs !== undefined) {
-      const count = Math.min(row.count, slot.promptLength - 1 - row.start);
-      const chosen = slot.tokens.slice(row.start + 1, row.start + 1 + count);
-      result.promptLogprobs.set(index, logprobRows(seen.slice(0, count), chosen, row.promptLogprobs));
+      const predicted = Math.min(count, promptLength - 1 - start);
+      const chosen = tokens.slice(start + 1, start + 1 + predicted);
+      result.promptLogprobs.set(index, logprobRows(seen.slice(0, predicted), chosen, row.promptLogprobs));
     }
     if (row.logits) {
       const logits = seen.flatMap((d) => Array.from({ length: VOCAB }, (_, v) => logprobOf(d, v)));
       result.logits.set(index, Float32Array.from(logits));
     }
     if (!row.sample) return;
-    const token = finite ? draw(digest, seed, end, bannedTokens, bannedUntil) : -1;
-    result.tokens[index] = token;
-    slot.tokens[end] = Math.max(token, 0);
-    if (row.logprobs !== undefined) result.logprobs.set(index, logprobRows([digest], [token], row.logprobs));
+    const drawn = this.#verify(slot, drafts, history, compute);
+    step.drawn[index] = drawn;
+    const from = history.digests.slice(count - drafts - 1 + start).slice(0, drawn.length);
+    if (row.logprobs !== undefined) result.logprobs.set(index, logprobRows(from, drawn, row.logprobs));
+  }
+
+  /** Draws the next token, and as long as it is the one drafted, computes it and draws the next. All drafts are computed. */
+  #verify(slot: Slot, drafts: number, history: History, compute: (token: number) => void): number[] {
+    const { tokens, sampling } = slot;
+    const { seed, bannedTokens, bannedUntil } = sampling;
+    const drawn: number[] = [];
+    let accepted = true;
+    for (let left = drafts; ; left--) {
+      const target = history.finite
+        ? draw(history.digest, seed, tokens.length, bannedTokens, bannedUntil)
+        : -1;
+      if (accepted) {
+        drawn.push(target);
+        tokens.push(Math.max(target, 0));
+      }
+      if (left === 0) break;
+      const guessed = target >= 0 && this.#options.guesses?.() === true;
+      accepted &&= guessed;
+      this.numDrafts++;
+      if (accepted) this.numAccepted++;
+      compute(guessed ? target : (target + 1) % VOCAB);
+    }
+    // The next step computes the last token drawn; what the rejected drafts left behind is overwritten.
+    slot.numComputed = tokens.length - 1;
+    return drawn;
+  }
+}
+
+/** What a row has read so far. */
+class History {
+  /** After each position. */
+  readonly digests: number[] = [];
+  digest = 0;
+  finite = true;
+
+  constructor(public previous: number) {}
+
+  append(value: number, isNan: boolean): void {
+    this.previous = value;
+    this.digest = mix(this.digest, value);
+    this.digests.push(this.digest);
+    if (isNan) this.finite = false;
   }
 }
 

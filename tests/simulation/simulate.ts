@@ -15,6 +15,9 @@ export interface Summary {
   prefixHits: number;
   errors: number;
   aborts: number;
+  /** Drafts computed, and those accepted. */
+  drafts: number;
+  accepted: number;
   died: boolean;
 }
 
@@ -57,6 +60,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const limit = Math.min(maxModelLen, numBlocks * blockSize);
   const faultPercent = random.chance(40) ? random.pick([1, 4, 10]) : 0;
   const mayDie = random.chance(3);
+  const guessPercent = random.pick([0, 50, 90, 100]);
   let faultsLeft = 6;
 
   const fault = (): Fault | undefined => {
@@ -68,6 +72,8 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const runner = new FakeRunner({
     ...{ numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxModelLen, fault },
     maxInFlight: 1 + random.below(3),
+    maxDrafts: random.pick([0, 0, 1, 2, 3, 3]),
+    guesses: () => random.chance(guessPercent),
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
   });
@@ -132,6 +138,8 @@ export function simulate(seed: number, hasher: IHasher): Summary {
       const queued = engine.stats().waiting - before;
       must(queued === (refused ? 0 : request.sampling.n), `${request.id}: ${queued} sequences queued`);
       if (refused) continue;
+      const { n, seed } = request.sampling;
+      for (let i = 0; request.lockstep && i < n; i++) runner.lockstep.add(seed! + BigInt(i));
       const received = Array.from({ length: request.sampling.n }, () => {
         return { text: "", tokens: [], finishReason: null, logprobs: 0 };
       });
@@ -163,7 +171,9 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const died = engine.failure !== undefined;
   const { steps, preemptions, prefixHits, kvUsage, running, waiting } = engine.stats();
   must(running + waiting === 0 && kvUsage === 0, "something is left when all is done");
-  const summary = { requests: 0, steps, preemptions, prefixHits, errors: 0, aborts: 0, died };
+  const { numDrafts: drafts, numAccepted: accepted } = runner;
+  const counts = { requests: 0, steps, preemptions, prefixHits, errors: 0, aborts: 0 };
+  const summary: Summary = { ...counts, drafts, accepted, died };
   for (const entry of tracked.values()) {
     verify(entry, engine, runner, limit, must);
     summary.requests++;
@@ -259,7 +269,7 @@ function makeRequest(random: Random, index: number, bases: number[][], limit: nu
     outputKind: random.pick(["delta", "finalOnly", undefined]),
   };
   return {
-    ...{ id: `r${index}`, promptTokenIds, sampling, logits, arrivalTime: 0 },
+    ...{ id: `r${index}`, promptTokenIds, sampling, logits, arrivalTime: 0, lockstep: random.chance(10) },
     ...(salt > 0 && { cacheSalt: `tenant ${salt}` }),
   };
 }

@@ -1,8 +1,9 @@
 import { invariant } from "../../base/errors.ts";
-import { COUNT_IN_PROMPT } from "../backend.ts";
+import { JOIN_WORDS, JoinWord, ROW_WORDS, RowWord } from "../backend.ts";
+import { type HostSlots, Slot } from "./slots.ts";
 
 /** What prepareBatch fills; see `BatchTensors`. */
-export interface TokenMetadata {
+export interface BatchMetadata {
   readonly tokenIds: Int32Array;
   readonly positions: Int32Array;
   readonly slotMapping: Int32Array;
@@ -11,27 +12,51 @@ export interface TokenMetadata {
   readonly rowSlots: Int32Array;
 }
 
-/** The slots' tokens [S, capacity] and block tables [S, maxBlocks]. */
-export interface SlotHistory {
-  readonly tokens: Int32Array;
-  readonly capacity: number;
+/** See `SampleRows`. */
+export interface SampleMetadata {
+  readonly slots: Int32Array;
+  readonly positions: Int32Array;
+  readonly tokenIndices: Int32Array;
+}
+
+/** The slots' sequences, tokens [S, capacity], and block tables [S, maxBlocks]. */
+export type PagedSlots = Pick<
+  HostSlots,
+  "tokens" | "lengths" | "numComputedTokens" | "slots" | "capacity"
+> & {
   readonly blockTables: Int32Array;
   readonly maxBlocks: number;
   readonly blockSize: number;
+};
+
+/** See `Backend.joinSlots`. */
+export function joinSlots(slots: HostSlots, joins: Int32Array): void {
+  for (let at = 0; at < joins.length; at += JOIN_WORDS) {
+    const word = (name: keyof typeof JoinWord) => joins[at + JoinWord[name]]!;
+    new Slot(slots, word("slot")).join(word("promptLength"), word("length"), word("numComputedTokens"));
+  }
 }
 
-/** See `Backend.prepareBatch`; `rows` holds slot, first position and token count of each row. */
-export function prepareBatch(out: TokenMetadata, rows: Int32Array, slots: SlotHistory): void {
-  const { capacity, maxBlocks, blockSize } = slots;
+/** See `Backend.prepareBatch`. */
+export function prepareBatch(
+  out: BatchMetadata,
+  samples: SampleMetadata,
+  rows: Int32Array,
+  slots: PagedSlots,
+): void {
+  const { capacity, maxBlocks, blockSize, lengths, numComputedTokens } = slots;
   const limit = Math.min(capacity, maxBlocks * blockSize);
   let t = 0;
   out.cuSeqlensQ[0] = 0;
   for (let row = 0; row < out.contextLens.length; row++) {
-    const slot = rows[3 * row]!;
-    const first = rows[3 * row + 1]!;
-    const end = first + rows[3 * row + 2]!;
-    invariant(0 <= first && end <= limit, `prepareBatch: row ${row} spans [${first}, ${end}) of ${limit}`);
-    for (let position = first; position < end; position++, t++) {
+    const word = (name: keyof typeof RowWord) => rows[ROW_WORDS * row + RowWord[name]]!;
+    const slot = word("slot");
+    invariant(0 <= slot && slot < slots.slots, `prepareBatch: row ${row} of slot ${slot} of ${slots.slots}`);
+    const start = numComputedTokens[slot]!;
+    const end = start + word("count");
+    invariant(start < end && end <= limit, `prepareBatch: row ${row} spans [${start}, ${end}) of ${limit}`);
+    if (lengths[slot]! > 0) numComputedTokens[slot] = end;
+    for (let position = start; position < end; position++, t++) {
       const block = slots.blockTables[slot * maxBlocks + Math.floor(position / blockSize)]!;
       out.tokenIds[t] = slots.tokens[slot * capacity + position]!;
       out.positions[t] = position;
@@ -40,6 +65,12 @@ export function prepareBatch(out: TokenMetadata, rows: Int32Array, slots: SlotHi
     out.cuSeqlensQ[row + 1] = t;
     out.contextLens[row] = end;
     out.rowSlots[row] = slot;
+    const sample = word("sample");
+    if (sample < 0) continue;
+    invariant(sample < samples.slots.length, `prepareBatch: sample ${sample} of ${samples.slots.length}`);
+    samples.slots[sample] = slot;
+    samples.positions[sample] = end - 1;
+    samples.tokenIndices[sample] = t - 1;
   }
   invariant(
     t === out.tokenIds.length,
@@ -69,28 +100,5 @@ export function gather(
     const id = ids[i]!;
     invariant(0 <= id && id < count, `${op}: index ${id} of ${count}`);
     out.set(table.subarray(id * width, (id + 1) * width), i * width);
-  }
-}
-
-/** See `Backend.countTokens`; `rows` holds slot, prompt length and total length. */
-export function countTokens(
-  counts: Uint32Array,
-  vocab: number,
-  tokens: Int32Array,
-  capacity: number,
-  rows: Int32Array,
-): void {
-  for (let row = 0; row < rows.length; row += 3) {
-    const [slot, promptLen, totalLen] = [rows[row]!, rows[row + 1]!, rows[row + 2]!];
-    invariant(
-      promptLen <= totalLen && totalLen <= capacity,
-      `countTokens: ${promptLen}, ${totalLen} of ${capacity}`,
-    );
-    const slotCounts = counts.subarray(slot * vocab, (slot + 1) * vocab).fill(0);
-    for (let i = 0; i < totalLen; i++) {
-      const token = tokens[slot * capacity + i]!;
-      if (i < promptLen) slotCounts[token]! |= COUNT_IN_PROMPT;
-      else slotCounts[token]!++;
-    }
   }
 }

@@ -16,7 +16,7 @@ import * as checks from "../checks.ts";
 import { type DeviceBuffer, Tensor } from "../tensor.ts";
 import { activation, gatedActivation } from "./activation.ts";
 import { attention } from "./attention.ts";
-import { countTokens, gather, prepareBatch, scatter } from "./batch.ts";
+import { gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
@@ -151,8 +151,13 @@ export class CpuBackend implements Backend {
     );
   }
 
-  prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void {
-    const shape = checks.checkPrepareBatch(batch, rows, slots);
+  joinSlots(slots: SlotTensors, joins: Tensor): void {
+    const shape = checks.checkJoinSlots(slots, joins);
+    joinSlots(hostSlots(slots, shape), ints(joins));
+  }
+
+  prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void {
+    const shape = checks.checkPrepareBatch(batch, samples, rows, slots);
     prepareBatch(
       {
         tokenIds: ints(batch.tokenIds),
@@ -162,8 +167,19 @@ export class CpuBackend implements Backend {
         contextLens: ints(batch.contextLens),
         rowSlots: ints(batch.rowSlots),
       },
+      {
+        slots: ints(samples.slots),
+        positions: ints(samples.positions),
+        tokenIndices: ints(samples.tokenIndices),
+      },
       ints(rows),
-      { ...shape, tokens: ints(slots.tokens), blockTables: ints(slots.blockTables) },
+      {
+        ...shape,
+        tokens: ints(slots.tokens),
+        lengths: ints(slots.lengths),
+        numComputedTokens: ints(slots.numComputedTokens),
+        blockTables: ints(slots.blockTables),
+      },
     );
   }
 
@@ -172,9 +188,9 @@ export class CpuBackend implements Backend {
     scatter(words(target), ints(indices), words(values));
   }
 
-  processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    const shape = checks.checkProcessLogits(out, logits, sample, slots);
-    const [result, rowSlots, positions] = [floats(out), ints(sample.rowSlots), ints(sample.positions)];
+  processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    const shape = checks.checkProcessLogits(out, logits, samples, slots);
+    const [result, rowSlots, positions] = [floats(out), ints(samples.slots), ints(samples.positions)];
     const host = hostSlots(slots, shape);
     result.set(floats(logits));
     for (let row = 0; row < shape.rows; row++) {
@@ -182,9 +198,9 @@ export class CpuBackend implements Backend {
     }
   }
 
-  sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    const shape = checks.checkSample(out, logits, sample, slots);
-    const [result, rowSlots, positions] = [ints(out), ints(sample.rowSlots), ints(sample.positions)];
+  sample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    const shape = checks.checkSample(out, logits, samples, slots);
+    const [result, rowSlots, positions] = [ints(out), ints(samples.slots), ints(samples.positions)];
     const [input, host] = [floats(logits), hostSlots(slots, shape)];
     for (let row = 0; row < shape.rows; row++) {
       const slot = new Slot(host, rowSlots[row]!);
@@ -204,11 +220,6 @@ export class CpuBackend implements Backend {
     const [input, ids] = [floats(logits), ints(tokens)];
     for (let row = 0; row < rows; row++) logprobsRow(result, row, rowOf(input, row, vocab), ids[row]!);
   }
-
-  countTokens(slots: SlotTensors, rows: Tensor): void {
-    const { capacity, vocab } = checks.checkCountTokens(slots, rows);
-    countTokens(words(slots.counts), vocab, ints(slots.tokens), capacity, ints(rows));
-  }
 }
 
 function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {
@@ -226,6 +237,8 @@ function hostSlots(
   return {
     ...extents,
     tokens: ints(slots.tokens),
+    lengths: ints(slots.lengths),
+    numComputedTokens: ints(slots.numComputedTokens),
     params: words(slots.params),
     edits: words(slots.edits),
     badWords: words(slots.badWords),

@@ -1,11 +1,9 @@
-import { SlotFlag } from "../backend.ts";
 import { philox4x32 } from "./philox.ts";
 import type { Slot } from "./slots.ts";
 
 /**
- * Draws the token that follows `position` from one row of logits [V] and records it in the slot: history at
- * position + 1 (when that fits), and counts when penalties need them. −1, and nothing recorded, when the row has a
- * NaN or no finite logit.
+ * Draws the token that follows `position` from one row of logits [V] and appends it to the slot's sequence. −1, and
+ * nothing appended, when the row has a NaN or no finite logit.
  */
 export function sampleRow(logits: Float32Array, slot: Slot, position: number): number {
   const max = largest(logits);
@@ -21,8 +19,7 @@ export function sampleRow(logits: Float32Array, slot: Slot, position: number): n
           slot,
           position + 1,
         );
-  if (position + 1 < slot.tokens.length) slot.tokens[position + 1] = token;
-  if (slot.has(SlotFlag.penalties)) slot.counts[token]!++;
+  slot.append(token);
   return token;
 }
 

@@ -1,10 +1,12 @@
 import { invariant } from "../../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../base/sampling-params.ts";
-import { LOGIT_EDIT_WORDS, SLOT_WORDS, SlotWord } from "../backend.ts";
+import { COUNT_IN_PROMPT, LOGIT_EDIT_WORDS, SLOT_WORDS, SlotFlag, SlotWord } from "../backend.ts";
 
 /** The host's view of `SlotTensors`, and their extents. */
 export interface HostSlots {
   readonly tokens: Int32Array;
+  readonly lengths: Int32Array;
+  readonly numComputedTokens: Int32Array;
   readonly params: Uint32Array;
   readonly edits: Uint32Array;
   readonly badWords: Uint32Array;
@@ -52,6 +54,32 @@ export class Slot {
     const stride = MAX_LOGIT_EDITS * LOGIT_EDIT_WORDS;
     const start = this.index * stride;
     return this.all.edits.subarray(start, start + this.word("editCount") * LOGIT_EDIT_WORDS);
+  }
+
+  /** Adds a token to the slot's sequence; a vacant slot has none. */
+  append(token: number): void {
+    const length = this.all.lengths[this.index]!;
+    if (length === 0) return;
+    invariant(length < this.tokens.length, `slot ${this.index} is full with ${length} tokens`);
+    this.tokens[length] = token;
+    this.all.lengths[this.index] = length + 1;
+    if (this.has(SlotFlag.penalties)) this.counts[token]!++;
+  }
+
+  /** A sequence of which the first `length` tokens are in place takes the slot. */
+  join(promptLength: number, length: number, numComputedTokens: number): void {
+    invariant(
+      promptLength <= length && numComputedTokens < length && length < this.tokens.length,
+      `slot ${this.index}: ${length} tokens, ${promptLength} of the prompt, ${numComputedTokens} computed`,
+    );
+    this.all.lengths[this.index] = length;
+    this.all.numComputedTokens[this.index] = numComputedTokens;
+    if (!this.has(SlotFlag.penalties)) return;
+    this.counts.fill(0);
+    for (const [i, token] of this.tokens.subarray(0, length).entries()) {
+      if (i < promptLength) this.counts[token]! |= COUNT_IN_PROMPT;
+      else this.counts[token]!++;
+    }
   }
 
   get badWords(): Uint32Array {

@@ -208,24 +208,24 @@ export class CudaBackend implements Backend {
     this.#ops.attention.attention(this.#stream.value, out, qkv, cache, batch, spec);
   }
 
-  prepareBatch(batch: BatchTensors, rows: Tensor, slots: SlotTensors): void {
-    this.#ops.batch.prepareBatch(this.#stream.value, batch, rows, slots);
+  joinSlots(slots: SlotTensors, joins: Tensor): void {
+    this.#ops.batch.joinSlots(this.#stream.value, slots, joins);
+  }
+
+  prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void {
+    this.#ops.batch.prepareBatch(this.#stream.value, batch, samples, rows, slots);
   }
 
   scatter(target: Tensor, indices: Tensor, values: Tensor): void {
     this.#ops.batch.scatter(this.#stream.value, target, indices, values);
   }
 
-  countTokens(slots: SlotTensors, rows: Tensor): void {
-    this.#ops.batch.countTokens(this.#stream.value, slots, rows);
+  processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    this.#ops.sampling.processLogits(this.#stream.value, out, logits, samples, slots);
   }
 
-  processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    this.#ops.sampling.processLogits(this.#stream.value, out, logits, sample, slots);
-  }
-
-  sample(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    this.#ops.sampling.sample(this.#stream.value, out, logits, sample, slots);
+  sample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    this.#ops.sampling.sample(this.#stream.value, out, logits, samples, slots);
   }
 
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void {

@@ -1,4 +1,10 @@
-import type { BatchTensors, SlotTensors } from "../../../src/backend/backend.ts";
+import {
+  type BatchTensors,
+  JOIN_WORDS,
+  ROW_WORDS,
+  type SampleRows,
+  type SlotTensors,
+} from "../../../src/backend/backend.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import { extentsOf, type RowShape, raggedBatch } from "../ragged-batch.ts";
@@ -18,6 +24,9 @@ const BATCHES: readonly (readonly RowShape[])[] = [
   ],
 ];
 
+/** Of slots that no row has. */
+const POISONED = 0x7fffffff;
+
 export function batchCases(addCase: Case): void {
   for (const rows of BATCHES) {
     for (const blockSize of [16, 64]) {
@@ -27,9 +36,18 @@ export function batchCases(addCase: Case): void {
         const tokens = Int32Array.from({ length: batch.numSlots * capacity }, () =>
           fixture.random.int(1 << 20),
         );
+        const numComputed = new Int32Array(batch.numSlots).fill(POISONED);
+        const lengths = new Int32Array(batch.numSlots).fill(POISONED);
+        for (const [i, [contextLen, queryLen]] of rows.entries()) {
+          numComputed[batch.rowSlots[i]!] = contextLen - queryLen;
+          // The second row is padding: its slot is vacant.
+          lengths[batch.rowSlots[i]!] = i === 1 ? 0 : contextLen + (i % 2);
+        }
         const slots: SlotTensors = {
           ...slotTensors(fixture, Array(batch.numSlots).fill({}), { vocab: 1 }),
           tokens: fixture.ints(tokens, [batch.numSlots, capacity]),
+          lengths: fixture.ints(lengths),
+          numComputedTokens: fixture.stateOf("int32", numComputed, [batch.numSlots]),
           blockTables: fixture.ints(batch.blockTables, [batch.numSlots, batch.maxBlocks]),
         };
         const output = (size: number) => fixture.output("int32", [size]);
@@ -43,12 +61,17 @@ export function batchCases(addCase: Case): void {
           rowSlots: output(rows.length),
           blockTables: slots.blockTables,
         };
-        const words = rows.flatMap(([contextLen, queryLen], i) => [
-          batch.rowSlots[i]!,
-          contextLen - queryLen,
-          queryLen,
-        ]);
-        fixture.backend.prepareBatch(tensors, fixture.ints(words, [rows.length, 3]), slots);
+        // All rows but the first are sampled, the last one at index 0.
+        const sampled = rows.map((_, i) => i).slice(1);
+        sampled.unshift(...sampled.splice(-1));
+        const samples: SampleRows = {
+          slots: output(sampled.length),
+          positions: output(sampled.length),
+          tokenIndices: output(sampled.length),
+        };
+        const words = rows.flatMap(([, queryLen], i) => [batch.rowSlots[i]!, queryLen, sampled.indexOf(i)]);
+        const records = fixture.ints(words, [rows.length, ROW_WORDS]);
+        fixture.backend.prepareBatch(tensors, samples, records, slots);
 
         const tokenIds = rows.flatMap(([contextLen, queryLen], i) => {
           const start = batch.rowSlots[i]! * capacity;
@@ -61,9 +84,46 @@ export function batchCases(addCase: Case): void {
         const contextLens = rows.map(([contextLen]) => contextLen);
         expectEqual("contextLens", fixture.readInts(tensors.contextLens), contextLens);
         expectEqual("rowSlots", fixture.readInts(tensors.rowSlots), batch.rowSlots);
+        const ofSamples = (of: (row: number) => number) => sampled.map(of);
+        expectEqual(
+          "samples.slots",
+          fixture.readInts(samples.slots),
+          ofSamples((i) => batch.rowSlots[i]!),
+        );
+        expectEqual(
+          "samples.positions",
+          fixture.readInts(samples.positions),
+          ofSamples((i) => contextLens[i]! - 1),
+        );
+        expectEqual(
+          "samples.tokenIndices",
+          fixture.readInts(samples.tokenIndices),
+          ofSamples((i) => batch.cuSeqlensQ[i + 1]! - 1),
+        );
+        for (const [i, slot] of batch.rowSlots.entries()) if (i !== 1) numComputed[slot] = contextLens[i]!;
+        expectEqual("numComputedTokens", fixture.readInts(slots.numComputedTokens), numComputed);
       });
     }
   }
+
+  addCase("prepareBatch", "rows of one vacant slot all compute its first positions", (fixture) => {
+    const [slots, blockSize] = [slotTensors(fixture, [{ tokens: [1] }, {}], { vocab: 1 }), 4];
+    const count = 300;
+    const output = (size: number) => fixture.output("int32", [size]);
+    const tensors: BatchTensors = {
+      ...{ numTokens: 2 * count, numRows: count, decodeRows: 0, maxQueryLen: 2, blockSize },
+      ...{ tokenIds: output(2 * count), positions: output(2 * count), slotMapping: output(2 * count) },
+      ...{ cuSeqlensQ: output(count + 1), contextLens: output(count), rowSlots: output(count) },
+      blockTables: fixture.ints([9, 5], [2, 1]),
+    };
+    const none: SampleRows = { slots: output(0), positions: output(0), tokenIndices: output(0) };
+    const records = fixture.ints(Array.from({ length: count }, () => [1, 2, -1]).flat(), [count, ROW_WORDS]);
+    fixture.backend.prepareBatch(tensors, none, records, { ...slots, blockTables: tensors.blockTables });
+    expectEqual("positions", fixture.readInts(tensors.positions), Array(count).fill([0, 1]).flat());
+    expectEqual("slotMapping", fixture.readInts(tensors.slotMapping), Array(count).fill([20, 21]).flat());
+    expectEqual("contextLens", fixture.readInts(tensors.contextLens), Array(count).fill(2));
+    expectEqual("numComputedTokens", fixture.readInts(slots.numComputedTokens), [1, 0]);
+  });
 
   for (const count of [1, 17, 1000]) {
     addCase("scatter", `${count} words, NaN patterns kept`, (fixture) => {
@@ -79,20 +139,23 @@ export function batchCases(addCase: Case): void {
   }
 
   for (const vocab of [1, 7, 4096]) {
-    addCase("countTokens", `vocabulary of ${vocab}: counts two slots anew, leaves the third`, (fixture) => {
+    addCase("joinSlots", `vocabulary of ${vocab}: two slots are taken, the others stay`, (fixture) => {
       const draw = (length: number) => Array.from({ length }, () => fixture.random.int(vocab));
-      const histories = [draw(64), draw(40), draw(1)];
-      const slots = slotTensors(
-        fixture,
-        histories.map((tokens) => ({ tokens })),
-        { vocab },
-      );
-      const rows = fixture.ints([2, 1, 1, 0, 10, 64], [2, 3]);
-      fixture.backend.countTokens(slots, rows);
+      const histories = [draw(60), draw(40), draw(3), draw(5)];
+      const penalised = (i: number) => i !== 3 && { repetitionPenalty: 1.5 };
+      const params = histories.map((tokens, i) => ({ tokens, ...penalised(i) }));
+      const slots = slotTensors(fixture, params, { vocab });
+      const before = fixture.readWords(slots.counts);
+      const joins = fixture.ints([2, 1, 2, 1, 0, 10, 60, 48, 3, 5, 5, 0], [3, JOIN_WORDS]);
+      fixture.backend.joinSlots(slots, joins);
+      expectEqual("lengths", fixture.readInts(slots.lengths), [60, 40, 2, 5]);
+      expectEqual("numComputedTokens", fixture.readInts(slots.numComputedTokens), [48, 40, 1, 0]);
       const counts = fixture.readWords(slots.counts);
-      expectEqual("slot 0", counts.subarray(0, vocab), countsOf(histories[0]!, 10, vocab));
-      expectEqual("slot 1", counts.subarray(vocab, 2 * vocab), Array(vocab).fill(0xffffffff));
-      expectEqual("slot 2", counts.subarray(2 * vocab), countsOf(histories[2]!, 1, vocab));
+      const of = (words: Uint32Array, slot: number) => words.subarray(slot * vocab, (slot + 1) * vocab);
+      expectEqual("slot 0", of(counts, 0), countsOf(histories[0]!, 10, vocab));
+      expectEqual("slot 1", of(counts, 1), of(before, 1));
+      expectEqual("slot 2", of(counts, 2), countsOf(histories[2]!.slice(0, 2), 1, vocab));
+      expectEqual("slot 3, without penalties", of(counts, 3), of(before, 3));
     });
   }
 }

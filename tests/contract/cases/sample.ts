@@ -23,6 +23,7 @@ function sample(
   return {
     tokens: [...fixture.readInts(out)],
     history: fixture.readInts(slots.tokens),
+    lengths: fixture.readInts(slots.lengths),
     counts: fixture.readWords(slots.counts),
   };
 }
@@ -183,20 +184,27 @@ function recordCases(addCase: Case): void {
       [1, 1],
       Float32Array.from([...row(4), ...row(7)]),
     );
-    const { tokens, history, counts } = sample(fixture, params, counting(8), Array(8).fill(1), logits);
+    const { tokens, history, lengths, counts } = sample(
+      fixture,
+      params,
+      counting(8),
+      Array(8).fill(1),
+      logits,
+    );
     for (const failed of [0, 1, 2, 3, 5]) {
       expect(tokens[failed]).toBe(-1);
       expectEqual(`history ${failed}`, history.subarray(failed * 64, failed * 64 + 4), [1, 2, -1, -1]);
       const slotCounts = counts.subarray(failed * vocab, (failed + 1) * vocab);
       expect(slotCounts.reduce((sum, count) => sum + count, 0)).toBe(2);
     }
+    expect([...lengths]).toEqual([2, 2, 2, 2, 3, 2, 3, 3]);
     expect([tokens[4], tokens[7]]).toEqual(good.tokens);
     expect(tokens[6]).toBeGreaterThanOrEqual(0);
   });
 
   addCase(
     "sample",
-    "writes history at position + 1, within capacity, and counts for penalties",
+    "appends to its slot, and counts for penalties; a vacant slot stays vacant",
     (fixture) => {
       const [vocab, capacity] = [40, 8];
       const penalised: SlotParams = {
@@ -205,14 +213,15 @@ function recordCases(addCase: Case): void {
         tokens: [5, 6],
         promptLength: 1,
       };
-      const params: SlotParams[] = [{ temperature: 0, tokens: [5] }, penalised, { temperature: 0 }];
+      const vacant: SlotParams = { temperature: 0, repetitionPenalty: 1 };
+      const params: SlotParams[] = [{ temperature: 0, tokens: [5] }, penalised, vacant];
       const logits = new Float32Array(3 * vocab);
       for (const [row, token] of [11, 5, 39].entries()) logits[row * vocab + token] = 9;
-      const { tokens, history, counts } = sample(
+      const { tokens, history, lengths, counts } = sample(
         fixture,
         params,
         [0, 1, 2],
-        [0, 1, capacity - 1],
+        [0, 1, 0],
         logits,
         capacity,
       );
@@ -221,7 +230,8 @@ function recordCases(addCase: Case): void {
       expectedHistory.set([5, 11], 0);
       expectedHistory.set([5, 6, 5], capacity);
       expectEqual("history", history, expectedHistory);
-      const expectedCounts = new Uint32Array(3 * vocab).fill(0xffffffff).fill(0, vocab, 2 * vocab);
+      expectEqual("lengths", lengths, [2, 3, 0]);
+      const expectedCounts = new Uint32Array(3 * vocab).fill(0xffffffff).fill(0, vocab);
       expectedCounts[vocab + 5] = 0x80000001;
       expectedCounts[vocab + 6] = 1;
       expectEqual("counts", counts, expectedCounts);

@@ -1,21 +1,29 @@
-import { expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
 import { type ScheduledStep, Scheduler } from "../../../src/engine/scheduler.ts";
 import { Sequence } from "../../../src/engine/sequence.ts";
 import { range, sha256 } from "./helpers.ts";
 
 /** A scheduler whose steps are computed at once or left in flight. */
-function setUp(options: { numBlocks?: number; maxNumSeqs?: number; budget?: number; cache?: boolean } = {}) {
-  const { numBlocks = 16, maxNumSeqs = 4, budget = 16, cache = false } = options;
+function setUp(
+  options: {
+    numBlocks?: number;
+    maxNumSeqs?: number;
+    budget?: number;
+    cache?: boolean;
+    maxDrafts?: number;
+  } = {},
+) {
+  const { numBlocks = 16, maxNumSeqs = 4, budget = 16, cache = false, maxDrafts = 0 } = options;
   const blocks = new BlockManager(numBlocks, 4, cache ? sha256 : undefined);
-  const scheduler = new Scheduler(blocks, { maxNumSeqs, maxNumBatchedTokens: budget });
+  const scheduler = new Scheduler(blocks, { maxNumSeqs, maxNumBatchedTokens: budget, maxDrafts });
   let ordinal = 0;
   const inFlight: ScheduledStep[] = [];
 
-  const add = (prompt: number[], maxTokens = 20, leader?: Sequence): Sequence => {
+  const add = (prompt: number[], maxTokens = 20, leader?: Sequence, lockstep = false): Sequence => {
     const sequence = new Sequence({
       ...{ ordinal: ordinal++, promptTokenIds: prompt, maxTokens, logits: false, salt: "", leader },
-      ...{ logprobs: undefined, promptLogprobs: undefined },
+      ...{ logprobs: undefined, promptLogprobs: undefined, lockstep },
       sampling: {} as Sequence["sampling"],
     });
     scheduler.add(sequence);
@@ -29,25 +37,30 @@ function setUp(options: { numBlocks?: number; maxNumSeqs?: number; budget?: numb
     for (const sequence of step.sequences) sequence.inFlight++;
     return step;
   };
-  const collect = (): void => {
+  /** Of each row's drafts at most `accepted` are. */
+  const collect = (accepted = 0): void => {
     const { sequences, batch } = inFlight.shift()!;
     for (const [i, sequence] of sequences.entries()) {
-      const { start, count, sample } = batch.rows[i]!;
+      const row = batch.rows[i]!;
       sequence.inFlight--;
-      if (sequence.status === "finished") scheduler.drain(sequence);
-      else sequence.numComputed = start + count;
-      if (!sample || sequence.status === "finished") continue;
-      sequence.numPending--;
-      scheduler.publish(sequence);
-      sequence.append(7);
+      if (sequence.status === "finished") {
+        scheduler.drain(sequence);
+        continue;
+      }
+      const drawn = row.sample ? 1 + Math.min(accepted, row.drafts ?? 0) : 0;
+      sequence.collect(row, new Int32Array(drawn).fill(7), 0, drawn);
+      if (row.sample) scheduler.publish(sequence);
     }
     scheduler.checkIntegrity();
   };
   /** Launches and collects a step; its rows as [slot, start, count, sample]. */
   const step = (): unknown[] | undefined => {
     const launched = launch();
+    const rows = launched?.batch.rows.map(({ slot, count, sample }, i) => {
+      return [slot, launched.sequences[i]!.numScheduledTokens - count, count, sample];
+    });
     if (launched) collect();
-    return launched?.batch.rows.map(({ slot, start, count, sample }) => [slot, start, count, sample]);
+    return rows;
   };
   return { blocks, scheduler, add, launch, collect, step };
 }
@@ -99,7 +112,10 @@ test("joins carry the known tokens and updates each new block", () => {
   const { add, launch } = setUp();
   add(range(3, 6));
   const { batch } = launch()!;
-  expect(batch.joins.map(({ slot, tokens }) => [slot, [...tokens]])).toEqual([[0, range(3, 6)]]);
+  const joins = batch.joins.map(({ slot, tokens, numComputedTokens }) => {
+    return [slot, [...tokens], numComputedTokens];
+  });
+  expect(joins).toEqual([[0, range(3, 6), 0]]);
   expect(batch.blockTableUpdates).toEqual([
     { slot: 0, index: 0, block: 0 },
     { slot: 0, index: 1, block: 1 },
@@ -109,9 +125,9 @@ test("joins carry the known tokens and updates each new block", () => {
 test("decodes are launched ahead of their tokens, but never past the length limit", () => {
   const { add, launch, collect, scheduler } = setUp();
   const sequence = add(range(0, 3), 2);
-  expect(launch()!.batch.rows[0]!.start).toBe(0);
-  expect(launch()!.batch.rows).toEqual([{ slot: 0, start: 3, count: 1, sample: true }]);
-  expect(sequence.numPending).toBe(2);
+  expect(launch()!.batch.rows[0]!.count).toBe(3);
+  expect(launch()!.batch.rows).toEqual([{ slot: 0, count: 1, sample: true }]);
+  expect([sequence.maxPendingTokens, sequence.numScheduledTokens]).toEqual([2, 4]);
   expect(launch()).toBeUndefined();
   collect();
   expect(launch()).toBeUndefined();
@@ -130,7 +146,7 @@ test("when blocks run out, the latest arrival is preempted, once nothing is in f
   collect();
   expect(step()).toEqual([[0, 8, 1, true]]);
   expect([first.status, second.status, scheduler.numPreemptions]).toEqual(["running", "waiting", 1]);
-  expect([second.length, second.table.length, second.slot]).toEqual([6, 0, -1]);
+  expect([second.length, second.blockTable.length, second.slot]).toEqual([6, 0, -1]);
 });
 
 test("a preempted sequence goes before later arrivals and is computed again with its output", () => {
@@ -180,13 +196,15 @@ test("a finished sequence keeps slot and blocks until its steps in flight are co
 });
 
 test("at least one token is computed of a prompt that is cached entirely", () => {
-  const { add, step, scheduler } = setUp({ cache: true });
+  const { add, launch, step, scheduler } = setUp({ cache: true });
   const first = add(range(0, 8));
   step();
   scheduler.finish(first);
   const sequence = add(range(0, 8));
-  expect(step()).toEqual([[0, 4, 4, true]]);
-  expect(sequence.numCached).toBe(4);
+  const { joins, rows } = launch()!.batch;
+  expect(joins[0]!.numComputedTokens).toBe(4);
+  expect(rows).toEqual([{ slot: 0, count: 4, sample: true }]);
+  expect(sequence.numCachedTokens).toBe(4);
   expect([scheduler.prefixQueries, scheduler.prefixHits]).toEqual([16, 4]);
 });
 
@@ -201,7 +219,7 @@ test("of a freed sequence the beginning is reused last, and only computed full b
   scheduler.finish(other);
   const again = add(range(0, 14));
   step();
-  expect(again.numCached).toBe(8);
+  expect(again.numCachedTokens).toBe(8);
 });
 
 test("siblings wait for the prompt that the first one computes; others do not wait for them", () => {
@@ -215,8 +233,9 @@ test("siblings wait for the prompt that the first one computes; others do not wa
   expect(sibling.status).toBe("waiting");
   collect();
   const { batch } = launch()!;
-  expect(sibling.table.slice(0, 2)).toEqual(leader.table.slice(0, 2));
-  expect(batch.rows.find(({ slot }) => slot === sibling.slot)).toMatchObject({ start: 8, count: 1 });
+  expect(sibling.blockTable.slice(0, 2)).toEqual(leader.blockTable.slice(0, 2));
+  expect(batch.rows.find(({ slot }) => slot === sibling.slot)).toMatchObject({ count: 1 });
+  expect(sibling.numScheduledTokens).toBe(9);
   expect(scheduler.waiting.size).toBe(0);
 });
 
@@ -228,4 +247,103 @@ test("a sibling does not wait for a leader that is gone", () => {
   scheduler.finish(leader);
   launch();
   expect(sibling.status).toBe("running");
+});
+
+describe("drafts", () => {
+  const row = (slot: number, drafts: number) => ({
+    slot,
+    count: 1 + drafts,
+    sample: true,
+    ...(drafts && { drafts }),
+  });
+
+  test("are computed with the next token of decoding sequences, in blocks for all of them", () => {
+    const { add, launch, collect, blocks } = setUp({ maxDrafts: 3 });
+    const sequence = add(range(0, 4));
+    expect(launch()!.batch.rows).toEqual([{ slot: 0, count: 4, sample: true }]);
+    collect();
+    expect(launch()!.batch.rows).toEqual([row(0, 3)]);
+    expect([sequence.numScheduledTokens, sequence.maxPendingTokens, blocks.numFree]).toEqual([8, 4, 14]);
+    // At most 9 tokens are known when it is done: positions 8 to 11 are next, and a third block.
+    expect(launch()!.batch.rows).toEqual([row(0, 3)]);
+    expect([sequence.numScheduledTokens, sequence.maxPendingTokens, blocks.numFree]).toEqual([12, 8, 13]);
+  });
+
+  test("that are rejected bring the bounds down, and their positions are computed again", () => {
+    const { add, launch, collect, blocks } = setUp({ maxDrafts: 3 });
+    const sequence = add(range(0, 4));
+    launch();
+    collect();
+    launch();
+    launch();
+    collect(1);
+    expect([sequence.length, sequence.numComputedTokens]).toEqual([7, 6]);
+    expect([sequence.numScheduledTokens, sequence.maxPendingTokens]).toEqual([10, 4]);
+    collect(0);
+    expect([sequence.length, sequence.numComputedTokens]).toEqual([8, 7]);
+    expect([sequence.numScheduledTokens, sequence.maxPendingTokens]).toEqual([7, 0]);
+    launch();
+    expect([sequence.numScheduledTokens, blocks.numFree]).toEqual([11, 13]);
+  });
+
+  test("of a block are not published before all of its tokens are known", () => {
+    const { add, launch, collect, blocks } = setUp({ maxDrafts: 3, cache: true });
+    add(range(0, 4));
+    launch();
+    collect();
+    const sizes = [0, 1, 3].map((accepted) => {
+      launch();
+      collect(accepted);
+      return blocks.cache!.size;
+    });
+    // Known to be computed: 5, 7 and 11 tokens.
+    expect(sizes).toEqual([1, 1, 2]);
+  });
+
+  test("never lead past the length limit, which is not reached before it is known to be", () => {
+    const { add, launch, collect } = setUp({ maxDrafts: 3 });
+    const sequence = add(range(0, 4), 7);
+    launch();
+    collect();
+    expect(launch()!.batch.rows).toEqual([row(0, 3)]);
+    expect(launch()!.batch.rows).toEqual([row(0, 1)]);
+    expect(launch()).toBeUndefined();
+    collect(0);
+    expect(launch()!.batch.rows).toEqual([row(0, 2)]);
+    collect(1);
+    collect(2);
+    expect(sequence.length).toBe(11);
+    expect(launch()).toBeUndefined();
+  });
+
+  test("are shared out evenly, so that every sequence advances, prompts too", () => {
+    const { add, step } = setUp({ maxDrafts: 3, budget: 8 });
+    for (let i = 0; i < 3; i++) add([1]);
+    step();
+    add(range(0, 9));
+    expect(step()!.map((row) => (row as number[])[2])).toEqual([2, 2, 2, 2]);
+    expect(step()!.map((row) => (row as number[])[2])).toEqual([2, 2, 2, 2]);
+  });
+
+  test("are left out when there are no blocks for them: nobody is preempted for a guess", () => {
+    const { add, step, scheduler } = setUp({ maxDrafts: 3, numBlocks: 5 });
+    add(range(0, 6));
+    add(range(5, 6));
+    step();
+    expect(step()!.map((row) => (row as number[])[2])).toEqual([1, 1]);
+    expect(scheduler.numPreemptions).toBe(0);
+  });
+});
+
+test("in lockstep a sequence is not launched before its token is collected, nor with drafts; others are", () => {
+  const { add, launch, collect } = setUp({ maxDrafts: 2, cache: false });
+  add(range(0, 3), 20, undefined, true);
+  add(range(5, 2));
+  launch();
+  expect(launch()!.batch.rows.map(({ slot }) => slot)).toEqual([1]);
+  collect();
+  expect(launch()!.batch.rows).toEqual([
+    { slot: 0, count: 1, sample: true },
+    { slot: 1, count: 3, sample: true, drafts: 2 },
+  ]);
 });

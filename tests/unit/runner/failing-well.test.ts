@@ -45,12 +45,12 @@ class UnluckyBackend extends CpuBackend {
     return super.allocate(byteLength);
   }
 
-  override processLogits(out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
+  override processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
     if (this.loss !== undefined) throw this.loss;
-    const rowSlots = new Int32Array(this.download(sample.rowSlots).buffer);
+    const rowSlots = new Int32Array(this.download(samples.slots).buffer);
     for (const [row, slot] of rowSlots.entries())
       if (slot === this.poisonedSlot) this.fill(logits.rows(row, row + 1), 0xff);
-    super.processLogits(out, logits, sample, slots);
+    super.processLogits(out, logits, samples, slots);
   }
 }
 

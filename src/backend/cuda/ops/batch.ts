@@ -1,22 +1,34 @@
-import type { BatchTensors, SlotTensors } from "../../backend.ts";
-import { checkCountTokens, checkPrepareBatch, checkScatter } from "../../checks.ts";
+import type { BatchTensors, SampleRows, SlotTensors } from "../../backend.ts";
+import { checkJoinSlots, checkPrepareBatch, checkScatter } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { KernelVariants } from "./kernel-variants.ts";
-import { SLOT_CONSTANTS } from "./slot-layout.ts";
+import { RECORD_CONSTANTS, SLOT_CONSTANTS } from "./slot-layout.ts";
 
 const THREADS = 256;
-const COUNT_THREADS = 1024;
+const JOIN_THREADS = 1024;
+/** The one block of a step with many tokens. */
+const PREPARE_THREADS = 1024;
 
-const SOURCE = { file: "batch.cu", constants: SLOT_CONSTANTS } as const;
+const SOURCE = {
+  file: "batch.cu",
+  constants: { ...SLOT_CONSTANTS, ...RECORD_CONSTANTS, PREPARE_THREADS },
+} as const;
+const JOIN_SLOTS = {
+  ...SOURCE,
+  entry: "join_slots",
+  pointers: ["lengths", "num_computed", "counts", "tokens", "params", "joins"],
+  scalars: ["capacity", "vocab"],
+} as const;
 const PREPARE_BATCH = {
   ...SOURCE,
   entry: "prepare_batch",
   pointers: [
     ...(["token_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "row_slots"] as const),
-    ...(["rows", "tokens", "block_tables"] as const),
+    ...(["sample_slots", "sample_positions", "sample_tokens", "num_computed"] as const),
+    ...(["rows", "tokens", "lengths", "block_tables"] as const),
   ],
   scalars: ["num_tokens", "num_rows", "capacity", "max_blocks", "block_size"],
 } as const;
@@ -26,45 +38,59 @@ const SCATTER = {
   pointers: ["target", "indices", "values"],
   scalars: ["count"],
 } as const;
-const COUNT_TOKENS = {
-  ...SOURCE,
-  entry: "count_tokens",
-  pointers: ["counts", "tokens", "rows"],
-  scalars: ["capacity", "vocab"],
-} as const;
-
 /** Batch metadata and slot tables. */
 export class BatchOps {
+  readonly #joinSlots: KernelVariants<typeof JOIN_SLOTS>;
   readonly #prepareBatch: KernelVariants<typeof PREPARE_BATCH>;
   readonly #scatter: KernelVariants<typeof SCATTER>;
-  readonly #countTokens: KernelVariants<typeof COUNT_TOKENS>;
 
   constructor(library: KernelLibrary, options: KernelOptions = {}) {
+    this.#joinSlots = new KernelVariants(library, JOIN_SLOTS, "float32", options);
     this.#prepareBatch = new KernelVariants(library, PREPARE_BATCH, "float32", options);
     this.#scatter = new KernelVariants(library, SCATTER, "float32", options);
-    this.#countTokens = new KernelVariants(library, COUNT_TOKENS, "float32", options);
   }
 
   units(): KernelUnit[] {
     return [this.#prepareBatch.unit()];
   }
 
+  /** See `Backend.joinSlots`. */
+  joinSlots(stream: number, slots: SlotTensors, joins: Tensor): void {
+    const { joins: count, capacity, vocab } = checkJoinSlots(slots, joins);
+    if (count === 0) return;
+    const { lengths, numComputedTokens: num_computed, counts, tokens, params } = slots;
+    const args = { lengths, num_computed, counts, tokens, params, joins, capacity, vocab };
+    this.#joinSlots.get().launch(stream, count, 1, 1, JOIN_THREADS, 0, args);
+  }
+
   /**
-   * See `Backend.prepareBatch`. Tokens past those of the rows are padding: id 0, position 0, and slot −1, at which
+   * See `Backend.prepareBatch`. Tokens past those of the rows are padding: id 0, position 0, and slot mapping −1, where
    * nothing is stored.
    */
-  prepareBatch(stream: number, batch: BatchTensors, rows: Tensor, slots: SlotTensors): void {
-    const { tokens, numRows, capacity, maxBlocks, blockSize } = checkPrepareBatch(batch, rows, slots);
-    const blocks = Math.max(1, Math.ceil(tokens / THREADS));
-    this.#prepareBatch.get().launch(stream, blocks, 1, 1, THREADS, 4 * (numRows + 1), {
+  prepareBatch(
+    stream: number,
+    batch: BatchTensors,
+    samples: SampleRows,
+    rows: Tensor,
+    slots: SlotTensors,
+  ): void {
+    const shape = checkPrepareBatch(batch, samples, rows, slots);
+    const { tokens, numRows, capacity, maxBlocks, blockSize } = shape;
+    const threads = Math.max(tokens, numRows) <= THREADS ? THREADS : PREPARE_THREADS;
+    this.#prepareBatch.get().launch(stream, 1, 1, 1, threads, 4 * (2 * numRows + 1), {
       token_ids: batch.tokenIds,
       positions: batch.positions,
       slot_mapping: batch.slotMapping,
       cu_seqlens_q: batch.cuSeqlensQ,
       context_lens: batch.contextLens,
       row_slots: batch.rowSlots,
+      sample_slots: samples.slots,
+      sample_positions: samples.positions,
+      sample_tokens: samples.tokenIndices,
+      num_computed: slots.numComputedTokens,
       rows,
       tokens: slots.tokens,
+      lengths: slots.lengths,
       block_tables: slots.blockTables,
       num_tokens: tokens,
       num_rows: numRows,
@@ -80,14 +106,5 @@ export class BatchOps {
     if (count === 0) return;
     const blocks = Math.ceil(count / THREADS);
     this.#scatter.get().launch(stream, blocks, 1, 1, THREADS, 0, { target, indices, values, count });
-  }
-
-  /** See `Backend.countTokens`. */
-  countTokens(stream: number, slots: SlotTensors, rows: Tensor): void {
-    const { count, capacity, vocab } = checkCountTokens(slots, rows);
-    if (count === 0) return;
-    const { counts, tokens } = slots;
-    const args = { counts, tokens, rows, capacity, vocab };
-    this.#countTokens.get().launch(stream, count, 1, 1, COUNT_THREADS, 0, args);
   }
 }

@@ -45,7 +45,7 @@ const SAMPLE_TILES = {
 const SAMPLE_ROWS = {
   ...SOURCE,
   entry: "sample_rows",
-  pointers: ["out", "logits", "stats", "row_slots", "positions", "params", "tokens", "counts"],
+  pointers: ["out", "logits", "stats", "row_slots", "positions", "params", "tokens", "lengths", "counts"],
   scalars: ["vocab", "tiles", "capacity"],
 } as const;
 
@@ -73,15 +73,15 @@ export class SamplingOps {
   }
 
   /** See `Backend.processLogits`. */
-  processLogits(stream: number, out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    const { rows, vocab, capacity } = checkProcessLogits(out, logits, sample, slots);
+  processLogits(stream: number, out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    const { rows, vocab, capacity } = checkProcessLogits(out, logits, samples, slots);
     if (rows === 0) return;
     const blocks = Math.min(Math.ceil(vocab / LOGITS_CHUNK), Math.ceil(PROCESS_BLOCKS / rows));
     this.#processLogits.get().launch(stream, blocks, rows, 1, PROCESS_THREADS, 0, {
       out,
       logits,
-      row_slots: sample.rowSlots,
-      positions: sample.positions,
+      row_slots: samples.slots,
+      positions: samples.positions,
       params: slots.params,
       tokens: slots.tokens,
       edits: slots.edits,
@@ -94,13 +94,13 @@ export class SamplingOps {
   }
 
   /** See `Backend.sample`. */
-  sample(stream: number, out: Tensor, logits: Tensor, sample: SampleRows, slots: SlotTensors): void {
-    const { rows, vocab, capacity } = checkSample(out, logits, sample, slots);
+  sample(stream: number, out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    const { rows, vocab, capacity } = checkSample(out, logits, samples, slots);
     if (rows === 0) return;
     const tiles = Math.ceil(vocab / LOGIT_TILE);
     const stats = this.#scratch.atLeast(rows * tiles * TILE_STATS_BYTES);
-    const { rowSlots: row_slots, positions } = sample;
-    const { params, tokens, counts } = slots;
+    const { slots: row_slots, positions } = samples;
+    const { params, tokens, lengths, counts } = slots;
     const blocks = Math.ceil(tiles / TILES_PER_BLOCK);
     const ofTiles = { stats, logits, row_slots, positions, params, vocab, tiles };
     this.#sampleTiles.get().launch(stream, blocks, rows, 1, TILE_THREADS, 0, ofTiles);
@@ -112,6 +112,7 @@ export class SamplingOps {
       positions,
       params,
       tokens,
+      lengths,
       counts,
       vocab,
       tiles,

@@ -1,5 +1,15 @@
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../base/sampling-params.ts";
-import { COUNT_IN_PROMPT, LOGIT_EDIT_WORDS, SLOT_WORDS, SlotFlag, SlotWord } from "../../backend.ts";
+import {
+  COUNT_IN_PROMPT,
+  JOIN_WORDS,
+  JoinWord,
+  LOGIT_EDIT_WORDS,
+  ROW_WORDS,
+  RowWord,
+  SLOT_WORDS,
+  SlotFlag,
+  SlotWord,
+} from "../../backend.ts";
 import type { Macros } from "../kernel-source.ts";
 
 /** What slot.cuh is told of a slot's tables: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */
@@ -11,6 +21,14 @@ export const SLOT_CONSTANTS: Macros = {
   MAX_LOGIT_EDITS,
   LOGIT_EDIT_WORDS,
   MAX_BAD_WORD_TOKENS,
+};
+
+/** What batch.cu is told of the records of rows and joins, in the same manner. */
+export const RECORD_CONSTANTS: Macros = {
+  ROW_WORDS,
+  ...prefixed("ROW_WORD", RowWord),
+  JOIN_WORDS,
+  ...prefixed("JOIN_WORD", JoinWord),
 };
 
 function prefixed(prefix: string, values: Readonly<Record<string, number>>): Macros {

@@ -1,7 +1,10 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import {
   type BatchTensors,
+  JOIN_WORDS,
   type LayerCache,
+  ROW_WORDS,
+  type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
 } from "../../../../src/backend/backend.ts";
@@ -83,7 +86,7 @@ function batch(extents: {
   const numTokens = decodeRows + prefill.reduce((a, b) => a + b, 0);
   const numRows = decodeRows + prefill.length;
   return {
-    ...{ numTokens, numRows, decodeRows, maxContextLen: 1000, blockSize: 16 },
+    ...{ numTokens, numRows, decodeRows, blockSize: 16 },
     maxQueryLen: Math.max(1, ...prefill),
     ...{ tokenIds: i32(numTokens), positions: i32(numTokens), slotMapping: i32(numTokens) },
     ...{ cuSeqlensQ: i32(numRows + 1), contextLens: i32(numRows), rowSlots: i32(numRows) },
@@ -94,6 +97,8 @@ function batch(extents: {
 function slotTables(vocab: number, slots = 300): SlotTensors {
   return {
     tokens: i32(slots, 1025),
+    lengths: i32(slots),
+    numComputedTokens: i32(slots),
     blockTables: i32(slots, 64),
     params: tensor("uint32", slots, SLOT_WORDS),
     edits: tensor("uint32", slots, MAX_LOGIT_EDITS, 3),
@@ -101,6 +106,10 @@ function slotTables(vocab: number, slots = 300): SlotTensors {
     allowed: tensor("uint32", slots, Math.ceil(vocab / 32)),
     counts: tensor("uint32", slots, vocab),
   };
+}
+
+function sampleRows(count: number): SampleRows {
+  return { slots: i32(count), positions: i32(count), tokenIndices: i32(count) };
 }
 
 function layerCache(kvHeads: number, headDim: number): LayerCache {
@@ -286,16 +295,21 @@ describe("the batch", () => {
   ])("of %d decode rows and prompts of %p", (decodeRows, prefill) => {
     const step = batch({ decodeRows, prefill });
     const slots = slotTables(100);
-    const rows = i32(step.numRows, 3);
-    const prepared = launch(() => backend.prepareBatch(step, rows, slots));
-    expect(prepared.grid[0]! * prepared.block[0]!).toBeGreaterThanOrEqual(step.numTokens);
-    expect(prepared.sharedBytes).toBe(4 * (step.numRows + 1));
+    const rows = i32(step.numRows, ROW_WORDS);
+    const samples = sampleRows(step.numRows);
+    const prepared = launch(() => backend.prepareBatch(step, samples, rows, slots));
+    // More than one block could see a slot advanced before it has read where the slot starts.
+    expect(prepared.grid).toEqual([1, 1, 1]);
+    expect(prepared.sharedBytes).toBe(4 * (2 * step.numRows + 1));
     expect(namedArguments(prepared)).toEqual({
       ...{ token_ids: address(step.tokenIds), positions: address(step.positions) },
       ...{ slot_mapping: address(step.slotMapping), cu_seqlens_q: address(step.cuSeqlensQ) },
       ...{ context_lens: address(step.contextLens), row_slots: address(step.rowSlots), rows: address(rows) },
-      ...{ tokens: address(slots.tokens), block_tables: address(slots.blockTables) },
+      ...{ sample_slots: address(samples.slots), sample_positions: address(samples.positions) },
+      ...{ sample_tokens: address(samples.tokenIndices), num_computed: address(slots.numComputedTokens) },
+      ...{ tokens: address(slots.tokens), lengths: address(slots.lengths) },
       ...{
+        block_tables: address(slots.blockTables),
         num_tokens: step.numTokens,
         num_rows: step.numRows,
         capacity: 1025,
@@ -305,7 +319,7 @@ describe("the batch", () => {
     });
   });
 
-  test.each([1, 1000])("%d table entries are scattered, and slots counted", (count) => {
+  test.each([1, 1000])("%d table entries are scattered, and slots taken", (count) => {
     const slots = slotTables(5000);
     const [indices, values] = [i32(count), i32(count)];
     const scatter = launch(() => backend.scatter(slots.blockTables, indices, values));
@@ -313,12 +327,13 @@ describe("the batch", () => {
     expect(namedArguments(scatter)).toEqual({
       ...{ target: address(slots.blockTables), indices: address(indices), values: address(values), count },
     });
-    const rows = i32(count, 3);
-    const counting = launch(() => backend.countTokens(slots, rows));
-    expect(counting.grid).toEqual([count, 1, 1]);
-    expect(namedArguments(counting)).toEqual({
-      ...{ counts: address(slots.counts), tokens: address(slots.tokens), rows: address(rows) },
-      ...{ capacity: 1025, vocab: 5000 },
+    const joins = i32(count, JOIN_WORDS);
+    const joining = launch(() => backend.joinSlots(slots, joins));
+    expect(joining.grid).toEqual([count, 1, 1]);
+    expect(namedArguments(joining)).toEqual({
+      ...{ lengths: address(slots.lengths), num_computed: address(slots.numComputedTokens) },
+      ...{ counts: address(slots.counts), tokens: address(slots.tokens), params: address(slots.params) },
+      ...{ joins: address(joins), capacity: 1025, vocab: 5000 },
     });
   });
 });
@@ -332,18 +347,18 @@ describe("logits", () => {
   ])("of %d rows over %d tokens are processed, drawn from and ranked", (rows, vocab) => {
     const slots = slotTables(vocab);
     const [logits, out] = [f32(rows, vocab), i32(rows)];
-    const sample = { rowSlots: i32(rows), positions: i32(rows) };
+    const samples = sampleRows(rows);
     const tiles = Math.ceil(vocab / 512);
     const common = {
       ...{
         logits: address(logits),
-        row_slots: address(sample.rowSlots),
-        positions: address(sample.positions),
+        row_slots: address(samples.slots),
+        positions: address(samples.positions),
       },
       ...{ params: address(slots.params), vocab },
     };
 
-    const processed = launch(() => backend.processLogits(logits, logits, sample, slots));
+    const processed = launch(() => backend.processLogits(logits, logits, samples, slots));
     expect(processed.grid[1]).toBe(rows);
     expect(namedArguments(processed)).toEqual({
       ...{ ...common, out: address(logits), tokens: address(slots.tokens), edits: address(slots.edits) },
@@ -355,7 +370,7 @@ describe("logits", () => {
       capacity: 1025,
     });
 
-    const [tile, row] = launches(() => backend.sample(out, logits, sample, slots));
+    const [tile, row] = launches(() => backend.sample(out, logits, samples, slots));
     expect([tile!.entry, tile!.grid[1]]).toEqual(["sample_tiles", rows]);
     expect(tile!.grid[0]! * (tile!.block[0]! / 32)).toBeGreaterThanOrEqual(tiles);
     const { stats, ...tileArguments } = namedArguments(tile!);
@@ -364,7 +379,7 @@ describe("logits", () => {
     expect(row).toMatchObject({ entry: "sample_rows", grid: [rows, 1, 1], sharedBytes: 4 * tiles });
     expect(namedArguments(row!)).toEqual({
       ...{ ...common, out: address(out), stats: stats!, tokens: address(slots.tokens) },
-      ...{ counts: address(slots.counts), tiles, capacity: 1025 },
+      ...{ lengths: address(slots.lengths), counts: address(slots.counts), tiles, capacity: 1025 },
     });
 
     const ranked = { chosen: f32(rows), ranks: i32(rows), topIds: i32(rows, 5), topLogprobs: f32(rows, 5) };
@@ -382,7 +397,7 @@ describe("logits", () => {
 
 test("nothing is launched for no rows", () => {
   const slots = slotTables(100);
-  const sample = { rowSlots: i32(0), positions: i32(0) };
+  const samples = sampleRows(0);
   const none = launches(() => {
     backend.embedding(bf16(0, 64), bf16(5, 64), i32(0));
     backend.rmsNorm(bf16(0, 64), bf16(0, 64), bf16(64), 1e-6);
@@ -390,9 +405,9 @@ test("nothing is launched for no rows", () => {
     backend.activation(bf16(0, 64), bf16(0, 64), "silu");
     backend.linear(bf16(0, 64), bf16(0, 32), bf16(64, 32));
     backend.scatter(slots.blockTables, i32(0), i32(0));
-    backend.countTokens(slots, i32(0, 3));
-    backend.processLogits(f32(0, 100), f32(0, 100), sample, slots);
-    backend.sample(i32(0), f32(0, 100), sample, slots);
+    backend.joinSlots(slots, i32(0, JOIN_WORDS));
+    backend.processLogits(f32(0, 100), f32(0, 100), samples, slots);
+    backend.sample(i32(0), f32(0, 100), samples, slots);
   });
   expect(none).toEqual([]);
   expect(machine.cublas.matmuls).toEqual([]);
