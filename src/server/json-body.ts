@@ -1,3 +1,4 @@
+import { parseExactJson, spellsNumbers } from "../base/exact-json.ts";
 import { ApiError } from "./errors.ts";
 import { clientClosed } from "./request-lifetime.ts";
 import type { JsonObject } from "./schemas/request-body.ts";
@@ -6,12 +7,14 @@ import type { JsonObject } from "./schemas/request-body.ts";
 const MAX_DEPTH = 100;
 /** Most lists, objects and fields; each costs far more than its bytes to check and to pass on. */
 const MAX_PARTS = 32_768;
+/** What chat templates print, and so with the numbers as they are spelled. */
+const PRINTED_FIELDS = ["messages", "tools", "documents", "chat_template_kwargs"];
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
 /**
  * Reads a request's body as a JSON object. Strings are well-formed, numbers finite, and `seed` is exact: a bigint where
- * a number could not hold it.
+ * a number could not hold it. Numbers that a chat template prints are as `parseExactJson` gives them.
  * @throws ApiError 413, 415, or 400 `invalid_utf8`, `invalid_json` or `invalid_unicode`.
  */
 export async function readJsonBody(request: Request, maxBytes: number): Promise<JsonObject> {
@@ -25,6 +28,10 @@ export async function readJsonBody(request: Request, maxBytes: number): Promise<
   checkValue(value);
   const body = value as Record<string, unknown>;
   if (typeof body.seed === "number" && !Number.isSafeInteger(body.seed)) body.seed = exactSeed(text);
+  if (PRINTED_FIELDS.some((name) => typeof body[name] === "object") && spellsNumbers(text)) {
+    const exact = parseExactJson(text) as JsonObject;
+    for (const name of PRINTED_FIELDS) if (typeof body[name] === "object") body[name] = exact[name];
+  }
   return body;
 }
 

@@ -1,6 +1,10 @@
-import { parse, tokenize } from "@huggingface/jinja";
 import { ChatTemplateError, InvalidRequestError, ModelDataError, messageOf } from "../base/errors.ts";
-import { TemplateInterpreter } from "./template-interpreter.ts";
+import { parseExactJson } from "../base/exact-json.ts";
+import { BudgetError } from "./template/budget.ts";
+import { render } from "./template/interpreter.ts";
+import { strftime } from "./template/strftime.ts";
+import { type Node, parseTemplate, walk } from "./template/syntax.ts";
+import { MissingVariableError, type Value } from "./template/values.ts";
 
 export interface TextPart {
   type: "text";
@@ -18,7 +22,7 @@ export interface ChatMessage {
 }
 
 export interface RenderOptions {
-  /** Functions that the model may call, in OpenAI's form. */
+  /** Functions that the model may call, in OpenAI's form. A boxed number (`new Number(1)`) is printed as a float: `1.0`. */
   tools?: readonly unknown[] | undefined;
   /** End with the beginning of the assistant's turn. Default true, or false with `continueFinalMessage`. */
   addGenerationPrompt?: boolean | undefined;
@@ -30,47 +34,81 @@ export interface RenderOptions {
 
 /** Stands after the final message's content while it is rendered; the space shows whether the template trims. */
 const MARKER = "\u{F0000}octavo-continue\u{F0000}";
-const RESERVED = new Set(["messages", "add_generation_prompt", "namespace"]);
+const RESERVED = new Set([
+  "messages",
+  "add_generation_prompt",
+  "namespace",
+  "range",
+  "dict",
+  "raise_exception",
+]);
 const MAX_SOURCE_LENGTH = 2 ** 18;
 /** The parser is quadratic in a run of white space. */
 const LONG_BLANK = /\s{513}/;
 
+/** What the templates of real models are rendered with when they are loaded; some want a system message or an answer. */
+const PROBE = "octavo-probe";
+const PROBES: readonly (readonly string[])[] = [
+  ["user"],
+  ["system", "user"],
+  ["user", "assistant", "user"],
+  ["system", "user", "assistant", "user"],
+  ["user", "assistant"],
+];
+const PROBE_TOOL = {
+  type: "function",
+  function: { name: "probe", description: PROBE, parameters: { type: "object", properties: {} } },
+};
+
+const FUNCTIONS = {
+  raise_exception: ([message = "the template raises an exception"]: readonly Value[]): Value => {
+    throw new Error(String(message));
+  },
+  strftime_now: ([format]: readonly Value[]): Value => strftime(new Date(), String(format)),
+};
+
 /**
- * A model's chat template. It comes from an untrusted folder: rendering runs within the limits that
- * `TemplateInterpreter` states, and the source is at most 2^18 characters.
+ * A model's chat template. It comes from an untrusted folder: rendering runs within the limits that `Budget` states,
+ * and the source is at most 2^18 characters.
  */
 export class ChatTemplate {
-  /** Whether the template iterates over the content's parts, and so wants a list, or expects a string. */
-  readonly contentFormat: "string" | "parts";
-  /** Whether the template distinguishes a missing content from an empty one. */
-  readonly #testsForNone: boolean;
-  readonly #program: ReturnType<typeof parse>;
+  readonly #program: Node;
   readonly #specialTokens: Readonly<Record<string, string>>;
+  /** Whether a text as content appears in the prompt; templates that only know lists of parts lose it. */
+  readonly #takesText: boolean;
+  /** Whether a list of parts does, as a text would. */
+  readonly #takesParts: boolean;
+  /** Whether the template asks if a content is none, as it then expects of one that is missing. */
+  readonly #asksForNone: boolean;
 
   /**
    * @param source the Jinja source
    * @param specialTokens variables such as `bos_token`, as `Tokenizer.specialTokens` gives them
-   * @throws ModelDataError if the source does not parse
+   * @param file where the source is from, for messages
+   * @throws ModelDataError if the source does not parse, fails for every conversation that it is tried with, or
+   * exceeds its budget
    */
-  constructor(source: string, specialTokens: Readonly<Record<string, string>> = {}) {
+  constructor(source: string, specialTokens: Readonly<Record<string, string>> = {}, file = "chat_template") {
     if (source.length > MAX_SOURCE_LENGTH || LONG_BLANK.test(source)) {
-      throw new ModelDataError("chat_template", "is too long, or holds more than 512 blanks in a row");
+      throw new ModelDataError(file, "the chat template is too long, or holds more than 512 blanks in a row");
     }
     try {
-      this.#program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }));
-      const uses = contentUses(this.#program);
-      this.contentFormat = uses.has("For") ? "parts" : "string";
-      this.#testsForNone = uses.has("TestExpression");
+      this.#program = parseTemplate(source);
+      this.#asksForNone = asksForNone(this.#program);
     } catch (cause) {
-      throw new ModelDataError("chat_template", messageOf(cause), { cause });
+      throw new ModelDataError(file, `the chat template is malformed: ${messageOf(cause)}`, { cause });
     }
     this.#specialTokens = specialTokens;
+    const { text, parts } = this.#try(file);
+    const showsParts = parts?.includes(PROBE) === true;
+    this.#takesText = text?.includes(PROBE) === true || !showsParts;
+    this.#takesParts = showsParts && (!this.#takesText || parts === text);
   }
 
   /**
    * The prompt of a conversation, special tokens included: encode it with `addSpecialTokens: false`.
    * @throws InvalidRequestError if the messages or options are invalid
-   * @throws ChatTemplateError if the template refuses them, fails, or exceeds its limits
+   * @throws ChatTemplateError if the template refuses them, fails, or exceeds its budget
    */
   render(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
     const { tools, addGenerationPrompt, continueFinalMessage = false, ...kwargs } = options;
@@ -84,73 +122,116 @@ export class ChatTemplate {
     if (reserved !== undefined) {
       throw new InvalidRequestError("chatTemplateKwargs", `${reserved} is not a template argument`);
     }
-    const texts = messages.map((message) => contentText(message));
-    if (continueFinalMessage) {
-      if (messages.length === 0) throw new InvalidRequestError("messages", "there is no message to continue");
-      texts.push(`${texts.pop()}${MARKER} `);
+    if (continueFinalMessage && messages.length === 0) {
+      throw new InvalidRequestError("messages", "there is no message to continue");
     }
-    const rendered = this.#run({
-      ...this.#specialTokens,
-      documents: null,
+    const last = messages.length - 1;
+    const normalised = messages.map((message, i) =>
+      this.#normalise(message, continueFinalMessage && i === last),
+    );
+    const variables = {
       tools: tools ?? null,
       ...kwargs,
-      messages: messages.map((message, i) => this.#normalise(message, texts[i]!)),
       add_generation_prompt: addGenerationPrompt ?? !continueFinalMessage,
-    });
+    };
+    const rendered = this.#render(normalised, variables);
     return continueFinalMessage ? cutAtMarker(rendered) : rendered;
   }
 
-  #run(inputs: Readonly<Record<string, unknown>>): string {
+  /** A template that cannot do with a content that is missing gets an empty one. */
+  #render(messages: readonly ChatMessage[], variables: Readonly<Record<string, unknown>>): string {
     try {
-      return String(new TemplateInterpreter(inputs, GLOBALS).run(this.#program).value);
+      return this.#run(messages, variables);
     } catch (error) {
+      const complete = messages.map((message) => ({ ...message, content: message.content ?? "" }));
+      const lacking = messages.some(({ content }) => (content ?? undefined) === undefined);
+      if (lacking && !(error instanceof BudgetError)) {
+        try {
+          return this.#run(complete, variables);
+        } catch {}
+      }
       throw new ChatTemplateError(messageOf(error));
     }
   }
 
-  #normalise(message: ChatMessage, text: string): ChatMessage {
-    const parts = this.contentFormat === "parts" ? [{ type: "text" as const, text }] : text;
-    const content = text === "" && this.#testsForNone ? null : parts;
-    const { tool_calls: calls, ...fields } = message;
-    const given = Object.fromEntries(
-      Object.entries(fields).filter(([, value]) => (value ?? undefined) !== undefined),
-    );
+  #run(messages: readonly ChatMessage[], variables: Readonly<Record<string, unknown>>): string {
+    const inputs = { ...this.#specialTokens, documents: null, ...variables, messages };
+    return render(this.#program, inputs, FUNCTIONS);
+  }
+
+  /** The first of a few plain conversations that the template renders, with its contents as texts and as parts. */
+  #try(file: string): { text: string | undefined; parts: string | undefined } {
+    const failures: unknown[] = [];
+    const attempt = (
+      roles: readonly string[],
+      content: ChatMessage["content"],
+      tools: readonly unknown[] | null,
+    ) => {
+      try {
+        const messages = roles.map((role) => ({ role, content }));
+        return this.#run(messages, { tools, add_generation_prompt: roles.at(-1) === "user" });
+      } catch (error) {
+        if (error instanceof BudgetError) throw new ModelDataError(file, error.message, { cause: error });
+        failures.push(error);
+        return undefined;
+      }
+    };
+    for (const tools of [null, [PROBE_TOOL]]) {
+      for (const roles of PROBES) {
+        const text = attempt(roles, PROBE, tools);
+        const parts = attempt(roles, [{ type: "text", text: PROBE }], tools);
+        if (text !== undefined || parts !== undefined) return { text, parts };
+      }
+    }
+    // A request may bring the variable.
+    if (failures.some((failure) => failure instanceof MissingVariableError))
+      return { text: undefined, parts: undefined };
+    throw new ModelDataError(file, `the chat template renders no conversation: ${messageOf(failures[0])}`, {
+      cause: failures[0],
+    });
+  }
+
+  #normalise(message: ChatMessage, continued: boolean): ChatMessage {
+    const content = this.#content(message, continued);
+    const { tool_calls: calls, content: _, ...fields } = message;
+    const given = Object.entries(fields).filter(([, value]) => value !== undefined && value !== null);
     const called = Array.isArray(calls) && calls.length > 0;
+    const reasoning = fields.reasoning_content ?? fields.thinking ?? fields.reasoning ?? undefined;
     return {
-      ...given,
+      ...(reasoning !== undefined && { thinking: reasoning }),
+      ...Object.fromEntries(given),
+      ...(reasoning !== undefined && { reasoning_content: reasoning }),
       role: message.role,
-      content,
+      ...(content !== undefined && { content }),
       ...(called && { tool_calls: calls.map(parseArguments) }),
     };
   }
+
+  /** The content in a form that the template takes; undefined or null if there is none. */
+  #content(message: ChatMessage, continued: boolean): ChatMessage["content"] {
+    checkMessage(message);
+    const { content } = message;
+    if (typeof content === "object" && content !== null && this.#takesParts) {
+      const end = continued ? content.length - 1 : -1;
+      return content.map((part, i) => (i === end ? { ...part, text: `${part.text}${MARKER} ` } : part));
+    }
+    if ((content === undefined || content === null) && !continued)
+      return this.#asksForNone ? null : undefined;
+    const joined =
+      typeof content === "string" ? content : (content ?? []).map((part) => part.text).join("\n");
+    const text = continued ? `${joined}${MARKER} ` : joined;
+    return this.#takesText ? text : [{ type: "text", text }];
+  }
 }
 
-const GLOBALS = {
-  true: true,
-  false: false,
-  none: null,
-  True: true,
-  False: false,
-  None: null,
-  raise_exception: (message: unknown) => {
-    throw new Error(String(message));
-  },
-  strftime_now: (format: unknown) => strftime(new Date(), String(format)),
-};
-
-function contentText(message: ChatMessage): string {
+function checkMessage(message: ChatMessage): void {
   if (typeof message !== "object" || message === null || typeof message.role !== "string")
     throw new InvalidRequestError("messages", "each message must be an object with a role");
   const { content } = message;
-  if (content === undefined || content === null) return "";
-  if (typeof content === "string") return content;
-  if (
-    Array.isArray(content) &&
-    content.every((part) => part?.type === "text" && typeof part.text === "string")
-  ) {
-    return content.map((part: TextPart) => part.text).join("\n");
-  }
-  throw new InvalidRequestError("messages", "content must be a string or a list of text parts");
+  if (content === undefined || content === null || typeof content === "string") return;
+  const isText = (part: TextPart) => part?.type === "text" && typeof part.text === "string";
+  if (!Array.isArray(content) || !content.every(isText))
+    throw new InvalidRequestError("messages", "content must be a string or a list of text parts");
 }
 
 /** OpenAI sends a call's arguments as JSON text; templates expect the object. */
@@ -158,7 +239,7 @@ function parseArguments(call: unknown): unknown {
   const fn = (call as { function?: { arguments?: unknown } } | null)?.function;
   if (typeof fn?.arguments !== "string") return call;
   try {
-    return { ...(call as object), function: { ...fn, arguments: JSON.parse(fn.arguments || "{}") } };
+    return { ...(call as object), function: { ...fn, arguments: parseExactJson(fn.arguments || "{}") } };
   } catch (error) {
     throw new InvalidRequestError("messages", `a tool call's arguments are not JSON: ${messageOf(error)}`);
   }
@@ -172,63 +253,28 @@ function cutAtMarker(rendered: string): string {
   return rendered[at + MARKER.length] === " " ? text : text.trimEnd();
 }
 
-/**
- * What a template does with a message's `content`, reached directly or through a variable set to it: iterate over it
- * (`For`), ask whether it is none (`TestExpression`).
- */
-function contentUses(program: unknown): Set<"For" | "TestExpression"> {
-  const uses = new Set<"For" | "TestExpression">();
-  const aliases = new Set<unknown>();
-  const isContent = (expression: unknown): boolean => {
-    const { type, value, property, lhs } = expression as SyntaxNode;
-    if (type === "SelectExpression") return isContent(lhs);
-    if (type === "MemberExpression") return (property as SyntaxNode).value === "content";
-    return type === "Identifier" && aliases.has(value);
-  };
-  const visit = (node: unknown): void => {
-    if (typeof node !== "object" || node === null) return;
-    const { type, assignee, value, iterable, operand, test } = node as SyntaxNode;
-    if (type === "Set" && value && isContent(value)) aliases.add((assignee as SyntaxNode).value);
-    if (type === "For" && isContent(iterable)) uses.add(type);
-    if (type === "TestExpression" && isContent(operand) && (test as SyntaxNode).value === "none")
-      uses.add(type);
-    Object.values(node).forEach(visit);
-  };
-  visit(program);
-  return uses;
-}
-
-interface SyntaxNode {
-  readonly type?: unknown;
-  readonly [field: string]: unknown;
-}
-
-/** Python's `strftime` in the C locale, local time; a directive that is not known stays as it is. */
-function strftime(date: Date, format: string): string {
-  const digits = (value: number, width = 2) => String(value).padStart(width, "0");
-  const name = (options: Intl.DateTimeFormatOptions) => date.toLocaleString("en-US", options);
-  const dayOfYear = () =>
-    1 +
-    Math.round(
-      (new Date(date).setHours(0, 0, 0, 0) - new Date(date.getFullYear(), 0, 1).getTime()) / 86_400_000,
+/** Whether a template asks if a message's content is none, or a variable set to it. */
+function asksForNone(program: Node): boolean {
+  const aliases = new Set<string>();
+  const isContent = (node: Node): boolean => {
+    if (node.type === "Identifier") return aliases.has(node.value);
+    if (node.type !== "MemberExpression") return false;
+    const { property } = node;
+    return (
+      (property.type === "Identifier" || property.type === "StringLiteral") && property.value === "content"
     );
-  const directives: Record<string, () => string> = {
-    Y: () => digits(date.getFullYear(), 4),
-    y: () => digits(date.getFullYear() % 100),
-    m: () => digits(date.getMonth() + 1),
-    d: () => digits(date.getDate()),
-    e: () => String(date.getDate()).padStart(2),
-    H: () => digits(date.getHours()),
-    I: () => digits(date.getHours() % 12 || 12),
-    M: () => digits(date.getMinutes()),
-    S: () => digits(date.getSeconds()),
-    p: () => (date.getHours() < 12 ? "AM" : "PM"),
-    a: () => name({ weekday: "short" }),
-    A: () => name({ weekday: "long" }),
-    b: () => name({ month: "short" }),
-    B: () => name({ month: "long" }),
-    j: () => digits(dayOfYear(), 3),
-    "%": () => "%",
   };
-  return format.replace(/%(.)/g, (directive, letter: string) => directives[letter]?.() ?? directive);
+  let asked = false;
+  walk(program, (node) => {
+    if (
+      node.type === "Set" &&
+      node.value !== null &&
+      isContent(node.value) &&
+      node.assignee.type === "Identifier"
+    ) {
+      aliases.add(node.assignee.value);
+    }
+    asked ||= node.type === "TestExpression" && node.test.value === "none" && isContent(node.operand);
+  });
+  return asked;
 }

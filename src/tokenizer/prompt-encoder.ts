@@ -25,7 +25,7 @@ export interface ChatPrompt {
 }
 
 export interface ChatOptions {
-  /** Functions that the model may call, in OpenAI's form. */
+  /** Functions that the model may call, in OpenAI's form. A boxed number (`new Number(1)`) is printed as a float: `1.0`. */
   tools?: readonly unknown[];
   /** End the prompt with the beginning of the assistant's turn. Default true, or false with `continueFinalMessage`. */
   addGenerationPrompt?: boolean;

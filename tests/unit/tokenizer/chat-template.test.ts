@@ -1,5 +1,6 @@
-import { describe, expect, spyOn, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { ChatTemplateError, InvalidRequestError, ModelDataError } from "../../../src/base/errors.ts";
+import { parseExactJson } from "../../../src/base/exact-json.ts";
 import { type ChatMessage, ChatTemplate, type RenderOptions } from "../../../src/tokenizer/chat-template.ts";
 import { cpuClock, thrown } from "../../support.ts";
 import { tokenizers } from "./models.ts";
@@ -118,7 +119,7 @@ describe("renders", () => {
       "[{{ '  \\na '.lstrip() }}][{{ ' \\na\\n '.strip('\\n ') }}][{{ '\\n a\\n'.lstrip('\\n').rstrip('x') }}]",
       "[a ][a][ a\n]",
     ],
-    ["documents", "{{ documents is none }}{{ tools is none }}", "truetrue"],
+    ["documents", "{{ documents is none }}{{ tools is none }}", "TrueTrue"],
     [
       "parts where the template iterates",
       "{% for p in messages[0].content %}[{{ p.text }}]{% endfor %}",
@@ -126,8 +127,8 @@ describe("renders", () => {
     ],
     [
       "parts through a variable",
-      "{% set c = messages[0]['content'] %}{% for p in c %}{{ p.type }}{% endfor %}",
-      "text",
+      "{% set c = messages[0]['content'] %}{% for p in c %}{{ p.type }}{{ p.text }}{% endfor %}",
+      "textHi",
     ],
     ["break", "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"],
   ])("%s", (_, source, expected) => {
@@ -137,13 +138,56 @@ describe("renders", () => {
   test("a content that is missing is empty, or none where the template asks", () => {
     const call: ChatMessage = { role: "assistant", content: null };
     expect(new ChatTemplate("[{{ messages[0].content + '' }}]").render([call])).toBe("[]");
-    expect(new ChatTemplate("{{ messages[0].content is none }}").render([call])).toBe("true");
+    expect(new ChatTemplate("{{ messages[0].content is none }}").render([call])).toBe("True");
+  });
+
+  test("content is a text unless the template needs parts, whatever it calls its variables", () => {
+    const alias = "{% set tool_calls = messages[0].content %}{% for call in tool_calls %}{% endfor %}";
+    expect(new ChatTemplate(`${alias}{{ messages[0].content }}`).render([user("Hi")])).toBe("Hi");
+    const either =
+      "{% if messages[0].content is string %}{{ messages[0].content }}{% else %}{{ messages[0].content[0].text }}{% endif %}";
+    expect(new ChatTemplate(`${either}{{ messages[0].content is string }}`).render([user("Hi")])).toBe(
+      "HiTrue",
+    );
+    const parts = [
+      { type: "text", text: "a" },
+      { type: "text", text: "b" },
+    ] as const;
+    const turn: ChatMessage = { role: "user", content: parts };
+    expect(new ChatTemplate(either).render([turn])).toBe("a");
+    expect(new ChatTemplate("{{ messages[0].content }}").render([turn])).toBe("a\nb");
+  });
+
+  test("an empty content stays empty, and a system message with it", () => {
+    const source =
+      "{% for m in messages %}{{ m.role }}={{ m.content is none }}{{ m.content == '' }};{% endfor %}";
+    const conversation = [{ role: "system", content: "" }, assistant("")];
+    expect(new ChatTemplate(source).render(conversation)).toBe("system=FalseTrue;assistant=FalseTrue;");
+  });
+
+  test("numbers keep their spelling", () => {
+    const json =
+      '{"a": 1.0, "b": [1e3, 9007199254740993, -9223372036854775808, 0.10, 1], "c": -0.0, "d": 1e-7}';
+    const arguments_ = {
+      role: "assistant",
+      content: "",
+      tool_calls: [{ function: { name: "f", arguments: json } }],
+    };
+    const printed =
+      '{"a": 1.0, "b": [1000.0, 9007199254740993, -9223372036854775808, 0.1, 1], "c": -0.0, "d": 1e-07}';
+    const template = new ChatTemplate(
+      "{{ (tools or [messages[0].tool_calls[0].function.arguments])[0] | tojson }}",
+    );
+    expect(template.render([arguments_])).toBe(printed);
+    expect(
+      template.render([user("Hi")], { tools: structuredClone([parseExactJson(json)]) as unknown[] }),
+    ).toBe(printed);
   });
 
   test("fields that are null or empty do not reach the template", () => {
     const message = { ...user("Hi"), name: null, tool_calls: [] };
     const source = "{{ 'name' in messages[0] }} {{ 'tool_calls' in messages[0] }}";
-    expect(new ChatTemplate(source).render([message])).toBe("false false");
+    expect(new ChatTemplate(source).render([message])).toBe("False False");
   });
 
   test("continuing a trimmed message cuts the blanks", () => {
@@ -184,11 +228,12 @@ describe("refuses", () => {
   );
 
   test.each([
-    ["raise_exception", "{{ raise_exception('roles must alternate') }}", "roles must alternate"],
-    ["an unknown function", "{{ nope() }}", "Cannot call"],
+    ["what the template refuses", "{{ raise_exception('roles must alternate') }}", "roles must alternate"],
+    ["an unknown function", "{{ nope() }}", "'nope' is undefined"],
     ["a message it does not render", "nothing", "final message"],
   ])("%s", (_, source, message) => {
-    const render = () => new ChatTemplate(source).render([assistant("a")], { continueFinalMessage: true });
+    const template = new ChatTemplate(`{% if messages[0].content.startswith('a') %}${source}{% endif %}`);
+    const render = () => template.render([assistant("a")], { continueFinalMessage: true });
     expect(render).toThrow(ChatTemplateError);
     expect(render).toThrow(message);
   });
@@ -202,14 +247,18 @@ describe("hostile templates end within their limits", () => {
   const laughs = `{% set a = ['lol'] %}${"{% set a = [a, a, a, a, a, a, a, a, a, a] %}".repeat(12)}`;
   const loop = (body: string) => `{% for i in range(30000) %}${body}{% endfor %}`;
 
-  /** Refused for that reason, with no need of the clock; a generous limit on the time that takes. */
+  /** Refused for that reason: when it is loaded, and where it does not show then, when it renders. */
   const refused = (source: string, reason: string) => {
-    const template = new ChatTemplate(source);
     const spent = cpuClock();
-    const failure = thrown(() => template.render([user("Hi")]));
-    expect(spent()).toBeLessThan(2);
-    expect(failure).toBeInstanceOf(ChatTemplateError);
-    expect((failure as Error).message).toBe(`the template ${reason}`);
+    const loading = thrown(() => new ChatTemplate(source, {}, "folder/chat_template.jinja"));
+    const hidden = new ChatTemplate(`{% if messages | length == 0 %}${source}{% endif %}`);
+    const rendering = thrown(() => hidden.render([]));
+    expect(spent()).toBeLessThan(4);
+    expect(loading).toBeInstanceOf(ModelDataError);
+    expect((loading as Error).message).toStartWith("folder/chat_template.jinja: ");
+    expect((loading as Error).message).toContain(`the template ${reason}`);
+    expect(rendering).toBeInstanceOf(ChatTemplateError);
+    expect((rendering as Error).message).toContain(`the template ${reason}`);
   };
 
   test.each([
@@ -224,7 +273,7 @@ describe("hostile templates end within their limits", () => {
     ["unknown names", loop(loop("{{ nothing }}"))],
     ["many ranges", loop("{% set x = range(30000) %}")],
     ["lists searched", `${list}${loop("{% if 'x' in l %}{% endif %}")}`],
-    ["lists compared", `${list}${loop("{% if l == 'x' %}{% endif %}")}`],
+    ["lists compared", `${list}{% set m = range(30000) %}${loop("{% if l == m %}{% endif %}")}`],
     ["lists sorted", `${list}${loop("{% set x = l|sort %}")}`],
     ["lists unpacked", `${list}{% macro f() %}{{ varargs|length }}{% endmacro %}${loop("{{ f(*l) }}")}`],
     ["texts searched", `${half}${loop("{% if 'xy' in s %}{% endif %}")}`],
@@ -233,44 +282,66 @@ describe("hostile templates end within their limits", () => {
     ["texts stripped", `${blanks}${loop("{% set x = s.strip() %}")}`],
     ["a method, kept", `${blanks}{% set f = s.strip %}${loop("{% set x = f() %}")}`],
     ["texts sliced", `${half}${loop("{% set x = s[5:6] %}")}`],
+    ["shared lists as JSON", `${laughs}{{ a|tojson|length }}`],
+    ["shared lists compared", `${laughs}{% set b = a %}${laughs}{{ a == b }}`],
     ["output", `${half}${loop("{{ s }}")}`],
     ["a filtered block", `${half}{% filter upper %}${"{{ s }}".repeat(5000)}{% endfilter %}`],
     ["a captured block", `${half}{% set q %}${"{{ s }}".repeat(5000)}{% endset %}{{ q|upper|length }}`],
-  ])("too many steps: %s", (_, source) => refused(source, "takes more than 1048576 steps"));
+  ])("too many steps: %s", (_, source) => refused(source, "takes more than"));
 
   test.each([
     [
       "doubling",
       "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s|length }}",
     ],
-    ["a long range", "{{ range(10000000)|length }}"],
-    ["shared lists as JSON", `${laughs}{{ a|tojson|length }}`],
-    ["shared lists compared", `${laughs}{{ a == 'x' }}`],
     ["replace", `${half}{{ s.replace('x', s)|length }}`],
     ["replace, kept", `${half}{% set f = s.replace %}{{ f('', s)|length }}`],
     ["the replace filter", `${half}{{ s|replace('x', s)|length }}`],
-    ["join", `${half}{{ range(9999)|join(separator=s)|length }}`],
+    ["join", `${half}{{ range(9999)|join(d=s)|length }}`],
     ["join, unpacked", `${half}{{ range(9999)|join(*[s])|length }}`],
     ["indent", "{{ 'a\\nb'|indent(1000000000)|length }}"],
-    ["indented JSON", "{{ range(9999)|tojson(indent=1000000)|length }}"],
-    ["separators", `${half}{{ range(9999)|tojson(separators=(s, s))|length }}`],
-  ])("too large a value: %s", (_, source) => refused(source, "makes a value that is too large"));
+    ["indented JSON", "{{ range(9999)|list|tojson(indent=1000000)|length }}"],
+    ["separators", `${half}{{ range(9999)|list|tojson(separators=(s, s))|length }}`],
+  ])("too long a text: %s", (_, source) => refused(source, "makes a text that is too long"));
 
   test("endless recursion", () => {
     refused("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nests more than 512 deep");
   });
 
-  test("a namespace in itself", () => {
-    const template = new ChatTemplate("{% set n = namespace() %}{% set n.n = n %}{{ n }}");
-    expect(() => template.render([user("Hi")])).toThrow("a namespace cannot be an element");
+  test.each([
+    [
+      "a namespace in itself",
+      "{% set n = namespace() %}{% set n.n = n %}{{ n }}",
+      "nests more than 128 deep",
+    ],
+    ["a long range", "{{ range(10000000)|length }}", "cannot be longer than 100000"],
+    ["a large integer", "{{ 7 ** 99999999 }}", "more than 256 bits"],
+    ["a list that would change", "{{ messages.append(1) }}", "would change a value"],
+    [
+      "JavaScript",
+      "{{ messages.constructor.constructor('return process')() }}",
+      "no attribute 'constructor'",
+    ],
+    ["a prototype", "{{ messages['__proto__']['toString']() }}", "no attribute '__proto__'"],
+    ["every conversation refused", "{{ raise_exception('no') }}", "renders no conversation: no"],
+  ])("%s", (_, source, reason) => {
+    const load = () => new ChatTemplate(source, {}, "folder/tokenizer_config.json");
+    expect(load).toThrow(ModelDataError);
+    expect(load).toThrow(reason);
+    expect(load).toThrow("folder/tokenizer_config.json");
   });
 
-  test("the clock ends what the limits let pass", () => {
-    const now = performance.now();
-    using clock = spyOn(performance, "now");
-    for (let i = 0; i < 100; i++) clock.mockImplementationOnce(() => now);
-    clock.mockImplementation(() => now + 11_000);
-    refused(loop(""), "ran for over 10000 ms");
+  test.each([
+    ["a system message", "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"],
+    [
+      "an answer at the end",
+      "{% if messages[-1].role != 'assistant' %}{{ raise_exception('no') }}{% endif %}",
+    ],
+    ["tools", "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"],
+    ["a variable of the request's", "{{ functions + 'x' }}"],
+    ["contents in parts", "{{ messages[0].content[0].text + 'x' }}"],
+  ])("a template that wants %s is none of them", (_, source) => {
+    expect(new ChatTemplate(source)).toBeInstanceOf(ChatTemplate);
   });
 
   test("a long conversation is within them", () => {
