@@ -121,10 +121,8 @@ export class Scheduler {
     }
     for (const sequence of this.waiting) {
       invariant(sequence.blockTable.length === 0 && sequence.slot === -1, "a waiting sequence holds blocks");
-      invariant(
-        sequence.inFlight === 0 && sequence.numScheduledTokens === 0,
-        "a waiting sequence is in flight",
-      );
+      const { inFlight, numScheduledTokens, numComputedTokens } = sequence;
+      invariant(inFlight + numScheduledTokens + numComputedTokens === 0, "a waiting sequence is in flight");
     }
     for (const sequence of this.running) {
       const { length, maxPendingTokens, numScheduledTokens } = sequence;

@@ -59,7 +59,7 @@ interface Step {
   /** The block of every table entry that the rows read or write. */
   blocks: number[][];
   fault: Fault | undefined;
-  /** The row that becomes NaN under the fault "nan". */
+  /** The row whose last position becomes NaN under the fault "nan". */
   nanRow: number;
   done: boolean[];
   /** What each row drew. */
@@ -301,7 +301,7 @@ export class FakeRunner implements Runner {
       const at = this.#at(slot, position);
       this.#values[at] = cell(history.previous, token, salt);
       this.#salts[at] = salt;
-      this.#nan[at] = isNan ? 1 : 0;
+      this.#nan[at] = isNan && position === start + row.count - 1 ? 1 : 0;
       read(position);
     };
     const { count, drafts = 0 } = row;

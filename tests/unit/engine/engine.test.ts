@@ -8,7 +8,7 @@ import {
 } from "../../../src/base/errors.ts";
 import { checkRequest, type EngineRequest } from "../../../src/engine/request.ts";
 import type { Fault } from "../../simulation/fake-runner.ts";
-import { digests, logprobOf, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
+import { digests, logprobOf, makeSeed, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
 import { drain, makeEngine, makeRequest, range } from "./helpers.ts";
 
 const tokensOf = (request: EngineRequest, index = 0) => reference(request, index, 64).tokens;
@@ -191,6 +191,31 @@ test("an end-of-sequence or stop id ends the text without being part of it", () 
   const at = tokens.indexOf(stopId) + 1;
   expect(output).toMatchObject({ finishReason: "stop", stopReason: stopId, tokenIds: tokens.slice(0, at) });
   expect(output.text).toBe(reference(stopped, 0, 64).text);
+});
+
+test("what a step draws after the end of a completion is not part of it", () => {
+  const drafting = { maxDrafts: 3, guesses: () => true };
+  for (const overlap of [false, true]) {
+    const { engine, runner } = makeEngine({ overlap }, drafting);
+    const free = makeRequest(range(2, 5), { maxTokens: 12, seed: makeSeed(0, 0) });
+    const tokens = tokensOf(free);
+    // The first token comes alone, then four at a time: one that none before equals, inside such a run.
+    const at = [2, 3, 6, 7].find((i) => tokens.indexOf(tokens[i]!) === i)!;
+    const sampling = { ...free.sampling, stopTokenIds: [tokens[at]!], logprobs: 1 };
+    const [stopped, full] = [makeRequest(range(2, 5), sampling), makeRequest(range(2, 5), { maxTokens: 7 })];
+    for (const request of [stopped, full]) engine.add(request);
+    const deltas = drain(engine);
+    expect(engine.result(stopped.id).outputs[0]).toMatchObject({
+      ...{ finishReason: "stop", stopReason: tokens[at], tokenIds: tokens.slice(0, at + 1) },
+      logprobs: { length: at + 1 },
+    });
+    const output = engine.result(full.id).outputs[0]!;
+    expect(output).toMatchObject({ finishReason: "length", tokenIds: tokensOf(full) });
+    const runs = deltas.filter(({ requestId }) => requestId === full.id);
+    expect(runs.map(({ tokenIds }) => tokenIds.length)).toEqual([1, 4, 2]);
+    expect(engine.stats().generationTokens).toBe(at + 1 + 7);
+    expect(runner.numAccepted).toBeGreaterThan(0);
+  }
 });
 
 test("log-probabilities come for output and prompt, the token itself first", () => {

@@ -1,0 +1,57 @@
+import { expect, test } from "bun:test";
+import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+import { Workspace } from "../../../src/backend/workspace.ts";
+import { BatchState } from "../../../src/runner/batch-state.ts";
+import { StepBuffers } from "../../../src/runner/step-buffers.ts";
+import { readInts, toyJoin } from "./toy-model.ts";
+
+/** Two sequences of 37 tokens at most: three blocks of 16, the last of them not all of use. */
+const SHAPE = { maxNumSeqs: 2, maxModelLen: 37, blockSize: 16, vocabSize: 9 };
+
+function setUp() {
+  const backend = new CpuBackend();
+  const state = new BatchState(backend, new Workspace(backend), SHAPE);
+  const limits = { maxTokens: 8, maxRows: 2, maxLogits: 2, ...SHAPE };
+  return { backend, state, buffers: new StepBuffers(backend, state.slots, limits) };
+}
+
+test("every block of a slot has an entry of its own, the last one too; the engine's block b is the device's b + 1", () => {
+  const { backend, state } = setUp();
+  const blockTableUpdates = [0, 1].flatMap((slot) =>
+    [0, 1, 2].map((index) => ({ slot, index, block: 10 * slot + index })),
+  );
+  state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(0, 3) });
+  state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(3) });
+  // The last slot is padding's: all of it lies in the scratch block.
+  const table = [...readInts(backend, state.slots.blockTables)];
+  expect(table).toEqual([1, 2, 3, 11, 12, 13, 0, 0, 0]);
+  backend.dispose();
+});
+
+test("the last position of the longest sequence lies in its last block", () => {
+  const { backend, state, buffers } = setUp();
+  const tokens = Array.from({ length: 37 }, (_, i) => i % 9);
+  const updates = [4, 7, 2].map((block, index) => ({ slot: 1, index, block }));
+  state.apply({ joins: [toyJoin(1, tokens, { numComputedTokens: 31 })], blockTableUpdates: updates });
+  const rows = [{ slot: 1, count: 6, sample: true }, state.paddingRow];
+  const { rows: records, batch, samples } = buffers.view(buffers.stage(rows, 0));
+  backend.prepareBatch(batch, samples, records, state.slots);
+  expect([...readInts(backend, batch.positions)]).toEqual([31, 32, 33, 34, 35, 36, 0]);
+  const expected = [8 * 16 + 15, 3 * 16, 3 * 16 + 1, 3 * 16 + 2, 3 * 16 + 3, 3 * 16 + 4, 0];
+  expect([...readInts(backend, batch.slotMapping)]).toEqual(expected);
+  expect([...readInts(backend, state.slots.numComputedTokens)]).toEqual([0, 37, 0]);
+  backend.dispose();
+});
+
+test("of a join, what the sequence does not use is not uploaded", () => {
+  const { backend, state } = setUp();
+  const uploads: string[] = [];
+  const { upload } = backend;
+  backend.upload = (target, data) => {
+    uploads.push(String(target));
+    upload.call(backend, target, data);
+  };
+  state.apply({ joins: [toyJoin(0, [1, 2])], blockTableUpdates: [] });
+  expect(uploads).toEqual(["int32[2]", "uint32[16]", "int32[4]"]);
+  backend.dispose();
+});

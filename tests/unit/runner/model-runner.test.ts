@@ -1,0 +1,210 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import type { Readback } from "../../../src/backend/backend.ts";
+import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+import type { Tensor } from "../../../src/backend/tensor.ts";
+import { DeviceError } from "../../../src/base/errors.ts";
+import type { ModelRunner } from "../../../src/runner/model-runner.ts";
+import type { LogprobRows, ScheduledRow, SlotJoin } from "../../../src/runner/types.ts";
+import {
+  logitsAfter,
+  logprobOf,
+  range,
+  someTokens,
+  toyBatch,
+  toyJoin,
+  toyRunner,
+  toySampling,
+  VOCAB,
+} from "./toy-model.ts";
+
+/** Counts how often each copy to the host is waited for. */
+class CopyCounter extends CpuBackend {
+  readonly waits: number[] = [];
+  /** How many copies from now one fails; 0 = none. */
+  failing = 0;
+
+  override readback(source: Tensor): Readback {
+    if (this.failing > 0 && --this.failing === 0) throw new DeviceError("the copy cannot be enqueued");
+    const copy = super.readback(source);
+    const index = this.waits.push(0) - 1;
+    return {
+      wait: () => {
+        this.waits[index]!++;
+        return copy.wait();
+      },
+    };
+  }
+}
+
+let backend: CopyCounter;
+let runner: ModelRunner;
+
+beforeEach(() => {
+  backend = new CopyCounter();
+  runner = toyRunner(backend);
+});
+afterEach(() => {
+  runner.dispose();
+  backend.dispose();
+});
+
+function run(rows: readonly ScheduledRow[], joins: readonly SlotJoin[] = []) {
+  runner.launch(toyBatch(rows, joins));
+  return runner.collect();
+}
+
+const decode = (slot: number, fields: Partial<ScheduledRow> = {}): ScheduledRow => {
+  return { slot, count: 1, sample: true, ...fields };
+};
+
+/** The most likely ids, best first. */
+function best(logits: readonly number[], count: number): number[] {
+  const ids = range(VOCAB).sort((a, b) => logits[b]! - logits[a]!);
+  return ids.slice(0, count);
+}
+
+/** Fails unless each row of `actual` is the log-softmax of the logits after one of `after`, [token, position]. */
+function expectLogprobs(
+  actual: LogprobRows,
+  after: readonly (readonly [token: number, position: number])[],
+  chosen: readonly number[],
+  topCount: number,
+): void {
+  const logits = after.map(([token, position]) => logitsAfter(token, position));
+  const top = logits.flatMap((row) => best(row, topCount));
+  const close = (values: number[]) => values.map((value) => expect.closeTo(value, 4) as number);
+  expect(actual.topCount).toBe(topCount);
+  expect([...actual.chosenIds]).toEqual([...chosen]);
+  expect([...actual.chosenLogprobs]).toEqual(close(logits.map((row, i) => logprobOf(row, chosen[i]!))));
+  expect([...actual.chosenRanks]).toEqual(logits.map((row, i) => best(row, VOCAB).indexOf(chosen[i]!) + 1));
+  expect([...actual.topIds]).toEqual(top);
+  expect([...actual.topLogprobs]).toEqual(
+    close(top.map((id, i) => logprobOf(logits[Math.floor(i / topCount)]!, id))),
+  );
+}
+
+describe("a sequence", () => {
+  // What was drawn gains so much that it is drawn again, what is in the prompt loses.
+  const penalised = toySampling({ frequencyPenalty: -1, presencePenalty: 0.5, repetitionPenalty: 1.3 });
+  const prompt = [3, 3, 8, 1];
+
+  function continued(slot: number, count: number): number[] {
+    return range(count).flatMap(() => [...run([decode(slot)]).tokens]);
+  }
+
+  test("draws after preemption what it would have drawn: the tokens that it brings are counted as its own", () => {
+    const drawn = [
+      ...run([decode(0, { count: 4 })], [toyJoin(0, prompt, { sampling: penalised })]).tokens,
+      ...continued(0, 11),
+    ];
+    expect(new Set(drawn).size).toBeGreaterThan(6);
+    for (const known of [1, 5, 9]) {
+      // Another sequence leaves counts behind in the slot.
+      run([decode(1, { count: 3 })], [toyJoin(1, [9, 9, 4], { sampling: penalised })]);
+      continued(1, 3);
+      const tokens = [...prompt, ...drawn.slice(0, known)];
+      const join = toyJoin(1, tokens, { promptLength: prompt.length, sampling: penalised });
+      const resumed = [...run([decode(1, { count: tokens.length })], [join]).tokens];
+      expect([...resumed, ...continued(1, 11 - known)]).toEqual(drawn.slice(known));
+    }
+  });
+
+  test("starts after its cached prefix, and goes on where each chunk ended", () => {
+    const tokens = someTokens(40, 5);
+    const asked = { logits: true, promptLogprobs: 0, sample: false };
+    const first = run([{ slot: 2, count: 7, ...asked }], [toyJoin(2, tokens, { numComputedTokens: 16 })]);
+    const second = run([{ slot: 2, count: 17, ...asked, sample: true }]);
+    const third = run([decode(2, { logits: true })]);
+    const logits = [first, second, third].flatMap((result) => [...result.logits.get(0)!]);
+    const predicted = [first, second].flatMap((result) => [...result.promptLogprobs.get(0)!.chosenIds]);
+    expect(predicted).toEqual(tokens.slice(17));
+    const known = [...tokens, second.tokens[0]!];
+    expect(logits).toEqual(range(25).flatMap((i) => logitsAfter(known[16 + i]!, 16 + i)));
+    expect(third.tokens[0]).toBe(best(logitsAfter(second.tokens[0]!, 40), 1)[0]!);
+  });
+});
+
+describe("log-probabilities", () => {
+  test("belong to the sampled rows that asked, whatever the others ask for", () => {
+    const prompts = range(6).map((slot) => someTokens(3 + slot, slot + 2));
+    const prefill = prompts.map((tokens, slot) => ({ slot, count: tokens.length, sample: true }));
+    const joins = prompts.map((tokens, slot) => toyJoin(slot, tokens));
+    const { tokens: drawn } = run(prefill.slice(0, 4), joins.slice(0, 4));
+    const rows: ScheduledRow[] = [
+      decode(3),
+      decode(1, { logprobs: 5 }),
+      decode(0, { logprobs: 0 }),
+      { slot: 4, count: 3, sample: false },
+      { slot: 5, count: 8, sample: true, logprobs: 2 },
+    ];
+    const { tokens, offsets, logprobs } = run(rows, joins.slice(4));
+    expect([...offsets]).toEqual([0, 1, 2, 3, 3, 4]);
+    const after = (slot: number): [number, number] => {
+      return slot < 4 ? [drawn[slot]!, 3 + slot] : [prompts[slot]!.at(-1)!, 2 + slot];
+    };
+    const slots = [3, 1, 0, 5];
+    expect([...tokens]).toEqual(slots.map((slot) => best(logitsAfter(...after(slot)), 1)[0]!));
+    expect([...logprobs.keys()].sort()).toEqual([1, 2, 4]);
+    for (const [row, slot, topCount] of [
+      [1, 1, 5],
+      [2, 0, 0],
+      [4, 5, 2],
+    ] as const)
+      expectLogprobs(logprobs.get(row)!, [after(slot)], [tokens[offsets[row]!]!], topCount);
+  });
+
+  test("of prompts come from the right tokens, in chunks that are not the reader's and among other rows", () => {
+    const [prompt, other] = [someTokens(330, 3), someTokens(260, 4)];
+    const expected = (tokens: number[], start: number, end: number) =>
+      range(end - start).map((i) => [tokens[start + i]!, start + i] as const);
+    const joins = [toyJoin(0, [5, 6]), toyJoin(1, prompt), toyJoin(2, other)];
+    const chunks: [number, number][] = [
+      [140, 1],
+      [133, 200],
+      [57, 59],
+    ];
+    let [first, second] = [0, 0];
+    for (const [i, [ofPrompt, ofOther]] of chunks.entries()) {
+      const rows: ScheduledRow[] = [
+        i === 0 ? { slot: 0, count: 2, sample: true } : decode(0),
+        { slot: 1, count: ofPrompt, sample: i === 2, promptLogprobs: 2 },
+        { slot: 2, count: ofOther, sample: i === 2, promptLogprobs: 0 },
+      ];
+      const { promptLogprobs } = run(rows, i === 0 ? joins : []);
+      for (const [row, tokens, start, count, top] of [
+        [1, prompt, first, ofPrompt, 2],
+        [2, other, second, ofOther, 0],
+      ] as const) {
+        // The prompt's last token predicts no token of it.
+        const end = Math.min(start + count, tokens.length - 1);
+        const predicted = tokens.slice(start + 1, end + 1);
+        expectLogprobs(promptLogprobs.get(row)!, expected(tokens, start, end), predicted, top);
+      }
+      [first, second] = [first + ofPrompt, second + ofOther];
+    }
+    expect([first, second]).toEqual([330, 260]);
+    // The slot's next sequence starts anew.
+    const { promptLogprobs } = run(
+      [{ slot: 1, count: 9, sample: true, promptLogprobs: 1 }],
+      [toyJoin(1, someTokens(9, 6))],
+    );
+    expectLogprobs(promptLogprobs.get(0)!, expected(someTokens(9, 6), 0, 8), someTokens(9, 6).slice(1), 1);
+  });
+});
+
+test("a failed launch waits for its own copies alone, and each copy is waited for once", () => {
+  const rows = [{ slot: 0, count: 5, sample: true, logprobs: 2, promptLogprobs: 1 }];
+  runner.launch(toyBatch(rows, [toyJoin(0, range(5))]));
+  const inFlight = backend.waits.length;
+  expect(inFlight).toBeGreaterThan(5);
+  backend.failing = 8;
+  const failing = toyBatch(
+    rows.map((row) => ({ ...row, slot: 1 })),
+    [toyJoin(1, range(5))],
+  );
+  expect(() => runner.launch(failing)).toThrow("the copy cannot be enqueued");
+  expect(backend.waits).toEqual([...Array(inFlight).fill(0), ...Array(7).fill(1)]);
+  expect(runner.collect().logprobs.get(0)!.topCount).toBe(2);
+  expect(backend.waits.every((count) => count === 1)).toBe(true);
+  expect(run([decode(0)]).tokens).toHaveLength(1);
+});
