@@ -23,9 +23,9 @@ export function thrown(run: () => unknown): unknown {
 }
 
 /** Waits until a condition holds; how long that takes is the machine's affair, unless it is a minute. */
-export async function eventually(condition: () => boolean): Promise<void> {
+export async function eventually(condition: () => boolean | Promise<boolean>): Promise<void> {
   const deadline = performance.now() + 60_000;
-  while (!condition()) {
+  while (!(await condition())) {
     if (performance.now() > deadline) throw new Error("the condition does not come true");
     await Bun.sleep(5);
   }
@@ -38,4 +38,23 @@ export function cpuClock(): () => number {
     const { user, system } = process.threadCpuUsage(started);
     return (user + system) / 1e6;
   };
+}
+
+/**
+ * How long this thread kept to itself each time, in milliseconds of CPU time, sorted: what a timer or a client of it had
+ * to wait at most, were the machine free.
+ */
+export async function busyTurns(run: () => Promise<unknown>): Promise<Float64Array> {
+  const turns: number[] = [];
+  let spent = cpuClock();
+  const timer = setInterval(() => {
+    turns.push(spent() * 1000);
+    spent = cpuClock();
+  }, 1);
+  try {
+    await run();
+  } finally {
+    clearInterval(timer);
+  }
+  return Float64Array.from([...turns, spent() * 1000]).sort();
 }

@@ -257,7 +257,7 @@ describe("the end", () => {
       await llm.submit({ promptTokenIds: [5] }, { maxTokens: 500, ignoreEos: true });
       await llm.dispose();
       console.log("disposed");`;
-    const child = Bun.spawn(["bun", "-e", script], { stdout: "pipe", timeout: 20_000 });
+    const child = Bun.spawn(["bun", "-e", script], { stdout: "pipe", timeout: 100_000 });
     expect(await new Response(child.stdout).text()).toBe("disposed\n");
     expect(await child.exited).toBe(0);
   });

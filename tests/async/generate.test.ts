@@ -92,10 +92,18 @@ describe("the same as LLM", () => {
   test("a stream of each output kind", async () => {
     for (const outputKind of ["delta", "cumulative", "finalOnly"] as const) {
       const params = { ...GREEDY, outputKind, logprobs: 0 };
-      const strip = (deltas: readonly CompletionDelta[]) =>
-        deltas.map((delta) => ({ ...delta, requestId: "" }));
-      const expected = strip(await collect(llm.stream(PROMPT, params)));
-      expect(strip(await collect(asyncLLM.stream(PROMPT, params)))).toEqual(expected);
+      // What a slow reader has not taken is merged, so the pieces are the machine's affair.
+      const whole = (deltas: readonly CompletionDelta[]) => ({
+        ...deltas.at(-1)!,
+        requestId: "",
+        ...(outputKind === "delta" && {
+          text: joined(deltas),
+          tokenIds: deltas.flatMap(({ tokenIds }) => tokenIds),
+          logprobs: deltas.flatMap(({ logprobs }) => logprobs!),
+        }),
+      });
+      const expected = whole(await collect(llm.stream(PROMPT, params)));
+      expect(whole(await collect(asyncLLM.stream(PROMPT, params)))).toEqual(expected);
     }
   });
 });
@@ -104,7 +112,6 @@ test("deltas join to the whole, for each of n completions", async () => {
   const params = { ...SAMPLED, n: 3, maxTokens: 12 };
   const whole = await asyncLLM.generate(PROMPT, params);
   const deltas = await collect(asyncLLM.stream(PROMPT, params));
-  expect(deltas.length).toBeGreaterThan(12);
   for (const { index, text, tokenIds, finishReason } of whole.outputs) {
     expect(joined(deltas, index)).toBe(text);
     const own = deltas.filter((delta) => delta.index === index);

@@ -19,7 +19,7 @@ export const FAST_OPTIONS: CreateOptions = { ...SMALL, skipTokenizerInit: true }
 
 /** Nothing is queued, running, or held. */
 export async function expectIdle(llm: AsyncLLM): Promise<void> {
-  await llm.drain(10);
+  await llm.drain(60);
   expect(llm.numUnfinished).toBe(0);
   expect(llm.secondsWithoutProgress).toBe(0);
   expect(llm.stats).toMatchObject({ running: 0, waiting: 0, kvUsage: 0 });

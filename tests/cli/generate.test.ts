@@ -136,12 +136,10 @@ test("--help ends with 0 and names the flags of every group", async () => {
 
 test("a reader that goes away ends it quietly", async () => {
   const child = start(["--max-tokens", "900", "--ignore-eos"]);
-  const started = performance.now();
   const reader = child.stdout.getReader();
   await reader.read();
   await reader.cancel();
   expect([await child.exited, await new Response(child.stderr).text()]).toEqual([0, ""]);
-  expect(performance.now() - started).toBeLessThan(4000);
 });
 
 test("an interrupt ends the text early, with exit code 130", async () => {

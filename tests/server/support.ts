@@ -1,5 +1,4 @@
 import { expect } from "bun:test";
-import { monitorEventLoopDelay } from "node:perf_hooks";
 import { AsyncLLM } from "../../src/async/async-llm.ts";
 import type { EngineOptions } from "../../src/base/config.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
@@ -66,8 +65,8 @@ export class TestServer implements AsyncDisposable {
   }
 }
 
-/** Bytes sent as they are, and what comes back until the server closes or `milliseconds` have passed. */
-export async function raw(port: number, text: string, milliseconds = 300): Promise<string> {
+/** Bytes sent as they are, and what comes back: a reply as long as it says, or all until the server closes. */
+export async function raw(port: number, text: string): Promise<string> {
   const { promise, resolve } = Promise.withResolvers<void>();
   let received = "";
   const socket = await Bun.connect({
@@ -75,15 +74,22 @@ export async function raw(port: number, text: string, milliseconds = 300): Promi
     port,
     socket: {
       data: (_, data) => {
-        received += data.toString();
+        received += data.toString("latin1");
+        if (isWhole(received)) resolve();
       },
       close: () => resolve(),
     },
   });
   socket.write(text);
-  await Promise.race([promise, Bun.sleep(milliseconds)]);
+  await promise;
   socket.end();
   return received;
+}
+
+function isWhole(reply: string): boolean {
+  const end = reply.indexOf("\r\n\r\n");
+  const length = reply.match(/^content-length: (\d+)/im)?.[1] ?? 0;
+  return end >= 0 && reply.length >= end + 4 + Number(length);
 }
 
 export interface ErrorReply {
@@ -123,13 +129,4 @@ export async function expectUnharmed(server: TestServer, before: string): Promis
   expect({ load, status, canary: await canary(server) }).toEqual({
     ...{ load: { server_load: 0 }, status: 200, canary: before },
   });
-}
-
-/** The longest time in milliseconds that this thread was busy while `run` ran. */
-export async function longestPause(run: () => Promise<unknown>): Promise<number> {
-  const delays = monitorEventLoopDelay({ resolution: 1 });
-  delays.enable();
-  await run();
-  delays.disable();
-  return delays.max / 1e6;
 }

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { cpuClock } from "../support.ts";
 import { errorOf, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
 
 setDefaultTimeout(120_000);
@@ -44,9 +45,9 @@ describe("bodies", () => {
   });
 
   test("deep nesting is refused before it costs time", async () => {
-    const started = performance.now();
+    const spent = cpuClock();
     await send("[".repeat(LIMIT));
-    expect(performance.now() - started).toBeLessThan(100);
+    expect(spent()).toBeLessThan(0.1);
   });
 
   test("invalid UTF-8", async () => {
@@ -73,11 +74,8 @@ describe("bodies", () => {
     expect(await send(declared)).toMatchObject({ status: 413, code: "request_too_large" });
     const head = `POST ${COMPLETIONS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n`;
     const chunk = `${(50_000).toString(16)}\r\n${"a".repeat(50_000)}\r\n`;
-    const reply = await raw(
-      server.running.port,
-      `${head}Transfer-Encoding: chunked\r\n\r\n${chunk.repeat(5)}`,
-      500,
-    );
+    const request = `${head}Transfer-Encoding: chunked\r\n\r\n${chunk.repeat(5)}`;
+    const reply = await raw(server.running.port, request);
     expect(reply).toStartWith("HTTP/1.1 413");
     expect(reply).toContain('"code":"request_too_large"');
   });
@@ -115,7 +113,7 @@ describe("paths and methods", () => {
   });
 
   test.each(["a/?x=", "a b", "a/health?x=", "a@b", ""])("Host: %p", async (host) => {
-    const reply = await raw(server.running.port, `GET /v1/models HTTP/1.1\r\nHost: ${host}\r\n\r\n`, 100);
+    const reply = await raw(server.running.port, `GET /v1/models HTTP/1.1\r\nHost: ${host}\r\n\r\n`);
     expect(reply).toStartWith("HTTP/1.1 400");
   });
 

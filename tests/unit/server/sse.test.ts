@@ -121,11 +121,12 @@ test("a client that never reads is dropped", async () => {
     socket: { open: (opened) => void opened.pause(), data: () => {} },
   });
   socket.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-  await Bun.sleep(200);
-  const before = produced;
-  expect(before).toBeLessThan(500);
   await eventually(() => seen.ended.length === 1);
   expect(seen).toEqual({ aborted: ["client_stalled"], ended: ["client_stalled"] });
-  expect(produced - before).toBeLessThan(10);
+  // What the kernel's buffers and the stream's own hold.
+  expect(produced).toBeLessThan(500);
+  const before = produced;
+  await Bun.sleep(50);
+  expect(produced).toBe(before);
   socket.end();
 });
