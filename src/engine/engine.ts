@@ -320,8 +320,9 @@ export class Engine {
   #accept(sequence: Sequence, row: ScheduledRow, index: number, result: StepResult, now: number): void {
     const { state, completion } = this.#owner(sequence);
     const first = sequence.numComputedTokens;
-    const { tokens, offsets } = result;
-    const [start, end] = [offsets[index]!, offsets[index + 1]!];
+    const { tokens } = result;
+    const start = result.offsets[index]!;
+    const end = result.offsets[index + 1]!;
     try {
       const promptLogprobs = result.promptLogprobs.get(index);
       if (promptLogprobs) state.recordPromptLogprobs(first, promptLogprobs, this.#decodeToken);

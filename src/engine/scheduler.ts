@@ -178,11 +178,13 @@ export class Scheduler {
 
   /** Blocks that the running sequences lack to compute their next tokens with so many drafts at most. */
   #blocksNeeded(maxDrafts: number): number {
+    const { blockSize } = this.#blocks;
     let needed = 0;
     for (let sequence = this.running.first; sequence; sequence = sequence.next) {
       if (sequence.numRemainingTokens === 0) continue;
-      const end = sequence.numScheduledTokens + 1 + Math.min(maxDrafts, sequence.maxDrafts);
-      needed += Math.max(0, this.#blocks.blocksFor(end) - sequence.blockTable.length);
+      const drafts = maxDrafts === 0 ? 0 : Math.min(maxDrafts, sequence.maxDrafts);
+      const lacking = sequence.numScheduledTokens + 1 + drafts - sequence.blockTable.length * blockSize;
+      if (lacking > 0) needed += Math.ceil(lacking / blockSize);
     }
     return needed;
   }
@@ -266,10 +268,11 @@ export class Scheduler {
   }
 
   #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
-    const known = Math.min(sequence.numRemainingTokens, step.budget);
+    const remaining = sequence.numRemainingTokens;
+    const known = Math.min(remaining, step.budget);
     if (known === 0) return;
-    const sample = !sequence.logits && known === sequence.numRemainingTokens;
-    const drafts = Math.min(maxDrafts, sequence.maxDrafts);
+    const sample = !sequence.logits && known === remaining;
+    const drafts = maxDrafts === 0 ? 0 : Math.min(maxDrafts, sequence.maxDrafts);
     const end = sequence.numScheduledTokens + known + drafts;
     while (sequence.blockTable.length * this.#blocks.blockSize < end)
       step.assign(sequence, this.#blocks.allocate());
