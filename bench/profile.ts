@@ -1,8 +1,10 @@
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
-import type { EngineRequest } from "../src/engine/request.ts";
+import { checkRequest, type EngineRequest } from "../src/engine/request.ts";
 import { createBackend, type LoadedModel, loadModel } from "../src/llm/load-model.ts";
-import { RequestQueue } from "../src/llm/request-queue.ts";
+import { OpenRequests } from "../src/llm/open-requests.ts";
+import { readOutputs } from "../src/llm/read-stream.ts";
+import { StepLoop } from "../src/llm/step-loop.ts";
 import {
   type ClassTime,
   type DecodeProfiles,
@@ -67,16 +69,19 @@ export async function profile(
 ): Promise<Profile> {
   const config = resolveEngineConfig(options);
   const profiler = new Profiler();
-  const loaded = await loadModel(model, config, undefined, (...args) => profiler.wrap(openBackend(...args)));
+  const loaded = await loadModel(model, config, {
+    openBackend: (...args) => profiler.wrap(openBackend(...args)),
+  });
   try {
     const decode = config.enforceEager
       ? []
       : batches.map((batch) => decodeShares(loaded, profiler, Math.min(batch, config.maxNumSeqs)));
-    // One queue steps the engine: a second would take its deltas.
-    const queue = new RequestQueue(loaded.engine);
+    // One loop steps the engine: a second would take its deltas.
+    const open = new OpenRequests();
+    const loop = new StepLoop(loaded.engine, open);
     const idle: IdleTimes[] = [];
     for (const workload of [streams(1, 32, 8), ...workloads]) {
-      const steps = await profiler.steps(() => generate(loaded, queue, workload));
+      const steps = await profiler.steps(() => generate(loaded, loop, open, workload));
       idle.push(idleTimes(workload.name, steps));
     }
     // The first was there to warm up.
@@ -132,47 +137,42 @@ function decodeShares(loaded: LoadedModel, profiler: Profiler, batch: number): D
   const workload = streams(batch, prompt, loaded.maxModelLen - prompt);
   const requests = requestsOf(loaded, workload);
   for (const request of requests) engine.add(request);
-  const before = engine.stats().promptTokens;
-  while (engine.stats().promptTokens - before < batch * prompt) engine.step();
+  const before = engine.stats();
+  while (engine.stats().promptTokens - before.promptTokens < batch * prompt) engine.step();
   for (let i = 0; i < SETTLING_STEPS; i++) engine.step();
   const profiles = profiler.decode(() => {
     for (let i = 0; i < DECODE_STEPS; i++) engine.step();
   });
-  const contextTokens = Math.round(sum(requests.map(({ id }) => contextOf(loaded, id))) / batch);
+  const generated = engine.stats().generationTokens - before.generationTokens;
+  const contextTokens = Math.round(prompt + generated / batch);
   for (const { id } of requests) engine.abort(id);
   while (engine.hasUnfinished) engine.step();
-  for (const { id } of requests) engine.release(id);
   engine.resetPrefixCache();
   return summarize(batch, contextTokens, profiles);
 }
 
-function contextOf({ engine }: LoadedModel, id: string): number {
-  const { promptTokenIds, outputs } = engine.result(id);
-  return promptTokenIds.length + outputs[0]!.tokenIds.length;
-}
-
-/** What `LLM.generate` does. */
-async function generate(loaded: LoadedModel, queue: RequestQueue, workload: NamedWorkload): Promise<void> {
-  const { engine } = loaded;
+/** Runs a workload as `LLM.generate` does. */
+async function generate(
+  loaded: LoadedModel,
+  loop: StepLoop,
+  open: OpenRequests,
+  workload: NamedWorkload,
+): Promise<void> {
   const requests = requestsOf(loaded, workload);
-  const handles = queue.addAll(requests);
-  const outputs = await Promise.all(
-    handles.map(async (handle) => {
-      for await (const _ of handle);
-      return engine.result(handle.id);
-    }),
-  );
-  while (engine.hasUnfinished) await Bun.sleep(1);
-  for (const { id } of requests) engine.release(id);
-  engine.resetPrefixCache();
+  loop.add(requests);
+  const prompts = requests.map((request) => ({ request, prompt: undefined }));
+  const outputs = await readOutputs(open.open(prompts, { abort: (ids) => loop.abort(ids) }));
+  while (loaded.engine.hasUnfinished) await Bun.sleep(1);
+  loaded.engine.resetPrefixCache();
   checkOutputs(workload, outputs);
 }
 
-function requestsOf({ modelConfig }: LoadedModel, workload: NamedWorkload): EngineRequest[] {
-  const limits = { vocabSize: modelConfig.vocabSize, maxLogprobs: 0 };
-  const sampling = samplingOf(workload).map((params) => resolveSamplingParams(params, limits, {}));
-  return workload.requests.map(({ promptTokenIds }, i) => ({
-    ...{ id: `${workload.name} ${i}`, promptTokenIds, sampling: sampling[i]! },
-    arrivalTime: performance.now() / 1000,
-  }));
+function requestsOf({ engine }: LoadedModel, workload: NamedWorkload): EngineRequest[] {
+  const { limits } = engine;
+  const arrivalTime = performance.now() / 1000;
+  return samplingOf(workload).map((params, i) => {
+    const sampling = resolveSamplingParams(params, { vocabSize: limits.vocabSize, maxLogprobs: 0 }, {});
+    const { promptTokenIds } = workload.requests[i]!;
+    return checkRequest({ id: `${workload.name} ${i}`, promptTokenIds, sampling, arrivalTime }, limits);
+  });
 }

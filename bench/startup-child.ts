@@ -5,6 +5,7 @@
 import type { Backend } from "../src/backend/backend.ts";
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
+import { checkRequest } from "../src/engine/request.ts";
 import { createBackend, loadModel } from "../src/llm/load-model.ts";
 
 export interface StartupTask {
@@ -29,22 +30,19 @@ export async function start({ model, options }: StartupTask): Promise<PhaseEnds>
       ends.push([phase, performance.timeOrigin + performance.now()]);
   };
   end("process");
-  const loaded = await loadModel(model, resolveEngineConfig(options), undefined, (...args) => {
+  const openBackend: typeof createBackend = (...args) => {
     const backend = createBackend(...args);
     end("tokenizer, libraries");
     return observe(backend, end);
-  });
+  };
+  const loaded = await loadModel(model, resolveEngineConfig(options), { openBackend });
   end(loaded.device === "cuda" && !options.enforceEager ? "graphs" : "load");
 
   const limits = { vocabSize: loaded.modelConfig.vocabSize, maxLogprobs: 0 };
   const sampling = resolveSamplingParams({ temperature: 0, maxTokens: 1 }, limits, {});
-  const arrivalTime = performance.now() / 1000;
-  loaded.engine.add({
-    id: "first",
-    promptTokenIds: [1, 2, 3, 4],
-    ...{ sampling, arrivalTime },
-  });
-  while (loaded.engine.step().length === 0);
+  const draft = { id: "0", promptTokenIds: [1, 2, 3, 4], sampling, arrivalTime: performance.now() / 1000 };
+  loaded.engine.add(checkRequest(draft, loaded.engine.limits));
+  while (loaded.engine.step().deltas.length === 0);
   end("first token");
   loaded.dispose();
   return ends;

@@ -1,8 +1,7 @@
 /** Octavo's public surface. */
 
 export { AsyncLLM, type SubmitOptions, type Tokenization } from "./async/async-llm.ts";
-export type { FinishedRequest, StepReport } from "./async/engine-client.ts";
-export type { GenerationStream } from "./async/request-stream.ts";
+export type { StepReport } from "./async/engine-client.ts";
 export type { EngineConfig, EngineOptions } from "./base/config.ts";
 export {
   ChatTemplateError,
@@ -23,11 +22,14 @@ export {
 export type {
   CompletionDelta,
   CompletionOutput,
+  FinishedRequest,
   FinishReason,
+  GenerationStream,
   Logprob,
   PositionLogprobs,
   RequestMetrics,
   RequestOutput,
+  SubmittedRequest,
 } from "./base/outputs.ts";
 export type { OutputKind, SamplingParams } from "./base/sampling-params.ts";
 export {

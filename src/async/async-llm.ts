@@ -1,17 +1,21 @@
 import { type EngineConfig, resolveEngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
-import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
+import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
 import type { EngineStats } from "../engine/engine.ts";
-import { bannedTokens, checkRequest, checkTokens } from "../engine/request.ts";
+import { checkRequest, checkTokens, type TokenIds } from "../engine/request.ts";
 import type { CreateOptions } from "../llm/llm.ts";
-import { resolveSampling } from "../llm/request-builder.ts";
+import { readDeltas, readOutputs } from "../llm/read-stream.ts";
+import { isList, resolveSampling } from "../llm/resolve-sampling.ts";
 import type { ModelConfig } from "../models/config.ts";
-import { type ChatPrompt, type Prompt, PromptEncoder } from "../tokenizer/prompt-encoder.ts";
-import { CompletionBuilder } from "./completion-builder.ts";
-import { EngineClient, type StepReport } from "./engine-client.ts";
-import type { GenerationStream } from "./request-stream.ts";
+import {
+  type ChatPrompt,
+  type EncodedPrompt,
+  type Prompt,
+  PromptEncoder,
+} from "../tokenizer/prompt-encoder.ts";
+import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
 import { TextClient } from "./text-client.ts";
 
 export interface SubmitOptions {
@@ -31,10 +35,20 @@ export interface Tokenization {
   readonly tokenStrings: readonly string[];
 }
 
-const ENGINE_WORKER = new URL("./engine-worker.ts", import.meta.url);
-const TEXT_WORKER = new URL("./text-worker.ts", import.meta.url);
+/** The scripts that an `AsyncLLM` runs in Workers. */
+export interface WorkerScripts {
+  readonly engine: URL;
+  readonly text: URL;
+  /** Milliseconds that a text job may take; default 30 s. */
+  readonly textDeadline?: number;
+}
 
-/** Handles token ids without a tokenizer. */
+export const WORKER_SCRIPTS: WorkerScripts = {
+  engine: new URL("./engine-worker.ts", import.meta.url),
+  text: new URL("./text-worker.ts", import.meta.url),
+};
+
+/** The encoder of prompts that are token ids already. */
 const TOKENS_ONLY = new PromptEncoder(undefined, undefined);
 
 /**
@@ -43,6 +57,7 @@ const TOKENS_ONLY = new PromptEncoder(undefined, undefined);
  */
 export class AsyncLLM implements AsyncDisposable {
   #numUnfinished = 0;
+  #nextRequest = 0;
   /** Resolved, and replaced, when nothing is left to do. */
   #idle = Promise.withResolvers<void>();
 
@@ -53,19 +68,40 @@ export class AsyncLLM implements AsyncDisposable {
   static async create(model?: string, options: CreateOptions = {}): Promise<AsyncLLM> {
     const { onProgress, ...engineOptions } = options;
     const config = resolveEngineConfig(engineOptions);
-    const engine = await EngineClient.start(ENGINE_WORKER, { model, config }, onProgress);
+    return AsyncLLM.start(WORKER_SCRIPTS, model, config, onProgress);
+  }
+
+  /**
+   * Starts both Workers; the text worker loads the tokenizer while the other loads weights.
+   * @internal Use `AsyncLLM.create`.
+   */
+  static async start(
+    scripts: WorkerScripts,
+    model: string | undefined,
+    config: EngineConfig,
+    onProgress?: LoadListeners["onProgress"],
+  ): Promise<AsyncLLM> {
+    const folder = Promise.withResolvers<string>();
+    const listeners = { onProgress, onFolder: folder.resolve };
+    const starting = EngineClient.start(scripts.engine, { model, config }, listeners);
+    const text = config.skipTokenizerInit
+      ? undefined
+      : new TextClient(scripts.text, config, scripts.textDeadline);
+    const opening = text && folder.promise.then((path) => text.open(path));
+    opening?.catch(() => {}); // Reported where it is awaited, unless the engine fails first.
+    let engine: EngineClient | undefined;
     try {
-      const { folder } = engine.info;
-      const text = config.skipTokenizerInit ? undefined : await TextClient.start(TEXT_WORKER, folder, config);
+      engine = await starting;
+      await opening;
       return new AsyncLLM(engine, text, config);
     } catch (error) {
-      await engine.close(new EngineDeadError("the tokenizer could not be loaded", { cause: error }));
+      const reason = new EngineDeadError("the model could not be loaded", { cause: error });
+      await Promise.all([engine?.close(reason), text?.close(reason)]);
       throw error;
     }
   }
 
-  /** @internal Use `AsyncLLM.create`. */
-  constructor(
+  private constructor(
     private readonly engine: EngineClient,
     private readonly text: TextClient | undefined,
     /** The options this model was created with, defaults filled in. */
@@ -121,39 +157,19 @@ export class AsyncLLM implements AsyncDisposable {
   }
 
   /**
-   * Tokenizes, validates and queues a request, with all of its `n` completions or none. Read the deltas from the stream;
-   * a slow reader holds up nobody. They are increments whatever `outputKind` says, but "finalOnly" brings one for each
-   * completion.
+   * Tokenizes, checks and queues one prompt or conversation, or several together: all of them or, if one is refused, none.
+   * The deltas of their stream are increments whatever `outputKind` says, but "finalOnly" brings one for each completion.
+   * @param params one for all prompts, or one for each.
    * @throws InvalidRequestError, ContextLengthError or ChatTemplateError before anything is queued; RequestFailedError
    * if the text could not be prepared; EngineDeadError.
    */
   async submit(
-    prompt: Prompt | ChatPrompt,
-    params: SamplingParams = {},
+    prompts: Prompt | ChatPrompt | readonly (Prompt | ChatPrompt)[],
+    params: SamplingParams | readonly SamplingParams[] = {},
     options: SubmitOptions = {},
   ): Promise<GenerationStream> {
-    this.engine.assertAlive();
-    const { limits, timeOrigin, defaultSampling, eosTokenIds } = this.engine.info;
-    const arrivalTime = (performance.timeOrigin - timeOrigin + performance.now()) / 1000;
-    const { maxLogprobs } = this.config;
-    const rules = { vocabSize: limits.vocabSize, maxLogprobs, defaults: defaultSampling };
-    const hasTokenizer = this.text !== undefined;
-    const sampling = resolveSampling(prompt, params, { ...rules, hasTokenizer });
-    bannedTokens(sampling, eosTokenIds);
-    const truncate = this.#truncation(sampling, options.truncatePromptTokens);
-    this.#numUnfinished++;
-    try {
-      const encoded = await this.#encode(prompt, options.addSpecialTokens, sampling.badWords);
-      const { text, badWordTokens, cacheSalt } = encoded;
-      const promptTokenIds = truncate(encoded.tokenIds);
-      const request = { promptTokenIds, sampling, badWordTokens, arrivalTime };
-      checkRequest({ id: "", ...request, ...(cacheSalt !== undefined && { cacheSalt }) }, limits);
-      const { signal } = options;
-      return this.engine.add({ ...request, prompt: text, cacheSalt, signal, onEnd: () => this.#ended() });
-    } catch (error) {
-      this.#ended();
-      throw error;
-    }
+    const list = isList(prompts) ? prompts : [prompts];
+    return this.#submit(list, this.#resolve(list, params), options);
   }
 
   /**
@@ -165,51 +181,49 @@ export class AsyncLLM implements AsyncDisposable {
     params: SamplingParams = {},
     options: SubmitOptions = {},
   ): AsyncGenerator<CompletionDelta, void, undefined> {
-    const stream = await this.submit(prompt, params, options);
-    const builders = stream.sampling.outputKind === "cumulative" ? completions(stream) : undefined;
-    for await (const delta of stream) {
-      const builder = builders?.[delta.index];
-      builder?.add(delta);
-      yield builder ? { ...delta, ...builder.soFar() } : delta;
-    }
+    yield* readDeltas(await this.submit(prompt, params, options));
   }
 
-  /** Continues a prompt or conversation. @throws as `submit`. */
+  /** Continues prompts or conversations: a list of them gives a list of outputs in their order. @throws as `submit`. */
   async generate(
     prompt: Prompt | ChatPrompt,
-    params: SamplingParams = {},
+    params?: SamplingParams,
+    options?: SubmitOptions,
+  ): Promise<RequestOutput>;
+  async generate(
+    prompts: readonly (Prompt | ChatPrompt)[],
+    params?: SamplingParams | readonly SamplingParams[],
+    options?: SubmitOptions,
+  ): Promise<RequestOutput[]>;
+  async generate(
+    prompts: Prompt | ChatPrompt | readonly (Prompt | ChatPrompt)[],
+    params: SamplingParams | readonly SamplingParams[] = {},
     options: SubmitOptions = {},
-  ): Promise<RequestOutput> {
-    const stream = await this.submit(prompt, params, options);
-    const builders = completions(stream);
-    for await (const delta of stream) builders[delta.index]!.add(delta);
-    const { promptTokenIds, promptLogprobs, numCachedTokens, metrics } = stream;
-    return {
-      requestId: stream.id,
-      ...(stream.prompt !== undefined && { prompt: stream.prompt }),
-      promptTokenIds,
-      ...(promptLogprobs && { promptLogprobs }),
-      outputs: builders.map((builder) => builder.output()),
-      ...{ finished: true, numCachedTokens, metrics },
-    };
+  ): Promise<RequestOutput | RequestOutput[]> {
+    const list = isList(prompts) ? prompts : [prompts];
+    const samplings = this.#resolve(list, params);
+    // The deltas before the last are for nobody.
+    const quiet = samplings.map((sampling) => ({ ...sampling, outputKind: "finalOnly" as const }));
+    const outputs = await readOutputs(await this.#submit(list, quiet, options));
+    return isList(prompts) ? outputs : outputs[0]!;
   }
 
   /** The tokens of a prompt or conversation. @throws as `submit`, but of any length. */
   async tokenize(prompt: Prompt | ChatPrompt, options: SubmitOptions = {}): Promise<Tokenization> {
     this.engine.assertAlive();
-    const truncate = this.#truncation(undefined, options.truncatePromptTokens);
-    const { text, tokenIds: all } = await this.#encode(prompt, options.addSpecialTokens, []);
-    const tokenIds = truncate(all);
-    checkTokens("promptTokenIds", tokenIds, this.modelConfig.vocabSize);
-    const tokenStrings = await this.#tokenizing("prompt").call("tokenStrings", tokenIds);
-    return { prompt: text, tokenIds, tokenStrings };
+    const kept = this.#keptTokens(options, 0);
+    const { text, tokenIds } = await this.#encode(prompt, options);
+    const ids = checkTokens("promptTokenIds", tokenIds.slice(-kept), this.modelConfig.vocabSize);
+    const list = [...ids];
+    const tokenStrings = await this.#textJobs("prompt").call("tokenStrings", ids, [ids.buffer]);
+    return { prompt: text, tokenIds: list, tokenStrings };
   }
 
   /** The text of tokens, special ones left out. @throws InvalidRequestError */
   async detokenize(tokenIds: readonly number[]): Promise<string> {
     this.engine.assertAlive();
-    checkTokens("tokenIds", tokenIds, this.modelConfig.vocabSize);
-    return this.#tokenizing("tokenIds").call("detokenize", tokenIds);
+    const ids = checkTokens("tokenIds", tokenIds, this.modelConfig.vocabSize);
+    return this.#textJobs("tokenIds").call("detokenize", ids, [ids.buffer]);
   }
 
   /** Forgets all cached prefixes. False when requests are running, which hold theirs. */
@@ -243,43 +257,82 @@ export class AsyncLLM implements AsyncDisposable {
     return this.dispose();
   }
 
-  async #encode(
-    prompt: Prompt | ChatPrompt,
-    addSpecialTokens: boolean | undefined,
-    badWords: readonly string[],
-  ) {
-    const isTokens = typeof prompt === "object" && prompt !== null && "promptTokenIds" in prompt;
-    if (this.text === undefined || (isTokens && badWords.length === 0))
-      return { ...TOKENS_ONLY.encode(prompt, addSpecialTokens), badWordTokens: [] };
-    return this.text.call("encode", { prompt, addSpecialTokens, badWords });
+  #resolve(
+    prompts: readonly (Prompt | ChatPrompt)[],
+    params: SamplingParams | readonly SamplingParams[],
+  ): ResolvedSamplingParams[] {
+    this.engine.assertAlive();
+    const { limits, defaultSampling } = this.engine.info;
+    return resolveSampling(prompts, params, {
+      vocabSize: limits.vocabSize,
+      maxLogprobs: this.config.maxLogprobs,
+      defaults: defaultSampling,
+      hasTokenizer: this.text !== undefined,
+    });
   }
 
-  /** What cuts prompts to the tokens asked for; without sampling −1 stands for the context. */
-  #truncation(sampling: ResolvedSamplingParams | undefined, count: number | undefined) {
-    if (count === undefined) return (tokenIds: readonly number[]) => tokenIds;
-    if (!Number.isSafeInteger(count) || count < -1 || count === 0) {
+  async #submit(
+    prompts: readonly (Prompt | ChatPrompt)[],
+    samplings: readonly ResolvedSamplingParams[],
+    options: SubmitOptions,
+  ): Promise<GenerationStream> {
+    const { limits, timeOrigin } = this.engine.info;
+    const arrivalTime = (performance.timeOrigin - timeOrigin + performance.now()) / 1000;
+    const prepare = async (prompt: Prompt | ChatPrompt, sampling: ResolvedSamplingParams) => {
+      const kept = this.#keptTokens(options, sampling.maxTokens ?? 1);
+      const [{ text, tokenIds, cacheSalt }, badWordTokens] = await Promise.all([
+        this.#encode(prompt, options),
+        sampling.badWords.length > 0
+          ? this.#textJobs("badWords").call("badWordTokens", sampling.badWords)
+          : [],
+      ]);
+      const id = String(this.#nextRequest++);
+      const promptTokenIds = tokenIds.slice(-kept);
+      const draft = { id, promptTokenIds, sampling, badWordTokens, cacheSalt, arrivalTime };
+      return { request: checkRequest(draft, limits), prompt: text };
+    };
+    this.#numUnfinished += prompts.length;
+    try {
+      const checked = await Promise.all(prompts.map((prompt, i) => prepare(prompt, samplings[i]!)));
+      return this.engine.add(checked, { signal: options.signal, onEnd: () => this.#ended(1) });
+    } catch (error) {
+      this.#ended(prompts.length);
+      throw error;
+    }
+  }
+
+  async #encode(
+    prompt: Prompt | ChatPrompt,
+    { addSpecialTokens }: SubmitOptions,
+  ): Promise<Omit<EncodedPrompt, "tokenIds"> & { readonly tokenIds: TokenIds }> {
+    const isTokens = typeof prompt === "object" && prompt !== null && "promptTokenIds" in prompt;
+    if (isTokens || this.text === undefined) return TOKENS_ONLY.encode(prompt, addSpecialTokens);
+    return this.text.call("encode", { prompt, addSpecialTokens });
+  }
+
+  /** How many of a prompt's last tokens stay; −1 stands for what leaves room for `output` tokens. */
+  #keptTokens(
+    { truncatePromptTokens: count = Number.POSITIVE_INFINITY }: SubmitOptions,
+    output: number,
+  ): number {
+    if (count === Number.POSITIVE_INFINITY || (Number.isSafeInteger(count) && count > 0)) return count;
+    if (count !== -1) {
       const message = "truncatePromptTokens must be a positive integer, or -1";
       throw new InvalidRequestError("truncatePromptTokens", message);
     }
     const { maxModelLen, poolTokens } = this.engine.info.limits;
-    const output = sampling ? (sampling.maxTokens ?? 1) : 0;
-    const most = count > 0 ? count : Math.max(1, Math.min(maxModelLen, poolTokens) - output);
-    return (tokenIds: readonly number[]) => tokenIds.slice(-most);
+    return Math.max(1, Math.min(maxModelLen, poolTokens) - output);
   }
 
-  #tokenizing(param: string): TextClient {
+  #textJobs(param: string): TextClient {
     if (!this.text) throw new InvalidRequestError(param, "there is no tokenizer");
     return this.text;
   }
 
-  #ended(): void {
-    if (--this.#numUnfinished > 0) return;
+  #ended(count: number): void {
+    this.#numUnfinished -= count;
+    if (this.#numUnfinished > 0) return;
     this.#idle.resolve();
     this.#idle = Promise.withResolvers();
   }
-}
-
-function completions({ sampling }: GenerationStream): CompletionBuilder[] {
-  const hasLogprobs = sampling.logprobs !== undefined;
-  return Array.from({ length: sampling.n }, (_, index) => new CompletionBuilder(index, hasLogprobs));
 }

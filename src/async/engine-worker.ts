@@ -1,13 +1,18 @@
+import { EngineDeadError } from "../base/errors.ts";
 import { type LoadedModel, loadModel } from "../llm/load-model.ts";
-import { EngineLoop } from "./engine-loop.ts";
+import { StepLoop } from "../llm/step-loop.ts";
 import { encodeError } from "./error-codec.ts";
+import { StepPoster } from "./step-poster.ts";
 import type { EngineInfo, EngineMessage, EngineReply, LoadMessage } from "./worker-protocol.ts";
 
 declare const self: Worker;
 
 self.onmessage = async ({ data: { model, config } }: MessageEvent<LoadMessage>) => {
   try {
-    const loaded = await loadModel(model, config, (progress) => post({ type: "progress", progress }));
+    const loaded = await loadModel(model, config, {
+      onFolder: (folder) => post({ type: "folder", folder }),
+      onProgress: (progress) => post({ type: "progress", progress }),
+    });
     serve(loaded);
     post({ type: "ready", info: infoOf(loaded), stats: loaded.engine.stats() });
   } catch (error) {
@@ -20,13 +25,19 @@ function post(reply: EngineReply, transfer: ArrayBuffer[] = []): void {
 }
 
 function serve(loaded: LoadedModel): void {
-  const loop = new EngineLoop(loaded.engine, post);
+  const loop = new StepLoop(loaded.engine, new StepPoster(loaded.engine, post));
   self.onmessage = ({ data: message }: MessageEvent<EngineMessage>) => {
-    if (message.type === "add") loop.add(message);
-    else if (message.type === "abort") loop.abort(message.request);
-    else if (message.type === "resetPrefixCache") loop.resetPrefixCache();
-    else {
-      loop.stop();
+    if (message.type === "add") {
+      // Of an engine that has died the main thread knows.
+      if (loop.failure) return;
+      loop.add(message.requests);
+      if (message.isAborted) loop.abort(message.requests.map(({ id }) => id));
+    } else if (message.type === "abort") loop.abort(message.ids);
+    else if (message.type === "resetPrefixCache") {
+      const done = loaded.engine.resetPrefixCache();
+      post({ type: "prefixCacheReset", done, stats: loaded.engine.stats() });
+    } else {
+      loop.stop(new EngineDeadError("the engine was shut down"));
       loaded.dispose();
       post({ type: "closed" });
     }
@@ -34,11 +45,8 @@ function serve(loaded: LoadedModel): void {
 }
 
 function infoOf({ engine, ...loaded }: LoadedModel): EngineInfo {
-  const { name, folder, modelConfig, device, dtype, defaultSampling } = loaded;
-  const { limits, cacheConfig, eosTokenIds } = engine;
+  const { name, modelConfig, device, dtype, defaultSampling } = loaded;
+  const { limits, cacheConfig } = engine;
   const { timeOrigin } = performance;
-  return {
-    ...{ name, folder, modelConfig, device, dtype, defaultSampling },
-    ...{ limits, cacheConfig, eosTokenIds, timeOrigin },
-  };
+  return { name, modelConfig, device, dtype, defaultSampling, limits, cacheConfig, timeOrigin };
 }

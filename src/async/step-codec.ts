@@ -1,26 +1,24 @@
-import type { CompletionDelta, FinishReason, PositionLogprobs } from "../base/outputs.ts";
+import type { FinishedRequest, FinishReason, PositionLogprobs } from "../base/outputs.ts";
+import type { OwnedDelta, PromptProgress, StepOutput } from "../engine/step-output.ts";
 import { decodeError, type EncodedError, encodeError } from "./error-codec.ts";
 import type { LogprobPacker, LogprobUnpacker, PackedLogprobs } from "./logprob-codec.ts";
 
-/** A delta that its owner may add to. */
-export type MutableDelta = { -readonly [K in keyof CompletionDelta]: CompletionDelta[K] } & {
-  tokenIds: number[];
-  logprobs?: PositionLogprobs[];
-};
-
-/** The deltas of a step in few values: cloning 256 objects takes ten times as long. */
-export interface PackedDeltas {
+/** A step's output in few values: cloning 256 deltas as objects takes ten times as long. */
+export interface PackedStep {
   /**
    * Of each delta: request, completion, UTF-16 units of text, positions with log-probabilities or −1 for none, number
    * of tokens; and then its tokens.
    */
   readonly words: Int32Array<ArrayBuffer>;
-  /** The text of all of them. */
+  /** The text of all deltas. */
   readonly text: string;
-  /** The log-probabilities of all of them. */
+  /** The log-probabilities of all deltas. */
   readonly logprobs: PackedLogprobs | undefined;
-  /** For those that end a completion, by their place. */
+  /** Of the deltas that end a completion, by their place. */
   readonly ends: ReadonlyMap<number, DeltaEnd>;
+  readonly prompts: readonly PackedPrompt[];
+  readonly finished: readonly FinishedRequest[];
+  readonly numBatchedTokens: number;
 }
 
 interface DeltaEnd {
@@ -29,14 +27,21 @@ interface DeltaEnd {
   readonly error: EncodedError | undefined;
 }
 
+interface PackedPrompt {
+  readonly progress: PromptProgress;
+  readonly promptLogprobs: PackedLogprobs | undefined;
+}
+
 const HEADER = 5;
 
-/** @param requestOf the number of the request with that id, below 2^31. */
-export function packDeltas(
-  deltas: readonly CompletionDelta[],
-  requestOf: (requestId: string) => number,
+/** Request ids must be decimal numbers below 2^31. Log-probabilities are packed in the order `prompts`, `deltas`. */
+export function packStep(
+  { deltas, prompts, finished, numBatchedTokens }: StepOutput,
   packer: LogprobPacker,
-): PackedDeltas {
+): PackedStep {
+  const packedPrompts = prompts.map(({ promptLogprobs, ...progress }) => {
+    return { progress, promptLogprobs: promptLogprobs && packer.pack(promptLogprobs) };
+  });
   let size = 0;
   for (const { tokenIds } of deltas) size += HEADER + tokenIds.length;
   const words = new Int32Array(size);
@@ -47,7 +52,7 @@ export function packDeltas(
   for (let i = 0; i < deltas.length; i++) {
     const delta = deltas[i]!;
     const { tokenIds, logprobs, finishReason, stopReason, error } = delta;
-    words[at++] = requestOf(delta.requestId);
+    words[at++] = Number(delta.requestId);
     words[at++] = delta.index;
     words[at++] = delta.text.length;
     words[at++] = logprobs?.length ?? -1;
@@ -57,22 +62,29 @@ export function packDeltas(
     for (const position of logprobs ?? []) positions.push(position);
     if (finishReason !== null) ends.set(i, { finishReason, stopReason, error: error && encodeError(error) });
   }
-  return { words, text, logprobs: positions.length > 0 ? packer.pack(positions) : undefined, ends };
+  const logprobs = positions.length > 0 ? packer.pack(positions) : undefined;
+  return { words, text, logprobs, ends, prompts: packedPrompts, finished, numBatchedTokens };
 }
 
-/** Calls `receive` for every delta, in order. */
-export function unpackDeltas(
-  { words, text, logprobs, ends }: PackedDeltas,
-  idOf: (request: number) => string,
-  unpacker: LogprobUnpacker,
-  receive: (request: number, delta: MutableDelta) => void,
-): void {
+/** The buffers of a packed step that can be transferred. */
+export function transfersOf({ words, logprobs, prompts }: PackedStep): ArrayBuffer[] {
+  const packed = [logprobs, ...prompts.map(({ promptLogprobs }) => promptLogprobs)];
+  return [words.buffer, ...packed.flatMap((list) => (list ? [list.words.buffer, list.values.buffer] : []))];
+}
+
+/** Steps must be unpacked in the order of packing. */
+export function unpackStep(step: PackedStep, unpacker: LogprobUnpacker): StepOutput {
+  const prompts = step.prompts.map(({ progress, promptLogprobs }) => {
+    return promptLogprobs ? { ...progress, promptLogprobs: unpacker.unpack(promptLogprobs) } : progress;
+  });
+  const { words, text, ends, finished, numBatchedTokens } = step;
   // No position of an output is null.
-  const positions = logprobs ? (unpacker.unpack(logprobs) as PositionLogprobs[]) : [];
+  const positions = step.logprobs ? (unpacker.unpack(step.logprobs) as PositionLogprobs[]) : [];
+  const deltas: OwnedDelta[] = [];
   let textAt = 0;
   let positionAt = 0;
   for (let at = 0, i = 0; at < words.length; i++) {
-    const request = words[at++]!;
+    const requestId = String(words[at++]);
     const index = words[at++]!;
     const textEnd = textAt + words[at++]!;
     const numPositions = words[at++]!;
@@ -80,8 +92,8 @@ export function unpackDeltas(
     const tokenIds: number[] = [];
     for (const end = at + numTokens; at < end; at++) tokenIds.push(words[at]!);
     const end = ends.get(i);
-    const delta: MutableDelta = {
-      requestId: idOf(request),
+    const delta: OwnedDelta = {
+      requestId,
       index,
       text: text.slice(textAt, textEnd),
       tokenIds,
@@ -92,6 +104,7 @@ export function unpackDeltas(
     if (end?.error) delta.error = decodeError(end.error);
     textAt = textEnd;
     positionAt += Math.max(0, numPositions);
-    receive(request, delta);
+    deltas.push(delta);
   }
+  return { deltas, prompts, finished, numBatchedTokens };
 }

@@ -16,41 +16,40 @@ type TextLink = WorkerLink<OpenTextMessage | TextMessage, TextReply>;
 export class TextClient {
   readonly #pending = new Map<number, PromiseWithResolvers<unknown>>();
   #link: TextLink | undefined;
+  /** The first message to each worker, once the folder is known. */
+  #opening: OpenTextMessage | undefined;
   #nextCall = 0;
   #closed: Error | undefined;
   /** Runs while jobs are pending, from the last sign of life. */
   #deadline: Timer | undefined;
 
-  /** Resolves once the tokenizer is loaded. @throws what `loadText` throws. */
-  static async start(
-    url: URL,
-    folder: string,
-    config: EngineConfig,
-    deadline = JOB_DEADLINE_MS,
-  ): Promise<TextClient> {
-    const client = new TextClient(url, { folder, config }, deadline);
-    try {
-      await client.call("open", undefined);
-      return client;
-    } catch (error) {
-      await client.close(new RequestFailedError("the tokenizer is not loaded", "text_failed"));
-      throw error;
-    }
+  /** Starts the worker. @param deadline milliseconds for each job. */
+  constructor(
+    private readonly url: URL,
+    private readonly config: EngineConfig,
+    private readonly deadline = JOB_DEADLINE_MS,
+  ) {
+    this.#link = this.#start();
   }
 
-  private constructor(
-    private readonly url: URL,
-    private readonly opening: OpenTextMessage,
-    private readonly deadline: number,
-  ) {}
+  /** Loads the tokenizer of the model in `folder`. Jobs are for afterwards. @throws what `loadText` throws. */
+  async open(folder: string): Promise<void> {
+    this.#opening = { folder, config: this.config };
+    this.#link?.post(this.#opening);
+    await this.call("open", undefined);
+  }
 
   /** @throws what the job throws, RequestFailedError if it failed for another reason than its input. */
-  call<K extends TextJobName>(job: K, input: TextJobs[K]["input"]): Promise<TextJobs[K]["output"]> {
+  call<K extends TextJobName>(
+    job: K,
+    input: TextJobs[K]["input"],
+    transfer: ArrayBuffer[] = [],
+  ): Promise<TextJobs[K]["output"]> {
     if (this.#closed) return Promise.reject(this.#closed);
     const call = this.#nextCall++;
     try {
-      this.#link ??= this.#open();
-      this.#link.post({ call, job, input });
+      this.#link ??= this.#start();
+      this.#link.post({ call, job, input }, transfer);
     } catch (error) {
       const message = `the prompt holds something that is not data: ${messageOf(error)}`;
       return Promise.reject(new InvalidRequestError("prompt", message));
@@ -68,7 +67,7 @@ export class TextClient {
     await this.#link?.terminate();
   }
 
-  #open(): TextLink {
+  #start(): TextLink {
     const link: TextLink = new WorkerLink(this.url);
     link.onMessage = (reply) => {
       const pending = this.#pending.get(reply.call);
@@ -81,7 +80,7 @@ export class TextClient {
       this.#link = undefined;
       this.#failPending(new RequestFailedError(`the text worker died: ${reason}`, "text_failed"));
     };
-    link.post(this.opening);
+    if (this.#opening) link.post(this.#opening);
     return link;
   }
 

@@ -2,7 +2,14 @@ import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
 import { loadText } from "../tokenizer/load-text.ts";
 import { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { encodeError } from "./error-codec.ts";
-import type { OpenTextMessage, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
+import type {
+  EncodedText,
+  OpenTextMessage,
+  TextJobName,
+  TextJobs,
+  TextMessage,
+  TextReply,
+} from "./worker-protocol.ts";
 
 declare const self: Worker;
 
@@ -17,26 +24,28 @@ self.onmessage = ({ data: { folder, config } }: MessageEvent<OpenTextMessage>) =
   self.onmessage = async ({ data: { call, job, input } }: MessageEvent<TextMessage>) => {
     try {
       const perform = (await opened)[job] as (input: unknown) => unknown;
-      post({ call, output: perform(input) });
+      const output = perform(input);
+      post({ call, output }, job === "encode" ? [(output as EncodedText).tokenIds.buffer] : []);
     } catch (error) {
       post({ call, error: encodeError(error instanceof OctavoError ? error : textFailed(error)) });
     }
   };
 };
 
-function post(reply: TextReply): void {
-  self.postMessage(reply);
+function post(reply: TextReply, transfer: ArrayBuffer[] = []): void {
+  self.postMessage(reply, transfer);
 }
 
 function jobs(encoder: PromptEncoder): Jobs {
   return {
     open: () => undefined,
-    encode: ({ prompt, addSpecialTokens, badWords }) => {
-      const encoded = encoder.encode(prompt, addSpecialTokens);
-      return { ...encoded, badWordTokens: encoder.badWordTokens(badWords) };
+    encode: ({ prompt, addSpecialTokens }) => {
+      const { tokenIds, ...encoded } = encoder.encode(prompt, addSpecialTokens);
+      return { ...encoded, tokenIds: new Int32Array(tokenIds) };
     },
-    tokenStrings: (ids) => ids.map((id) => encoder.tokenizer!.idToToken(id) ?? ""),
-    detokenize: (ids) => encoder.tokenizer!.decode(ids),
+    badWordTokens: (badWords) => encoder.badWordTokens(badWords),
+    tokenStrings: (ids) => Array.from(ids, (id) => encoder.tokenizer!.idToToken(id) ?? ""),
+    detokenize: (ids) => encoder.tokenizer!.decode([...ids]),
   };
 }
 

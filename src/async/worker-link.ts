@@ -27,8 +27,9 @@ export class WorkerLink<Send, Receive> {
     });
   }
 
-  post(message: Send): void {
-    this.#worker.postMessage(message);
+  /** @param transfer buffers of the message that are moved, not copied */
+  post(message: Send, transfer: ArrayBuffer[] = []): void {
+    this.#worker.postMessage(message, transfer);
   }
 
   /** Nothing is reported from here on. Safe to call twice. */

@@ -1,3 +1,5 @@
+import type { ResolvedSamplingParams } from "./sampling-params.ts";
+
 /** The reason that a completion ended; null while it has not. */
 export type FinishReason = "stop" | "length" | "abort" | "error";
 
@@ -62,4 +64,53 @@ export interface CompletionDelta {
   readonly finishReason: FinishReason | null;
   readonly stopReason: string | number | null;
   readonly error?: Error;
+}
+
+/** A request under way, as the holder of its stream knows it. */
+export interface SubmittedRequest {
+  /** `requestId` of its deltas. Never the caller's. */
+  readonly id: string;
+  /** The prompt's text, conversations rendered; undefined for token ids. */
+  readonly prompt: string | undefined;
+  readonly promptTokenIds: readonly number[];
+  readonly numPromptTokens: number;
+  readonly sampling: ResolvedSamplingParams;
+  /** Valid from the first delta on. */
+  readonly numCachedTokens: number;
+  /** Valid from the first delta on; undefined unless asked for. */
+  readonly promptLogprobs: readonly (PositionLogprobs | null)[] | undefined;
+  /**
+   * In seconds on the engine's clock. `firstScheduledTime` is known after the step that began the prompt, or with overlap
+   * as soon as that is launched; the rest with the first and the last delta.
+   */
+  readonly metrics: RequestMetrics;
+}
+
+/**
+ * The deltas of one or more requests that were submitted together. Iterate it once: those of a completion come in order,
+ * and it ends after the last delta of all. A slow reader holds up nobody: what it has not taken is merged into one delta
+ * a completion. Leaving the loop aborts the requests.
+ */
+export interface GenerationStream extends AsyncIterable<CompletionDelta> {
+  /** One for each prompt, in their order. */
+  readonly requests: readonly SubmittedRequest[];
+  /** Ends the requests; their completions finish with "abort". Safe at any time. */
+  abort(): void;
+}
+
+/** The sums of a request that has ended. */
+export interface FinishedRequest {
+  readonly id: string;
+  /** Of each completion. */
+  readonly finishReasons: readonly FinishReason[];
+  readonly promptTokens: number;
+  readonly cachedTokens: number;
+  /** Of all completions. */
+  readonly generationTokens: number;
+  /** Of each completion. */
+  readonly completionTokens: readonly number[];
+  /** As asked for; undefined: what the context holds. */
+  readonly maxTokens: number | undefined;
+  readonly n: number;
+  readonly metrics: RequestMetrics;
 }

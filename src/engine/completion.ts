@@ -1,13 +1,8 @@
 import { messageOf, RequestFailedError } from "../base/errors.ts";
-import type {
-  CompletionDelta,
-  CompletionOutput,
-  FinishReason,
-  Logprob,
-  PositionLogprobs,
-} from "../base/outputs.ts";
+import type { FinishReason, Logprob, PositionLogprobs } from "../base/outputs.ts";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { LogprobRows } from "../runner/types.ts";
+import type { OwnedDelta } from "./step-output.ts";
 import { StopStringMatcher } from "./stop-strings.ts";
 
 /** Turns tokens into text as they come. */
@@ -18,7 +13,7 @@ export interface TextStream {
   flush(): string;
 }
 
-/** What a completion needs to know of its request. */
+/** The part of its request that decides how a completion goes on. */
 export interface CompletionInit {
   readonly requestId: string;
   readonly index: number;
@@ -26,131 +21,108 @@ export interface CompletionInit {
   readonly maxTokens: number;
   /** End-of-sequence ids; empty under `ignoreEos`. */
   readonly eosTokenIds: ReadonlySet<number>;
-  /** Without it there is no text. */
-  readonly textStream: TextStream | undefined;
+  /** Called with the first token. Without it there is no text. */
+  readonly openTextStream: (() => TextStream) | undefined;
 }
 
 /**
- * One completion as it grows: decides when it ends and yields what is new as deltas. Never throws: an error in the text
- * stream ends this completion alone. Stop strings are looked for in the text after the first `minTokens` tokens.
+ * One completion as it grows: decides when it ends and hands out what is new as deltas. Never throws: an error in the
+ * text stream ends this completion alone. Stop strings are looked for in the text after the first `minTokens` tokens.
  */
 export class Completion {
   readonly index: number;
+  numTokens = 0;
   finishReason: FinishReason | null = null;
+  /** The failure, with finishReason "error". */
+  error: Error | undefined;
   readonly #init: CompletionInit;
   readonly #matcher: StopStringMatcher | undefined;
-  readonly #tokenIds: number[] = [];
-  readonly #logprobs: PositionLogprobs[] | undefined;
-  #cumulativeLogprob = 0;
-  #text = "";
+  #textStream: TextStream | undefined;
   #stopReason: string | number | null = null;
-  /** What went wrong, with finishReason "error". */
-  error: Error | undefined;
-  #numSent = 0;
+  #unsentTokens: number[] = [];
   #unsentText = "";
+  #unsentLogprobs: PositionLogprobs[] | undefined;
 
   constructor(init: CompletionInit) {
     const { stop, includeStopStrInOutput, logprobs } = init.sampling;
     this.index = init.index;
     this.#init = init;
     this.#matcher = stop.length > 0 ? new StopStringMatcher(stop, includeStopStrInOutput) : undefined;
-    this.#logprobs = logprobs === undefined ? undefined : [];
+    this.#unsentLogprobs = logprobs === undefined ? undefined : [];
   }
 
   /** Adds a token; `finishReason` tells whether it was the last. */
   append(tokenId: number, logprobs?: PositionLogprobs): void {
-    const { sampling, eosTokenIds, maxTokens, textStream } = this.#init;
-    this.#tokenIds.push(tokenId);
-    if (this.#logprobs && logprobs) {
-      this.#logprobs.push(logprobs);
-      this.#cumulativeLogprob += logprobs.get(tokenId)!.logprob;
-    }
-    const count = this.#tokenIds.length;
-    if (count > sampling.minTokens) {
+    const { sampling, eosTokenIds, maxTokens, openTextStream } = this.#init;
+    this.numTokens++;
+    this.#unsentTokens.push(tokenId);
+    if (logprobs) this.#unsentLogprobs?.push(logprobs);
+    if (this.numTokens > sampling.minTokens) {
       if (eosTokenIds.has(tokenId)) this.finish("stop");
       else if (sampling.stopTokenIds.includes(tokenId)) this.finish("stop", tokenId);
       if (this.finishReason !== null) return;
     }
     try {
-      if (textStream) this.#emit(textStream.push(tokenId));
+      this.#textStream ??= openTextStream?.();
+      if (this.#textStream) this.#emit(this.#textStream.push(tokenId));
     } catch (error) {
       this.#fail(error);
     }
-    if (this.finishReason === null && count >= maxTokens) this.finish("length");
+    if (this.finishReason === null && this.numTokens >= maxTokens) this.finish("length");
   }
 
   /** Ends the completion, with the text held back so far. A stop string in that text takes precedence. */
   finish(reason: FinishReason, stopReason: string | number | null = null, error?: Error): void {
     try {
-      if (this.#init.textStream) this.#emit(this.#init.textStream.flush());
+      if (this.#textStream) this.#emit(this.#textStream.flush());
     } catch (cause) {
       if (reason !== "error") this.#fail(cause);
     }
     if (this.finishReason !== null) return;
-    if (this.#matcher) this.#addText(this.#matcher.flush());
+    if (this.#matcher) this.#unsentText += this.#matcher.flush();
     this.finishReason = reason;
     this.#stopReason = stopReason;
     this.error = error;
   }
 
-  /** What is new since the last delta; undefined when that shows nothing to the reader yet. */
-  takeDelta(): CompletionDelta | undefined {
-    const { requestId, index, sampling, textStream } = this.#init;
+  /** The tokens and text since the last delta; undefined when they show nothing to the reader yet. */
+  takeDelta(): OwnedDelta | undefined {
+    const { requestId, index, sampling, openTextStream } = this.#init;
     const done = this.finishReason !== null;
-    if (!done && (sampling.outputKind === "finalOnly" || (textStream && this.#unsentText === "")))
+    if (!done && (sampling.outputKind === "finalOnly" || (openTextStream && this.#unsentText === "")))
       return undefined;
-    const sent = this.#numSent;
-    const delta: { -readonly [K in keyof CompletionDelta]: CompletionDelta[K] } = {
+    const delta: OwnedDelta = {
       requestId,
       index,
       text: this.#unsentText,
-      tokenIds: this.#tokenIds.slice(sent),
+      tokenIds: this.#unsentTokens,
       finishReason: this.finishReason,
       stopReason: this.#stopReason,
     };
-    if (this.#logprobs) delta.logprobs = this.#logprobs.slice(sent);
+    if (this.#unsentLogprobs) {
+      delta.logprobs = this.#unsentLogprobs;
+      this.#unsentLogprobs = [];
+    }
     if (this.error) delta.error = this.error;
-    this.#numSent = this.#tokenIds.length;
+    this.#unsentTokens = [];
     this.#unsentText = "";
     return delta;
   }
 
-  /** Everything so far. */
-  output(): CompletionOutput {
-    const logprobs = this.#logprobs && {
-      logprobs: this.#logprobs.slice(),
-      cumulativeLogprob: this.#cumulativeLogprob,
-    };
-    return {
-      index: this.index,
-      text: this.#text,
-      tokenIds: this.#tokenIds.slice(),
-      ...logprobs,
-      finishReason: this.finishReason,
-      stopReason: this.#stopReason,
-      ...(this.error && { error: this.error }),
-    };
-  }
-
   #emit(text: string): void {
-    if (!this.#matcher || this.#tokenIds.length <= this.#init.sampling.minTokens) {
-      this.#addText(text);
+    if (!this.#matcher || this.numTokens <= this.#init.sampling.minTokens) {
+      this.#unsentText += text;
       return;
     }
     const found = this.#matcher.push(text);
-    this.#addText(found.text);
+    this.#unsentText += found.text;
     if (found.matched === undefined) return;
     this.finishReason = "stop";
     this.#stopReason = found.matched;
   }
 
-  #addText(text: string): void {
-    this.#text += text;
-    this.#unsentText += text;
-  }
-
   #fail(cause: unknown): void {
-    if (this.#matcher) this.#addText(this.#matcher.flush());
+    if (this.#matcher) this.#unsentText += this.#matcher.flush();
     this.finishReason = "error";
     const message = `turning tokens into text failed: ${messageOf(cause)}`;
     this.error = new RequestFailedError(message, "detokenize_failed", { cause });

@@ -3,7 +3,7 @@ import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { Runner } from "../runner/types.ts";
 import type { TextStream } from "./completion.ts";
 
-/** What the engine works with. It has no clock, randomness or asynchronous work of its own. */
+/** The surroundings of an engine, which has no clock, randomness or asynchronous work of its own. */
 export interface EngineDeps {
   /** Owned by the engine from here on. */
   readonly runner: Runner;
@@ -20,7 +20,7 @@ export interface EngineDeps {
   /** Unsigned 64-bit seeds for requests that bring none. */
   nextSeed(): bigint;
   /** Without it there is no text. */
-  createTextStream?(promptTokenIds: readonly number[], sampling: ResolvedSamplingParams): TextStream;
+  createTextStream?(promptTokenIds: Int32Array, sampling: ResolvedSamplingParams): TextStream;
   /** A token's text, for log-probabilities. */
   decodeToken?(id: number): string;
   /** Check every invariant after every step: slow. */

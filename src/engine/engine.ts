@@ -1,26 +1,15 @@
-import {
-  EngineDeadError,
-  InvalidRequestError,
-  InvariantError,
-  invariant,
-  messageOf,
-  RequestFailedError,
-} from "../base/errors.ts";
-import type { CompletionDelta, FinishReason, RequestOutput } from "../base/outputs.ts";
+import { EngineDeadError, InvariantError, invariant, messageOf, RequestFailedError } from "../base/errors.ts";
+import type { FinishReason } from "../base/outputs.ts";
 import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
 import { Completion, positionLogprobs } from "./completion.ts";
 import type { EngineDeps } from "./engine-deps.ts";
-import {
-  bannedTokens,
-  checkRequest,
-  type EngineRequest,
-  type RequestLimits,
-  slotSampling,
-} from "./request.ts";
+import { Outbox } from "./outbox.ts";
+import { type EngineRequest, type RequestLimits, slotSampling } from "./request.ts";
 import { RequestState } from "./request-state.ts";
 import { type ScheduledStep, Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
+import type { StepOutput } from "./step-output.ts";
 
 /** Counts are of sequences (completions), tokens where it says so; totals are since the start. */
 export interface EngineStats {
@@ -50,11 +39,11 @@ interface Owner {
 }
 
 /**
- * The step loop: schedule → launch → collect → post-process. Failures stay where they belong: a bad request is refused
- * by `add`, a bad row ends its completion, a failed step ends the completions in it, and a dead runner ends them all.
+ * The steps: schedule → launch → collect → post-process. Requests come checked. Failures stay where they belong: a bad
+ * row ends its completion, a failed step ends the completions in it, and a dead runner ends them all.
  */
 export class Engine {
-  /** What `add` checks requests against. */
+  /** For `checkRequest`. */
   readonly limits: RequestLimits;
   readonly cacheConfig: { readonly blockSize: number; readonly numBlocks: number };
   readonly #deps: EngineDeps;
@@ -67,12 +56,10 @@ export class Engine {
   readonly #owners = new WeakMap<Sequence, Owner>();
   /** Launched and not collected, oldest first. */
   readonly #inFlight: ScheduledStep[] = [];
-  #outbox: CompletionDelta[] = [];
+  readonly #outbox = new Outbox();
   #failure: EngineDeadError | undefined;
   #nextOrdinal = 0;
   #numSteps = 0;
-  #numBatchedTokens = 0;
-  #firstScheduled: string[] = [];
   #promptTokens = 0;
   #generationTokens = 0;
 
@@ -89,55 +76,31 @@ export class Engine {
     this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens, maxDrafts });
     const { numBlocks, blockSize } = runner;
     this.cacheConfig = { blockSize, numBlocks };
-    const poolTokens = numBlocks * blockSize;
-    this.limits = { maxModelLen: runner.maxModelLen, poolTokens, vocabSize: runner.vocabSize };
+    const { maxModelLen, vocabSize } = runner;
+    const { eosTokenIds } = deps;
+    this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
-    this.#eosTokenIds = new Set(deps.eosTokenIds);
+    this.#eosTokenIds = new Set(eosTokenIds);
     this.#decodeToken = (id) => deps.decodeToken?.(id) ?? "";
   }
 
   /** Something is left to do or to report: call `step` again. */
   get hasUnfinished(): boolean {
     const { waiting, running } = this.#scheduler;
-    return waiting.size + running.size + this.#inFlight.length + this.#outbox.length > 0;
+    return waiting.size + running.size + this.#inFlight.length > 0 || !this.#outbox.isEmpty;
   }
 
-  get eosTokenIds(): readonly number[] {
-    return this.#deps.eosTokenIds;
-  }
-
-  /** Tokens in the batch that the last `step` launched; 0 when it launched none. */
-  get numBatchedTokens(): number {
-    return this.#numBatchedTokens;
-  }
-
-  /** Requests of which the last `step` computed something for the first time. */
-  get firstScheduled(): readonly string[] {
-    return this.#firstScheduled;
-  }
-
-  /** What the engine died of, or that it was disposed of. */
-  get failure(): EngineDeadError | undefined {
-    return this.#failure;
-  }
-
-  /**
-   * Queues a request, with all of its `n` completions or none.
-   * @throws InvalidRequestError naming the parameter; ContextLengthError when it can never fit; EngineDeadError.
-   */
+  /** Queues a request with all of its `n` completions. @throws EngineDeadError; InvariantError for an id in use. */
   add(request: EngineRequest): void {
     this.#assertAlive();
-    const { id, sampling, promptTokenIds } = request;
-    if (this.#requests.has(id))
-      throw new InvalidRequestError("id", `there is already a request ${id}`, "duplicate_id");
-    const maxTokens = checkRequest(request, this.limits);
-    const banned = bannedTokens(sampling, this.#deps.eosTokenIds);
-    const completions = Array.from({ length: sampling.n }, (_, index) => {
-      const hasText = sampling.detokenize && !request.logits;
-      const textStream = hasText ? this.#deps.createTextStream?.(promptTokenIds, sampling) : undefined;
-      const eosTokenIds: ReadonlySet<number> = sampling.ignoreEos ? new Set() : this.#eosTokenIds;
-      return new Completion({ requestId: id, index, sampling, maxTokens, eosTokenIds, textStream });
-    });
+    const { id, sampling, promptTokenIds, maxTokens, logits, lockstep } = request;
+    invariant(!this.#requests.has(id), `there is already a request ${id}`);
+    const { createTextStream } = this.#deps;
+    const hasText = createTextStream !== undefined && sampling.detokenize && !logits;
+    const openTextStream = hasText ? () => createTextStream(promptTokenIds, sampling) : undefined;
+    const eosTokenIds: ReadonlySet<number> = sampling.ignoreEos ? new Set() : this.#eosTokenIds;
+    const init = { requestId: id, sampling, maxTokens, eosTokenIds, openTextStream };
+    const completions = Array.from({ length: sampling.n }, (_, index) => new Completion({ ...init, index }));
     const state = new RequestState(request, completions, this.limits.vocabSize);
     const seed = sampling.seed ?? this.#deps.nextSeed();
     const sequences: Sequence[] = [];
@@ -147,12 +110,12 @@ export class Engine {
         ordinal: this.#nextOrdinal++,
         promptTokenIds,
         maxTokens,
-        sampling: slotSampling(request, BigInt.asUintN(64, seed + BigInt(index)), banned),
+        sampling: slotSampling(request, BigInt.asUintN(64, seed + BigInt(index))),
         logprobs: sampling.logprobs,
         promptLogprobs: index === 0 ? sampling.promptLogprobs : undefined,
-        logits: request.logits ?? false,
-        lockstep: request.lockstep ?? false,
-        salt: request.cacheSalt ?? "",
+        logits,
+        lockstep,
+        salt: request.cacheSalt,
         leader: sequences[0],
       });
       sequences.push(sequence);
@@ -171,46 +134,17 @@ export class Engine {
 
   /**
    * Launches a step if there is something to compute, and collects one if the pipeline is full or there is not.
-   * When the runner dies, returns the last deltas of all requests; the next call throws.
-   * @returns what is new, one final delta (with `finishReason`) for every completion.
-   * @throws EngineDeadError once the engine has died or been disposed of.
+   * @throws EngineDeadError when the runner dies, which ends all requests, and from then on.
    */
-  step(): readonly CompletionDelta[] {
+  step(): StepOutput {
     this.#assertAlive();
-    this.#numBatchedTokens = 0;
-    this.#firstScheduled = [];
     const step = this.#scheduler.schedule(this.#inFlight.length === 0);
-    if (step) this.#launch(step);
+    const numBatchedTokens = step ? this.#launch(step) : 0;
     if (this.#inFlight.length >= (step ? this.#pipelineDepth : 1)) this.#collect();
-    else invariant(step || !this.hasUnfinished || this.#outbox.length > 0, "nothing can be scheduled");
+    else invariant(step || !this.hasUnfinished || !this.#outbox.isEmpty, "nothing can be scheduled");
     if (this.#deps.debugInvariants) this.checkIntegrity();
-    const deltas = this.#outbox;
-    this.#outbox = [];
-    return deltas;
-  }
-
-  /** A request as far as it has come. @throws InvalidRequestError for an unknown id. */
-  result(id: string): RequestOutput {
-    return this.#entry(id).state.output();
-  }
-
-  /**
-   * float32 [promptTokens, vocabSize] of a finished request with `logits`.
-   * @throws the error that the request ended with; InvalidRequestError when there are no logits, or not all of them.
-   */
-  logits(id: string): Float32Array {
-    const { logits, completions } = this.#entry(id).state;
-    const { finishReason, error } = completions[0]!;
-    if (error) throw error;
-    if (!logits || finishReason !== "length")
-      throw new InvalidRequestError("logits", `request ${id} has no logits`);
-    return logits;
-  }
-
-  /** Forgets a finished request. No effect on an unknown id. */
-  release(id: string): void {
-    invariant(this.#requests.get(id)?.state.finished ?? true, `request ${id} is released before its end`);
-    this.#requests.delete(id);
+    if (this.#failure) throw this.#failure;
+    return this.#outbox.take(numBatchedTokens);
   }
 
   stats(): EngineStats {
@@ -270,17 +204,17 @@ export class Engine {
   /** Ends everything and disposes of the runner. Safe to call twice. */
   dispose(): void {
     if (!this.#failure) this.#die(new EngineDeadError("the engine has been disposed of"));
-    this.#outbox = [];
     this.#deps.runner.dispose();
   }
 
-  #launch(step: ScheduledStep): void {
+  /** @returns the tokens in its batch; 0 when launching failed. */
+  #launch(step: ScheduledStep): number {
     const now = this.#deps.clock();
     for (const sequence of step.admitted) {
       const { state, completion } = this.#owner(sequence);
       if (state.firstScheduledTime === undefined) {
         state.firstScheduledTime = now;
-        this.#firstScheduled.push(state.request.id);
+        this.#outbox.prompt(state);
       }
       if (completion.index === 0) state.numCachedTokens = sequence.numCachedTokens;
     }
@@ -288,12 +222,12 @@ export class Engine {
       this.#deps.runner.launch(step.batch);
     } catch (error) {
       this.#fail(error, step.sequences);
-      return;
+      return 0;
     }
     this.#numSteps++;
-    this.#numBatchedTokens = step.batch.numTokens;
     this.#inFlight.push(step);
     for (const sequence of step.sequences) sequence.inFlight++;
+    return step.batch.numTokens;
   }
 
   /** Waits for the oldest step in flight and takes in its results. */
@@ -359,7 +293,7 @@ export class Engine {
       return;
     }
     if (completion.finishReason !== null) this.#retire(sequence);
-    else this.#send(completion);
+    else this.#send(state, completion);
   }
 
   /** The runner failed as a whole, or in a step that computed `sequences`. */
@@ -385,6 +319,7 @@ export class Engine {
         if (sequence.status !== "finished") this.#end(sequence, "error", failure);
       }
     }
+    this.#outbox.clear();
   }
 
   #end(sequence: Sequence, reason: FinishReason, error?: Error): void {
@@ -392,23 +327,24 @@ export class Engine {
     this.#retire(sequence);
   }
 
-  /** The completion has ended: reports it and frees what its sequence holds. */
+  /** The completion has ended: reports it and frees its sequence, and forgets its request if it was the last. */
   #retire(sequence: Sequence): void {
     const { state, completion } = this.#owner(sequence);
     this.#scheduler.finish(sequence);
-    if (state.finished) state.finishedTime = this.#deps.clock();
-    this.#send(completion);
+    this.#send(state, completion);
+    if (!state.isFinished) return;
+    state.finishedTime = this.#deps.clock();
+    this.#outbox.finished(state);
+    this.#requests.delete(state.request.id);
   }
 
-  #send(completion: Completion): void {
+  #send(state: RequestState, completion: Completion): void {
     const delta = completion.takeDelta();
-    if (delta) this.#outbox.push(delta);
-  }
-
-  #entry(id: string): Entry {
-    const entry = this.#requests.get(id);
-    if (!entry) throw new InvalidRequestError("id", `there is no request ${id}`, "unknown_id");
-    return entry;
+    if (!delta) return;
+    this.#outbox.delta(delta);
+    if (state.hasDelta) return;
+    state.hasDelta = true;
+    this.#outbox.prompt(state);
   }
 
   #owner(sequence: Sequence): Owner {

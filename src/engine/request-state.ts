@@ -1,21 +1,24 @@
-import type { PositionLogprobs, RequestOutput } from "../base/outputs.ts";
+import type { FinishedRequest, PositionLogprobs, RequestMetrics } from "../base/outputs.ts";
 import type { LogprobRows } from "../runner/types.ts";
 import { type Completion, positionLogprobs } from "./completion.ts";
 import type { EngineRequest } from "./request.ts";
+import type { PromptProgress } from "./step-output.ts";
 
-/** What a request has come to so far: its completions, what was asked about its prompt, and its times. */
+/** A request under way: its completions, what was asked about its prompt, and its times. */
 export class RequestState {
   readonly request: EngineRequest;
   readonly completions: readonly Completion[];
-  /** float32 [promptTokens, vocabSize], from the first chunk on; rows not computed yet are 0. */
-  logits: Float32Array | undefined;
   /** Tokens taken from the prefix cache. */
   numCachedTokens = 0;
+  /** One of the completions has sent a delta. */
+  hasDelta = false;
   firstScheduledTime: number | undefined;
   firstTokenTime: number | undefined;
   finishedTime: number | undefined;
   readonly #vocabSize: number;
   readonly #promptLogprobs: (PositionLogprobs | null)[] | undefined;
+  /** float32 [promptTokens, vocabSize], from the first chunk on; rows not computed yet are 0. */
+  #logits: Float32Array | undefined;
 
   constructor(request: EngineRequest, completions: readonly Completion[], vocabSize: number) {
     const promptLength = request.promptTokenIds.length;
@@ -26,7 +29,7 @@ export class RequestState {
       this.#promptLogprobs = new Array(promptLength).fill(null);
   }
 
-  get finished(): boolean {
+  get isFinished(): boolean {
     return this.completions.every((completion) => completion.finishReason !== null);
   }
 
@@ -41,27 +44,44 @@ export class RequestState {
 
   /** @param rows float32 [count, vocabSize], of the positions from `start` on. */
   recordLogits(start: number, rows: Float32Array): void {
-    this.logits ??= new Float32Array(this.request.promptTokenIds.length * this.#vocabSize);
-    this.logits.set(rows, start * this.#vocabSize);
+    this.#logits ??= new Float32Array(this.request.promptTokenIds.length * this.#vocabSize);
+    this.#logits.set(rows, start * this.#vocabSize);
   }
 
-  output(): RequestOutput {
-    const { id, prompt, promptTokenIds, arrivalTime } = this.request;
+  /** With what was asked about the prompt, once there is a delta. */
+  promptProgress(): PromptProgress {
+    const { numCachedTokens } = this;
+    return {
+      ...{ id: this.request.id, numCachedTokens, metrics: this.#metrics() },
+      ...(this.hasDelta && this.#promptLogprobs && { promptLogprobs: this.#promptLogprobs }),
+      ...(this.hasDelta && this.#logits && { logits: this.#logits }),
+    };
+  }
+
+  /** Of a finished request. */
+  summary(): FinishedRequest {
+    const { id, promptTokenIds, sampling } = this.request;
+    const completionTokens = this.completions.map(({ numTokens }) => numTokens);
+    return {
+      id,
+      finishReasons: this.completions.map(({ finishReason }) => finishReason!),
+      promptTokens: promptTokenIds.length,
+      cachedTokens: this.numCachedTokens,
+      generationTokens: completionTokens.reduce((total, count) => total + count, 0),
+      completionTokens,
+      maxTokens: sampling.maxTokens,
+      n: sampling.n,
+      metrics: this.#metrics(),
+    };
+  }
+
+  #metrics(): RequestMetrics {
     const { firstScheduledTime, firstTokenTime, finishedTime } = this;
     return {
-      requestId: id,
-      ...(prompt !== undefined && { prompt }),
-      promptTokenIds,
-      ...(this.#promptLogprobs && { promptLogprobs: this.#promptLogprobs.slice() }),
-      outputs: this.completions.map((completion) => completion.output()),
-      finished: this.finished,
-      numCachedTokens: this.numCachedTokens,
-      metrics: {
-        arrivalTime,
-        ...(firstScheduledTime !== undefined && { firstScheduledTime }),
-        ...(firstTokenTime !== undefined && { firstTokenTime }),
-        ...(finishedTime !== undefined && { finishedTime }),
-      },
+      arrivalTime: this.request.arrivalTime,
+      ...(firstScheduledTime !== undefined && { firstScheduledTime }),
+      ...(firstTokenTime !== undefined && { firstTokenTime }),
+      ...(finishedTime !== undefined && { finishedTime }),
     };
   }
 }

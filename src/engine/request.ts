@@ -5,27 +5,42 @@ import type { SlotSampling } from "../runner/types.ts";
 /** Logits that a request may ask for, in elements: 4 GiB of float32, the most that one typed array holds. */
 const MAX_LOGITS = 2 ** 30;
 
-/** A prompt to continue, as tokens. */
-export interface EngineRequest {
-  /** Unique among the engine's requests that have not been released. */
+export type TokenIds = readonly number[] | Int32Array<ArrayBuffer>;
+
+/** A prompt to continue, as tokens, before it is checked. */
+export interface RequestDraft {
+  /** Unique among the engine's unfinished requests. */
   readonly id: string;
-  /** At least one; each in [0, vocabSize). */
-  readonly promptTokenIds: readonly number[];
-  /** The prompt's text, to be repeated in the output. */
-  readonly prompt?: string;
+  readonly promptTokenIds: TokenIds;
   readonly sampling: ResolvedSamplingParams;
-  /** `sampling.badWords` as tokens; every spelling of a word is an entry. */
+  /** `sampling.badWords` as tokens; every spelling of a word is an entry. Default none. */
   readonly badWordTokens?: readonly (readonly number[])[];
-  /** Requests share cached prefixes only with requests of the same salt. 1–256 bytes of UTF-8. */
-  readonly cacheSalt?: string;
-  /** Reserved: only 0. */
-  readonly priority?: number;
+  /** Requests share cached prefixes only with requests of the same salt. 1–256 bytes of UTF-8. Default none. */
+  readonly cacheSalt?: string | undefined;
   /** Seconds on the engine's clock. */
   readonly arrivalTime: number;
-  /** Return the logits of every prompt position, 2^30 at most, and generate nothing. Needs `n` = 1. */
+  /** Return the logits of every prompt position, 2^30 at most, and generate nothing. Needs `n` = 1. Default false. */
   readonly logits?: boolean;
-  /** Every token but the first depends on what the caller makes of the one before: none is computed ahead. */
+  /** Every token but the first depends on what the caller makes of the one before: none is computed ahead. Default false. */
   readonly lockstep?: boolean;
+}
+
+declare const CHECKED: unique symbol;
+
+/** A request that `checkRequest` has passed, which alone makes them. Plain data: it may cross threads. */
+export interface EngineRequest extends RequestDraft {
+  readonly [CHECKED]: true;
+  /** At least one; each in [0, vocabSize). */
+  readonly promptTokenIds: Int32Array<ArrayBuffer>;
+  readonly badWordTokens: readonly (readonly number[])[];
+  /** Empty without a salt. */
+  readonly cacheSalt: string;
+  readonly logits: boolean;
+  readonly lockstep: boolean;
+  /** Tokens to generate at most: `sampling.maxTokens`, or what context and pool leave; 0 with `logits`. */
+  readonly maxTokens: number;
+  /** The end-of-sequence and stop ids that `minTokens` forbids at first. */
+  readonly bannedTokens: readonly number[];
 }
 
 /** What a request must fit into, in tokens. */
@@ -34,41 +49,61 @@ export interface RequestLimits {
   /** Tokens that the whole KV pool holds. */
   readonly poolTokens: number;
   readonly vocabSize: number;
+  readonly eosTokenIds: readonly number[];
 }
 
 /**
- * Checks everything that could fail later.
- * @returns how many tokens the request may generate: `maxTokens`, or what context and pool leave.
- * @throws InvalidRequestError naming the parameter; ContextLengthError when it can never fit.
+ * Checks everything that could fail later, where a request enters: behind this nothing is checked again.
+ * @throws InvalidRequestError naming the parameter; ContextLengthError when the request can never fit.
  */
-export function checkRequest(request: EngineRequest, limits: RequestLimits): number {
-  const { promptTokenIds, sampling, cacheSalt } = request;
-  if (promptTokenIds.length === 0)
+export function checkRequest(draft: RequestDraft, limits: RequestLimits): EngineRequest {
+  const { sampling, cacheSalt, logits = false, lockstep = false, badWordTokens = [] } = draft;
+  if (draft.promptTokenIds.length === 0)
     throw new InvalidRequestError("prompt", "the prompt has no tokens", "empty_prompt");
-  checkTokens("prompt", promptTokenIds, limits.vocabSize);
-  for (const word of request.badWordTokens ?? []) {
+  const promptTokenIds = checkTokens("prompt", draft.promptTokenIds, limits.vocabSize);
+  for (const word of badWordTokens) {
     if (word.length === 0) throw new InvalidRequestError("badWords", "a bad word has no tokens");
     checkTokens("badWords", word, limits.vocabSize);
   }
   if (cacheSalt !== undefined && (cacheSalt === "" || Buffer.byteLength(cacheSalt) > 256))
     throw new InvalidRequestError("cacheSalt", "cacheSalt must have 1 to 256 bytes");
-  if ((request.priority ?? 0) !== 0)
-    throw new InvalidRequestError("priority", "priority can only be 0", "unsupported_parameter");
-  if (request.logits && sampling.n > 1)
+  if (logits && sampling.n > 1)
     throw new InvalidRequestError("n", "n must be 1 when the prompt's logits are returned");
   const mostRows = Math.floor(MAX_LOGITS / limits.vocabSize);
-  if (request.logits && promptTokenIds.length > mostRows) {
+  if (logits && promptTokenIds.length > mostRows) {
     const message = `the prompt has ${promptTokenIds.length} tokens, logits are returned of ${mostRows} at most`;
     throw new ContextLengthError("prompt", message, promptTokenIds.length, mostRows);
   }
-  return outputLimit(request, limits);
+  const maxTokens = outputLimit(promptTokenIds.length, sampling, logits, limits);
+  const bannedTokens = bannedAtFirst(sampling, limits.eosTokenIds);
+  const checked = { ...draft, promptTokenIds, cacheSalt: cacheSalt ?? "", logits, lockstep, badWordTokens };
+  return { ...checked, maxTokens, bannedTokens } as unknown as EngineRequest;
 }
 
-/**
- * The end-of-sequence and stop ids that `minTokens` forbids at first.
- * @throws InvalidRequestError when nothing else is allowed.
- */
-export function bannedTokens(
+/** @throws InvalidRequestError naming the parameter, unless each is an integer in [0, vocabSize). */
+export function checkTokens(param: string, tokens: TokenIds, vocabSize: number): Int32Array<ArrayBuffer> {
+  for (const token of tokens) {
+    if (!Number.isInteger(token) || token < 0 || token >= vocabSize) {
+      const message = `${param}: ${token} is not a token id, an integer from 0 to ${vocabSize - 1}`;
+      throw new InvalidRequestError(param, message, "invalid_token_id");
+    }
+  }
+  return tokens instanceof Int32Array ? tokens : new Int32Array(tokens);
+}
+
+/** What the runner applies for a completion with this seed. */
+export function slotSampling(request: EngineRequest, seed: bigint): SlotSampling {
+  const { sampling, bannedTokens, badWordTokens, promptTokenIds } = request;
+  const { temperature, topP, topK, minP, logitBias, allowedTokenIds } = sampling;
+  const { repetitionPenalty, presencePenalty, frequencyPenalty } = sampling;
+  const bannedUntil = promptTokenIds.length + sampling.minTokens;
+  return {
+    ...{ temperature, topP, topK, minP, repetitionPenalty, presencePenalty, frequencyPenalty },
+    ...{ seed, logitBias, bannedTokens, bannedUntil, allowedTokenIds, badWords: badWordTokens },
+  };
+}
+
+function bannedAtFirst(
   { minTokens, ignoreEos, stopTokenIds, allowedTokenIds }: ResolvedSamplingParams,
   eosTokenIds: readonly number[],
 ): readonly number[] {
@@ -81,50 +116,28 @@ export function bannedTokens(
   return [...banned];
 }
 
-/** What the runner applies for a completion with this seed. */
-export function slotSampling(
-  { sampling, promptTokenIds, badWordTokens = [] }: EngineRequest,
-  seed: bigint,
-  bannedTokens: readonly number[],
-): SlotSampling {
-  const { temperature, topP, topK, minP, logitBias, allowedTokenIds } = sampling;
-  const { repetitionPenalty, presencePenalty, frequencyPenalty } = sampling;
-  const bannedUntil = promptTokenIds.length + sampling.minTokens;
-  return {
-    ...{ temperature, topP, topK, minP, repetitionPenalty, presencePenalty, frequencyPenalty },
-    ...{ seed, logitBias, bannedTokens, bannedUntil, allowedTokenIds, badWords: badWordTokens },
-  };
-}
-
-function outputLimit(request: EngineRequest, limits: RequestLimits): number {
-  const { sampling, promptTokenIds } = request;
-  const limit = Math.min(limits.maxModelLen, limits.poolTokens);
-  const where = limits.poolTokens < limits.maxModelLen ? "the KV cache" : "the context";
-  const wanted = request.logits ? 0 : (sampling.maxTokens ?? 1);
-  const least = promptTokenIds.length + (request.logits ? 0 : 1);
+function outputLimit(
+  promptLength: number,
+  { maxTokens, minTokens }: ResolvedSamplingParams,
+  logits: boolean,
+  { maxModelLen, poolTokens }: RequestLimits,
+): number {
+  const limit = Math.min(maxModelLen, poolTokens);
+  const where = poolTokens < maxModelLen ? "the KV cache" : "the context";
+  const least = promptLength + (logits ? 0 : 1);
   if (least > limit) {
-    const message = `the prompt has ${promptTokenIds.length} tokens, ${where} holds ${limit}, output included`;
+    const message = `the prompt has ${promptLength} tokens, ${where} holds ${limit}, output included`;
     throw new ContextLengthError("prompt", message, least, limit);
   }
-  const total = promptTokenIds.length + wanted;
-  if (total > limit) {
-    const message = `${promptTokenIds.length} prompt tokens and maxTokens ${wanted} exceed the ${limit} tokens of ${where}`;
-    throw new ContextLengthError("maxTokens", message, total, limit);
+  if (logits) return 0;
+  const most = maxTokens ?? limit - promptLength;
+  if (promptLength + most > limit) {
+    const message = `${promptLength} prompt tokens and maxTokens ${most} exceed the ${limit} tokens of ${where}`;
+    throw new ContextLengthError("maxTokens", message, promptLength + most, limit);
   }
-  const maxTokens = request.logits ? 0 : (sampling.maxTokens ?? limit - promptTokenIds.length);
-  if (!request.logits && sampling.minTokens > maxTokens) {
-    const message = `minTokens ${sampling.minTokens} is above the ${maxTokens} tokens that ${where} leaves`;
+  if (minTokens > most) {
+    const message = `minTokens ${minTokens} is above the ${most} tokens that ${where} leaves`;
     throw new InvalidRequestError("minTokens", message);
   }
-  return maxTokens;
-}
-
-/** @throws InvalidRequestError naming the parameter, unless each is an integer in [0, vocabSize). */
-export function checkTokens(param: string, tokens: readonly number[], vocabSize: number): void {
-  for (const token of tokens) {
-    if (!Number.isInteger(token) || token < 0 || token >= vocabSize) {
-      const message = `${param}: ${token} is not a token id, an integer from 0 to ${vocabSize - 1}`;
-      throw new InvalidRequestError(param, message, "invalid_token_id");
-    }
-  }
+  return most;
 }

@@ -8,7 +8,7 @@ export type SequenceStatus = "waiting" | "running" | "finished";
 export interface SequenceInit {
   /** Order of arrival among all sequences of the engine. */
   readonly ordinal: number;
-  readonly promptTokenIds: readonly number[];
+  readonly promptTokenIds: Int32Array;
   /** Tokens to generate at most; 0: only compute the prompt. */
   readonly maxTokens: number;
   readonly sampling: SlotSampling;

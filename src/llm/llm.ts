@@ -1,9 +1,9 @@
 import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
-import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
+import { EngineDeadError } from "../base/errors.ts";
+import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import type { EngineRequest } from "../engine/request.ts";
+import { checkRequest } from "../engine/request.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
 import {
@@ -14,8 +14,11 @@ import {
 } from "../tokenizer/prompt-encoder.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type LoadedModel, type LoadProgress, loadModel } from "./load-model.ts";
-import { RequestBuilder } from "./request-builder.ts";
-import { type RequestHandle, RequestQueue } from "./request-queue.ts";
+import { OpenRequests } from "./open-requests.ts";
+import { readDeltas, readOutputs } from "./read-stream.ts";
+import type { RequestStream } from "./request-stream.ts";
+import { isList, resolveSampling } from "./resolve-sampling.ts";
+import { StepLoop } from "./step-loop.ts";
 
 export interface CreateOptions extends EngineOptions {
   /** Told how downloading and loading go on. */
@@ -37,15 +40,23 @@ export interface GenerateProgress {
 
 export interface ChatGenerateOptions extends GenerateOptions, ChatOptions {}
 
+interface SubmitOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** Nobody reads the deltas before the end. */
+  readonly finalOnly?: boolean;
+  /** As in `EngineRequest`. */
+  readonly logits?: boolean;
+}
+
 /**
  * A model and its engine, in this thread. Requests of all calls share one batch, so `generate`, `chat` and `stream` may
  * run at the same time. Outputs come in the order of the prompts.
  */
 export class LLM {
   readonly #loaded: LoadedModel;
-  readonly #queue: RequestQueue;
+  readonly #open = new OpenRequests();
+  readonly #loop: StepLoop;
   readonly #encoder: PromptEncoder;
-  readonly #builder: RequestBuilder;
   #nextRequest = 0;
 
   private constructor(
@@ -54,14 +65,8 @@ export class LLM {
     readonly config: EngineConfig,
   ) {
     this.#loaded = loaded;
-    this.#queue = new RequestQueue(loaded.engine);
+    this.#loop = new StepLoop(loaded.engine, this.#open);
     this.#encoder = new PromptEncoder(loaded.tokenizer, loaded.chatTemplate);
-    this.#builder = new RequestBuilder(this.#encoder, {
-      vocabSize: loaded.modelConfig.vocabSize,
-      maxLogprobs: config.maxLogprobs,
-      defaults: loaded.defaultSampling,
-      hasTokenizer: loaded.tokenizer !== undefined,
-    });
   }
 
   /**
@@ -72,7 +77,7 @@ export class LLM {
   static async create(model?: string, options: CreateOptions = {}): Promise<LLM> {
     const { onProgress, ...engineOptions } = options;
     const config = resolveEngineConfig(engineOptions);
-    return new LLM(await loadModel(model, config, onProgress), config);
+    return new LLM(await loadModel(model, config, { onProgress }), config);
   }
 
   /** Name or folder of the model. */
@@ -114,12 +119,7 @@ export class LLM {
     params: SamplingParams | readonly SamplingParams[] = {},
     options: GenerateOptions = {},
   ): Promise<RequestOutput[]> {
-    const list = isList(prompts) ? prompts : [prompts];
-    const paramsOf = perPrompt(params, list.length);
-    return this.#run(
-      list.map((prompt, i) => this.#request(prompt, paramsOf(i))),
-      options,
-    );
+    return this.#generate(isList(prompts) ? prompts : [prompts], params, options);
   }
 
   /**
@@ -133,11 +133,8 @@ export class LLM {
     options: ChatGenerateOptions = {},
   ): Promise<RequestOutput[]> {
     const conversations = isConversations(messages) ? messages : [messages];
-    const paramsOf = perPrompt(params, conversations.length);
-    const requests = conversations.map((conversation, i) =>
-      this.#request({ messages: conversation, chat: options }, paramsOf(i)),
-    );
-    return this.#run(requests, options);
+    const prompts = conversations.map((conversation) => ({ messages: conversation, chat: options }));
+    return this.#generate(prompts, params, options);
   }
 
   /**
@@ -149,7 +146,7 @@ export class LLM {
     params: SamplingParams = {},
     options: { signal?: AbortSignal } = {},
   ): AsyncGenerator<CompletionDelta, void, undefined> {
-    yield* this.#stream(this.#request(prompt, params), options.signal);
+    yield* readDeltas(this.#submit([prompt], params, options));
   }
 
   /** The same for a conversation. */
@@ -158,7 +155,7 @@ export class LLM {
     params: SamplingParams = {},
     options: ChatOptions & { signal?: AbortSignal } = {},
   ): AsyncGenerator<CompletionDelta, void, undefined> {
-    yield* this.#stream(this.#request({ messages, chat: options }, params), options.signal);
+    yield* readDeltas(this.#submit([{ messages, chat: options }], params, options));
   }
 
   /**
@@ -166,9 +163,11 @@ export class LLM {
    * @throws ContextLengthError for more than 2^30 of them; RequestFailedError; otherwise as `generate`.
    */
   async logits(promptTokenIds: readonly number[]): Promise<Float32Array> {
-    const request = this.#builder.build(this.#newId(), { promptTokenIds }, {}, now(), { logits: true });
-    const [output] = await this.#run([request], {}, (id) => this.#loaded.engine.logits(id));
-    return output!;
+    const stream = this.#submit([{ promptTokenIds }], {}, { logits: true });
+    const [output] = await readOutputs(stream);
+    const { error } = output!.outputs[0]!;
+    if (error) throw error;
+    return stream.requests[0]!.logits!;
   }
 
   /** Text of a conversation, as the model sees it. */
@@ -188,7 +187,7 @@ export class LLM {
 
   /** Ends running requests with EngineDeadError and frees the device. Safe to call twice. */
   dispose(): void {
-    this.#queue.close(new EngineDeadError("the LLM was disposed of"));
+    this.#loop.stop(new EngineDeadError("the LLM was disposed of"));
     this.#loaded.dispose();
   }
 
@@ -196,96 +195,62 @@ export class LLM {
     this.dispose();
   }
 
-  #request(prompt: Prompt | ChatPrompt, params: SamplingParams): EngineRequest {
-    return this.#builder.build(this.#newId(), prompt, params, now());
-  }
-
-  #run(requests: readonly EngineRequest[], options: GenerateOptions): Promise<RequestOutput[]>;
-  #run<T>(
-    requests: readonly EngineRequest[],
-    options: GenerateOptions,
-    take: (id: string) => T,
-  ): Promise<T[]>;
-  async #run<T>(
-    requests: readonly EngineRequest[],
+  async #generate(
+    prompts: readonly (Prompt | ChatPrompt)[],
+    params: SamplingParams | readonly SamplingParams[],
     { signal, onProgress }: GenerateOptions,
-    take?: (id: string) => T,
-  ): Promise<(RequestOutput | T)[]> {
-    const engine = this.#loaded.engine;
-    let finishedPrompts = 0;
-    let outputTokens = 0;
-    const handles = this.#queue.addAll(requests, signal);
-    const totalPrompts = requests.length;
-    const outputs = handles.map(async (handle) => {
-      try {
-        for await (const delta of handle) {
-          outputTokens += delta.tokenIds.length;
-          onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
-        }
-        finishedPrompts++;
-        onProgress?.({ finishedPrompts, totalPrompts, outputTokens });
-        return take ? take(handle.id) : engine.result(handle.id);
-      } finally {
-        this.#forget(handle);
-      }
+  ): Promise<RequestOutput[]> {
+    const stream = this.#submit(prompts, params, { signal, finalOnly: onProgress === undefined });
+    return readOutputs(stream, onProgress && progressReporter(stream.requests, onProgress));
+  }
+
+  /** Checks and queues all prompts or, if one is refused, none. */
+  #submit(
+    prompts: readonly (Prompt | ChatPrompt)[],
+    params: SamplingParams | readonly SamplingParams[],
+    { signal, finalOnly, logits = false }: SubmitOptions,
+  ): RequestStream {
+    const { engine, tokenizer, defaultSampling } = this.#loaded;
+    const arrivalTime = performance.now() / 1000;
+    const samplings = resolveSampling(prompts, params, {
+      vocabSize: engine.limits.vocabSize,
+      maxLogprobs: this.config.maxLogprobs,
+      defaults: defaultSampling,
+      hasTokenizer: tokenizer !== undefined,
     });
-    try {
-      return await Promise.all(outputs);
-    } catch (error) {
-      // Nobody gets the other outputs any more.
-      for (const handle of handles) handle.abort();
-      throw error;
-    }
-  }
-
-  async *#stream(
-    request: EngineRequest,
-    signal: AbortSignal | undefined,
-  ): AsyncGenerator<CompletionDelta, void, undefined> {
-    const engine = this.#loaded.engine;
-    const kind = request.sampling.outputKind ?? "delta";
-    const [handle] = this.#queue.addAll([request], signal);
-    try {
-      for await (const delta of handle!) {
-        if (kind === "delta") yield delta;
-        else if (kind === "cumulative" || delta.finishReason !== null) {
-          const { text, tokenIds, logprobs } = engine.result(request.id).outputs[delta.index]!;
-          yield { ...delta, text, tokenIds, ...(logprobs && { logprobs }) };
-        }
-      }
-    } finally {
-      this.#forget(handle!);
-    }
-  }
-
-  /** Ends a request if it still runs. A dead engine keeps its requests. */
-  #forget(handle: RequestHandle): void {
-    handle.abort();
-    if (!handle.failed) this.#loaded.engine.release(handle.id);
-  }
-
-  #newId(): string {
-    return `request-${this.#nextRequest++}`;
+    const checked = prompts.map((prompt, i) => {
+      const sampling = finalOnly ? { ...samplings[i]!, outputKind: "finalOnly" as const } : samplings[i]!;
+      const { text, tokenIds, cacheSalt } = this.#encoder.encode(prompt);
+      const badWordTokens = this.#encoder.badWordTokens(sampling.badWords);
+      const id = String(this.#nextRequest++);
+      const draft = { id, promptTokenIds: tokenIds, sampling, badWordTokens, cacheSalt, arrivalTime, logits };
+      return { request: checkRequest(draft, engine.limits), prompt: text };
+    });
+    this.#loop.add(checked.map(({ request }) => request));
+    return this.#open.open(checked, { abort: (ids) => this.#loop.abort(ids), signal });
   }
 }
 
-function now(): number {
-  return performance.now() / 1000;
-}
-
-function isList<T>(value: T | readonly T[]): value is readonly T[] {
-  return Array.isArray(value);
+/** Counts what was generated and tells it after each delta. */
+function progressReporter(
+  requests: readonly SubmittedRequest[],
+  onProgress: (progress: GenerateProgress) => void,
+): (delta: CompletionDelta) => void {
+  const unfinished = new Map(requests.map(({ id, sampling }) => [id, sampling.n]));
+  const totalPrompts = requests.length;
+  let finishedPrompts = 0;
+  let outputTokens = 0;
+  return ({ requestId, tokenIds, finishReason }) => {
+    outputTokens += tokenIds.length;
+    const left = unfinished.get(requestId)! - (finishReason === null ? 0 : 1);
+    unfinished.set(requestId, left);
+    if (left === 0) finishedPrompts++;
+    onProgress({ finishedPrompts, totalPrompts, outputTokens });
+  };
 }
 
 function isConversations(
   messages: readonly ChatMessage[] | readonly (readonly ChatMessage[])[],
 ): messages is readonly (readonly ChatMessage[])[] {
   return messages.length > 0 && messages.every((entry) => Array.isArray(entry));
-}
-
-function perPrompt(params: SamplingParams | readonly SamplingParams[], count: number) {
-  if (!isList<SamplingParams>(params)) return () => params;
-  if (params.length !== count)
-    throw new InvalidRequestError("params", `${params.length} sampling parameters for ${count} prompts`);
-  return (i: number) => params[i]!;
 }

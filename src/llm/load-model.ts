@@ -30,6 +30,14 @@ export const EMBEDDED_MODEL = join(import.meta.dir, "../../models", "tiny-storie
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;
 
+export interface LoadOptions {
+  readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
+  /** Called with the model's folder once that is complete on disk. */
+  readonly onFolder?: (folder: string) => void;
+  /** Default `createBackend`; replaceable, so that tests need no GPU. */
+  readonly openBackend?: typeof createBackend;
+}
+
 /** How far loading has come. */
 export interface LoadProgress {
   readonly phase: "download" | "weights";
@@ -41,7 +49,6 @@ export interface LoadProgress {
 export interface LoadedModel extends TextModel {
   /** Name or folder it was loaded from. */
   readonly name: string;
-  readonly folder: string;
   readonly modelConfig: ModelConfig;
   readonly maxModelLen: number;
   readonly device: Backend["name"];
@@ -55,14 +62,12 @@ export interface LoadedModel extends TextModel {
 
 /**
  * Loads a model: a folder, a Hugging Face id, or the embedded one.
- * @param openBackend replaceable, so that tests need no GPU
  * @throws ModelNotFoundError, ModelDataError, DownloadError, DeviceError or ConfigError; nothing stays allocated.
  */
 export async function loadModel(
   model: string | undefined,
   config: EngineConfig,
-  onProgress?: (progress: LoadProgress) => void,
-  openBackend = createBackend,
+  { onProgress, onFolder, openBackend = createBackend }: LoadOptions = {},
 ): Promise<LoadedModel> {
   if (config.tensorParallelSize > 1)
     throw new ConfigError("tensorParallelSize", "tensorParallelSize above 1 is not supported yet");
@@ -76,6 +81,7 @@ export async function loadModel(
           onProgress: report("download"),
           ...(config.downloadDir !== undefined && { downloadDir: config.downloadDir }),
         });
+  onFolder?.(folder);
   const modelConfig = readModelConfig(folder);
   const definition = defineModel(modelConfig, folder);
   const generation = readGenerationConfig(folder, modelConfig);
@@ -117,7 +123,7 @@ export async function loadModel(
         createTextStream: (promptTokenIds, sampling) =>
           new IncrementalDetokenizer(tokenizer, {
             skipSpecialTokens: sampling.skipSpecialTokens,
-            context: promptTokenIds.slice(-DETOKENIZER_CONTEXT),
+            context: [...promptTokenIds.subarray(-DETOKENIZER_CONTEXT)],
           }),
         decodeToken: (id: number) => tokenizer.decode([id], { skipSpecialTokens: false }),
       }),
@@ -125,7 +131,6 @@ export async function loadModel(
     return {
       ...{
         name: model ?? "tiny-stories",
-        folder,
         modelConfig,
         maxModelLen: runner.maxModelLen,
         device: backend.name,

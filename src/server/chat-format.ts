@@ -25,9 +25,9 @@ export class ChatFormat implements ReplyFormat {
   events(chunk: Chunk): readonly object[] {
     const delta = { ...this.#head, choices: [this.#choice(chunk, "delta", { content: chunk.text })] };
     if (!chunk.first) return [delta];
-    const { choice: index, stream } = chunk;
+    const { choice: index, request } = chunk;
     const opening = { index, delta: { role: this.role, content: "" }, logprobs: null, finish_reason: null };
-    const prompt = this.#body.return_token_ids && { prompt_token_ids: stream.promptTokenIds };
+    const prompt = this.#body.return_token_ids && { prompt_token_ids: request.promptTokenIds };
     return [{ ...this.#head, choices: [opening], ...prompt }, delta];
   }
 
@@ -36,7 +36,7 @@ export class ChatFormat implements ReplyFormat {
   }
 
   document(choices: readonly Chunk[], usage: Usage): object {
-    const { promptLogprobs: scored, promptTokenIds } = choices[0]!.stream;
+    const { promptLogprobs: scored, promptTokenIds } = choices[0]!.request;
     return {
       ...this.#head,
       choices: choices.map((choice) =>

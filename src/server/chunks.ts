@@ -1,6 +1,10 @@
-import type { GenerationStream } from "../async/request-stream.ts";
-import type { CompletionDelta, FinishReason, PositionLogprobs } from "../base/outputs.ts";
-import { merge } from "./merge.ts";
+import type {
+  CompletionDelta,
+  FinishReason,
+  GenerationStream,
+  PositionLogprobs,
+  SubmittedRequest,
+} from "../base/outputs.ts";
 
 /** A token and the log-probabilities at its position; null for the first of a prompt, which nothing predicts. */
 export interface ScoredToken {
@@ -13,7 +17,7 @@ export interface ScoredToken {
 export interface Chunk {
   /** Index among all choices of the reply: prompt × n + completion. */
   readonly choice: number;
-  readonly stream: GenerationStream;
+  readonly request: SubmittedRequest;
   /** Whether it is the first of its choice. */
   readonly first: boolean;
   text: string;
@@ -28,7 +32,7 @@ export interface ChunkOptions {
   /** Tokens per chunk, after the first. */
   readonly interval: number;
   /** Put before the first chunk of each choice. */
-  readonly echo?: (stream: GenerationStream) => Promise<Echo>;
+  readonly echo?: (request: SubmittedRequest) => Promise<Echo>;
   /** Leave out what was generated. */
   readonly promptOnly?: boolean;
   /** Aborted, with an error as reason, to end the reply. */
@@ -49,27 +53,29 @@ export interface Echo {
  * @throws the error of a completion that failed, or the signal's reason.
  */
 export async function* chunksOf(
-  streams: readonly GenerationStream[],
+  stream: GenerationStream,
   options: ChunkOptions,
 ): AsyncGenerator<Chunk, void, undefined> {
   const { signal, promptOnly, echo, onTokens, interval } = options;
-  const places = new Map(streams.map((stream, i) => [stream.id, { stream, base: i * stream.sampling.n }]));
+  const places = new Map(
+    stream.requests.map((request, i) => [request.id, { request, base: i * request.sampling.n }]),
+  );
   const echoes = new Map<string, Promise<Echo>>();
   const held = new Map<number, Chunk>();
   const seen = new Set<number>();
   try {
-    for await (const delta of streams.length === 1 ? streams[0]! : merge(streams)) {
+    for await (const delta of stream) {
       if (delta.error) throw delta.error;
       if (delta.finishReason === "abort" && signal.aborted) throw signal.reason;
-      const { stream, base } = places.get(delta.requestId)!;
+      const { request, base } = places.get(delta.requestId)!;
       const choice = base + delta.index;
       onTokens?.(choice, delta.tokenIds.length);
       const first = !seen.has(choice);
-      let chunk = chunkOf(delta, choice, stream, first);
+      let chunk = chunkOf(delta, choice, request, first);
       if (promptOnly) chunk = withoutOutput(chunk);
       if (first && echo) {
-        if (!echoes.has(stream.id)) echoes.set(stream.id, echo(stream));
-        chunk = prepend(await echoes.get(stream.id)!, chunk);
+        if (!echoes.has(request.id)) echoes.set(request.id, echo(request));
+        chunk = prepend(await echoes.get(request.id)!, chunk);
       }
       const before = held.get(choice);
       if (before) chunk = append(before, chunk);
@@ -82,7 +88,7 @@ export async function* chunksOf(
       yield chunk;
     }
   } finally {
-    for (const stream of streams) stream.abort();
+    stream.abort();
   }
 }
 
@@ -96,10 +102,10 @@ export function append(before: Chunk, after: Chunk): Chunk {
   return before;
 }
 
-function chunkOf(delta: CompletionDelta, choice: number, stream: GenerationStream, first: boolean): Chunk {
+function chunkOf(delta: CompletionDelta, choice: number, request: SubmittedRequest, first: boolean): Chunk {
   const { text, tokenIds, logprobs, finishReason, stopReason } = delta;
   return {
-    ...{ choice, stream, first, text, tokenIds: [...tokenIds], finishReason, stopReason },
+    ...{ choice, request, first, text, tokenIds: [...tokenIds], finishReason, stopReason },
     ...(logprobs && { scores: logprobs.map((position, i) => scored(tokenIds[i]!, position)) }),
   };
 }

@@ -33,9 +33,9 @@ export class CompletionFormat implements ReplyFormat {
   }
 
   #choice(chunk: Chunk): object {
-    const { stream, first } = chunk;
+    const { request, first } = chunk;
     const { prompt_logprobs: asked } = this.#body;
-    const scored = asked === null || asked === undefined ? undefined : stream.promptLogprobs;
+    const scored = asked === null || asked === undefined ? undefined : request.promptLogprobs;
     return {
       index: chunk.choice,
       text: chunk.text,
@@ -43,7 +43,7 @@ export class CompletionFormat implements ReplyFormat {
       finish_reason: chunk.finishReason,
       stop_reason: chunk.stopReason,
       ...(this.#body.return_token_ids && { token_ids: chunk.tokenIds }),
-      ...(this.#body.return_token_ids && first && { prompt_token_ids: stream.promptTokenIds }),
+      ...(this.#body.return_token_ids && first && { prompt_token_ids: request.promptTokenIds }),
       ...(scored && { prompt_logprobs: promptLogprobs(scored, this.#name) }),
     };
   }

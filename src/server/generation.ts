@@ -1,6 +1,6 @@
 import type { SubmitOptions } from "../async/async-llm.ts";
-import type { GenerationStream } from "../async/request-stream.ts";
 import { InvalidRequestError } from "../base/errors.ts";
+import type { GenerationStream } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { ChatPrompt, Prompt } from "../tokenizer/prompt-encoder.ts";
 import { cacheSalt } from "./auth.ts";
@@ -50,7 +50,7 @@ export async function generate(
 /** A request from its admission to the end of its reply. */
 class Generation {
   readonly #lifetime: RequestLifetime;
-  #streams: readonly GenerationStream[] = [];
+  #stream: GenerationStream | undefined;
   #usage: UsageCounter | undefined;
   #closed = false;
 
@@ -64,9 +64,9 @@ class Generation {
     // Invalid counts are the engine's to refuse.
     const n = Number.isInteger(sampling.n) ? Math.min(Math.max(sampling.n!, 1), 128) : 1;
     const started = () =>
-      this.#streams.length > 0 &&
+      this.#stream !== undefined &&
       (context.llm.stats.waiting === 0 ||
-        this.#streams.some((stream) => stream.metrics.firstScheduledTime !== undefined));
+        this.#stream.requests.some(({ metrics }) => metrics.firstScheduledTime !== undefined));
     this.#lifetime = admitRequest(c, context, prompts.length * n, started);
   }
 
@@ -81,23 +81,23 @@ class Generation {
     };
     const { isolateCacheByKey } = this.context.config;
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);
+    const salted = prompts.map((prompt) => withSalt(prompt, salt));
     // Prompts submitted after the lifetime's end are aborted by its signal.
-    const results = await this.#lifetime.race(
-      Promise.allSettled(
-        prompts.map((prompt) => this.context.llm.submit(withSalt(prompt, salt), sampling, options)),
-      ),
-    );
-    this.#streams = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
-    const refused = results.find((result) => result.status === "rejected");
-    if (refused) throw this.#renamed(refused.reason);
-    for (const { promptTokenIds, sampling } of this.#streams) {
-      if (sampling.promptLogprobs !== undefined && promptTokenIds.length > MAX_SCORED_PROMPT)
+    const stream = this.context.llm.submit(salted, sampling, options);
+    try {
+      this.#stream = await this.#lifetime.race(stream);
+    } catch (error) {
+      throw this.#renamed(error);
+    }
+    const { requests } = this.#stream;
+    for (const { numPromptTokens, sampling } of requests) {
+      if (sampling.promptLogprobs !== undefined && numPromptTokens > MAX_SCORED_PROMPT)
         throw invalidValue(
           "logprobs",
           `log-probabilities of prompts are limited to ${MAX_SCORED_PROMPT} tokens`,
         );
     }
-    this.#usage = new UsageCounter(this.#streams, this.context.config.enablePromptTokensDetails);
+    this.#usage = new UsageCounter(requests, this.context.config.enablePromptTokensDetails);
   }
 
   /** The whole reply. */
@@ -133,7 +133,7 @@ class Generation {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const stream of this.#streams) stream.abort();
+    this.#stream?.abort();
     this.#lifetime[Symbol.dispose]();
     if (!this.#usage) return;
     const { record } = this.c.get("tracked");
@@ -164,7 +164,7 @@ class Generation {
       latest.set(choice, now);
       if (before !== undefined && count > 0) metrics.observeInterToken((now - before) / 1000 / count);
     };
-    const chunks = chunksOf(this.#streams, {
+    const chunks = chunksOf(this.#stream!, {
       ...{ interval, onTokens, signal: this.#lifetime.signal },
       ...(echo && { echo }),
       ...(promptOnly && { promptOnly }),

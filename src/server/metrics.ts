@@ -1,6 +1,7 @@
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { AsyncLLM } from "../async/async-llm.ts";
-import type { FinishedRequest, StepReport } from "../async/engine-client.ts";
+import type { StepReport } from "../async/engine-client.ts";
+import type { FinishedRequest } from "../base/outputs.ts";
 
 const LABELS = ["model_name", "engine"] as const;
 

@@ -1,4 +1,4 @@
-import type { GenerationStream } from "../async/request-stream.ts";
+import type { SubmittedRequest } from "../base/outputs.ts";
 import type { Chunk } from "./chunks.ts";
 
 /** OpenAI's `usage`. */
@@ -15,7 +15,7 @@ export class UsageCounter {
   readonly #byChoice = new Map<number, number>();
 
   constructor(
-    private readonly streams: readonly GenerationStream[],
+    private readonly requests: readonly SubmittedRequest[],
     private readonly withDetails: boolean,
   ) {}
 
@@ -27,20 +27,20 @@ export class UsageCounter {
 
   /** Tokens of the longest completion of each prompt. */
   longest(): readonly number[] {
-    const { n } = this.streams[0]!.sampling;
-    return this.streams.map((_, i) =>
+    const { n } = this.requests[0]!.sampling;
+    return this.requests.map((_, i) =>
       Math.max(...Array.from({ length: n }, (_, j) => this.#byChoice.get(i * n + j) ?? 0)),
     );
   }
 
   get promptTokens(): number {
-    return sum(this.streams, (stream) => stream.promptTokenIds.length);
+    return sum(this.requests, (request) => request.numPromptTokens);
   }
 
   /** The usage so far. */
   usage(): Usage {
     const { promptTokens, completionTokens } = this;
-    const cached = sum(this.streams, (stream) => stream.numCachedTokens);
+    const cached = sum(this.requests, (request) => request.numCachedTokens);
     return {
       prompt_tokens: promptTokens,
       completion_tokens: completionTokens,

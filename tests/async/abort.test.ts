@@ -35,7 +35,8 @@ describe("aborting", () => {
     stream.abort();
     const deltas = await collect(stream);
     expect(deltas.map(({ finishReason }) => finishReason).at(-1)).toBe("abort");
-    expect(stream.metrics.finishedTime).toBeGreaterThan(stream.metrics.arrivalTime);
+    const { metrics } = stream.requests[0]!;
+    expect(metrics.finishedTime).toBeGreaterThan(metrics.arrivalTime);
     await expectIdle(asyncLLM);
   });
 

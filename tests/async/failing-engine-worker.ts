@@ -23,9 +23,9 @@ self.onmessage = ({ data: { model } }: MessageEvent<LoadMessage>) => {
     ...{ prefixQueries: 0, prefixHits: 0, promptTokens: 0, generationTokens: 0 },
   };
   const info = {
-    ...{ name: "nothing", folder: "", modelConfig: {} as never, device: "cpu" as const },
+    ...{ name: "nothing", modelConfig: {} as never, device: "cpu" as const },
     ...{ dtype: "float32" as const, defaultSampling: {} },
-    ...{ limits: { maxModelLen: 64, poolTokens: 64, vocabSize: 64 }, eosTokenIds: [] },
+    ...{ limits: { maxModelLen: 64, poolTokens: 64, vocabSize: 64, eosTokenIds: [] } },
     ...{ cacheConfig: { blockSize: 16, numBlocks: 4 }, timeOrigin: performance.timeOrigin },
   };
   post({ type: "ready", info, stats });

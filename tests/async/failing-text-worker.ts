@@ -8,7 +8,7 @@ self.onmessage = (_: MessageEvent<OpenTextMessage>) => {
     const { prompt } = (input ?? {}) as { prompt?: unknown };
     if (prompt === "crash") throw new RangeError("the text is too much");
     if (prompt === "hang") for (;;);
-    const output = { text: prompt, tokenIds: [5], badWordTokens: [] };
+    const output = { text: prompt, tokenIds: Int32Array.of(5) };
     self.postMessage({ call, output: job === "encode" ? output : undefined });
   };
 };

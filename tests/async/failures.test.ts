@@ -1,7 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { AsyncLLM as AsyncLLMClass } from "../../src/async/async-llm.ts";
-import { EngineClient } from "../../src/async/engine-client.ts";
-import { TextClient } from "../../src/async/text-client.ts";
+import { AsyncLLM as AsyncLLMClass, WORKER_SCRIPTS } from "../../src/async/async-llm.ts";
 import { resolveEngineConfig } from "../../src/base/config.ts";
 import { CudaError } from "../../src/cuda/errors.ts";
 import {
@@ -146,10 +144,10 @@ test("without a tokenizer, token ids alone", async () => {
 });
 
 /** An AsyncLLM whose engine fails in that manner. */
-async function failing(model: string): Promise<AsyncLLM> {
+function failing(model: string): Promise<AsyncLLM> {
+  const engine = new URL("./failing-engine-worker.ts", import.meta.url);
   const config = resolveEngineConfig({ skipTokenizerInit: true });
-  const url = new URL("./failing-engine-worker.ts", import.meta.url);
-  return new AsyncLLMClass(await EngineClient.start(url, { model, config }), undefined, config);
+  return AsyncLLMClass.start({ ...WORKER_SCRIPTS, engine }, model, config);
 }
 
 describe("the engine's death", () => {
@@ -189,13 +187,13 @@ describe("the engine's death", () => {
 });
 
 /** A real engine behind a text worker that fails on request. */
-async function withFailingText(deadline?: number): Promise<AsyncLLM> {
-  const config = resolveEngineConfig(FAST_OPTIONS);
-  const engine = await EngineClient.start(new URL("../../src/async/engine-worker.ts", import.meta.url), {
-    ...{ model: FAST_MODEL, config },
-  });
-  const worker = new URL("./failing-text-worker.ts", import.meta.url);
-  return new AsyncLLMClass(engine, await TextClient.start(worker, "", config, deadline), config);
+function withFailingText(textDeadline = 30_000): Promise<AsyncLLM> {
+  const text = new URL("./failing-text-worker.ts", import.meta.url);
+  return AsyncLLMClass.start(
+    { ...WORKER_SCRIPTS, text, textDeadline },
+    undefined,
+    resolveEngineConfig(SMALL),
+  );
 }
 
 test("the text worker's death fails the texts it had; the next text gets a new one", async () => {

@@ -1,5 +1,12 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { AsyncLLM, type CompletionDelta, LLM, type RequestOutput, type StepReport } from "../../src/index.ts";
+import {
+  AsyncLLM,
+  type CompletionDelta,
+  LLM,
+  type Prompt,
+  type RequestOutput,
+  type StepReport,
+} from "../../src/index.ts";
 import {
   collect,
   createAsyncLLM,
@@ -84,9 +91,10 @@ describe("the same as LLM", () => {
     const [expected] = await llm.chat(messages, GREEDY, chat);
     expect(content(await asyncLLM.generate({ messages, chat }, GREEDY))).toEqual(content(expected!));
     const stream = await asyncLLM.submit({ messages }, { temperature: 0 });
-    expect(stream.sampling.maxTokens).toBeUndefined();
+    const [request] = stream.requests;
+    expect(request!.sampling.maxTokens).toBeUndefined();
     stream.abort();
-    expect(stream.prompt).toBe(llm.renderChat(messages));
+    expect(request!.prompt).toBe(llm.renderChat(messages));
   });
 
   test("a stream of each output kind", async () => {
@@ -132,6 +140,45 @@ test("what a reader has not taken comes as one delta", async () => {
   expect(deltas[0]!.logprobs).toEqual([...whole.outputs[0]!.logprobs!]);
 });
 
+describe("several prompts at once", () => {
+  const prompts = [PROMPT, { promptTokenIds: [300, 400, 500] }, "The little dog"];
+
+  test("give their outputs in order, each with its own parameters", async () => {
+    const params = [GREEDY, { ...SAMPLED, n: 2 }, { ...GREEDY, maxTokens: 3 }];
+    const expected = await llm.generate(prompts as Prompt[], params);
+    expect((await asyncLLM.generate(prompts, params)).map(content)).toEqual(expected.map(content));
+    expect(await asyncLLM.generate([])).toEqual([]);
+    expect(await rejection(asyncLLM.generate(prompts, [GREEDY]))).toMatchObject({ param: "params" });
+  });
+
+  test("are one stream: a reader that pauses gets one delta for each completion, and nothing is lost", async () => {
+    const params = { ...SAMPLED, n: 2, maxTokens: 24 };
+    const expected = await asyncLLM.generate(prompts, params);
+    const stream = await asyncLLM.submit(prompts, params);
+    const iterator = stream[Symbol.asyncIterator]();
+    const deltas = [(await iterator.next()).value!];
+    await asyncLLM.drain(60);
+    for (let next = await iterator.next(); !next.done; next = await iterator.next()) deltas.push(next.value);
+    expect(deltas).toHaveLength(1 + 3 * 2);
+    for (const [i, { id }] of stream.requests.entries()) {
+      const own = deltas.filter(({ requestId }) => requestId === id);
+      for (const { index, text, tokenIds } of expected[i]!.outputs) {
+        expect(joined(own, index)).toBe(text);
+        const tokens = own.filter((delta) => delta.index === index).flatMap((delta) => delta.tokenIds);
+        expect(tokens).toEqual([...tokenIds]);
+      }
+    }
+  });
+
+  test("are refused together", async () => {
+    const { steps } = asyncLLM.stats;
+    const error = await rejection(asyncLLM.submit([PROMPT, { promptTokenIds: [-1] }, PROMPT]));
+    expect(error).toMatchObject({ code: "invalid_token_id" });
+    expect(asyncLLM.stats.steps).toBe(steps);
+    await expectIdle(asyncLLM);
+  });
+});
+
 test("times are on one clock and in order", async () => {
   const { metrics } = await asyncLLM.generate(PROMPT, GREEDY);
   const { arrivalTime, firstScheduledTime, firstTokenTime, finishedTime } = metrics;
@@ -145,8 +192,9 @@ test("a stream knows before its first delta that its prompt is being computed", 
   const promptTokenIds = Array.from({ length: 24 }, (_, i) => 3 + i);
   const known: boolean[] = [];
   const stream = await llm.submit({ promptTokenIds }, { temperature: 0, maxTokens: 1 });
-  llm.onStep(() => known.push(stream.metrics.firstScheduledTime !== undefined));
-  expect(stream.metrics.firstScheduledTime).toBeUndefined();
+  const [request] = stream.requests;
+  llm.onStep(() => known.push(request!.metrics.firstScheduledTime !== undefined));
+  expect(request!.metrics.firstScheduledTime).toBeUndefined();
   await collect(stream);
   expect(known).toEqual([true, true, true]);
   expect(llm.dtype).toBe("float32");
@@ -167,8 +215,9 @@ test("steps are reported, each finished request once, until unsubscribed", async
   const reports: StepReport[] = [];
   const stop = asyncLLM.onStep((report) => reports.push(report));
   const stream = await asyncLLM.submit(PROMPT, { ...SAMPLED, n: 2 });
-  const { promptTokenIds } = stream;
+  const { id, promptTokenIds, metrics: submitted } = stream.requests[0]!;
   await collect(stream);
+  const { metrics } = stream.requests[0]!;
   stop();
   await asyncLLM.generate(PROMPT, GREEDY);
   const batched = reports.reduce((sum, report) => sum + report.numBatchedTokens, 0);
@@ -176,12 +225,13 @@ test("steps are reported, each finished request once, until unsubscribed", async
   expect(reports.at(-1)!.stats).toMatchObject({ running: 0, waiting: 0 });
   expect(reports.flatMap(({ finished }) => finished)).toEqual([
     {
-      ...{ id: stream.id, finishReasons: ["length", "length"], promptTokens: promptTokenIds.length },
+      ...{ id, finishReasons: ["length", "length"], promptTokens: promptTokenIds.length },
       ...{ cachedTokens: 0, generationTokens: 16, completionTokens: [8, 8] },
-      ...{ maxTokens: 8, n: 2, metrics: stream.metrics },
+      ...{ maxTokens: 8, n: 2, metrics },
     },
   ]);
-  expect(stream.metrics.finishedTime).toBeGreaterThan(stream.metrics.arrivalTime);
+  expect(submitted).toEqual({ arrivalTime: metrics.arrivalTime });
+  expect(metrics.finishedTime).toBeGreaterThan(metrics.arrivalTime);
 });
 
 describe("tokens and text", () => {
@@ -207,7 +257,7 @@ describe("tokens and text", () => {
     const submit = async (truncatePromptTokens: number) => {
       const stream = await asyncLLM.submit({ promptTokenIds }, { maxTokens: 4 }, { truncatePromptTokens });
       stream.abort();
-      return stream.promptTokenIds;
+      return stream.requests[0]!.promptTokenIds;
     };
     expect(await submit(3)).toEqual([1397, 1398, 1399]);
     expect(await submit(-1)).toEqual(promptTokenIds.slice(-1020));

@@ -1,7 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import type { GenerationStream } from "../../src/async/request-stream.ts";
-import type { CompletionDelta } from "../../src/base/outputs.ts";
+import type { CompletionDelta, GenerationStream } from "../../src/base/outputs.ts";
 import { startServer } from "../../src/server/serve.ts";
 import { cpuClock, eventually } from "../support.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";
@@ -141,10 +140,11 @@ const PIECE = "x".repeat(64 * 1024);
 const PIECES = 600;
 
 /** A long reply of the engine, at once. */
-async function* flood({ id }: GenerationStream): AsyncGenerator<CompletionDelta, void> {
+async function* flood({ requests }: GenerationStream): AsyncGenerator<CompletionDelta, void> {
   for (let i = 1; i <= PIECES; i++) {
     const finishReason = i < PIECES ? null : ("length" as const);
-    const delta = { requestId: id, index: 0, text: PIECE, tokenIds: [5], finishReason, stopReason: null };
+    const requestId = requests[0]!.id;
+    const delta = { requestId, index: 0, text: PIECE, tokenIds: [5], finishReason, stopReason: null };
     yield delta as CompletionDelta;
   }
 }

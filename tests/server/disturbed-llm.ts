@@ -1,6 +1,5 @@
 import type { AsyncLLM } from "../../src/async/async-llm.ts";
-import type { GenerationStream } from "../../src/async/request-stream.ts";
-import type { CompletionDelta } from "../../src/base/outputs.ts";
+import type { CompletionDelta, GenerationStream } from "../../src/base/outputs.ts";
 
 /** An object with some of its members replaced. */
 function override<T extends object>(target: T, members: Partial<T>): T {

@@ -1,5 +1,5 @@
 import type { TextStream } from "../../src/engine/completion.ts";
-import type { EngineRequest } from "../../src/engine/request.ts";
+import type { RequestDraft, TokenIds } from "../../src/engine/request.ts";
 
 /** A toy model whose every output depends on the whole history: the fake runner and the reference share only this. */
 export const VOCAB = 19;
@@ -71,12 +71,7 @@ export interface Expected {
 }
 
 /** What completion `index` must be, computed token by token without batches, blocks or caches. */
-export function reference(
-  request: EngineRequest,
-  index: number,
-  limit: number,
-  failAfter?: number,
-): Expected {
+export function reference(request: RequestDraft, index: number, limit: number, failAfter?: number): Expected {
   const { sampling, promptTokenIds } = request;
   const seed = sampling.seed! + BigInt(index);
   const salt = saltOf(seed);
@@ -136,10 +131,10 @@ export function reference(
 }
 
 /** The digests of the histories that end at each position of `tokens`. */
-export function digests(tokens: readonly number[], salt: number): number[] {
+export function digests(tokens: TokenIds, salt: number): number[] {
   let digest = 0;
   let previous = salt;
-  return tokens.map((token) => {
+  return Array.from(tokens, (token) => {
     previous = cell(previous, token, salt);
     digest = mix(digest, previous);
     return digest;

@@ -1,11 +1,12 @@
 import type { IHasher } from "hash-wasm";
 import { EngineDeadError } from "../../src/base/errors.ts";
-import type { CompletionDelta } from "../../src/base/outputs.ts";
 import type { ResolvedSamplingParams } from "../../src/base/sampling-params.ts";
 import { Engine } from "../../src/engine/engine.ts";
-import type { EngineRequest } from "../../src/engine/request.ts";
+import { checkRequest, type EngineRequest, type RequestDraft } from "../../src/engine/request.ts";
+import type { StepOutput } from "../../src/engine/step-output.ts";
 import { type Execution, FakeRunner, type Fault } from "./fake-runner.ts";
 import { digests, EOS, logprobOf, makeSeed, reference, saltOf, ToyTextStream, VOCAB } from "./oracle.ts";
+import { Outcomes } from "./outcomes.ts";
 
 /** What a simulated run came to, for statements about many runs. */
 export interface Summary {
@@ -25,8 +26,6 @@ interface Tracked {
   request: EngineRequest;
   failAfter: number | undefined;
   aborted: boolean;
-  /** By completion: what the deltas amount to. */
-  received: { text: string; tokens: number[]; finishReason: string | null; logprobs: number }[];
 }
 
 class Random {
@@ -77,7 +76,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
   });
-  const failures = new Map<readonly number[], number>();
+  const failures = new Map<Int32Array, number>();
   let now = 0;
   const engine = new Engine({
     ...{ runner, maxNumSeqs, maxNumBatchedTokens, hasher },
@@ -108,18 +107,21 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const must = (condition: boolean, message: string): void => {
     if (!condition) throw new Error(message);
   };
-  const receive = (delta: CompletionDelta): void => {
-    const target = tracked.get(delta.requestId)!.received[delta.index]!;
-    must(target.finishReason === null, `${delta.requestId}: a delta after the end`);
-    target.text += delta.text;
-    target.tokens.push(...delta.tokenIds);
-    target.logprobs += delta.logprobs?.length ?? 0;
-    target.finishReason = delta.finishReason;
-    if (delta.finishReason !== null) idleTicks = 0;
+  const outcomes = new Outcomes();
+  let died = false;
+  /** Undefined when the engine dies. */
+  const step = (): StepOutput | undefined => {
+    try {
+      return engine.step();
+    } catch (error) {
+      if (!(error instanceof EngineDeadError)) throw error;
+      died = true;
+      return undefined;
+    }
   };
 
   for (let tick = 0; arrivals.length > 0 || engine.hasUnfinished; tick++) {
-    while (arrivals[0] && arrivals[0].at <= tick && !engine.failure) {
+    while (arrivals[0] && arrivals[0].at <= tick) {
       const { request, failAfter } = arrivals.shift()!;
       const { length } = request.promptTokenIds;
       const wanted = request.logits
@@ -127,9 +129,11 @@ export function simulate(seed: number, hasher: IHasher): Summary {
         : (request.sampling.maxTokens ?? Math.max(1, request.sampling.minTokens));
       const before = engine.stats().waiting;
       let refused = false;
-      if (failAfter !== undefined) failures.set(request.promptTokenIds, failAfter);
+      let checked: EngineRequest | undefined;
       try {
-        engine.add(request);
+        checked = checkRequest(request, engine.limits);
+        if (failAfter !== undefined) failures.set(checked.promptTokenIds, failAfter);
+        engine.add(checked);
       } catch {
         refused = true;
       }
@@ -137,15 +141,11 @@ export function simulate(seed: number, hasher: IHasher): Summary {
       must(refused === !fits, `${request.id} was ${refused ? "refused" : "accepted"}`);
       const queued = engine.stats().waiting - before;
       must(queued === (refused ? 0 : request.sampling.n), `${request.id}: ${queued} sequences queued`);
-      if (refused) continue;
+      if (checked === undefined || refused) continue;
       const { n, seed } = request.sampling;
       for (let i = 0; request.lockstep && i < n; i++) runner.lockstep.add(seed! + BigInt(i));
-      const received = Array.from({ length: request.sampling.n }, () => {
-        return { text: "", tokens: [], finishReason: null, logprobs: 0 };
-      });
-      tracked.set(request.id, { request, failAfter, aborted: false, received });
+      tracked.set(request.id, { request: checked, failAfter, aborted: false });
     }
-    if (engine.failure) arrivals.length = 0;
     if (tracked.size > 0 && random.chance(abortPercent)) {
       const victim = random.pick([...tracked.values()]);
       victim.aborted = true;
@@ -156,8 +156,11 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     if (random.chance(2)) engine.resetPrefixCache();
     if (!engine.hasUnfinished) continue;
 
-    for (const delta of engine.step()) receive(delta);
+    const output = step();
     engine.checkIntegrity();
+    if (!output) break;
+    outcomes.take(output);
+    if (output.deltas.some(({ finishReason }) => finishReason !== null)) idleTicks = 0;
     must(runner.violations.length === 0, runner.violations.join("; "));
     const { running, generationTokens, kvUsage } = engine.stats();
     must(running <= maxNumSeqs, "too many sequences run");
@@ -165,23 +168,20 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     idleTicks = generationTokens > generated ? 0 : idleTicks + 1;
     generated = generationTokens;
     must(idleTicks <= patience, `no progress in ${idleTicks} steps`);
-    if (engine.failure) break;
   }
 
-  const died = engine.failure !== undefined;
   const { steps, preemptions, prefixHits, kvUsage, running, waiting } = engine.stats();
   must(running + waiting === 0 && kvUsage === 0, "something is left when all is done");
   const { numDrafts: drafts, numAccepted: accepted } = runner;
   const counts = { requests: 0, steps, preemptions, prefixHits, errors: 0, aborts: 0 };
   const summary: Summary = { ...counts, drafts, accepted, died };
   for (const entry of tracked.values()) {
-    verify(entry, engine, runner, limit, must);
+    verify(entry, outcomes, died, runner, limit, must);
     summary.requests++;
-    for (const { finishReason } of entry.received) {
+    for (const { finishReason } of outcomes.completions(entry.request.id)) {
       if (finishReason === "error") summary.errors++;
       if (finishReason === "abort") summary.aborts++;
     }
-    engine.release(entry.request.id);
   }
   must(engine.resetPrefixCache() && engine.stats().cachedBlocks === 0, "the cache could not be emptied");
   engine.checkIntegrity();
@@ -190,60 +190,64 @@ export function simulate(seed: number, hasher: IHasher): Summary {
 }
 
 function verify(
-  { request, failAfter, aborted, received }: Tracked,
-  engine: Engine,
+  { request, failAfter, aborted }: Tracked,
+  outcomes: Outcomes,
+  died: boolean,
   runner: FakeRunner,
   limit: number,
   must: (condition: boolean, message: string) => void,
 ): void {
   const { id, sampling, promptTokenIds } = request;
-  const result = engine.result(id);
-  must(result.finished && result.outputs.length === sampling.n, `${id} is not finished`);
-  must(result.numCachedTokens < promptTokenIds.length, `${id}: no prompt token was computed`);
-  for (const output of result.outputs) {
-    const name = `${id}/${output.index}`;
-    const expected = reference(request, output.index, limit, failAfter);
-    const got = received[output.index]!;
-    must(got.finishReason === output.finishReason, `${name}: no final delta`);
-    must(got.text === output.text, `${name}: the deltas' text is not the output's`);
-    must(String(got.tokens) === String(output.tokenIds), `${name}: the deltas' tokens are not the output's`);
+  const summary = outcomes.finished.get(id);
+  must(summary !== undefined || died, `${id} is not finished`);
+  const completions = Array.from({ length: sampling.n }, (_, index) => outcomes.completion(id, index));
+  for (const [index, output] of completions.entries()) {
+    const name = `${id}/${index}`;
+    const expected = reference(request, index, limit, failAfter);
+    must(output.finishReason !== null || died, `${name}: no final delta`);
     const tokens = expected.tokens.slice(0, output.tokenIds.length);
     must(String(output.tokenIds) === String(tokens), `${name}: ${output.tokenIds} instead of ${tokens}`);
     if (sampling.logprobs !== undefined) {
-      must(got.logprobs === output.tokenIds.length, `${name}: a log-probability is missing`);
-      output.logprobs!.forEach((entries, i) => {
+      must(output.logprobs.length === output.tokenIds.length, `${name}: a log-probability is missing`);
+      output.logprobs.forEach((entries, i) => {
         const [token, entry] = [...entries][0]!;
         must(token === output.tokenIds[i], `${name}: the log-probabilities are of another token`);
         must(entry.logprob === expected.logprobs[i], `${name}: a log-probability is wrong`);
       });
     }
-    const hit = engine.failure !== undefined || runner.victims.has(sampling.seed! + BigInt(output.index));
+    const hit = runner.victims.has(sampling.seed! + BigInt(index));
     if (output.finishReason === "abort") must(aborted, `${name} was not aborted`);
-    else if (output.finishReason !== "error" || !hit) {
+    else if (output.finishReason !== null && (output.finishReason !== "error" || !hit)) {
       must(output.finishReason === expected.finishReason, `${name}: ended with ${output.finishReason}`);
       must(output.stopReason === expected.stopReason, `${name}: stopped at ${output.stopReason}`);
       must(tokens.length === expected.tokens.length, `${name}: ${tokens.length} tokens`);
       must(output.text === expected.text, `${name}: ${output.text} instead of ${expected.text}`);
     }
   }
-  if (!result.outputs.every((output) => output.finishReason === "stop" || output.finishReason === "length"))
-    return;
+  if (!summary) return;
+  must(summary.cachedTokens < promptTokenIds.length, `${id}: no prompt token was computed`);
+  for (const [index, { tokenIds, finishReason }] of completions.entries()) {
+    must(summary.completionTokens[index] === tokenIds.length, `${id}/${index}: tokens are miscounted`);
+    must(summary.finishReasons[index] === finishReason, `${id}/${index}: two reasons to finish`);
+  }
+  if (!completions.every(({ finishReason }) => finishReason === "stop" || finishReason === "length")) return;
   const seen = digests(promptTokenIds, saltOf(sampling.seed!));
-  must((result.promptLogprobs?.[0] ?? null) === null, `${id}: nothing predicts the first token`);
-  result.promptLogprobs?.slice(1).forEach((entries, i) => {
+  const { promptLogprobs, logits } = outcomes.prompts.get(id)!;
+  must((sampling.promptLogprobs === undefined) === (promptLogprobs === undefined), `${id}: prompt positions`);
+  must((promptLogprobs?.[0] ?? null) === null, `${id}: nothing predicts the first token`);
+  promptLogprobs?.slice(1).forEach((entries, i) => {
     const token = promptTokenIds[i + 1]!;
     const logprob = entries?.get(token)?.logprob;
     must(logprob === logprobOf(seen[i]!, token), `${id}: prompt log-probability ${i + 1} is ${logprob}`);
   });
-  if (request.logits) {
-    const logits = engine.logits(id);
-    must(logits.length === seen.length * VOCAB, `${id}: ${logits.length} logits`);
-    for (let i = 0; i < logits.length; i++)
-      must(logits[i] === logprobOf(seen[Math.floor(i / VOCAB)]!, i % VOCAB), `${id}: logit ${i}`);
-  }
+  must(request.logits === (logits !== undefined), `${id}: logits that were not asked for, or none`);
+  if (!logits) return;
+  must(logits.length === seen.length * VOCAB, `${id}: ${logits.length} logits`);
+  for (let i = 0; i < logits.length; i++)
+    must(logits[i] === logprobOf(seen[Math.floor(i / VOCAB)]!, i % VOCAB), `${id}: logit ${i}`);
 }
 
-function makeRequest(random: Random, index: number, bases: number[][], limit: number): EngineRequest {
+function makeRequest(random: Random, index: number, bases: number[][], limit: number): RequestDraft {
   const salt = random.pick([0, 0, 1, 2]);
   const shared = random.pick(bases).slice(0, random.below(random.pick([12, 48])));
   const own = Array.from({ length: random.below(10) }, () => random.below(VOCAB));

@@ -1,4 +1,4 @@
-import type { GenerationStream } from "../../async/request-stream.ts";
+import type { SubmittedRequest } from "../../base/outputs.ts";
 import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { type Echo, scored } from "../chunks.ts";
 import { CompletionFormat } from "../completion-format.ts";
@@ -22,7 +22,7 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
       const { id, record } = c.get("tracked");
       if (config.logPrompts) record.prompt = prompts;
       const model = servedModel(context, body.model);
-      const echo = body.echo && ((stream: GenerationStream) => echoOf(context, stream, body));
+      const echo = body.echo && ((request: SubmittedRequest) => echoOf(context, request, body));
       return generate(
         c,
         context,
@@ -51,10 +51,10 @@ function promptOf(prompt: PromptInput): Prompt {
 /** The prompt as the beginning of the reply. */
 async function echoOf(
   { llm }: ServerContext,
-  stream: GenerationStream,
+  request: SubmittedRequest,
   body: { readonly truncate_prompt_tokens?: number | null | undefined },
 ): Promise<Echo> {
-  const { prompt, promptTokenIds, promptLogprobs } = stream;
+  const { prompt, promptTokenIds, promptLogprobs } = request;
   const whole = (body.truncate_prompt_tokens ?? undefined) === undefined;
   const text = whole && prompt !== undefined ? prompt : await llm.detokenize(promptTokenIds);
   if (!promptLogprobs) return { text, scores: [] };

@@ -1,12 +1,16 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { EngineLoop } from "../../../src/async/engine-loop.ts";
 import { decodeError, encodeError } from "../../../src/async/error-codec.ts";
 import { LogprobPacker, LogprobUnpacker } from "../../../src/async/logprob-codec.ts";
-import { packDeltas, unpackDeltas } from "../../../src/async/step-codec.ts";
-import type { EngineReply, StepMessage } from "../../../src/async/worker-protocol.ts";
+import { packStep, transfersOf, unpackStep } from "../../../src/async/step-codec.ts";
+import { StepPoster } from "../../../src/async/step-poster.ts";
+import type { EngineReply } from "../../../src/async/worker-protocol.ts";
 import * as errors from "../../../src/base/errors.ts";
-import type { CompletionDelta, PositionLogprobs } from "../../../src/base/outputs.ts";
+import type { PositionLogprobs } from "../../../src/base/outputs.ts";
 import { CudaError, CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
+import { checkRequest } from "../../../src/engine/request.ts";
+import type { OwnedDelta, StepOutput } from "../../../src/engine/step-output.ts";
+import { StepLoop } from "../../../src/llm/step-loop.ts";
+import { eventually } from "../../support.ts";
 import { makeEngine, makeRequest } from "../engine/helpers.ts";
 
 setDefaultTimeout(120_000);
@@ -67,36 +71,48 @@ describe("errors between threads", () => {
 const logprobs = (...ids: number[]): PositionLogprobs =>
   new Map(ids.map((id, i) => [id, { logprob: -i / 3, rank: i + 1, decodedToken: `<${id}>` }]));
 
-test("deltas come out as they went in", () => {
-  const plain = { index: 0, text: "", tokenIds: [], finishReason: null, stopReason: null };
-  const steps: CompletionDelta[][] = [
-    [
-      { ...plain, requestId: "3", text: "a 👍", tokenIds: [1, 2] },
-      { ...plain, requestId: "4", index: 2, tokenIds: [7], logprobs: [logprobs(7, 8)] },
-      { ...plain, requestId: "3", text: "é", tokenIds: [9], finishReason: "stop", stopReason: "x" },
-      {
-        ...plain,
-        requestId: "5",
-        finishReason: "error",
-        error: new errors.RequestFailedError("NaN", "code"),
-      },
-    ],
-    [],
-    [
-      { ...plain, requestId: "4", text: "b", tokenIds: [8, 7], logprobs: [logprobs(8, 7), logprobs(7, 5)] },
-      { ...plain, requestId: "4", finishReason: "length", logprobs: [] },
-    ],
+test("steps come out as they went in, their token ids moved and not copied", () => {
+  const plain = { index: 0, text: "", finishReason: null, stopReason: null };
+  const delta = (requestId: string, fields: Partial<OwnedDelta>): OwnedDelta => {
+    return { ...plain, requestId, tokenIds: [], ...fields };
+  };
+  const metrics = { arrivalTime: 0.5, firstScheduledTime: 1 };
+  const finished = {
+    ...{ id: "3", finishReasons: ["stop" as const], promptTokens: 2, cachedTokens: 0, n: 1, metrics },
+    ...{ generationTokens: 3, completionTokens: [3], maxTokens: undefined },
+  };
+  const steps: StepOutput[] = [
+    {
+      deltas: [
+        delta("3", { text: "a 👍", tokenIds: [1, 2] }),
+        delta("4", { index: 2, tokenIds: [7], logprobs: [logprobs(7, 8)] }),
+        delta("3", { text: "é", tokenIds: [9], finishReason: "stop", stopReason: "x" }),
+        delta("5", { finishReason: "error", error: new errors.RequestFailedError("NaN", "code") }),
+      ],
+      prompts: [
+        { id: "3", numCachedTokens: 1, metrics },
+        { id: "4", numCachedTokens: 0, metrics, promptLogprobs: [null, logprobs(8, 6)] },
+      ],
+      finished: [finished],
+      numBatchedTokens: 12,
+    },
+    { deltas: [], prompts: [], finished: [], numBatchedTokens: 0 },
+    {
+      deltas: [
+        delta("4", { text: "b", tokenIds: [8, 7], logprobs: [logprobs(8, 7), logprobs(7, 5)] }),
+        delta("4", { finishReason: "length", logprobs: [] }),
+      ],
+      ...{ prompts: [], finished: [], numBatchedTokens: 1 },
+    },
   ];
   const packer = new LogprobPacker();
   const unpacker = new LogprobUnpacker();
-  for (const deltas of steps) {
-    const received: CompletionDelta[] = [];
-    const packed = structuredClone(packDeltas(deltas, Number, packer));
-    unpackDeltas(packed, String, unpacker, (request, delta) => {
-      expect(`${request}`).toBe(delta.requestId);
-      received.push(delta);
-    });
-    expect(received).toEqual(deltas);
+  for (const step of steps) {
+    const packed = packStep(step, packer);
+    const sent = structuredClone(packed, { transfer: transfersOf(packed) });
+    expect(packed.words).toHaveLength(0);
+    expect(packed.logprobs?.values ?? []).toHaveLength(0);
+    expect(unpackStep(sent, unpacker)).toEqual(step);
   }
 });
 
@@ -106,66 +122,47 @@ test("a token's text travels once", () => {
   expect(packer.pack([logprobs(2, 3)]).newTexts).toEqual(["<3>"]);
 });
 
-describe("the engine's loop", () => {
-  const add = {
-    badWordTokens: [],
-    cacheSalt: undefined,
-    arrivalTime: 0,
-    aborted: false,
-    type: "add" as const,
-  };
-
-  /** Runs two requests; what was posted. */
-  async function run(fault: () => "dead" | undefined): Promise<EngineReply[]> {
+describe("the worker's loop", () => {
+  /** Runs two requests; the messages posted. */
+  async function run(fault?: () => "dead" | undefined): Promise<EngineReply[]> {
     const death = new errors.EngineDeadError("the device is gone");
-    const { engine } = makeEngine({}, { fault, death });
+    const { engine } = makeEngine({}, { ...(fault && { fault }), death });
     const replies: EngineReply[] = [];
-    const loop = new EngineLoop(engine, (reply) => replies.push(reply));
-    for (const [request, maxTokens] of [1, 3].entries()) {
-      const { sampling } = makeRequest([1, 2, 3], { maxTokens });
-      loop.add({ ...add, request, promptTokenIds: [1, 2, 3], sampling });
-    }
-    loop.abort(99);
-    while (!replies.some(({ type }) => type === "dead") && engine.hasUnfinished) await Bun.sleep(1);
-    loop.add({ ...add, request: 7, promptTokenIds: [1], sampling: makeRequest([1]).sampling });
+    const post = (reply: EngineReply, transfer: ArrayBuffer[] = []) =>
+      void replies.push(structuredClone(reply, { transfer }));
+    const loop = new StepLoop(engine, new StepPoster(engine, post));
+    const requests = [1, 3].map((maxTokens, i) =>
+      checkRequest(makeRequest([1, 2, 3], { maxTokens }, { id: String(i) }), engine.limits),
+    );
+    loop.add(requests);
+    loop.abort(["99"]);
+    await eventually(() => !engine.hasUnfinished);
     return replies;
   }
 
   const steps = (replies: readonly EngineReply[]) =>
-    replies.filter((reply): reply is StepMessage => reply.type === "step");
+    replies.flatMap((reply) => (reply.type === "step" ? [reply] : []));
 
-  test("posts each step once, and when requests start and finish", async () => {
-    const replies = await run(() => undefined);
+  test("posts each step once, with the requests that start and finish", async () => {
+    const replies = await run();
     expect(replies.every(({ type }) => type === "step")).toBe(true);
-    const posted = steps(replies);
-    expect(posted).toHaveLength(3);
-    expect(posted.map(({ started }) => started.map(({ request }) => request))).toEqual([[0, 1], [], []]);
-    expect(posted.map(({ finished }) => finished.map(({ request }) => request))).toEqual([[0], [], [1]]);
+    const posted = steps(replies).map(({ step, stats }) => ({ ...step, stats }));
+    expect(posted.map(({ prompts }) => prompts.map(({ progress }) => progress.id))).toEqual([
+      ["0", "1"],
+      [],
+      [],
+    ]);
+    expect(posted.map(({ finished }) => finished.map(({ id }) => id))).toEqual([["0"], [], ["1"]]);
     expect(posted.map(({ numBatchedTokens }) => numBatchedTokens)).toEqual([6, 1, 1]);
+    expect(posted.map(({ stats }) => stats.running)).toEqual([1, 1, 0]);
   });
 
-  test("posts that a request is computed before its first delta, with overlap as soon as it is launched", async () => {
-    for (const overlap of [false, true]) {
-      const { engine } = makeEngine({ overlap, maxNumBatchedTokens: 4 }, { maxInFlight: 2 });
-      const replies: EngineReply[] = [];
-      const loop = new EngineLoop(engine, (reply) => replies.push(reply));
-      const { sampling, promptTokenIds } = makeRequest([1, 2, 3, 4, 5, 6], { maxTokens: 1 });
-      loop.add({ ...add, request: 0, promptTokenIds, sampling });
-      while (engine.hasUnfinished) await Bun.sleep(1);
-      const posted = steps(replies);
-      expect(posted.map(({ scheduled }) => scheduled.map(({ request }) => request))[0]).toEqual([0]);
-      expect(posted[0]!.scheduled[0]!.metrics.firstScheduledTime).toBeNumber();
-      expect(posted.flatMap(({ scheduled }) => scheduled)).toHaveLength(1);
-      expect(posted.findIndex(({ started }) => started.length > 0)).toBe(overlap ? 2 : 1);
-    }
-  });
-
-  test("dies with the engine: what ended before has ended, what comes later is refused", async () => {
+  test("dies with the engine, after what ended before has ended", async () => {
     let launches = 0;
     const replies = await run(() => (launches++ === 1 ? "dead" : undefined));
-    expect(replies.map(({ type }) => type)).toEqual(["step", "step", "dead", "refused"]);
-    expect(steps(replies).flatMap(({ finished }) => finished.map(({ request }) => request))).toEqual([0]);
-    const { error } = replies[2] as Extract<EngineReply, { type: "dead" }>;
+    expect(replies.map(({ type }) => type)).toEqual(["step", "dead"]);
+    expect(steps(replies).flatMap(({ step }) => step.finished.map(({ id }) => id))).toEqual(["0"]);
+    const { error } = replies[1] as Extract<EngineReply, { type: "dead" }>;
     expect(error).toMatchObject({ name: "EngineDeadError", message: "the device is gone" });
   });
 });

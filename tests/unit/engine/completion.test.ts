@@ -3,11 +3,15 @@ import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.t
 import { Completion, positionLogprobs, type TextStream } from "../../../src/engine/completion.ts";
 import { makeRequest } from "./helpers.ts";
 
+/** Everything that a completion has not handed out yet. */
+const rest = (completion: Completion) => completion.takeDelta()!;
+
 /** Token i is the i-th of `words`; `held` comes with the flush. */
 function complete(words: string[], sampling: Partial<ResolvedSamplingParams> = {}, held = ""): Completion {
   const textStream: TextStream = { push: (id) => words[id]!, flush: () => held };
   return new Completion({
-    ...{ requestId: "r", index: 1, maxTokens: 8, eosTokenIds: new Set([99]), textStream },
+    ...{ requestId: "r", index: 1, maxTokens: 8, eosTokenIds: new Set([99]) },
+    openTextStream: () => textStream,
     sampling: makeRequest([1], sampling).sampling,
   });
 }
@@ -29,8 +33,8 @@ test("a stop string ends the text before it, or after it when asked", () => {
     const completion = complete(["a", "xST", "OPy"], { stop: ["STOP"], includeStopStrInOutput });
     for (const id of [0, 1, 2]) completion.append(id);
     const text = includeStopStrInOutput ? "axSTOP" : "ax";
-    expect(completion.output()).toMatchObject({ text, finishReason: "stop", stopReason: "STOP" });
-    expect(completion.output().tokenIds).toEqual([0, 1, 2]);
+    const tokenIds = [0, 1, 2];
+    expect(rest(completion)).toMatchObject({ text, tokenIds, finishReason: "stop", stopReason: "STOP" });
   }
 });
 
@@ -40,23 +44,23 @@ test("stop strings and stop ids do not count before minTokens", () => {
   completion.append(1);
   expect(completion.finishReason).toBeNull();
   completion.append(2);
-  expect(completion.output()).toMatchObject({ text: "SS", finishReason: "stop", stopReason: "S" });
+  expect(rest(completion)).toMatchObject({ text: "SS", finishReason: "stop", stopReason: "S" });
 });
 
 test("an end-of-sequence token gives no text, flushes what is held back, and has no stop reason", () => {
   const completion = complete(["a", "ST"], { stop: ["STOP"] }, "�");
   for (const id of [0, 1, 99]) completion.append(id);
-  expect(completion.output()).toMatchObject({ text: "aST�", finishReason: "stop", stopReason: null });
-  expect(completion.output().tokenIds).toEqual([0, 1, 99]);
+  const tokenIds = [0, 1, 99];
+  expect(rest(completion)).toMatchObject({ text: "aST�", tokenIds, finishReason: "stop", stopReason: null });
 });
 
 test("the last allowed token ends the text with length, or with the stop string that its flush completes", () => {
   const cut = complete(Array(8).fill("a"));
   for (let id = 0; id < 8; id++) cut.append(id);
-  expect(cut.output()).toMatchObject({ text: "a".repeat(8), finishReason: "length" });
+  expect(rest(cut)).toMatchObject({ text: "a".repeat(8), finishReason: "length" });
   const flushed = complete(Array(8).fill("a"), { stop: ["ab"] }, "b");
   for (let id = 0; id < 8; id++) flushed.append(id);
-  expect(flushed.output()).toMatchObject({ text: "a".repeat(7), finishReason: "stop", stopReason: "ab" });
+  expect(rest(flushed)).toMatchObject({ text: "a".repeat(7), finishReason: "stop", stopReason: "ab" });
 });
 
 test("finalOnly sends one delta with everything", () => {
@@ -83,12 +87,13 @@ test("an error keeps the text so far, even if the text stream cannot be flushed"
   const sampling = makeRequest([1], { stop: ["ST"] }).sampling;
   for (const reason of ["error", "abort"] as const) {
     const completion = new Completion({
-      ...{ requestId: "r", index: 0, maxTokens: 8, eosTokenIds: new Set<number>(), textStream, sampling },
+      ...{ requestId: "r", index: 0, maxTokens: 8, eosTokenIds: new Set<number>(), sampling },
+      openTextStream: () => textStream,
     });
     completion.append(0);
     completion.finish(reason, null, reason === "error" ? new Error("first") : undefined);
     const message = reason === "error" ? "first" : "turning tokens into text failed: broken";
-    expect(completion.output()).toMatchObject({ text: "S", finishReason: "error", error: { message } });
+    expect(rest(completion)).toMatchObject({ text: "S", finishReason: "error", error: { message } });
   }
 });
 

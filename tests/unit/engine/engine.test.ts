@@ -2,73 +2,100 @@ import { expect, test } from "bun:test";
 import {
   ContextLengthError,
   EngineDeadError,
-  InvalidRequestError,
   InvariantError,
   RequestFailedError,
 } from "../../../src/base/errors.ts";
-import { checkRequest, type EngineRequest } from "../../../src/engine/request.ts";
+import { checkRequest, type RequestDraft } from "../../../src/engine/request.ts";
 import type { Fault } from "../../simulation/fake-runner.ts";
 import { digests, logprobOf, makeSeed, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
-import { drain, makeEngine, makeRequest, range } from "./helpers.ts";
+import { Outcomes } from "../../simulation/outcomes.ts";
+import { add, drain, makeEngine, makeRequest, range } from "./helpers.ts";
 
-const tokensOf = (request: EngineRequest, index = 0) => reference(request, index, 64).tokens;
+const tokensOf = (request: RequestDraft, index = 0) => reference(request, index, 64).tokens;
 
 test("a request comes out as the reference has it, step by step and as a whole", () => {
   const { engine } = makeEngine();
-  const request = makeRequest(range(0, 9), {}, { prompt: "once", arrivalTime: -1 });
-  engine.add(request);
-  const deltas = drain(engine);
+  const request = makeRequest(range(0, 9), {}, { arrivalTime: -1 });
+  add(engine, request);
+  const { deltas, prompts, finished } = drain(engine);
   expect(deltas.map(({ tokenIds }) => tokenIds)).toEqual(tokensOf(request).map((token) => [token]));
   expect(deltas.map(({ finishReason }) => finishReason)).toEqual([null, null, null, "length"]);
-  const result = engine.result(request.id);
-  expect(result).toMatchObject({ requestId: request.id, prompt: "once", finished: true, numCachedTokens: 0 });
-  expect(result.outputs[0]).toMatchObject({ tokenIds: tokensOf(request), text: "", stopReason: null });
-  const { arrivalTime, firstScheduledTime, firstTokenTime, finishedTime } = result.metrics;
+  expect(deltas.at(-1)).toMatchObject({ requestId: request.id, index: 0, text: "", stopReason: null });
+  expect(prompts.get(request.id)).toMatchObject({ numCachedTokens: 0 });
+  const summary = finished.get(request.id)!;
+  expect(summary).toMatchObject({
+    ...{ finishReasons: ["length"], promptTokens: 9, cachedTokens: 0, generationTokens: 4 },
+    ...{ completionTokens: [4], maxTokens: 4, n: 1 },
+  });
+  const { arrivalTime, firstScheduledTime, firstTokenTime, finishedTime } = summary.metrics;
   expect(arrivalTime < firstScheduledTime! && firstScheduledTime! < firstTokenTime!).toBe(true);
   expect(firstTokenTime!).toBeLessThan(finishedTime!);
   expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0, steps: 4, generationTokens: 4 });
 });
 
+test("a step tells of a request when it is begun, when it has its first delta, and when it ends", () => {
+  for (const overlap of [false, true]) {
+    const { engine } = makeEngine({ overlap, maxNumBatchedTokens: 4 });
+    add(engine, makeRequest(range(0, 6), { maxTokens: 2, promptLogprobs: 0 }, { id: "a" }));
+    const told = [];
+    while (engine.hasUnfinished) {
+      const { deltas, prompts, finished, numBatchedTokens } = engine.step();
+      const known = prompts.map(({ promptLogprobs, metrics }) => [
+        promptLogprobs?.length,
+        metrics.firstScheduledTime !== undefined,
+        metrics.firstTokenTime !== undefined,
+      ]);
+      told.push([numBatchedTokens, known, deltas.length, finished.length]);
+    }
+    const [begun, started] = [[[undefined, true, false]], [[6, true, true]]];
+    const collecting = [
+      [started, 1, 0],
+      [[], 1, 1],
+    ];
+    expect(told).toEqual(
+      overlap
+        ? [
+            [4, begun, 0, 0],
+            [2, [], 0, 0],
+            [1, ...collecting[0]!],
+            [0, ...collecting[1]!],
+          ]
+        : [
+            [4, begun, 0, 0],
+            [2, ...collecting[0]!],
+            [1, ...collecting[1]!],
+          ],
+    );
+  }
+});
+
 test("with overlap a step is launched before the one before is collected", () => {
   const { engine, runner } = makeEngine({ overlap: true });
-  engine.add(makeRequest(range(0, 3)));
-  expect(engine.step()).toEqual([]);
-  expect(runner.launched).toHaveLength(1);
-  expect(engine.numBatchedTokens).toBe(3);
-  expect(engine.step()).toHaveLength(1);
-  expect(runner.launched).toHaveLength(2);
-  expect(engine.numBatchedTokens).toBe(1);
-  drain(engine);
+  add(engine, makeRequest(range(0, 3)));
+  const outcomes = new Outcomes();
+  for (const steps of [1, 2]) {
+    outcomes.take(engine.step());
+    expect([runner.launched.length, outcomes.deltas.length]).toEqual([steps, steps - 1]);
+  }
+  drain(engine, outcomes);
   expect(runner.launched).toHaveLength(4);
-  expect(engine.numBatchedTokens).toBe(0);
 });
 
 test("a runner that takes one step at a time is not overlapped", () => {
   const { engine } = makeEngine({ overlap: true }, { maxInFlight: 1 });
-  engine.add(makeRequest(range(0, 3)));
-  expect(engine.step()).toHaveLength(1);
-});
-
-test("a running request can be looked at", () => {
-  const { engine } = makeEngine();
-  const request = makeRequest(range(0, 3));
-  engine.add(request);
-  engine.step();
-  const result = engine.result(request.id);
-  engine.step();
-  expect(result.finished).toBe(false);
-  expect(result.outputs[0]!.tokenIds).toEqual(tokensOf(request).slice(0, 1));
+  add(engine, makeRequest(range(0, 3)));
+  expect(engine.step().deltas).toHaveLength(1);
 });
 
 test("n completions have their own seeds and compute the prompt once", () => {
   const { engine, runner } = makeEngine();
   const request = makeRequest(range(0, 13), { n: 3 });
-  engine.add(request);
-  drain(engine);
-  const { outputs, numCachedTokens } = engine.result(request.id);
-  expect(outputs.map(({ tokenIds }) => tokenIds)).toEqual([0, 1, 2].map((i) => tokensOf(request, i)));
-  expect(new Set(outputs.map(({ tokenIds }) => String(tokenIds))).size).toBe(3);
-  expect(numCachedTokens).toBe(0);
+  add(engine, request);
+  const outcomes = drain(engine);
+  const tokens = outcomes.completions(request.id).map(({ tokenIds }) => tokenIds);
+  expect(tokens).toEqual([0, 1, 2].map((i) => tokensOf(request, i)));
+  expect(new Set(tokens.map(String)).size).toBe(3);
+  expect(outcomes.finished.get(request.id)).toMatchObject({ cachedTokens: 0, completionTokens: [4, 4, 4] });
   expect(engine.stats()).toMatchObject({ prefixQueries: 39, prefixHits: 24 });
   const computed = runner.launched.reduce((sum, { numTokens }) => sum + numTokens, 0);
   expect(computed).toBe(13 + 1 + 1 + 3 * 3);
@@ -78,9 +105,8 @@ test("a later request with the same prefix reads it from the cache, one with ano
   const { engine } = makeEngine();
   const requests = [{}, {}, { cacheSalt: "b" }].map((fields) => makeRequest(range(0, 10), {}, fields));
   const cached = requests.map((request) => {
-    engine.add(request);
-    drain(engine);
-    return engine.result(request.id).numCachedTokens;
+    add(engine, request);
+    return drain(engine).finished.get(request.id)!.cachedTokens;
   });
   expect(cached).toEqual([0, 8, 0]);
   expect(engine.resetPrefixCache()).toBe(true);
@@ -91,13 +117,13 @@ test("abort ends a request in any state with one final delta, and twice is once"
   for (const steps of [0, 1, 2, 3, 4]) {
     const { engine } = makeEngine({ overlap: true, maxNumBatchedTokens: 8 });
     const request = makeRequest(range(0, 12), { n: 2, maxTokens: 3 });
-    engine.add(request);
-    const deltas = Array.from({ length: steps }, () => engine.step()).flat();
+    add(engine, request);
+    const outcomes = new Outcomes();
+    for (let i = 0; i < steps; i++) outcomes.take(engine.step());
     engine.abort(request.id);
     engine.abort(request.id);
     engine.checkIntegrity();
-    deltas.push(...drain(engine));
-    const ends = deltas.filter(({ finishReason }) => finishReason !== null);
+    const ends = drain(engine, outcomes).deltas.filter(({ finishReason }) => finishReason !== null);
     expect(ends.map(({ index, finishReason }) => [index, finishReason])).toEqual([
       [0, "abort"],
       [1, "abort"],
@@ -106,30 +132,26 @@ test("abort ends a request in any state with one final delta, and twice is once"
   }
 });
 
-test("aborting a finished, released or unknown request does nothing", () => {
+test("aborting a finished or unknown request does nothing, and a finished one's id is free", () => {
   const { engine } = makeEngine();
   const request = makeRequest([1]);
-  engine.add(request);
-  drain(engine);
-  engine.abort(request.id);
-  expect(engine.result(request.id).outputs[0]!.finishReason).toBe("length");
-  engine.release(request.id);
-  engine.release(request.id);
-  engine.abort(request.id);
-  expect(engine.hasUnfinished).toBe(false);
-  expect(() => engine.result(request.id)).toThrow(InvalidRequestError);
+  for (let i = 0; i < 2; i++) {
+    add(engine, request);
+    expect(drain(engine).completion(request.id).finishReason).toBe("length");
+    engine.abort(request.id);
+    expect(engine.hasUnfinished).toBe(false);
+  }
 });
 
-test("a running request is not released, and its id is taken", () => {
+test("a running request's id is taken", () => {
   const { engine } = makeEngine();
   const request = makeRequest([1]);
-  engine.add(request);
-  expect(() => engine.release(request.id)).toThrow(InvariantError);
-  expect(() => engine.add(request)).toThrow(expect.objectContaining({ code: "duplicate_id" }));
+  add(engine, request);
+  expect(() => add(engine, request)).toThrow(InvariantError);
 });
 
 test("what cannot be served is refused with the parameter at fault, and leaves no trace", () => {
-  const refused: [string, string, EngineRequest][] = [
+  const refused: [string, string, RequestDraft][] = [
     ["prompt", "empty_prompt", makeRequest([])],
     ["prompt", "invalid_token_id", makeRequest([1, -1])],
     ["prompt", "invalid_token_id", makeRequest([VOCAB])],
@@ -138,7 +160,6 @@ test("what cannot be served is refused with the parameter at fault, and leaves n
     ["badWords", "invalid_value", makeRequest([1], {}, { badWordTokens: [[]] })],
     ["cacheSalt", "invalid_value", makeRequest([1], {}, { cacheSalt: "" })],
     ["cacheSalt", "invalid_value", makeRequest([1], {}, { cacheSalt: "é".repeat(129) })],
-    ["priority", "unsupported_parameter", makeRequest([1], {}, { priority: 1 })],
     ["n", "invalid_value", makeRequest([1], { n: 2 }, { logits: true })],
     ["minTokens", "invalid_value", makeRequest(range(0, 60), { maxTokens: undefined, minTokens: 5 })],
     [
@@ -149,7 +170,7 @@ test("what cannot be served is refused with the parameter at fault, and leaves n
   ];
   const { engine } = makeEngine();
   for (const [param, code, request] of refused)
-    expect(() => engine.add(request)).toThrow(expect.objectContaining({ param, code }));
+    expect(() => add(engine, request)).toThrow(expect.objectContaining({ param, code }));
   expect(engine.stats().waiting).toBe(0);
   expect(engine.hasUnfinished).toBe(false);
 });
@@ -161,20 +182,20 @@ test("requests that can never fit the context or the pool are refused, the rest 
     [inContext, 64],
     [inPool, 40],
   ] as const) {
-    const add = (promptLength: number, maxTokens?: number, fields = {}) => {
-      const request = makeRequest(range(0, promptLength), { maxTokens, n: 2 }, fields);
-      engine.add(request);
+    const queue = (promptLength: number, maxTokens?: number) => {
+      const request = makeRequest(range(0, promptLength), { maxTokens, n: 2 });
+      add(engine, request);
       return request;
     };
-    expect(() => add(limit)).toThrow(ContextLengthError);
-    expect(() => add(limit - 3, 4)).toThrow(
+    expect(() => queue(limit)).toThrow(ContextLengthError);
+    expect(() => queue(limit - 3, 4)).toThrow(
       expect.objectContaining({ param: "maxTokens", requested: limit + 1, limit }),
     );
-    const exact = add(limit - 3, 3);
-    const clamped = add(limit - 5);
-    drain(engine);
-    expect(engine.result(exact.id).outputs[1]!.tokenIds).toEqual(tokensOf(exact, 1));
-    expect(engine.result(clamped.id).outputs.map(({ tokenIds }) => tokenIds.length)).toEqual([5, 5]);
+    const exact = queue(limit - 3, 3);
+    const clamped = queue(limit - 5);
+    const outcomes = drain(engine);
+    expect(outcomes.completion(exact.id, 1).tokenIds).toEqual(tokensOf(exact, 1));
+    expect(outcomes.finished.get(clamped.id)!.completionTokens).toEqual([5, 5]);
   }
 });
 
@@ -185,9 +206,8 @@ test("an end-of-sequence or stop id ends the text without being part of it", () 
   const stopId = tokens[3]!;
   const sampling = { ...free.sampling, stopTokenIds: [stopId] };
   const stopped = makeRequest(range(2, 5), sampling);
-  engine.add(stopped);
-  drain(engine);
-  const output = engine.result(stopped.id).outputs[0]!;
+  add(engine, stopped);
+  const output = drain(engine).completion(stopped.id);
   const at = tokens.indexOf(stopId) + 1;
   expect(output).toMatchObject({ finishReason: "stop", stopReason: stopId, tokenIds: tokens.slice(0, at) });
   expect(output.text).toBe(reference(stopped, 0, 64).text);
@@ -203,15 +223,14 @@ test("what a step draws after the end of a completion is not part of it", () => 
     const at = [2, 3, 6, 7].find((i) => tokens.indexOf(tokens[i]!) === i)!;
     const sampling = { ...free.sampling, stopTokenIds: [tokens[at]!], logprobs: 1 };
     const [stopped, full] = [makeRequest(range(2, 5), sampling), makeRequest(range(2, 5), { maxTokens: 7 })];
-    for (const request of [stopped, full]) engine.add(request);
-    const deltas = drain(engine);
-    expect(engine.result(stopped.id).outputs[0]).toMatchObject({
+    for (const request of [stopped, full]) add(engine, request);
+    const outcomes = drain(engine);
+    expect(outcomes.completion(stopped.id)).toMatchObject({
       ...{ finishReason: "stop", stopReason: tokens[at], tokenIds: tokens.slice(0, at + 1) },
       logprobs: { length: at + 1 },
     });
-    const output = engine.result(full.id).outputs[0]!;
-    expect(output).toMatchObject({ finishReason: "length", tokenIds: tokensOf(full) });
-    const runs = deltas.filter(({ requestId }) => requestId === full.id);
+    expect(outcomes.completion(full.id)).toMatchObject({ finishReason: "length", tokenIds: tokensOf(full) });
+    const runs = outcomes.deltas.filter(({ requestId }) => requestId === full.id);
     expect(runs.map(({ tokenIds }) => tokenIds.length)).toEqual([1, 4, 2]);
     expect(engine.stats().generationTokens).toBe(at + 1 + 7);
     expect(runner.numAccepted).toBeGreaterThan(0);
@@ -221,18 +240,17 @@ test("what a step draws after the end of a completion is not part of it", () => 
 test("log-probabilities come for output and prompt, the token itself first", () => {
   const { engine } = makeEngine({ maxNumBatchedTokens: 4, decodeToken: (id) => `<${id}>` });
   const request = makeRequest(range(0, 9), { logprobs: 2, promptLogprobs: 1 });
-  engine.add(request);
-  const deltas = drain(engine);
-  const { outputs, promptLogprobs } = engine.result(request.id);
+  add(engine, request);
+  const outcomes = drain(engine);
+  const { promptLogprobs } = outcomes.prompts.get(request.id)!;
   const { tokens, logprobs } = reference(request, 0, 64);
-  const entries = outputs[0]!.logprobs!.map((position) => [...position][0]!);
+  const positions = outcomes.completion(request.id).logprobs;
+  const entries = positions.map((position) => [...position][0]!);
   expect(entries.map(([id, { logprob }]) => [id, logprob])).toEqual(
     tokens.map((id, i) => [id, logprobs[i]!]),
   );
   expect(entries[0]![1].decodedToken).toBe(`<${tokens[0]}>`);
-  expect(outputs[0]!.logprobs![0]!.size).toBe(2);
-  expect(outputs[0]!.cumulativeLogprob).toBeCloseTo(logprobs.reduce((sum, value) => sum + value));
-  expect(deltas.flatMap((delta) => delta.logprobs ?? [])).toEqual(outputs[0]!.logprobs as []);
+  expect(positions[0]!.size).toBe(2);
   expect(promptLogprobs!.map((position) => position && [...position.keys()][0])).toEqual([
     null,
     ...range(1, 8),
@@ -243,37 +261,22 @@ test("a request for prompt log-probabilities or logits computes the whole prompt
   const { engine } = makeEngine();
   const prompt = range(0, 10);
   const logits = makeRequest(prompt, {}, { logits: true });
+  const outcomes = new Outcomes();
   for (const request of [makeRequest(prompt), makeRequest(prompt, { promptLogprobs: 0 }), logits]) {
-    engine.add(request);
-    drain(engine);
-    expect(engine.result(request.id).numCachedTokens).toBe(0);
+    add(engine, request);
+    expect(drain(engine, outcomes).finished.get(request.id)!.cachedTokens).toBe(0);
   }
-  expect(engine.result(logits.id).outputs[0]).toMatchObject({ tokenIds: [], finishReason: "length" });
+  expect(outcomes.completion(logits.id)).toMatchObject({ tokenIds: [], finishReason: "length" });
   const rows = digests(prompt, 0).map((digest) =>
     Array.from({ length: VOCAB }, (_, v) => logprobOf(digest, v)),
   );
-  expect([...engine.logits(logits.id)]).toEqual(rows.flat());
-  expect(() => engine.logits("other")).toThrow(InvalidRequestError);
-});
-
-test("logits of which only a part was computed are not given out", () => {
-  const faults: (Fault | undefined)[] = [undefined, "collect"];
-  const { engine } = makeEngine({ maxNumBatchedTokens: 8 }, { fault: () => faults.shift() });
-  const [failed, aborted] = [0, 1].map(() => makeRequest(range(0, 20), {}, { logits: true }));
-  engine.add(failed!);
-  drain(engine);
-  expect(() => engine.logits(failed!.id)).toThrow(RequestFailedError);
-  engine.add(aborted!);
-  engine.step();
-  engine.abort(aborted!.id);
-  drain(engine);
-  expect(() => engine.logits(aborted!.id)).toThrow(InvalidRequestError);
+  expect([...outcomes.prompts.get(logits.id)!.logits!]).toEqual(rows.flat());
 });
 
 test("more logits than one array holds are refused", () => {
-  const limits = { maxModelLen: 4096, poolTokens: 4096, vocabSize: 2 ** 20 };
+  const limits = { maxModelLen: 4096, poolTokens: 4096, vocabSize: 2 ** 20, eosTokenIds: [] };
   const request = (length: number) => makeRequest(range(0, length), {}, { logits: true });
-  expect(checkRequest(request(1024), limits)).toBe(0);
+  expect(checkRequest(request(1024), limits).maxTokens).toBe(0);
   expect(() => checkRequest(request(1025), limits)).toThrow(ContextLengthError);
 });
 
@@ -282,14 +285,13 @@ test("a failed step ends the completions in it, caches nothing, and the next req
     const faults: (Fault | undefined)[] = [kind];
     const { engine } = makeEngine({}, { fault: () => faults.shift() });
     const [hit, spared] = [makeRequest(range(0, 8)), makeRequest(range(0, 8))];
-    engine.add(hit);
-    const [delta] = engine.step();
+    add(engine, hit);
+    const [delta] = engine.step().deltas;
     expect(delta).toMatchObject({ finishReason: "error", tokenIds: [] });
     expect(delta!.error).toBeInstanceOf(RequestFailedError);
     expect(engine.stats()).toMatchObject({ cachedBlocks: 0, kvUsage: 0 });
-    engine.add(spared);
-    drain(engine);
-    expect(engine.result(spared.id).outputs[0]!.tokenIds).toEqual(tokensOf(spared));
+    add(engine, spared);
+    expect(drain(engine).completion(spared.id).tokenIds).toEqual(tokensOf(spared));
   }
 });
 
@@ -297,54 +299,53 @@ test("a row without finite logits ends its completion alone, and nothing of its 
   const faults: (Fault | undefined)[] = [undefined, "nan"];
   const { engine, runner } = makeEngine({ maxNumBatchedTokens: 8 }, { fault: () => faults.shift() });
   const [short, long] = [makeRequest(range(5, 1)), makeRequest(range(0, 16))];
-  engine.add(short);
-  engine.step();
-  engine.add(long);
-  drain(engine);
+  add(engine, short);
+  const outcomes = new Outcomes();
+  outcomes.take(engine.step());
+  add(engine, long);
+  drain(engine, outcomes);
   expect([...runner.victims]).toEqual([short.sampling.seed!]);
-  expect(engine.result(short.id).outputs[0]).toMatchObject({
+  expect(outcomes.completion(short.id)).toMatchObject({
     finishReason: "error",
     error: { code: "numerical_error" },
   });
-  expect(engine.result(long.id).outputs[0]!.tokenIds).toEqual(tokensOf(long));
+  expect(outcomes.completion(long.id).tokenIds).toEqual(tokensOf(long));
 });
 
 test("chunks of a prompt that turns out not to be finite are never shared", () => {
   const faults: (Fault | undefined)[] = ["nan"];
   const { engine } = makeEngine({ maxNumBatchedTokens: 8 }, { fault: () => faults.shift() });
   const [bad, good] = [makeRequest(range(0, 16)), makeRequest(range(0, 16))];
-  engine.add(bad);
-  engine.add(good);
-  drain(engine);
-  expect(engine.result(bad.id).outputs[0]!.error).toMatchObject({ code: "numerical_error" });
-  expect(engine.result(good.id).outputs[0]!.tokenIds).toEqual(tokensOf(good));
+  add(engine, bad);
+  add(engine, good);
+  const outcomes = drain(engine);
+  expect(outcomes.completion(bad.id).error).toMatchObject({ code: "numerical_error" });
+  expect(outcomes.completion(good.id).tokenIds).toEqual(tokensOf(good));
 });
 
 test("a failing text stream ends its own completion", () => {
   const streams = [new ToyTextStream(1), new ToyTextStream()];
   const { engine } = makeEngine({ createTextStream: () => streams.shift()! });
   const requests = [makeRequest(range(0, 3)), makeRequest(range(0, 3))];
-  for (const request of requests) engine.add(request);
-  drain(engine);
-  const [failed, fine] = requests.map(({ id }) => engine.result(id).outputs[0]!);
+  for (const request of requests) add(engine, request);
+  const outcomes = drain(engine);
+  const [failed, fine] = requests.map(({ id }) => outcomes.completion(id));
   expect(failed).toMatchObject({ finishReason: "error", error: { code: "detokenize_failed" } });
   expect(failed!.tokenIds).toHaveLength(2);
   expect(fine!.finishReason).toBe("length");
 });
 
-test("when the runner dies every request ends with the error, and later calls throw", () => {
+test("when the runner dies every request ends, and the step and later calls throw", () => {
   for (const death of [new EngineDeadError("the device is gone"), new InvariantError("a bug")]) {
     const faults: (Fault | undefined)[] = [undefined, "dead"];
     const { engine } = makeEngine({ overlap: true, maxNumSeqs: 1 }, { fault: () => faults.shift(), death });
     const requests = [makeRequest(range(0, 3), { n: 2 }), makeRequest(range(0, 3))];
-    for (const request of requests) engine.add(request);
-    const deltas = drain(engine);
-    expect(deltas.map(({ finishReason }) => finishReason)).toEqual(["error", "error", "error"]);
-    for (const { error } of deltas) expect(error).toBeInstanceOf(EngineDeadError);
-    expect(engine.failure).toBeInstanceOf(EngineDeadError);
+    for (const request of requests) add(engine, request);
+    expect(() => drain(engine)).toThrow(EngineDeadError);
+    expect(engine.hasUnfinished).toBe(false);
+    expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0 });
     expect(() => engine.step()).toThrow(EngineDeadError);
-    expect(() => engine.add(makeRequest([1]))).toThrow(EngineDeadError);
-    expect(engine.result(requests[0]!.id).finished).toBe(true);
+    expect(() => add(engine, makeRequest([1]))).toThrow(EngineDeadError);
     engine.abort(requests[0]!.id);
     engine.checkIntegrity();
   }
@@ -352,7 +353,7 @@ test("when the runner dies every request ends with the error, and later calls th
 
 test("dispose ends the engine and its runner, twice is once", () => {
   const { engine, runner } = makeEngine();
-  engine.add(makeRequest([1]));
+  add(engine, makeRequest([1]));
   engine.step();
   engine.dispose();
   engine.dispose();
@@ -364,7 +365,7 @@ test("dispose ends the engine and its runner, twice is once", () => {
 test("seeds: the request's own, else the next one, plus the completion's index; bans end after minTokens", () => {
   const { engine, runner } = makeEngine({ nextSeed: () => 2n ** 64n - 1n });
   const sampling = { n: 2, seed: undefined, minTokens: 3, stopTokenIds: [4], ignoreEos: false };
-  engine.add(makeRequest([1], sampling, { badWordTokens: [[2, 3]] }));
+  add(engine, makeRequest([1], sampling, { badWordTokens: [[2, 3]] }));
   engine.step();
   const joined = runner.launched[0]!.joins.map((join) => join.sampling);
   expect(joined.map(({ seed }) => seed)).toEqual([2n ** 64n - 1n, 0n]);

@@ -1,11 +1,11 @@
 import { createSHA256, type IHasher } from "hash-wasm";
-import type { CompletionDelta } from "../../../src/base/outputs.ts";
 import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.ts";
 import { Engine } from "../../../src/engine/engine.ts";
 import type { EngineDeps } from "../../../src/engine/engine-deps.ts";
-import type { EngineRequest } from "../../../src/engine/request.ts";
+import { checkRequest, type RequestDraft } from "../../../src/engine/request.ts";
 import { FakeRunner, type FakeRunnerOptions } from "../../simulation/fake-runner.ts";
 import { EOS, makeSeed } from "../../simulation/oracle.ts";
+import { Outcomes } from "../../simulation/outcomes.ts";
 
 export const sha256: IHasher = await createSHA256();
 
@@ -18,8 +18,8 @@ let nextRequest = 0;
 export function makeRequest(
   promptTokenIds: readonly number[],
   sampling: Partial<ResolvedSamplingParams> = {},
-  fields: Partial<EngineRequest> = {},
-): EngineRequest {
+  fields: Partial<RequestDraft> = {},
+): RequestDraft {
   const index = nextRequest++;
   return {
     ...{ id: `r${index}`, promptTokenIds, arrivalTime: 0, ...fields },
@@ -53,9 +53,13 @@ export function makeEngine(
   return { engine, runner };
 }
 
-/** Steps until nothing is left to do; the deltas of all steps. */
-export function drain(engine: Engine): CompletionDelta[] {
-  const deltas: CompletionDelta[] = [];
-  while (engine.hasUnfinished) deltas.push(...engine.step());
-  return deltas;
+/** Checks and queues a request. */
+export function add(engine: Engine, request: RequestDraft): void {
+  engine.add(checkRequest(request, engine.limits));
+}
+
+/** Steps until nothing is left to do. */
+export function drain(engine: Engine, outcomes = new Outcomes()): Outcomes {
+  while (engine.hasUnfinished) outcomes.take(engine.step());
+  return outcomes;
 }

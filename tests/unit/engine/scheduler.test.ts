@@ -22,7 +22,14 @@ function setUp(
 
   const add = (prompt: number[], maxTokens = 20, leader?: Sequence, lockstep = false): Sequence => {
     const sequence = new Sequence({
-      ...{ ordinal: ordinal++, promptTokenIds: prompt, maxTokens, logits: false, salt: "", leader },
+      ...{
+        ordinal: ordinal++,
+        promptTokenIds: Int32Array.from(prompt),
+        maxTokens,
+        logits: false,
+        salt: "",
+        leader,
+      },
       ...{ logprobs: undefined, promptLogprobs: undefined, lockstep },
       sampling: {} as Sequence["sampling"],
     });

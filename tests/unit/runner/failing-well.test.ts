@@ -5,11 +5,12 @@ import type { Tensor } from "../../../src/backend/tensor.ts";
 import { Workspace } from "../../../src/backend/workspace.ts";
 import { resolveEngineConfig } from "../../../src/base/config.ts";
 import { DeviceError, EngineDeadError, RequestFailedError } from "../../../src/base/errors.ts";
-import type { CompletionOutput } from "../../../src/base/outputs.ts";
 import type { Engine } from "../../../src/engine/engine.ts";
-import type { EngineRequest } from "../../../src/engine/request.ts";
+import type { RequestDraft } from "../../../src/engine/request.ts";
 import { type LoadedModel, loadModel } from "../../../src/llm/load-model.ts";
-import { makeRequest } from "../engine/helpers.ts";
+import { type CompletionOutcome, Outcomes } from "../../simulation/outcomes.ts";
+import { thrown } from "../../support.ts";
+import { add, makeRequest } from "../engine/helpers.ts";
 
 class LostDevice extends DeviceError {
   override get fatal(): boolean {
@@ -70,52 +71,54 @@ beforeEach(async () => {
     ...{ device: "cpu", kvCacheMemoryBytes: 2 ** 24, maxNumSeqs: 3, maxNumBatchedTokens: 32 },
     ...{ skipTokenizerInit: true, maxModelLen: 64 },
   });
-  model = await loadModel(undefined, config, undefined, () => backend);
+  model = await loadModel(undefined, config, { openBackend: () => backend });
   engine = model.engine;
 });
 
 afterEach(() => model.dispose());
 
-const greedy = (prompt: readonly number[], fields = {}): EngineRequest =>
+const greedy = (prompt: readonly number[], fields = {}): RequestDraft =>
   makeRequest(prompt, { temperature: 0, maxTokens: 5, ...fields });
 
 /** Runs everything to its end, checking the engine's books at every step. */
-function drain(): void {
+function drain(outcomes = new Outcomes()): Outcomes {
   while (engine.hasUnfinished) {
-    engine.step();
-    if (!engine.failure) engine.checkIntegrity();
+    outcomes.take(engine.step());
+    engine.checkIntegrity();
   }
+  return outcomes;
 }
 
-function run(...requests: EngineRequest[]): CompletionOutput[] {
-  for (const request of requests) engine.add(request);
-  drain();
-  return requests.map(({ id }) => engine.result(id).outputs[0]!);
+function run(...requests: RequestDraft[]): CompletionOutcome[] {
+  for (const request of requests) add(engine, request);
+  const outcomes = drain();
+  return requests.map(({ id }) => outcomes.completion(id));
 }
 
-const tokens = ({ tokenIds }: CompletionOutput) => tokenIds;
+const tokens = ({ tokenIds }: CompletionOutcome) => tokenIds;
 
 describe("no memory for what a step needs", () => {
   test("fails the requests of that step, not those that wait; a later one of its kind succeeds", () => {
     const expected = run(greedy(PROMPTS[2])).map(tokens);
     const [running, asking] = [greedy(PROMPTS[0]), greedy(PROMPTS[1], { logprobs: 5 })];
-    engine.add(running);
-    engine.step();
-    engine.add(asking);
+    const outcomes = new Outcomes();
+    add(engine, running);
+    outcomes.take(engine.step());
+    add(engine, asking);
     const queued = [greedy(PROMPTS[2]), greedy(PROMPTS[2])];
-    for (const request of queued) engine.add(request);
+    for (const request of queued) add(engine, request);
     backend.failingAllocation = 1;
-    engine.step(); // Three run: all but the last that was added.
+    outcomes.take(engine.step()); // Three run: all but the last that was added.
     expect(backend.failingAllocation).toBe(0);
-    drain();
+    drain(outcomes);
 
     for (const { id } of [running, asking, queued[0]!]) {
-      const [output] = engine.result(id).outputs;
-      expect(output!.finishReason).toBe("error");
-      expect(output!.error).toBeInstanceOf(RequestFailedError);
-      expect(output!.error).toMatchObject({ code: "step_failed", cause: expect.any(DeviceError) as Error });
+      const output = outcomes.completion(id);
+      expect(output.finishReason).toBe("error");
+      expect(output.error).toBeInstanceOf(RequestFailedError);
+      expect(output.error).toMatchObject({ code: "step_failed", cause: expect.any(DeviceError) as Error });
     }
-    expect(engine.result(queued[1]!.id).outputs.map(tokens)).toEqual(expected);
+    expect(outcomes.completions(queued[1]!.id).map(tokens)).toEqual(expected);
     expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0 });
     const [again] = run(greedy(PROMPTS[1], { logprobs: 5 }));
     expect(again!.logprobs).toHaveLength(5);
@@ -155,15 +158,16 @@ describe("no memory for what a step needs", () => {
 test("logits that are not numbers end their request alone; its peers draw what they would have drawn", () => {
   const expected = run(...PROMPTS.map((prompt) => greedy(prompt))).map(tokens);
   const requests = PROMPTS.map((prompt) => greedy(prompt));
-  for (const request of requests) engine.add(request);
-  engine.step();
-  engine.step();
-  backend.poisonedSlot = 1;
-  engine.step();
+  for (const request of requests) add(engine, request);
+  const outcomes = new Outcomes();
+  for (const slot of [-1, -1, 1]) {
+    backend.poisonedSlot = slot;
+    outcomes.take(engine.step());
+  }
   backend.poisonedSlot = -1;
-  drain();
+  drain(outcomes);
 
-  const outputs = requests.map(({ id }) => engine.result(id).outputs[0]!);
+  const outputs = requests.map(({ id }) => outcomes.completion(id));
   const failed = outputs.filter(({ finishReason }) => finishReason === "error");
   expect(failed.map(({ error }) => error)).toEqual([expect.any(RequestFailedError) as Error]);
   expect(failed[0]!.error).toMatchObject({ code: "numerical_error" });
@@ -177,15 +181,16 @@ test("logits that are not numbers end their request alone; its peers draw what t
 
 test("a lost device ends every request, the waiting ones too, and the engine", () => {
   const requests = [...PROMPTS, ...PROMPTS].map((prompt) => greedy(prompt));
-  for (const request of requests) engine.add(request);
+  for (const request of requests) add(engine, request);
   engine.step();
   backend.loss = new LostDevice("it fell off the bus");
-  const deltas = engine.step();
-  expect(deltas.filter(({ finishReason }) => finishReason === "error")).toHaveLength(requests.length);
-  for (const { error } of deltas) {
-    expect(error).toBeInstanceOf(EngineDeadError);
-    expect(error!.cause).toBe(backend.loss);
-  }
-  expect(engine.failure!.message).toContain("it fell off the bus");
+  const death = thrown(() => engine.step());
+  expect(death).toBeInstanceOf(EngineDeadError);
+  expect(death).toMatchObject({
+    cause: backend.loss,
+    message: expect.stringContaining("it fell off the bus"),
+  });
+  expect(engine.hasUnfinished).toBe(false);
+  engine.checkIntegrity();
   expect(() => engine.step()).toThrow(EngineDeadError);
 });

@@ -4,12 +4,12 @@ import { join } from "node:path";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { type EngineOptions, resolveEngineConfig } from "../../../../src/base/config.ts";
 import { EngineDeadError, ModelNotFoundError, RequestFailedError } from "../../../../src/base/errors.ts";
-import type { CompletionDelta } from "../../../../src/base/outputs.ts";
 import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";
 import { CudaError, CudaOutOfMemoryError, NvrtcError } from "../../../../src/cuda/errors.ts";
-import type { Engine } from "../../../../src/engine/engine.ts";
 import { loadModel } from "../../../../src/llm/load-model.ts";
-import { makeRequest, range } from "../../engine/helpers.ts";
+import { Outcomes } from "../../../simulation/outcomes.ts";
+import { thrown } from "../../../support.ts";
+import { add, drain, makeRequest, range } from "../../engine/helpers.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 
@@ -53,19 +53,13 @@ afterEach(() => {
 });
 
 const load = (options: EngineOptions = {}, openBackend = () => machine.backend()) =>
-  loadModel(folder, resolveEngineConfig({ ...OPTIONS, ...options }), undefined, openBackend);
+  loadModel(folder, resolveEngineConfig({ ...OPTIONS, ...options }), { openBackend });
 
 async function rejection(promise: Promise<unknown>): Promise<unknown> {
   return promise.then(
     () => undefined,
     (error: unknown) => error,
   );
-}
-
-function drain(engine: Engine): CompletionDelta[] {
-  const deltas: CompletionDelta[] = [];
-  while (engine.hasUnfinished) deltas.push(...engine.step());
-  return deltas;
 }
 
 describe("a model that loads", () => {
@@ -82,7 +76,7 @@ describe("a model that loads", () => {
       return backend;
     });
     expect(prepared).toBe(9);
-    loaded.engine.add(makeRequest(range(0, 40), { maxTokens: 5, logprobs: 3 }));
+    add(loaded.engine, makeRequest(range(0, 40), { maxTokens: 5, logprobs: 3 }));
     drain(loaded.engine);
     expect(machine.nvrtc.requests).toHaveLength(prepared);
     loaded.dispose();
@@ -109,11 +103,12 @@ describe("a model that loads", () => {
   test("answers requests, with steps overlapping, and allocates nothing while it does", async () => {
     const { engine, dispose } = await load();
     const requests = [3, 20, 35].map((length) => makeRequest(range(0, length), { maxTokens: 6 }));
-    for (const request of requests) engine.add(request);
-    for (let i = 0; i < 3; i++) engine.step();
+    for (const request of requests) add(engine, request);
+    const outcomes = new Outcomes();
+    for (let i = 0; i < 3; i++) outcomes.take(engine.step());
     const memory = machine.cuda.count("cuMemAlloc_v2");
-    drain(engine);
-    for (const { id } of requests) expect(engine.result(id).outputs[0]!.tokenIds).toEqual(Array(6).fill(7));
+    drain(engine, outcomes);
+    for (const { id } of requests) expect(outcomes.completion(id).tokenIds).toEqual(Array(6).fill(7));
     expect(machine.cuda.count("cuMemAlloc_v2")).toBe(memory);
     expect(machine.cuda.count("cuGraphLaunch")).toBeGreaterThan(3);
     dispose();
@@ -192,10 +187,11 @@ describe("a step that fails", () => {
   const start = async () => {
     const loaded = await load();
     const [first, second] = [5, 9].map((length) => makeRequest(range(0, length), { maxTokens: 20 }));
-    loaded.engine.add(first!);
-    loaded.engine.add(second!);
-    for (let i = 0; i < 4; i++) loaded.engine.step();
-    return { ...loaded, requests: [first!, second!] };
+    add(loaded.engine, first!);
+    add(loaded.engine, second!);
+    const outcomes = new Outcomes();
+    for (let i = 0; i < 4; i++) outcomes.take(loaded.engine.step());
+    return { ...loaded, outcomes };
   };
 
   test.each<[keyof CudaApi, number]>([
@@ -204,16 +200,14 @@ describe("a step that fails", () => {
     ["cuMemcpyDtoHAsync_v2", 710],
     ["cuEventSynchronize", 716],
   ])("for the loss of the device (%s: %d) ends every request and the engine", async (call, status) => {
-    const { engine, dispose, requests } = await start();
+    const { engine, dispose, outcomes } = await start();
     machine.cuda.fail(call, status);
-    const last = drainUntilDead(engine);
-    expect(last.map(({ finishReason, error }) => [finishReason, error?.constructor])).toEqual(
-      requests.map(() => ["error", EngineDeadError]),
-    );
-    expect(last[0]!.error!.cause).toMatchObject({ call, status, fatal: true });
-    expect(engine.failure).toBeInstanceOf(EngineDeadError);
+    const death = thrown(() => drain(engine, outcomes));
+    expect(death).toBeInstanceOf(EngineDeadError);
+    expect(death).toMatchObject({ cause: { call, status, fatal: true } });
+    expect(engine.hasUnfinished).toBe(false);
     expect(() => engine.step()).toThrow(EngineDeadError);
-    expect(() => engine.add(makeRequest(range(0, 3)))).toThrow(EngineDeadError);
+    expect(() => add(engine, makeRequest(range(0, 3)))).toThrow(EngineDeadError);
     dispose();
   });
 
@@ -222,9 +216,9 @@ describe("a step that fails", () => {
     ["cuMemcpyHtoDAsync_v2", 1],
     ["cuEventSynchronize", 2],
   ])("for another reason (%s: %d) ends the requests in it, and the engine goes on", async (call, status) => {
-    const { engine, dispose } = await start();
+    const { engine, dispose, outcomes } = await start();
     machine.cuda.fail(call, status);
-    const ends = drain(engine).filter(({ finishReason }) => finishReason !== null);
+    const ends = drain(engine, outcomes).deltas.filter(({ finishReason }) => finishReason !== null);
     expect(ends.map(({ error }) => error)).toEqual([
       expect.any(RequestFailedError) as Error,
       expect.any(RequestFailedError) as Error,
@@ -232,16 +226,8 @@ describe("a step that fails", () => {
     expect(ends[0]!.error).toMatchObject({ code: "step_failed", cause: { call, status, fatal: false } });
     engine.checkIntegrity();
     const next = makeRequest(range(0, 9), { maxTokens: 3 });
-    engine.add(next);
-    drain(engine);
-    expect(engine.result(next.id).outputs[0]!.tokenIds).toEqual([7, 7, 7]);
+    add(engine, next);
+    expect(drain(engine).completion(next.id).tokenIds).toEqual([7, 7, 7]);
     dispose();
   });
-
-  function drainUntilDead(engine: Engine): CompletionDelta[] {
-    for (;;) {
-      const deltas = engine.step();
-      if (engine.failure) return deltas.filter(({ finishReason }) => finishReason !== null);
-    }
-  }
 });

@@ -1,0 +1,76 @@
+import { EngineDeadError, messageOf } from "../base/errors.ts";
+import type { Engine } from "../engine/engine.ts";
+import type { EngineRequest } from "../engine/request.ts";
+import type { StepOutput } from "../engine/step-output.ts";
+
+/** The receiver of a `StepLoop`'s output: the streams of this thread, or the way to another thread's. */
+export interface StepSink {
+  /** Called after each step. */
+  deliver(step: StepOutput): void;
+  /** The engine has died or been stopped: nothing comes after this. */
+  fail(reason: EngineDeadError): void;
+}
+
+/**
+ * Steps an engine as long as it has work. Between steps the event loop runs, so requests can be added and aborted at any
+ * time; with overlap the device has its next step by then.
+ */
+export class StepLoop {
+  #isStepping = false;
+  #failure: EngineDeadError | undefined;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly sink: StepSink,
+  ) {}
+
+  /** The error that the engine died of, or the reason of its stop. */
+  get failure(): EngineDeadError | undefined {
+    return this.#failure;
+  }
+
+  /** The first step comes after a turn of the event loop. @throws EngineDeadError once the loop has ended. */
+  add(requests: readonly EngineRequest[]): void {
+    if (this.#failure) throw this.#failure;
+    for (const request of requests) this.engine.add(request);
+    void this.#run();
+  }
+
+  /** Ends what is unfinished of these requests; their last deltas come with the next step. */
+  abort(ids: readonly string[]): void {
+    for (const id of ids) this.engine.abort(id);
+    void this.#run();
+  }
+
+  /** No step begins after this. */
+  stop(reason: EngineDeadError): void {
+    if (this.#failure) return;
+    this.#failure = reason;
+    this.sink.fail(reason);
+  }
+
+  async #run(): Promise<void> {
+    if (this.#isStepping) return;
+    this.#isStepping = true;
+    try {
+      for (;;) {
+        await eventLoopTurn();
+        if (this.#failure || !this.engine.hasUnfinished) break;
+        this.sink.deliver(this.engine.step());
+      }
+    } catch (error) {
+      this.stop(error instanceof EngineDeadError ? error : engineFailed(error));
+    } finally {
+      this.#isStepping = false;
+    }
+  }
+}
+
+function engineFailed(cause: unknown): EngineDeadError {
+  return new EngineDeadError(`the engine failed: ${messageOf(cause)}`, { cause });
+}
+
+/** Lets all messages in that have arrived: about a microsecond when there is none. */
+function eventLoopTurn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
