@@ -126,7 +126,8 @@ describe("loading fails as it does for LLM", () => {
 });
 
 test("a template that fails is the request's fault", async () => {
-  await using asyncLLM = await createAsyncLLM({ chatTemplate: "{{ raise_exception('not today') }}" });
+  const chatTemplate = "{% if messages[0].content == 'Hi' %}{{ raise_exception('not today') }}{% endif %}";
+  await using asyncLLM = await createAsyncLLM({ chatTemplate });
   const error = await rejection(asyncLLM.submit({ messages: [{ role: "user", content: "Hi" }] }));
   expect(error).toBeInstanceOf(ChatTemplateError);
   expect(error).toMatchObject({ param: "messages", message: "not today" });
