@@ -19,10 +19,12 @@ export interface TimedBackend extends Backend {
 export type OpClass =
   | "embedding"
   | "norm"
-  | "GEMM"
-  | "RoPE and KV store"
+  /** Products, with the norm before them, and bias, activation or sum after them. */
+  | "linear"
+  /** Rotary embedding and the store of keys and values included. */
   | "attention"
   | "activation"
+  | "all-reduce"
   | "LM head"
   | "sampling"
   | "batch update";
@@ -45,15 +47,12 @@ type Support =
 const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   embedding: "embedding",
   gatherRows: "embedding",
-  linear: "GEMM",
+  linear: "linear",
+  allReduceAdd: "all-reduce",
   rmsNorm: "norm",
-  addRmsNorm: "norm",
   layerNorm: "norm",
-  gatedActivation: "activation",
   activation: "activation",
-  rotary: "RoPE and KV store",
-  ropeAndStoreKv: "RoPE and KV store",
-  attention: "attention",
+  attend: "attention",
   joinSlots: "batch update",
   prepareBatch: "batch update",
   scatter: "batch update",
@@ -232,7 +231,7 @@ export class Profiler {
     if (recording === undefined) return;
     if (name === "sample") recording.rows = (out as Tensor).dim(0);
     // The last product of a step gives the logits.
-    if (name === "processLogits") recording.classes[recording.classes.lastIndexOf("GEMM")] = "LM head";
+    if (name === "processLogits") recording.classes[recording.classes.lastIndexOf("linear")] = "LM head";
     recording.classes.push(opClass);
     recording.marks.push(backend.mark());
   }

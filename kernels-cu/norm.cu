@@ -1,6 +1,6 @@
-// rms_norm, add_rms_norm, layer_norm over the last dimension.
+// rms_norm, layer_norm over the last dimension.
 //
-//   out, x, residual  elem_t [rows, width]        weight, bias  elem_t [width], bias may be null
+//   out, x  elem_t [rows, width]        weight, bias  elem_t [width], bias may be null
 //
 // Parallelisation: grid (rows), one block a row. A thread holds ACCESSES pieces of ACCESS consecutive elements in
 // registers, so a row is read once whatever the number of passes over it; blockDim.x · ACCESSES · ACCESS >= width and
@@ -62,25 +62,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
   store_rms_normed(out + start, load_row(x + start, width), weights, width, eps);
-}
-
-// residual += x, rounded to elem_t; out = rms_norm(residual). `out` may be `x`.
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-    add_rms_norm(elem_t* out, elem_t* __restrict__ residual, const elem_t* x, const elem_t* __restrict__ weight,
-                 int32 width, float eps) {
-  GRID_DEPENDENCY_LAUNCH();
-  const Row weights = load_row(weight, width);
-  GRID_DEPENDENCY_WAIT();
-  const int64 start = static_cast<int64>(blockIdx.x) * width;
-  Row row = load_row(residual + start, width);
-  const Row added = load_row(x + start, width);
-#pragma unroll
-  for (int piece = 0; piece < ACCESSES; piece++) {
-#pragma unroll
-    for (int i = 0; i < ACCESS; i++) row.x[piece][i] = round_to_elem(row.x[piece][i] + added.x[piece][i]);
-    if (piece_start(piece) < width) store_elems<ACCESS>(residual + start + piece_start(piece), row.x[piece]);
-  }
-  store_rms_normed(out + start, row, weights, width, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)

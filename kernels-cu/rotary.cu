@@ -1,8 +1,7 @@
-// rotary: rotary embedding in place.  rope_store: per-head RMSNorm of queries and keys, rotary embedding, then queries in
-// place and keys and values to the paged cache.
+// rope_store: per-head RMSNorm of queries and keys, rotary embedding, then queries in place and keys and values to the
+// paged cache.
 //
 //   qkv            elem_t [tokens, (heads + 2 · kv_heads) · HEAD_DIM]: queries, keys, values
-//   x              elem_t [tokens, width], its first `heads` heads are rotated
 //   keys, values   elem_t [blocks, kv_heads, block_size, HEAD_DIM]
 //   cos_sin        float [positions, ROTARY_DIM]: cosines, then sines
 //   positions, slot_mapping  int32 [tokens]; a negative slot stores nothing
@@ -111,18 +110,6 @@ __device__ __forceinline__ void scale_head(HeadPart& part, const HeadPart& weigh
       part.first[piece][i] *= scale * weight.first[piece][i];
       part.second[piece][i] *= scale * weight.second[piece][i];
     }
-}
-
-extern "C" __global__ void rotary(elem_t* __restrict__ x, const float* __restrict__ cos_sin,
-                                  const int32* __restrict__ positions, int32 heads, int32 width) {
-  GRID_DEPENDENCY_LAUNCH();
-  GRID_DEPENDENCY_WAIT();
-  const int head = (blockIdx.y * blockDim.x + threadIdx.x) / LANES;
-  if (head >= heads) return;
-  elem_t* at = x + static_cast<int64>(blockIdx.x) * width + head * HEAD_DIM;
-  HeadPart part = load_head(at);
-  rotate(part, cos_sin + static_cast<int64>(positions[blockIdx.x]) * ROTARY_DIM);
-  store_head(at, part);
 }
 
 extern "C" __global__ void rope_store(elem_t* __restrict__ qkv, elem_t* __restrict__ keys, elem_t* __restrict__ values,

@@ -92,9 +92,6 @@ __device__ __forceinline__ void unpack2(uint32 word, float& first, float& second
 #endif
 #endif
 
-// x as it is after a round trip through elem_t.
-__device__ __forceinline__ float round_to_elem(float x) { return to_float(from_float(x)); }
-
 // ── 16-byte vectors ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 // Elements of one 16-byte access.

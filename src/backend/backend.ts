@@ -1,5 +1,6 @@
 import type { DType, FloatDType } from "../base/dtype.ts";
 import type { DeviceBuffer, Tensor } from "./tensor.ts";
+import type { Weight } from "./weight.ts";
 
 /**
  * The ops that a model is made of, on one device. Ops are enqueued in order on one stream: each sees what the ones
@@ -7,13 +8,13 @@ import type { DeviceBuffer, Tensor } from "./tensor.ts";
  * and dtypes before they launch anything.
  *
  * Shapes: T tokens of a ragged batch, R rows (sequences) of it, S slots, V vocabulary, H hidden size, D head
- * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens. Activations and weights have dtype
- * `activationDtype`; statistics, logits and softmax are float32. Inputs and outputs must not overlap, except where an
- * op says that it works in place.
+ * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens. Activations, embedding tables, norms' weights and
+ * biases have dtype `activationDtype`; a `Weight` and a `LayerCache` have dtypes of their own; statistics, logits and
+ * softmax are float32. Inputs and outputs must not overlap, except where an op says that it works in place.
  */
 export interface Backend {
   readonly name: "cpu" | "cuda";
-  /** Dtype of weights, activations and KV cache. */
+  /** What it computes in: dtype of what ops take and give, unless they say otherwise. */
   readonly activationDtype: FloatDType;
 
   // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -57,35 +58,31 @@ export interface Backend {
   embedding(out: Tensor, table: Tensor, ids: Tensor): void;
   /** out[R, H] = x[T, H] at rows[R] (int32, each in [0, T)). */
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void;
-  /** out[T, N] = x[T, K] · weight[N, K]ᵀ + bias[N]; without a bias, `out` may also be float32. */
-  linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void;
+  /**
+   * out[T, N] = x[T, K] · weight[N, K]ᵀ, and what `fusion` says happens around the product. Without a bias, an activation
+   * and a sum, `out` may also be float32. Sums of K products are float32; a backend that computes the parts one by one
+   * rounds to `activationDtype` between them.
+   */
+  linear(out: Tensor, x: Tensor, weight: Weight, fusion?: LinearFusion): void;
+  /**
+   * residual[T, H] += the sum of every rank's branch[T, H], in the order of the ranks; `branch` is undefined afterwards.
+   * Undefined where this rank is the only one: products are then added to the residual stream by `linear`.
+   */
+  allReduceAdd?(residual: Tensor, branch: Tensor): void;
   /** out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). */
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
-  /** residual += x, then out = rmsNorm(residual). Shapes [T, H]; `out` may be `x`. */
-  addRmsNorm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void;
   /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void;
-  /** out[T, I] = act(gateUp[T, 0:I]) · gateUp[T, I:2I]. */
-  gatedActivation(out: Tensor, gateUp: Tensor, activation: Activation): void;
   /** out[T, I] = act(x[T, I]); `out` may be `x`. */
   activation(out: Tensor, x: Tensor, activation: Activation): void;
   /**
-   * Rotates the first `heads` heads of each row of x[T, W] in place, in half-split ("NeoX") order:
-   * (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin). `cosSin` is float32 [positions, rotaryDim]: cosines, then sines.
+   * out[T, NQ·D]: causal attention on the packed projections qkv[T, (NQ + 2·NKV)·D] (queries, keys, values) of a ragged
+   * batch. Queries and keys are normalised where the spec says so and rotated by their positions; keys and values are
+   * stored in the paged cache at `batch.slotMapping`; then query t of row r, at position p = contextLens[r] − queryLen(r)
+   * + t, sees the row's positions (p − window, p], those of this step and those cached before it, paged by
+   * `batch.blockTables`. `qkv` is undefined afterwards.
    */
-  rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void;
-  /**
-   * Prepares attention on the packed projections qkv[T, (NQ + 2·NKV)·D]: per-head RMSNorm of query and key (when
-   * norm weights [D] are given) and rotary embedding of both; queries stay in place, keys and values go to the paged
-   * cache at `batch.slotMapping`. The key part of `qkv` is undefined afterwards.
-   */
-  ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void;
-  /**
-   * out[T, NQ·D]: causal attention of the queries in qkv[T, (NQ + 2·NKV)·D] over each row's cached context, paged by
-   * `batch.blockTables`. Query t of row r sits at position contextLens[r] − queryLen(r) + t and sees positions
-   * (p − window, p]. The keys and values of the row's own tokens must be in the cache already.
-   */
-  attention(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void;
+  attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void;
 
   // ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,7 +169,34 @@ export interface Readback {
 
 export type Activation = "silu" | "gelu" | "gelu_tanh";
 
-/** One layer's paged keys and values, each [B, NKV, BS, D]: a head's tokens within a block are contiguous. */
+/** `x / rms(x) · weight`, rms = sqrt(mean of squares + eps). */
+export interface RmsNormSpec {
+  readonly weight: Tensor;
+  readonly eps: number;
+}
+
+/** What surrounds a product y[T, N], in the order in which it happens. */
+export interface LinearFusion {
+  /** x is normalised first, with weight[K]; the tensor x stays as it is. */
+  readonly norm?: RmsNormSpec | undefined;
+  /** y += bias[N]. */
+  readonly bias?: Tensor | undefined;
+  /** y = act(y). Not together with `addTo`. */
+  readonly activation?: LinearActivation | undefined;
+  /** out = addTo[T, N] + y. May be `out` itself, and must not overlap it otherwise. */
+  readonly addTo?: Tensor | undefined;
+}
+
+/** An activation of a product's outputs. Gated (Shazeer 2020), `out` is [T, N/2]: act(y[:, :N/2]) · y[:, N/2:]. */
+export interface LinearActivation {
+  readonly kind: Activation;
+  readonly gated: boolean;
+}
+
+/**
+ * One layer's paged keys and values, each [B, NKV, BS, D]: a head's tokens within a block are contiguous. Both have one
+ * dtype, the KV dtype, which need not be that of activations where the backend says so.
+ */
 export interface LayerCache {
   readonly keys: Tensor;
   readonly values: Tensor;
@@ -284,21 +308,25 @@ export interface LogprobTensors {
   readonly topLogprobs: Tensor;
 }
 
-export interface RopeStoreSpec {
-  readonly numHeads: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-  /** float32 [positions, rotaryDim]: cosines of half the dimensions, then sines; scaling is already applied. */
-  readonly cosSin: Tensor;
-  readonly queryNorm?: Tensor;
-  readonly keyNorm?: Tensor;
+/** RMSNorm over the dimensions of a head, with weights [D] of its own for queries and for keys. */
+export interface HeadNormSpec {
+  readonly query: Tensor;
+  readonly key: Tensor;
   readonly eps: number;
 }
 
+/** How a layer attends. */
 export interface AttentionSpec {
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
+  /** RMSNorm of each query head and each key head before the rotation. */
+  readonly headNorm?: HeadNormSpec | undefined;
+  /**
+   * float32 [positions, rotaryDim]: cosines of half the dimensions, then sines; scaling is already applied. The first
+   * rotaryDim dimensions of a head are rotated in half-split ("NeoX") order: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin).
+   */
+  readonly cosSin: Tensor;
   /** Multiplies query·key, usually 1 / sqrt(headDim). */
   readonly scale: number;
   /** Sliding window in tokens, the query's own included; 0 = none. */

@@ -6,15 +6,16 @@ import {
   type BatchTensors,
   JOIN_WORDS,
   type LayerCache,
+  type LinearFusion,
   LOGIT_EDIT_WORDS,
   type LogprobTensors,
   ROW_WORDS,
-  type RopeStoreSpec,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
 } from "./backend.ts";
 import type { Tensor } from "./tensor.ts";
+import type { Weight } from "./weight.ts";
 
 /**
  * What every backend checks before an op runs: dtypes, shapes and overlap, from what the host knows. One function an
@@ -47,8 +48,10 @@ function disjoint(
   read: Readonly<Record<string, Tensor | undefined>>,
   name = "out",
 ) {
-  for (const [readName, tensor] of Object.entries(read)) {
-    if (tensor !== undefined) invariant(!overlap(written, tensor), `${op}: ${name} overlaps ${readName}`);
+  for (const readName in read) {
+    const tensor = read[readName];
+    if (tensor !== undefined && overlap(written, tensor))
+      throw new InvariantError(`${op}: ${name} overlaps ${readName}`);
   }
 }
 
@@ -60,7 +63,7 @@ function overlap(a: Tensor, b: Tensor): boolean {
 /** In place on all of `input`, or clear of it. */
 function sameOrDisjoint(op: string, written: Tensor, input: Tensor, name: string) {
   const same = written.buffer === input.buffer && written.byteOffset === input.byteOffset;
-  if (!same) disjoint(op, written, { [name]: input });
+  if (!same && overlap(written, input)) throw new InvariantError(`${op}: out overlaps ${name}`);
 }
 
 export function checkEmbedding(dtype: FloatDType, out: Tensor, table: Tensor, ids: Tensor) {
@@ -83,16 +86,29 @@ export function checkGatherRows(dtype: FloatDType, out: Tensor, x: Tensor, rows:
   return { count, tokens, width };
 }
 
-/** `m` tokens, `n` outputs, `k` inputs. */
-export function checkLinear(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor) {
+/** `m` tokens, `n` outputs of the product, `k` inputs. */
+export function checkLinear(
+  dtype: FloatDType,
+  out: Tensor,
+  x: Tensor,
+  weight: Weight,
+  { norm, bias, activation, addTo }: LinearFusion,
+) {
   const op = "linear";
   check(op, "x", x, dtype, "T", "K");
   const [m, k] = [x.dim(0), x.dim(1)];
-  check(op, "weight", weight, dtype, "N", k);
-  const n = weight.dim(0);
+  check(op, "weight", weight.data, dtype, weight.shape[0], k);
+  const n = weight.shape[0];
+  if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, k);
   if (bias !== undefined) check(op, "bias", bias, dtype, n);
-  check(op, "out", out, bias === undefined ? [dtype, "float32"] : dtype, m, n);
-  disjoint(op, out, { x, weight, bias });
+  if (activation !== undefined && addTo !== undefined)
+    throw new InvariantError(`${op}: an activation and a sum`);
+  if (activation?.gated && n % 2 !== 0) throw new InvariantError(`${op}: ${n} gated outputs`);
+  if (addTo !== undefined) check(op, "addTo", addTo, dtype, m, n);
+  const plain = bias === undefined && activation === undefined && addTo === undefined;
+  check(op, "out", out, plain ? [dtype, "float32"] : dtype, m, activation?.gated ? n / 2 : n);
+  disjoint(op, out, { x, weight: weight.data, norm: norm?.weight, bias });
+  if (addTo !== undefined) sameOrDisjoint(op, out, addTo, "addTo");
   return { m, n, k };
 }
 
@@ -103,19 +119,6 @@ export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: 
   check(op, "weight", weight, dtype, width);
   check(op, "out", out, dtype, tokens, width);
   disjoint(op, out, { x, weight });
-  return { tokens, width };
-}
-
-export function checkAddRmsNorm(dtype: FloatDType, out: Tensor, residual: Tensor, x: Tensor, weight: Tensor) {
-  const op = "addRmsNorm";
-  check(op, "x", x, dtype, "T", "H");
-  const [tokens, width] = [x.dim(0), x.dim(1)];
-  check(op, "residual", residual, dtype, tokens, width);
-  check(op, "weight", weight, dtype, width);
-  check(op, "out", out, dtype, tokens, width);
-  disjoint(op, out, { residual, weight });
-  disjoint(op, residual, { x, weight }, "residual");
-  sameOrDisjoint(op, out, x, "x");
   return { tokens, width };
 }
 
@@ -136,15 +139,6 @@ export function checkLayerNorm(
   return { tokens, width };
 }
 
-export function checkGatedActivation(dtype: FloatDType, out: Tensor, gateUp: Tensor) {
-  const op = "gatedActivation";
-  check(op, "out", out, dtype, "T", "I");
-  const [tokens, width] = [out.dim(0), out.dim(1)];
-  check(op, "gateUp", gateUp, dtype, tokens, 2 * width);
-  disjoint(op, out, { gateUp });
-  return { tokens, width };
-}
-
 export function checkActivation(dtype: FloatDType, out: Tensor, x: Tensor) {
   const op = "activation";
   check(op, "x", x, dtype, "T", "I");
@@ -154,97 +148,47 @@ export function checkActivation(dtype: FloatDType, out: Tensor, x: Tensor) {
   return { tokens, width };
 }
 
-function checkCosSin(op: string, cosSin: Tensor, headDim: number): number {
-  check(op, "cosSin", cosSin, "float32", "positions", "rotaryDim");
-  const rotaryDim = cosSin.dim(1);
-  invariant(rotaryDim % 2 === 0 && rotaryDim <= headDim, `${op}: rotaryDim ${rotaryDim}, headDim ${headDim}`);
-  return rotaryDim;
-}
-
-export function checkRotary(
+/** Tokens T, blocks B and their size, the rotated dimensions, and entries of a block table. */
+export function checkAttend(
   dtype: FloatDType,
-  x: Tensor,
-  heads: number,
-  headDim: number,
-  cosSin: Tensor,
-  positions: Tensor,
-) {
-  const op = "rotary";
-  check(op, "x", x, dtype, "T", "W");
-  const [tokens, width] = [x.dim(0), x.dim(1)];
-  invariant(heads * headDim <= width, `${op}: ${heads} heads of ${headDim} in rows of ${width}`);
-  check(op, "positions", positions, "int32", tokens);
-  disjoint(op, x, { cosSin, positions }, "x");
-  return { tokens, width, rotaryDim: checkCosSin(op, cosSin, headDim) };
-}
-
-interface Heads {
-  readonly numHeads: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-}
-
-/** The packed projections and the paged cache. Returns tokens T, blocks B and the block size. */
-function checkQkvAndCache(
-  op: string,
-  dtype: FloatDType,
-  qkv: Tensor,
-  cache: LayerCache,
-  blockSize: number,
-  spec: Heads,
-) {
-  const { numHeads, numKvHeads, headDim } = spec;
-  invariant(
-    numKvHeads > 0 && numHeads % numKvHeads === 0,
-    `${op}: ${numHeads} query heads over ${numKvHeads}`,
-  );
-  check(op, "qkv", qkv, dtype, "T", (numHeads + 2 * numKvHeads) * headDim);
-  check(op, "keys", cache.keys, dtype, "B", numKvHeads, blockSize, headDim);
-  check(op, "values", cache.values, dtype, ...cache.keys.shape);
-  return { tokens: qkv.dim(0), blocks: cache.keys.dim(0), blockSize };
-}
-
-export function checkRopeAndStoreKv(
-  dtype: FloatDType,
-  qkv: Tensor,
-  cache: LayerCache,
-  batch: BatchTensors,
-  spec: RopeStoreSpec,
-) {
-  const op = "ropeAndStoreKv";
-  const shape = checkQkvAndCache(op, dtype, qkv, cache, batch.blockSize, spec);
-  const { cosSin, queryNorm, keyNorm } = spec;
-  check(op, "positions", batch.positions, "int32", shape.tokens);
-  check(op, "slotMapping", batch.slotMapping, "int32", shape.tokens);
-  if (queryNorm !== undefined) check(op, "queryNorm", queryNorm, dtype, spec.headDim);
-  if (keyNorm !== undefined) check(op, "keyNorm", keyNorm, dtype, spec.headDim);
-  disjoint(op, qkv, { keys: cache.keys, values: cache.values, cosSin, queryNorm, keyNorm }, "qkv");
-  return { ...shape, rotaryDim: checkCosSin(op, cosSin, spec.headDim) };
-}
-
-export function checkAttention(
-  dtype: FloatDType,
+  kvDtype: FloatDType,
   out: Tensor,
   qkv: Tensor,
-  cache: LayerCache,
+  { keys, values }: LayerCache,
   batch: BatchTensors,
   spec: AttentionSpec,
 ) {
-  const op = "attention";
-  const shape = checkQkvAndCache(op, dtype, qkv, cache, batch.blockSize, spec);
-  check(op, "out", out, dtype, shape.tokens, spec.numHeads * spec.headDim);
-  check(op, "cuSeqlensQ", batch.cuSeqlensQ, "int32", batch.numRows + 1);
-  check(op, "contextLens", batch.contextLens, "int32", batch.numRows);
-  check(op, "rowSlots", batch.rowSlots, "int32", batch.numRows);
+  const op = "attend";
+  const { numHeads, numKvHeads, headDim, cosSin, headNorm, window } = spec;
+  const { numRows, decodeRows, blockSize } = batch;
+  if (!(numKvHeads > 0 && numHeads % numKvHeads === 0))
+    throw new InvariantError(`${op}: ${numHeads} query heads over ${numKvHeads}`);
+  check(op, "qkv", qkv, dtype, "T", (numHeads + 2 * numKvHeads) * headDim);
+  const tokens = qkv.dim(0);
+  if (batch.numTokens !== tokens)
+    throw new InvariantError(`${op}: batch of ${batch.numTokens} tokens, qkv of ${tokens}`);
+  check(op, "out", out, dtype, tokens, numHeads * headDim);
+  check(op, "keys", keys, kvDtype, "B", numKvHeads, blockSize, headDim);
+  check(op, "values", values, kvDtype, ...keys.shape);
+  check(op, "positions", batch.positions, "int32", tokens);
+  check(op, "slotMapping", batch.slotMapping, "int32", tokens);
+  check(op, "cuSeqlensQ", batch.cuSeqlensQ, "int32", numRows + 1);
+  check(op, "contextLens", batch.contextLens, "int32", numRows);
+  check(op, "rowSlots", batch.rowSlots, "int32", numRows);
   check(op, "blockTables", batch.blockTables, "int32", "S", "max blocks");
-  invariant(
-    batch.numTokens === shape.tokens,
-    `${op}: batch of ${batch.numTokens} tokens, qkv of ${shape.tokens}`,
-  );
-  invariant(batch.decodeRows <= batch.numRows, `${op}: ${batch.decodeRows} decode rows of ${batch.numRows}`);
-  invariant(spec.window >= 0, `${op}: window ${spec.window}`);
-  disjoint(op, out, { qkv, keys: cache.keys, values: cache.values });
-  return { ...shape, maxBlocks: batch.blockTables.dim(1) };
+  if (decodeRows > numRows) throw new InvariantError(`${op}: ${decodeRows} decode rows of ${numRows}`);
+  check(op, "cosSin", cosSin, "float32", "positions", "rotaryDim");
+  const rotaryDim = cosSin.dim(1);
+  if (rotaryDim % 2 !== 0 || rotaryDim > headDim)
+    throw new InvariantError(`${op}: rotaryDim ${rotaryDim}, headDim ${headDim}`);
+  if (headNorm !== undefined) {
+    check(op, "headNorm.query", headNorm.query, dtype, headDim);
+    check(op, "headNorm.key", headNorm.key, dtype, headDim);
+  }
+  if (!(window >= 0)) throw new InvariantError(`${op}: window ${window}`);
+  disjoint(op, out, { qkv, keys, values });
+  disjoint(op, qkv, { keys, values, cosSin, query: headNorm?.query, key: headNorm?.key }, "qkv");
+  return { tokens, blocks: keys.dim(0), blockSize, rotaryDim, maxBlocks: batch.blockTables.dim(1) };
 }
 
 /** Slots S and the tokens L that each holds. */

@@ -1,5 +1,5 @@
 import { type DType, dtypeSize } from "../base/dtype.ts";
-import { invariant } from "../base/errors.ts";
+import { InvariantError, invariant } from "../base/errors.ts";
 
 /** Memory of a backend. Owned by whoever allocated it; tensors are views and own nothing. */
 export interface DeviceBuffer {
@@ -24,10 +24,9 @@ export class Tensor {
     readonly byteOffset = 0,
   ) {
     this.size = shape.reduce((product, extent) => product * extent, 1);
-    invariant(
-      byteOffset + this.byteLength <= buffer.byteLength,
-      `tensor ${dtype}[${shape}] at ${byteOffset} overruns a buffer of ${buffer.byteLength} bytes`,
-    );
+    // Tensors are made and asked in every step: a message is built when it is needed.
+    if (byteOffset + this.byteLength > buffer.byteLength)
+      throw new InvariantError(`${this} at ${byteOffset} overruns a buffer of ${buffer.byteLength} bytes`);
   }
 
   get byteLength(): number {
@@ -42,7 +41,7 @@ export class Tensor {
   /** Extent of dimension `i`; negative counts from the end. */
   dim(i: number): number {
     const extent = this.shape.at(i);
-    invariant(extent !== undefined, `tensor [${this.shape}] has no dimension ${i}`);
+    if (extent === undefined) throw new InvariantError(`tensor [${this.shape}] has no dimension ${i}`);
     return extent;
   }
 

@@ -1,5 +1,5 @@
 import type { FloatDType } from "../base/dtype.ts";
-import { invariant } from "../base/errors.ts";
+import { InvariantError } from "../base/errors.ts";
 import {
   type CublasLt,
   type MatmulAlgorithm,
@@ -18,14 +18,27 @@ export interface LinearShape {
   readonly outFeatures: number;
   /** Type of x and weight. */
   readonly inputType: FloatDType;
-  /** Type of out and bias. */
+  /** Type of out, bias and addTo. */
   readonly outputType: FloatDType;
   /** Adds bias[N] to every row. */
   readonly bias?: boolean;
+  /** Adds addTo[T, N]. */
+  readonly addTo?: boolean;
+}
+
+/** Device addresses of a product's operands. */
+export interface LinearOperands {
+  readonly out: number;
+  readonly x: number;
+  readonly weight: number;
+  /** Of a shape that has one. */
+  readonly bias?: number | undefined;
+  /** Of a shape that has one; may be `out`. */
+  readonly addTo?: number | undefined;
 }
 
 /**
- * out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias[N]), accumulated in float32, for one shape. All three matrices
+ * out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias[N]) (+ addTo[T, N]), accumulated in float32, for one shape. All three matrices
  * are contiguous and row-major, which to cuBLASLt's column-major eyes is outᵀ[N, T] = weightᵀ[K, N]ᵀ · xᵀ[K, T].
  */
 export class LinearMatmul implements Disposable {
@@ -67,22 +80,17 @@ export class LinearMatmul implements Disposable {
     return found;
   }
 
-  /** Enqueues the matmul. All are device addresses; `bias` is read only if the shape has one. */
-  run(
-    stream: number,
-    algorithm: MatmulAlgorithm,
-    out: number,
-    x: number,
-    weight: number,
-    workspace: number,
-    bias = 0,
-  ): void {
+  /** Enqueues the matmul. `workspace` is a device address, of as many bytes as the algorithm needs. */
+  run(stream: number, algorithm: MatmulAlgorithm, workspace: number, operands: LinearOperands): void {
+    const { out, x, weight, bias = 0, addTo = 0 } = operands;
     const { descriptor, a, b, d } = this.#problem;
+    const lacks = (this.shape.bias && bias === 0) || (this.shape.addTo && addTo === 0);
+    if (lacks) throw new InvariantError(`${this}: bias ${bias}, addTo ${addTo}`);
     if (this.shape.bias && bias !== this.#bias) {
-      invariant(bias !== 0, `${this} needs a bias`);
       descriptor.setBias(bias);
       this.#bias = bias;
     }
+    // D = A · B + β · C: without a sum, C is never read.
     const status = this.#api.cublasLtMatmul(
       this.cublas.value,
       descriptor.value,
@@ -91,8 +99,8 @@ export class LinearMatmul implements Disposable {
       a.value,
       x,
       b.value,
-      this.#zero,
-      out,
+      this.shape.addTo ? this.#one : this.#zero,
+      this.shape.addTo ? addTo : out,
       d.value,
       out,
       d.value,
@@ -114,7 +122,7 @@ export class LinearMatmul implements Disposable {
   }
 
   toString(): string {
-    const { tokens, inFeatures, outFeatures, inputType, outputType, bias } = this.shape;
-    return `${outputType}[${tokens}, ${outFeatures}] = ${inputType}[${tokens}, ${inFeatures}] · [${outFeatures}, ${inFeatures}]ᵀ${bias ? " + bias" : ""}`;
+    const { tokens, inFeatures, outFeatures, inputType, outputType, bias, addTo } = this.shape;
+    return `${outputType}[${tokens}, ${outFeatures}] = ${inputType}[${tokens}, ${inFeatures}] · [${outFeatures}, ${inFeatures}]ᵀ${bias ? " + bias" : ""}${addTo ? " + addTo" : ""}`;
   }
 }

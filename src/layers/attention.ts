@@ -1,85 +1,70 @@
 import type { AttentionSpec, LayerCache } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
-import type { ForwardContext, Parameters } from "./layer.ts";
-import { Linear } from "./linear.ts";
-import { RmsNorm } from "./norm.ts";
+import { lengthOf, shareOf } from "../base/shard.ts";
+import type { ForwardContext } from "./forward-context.ts";
+import { Linear, type LinearInput } from "./linear.ts";
+import type { RmsNorm } from "./norm.ts";
+import type { Parameters } from "./parameters.ts";
 
 export interface AttentionShape {
   readonly hiddenSize: number;
+  /** Of the whole model. */
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
-  /** RMSNorm of each query and key head before the rotary embedding. */
-  readonly queryKeyNorm: boolean;
-  readonly normEps: number;
   readonly qkvBias: boolean;
   readonly outputBias: boolean;
+  /** Norms of each query and each key head before the rotary embedding. */
+  readonly headNorm?: { readonly query: RmsNorm; readonly key: RmsNorm };
+  /** See `AttentionSpec.cosSin`. */
+  readonly cosSin: Tensor;
   /** Sliding window in tokens; 0 = none. */
   readonly window: number;
 }
 
-/** Grouped-query attention over the paged KV cache. */
+/** Grouped-query attention over the paged KV cache. Ranks divide the heads. */
 export class Attention {
   readonly #qkv: Linear;
   readonly #output: Linear;
-  readonly #queryNorm: RmsNorm | undefined;
-  readonly #keyNorm: RmsNorm | undefined;
   readonly #spec: AttentionSpec;
 
-  constructor(
-    parameters: Parameters,
-    name: string,
-    private readonly shape: AttentionShape,
-    private readonly cosSin: Tensor,
-  ) {
-    this.#qkv = new Linear(parameters, `${name}.qkv`);
-    this.#output = new Linear(parameters, `${name}.output`);
-    if (shape.queryKeyNorm) {
-      this.#queryNorm = new RmsNorm(parameters, `${name}.queryNorm`, shape.normEps);
-      this.#keyNorm = new RmsNorm(parameters, `${name}.keyNorm`, shape.normEps);
-    }
-    const { numHeads, numKvHeads, headDim, window } = shape;
-    this.#spec = { numHeads, numKvHeads, headDim, scale: 1 / Math.sqrt(headDim), window };
-  }
-
-  /** out[T, H] from x[T, H]; stores the tokens' keys and values in `cache`. `out` may be `x`. */
-  forward({ backend, workspace, batch }: ForwardContext, out: Tensor, x: Tensor, cache: LayerCache): void {
-    const { numHeads, numKvHeads, headDim, normEps } = this.shape;
-    const qkv = workspace.tensor("qkv", x.dtype, [x.dim(0), this.#qkv.outputSize]);
-    this.#qkv.forward(backend, qkv, x);
-    backend.ropeAndStoreKv(qkv, cache, batch, {
-      ...{ numHeads, numKvHeads, headDim, cosSin: this.cosSin, eps: normEps },
-      ...(this.#queryNorm && { queryNorm: this.#queryNorm.weight }),
-      ...(this.#keyNorm && { keyNorm: this.#keyNorm.weight }),
+  /** @param source the checkpoint's name of the block, e.g. `model.layers.0.self_attn`. */
+  constructor(parameters: Parameters, name: string, source: string, shape: AttentionShape) {
+    const { hiddenSize, numHeads, numKvHeads, headDim, headNorm, cosSin, window } = shape;
+    const heads = (part: string, units: number) => ({
+      source: `${source}.${part}`,
+      units,
+      unitSize: headDim,
     });
-    const attended = workspace.tensor("attended", x.dtype, [x.dim(0), numHeads * headDim]);
-    backend.attention(attended, qkv, cache, batch, this.#spec);
-    this.#output.forward(backend, out, attended);
+    this.#qkv = new Linear(parameters, `${name}.qkv`, {
+      inputSize: hiddenSize,
+      projections: [heads("q_proj", numHeads), heads("k_proj", numKvHeads), heads("v_proj", numKvHeads)],
+      ...{ split: "columns", bias: shape.qkvBias },
+    });
+    this.#output = new Linear(parameters, `${name}.output`, {
+      inputSize: numHeads * headDim,
+      projections: [{ source: `${source}.o_proj`, units: hiddenSize }],
+      ...{ split: "rows", bias: shape.outputBias },
+    });
+    const held = (units: number) => lengthOf(shareOf(units, parameters.shard));
+    this.#spec = {
+      ...{ numHeads: held(numHeads), numKvHeads: held(numKvHeads), headDim, cosSin, window },
+      scale: 1 / Math.sqrt(headDim),
+      headNorm: headNorm && {
+        ...{ query: headNorm.query.weight, key: headNorm.key.weight, eps: headNorm.query.eps },
+      },
+    };
   }
 
-  static parameters(name: string, source: string, shape: AttentionShape): ParameterSpec[] {
-    const { hiddenSize, numHeads, numKvHeads, headDim } = shape;
-    const projections = [
-      [`${source}.q_proj`, numHeads * headDim],
-      [`${source}.k_proj`, numKvHeads * headDim],
-      [`${source}.v_proj`, numKvHeads * headDim],
-    ] as const;
-    const norms = shape.queryKeyNorm
-      ? [
-          ...RmsNorm.parameters(`${name}.queryNorm`, `${source}.q_norm`, headDim),
-          ...RmsNorm.parameters(`${name}.keyNorm`, `${source}.k_norm`, headDim),
-        ]
-      : [];
-    return [
-      ...Linear.parameters(`${name}.qkv`, hiddenSize, projections, shape.qkvBias),
-      ...norms,
-      ...Linear.parameters(
-        `${name}.output`,
-        numHeads * headDim,
-        [[`${source}.o_proj`, hiddenSize]],
-        shape.outputBias,
-      ),
-    ];
+  /** residual[T, H] += attention(x[T, H]); stores the tokens' keys and values in `cache`. */
+  addTo(context: ForwardContext, residual: Tensor, x: LinearInput, cache: LayerCache): void {
+    const { backend, workspace, batch } = context;
+    const { numHeads, headDim } = this.#spec;
+    const tokens = residual.dim(0);
+    const qkv = workspace.tensor("qkv", residual.dtype, [tokens, this.#qkv.outputSize]);
+    this.#qkv.forward(context, qkv, x);
+    const attended = workspace.tensor("attended", residual.dtype, [tokens, numHeads * headDim]);
+    backend.attend(attended, qkv, cache, batch, this.#spec);
+    this.#output.addTo(context, residual, attended);
   }
 }

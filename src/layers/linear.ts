@@ -1,43 +1,102 @@
-import type { Backend } from "../backend/backend.ts";
+import type { LinearActivation, RmsNormSpec } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
-import type { Parameters } from "./layer.ts";
+import type { Weight } from "../backend/weight.ts";
+import { lengthOf, type Shard, type Span, shareOf } from "../base/shard.ts";
+import type { ForwardContext } from "./forward-context.ts";
+import type { Parameters } from "./parameters.ts";
 
-/** y[T, N] = x[T, K] · weight[N, K]ᵀ + bias[N]. Several projections of one input are merged by stacking their rows. */
+/**
+ * How ranks divide y[N] = weight[N, K] · x[K]: by `columns`, each computes some of the outputs; by `rows`, each has some
+ * of the inputs and its outputs are terms of a sum; `none`, each computes all.
+ */
+export type Split = "columns" | "rows" | "none";
+
+export interface LinearShape {
+  /** K of the whole model. */
+  readonly inputSize: number;
+  /** Projections of one input, merged by stacking their rows. */
+  readonly projections: readonly Projection[];
+  readonly split: Split;
+  readonly bias: boolean;
+}
+
+/** Outputs of a linear that the checkpoint stores by themselves, of the whole model. */
+export interface Projection {
+  /** The checkpoint's name without `.weight`, e.g. `model.layers.0.self_attn.q_proj`. */
+  readonly source: string;
+  /** What is divided among ranks as a whole, such as attention heads. */
+  readonly units: number;
+  /** Outputs of a unit. Default 1. */
+  readonly unitSize?: number;
+}
+
+/** x[T, K], and the norm that comes before the product. */
+export interface LinearInput {
+  readonly x: Tensor;
+  readonly norm?: RmsNormSpec;
+}
+
+/** y[T, N] = x[T, K] · weight[N, K]ᵀ + bias[N], with N and K those of this rank. */
 export class Linear {
-  readonly weight: Tensor;
-  readonly bias: Tensor | undefined;
+  readonly weight: Weight;
+  readonly #bias: Tensor | undefined;
+  readonly #split: Split;
 
-  constructor(parameters: Parameters, name: string) {
-    this.weight = parameters.get(`${name}.weight`);
-    this.bias = parameters.find(`${name}.bias`);
+  constructor(parameters: Parameters, name: string, { inputSize, projections, split, bias }: LinearShape) {
+    const { shard, scheme } = parameters;
+    const parts = projections.map(({ source, units, unitSize = 1 }) => {
+      const rowSpan = split === "columns" ? shareOf(units, shard) : { start: 0, end: units };
+      return { source, rows: units * unitSize, rowSpan: scaled(rowSpan, unitSize) };
+    });
+    const columnSpan = split === "rows" ? shareOf(inputSize, shard) : { start: 0, end: inputSize };
+    const matrix = { name, parts, columns: inputSize, columnSpan };
+    this.weight = scheme.weight(matrix, (spec) => parameters.get(spec));
+    this.#split = split;
+    if (!bias) return;
+    const loaded = parameters.get({
+      name: `${name}.bias`,
+      shape: [this.outputSize],
+      sources: parts.map(({ source, rows, rowSpan }) => ({
+        ...{ name: `${source}.bias`, shape: [rows] },
+        ...(lengthOf(rowSpan) < rows && { slice: { dim: 0, ...rowSpan } as const }),
+      })),
+      dummy: "zeros",
+    });
+    if (isFirstTerm(split, shard)) this.#bias = loaded;
   }
 
-  /** N. */
+  /** N of this rank. */
   get outputSize(): number {
-    return this.weight.dim(0);
+    return this.weight.shape[0];
   }
 
-  forward(backend: Backend, out: Tensor, x: Tensor): void {
-    backend.linear(out, x, this.weight, this.bias);
+  /** out[T, N] = y, or act(y); [T, N/2] when it is gated. */
+  forward(
+    { backend }: ForwardContext,
+    out: Tensor,
+    { x, norm }: LinearInput,
+    activation?: LinearActivation,
+  ): void {
+    backend.linear(out, x, this.weight, { norm, bias: this.#bias, activation });
   }
 
-  /** `projections`: the checkpoint's name and output size of each merged projection. */
-  static parameters(
-    name: string,
-    inputSize: number,
-    projections: readonly (readonly [source: string, outputSize: number])[],
-    bias: boolean,
-  ): ParameterSpec[] {
-    const outputSize = projections.reduce((sum, [, size]) => sum + size, 0);
-    const weight: ParameterSpec = {
-      name: `${name}.weight`,
-      shape: [outputSize, inputSize],
-      sources: projections.map(([source, size]) => ({ name: `${source}.weight`, shape: [size, inputSize] })),
-      dummy: "normal",
-    };
-    if (!bias) return [weight];
-    const sources = projections.map(([source, size]) => ({ name: `${source}.bias`, shape: [size] }));
-    return [weight, { name: `${name}.bias`, shape: [outputSize], sources, dummy: "zeros" }];
+  /** residual[T, N] += y; split by rows, the sum of all ranks' y. */
+  addTo({ backend, workspace }: ForwardContext, residual: Tensor, x: Tensor): void {
+    if (this.#split !== "rows" || backend.allReduceAdd === undefined) {
+      backend.linear(residual, x, this.weight, { bias: this.#bias, addTo: residual });
+      return;
+    }
+    const branch = workspace.tensor("branch", residual.dtype, residual.shape);
+    backend.linear(branch, x, this.weight, { bias: this.#bias });
+    backend.allReduceAdd(residual, branch);
   }
+}
+
+function scaled({ start, end }: Span, factor: number): Span {
+  return { start: start * factor, end: end * factor };
+}
+
+/** Of a sum over ranks, one term alone has the bias. */
+function isFirstTerm(split: Split, { rank }: Shard): boolean {
+  return split !== "rows" || rank === 0;
 }

@@ -1,32 +1,27 @@
-import type { Backend } from "../backend/backend.ts";
+import type { RmsNormSpec } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
-import type { Parameters } from "./layer.ts";
+import type { LinearInput } from "./linear.ts";
+import type { Parameters } from "./parameters.ts";
 
 /** Root-mean-square normalisation over the last dimension (Zhang & Sennrich 2019). */
-export class RmsNorm {
+export class RmsNorm implements RmsNormSpec {
   readonly weight: Tensor;
 
+  /** @param source the checkpoint's name without `.weight`. */
   constructor(
     parameters: Parameters,
     name: string,
+    source: string,
+    size: number,
     readonly eps: number,
   ) {
-    this.weight = parameters.get(`${name}.weight`);
-  }
-
-  /** out[T, H] = norm(x[T, H]). */
-  forward(backend: Backend, out: Tensor, x: Tensor): void {
-    backend.rmsNorm(out, x, this.weight, this.eps);
-  }
-
-  /** residual += x, then out = norm(residual); `out` may be `x`. */
-  addForward(backend: Backend, out: Tensor, residual: Tensor, x: Tensor): void {
-    backend.addRmsNorm(out, residual, x, this.weight, this.eps);
-  }
-
-  static parameters(name: string, source: string, size: number): ParameterSpec[] {
     const shape = [size];
-    return [{ name: `${name}.weight`, shape, sources: [{ name: `${source}.weight`, shape }], dummy: "ones" }];
+    const sources = [{ name: `${source}.weight`, shape }];
+    this.weight = parameters.get({ name: `${name}.weight`, shape, sources, dummy: "ones" });
+  }
+
+  /** norm(x[T, H]), computed where a product takes it in. */
+  of(x: Tensor): LinearInput {
+    return { x, norm: this };
   }
 }

@@ -10,7 +10,6 @@ import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import { gpuCount, openCuda } from "../cuda/open-cuda.ts";
 import { Engine } from "../engine/engine.ts";
-import { Parameters } from "../layers/layer.ts";
 import { rotaryDim } from "../layers/rotary.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
 import { dummyWeights } from "../loader/dummy-weights.ts";
@@ -83,7 +82,7 @@ export async function loadModel(
         });
   onFolder?.(folder);
   const modelConfig = readModelConfig(folder);
-  const definition = defineModel(modelConfig, folder);
+  const definition = defineModel(modelConfig, {}, folder);
   const generation = readGenerationConfig(folder, modelConfig);
   const { tokenizer, chatTemplate } = await loadText(folder, config);
   if (tokenizer !== undefined && tokenizer.vocabSize > modelConfig.vocabSize) {
@@ -96,15 +95,19 @@ export async function loadModel(
   try {
     const kernels = backend.prepare?.(modelShape(modelConfig, config));
     kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
+    // Dense weights are multiplied, and keys and values attended to, in the dtype of the activations.
+    const [weightDtype, kvDtype] = [backend.activationDtype, backend.activationDtype];
     const weights =
       config.loadFormat === "dummy"
-        ? dummyWeights(definition.parameters, backend, config.seed)
-        : await loadFolder(folder, definition, backend, report("weights"));
+        ? dummyWeights(definition.parameters, backend, weightDtype, config.seed)
+        : await loadFolder(folder, definition, backend, weightDtype, report("weights"));
     await kernels;
-    const plan = new KvPlan(modelConfig, config, backend);
-    const built = definition.build(new Parameters(weights), backend, plan.maxModelLen);
+    const kvShape = { ...definition.kvHeads, blockSize: config.blockSize, kvDtype };
+    const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend);
+    const built = definition.build(weights, backend, plan.maxModelLen);
     const runner = new ModelRunner(backend, built, {
       ...config,
+      kvDtype,
       maxModelLen: plan.maxModelLen,
       planBlocks: () => plan.numBlocks(),
     });
@@ -161,10 +164,11 @@ async function loadFolder(
   folder: string,
   definition: ReturnType<typeof defineModel>,
   backend: Backend,
+  dtype: FloatDType,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ) {
   using checkpoint = Checkpoint.open(folder);
-  const options = { ignored: definition.ignored, onProgress };
+  const options = { dtype, ignored: definition.ignored, onProgress };
   return await loadWeights(checkpoint, definition.parameters, backend, options);
 }
 

@@ -1,6 +1,6 @@
 import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import { dtypeSize, narrow } from "../base/dtype.ts";
+import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
 import type { ParameterSpec } from "../base/parameters.ts";
 
 const STANDARD_DEVIATION = 0.02;
@@ -16,9 +16,9 @@ const SLICE = 2 ** 20;
 export function dummyWeights(
   specs: readonly ParameterSpec[],
   backend: Backend,
+  dtype: FloatDType,
   seed: number,
 ): Map<string, Tensor> {
-  const dtype = backend.activationDtype;
   const bytesPerElement = dtypeSize(dtype);
   const ones = narrow(new Float32Array(SLICE).fill(1), dtype);
   const normal = narrow(normalValues(2 * SLICE, seed), dtype);

@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
+import type { FloatDType } from "../base/dtype.ts";
 import { invariant, ModelDataError, UnsupportedModelError } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameters.ts";
 import { bulkLoad } from "./bulk-load.ts";
@@ -17,6 +18,8 @@ const MAX_READERS = 8;
 const LISTED_NAMES = 5;
 
 export interface LoadWeightsOptions {
+  /** What parameters are converted to, whatever float the checkpoint holds. */
+  readonly dtype: FloatDType;
   /** Checkpoint tensors that no parameter needs and that are no error, e.g. `rotary_emb.inv_freq`. */
   readonly ignored: readonly RegExp[];
   /**
@@ -29,7 +32,7 @@ export interface LoadWeightsOptions {
 }
 
 /**
- * Loads every parameter from the checkpoint in `backend.activationDtype`: sources are sliced, stacked along dimension
+ * Loads every parameter from the checkpoint: sources are sliced, stacked along dimension
  * 0, converted and uploaded in chunks, by several threads where the backend has bulk uploads, else by this one with one
  * chunk of 16 MiB in host memory at a time. Nothing is allocated before all checks have passed; what was allocated is
  * freed when reading fails later. The checkpoint must stay open until this settles.
@@ -43,7 +46,7 @@ export async function loadWeights(
   options: LoadWeightsOptions,
 ): Promise<Map<string, Tensor>> {
   checkCheckpoint(checkpoint, specs, options.ignored);
-  const plans = specs.map((spec) => planParameter(checkpoint, spec, backend.activationDtype));
+  const plans = specs.map((spec) => planParameter(checkpoint, spec, options.dtype));
   const reads = plans.flatMap((plan) => plan.reads);
   const totalBytes = reads.reduce((sum, read) => sum + (read.end - read.begin), 0);
   const readers = options.readers ?? defaultReaders(totalBytes);
@@ -56,7 +59,7 @@ export async function loadWeights(
   const weights = new Map<string, Tensor>();
   // Allocates when the first chunk is asked for: by then the readers are starting.
   const chunksOf = function* (chunkBytes: number) {
-    for (const { name, shape } of specs) weights.set(name, backend.empty(backend.activationDtype, shape));
+    for (const { name, shape } of specs) weights.set(name, backend.empty(options.dtype, shape));
     yield* splitReads(plans, weights, chunkBytes);
   };
   try {

@@ -1,95 +1,99 @@
-import type { Backend } from "../backend/backend.ts";
+import type { Backend, LayerCache } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
-import { DecoderLayer, type DecoderLayerShape } from "../layers/decoder-layer.ts";
-import type { ForwardContext, Parameters } from "../layers/layer.ts";
+import { denseWeight, type Weight } from "../backend/weight.ts";
+import { lengthOf, shareOf } from "../base/shard.ts";
+import { Embedding } from "../layers/embedding.ts";
+import type { ForwardContext } from "../layers/forward-context.ts";
+import { Linear } from "../layers/linear.ts";
 import { RmsNorm } from "../layers/norm.ts";
-import { rotaryTable } from "../layers/rotary.ts";
+import { LoadedParameters, ParameterList, type Parameters } from "../layers/parameters.ts";
+import { rotaryDim, rotaryTable } from "../layers/rotary.ts";
 import type { ModelConfig } from "./config.ts";
-import type { CausalLM, ModelDefinition } from "./model.ts";
+import type { CausalLM, KvHeads, ModelDefinition, ModelPart } from "./model.ts";
 
-/** Where families of plain pre-norm decoders differ. */
-export interface DecoderTraits {
-  readonly queryKeyNorm: boolean;
-  readonly qkvBias: boolean;
-  readonly outputBias: boolean;
-  readonly mlpBias: boolean;
+/** A layer of a decoder. */
+export interface DecoderLayer {
+  /** Adds what the layer computes to residual[T, H]; stores the tokens' keys and values in `cache`. */
+  forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void;
 }
 
-const EMBEDDING = "embedding.weight";
-const LM_HEAD = "lmHead.weight";
-
-/** A Llama-like model: token embedding, decoder layers, final norm, LM head (tied to the embedding or its own). */
-export function defineDecoder(config: ModelConfig, traits: DecoderTraits): ModelDefinition {
-  const table = (name: string, source: string): ParameterSpec => {
-    const shape = [config.vocabSize, config.hiddenSize];
-    return { name, shape, sources: [{ name: source, shape }], dummy: "normal" };
-  };
-  const layers = Array.from({ length: config.numLayers }, (_, i) => layerShape(config, traits, i));
-  return {
-    parameters: [
-      table(EMBEDDING, "model.embed_tokens.weight"),
-      ...layers.flatMap((shape, i) => DecoderLayer.parameters(`layers.${i}`, `model.layers.${i}`, shape)),
-      ...RmsNorm.parameters("norm", "model.norm", config.hiddenSize),
-      ...(config.tieWordEmbeddings ? [] : [table(LM_HEAD, "lm_head.weight")]),
-    ],
-    ignored: [/\.rotary_emb\.inv_freq$/, ...(config.tieWordEmbeddings ? [/^lm_head\.weight$/] : [])],
-    build: (parameters, backend, maxPositions) =>
-      new Decoder(
-        config,
-        layers,
-        parameters,
-        rotaryTable(backend, config.headDim, maxPositions, config.rope),
-      ),
-  };
+/** Where a layer stands in the model that it is built for. */
+export interface LayerPlace {
+  readonly parameters: Parameters;
+  readonly index: number;
+  /** Octavo's name for it, and the checkpoint's. */
+  readonly name: string;
+  readonly source: string;
+  /** See `AttentionSpec.cosSin`. */
+  readonly cosSin: Tensor;
 }
 
-function layerShape(config: ModelConfig, traits: DecoderTraits, layer: number): DecoderLayerShape {
-  const { hiddenSize, numHeads, numKvHeads, headDim, rmsNormEps, intermediateSize, activation } = config;
-  const { queryKeyNorm, qkvBias, outputBias, mlpBias } = traits;
+/**
+ * A decoder-only model: token embedding, layers that each add to the residual stream, final norm, LM head (tied to the
+ * embedding or its own).
+ */
+export function defineDecoder(
+  config: ModelConfig,
+  { shard, scheme }: ModelPart,
+  createLayer: (place: LayerPlace) => DecoderLayer,
+): ModelDefinition {
+  const { numLayers, numKvHeads, headDim, rope, tieWordEmbeddings } = config;
+  const kvHeads = { numLayers, numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
+  const create = (parameters: Parameters, cosSin: Tensor) =>
+    new Decoder(config, kvHeads, parameters, cosSin, createLayer);
+  const list = new ParameterList(shard, scheme);
+  create(list, list.placeholder("float32", [0, rotaryDim(headDim, rope)]));
   return {
-    attention: {
-      ...{ hiddenSize, numHeads, numKvHeads, headDim, queryKeyNorm, qkvBias, outputBias },
-      ...{ normEps: rmsNormEps, window: config.layerWindows[layer] ?? 0 },
-    },
-    mlp: { hiddenSize, intermediateSize, activation, bias: mlpBias },
-    normEps: rmsNormEps,
+    parameters: list.specs,
+    ignored: [/\.rotary_emb\.inv_freq$/, ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : [])],
+    kvHeads,
+    build: (weights, backend, maxPositions) =>
+      create(new LoadedParameters(shard, scheme, weights), rotaryTable(backend, headDim, maxPositions, rope)),
   };
 }
 
 class Decoder implements CausalLM {
-  readonly #embedding: Tensor;
+  readonly #embedding: Embedding;
   readonly #layers: readonly DecoderLayer[];
   readonly #norm: RmsNorm;
-  readonly #lmHead: Tensor;
+  readonly #lmHead: Weight;
 
   constructor(
     readonly config: ModelConfig,
-    shapes: readonly DecoderLayerShape[],
+    readonly kvHeads: KvHeads,
     parameters: Parameters,
     cosSin: Tensor,
+    createLayer: (place: LayerPlace) => DecoderLayer,
   ) {
-    this.#embedding = parameters.get(EMBEDDING);
-    this.#layers = shapes.map((shape, i) => new DecoderLayer(parameters, `layers.${i}`, shape, cosSin));
-    this.#norm = new RmsNorm(parameters, "norm", config.rmsNormEps);
-    this.#lmHead = config.tieWordEmbeddings ? this.#embedding : parameters.get(LM_HEAD);
+    const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings } = config;
+    this.#embedding = new Embedding(parameters, "embedding", "model.embed_tokens", vocabSize, hiddenSize);
+    this.#layers = Array.from({ length: numLayers }, (_, index) => {
+      const [name, source] = [`layers.${index}`, `model.layers.${index}`];
+      return createLayer({ parameters, index, name, source, cosSin });
+    });
+    this.#norm = new RmsNorm(parameters, "norm", "model.norm", hiddenSize, rmsNormEps);
+    this.#lmHead = tieWordEmbeddings
+      ? denseWeight(this.#embedding.table)
+      : new Linear(parameters, "lmHead", {
+          inputSize: hiddenSize,
+          projections: [{ source: "lm_head", units: vocabSize }],
+          ...{ split: "columns", bias: false },
+        }).weight;
   }
 
   forward(context: ForwardContext): Tensor {
     const { backend, workspace, batch, kvCache } = context;
     const shape = [batch.numTokens, this.config.hiddenSize];
     const residual = workspace.tensor("residual", backend.activationDtype, shape);
-    const hidden = workspace.tensor("hidden", backend.activationDtype, shape);
-    backend.embedding(residual, this.#embedding, batch.tokenIds);
+    this.#embedding.forward(context, residual, batch.tokenIds);
     for (const [i, layer] of this.#layers.entries()) {
-      layer.forward(context, hidden, residual, i === 0 ? undefined : hidden, kvCache[i]!);
+      layer.forward(context, residual, kvCache[i]!);
       context.onLayer?.(i, residual);
     }
-    this.#norm.addForward(backend, hidden, residual, hidden);
-    return hidden;
+    return residual;
   }
 
   logits(backend: Backend, out: Tensor, hidden: Tensor): void {
-    backend.linear(out, hidden, this.#lmHead);
+    backend.linear(out, hidden, this.#lmHead, { norm: this.#norm });
   }
 }

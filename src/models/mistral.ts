@@ -1,9 +1,12 @@
 import { defineDecoder } from "./decoder.ts";
+import { LlamaLayer } from "./llama.ts";
 import type { ModelFamily } from "./model.ts";
 
-/** Mistral: Llama without biases, with a sliding window where the config gives one. */
+/** Mistral: Llama's block without biases, with a sliding window where the config gives one. */
 export const mistral: ModelFamily = {
   architectures: ["MistralForCausalLM"],
-  define: (config) =>
-    defineDecoder(config, { queryKeyNorm: false, qkvBias: false, outputBias: false, mlpBias: false }),
+  define: (config, part) => {
+    const unbiased = { ...config, attentionBias: false, mlpBias: false };
+    return defineDecoder(config, part, (place) => new LlamaLayer(unbiased, place));
+  },
 };

@@ -1,16 +1,26 @@
 import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { ParameterSpec } from "../base/parameters.ts";
-import type { ForwardContext, Parameters } from "../layers/layer.ts";
+import type { Shard } from "../base/shard.ts";
+import type { ForwardContext } from "../layers/forward-context.ts";
+import type { WeightScheme } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
 
-/** A decoder-only language model, loaded on a backend. */
+/** A decoder-only language model, or one rank's part of it, loaded on a backend. */
 export interface CausalLM {
   readonly config: ModelConfig;
-  /** Final hidden states [T, H] of the batch's tokens; writes their keys and values to the cache. */
+  readonly kvHeads: KvHeads;
+  /** The residual stream [T, H] of the batch's tokens after the last layer; writes their keys and values to the cache. */
   forward(context: ForwardContext): Tensor;
-  /** Writes logits float32 [R, V] of hidden[R, H] to `out`. */
+  /** Writes logits float32 [R, V] of rows hidden[R, H] of that stream to `out`. */
   logits(backend: Backend, out: Tensor, hidden: Tensor): void;
+}
+
+/** What this rank keeps of a token, in each of its layers. */
+export interface KvHeads {
+  readonly numLayers: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
 }
 
 /** A model before it is loaded: what it needs from the checkpoint, and how to put it together. */
@@ -18,12 +28,22 @@ export interface ModelDefinition {
   readonly parameters: readonly ParameterSpec[];
   /** Checkpoint tensors that are neither needed nor an error. */
   readonly ignored: readonly RegExp[];
-  /** `maxPositions`: length of the position tables, in tokens. */
-  build(parameters: Parameters, backend: Backend, maxPositions: number): CausalLM;
+  readonly kvHeads: KvHeads;
+  /**
+   * @param weights what was loaded for `parameters`, by their names
+   * @param maxPositions length of the position tables, in tokens
+   */
+  build(weights: ReadonlyMap<string, Tensor>, backend: Backend, maxPositions: number): CausalLM;
+}
+
+/** The part of a model that is defined, and how its checkpoint stores matrices. */
+export interface ModelPart {
+  readonly shard: Shard;
+  readonly scheme: WeightScheme;
 }
 
 /** The architectures of one family, and how a config of theirs becomes a model. */
 export interface ModelFamily {
   readonly architectures: readonly string[];
-  define(config: ModelConfig): ModelDefinition;
+  define(config: ModelConfig, part: ModelPart): ModelDefinition;
 }

@@ -1,9 +1,42 @@
-import { defineDecoder } from "./decoder.ts";
+import type { LayerCache } from "../backend/backend.ts";
+import type { Tensor } from "../backend/tensor.ts";
+import { Attention } from "../layers/attention.ts";
+import type { FeedForward } from "../layers/feed-forward.ts";
+import type { ForwardContext } from "../layers/forward-context.ts";
+import { GatedMlp } from "../layers/gated-mlp.ts";
+import { RmsNorm } from "../layers/norm.ts";
+import type { ModelConfig } from "./config.ts";
+import { type DecoderLayer, defineDecoder, type LayerPlace } from "./decoder.ts";
 import type { ModelFamily } from "./model.ts";
 
-/** Qwen2 and Qwen2.5: the query, key and value projections have biases, the output projection has none. */
+/** Qwen2 and Qwen2.5. */
 export const qwen2: ModelFamily = {
   architectures: ["Qwen2ForCausalLM"],
-  define: (config) =>
-    defineDecoder(config, { queryKeyNorm: false, qkvBias: true, outputBias: false, mlpBias: false }),
+  define: (config, part) => defineDecoder(config, part, (place) => new Qwen2Layer(config, place)),
 };
+
+/** A pre-norm block. The query, key and value projections have biases, the output projection has none. */
+class Qwen2Layer implements DecoderLayer {
+  readonly #inputNorm: RmsNorm;
+  readonly #attention: Attention;
+  readonly #mlpNorm: RmsNorm;
+  readonly #mlp: FeedForward;
+
+  constructor(config: ModelConfig, { parameters, index, name, source, cosSin }: LayerPlace) {
+    const { hiddenSize, rmsNormEps, layerWindows } = config;
+    const norm = (part: string, of: string) =>
+      new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
+    this.#inputNorm = norm("inputNorm", "input_layernorm");
+    this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
+      ...config,
+      ...{ qkvBias: true, outputBias: false, cosSin, window: layerWindows[index]! },
+    });
+    this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
+    this.#mlp = new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });
+  }
+
+  forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void {
+    this.#attention.addTo(context, residual, this.#inputNorm.of(residual), cache);
+    this.#mlp.addTo(context, residual, this.#mlpNorm.of(residual));
+  }
+}

@@ -7,11 +7,13 @@ export interface KvCacheShape {
   readonly numKvHeads: number;
   readonly headDim: number;
   readonly blockSize: number;
+  /** What keys and values are stored in. */
+  readonly kvDtype: FloatDType;
 }
 
 /** Bytes that one block takes over all layers. */
-export function kvBlockBytes(shape: KvCacheShape, dtype: FloatDType): number {
-  return 2 * shape.numLayers * shape.numKvHeads * shape.headDim * shape.blockSize * dtypeSize(dtype);
+export function kvBlockBytes({ numLayers, numKvHeads, headDim, blockSize, kvDtype }: KvCacheShape): number {
+  return 2 * numLayers * numKvHeads * headDim * blockSize * dtypeSize(kvDtype);
 }
 
 /** Device block that padding rows read and write. The engine's block b is device block b + 1. */
@@ -26,9 +28,8 @@ export class KvCache {
     readonly shape: KvCacheShape,
     readonly numBlocks: number,
   ) {
-    const { numLayers, numKvHeads, blockSize, headDim } = shape;
-    const blocks = () =>
-      backend.empty(backend.activationDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
+    const { numLayers, numKvHeads, blockSize, headDim, kvDtype } = shape;
+    const blocks = () => backend.empty(kvDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
     this.layers = Array.from({ length: numLayers }, () => ({ keys: blocks(), values: blocks() }));
   }
 

@@ -1,8 +1,7 @@
 import type { Backend } from "../backend/backend.ts";
 import type { EngineConfig } from "../base/config.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
-import type { ModelConfig } from "../models/config.ts";
-import { kvBlockBytes } from "./kv-cache.ts";
+import { type KvCacheShape, kvBlockBytes } from "./kv-cache.ts";
 
 /** KV pool where memory is the host's, unless `kvCacheMemoryBytes` says otherwise. */
 const HOST_POOL_BYTES = 2 ** 30;
@@ -11,7 +10,7 @@ const POOL_SHARE_ESTIMATE = 0.8;
 
 type Options = Pick<
   EngineConfig,
-  "maxModelLen" | "maxNumSeqs" | "blockSize" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"
+  "maxModelLen" | "maxNumSeqs" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"
 >;
 
 /** Block-table entries, and tokens of the pool, are numbered with an int32. */
@@ -23,18 +22,21 @@ export class KvPlan {
   readonly maxModelLen: number;
   readonly #blockBytes: number;
 
-  /** @throws ConfigError when `maxModelLen` exceeds what the model, the memory or the block tables hold. */
+  /**
+   * @param limit positions that the model was made for
+   * @throws ConfigError when `maxModelLen` exceeds what the model, the memory or the block tables hold.
+   */
   constructor(
-    model: ModelConfig,
+    limit: number,
+    private readonly shape: KvCacheShape,
     private readonly options: Options,
     private readonly backend: Backend,
   ) {
-    const limit = model.maxPositionEmbeddings;
     const asked = options.maxModelLen;
     if (asked !== undefined && asked > limit)
       throw new ConfigError("maxModelLen", `maxModelLen ${asked} exceeds the model's limit of ${limit}`);
-    const { blockSize } = options;
-    this.#blockBytes = kvBlockBytes({ ...model, blockSize }, backend.activationDtype);
+    const { blockSize } = shape;
+    this.#blockBytes = kvBlockBytes(shape);
     const estimate = this.#poolBytes() * (this.#isMeasured ? POOL_SHARE_ESTIMATE : 1);
     const fits = this.#tokensIn(estimate);
     this.maxModelLen = asked ?? Math.min(limit, fits);
@@ -53,7 +55,8 @@ export class KvPlan {
    * or there is no room at all.
    */
   numBlocks(): number {
-    const { blockSize, maxNumSeqs, maxModelLen = 1 } = this.options;
+    const { blockSize } = this.shape;
+    const { maxNumSeqs, maxModelLen = 1 } = this.options;
     // The scratch block is one more.
     const numberable = Math.floor(MAX_NUMBERED / blockSize) - 1;
     const blocks = Math.min(Math.floor(this.#poolBytes() / this.#blockBytes), numberable);
@@ -75,13 +78,13 @@ export class KvPlan {
   }
 
   #tokensIn(bytes: number): number {
-    return Math.floor(bytes / this.#blockBytes) * this.options.blockSize;
+    return Math.floor(bytes / this.#blockBytes) * this.shape.blockSize;
   }
 
   #tooSmall(fits: number): Error {
-    const { blockSize, gpuMemoryUtilization } = this.options;
+    const { gpuMemoryUtilization } = this.options;
     const wanted = Math.max(this.maxModelLen, 1);
-    const needed = mebibytes(Math.ceil(wanted / blockSize) * this.#blockBytes);
+    const needed = mebibytes(Math.ceil(wanted / this.shape.blockSize) * this.#blockBytes);
     const available = mebibytes(this.#poolBytes());
     const facts = `a context of ${wanted} tokens needs ${needed} of KV cache, there is room for ${available}`;
     const instead = fits > 0 ? `, or set maxModelLen to ${fits} at most` : "";

@@ -1,6 +1,7 @@
 import type { Backend, Readback } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
+import type { FloatDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
@@ -23,6 +24,8 @@ export interface ModelRunnerOptions {
   readonly maxModelLen: number;
   readonly maxNumBatchedTokens: number;
   readonly blockSize: number;
+  /** What keys and values are stored in. */
+  readonly kvDtype: FloatDType;
   /** Do not capture graphs even if the backend can. */
   readonly enforceEager: boolean;
   /** Decides the size of the KV pool, in blocks, once everything else is allocated. */
@@ -84,7 +87,7 @@ export class ModelRunner implements Runner {
       this.#readback.bind(this),
     );
 
-    const shape = { ...config, blockSize };
+    const shape = { ...model.kvHeads, blockSize, kvDtype: options.kvDtype };
     if (backend.memory) {
       this.#cache = new KvCache(backend, shape, 0);
       this.#warmUp(maxNumBatchedTokens, maxRows, maxLogits);
@@ -188,7 +191,7 @@ export class ModelRunner implements Runner {
     return this.backend.capture!(() => this.#draw(step, this.#forward(step), step.logits));
   }
 
-  /** Final hidden states [T, H]; slots of the rows advance. */
+  /** The residual stream [T, H] after the last layer; slots of the rows advance. */
   #forward({ rows, batch, samples }: StepTensors): Tensor {
     const { backend } = this;
     backend.prepareBatch(batch, samples, rows, this.#state.slots);

@@ -37,9 +37,9 @@ class FakeGpu extends CpuBackend {
     super.linear(...args);
   }
 
-  override attention(...args: Parameters<CpuBackend["attention"]>): void {
+  override attend(...args: Parameters<CpuBackend["attend"]>): void {
     this.now += 3;
-    super.attention(...args);
+    super.attend(...args);
   }
 
   override upload(...args: Parameters<CpuBackend["upload"]>): void {
@@ -64,7 +64,7 @@ describe("profile", () => {
     for (const { classes, graphMilliseconds, opMilliseconds, contextTokens } of decode) {
       const byName = Object.fromEntries(classes.map((entry) => [entry.class, entry]));
       expect(byName.attention).toMatchObject({ ops: layers, milliseconds: 3 * layers });
-      expect(byName.GEMM).toMatchObject({ ops: 4 * layers, milliseconds: 4 * layers });
+      expect(byName.linear).toMatchObject({ ops: 4 * layers, milliseconds: 4 * layers });
       expect(byName["LM head"]).toMatchObject({ ops: 1, milliseconds: 1 });
       expect(byName.sampling!.ops).toBe(2);
       expect(graphMilliseconds).toBe(7 * layers + 1);
@@ -90,7 +90,7 @@ test("shares are medians over the steps of the full batch", () => {
   const step = (rows: number, attention: number) => ({
     rows,
     ops: [
-      { class: "GEMM" as const, milliseconds: 1 },
+      { class: "linear" as const, milliseconds: 1 },
       { class: "attention" as const, milliseconds: attention / 2 },
       { class: "attention" as const, milliseconds: attention / 2 },
     ],
@@ -100,6 +100,6 @@ test("shares are medians over the steps of the full batch", () => {
   expect(shares).toMatchObject({ samples: 3, graphMilliseconds: 4, opMilliseconds: 4 });
   expect(shares.classes.map(({ class: name, ops, share }) => [name, ops, share])).toEqual([
     ["attention", 2, 0.75],
-    ["GEMM", 1, 0.25],
+    ["linear", 1, 0.25],
   ]);
 });

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, test } from "bun:test";
 import type { Backend } from "../../src/backend/backend.ts";
 import { activationCases } from "./cases/activation.ts";
-import { attentionCases } from "./cases/attention.ts";
+import { attendCases } from "./cases/attend.ts";
 import { batchCases } from "./cases/batch.ts";
 import { checksCases } from "./cases/checks.ts";
 import { gatherCases } from "./cases/gather.ts";
@@ -10,7 +10,6 @@ import { logprobsCases } from "./cases/logprobs.ts";
 import { memoryCases } from "./cases/memory.ts";
 import { normCases } from "./cases/norm.ts";
 import { processLogitsCases } from "./cases/process-logits.ts";
-import { rotaryCases } from "./cases/rotary.ts";
 import { sampleCases } from "./cases/sample.ts";
 import { Fixture } from "./fixture.ts";
 
@@ -60,8 +59,7 @@ export function runContract(
     linearCases(addCase);
     normCases(addCase);
     activationCases(addCase);
-    rotaryCases(addCase);
-    attentionCases(addCase);
+    attendCases(addCase);
     batchCases(addCase);
     processLogitsCases(addCase);
     sampleCases(addCase);

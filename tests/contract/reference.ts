@@ -33,8 +33,9 @@ export function linear(x: Values, weight: Values, bias: Values | undefined, n: n
   });
 }
 
-export function add(a: Values, b: Values): Expected {
-  return tabulate(1, a.length, (_, i) => [a[i]! + b[i]!, Math.abs(a[i]!) + Math.abs(b[i]!)]);
+/** a + b, of a result and exact values. */
+export function plus(a: Expected, b: Values): Expected {
+  return tabulate(1, b.length, (_, i) => [a.values[i]! + b[i]!, a.magnitudes[i]! + Math.abs(b[i]!)]);
 }
 
 export function rmsNorm(x: Values, weight: Values, eps: number): Expected {
@@ -97,6 +98,16 @@ export function gatedActivation(gateUp: Values, width: number, name: Activation)
     const gate = gateUp[row * 2 * width + i]!;
     const up = gateUp[row * 2 * width + width + i]!;
     return [ACTIVATIONS[name](gate) * up, Math.abs(gate * up)];
+  });
+}
+
+/** `gatedActivation` of a result, whose errors pass to both factors of a product. */
+export function gatedOf({ values, magnitudes }: Expected, width: number, name: Activation): Expected {
+  return tabulate(values.length / (2 * width), width, (row, i) => {
+    const [gate, up] = [row * 2 * width + i, row * 2 * width + width + i];
+    const activated = ACTIVATIONS[name](values[gate]!);
+    const magnitude = magnitudes[gate]! * Math.abs(values[up]!) + Math.abs(activated) * magnitudes[up]!;
+    return [activated * values[up]!, magnitude];
   });
 }
 

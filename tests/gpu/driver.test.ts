@@ -143,8 +143,9 @@ describe.skipIf(typeof opened === "string")(`a real GPU${reason}`, () => {
     const shape = { tokens, inFeatures, outFeatures, inputType: "bfloat16", outputType, bias } as const;
     using matmul = new LinearMatmul(cublas, shape);
     const [algorithm] = matmul.algorithms(4, workspace.byteLength);
-    const args = [out.value, bf16(x), bf16(weight), workspace.value, bias ? bf16(offsets) : 0] as const;
-    matmul.run(stream.value, algorithm!, ...args);
+    matmul.run(stream.value, algorithm!, workspace.value, {
+      ...{ out: out.value, x: bf16(x), weight: bf16(weight), bias: bias ? bf16(offsets) : undefined },
+    });
     const raw = new Uint8Array(outBytes);
     stream.download(raw, out.value, outBytes);
     stream.synchronize();

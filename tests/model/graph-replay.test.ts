@@ -1,7 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { CapturedGraph } from "../../src/backend/backend.ts";
 import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
-import { Parameters } from "../../src/layers/layer.ts";
 import { Checkpoint } from "../../src/loader/checkpoint.ts";
 import { loadWeights } from "../../src/loader/weights.ts";
 import { readModelConfig } from "../../src/models/config.ts";
@@ -47,10 +46,11 @@ async function startRunner(backend: CpuBackend, enforceEager: boolean): Promise<
   const definition = defineModel(config);
   using checkpoint = Checkpoint.open(MODEL.modelDir);
   const { parameters, ignored } = definition;
-  const weights = await loadWeights(checkpoint, parameters, backend, { ignored });
-  const model = definition.build(new Parameters(weights), backend, 256);
+  const weights = await loadWeights(checkpoint, parameters, backend, { dtype: "float32", ignored });
+  const model = definition.build(weights, backend, 256);
   return new ModelRunner(backend, model, {
     ...{ maxNumSeqs: 6, maxModelLen: 256, maxNumBatchedTokens: 128, blockSize: 16, enforceEager },
+    kvDtype: "float32",
     planBlocks: () => 96,
   });
 }

@@ -12,6 +12,8 @@ export interface PagedKv {
 
 /** The ragged batch; see `BatchTensors`. */
 export interface RaggedRows {
+  readonly positions: Int32Array;
+  readonly slotMapping: Int32Array;
   readonly cuSeqlensQ: Int32Array;
   readonly contextLens: Int32Array;
   readonly rowSlots: Int32Array;
@@ -20,121 +22,60 @@ export interface RaggedRows {
   readonly maxBlocks: number;
 }
 
-/** See `Backend.attention`. Softmax takes two passes over the scores of one query head. */
+/** What attention itself needs of the spec. */
+export type AttentionHeads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim" | "scale" | "window">;
+
+/** out[T, NQ·D]: attention of the rotated queries in `qkv` over the cache; the last part of `Backend.attend`. */
 export function attention(
   out: Float32Array,
   qkv: Float32Array,
   cache: PagedKv,
   rows: RaggedRows,
-  spec: AttentionSpec,
+  { numHeads, numKvHeads, headDim, scale, window }: AttentionHeads,
 ): void {
-  const { numHeads, numKvHeads, headDim, window } = spec;
-  const { blockSize, blocks } = cache;
   const width = (numHeads + 2 * numKvHeads) * headDim;
-  const headsPerKvHead = numHeads / numKvHeads;
-  const scores = new Float64Array(Math.max(0, ...rows.contextLens));
-  const sum = new Float64Array(headDim);
-
   for (let row = 0; row < rows.contextLens.length; row++) {
-    const firstToken = rows.cuSeqlensQ[row]!;
-    const queryLen = rows.cuSeqlensQ[row + 1]! - firstToken;
-    const contextLen = rows.contextLens[row]!;
-    const table = rows.blockTables.subarray(rows.rowSlots[row]! * rows.maxBlocks).subarray(0, rows.maxBlocks);
-    checkRow(row, queryLen, contextLen, table, cache);
-
-    for (let t = 0; t < queryLen; t++) {
-      const position = contextLen - queryLen + t;
+    const table = blockTableOf(rows, row, cache);
+    const [firstToken, end] = [rows.cuSeqlensQ[row]!, rows.cuSeqlensQ[row + 1]!];
+    for (let token = firstToken; token < end; token++) {
+      const position = rows.contextLens[row]! - (end - token);
       const first = window > 0 ? Math.max(0, position - window + 1) : 0;
+      const weights = new Float64Array(position + 1 - first);
       for (let head = 0; head < numHeads; head++) {
-        const kvHead = Math.floor(head / headsPerKvHead);
-        const query = (firstToken + t) * width + head * headDim;
-        // A run is the part of one block that the query sees: tokens at consecutive addresses.
-        for (let p = first; p <= position; ) {
-          const run = Math.min(blockSize - (p % blockSize), position + 1 - p);
-          const start = runStart(table, p, kvHead);
-          scoreRun(scores, p - first, run, qkv, query, cache.keys, start, headDim, spec.scale);
-          p += run;
+        const kvHead = Math.floor((head * numKvHeads) / numHeads);
+        const query = token * width + head * headDim;
+        for (const i of weights.keys()) {
+          const key = elementOf(cache, table, first + i, kvHead, numKvHeads, headDim);
+          weights[i] = dot(qkv, query, cache.keys, key, headDim) * scale;
         }
-        const total = exponentiate(scores, position + 1 - first);
-        sum.fill(0);
-        for (let p = first; p <= position; ) {
-          const run = Math.min(blockSize - (p % blockSize), position + 1 - p);
-          addRun(sum, scores, p - first, run, cache.values, runStart(table, p, kvHead));
-          p += run;
+        const total = softmax(weights, weights.length);
+        const sum = new Float64Array(headDim);
+        for (const [i, weight] of weights.entries()) {
+          const value = elementOf(cache, table, first + i, kvHead, numKvHeads, headDim);
+          for (let d = 0; d < headDim; d++) sum[d]! += weight * cache.values[value + d]!;
         }
-        const target = ((firstToken + t) * numHeads + head) * headDim;
-        for (let i = 0; i < headDim; i++) out[target + i] = sum[i]! / total;
+        const target = (token * numHeads + head) * headDim;
+        for (let d = 0; d < headDim; d++) out[target + d] = sum[d]! / total;
       }
     }
   }
-
-  /** Index of the first element of position `p`. */
-  function runStart(table: Int32Array, p: number, kvHead: number): number {
-    const block = table[Math.floor(p / blockSize)]!;
-    return ((block * numKvHeads + kvHead) * blockSize + (p % blockSize)) * headDim;
-  }
-
-  function checkRow(
-    row: number,
-    queryLen: number,
-    contextLen: number,
-    table: Int32Array,
-    { blockSize }: PagedKv,
-  ) {
-    invariant(queryLen <= contextLen, `attention: row ${row} has ${queryLen} queries, context ${contextLen}`);
-    const used = Math.ceil(contextLen / blockSize);
-    invariant(
-      used <= table.length,
-      `attention: row ${row} needs ${used} blocks, its table has ${table.length}`,
-    );
-    for (let i = 0; i < used; i++) {
-      const block = table[i]!;
-      invariant(0 <= block && block < blocks, `attention: row ${row} names block ${block} of ${blocks}`);
-    }
-  }
 }
 
-/** scores[at + j] = query · keys[j] · scale for `run` keys from `start`, four independent sums at a time. */
-function scoreRun(
-  scores: Float64Array,
-  at: number,
-  run: number,
-  qkv: Float32Array,
-  query: number,
-  keys: Float32Array,
-  start: number,
+/** Index of the first element of a position's key or value. */
+function elementOf(
+  { blockSize }: PagedKv,
+  table: Int32Array,
+  position: number,
+  kvHead: number,
+  numKvHeads: number,
   headDim: number,
-  scale: number,
-): void {
-  const tiled = run - (run % 4);
-  for (let j = 0; j < tiled; j += 4) {
-    const k0 = start + j * headDim;
-    const k1 = k0 + headDim;
-    const k2 = k1 + headDim;
-    const k3 = k2 + headDim;
-    let s0 = 0;
-    let s1 = 0;
-    let s2 = 0;
-    let s3 = 0;
-    for (let i = 0; i < headDim; i++) {
-      const q = qkv[query + i]!;
-      s0 += q * keys[k0 + i]!;
-      s1 += q * keys[k1 + i]!;
-      s2 += q * keys[k2 + i]!;
-      s3 += q * keys[k3 + i]!;
-    }
-    scores[at + j] = s0 * scale;
-    scores[at + j + 1] = s1 * scale;
-    scores[at + j + 2] = s2 * scale;
-    scores[at + j + 3] = s3 * scale;
-  }
-  for (let j = tiled; j < run; j++) {
-    scores[at + j] = dot(qkv, query, keys, start + j * headDim, headDim) * scale;
-  }
+): number {
+  const block = table[Math.floor(position / blockSize)]!;
+  return ((block * numKvHeads + kvHead) * blockSize + (position % blockSize)) * headDim;
 }
 
 /** scores ← exp(scores − max), of the first `count`; returns their sum. */
-function exponentiate(scores: Float64Array, count: number): number {
+export function softmax(scores: Float64Array, count: number): number {
   let max = -Infinity;
   for (let i = 0; i < count; i++) max = Math.max(max, scores[i]!);
   let total = 0;
@@ -146,19 +87,19 @@ function exponentiate(scores: Float64Array, count: number): number {
   return total;
 }
 
-/** sum += weights[at + j] · values[j] for `run` values from `start`. */
-function addRun(
-  sum: Float64Array,
-  weights: Float64Array,
-  at: number,
-  run: number,
-  values: Float32Array,
-  start: number,
-): void {
-  const headDim = sum.length;
-  for (let j = 0; j < run; j++) {
-    const weight = weights[at + j]!;
-    const value = start + j * headDim;
-    for (let i = 0; i < headDim; i++) sum[i]! += weight * values[value + i]!;
-  }
+/** The block table of a row, whose blocks are known to exist. */
+export function blockTableOf(rows: RaggedRows, row: number, { blocks, blockSize }: PagedKv): Int32Array {
+  const contextLen = rows.contextLens[row]!;
+  const queryLen = rows.cuSeqlensQ[row + 1]! - rows.cuSeqlensQ[row]!;
+  invariant(queryLen <= contextLen, `attend: row ${row} has ${queryLen} queries, context ${contextLen}`);
+  const used = Math.ceil(contextLen / blockSize);
+  invariant(
+    used <= rows.maxBlocks,
+    `attend: row ${row} needs ${used} blocks, its table has ${rows.maxBlocks}`,
+  );
+  const start = rows.rowSlots[row]! * rows.maxBlocks;
+  const table = rows.blockTables.subarray(start, start + used);
+  for (const block of table)
+    invariant(0 <= block && block < blocks, `attend: row ${row} names block ${block} of ${blocks}`);
+  return table;
 }

@@ -6,25 +6,39 @@ import type {
   Backend,
   BatchTensors,
   LayerCache,
+  LinearFusion,
   LogprobTensors,
   Readback,
-  RopeStoreSpec,
   SampleRows,
   SlotTensors,
 } from "../backend.ts";
 import * as checks from "../checks.ts";
 import { type DeviceBuffer, Tensor } from "../tensor.ts";
-import { activation, gatedActivation } from "./activation.ts";
+import type { Weight } from "../weight.ts";
+import { activation } from "./activation.ts";
+import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
 import { gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
-import { linear } from "./linear.ts";
+import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
-import { addRmsNorm, layerNorm, rmsNorm } from "./norm.ts";
+import { layerNorm, rmsNorm } from "./norm.ts";
 import { processRow } from "./process-logits.ts";
-import { ropeAndStoreKv, rotary } from "./rotary.ts";
 import { sampleRow } from "./sampling.ts";
 import { type HostSlots, Slot } from "./slots.ts";
+import { tiledAttention } from "./tiled-attention.ts";
+import { tiledProduct } from "./tiled-product.ts";
+
+/** The inner loops that take the time. */
+export interface CpuLoops {
+  readonly product: Product;
+  readonly attention: typeof attention;
+}
+
+/** The loops as their definitions read. */
+export const PLAIN_LOOPS: CpuLoops = { product, attention };
+/** The same results to the bit, several times faster. */
+export const TILED_LOOPS: CpuLoops = { product: tiledProduct, attention: tiledAttention };
 
 /**
  * The reference backend: plain TypeScript, float32 storage, float64 arithmetic, runs anywhere. An op has finished when
@@ -35,6 +49,8 @@ export class CpuBackend implements Backend {
   readonly activationDtype = "float32";
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
+
+  constructor(private readonly loops = TILED_LOOPS) {}
 
   allocate(byteLength: number): DeviceBuffer {
     invariant(!this.#disposed, "CPU backend used after dispose()");
@@ -83,9 +99,14 @@ export class CpuBackend implements Backend {
     gather("gatherRows", floats(out), floats(x), ints(rows), width);
   }
 
-  linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void {
-    const { m, n, k } = checks.checkLinear("float32", out, x, weight, bias);
-    linear(floats(out), floats(x), floats(weight), optionalFloats(bias), m, n, k);
+  linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
+    const shape = checks.checkLinear("float32", out, x, weight, fusion);
+    const { norm, bias, activation, addTo } = fusion;
+    const host = {
+      norm: norm && { weight: floats(norm.weight), eps: norm.eps },
+      ...{ bias: optionalFloats(bias), activation, addTo: optionalFloats(addTo) },
+    };
+    linear(floats(out), floats(x), floats(weight.data), shape, host, this.loops.product);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
@@ -93,19 +114,9 @@ export class CpuBackend implements Backend {
     rmsNorm(floats(out), floats(x), floats(weight), eps);
   }
 
-  addRmsNorm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    checks.checkAddRmsNorm("float32", out, residual, x, weight);
-    addRmsNorm(floats(out), floats(residual), floats(x), floats(weight), eps);
-  }
-
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
     checks.checkLayerNorm("float32", out, x, weight, bias);
     layerNorm(floats(out), floats(x), floats(weight), optionalFloats(bias), eps);
-  }
-
-  gatedActivation(out: Tensor, gateUp: Tensor, name: Activation): void {
-    const { width } = checks.checkGatedActivation("float32", out, gateUp);
-    gatedActivation(floats(out), floats(gateUp), width, name);
   }
 
   activation(out: Tensor, x: Tensor, name: Activation): void {
@@ -113,41 +124,28 @@ export class CpuBackend implements Backend {
     activation(floats(out), floats(x), name);
   }
 
-  rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void {
-    const { width, rotaryDim } = checks.checkRotary("float32", x, heads, headDim, cosSin, positions);
-    rotary(floats(x), width, heads, headDim, { cosSin: floats(cosSin), rotaryDim }, ints(positions));
-  }
-
-  ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void {
-    const { rotaryDim, ...shape } = checks.checkRopeAndStoreKv("float32", qkv, cache, batch, spec);
-    ropeAndStoreKv(
-      floats(qkv),
-      { ...shape, keys: floats(cache.keys), values: floats(cache.values) },
-      ints(batch.positions),
-      ints(batch.slotMapping),
-      {
-        ...spec,
-        angles: { cosSin: floats(spec.cosSin), rotaryDim },
-        queryNorm: optionalFloats(spec.queryNorm),
-        keyNorm: optionalFloats(spec.keyNorm),
-      },
-    );
-  }
-
-  attention(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
-    const { maxBlocks, ...shape } = checks.checkAttention("float32", out, qkv, cache, batch, spec);
-    attention(
+  attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
+    const shape = checks.checkAttend("float32", "float32", out, qkv, cache, batch, spec);
+    const { headNorm, cosSin } = spec;
+    attend(
       floats(out),
       floats(qkv),
       { ...shape, keys: floats(cache.keys), values: floats(cache.values) },
       {
+        positions: ints(batch.positions),
+        slotMapping: ints(batch.slotMapping),
         cuSeqlensQ: ints(batch.cuSeqlensQ),
         contextLens: ints(batch.contextLens),
         rowSlots: ints(batch.rowSlots),
         blockTables: ints(batch.blockTables),
-        maxBlocks,
+        maxBlocks: shape.maxBlocks,
       },
-      spec,
+      {
+        ...spec,
+        headNorm: headNorm && { ...headNorm, query: floats(headNorm.query), key: floats(headNorm.key) },
+        angles: { cosSin: floats(cosSin), rotaryDim: shape.rotaryDim },
+      },
+      this.loops.attention,
     );
   }
 

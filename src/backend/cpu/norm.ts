@@ -18,18 +18,6 @@ export function rmsNorm(out: Float32Array, x: Float32Array, weight: Float32Array
   for (let start = 0; start < x.length; start += weight.length) rmsNormRow(out, x, start, weight, eps);
 }
 
-/** residual[T, H] += x[T, H], then out = rmsNorm(residual); `out` may be `x`. */
-export function addRmsNorm(
-  out: Float32Array,
-  residual: Float32Array,
-  x: Float32Array,
-  weight: Float32Array,
-  eps: number,
-): void {
-  for (let i = 0; i < x.length; i++) residual[i]! += x[i]!;
-  rmsNorm(out, residual, weight, eps);
-}
-
 /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
 export function layerNorm(
   out: Float32Array,

@@ -14,21 +14,22 @@ import type {
   BulkUpload,
   CapturedGraph,
   LayerCache,
+  LinearFusion,
   LogprobTensors,
   ModelShape,
   Readback,
-  RopeStoreSpec,
   SampleRows,
   SlotTensors,
 } from "../backend.ts";
-import { checkLinear } from "../checks.ts";
 import { type DeviceBuffer, Tensor } from "../tensor.ts";
+import type { Weight } from "../weight.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
 import { CudaBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GemmTuner } from "./gemm-tuner.ts";
 import { KernelLibrary } from "./kernel-library.ts";
 import { KernelOps } from "./kernel-ops.ts";
+import { LinearOps } from "./ops/linear.ts";
 import { Staging } from "./staging.ts";
 
 /** What cuBLASLt may use besides its operands: NVIDIA's advice for Hopper. */
@@ -46,6 +47,7 @@ export class CudaBackend implements Backend {
   readonly #gemm: Gemm;
   readonly #tuner: GemmTuner;
   readonly #ops: KernelOps;
+  readonly #linear: LinearOps;
 
   /**
    * @param cuda the opened driver and libraries
@@ -80,6 +82,9 @@ export class CudaBackend implements Backend {
           return buffer;
         },
       });
+      const { norm, activation } = this.#ops;
+      const allocate = (byteLength: number) => this.allocate(byteLength);
+      this.#linear = new LinearOps(activationDtype, { gemm: this.#gemm, norm, activation, allocate });
     } catch (error) {
       try {
         this.#context.dispose();
@@ -171,41 +176,24 @@ export class CudaBackend implements Backend {
     this.#ops.embedding.gatherRows(this.#stream.value, out, x, rows);
   }
 
-  linear(out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void {
-    checkLinear(this.activationDtype, out, x, weight, bias);
-    if (x.dim(0) > 0) this.#gemm.linear(out, x, weight, bias);
+  linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
+    this.#linear.linear(this.#stream.value, out, x, weight, fusion);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
     this.#ops.norm.rmsNorm(this.#stream.value, out, x, weight, eps);
   }
 
-  addRmsNorm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    this.#ops.norm.addRmsNorm(this.#stream.value, out, residual, x, weight, eps);
-  }
-
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
     this.#ops.norm.layerNorm(this.#stream.value, out, x, weight, bias, eps);
-  }
-
-  gatedActivation(out: Tensor, gateUp: Tensor, activation: Activation): void {
-    this.#ops.activation.gatedActivation(this.#stream.value, out, gateUp, activation);
   }
 
   activation(out: Tensor, x: Tensor, activation: Activation): void {
     this.#ops.activation.activation(this.#stream.value, out, x, activation);
   }
 
-  rotary(x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void {
-    this.#ops.rotary.rotary(this.#stream.value, x, heads, headDim, cosSin, positions);
-  }
-
-  ropeAndStoreKv(qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: RopeStoreSpec): void {
-    this.#ops.rotary.ropeAndStoreKv(this.#stream.value, qkv, cache, batch, spec);
-  }
-
-  attention(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
-    this.#ops.attention.attention(this.#stream.value, out, qkv, cache, batch, spec);
+  attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
+    this.#ops.attend.attend(this.#stream.value, out, qkv, cache, batch, spec);
   }
 
   joinSlots(slots: SlotTensors, joins: Tensor): void {

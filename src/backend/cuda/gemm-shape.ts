@@ -9,8 +9,10 @@ export function algorithmKey({
   inputType,
   outputType,
   bias,
+  addTo,
 }: LinearShape): string {
-  return `${tokens}/${inFeatures}/${outFeatures}/${inputType}/${outputType}/${bias ? 1 : 0}`;
+  const added = (bias ? 1 : 0) + (addTo ? 2 : 0);
+  return `${tokens}/${inFeatures}/${outFeatures}/${inputType}/${outputType}/${added}`;
 }
 
 /** Bytes to which rows of all three matrices are aligned, at most 16. */

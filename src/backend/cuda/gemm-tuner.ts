@@ -8,7 +8,6 @@ import { Graph } from "../../cuda/graph.ts";
 import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
-import type { Tensor } from "../tensor.ts";
 import { algorithmKey, rowAlignment } from "./gemm-shape.ts";
 
 /** Algorithms that are timed for each shape. */
@@ -54,12 +53,12 @@ export class GemmTuner {
     this.#load();
   }
 
-  /** Remembers that the model multiplies by `weight`. */
-  observe({ tokens: _, ...shape }: LinearShape, weight: Tensor): void {
+  /** Remembers that the model multiplies by the weight at an address. */
+  observe({ tokens: _, ...shape }: LinearShape, weight: number): void {
     const key = algorithmKey({ ...shape, tokens: 0 });
     const known = this.#weights.get(key);
-    if (known !== undefined) known.addresses.add(weight.address);
-    else this.#weights.set(key, { shape, addresses: new Set([weight.address]) });
+    if (known !== undefined) known.addresses.add(weight);
+    else this.#weights.set(key, { shape, addresses: new Set([weight]) });
   }
 
   /** The fastest algorithm known for the shape. */
@@ -90,21 +89,14 @@ export class GemmTuner {
     using out = DeviceMemory.allocate(this.context, tokens * outFeatures * dtypeSize(outputType));
     using bias = DeviceMemory.allocate(this.context, outFeatures * dtypeSize(outputType));
     using matmul = new LinearMatmul(this.cublas, shape);
-    this.stream.fill(x.value, 0, x.byteLength);
-    this.stream.fill(bias.value, 0, bias.byteLength);
+    // Products of zeros: where they are added to `out`, it stays zero however often they run.
+    for (const memory of [x, out, bias]) this.stream.fill(memory.value, 0, memory.byteLength);
+    const common = { out: out.value, x: x.value, bias: bias.value, addTo: out.value };
     let best: { algorithm: MatmulAlgorithm; milliseconds: number } | undefined;
     for (const algorithm of matmul.algorithms(CANDIDATES, this.workspace.byteLength, rowAlignment(shape))) {
       const enqueue = () => {
         for (const weight of used)
-          matmul.run(
-            this.stream.value,
-            algorithm,
-            out.value,
-            x.value,
-            weight,
-            this.workspace.value,
-            bias.value,
-          );
+          matmul.run(this.stream.value, algorithm, this.workspace.value, { ...common, weight });
       };
       const milliseconds = attempt(() => this.#replayTime(enqueue)) ?? Infinity;
       if (milliseconds < (best?.milliseconds ?? Infinity)) best = { algorithm, milliseconds };

@@ -16,7 +16,7 @@ interface Plan {
   readonly algorithm: MatmulAlgorithm;
 }
 
-/** out[T, N] = x[T, K] · weight[N, K]ᵀ + bias through cuBLASLt, one cached plan a shape. */
+/** out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias) (+ addTo) through cuBLASLt, one cached plan a shape. */
 export class Gemm {
   readonly #plans = new Map<string, Plan>();
 
@@ -27,8 +27,14 @@ export class Gemm {
     private readonly tuner: GemmTuner,
   ) {}
 
-  /** See `Backend.linear`. */
-  linear(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined): void {
+  /** Enqueues the product; `addTo` may be `out`. */
+  multiply(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | undefined,
+    addTo: Tensor | undefined,
+  ): void {
     const shape: LinearShape = {
       tokens: x.dim(0),
       inFeatures: x.dim(1),
@@ -36,19 +42,17 @@ export class Gemm {
       inputType: x.dtype as FloatDType,
       outputType: out.dtype as FloatDType,
       bias: bias !== undefined,
+      addTo: addTo !== undefined,
     };
-    this.tuner.observe(shape, weight);
+    this.tuner.observe(shape, weight.address);
     const { matmul, algorithm } = this.#plan(shape);
-    const { stream, workspace } = this;
-    matmul.run(
-      stream.value,
-      algorithm,
-      out.address,
-      x.address,
-      weight.address,
-      workspace.value,
-      bias?.address,
-    );
+    matmul.run(this.stream.value, algorithm, this.workspace.value, {
+      out: out.address,
+      x: x.address,
+      weight: weight.address,
+      bias: bias?.address,
+      addTo: addTo?.address,
+    });
   }
 
   /** Drops the plans, so that what the tuner has learnt since is used. */

@@ -4,12 +4,11 @@ import type { DeviceBuffer } from "../tensor.ts";
 import type { KernelLibrary } from "./kernel-library.ts";
 import type { KernelUnit } from "./kernel-source.ts";
 import { ActivationOps } from "./ops/activation.ts";
-import { AttentionOps } from "./ops/attention.ts";
+import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
 import { NormOps } from "./ops/norm.ts";
-import { RotaryOps } from "./ops/rotary.ts";
 import { SamplingOps } from "./ops/sampling.ts";
 
 export interface KernelOpsOptions {
@@ -30,8 +29,7 @@ export class KernelOps {
   readonly embedding: EmbeddingOps;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
-  readonly rotary: RotaryOps;
-  readonly attention: AttentionOps;
+  readonly attend: AttendOps;
   readonly batch: BatchOps;
   readonly sampling: SamplingOps;
   readonly logprobs: LogprobOps;
@@ -41,8 +39,7 @@ export class KernelOps {
     this.embedding = new EmbeddingOps(library, dtype, options);
     this.norm = new NormOps(library, dtype, options);
     this.activation = new ActivationOps(library, dtype, options);
-    this.rotary = new RotaryOps(library, dtype, options);
-    this.attention = new AttentionOps(library, options);
+    this.attend = new AttendOps(library, options);
     this.batch = new BatchOps(library, options);
     this.sampling = new SamplingOps(library, allocate, options);
     this.logprobs = new LogprobOps(library, allocate, options);
@@ -55,11 +52,10 @@ export class KernelOps {
   units(shape: ModelShape): KernelUnit[] {
     return [
       ...this.sampling.units(),
-      ...this.attention.units(shape, shape.blockSize),
+      ...this.attend.units(shape),
       ...this.logprobs.units(),
       ...this.norm.units(shape.hiddenSize),
       ...this.activation.units(shape.intermediateSize),
-      ...this.rotary.units(shape.headDim, shape.rotaryDim),
       ...this.batch.units(),
       ...this.embedding.units(shape.hiddenSize),
     ];

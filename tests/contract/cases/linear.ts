@@ -1,3 +1,5 @@
+import type { LinearFusion } from "../../../src/backend/backend.ts";
+import { denseWeight } from "../../../src/backend/weight.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectClose } from "../compare.ts";
 import * as reference from "../reference.ts";
@@ -14,6 +16,15 @@ const SHAPES = [
   [130, 66, 257],
   [130, 128, 768],
 ] as const;
+/** Tokens, outputs (even, for gates) and inputs of products with something around them. */
+const FUSED_SHAPES = [
+  [1, 768, 256],
+  [2, 6, 5],
+  [3, 34, 130],
+  [17, 250, 96],
+  [130, 128, 768],
+] as const;
+const EPS = 1e-6;
 
 export function linearCases(addCase: Case): void {
   for (const [m, n, k] of SHAPES) {
@@ -24,7 +35,7 @@ export function linearCases(addCase: Case): void {
         const bias = variant === "bias" ? fixture.normals([n]) : undefined;
         const dtype = variant === "float32 out" ? "float32" : fixture.dtype;
         const out = fixture.output(dtype, [m, n]);
-        fixture.backend.linear(out, x.tensor, weight.tensor, bias?.tensor);
+        fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), { bias: bias?.tensor });
         const expected = reference.linear(x.values, weight.values, bias?.values, n, k);
         // The product may be rounded before the bias is added.
         const intermediates = bias ? 1 : 0;
@@ -32,6 +43,8 @@ export function linearCases(addCase: Case): void {
       });
     }
   }
+  fusedCases(addCase);
+  activationCases(addCase);
 
   addCase("linear", "each token's result is its own: a NaN token leaves the others alone", (fixture) => {
     const [m, n, k] = [5, 9, 32];
@@ -40,8 +53,102 @@ export function linearCases(addCase: Case): void {
     const x = fixture.input(values, [m, k]);
     const weight = fixture.normals([n, k]);
     const out = fixture.output(fixture.dtype, [m, n]);
-    fixture.backend.linear(out, x.tensor, weight.tensor);
+    fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor));
     const expected = reference.linear(x.values, weight.values, undefined, n, k);
     expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: k });
   });
+
+  addCase("linear", "without a sum, what `out` holds is never read", (fixture) => {
+    const [x, weight] = [fixture.normals([3, 16]), fixture.normals([8, 16])];
+    for (const bias of [undefined, fixture.normals([8])]) {
+      const out = fixture.output(fixture.dtype, [3, 8]);
+      fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), { bias: bias?.tensor });
+      if (fixture.readFloats(out).some(Number.isNaN)) throw new Error("NaN was read");
+    }
+  });
+}
+
+/** Every combination of norm, bias and sum. */
+function fusedCases(addCase: Case): void {
+  for (const [m, n, k] of FUSED_SHAPES) {
+    for (let variant = 1; variant < 12; variant++) {
+      const [withNorm, withBias] = [(variant & 1) !== 0, (variant & 2) !== 0];
+      const sum = (["none", "out", "another"] as const)[variant >> 2]!;
+      const parts = [withNorm && "norm", withBias && "bias", sum !== "none" && `added to ${sum}`];
+      const title = `[${m}, ${k}] · [${n}, ${k}]ᵀ, ${parts.filter(Boolean).join(", ")}`;
+      addCase("linear", title, (fixture) => {
+        const x = fixture.normals([m, k], 3);
+        const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
+        const norm = withNorm ? fixture.normals([k], 0.3, 1) : undefined;
+        const bias = withBias ? fixture.normals([n]) : undefined;
+        const terms = fixture.random.normals(m * n, 2);
+        const inPlace = sum === "out";
+        const addTo = inPlace ? fixture.state(terms, [m, n]) : fixture.input(terms, [m, n]);
+        const out = inPlace ? addTo.tensor : fixture.output(fixture.dtype, [m, n]);
+        const fusion: LinearFusion = {
+          norm: norm && { weight: norm.tensor, eps: EPS },
+          bias: bias?.tensor,
+          addTo: sum === "none" ? undefined : addTo.tensor,
+        };
+        fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), fusion);
+        const input = norm ? reference.rmsNorm(x.values, norm.values, EPS).values : x.values;
+        const product = reference.linear(input, weight.values, bias?.values, n, k);
+        const expected = sum === "none" ? product : reference.plus(product, addTo.values);
+        // The normalised input, the product, and the product with its bias may be rounded.
+        const intermediates = (norm ? 2 : 0) + (bias ? 1 : 0) + (sum === "none" ? 0 : 1);
+        const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates };
+        expectClose("out", fixture.readFloats(out), expected, precision);
+      });
+    }
+  }
+}
+
+function activationCases(addCase: Case): void {
+  for (const kind of ["silu", "gelu", "gelu_tanh"] as const) {
+    // Products with the identity are exact: what is left is the activation.
+    for (const [m, width] of [
+      [1, 1],
+      [3, 96],
+      [17, 769],
+      [130, 64],
+    ] as const) {
+      addCase("linear", `gated ${kind} of [${m}, 2 · ${width}], a product with the identity`, (fixture) => {
+        const gateUp = fixture.normals([m, 2 * width], 3);
+        const identity = new Float32Array(4 * width * width);
+        for (let i = 0; i < 2 * width; i++) identity[i * 2 * width + i] = 1;
+        const weight = denseWeight(fixture.input(identity, [2 * width, 2 * width]).tensor);
+        const out = fixture.output(fixture.dtype, [m, width]);
+        const activation = { kind, gated: true };
+        fixture.backend.linear(out, gateUp.tensor, weight, { activation });
+        const expected = reference.gatedActivation(gateUp.values, width, kind);
+        expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: 1 });
+      });
+    }
+
+    for (const gated of [false, true]) {
+      for (const [m, n, k] of FUSED_SHAPES) {
+        const title = `${gated ? "gated " : ""}${kind} of [${m}, ${k}] · [${n}, ${k}]ᵀ with norm and bias`;
+        addCase("linear", title, (fixture) => {
+          const x = fixture.normals([m, k], 3);
+          const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
+          const norm = fixture.normals([k], 0.3, 1);
+          const bias = fixture.normals([n]);
+          const out = fixture.output(fixture.dtype, [m, gated ? n / 2 : n]);
+          fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), {
+            norm: { weight: norm.tensor, eps: EPS },
+            bias: bias.tensor,
+            activation: { kind, gated },
+          });
+          const input = reference.rmsNorm(x.values, norm.values, EPS).values;
+          const y = reference.linear(input, weight.values, bias.values, n, k);
+          const expected = gated
+            ? reference.gatedOf(y, n / 2, kind)
+            : { ...reference.activation(y.values, kind), magnitudes: y.magnitudes };
+          // Rounded may be the normalised input, the product, and what is activated; activations are at most 1.13 steep.
+          const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates: 5 };
+          expectClose("out", fixture.readFloats(out), expected, precision);
+        });
+      }
+    }
+  }
 }

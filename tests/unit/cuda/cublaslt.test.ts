@@ -1,5 +1,6 @@
 import { type Pointer, toArrayBuffer } from "bun:ffi";
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { InvariantError } from "../../../src/base/errors.ts";
 import { Context } from "../../../src/cuda/context.ts";
 import { CublasLt, type MatmulAlgorithm, parseHeuristicResults } from "../../../src/cuda/cublaslt.ts";
 import { Device } from "../../../src/cuda/device.ts";
@@ -43,21 +44,36 @@ function upload(values: Float32Array): number {
 const ramp = (count: number, step: number) =>
   Float32Array.from({ length: count }, (_, i) => ((i * step) % 7) - 3);
 
-test.each([false, true])("out = x · weightᵀ, row-major; bias %p", (withBias) => {
-  const x = ramp(12, 2);
-  const weight = ramp(20, 3);
-  const bias = ramp(5, 5);
-  const out = upload(ramp(15, 4));
-  const matmul = new LinearMatmul(cublas, { ...SHAPE, bias: withBias });
-  const [algorithm] = matmul.algorithms(4, 1024);
-  const stream = Stream.create(context).value;
-  matmul.run(stream, algorithm!, out, upload(x), upload(weight), 0, withBias ? upload(bias) : 0);
-  for (let t = 0; t < 3; t++) {
-    for (let n = 0; n < 5; n++) {
-      let expected = withBias ? bias[n]! : 0;
-      for (let k = 0; k < 4; k++) expected += x[t * 4 + k]! * weight[n * 4 + k]!;
-      expect(floats(out, 15)[t * 5 + n]).toBeCloseTo(expected, 5);
+describe.each([false, true])("bias %p", (withBias) => {
+  test.each(["none", "another matrix", "out"])("out = x · weightᵀ, row-major; adds to: %s", (addsTo) => {
+    const x = ramp(12, 2);
+    const weight = ramp(20, 3);
+    const bias = ramp(5, 5);
+    const before = ramp(15, 4);
+    const out = upload(before);
+    const added = ramp(15, 6);
+    const addTo = addsTo === "out" ? out : upload(added);
+    using matmul = new LinearMatmul(cublas, { ...SHAPE, bias: withBias, addTo: addsTo !== "none" });
+    const [algorithm] = matmul.algorithms(4, 1024);
+    const operands = { out, x: upload(x), weight: upload(weight), bias: upload(bias), addTo };
+    matmul.run(Stream.create(context).value, algorithm!, 0, operands);
+    for (let t = 0; t < 3; t++) {
+      for (let n = 0; n < 5; n++) {
+        const at = t * 5 + n;
+        let expected = withBias ? bias[n]! : 0;
+        if (addsTo !== "none") expected += addsTo === "out" ? before[at]! : added[at]!;
+        for (let k = 0; k < 4; k++) expected += x[t * 4 + k]! * weight[n * 4 + k]!;
+        expect(floats(out, 15)[at]).toBeCloseTo(expected, 5);
+      }
     }
+  });
+});
+
+test("a matmul without an operand that its shape has is refused", () => {
+  for (const part of ["bias", "addTo"]) {
+    using matmul = new LinearMatmul(cublas, { ...SHAPE, [part]: true });
+    const [algorithm] = matmul.algorithms(1, 0);
+    expect(() => matmul.run(1, algorithm!, 0, { out: 1, x: 1, weight: 1 })).toThrow(InvariantError);
   }
 });
 
@@ -98,7 +114,7 @@ test("a matmul that fails carries call, status and shape", () => {
   using matmul = new LinearMatmul(cublas, SHAPE);
   const [algorithm] = matmul.algorithms(1, 0);
   fake.status = 13;
-  expect(() => matmul.run(1, algorithm!, 1, 1, 1, 0)).toThrow(
+  expect(() => matmul.run(1, algorithm!, 0, { out: 1, x: 1, weight: 1 })).toThrow(
     "cublasLtMatmul failed for float32[3, 5] = float32[3, 4] · [5, 4]ᵀ: FAKE_STATUS_13 (13)",
   );
 });

@@ -8,6 +8,8 @@ export interface FakeMatmul {
   readonly weight: number;
   readonly out: number;
   readonly bias: number | undefined;
+  /** C, where β is not 0. */
+  readonly addTo: number | undefined;
   /** First byte of the algorithm, which is all that fake algorithms differ in. */
   readonly algorithm: number;
   /** [tokens, inFeatures, outFeatures]. */
@@ -83,6 +85,7 @@ export class FakeCublasLt {
       this.matmuls.push({
         ...{ weight: a, x: b, out: d },
         bias: attributes.get(7) === 4 ? attributes.get(8) : undefined,
+        addTo: (beta as Float32Array)[0] === 0 ? undefined : (c as number),
         algorithm: read.u8(algorithm as Pointer),
         shape: [inputs!.columns, weights!.rows, weights!.columns],
       });

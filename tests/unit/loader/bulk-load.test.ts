@@ -81,11 +81,12 @@ describe("bulk loading", () => {
   test.each(Object.values(DTYPES))("to %s: the same bytes as on one thread, none beside", async (dtype) => {
     const { tensors, specs } = mixedModel();
     using file = openCheckpoint(tensors);
-    const plain = new FakeBackend(dtype);
-    const expected = await loadWeights(file.checkpoint, specs, plain.backend, { ignored: [] });
-    const bulk = new FakeBulkBackend(dtype, 5, 1234);
+    const plain = new FakeBackend();
+    const expected = await loadWeights(file.checkpoint, specs, plain.backend, { dtype, ignored: [] });
+    const bulk = new FakeBulkBackend(5, 1234);
     const progress: [number, number][] = [];
     const weights = await loadWeights(file.checkpoint, specs, bulk.backend, {
+      dtype,
       ignored: [],
       readers: 3,
       onProgress: (loaded, total) => progress.push([loaded, total]),
@@ -108,7 +109,7 @@ describe("bulk loading", () => {
     const data = randomTensor("F32", [size], 1);
     using file = openCheckpoint({ w: data });
     const { file: source, begin } = file.checkpoint.tensors.get("w")!;
-    const bulk = new FakeBulkBackend("bfloat16", 6, 2 * size);
+    const bulk = new FakeBulkBackend(6, 2 * size);
     const targets = { small: bulk.empty("bfloat16", [25]), large: bulk.empty("bfloat16", [size]) };
     const chunk = (target: Tensor): WeightChunk => ({
       read: {
@@ -143,15 +144,23 @@ describe("bulk loading", () => {
   test("less than 64 MiB, one reader, or no bulk uploads: this thread alone", async () => {
     using file = openCheckpoint({ w: randomTensor("F32", [7], 1) });
     const specs = [spec("w", [7], { name: "w", shape: [7] })];
-    const bulk = new FakeBulkBackend("float32", 2, 4096);
+    const bulk = new FakeBulkBackend(2, 4096);
     const load = (readers?: number) =>
-      loadWeights(file.checkpoint, specs, bulk.backend, { ignored: [], ...(readers && { readers }) });
+      loadWeights(file.checkpoint, specs, bulk.backend, {
+        dtype: "float32",
+        ignored: [],
+        ...(readers && { readers }),
+      });
     await expect(load()).rejects.toThrow("upload beside a bulk upload");
     await expect(load(1)).rejects.toThrow("upload beside a bulk upload");
     expect(bulk.bulkUploads).toBe(0);
     expect(bulk.live).toBe(0);
-    const plain = new FakeBackend("float32");
-    const weights = await loadWeights(file.checkpoint, specs, plain.backend, { ignored: [], readers: 4 });
+    const plain = new FakeBackend();
+    const weights = await loadWeights(file.checkpoint, specs, plain.backend, {
+      dtype: "float32",
+      ignored: [],
+      readers: 4,
+    });
     expect(plain.largestUpload).toBe(28);
     expect((await load(2)).size).toBe(weights.size);
     expect(bulk.bulkUploads).toBe(1);
@@ -171,9 +180,9 @@ describe("failures of bulk loading", () => {
     dtype: FloatDType = "bfloat16",
   ) {
     using file = openCheckpoint(tensors);
-    const bulk = new FakeBulkBackend(dtype, 4, 4096);
+    const bulk = new FakeBulkBackend(4, 4096);
     arrange(bulk, file.checkpoint);
-    const options = { ignored: [], readers: 2, onProgress };
+    const options = { dtype, ignored: [], readers: 2, onProgress };
     const outcome = loadWeights(file.checkpoint, specs, bulk.backend, options);
     const error = await outcome.then(
       () => undefined,
@@ -223,7 +232,7 @@ describe("failures of bulk loading", () => {
       ...{ path: source.path, fd: source.fd, begin, end: begin + 64, rowBytes: 64 },
       ...{ columnBegin: 0, columnEnd: 64, dtype: "float32", targetDtype: "bfloat16" },
     };
-    const bulk = new FakeBulkBackend("bfloat16", 1, 4096);
+    const bulk = new FakeBulkBackend(1, 4096);
     const upload = bulk.bulkUpload();
     const [buffer] = upload.buffers;
     using reader = new WeightReader();
@@ -253,8 +262,8 @@ describe("failures of bulk loading", () => {
   test("no thread and no file stays open, however loading ends", async () => {
     const load = async () => {
       using file = openCheckpoint(tensors);
-      const bulk = new FakeBulkBackend("float32", 4, 4096);
-      await loadWeights(file.checkpoint, specs, bulk.backend, { ignored: [], readers: 4 });
+      const bulk = new FakeBulkBackend(4, 4096);
+      await loadWeights(file.checkpoint, specs, bulk.backend, { dtype: "float32", ignored: [], readers: 4 });
       await failingLoad((failing) => {
         failing.onCommit = () => {
           throw new Error("copy failed");

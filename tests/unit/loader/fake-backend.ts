@@ -2,7 +2,7 @@ import { ptr } from "bun:ffi";
 import { expect } from "bun:test";
 import type { Backend, BulkUpload, UploadBuffer } from "../../../src/backend/backend.ts";
 import { type DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
-import { type DType, dtypeSize, type FloatDType } from "../../../src/base/dtype.ts";
+import { type DType, dtypeSize } from "../../../src/base/dtype.ts";
 
 const GUARD_BYTES = 64;
 const GUARD = 0xa5;
@@ -13,8 +13,6 @@ export class FakeBackend {
   allocations = 0;
   largestUpload = 0;
   readonly #hosts: ArrayBuffer[] = [];
-
-  constructor(readonly activationDtype: FloatDType) {}
 
   get backend(): Backend {
     return this as unknown as Backend;
@@ -59,11 +57,10 @@ export class FakeBulkBackend extends FakeBackend {
   readonly #buffers: FakeUploadBuffer[];
 
   constructor(
-    activationDtype: FloatDType,
     readonly bufferCount: number,
     readonly bufferBytes: number,
   ) {
-    super(activationDtype);
+    super();
     this.#buffers = Array.from({ length: bufferCount }, (_, i) => new FakeUploadBuffer(this, i));
   }
 

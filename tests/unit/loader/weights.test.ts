@@ -35,7 +35,8 @@ describe("loadWeights", () => {
     withCheckpoint({ q, k }, async (checkpoint) => {
       const qkv = spec("qkv", [6, 2], { name: "k", shape: [2, 2] }, { name: "q", shape: [4, 2] });
       const progress: [number, number][] = [];
-      const weights = await loadWeights(checkpoint, [qkv], new FakeBackend("float32").backend, {
+      const weights = await loadWeights(checkpoint, [qkv], new FakeBackend().backend, {
+        dtype: "float32",
         ignored: [],
         onProgress: (loaded, total) => progress.push([loaded, total]),
       });
@@ -59,7 +60,8 @@ describe("loadWeights", () => {
         spec("columns", [4, 1], { name: "q", shape: [4, 2], slice: { dim: 1, start: 1, end: 2 } }),
         spec("bias", [2], { name: "bias", shape: [4], slice: { dim: 0, start: 1, end: 3 } }),
       ];
-      const weights = await loadWeights(checkpoint, specs, new FakeBackend("float32").backend, {
+      const weights = await loadWeights(checkpoint, specs, new FakeBackend().backend, {
+        dtype: "float32",
         ignored: [],
       });
       expect(valuesOf(weights.get("rows"))).toEqual([4, 5, 6, 7, 12, 13]);
@@ -75,7 +77,10 @@ describe("loadWeights", () => {
         const data = narrow(Float32Array.from(values), from);
         await withCheckpoint({ w: { dtype, shape: [5], data } }, async (checkpoint) => {
           const specs = [spec("w", [5], { name: "w", shape: [5] })];
-          const weights = await loadWeights(checkpoint, specs, new FakeBackend(to).backend, { ignored: [] });
+          const weights = await loadWeights(checkpoint, specs, new FakeBackend().backend, {
+            dtype: to,
+            ignored: [],
+          });
           expect(weights.get("w")!.dtype).toBe(to);
           expect(valuesOf(weights.get("w"))).toEqual(values);
         });
@@ -86,12 +91,12 @@ describe("loadWeights", () => {
   test("chunks of at most 16 MiB, whole and column-sliced", async () => {
     const shape = [2100, 2048];
     await withCheckpoint({ w: f32(shape) }, async (checkpoint) => {
-      const fake = new FakeBackend("float32");
+      const fake = new FakeBackend();
       const specs = [
         spec("w", shape, { name: "w", shape }),
         spec("half", [2100, 1024], { name: "w", shape, slice: { dim: 1, start: 1024, end: 2048 } }),
       ];
-      const weights = await loadWeights(checkpoint, specs, fake.backend, { ignored: [] });
+      const weights = await loadWeights(checkpoint, specs, fake.backend, { dtype: "float32", ignored: [] });
       expect(fake.largestUpload).toBe(16 * 1024 * 1024);
       const view = (name: string) => {
         const bytes = bytesOf(weights.get(name)!);
@@ -126,28 +131,31 @@ describe("loadWeights", () => {
     ];
     await withCheckpoint(tensors, async (checkpoint) => {
       for (const [specs, ignored, message] of cases) {
-        const fake = new FakeBackend("float32");
-        const load = () => loadWeights(checkpoint, specs, fake.backend, { ignored });
+        const fake = new FakeBackend();
+        const load = () => loadWeights(checkpoint, specs, fake.backend, { dtype: "float32", ignored });
         await expect(load()).rejects.toThrow(ModelDataError);
         await expect(load()).rejects.toThrow(message);
         expect(fake.allocations).toBe(0);
       }
       const load = () =>
-        loadWeights(checkpoint, [a, ids], new FakeBackend("float32").backend, { ignored: [/x/] });
+        loadWeights(checkpoint, [a, ids], new FakeBackend().backend, { dtype: "float32", ignored: [/x/] });
       await expect(load()).rejects.toThrow(UnsupportedModelError);
       const ignored = [/^extra$/g, /^ids$/];
-      const weights = await loadWeights(checkpoint, [a], new FakeBackend("float32").backend, { ignored });
+      const weights = await loadWeights(checkpoint, [a], new FakeBackend().backend, {
+        dtype: "float32",
+        ignored,
+      });
       expect(weights.size).toBe(1);
     });
   });
 
   test("a file that shrinks while loading is an error, and what was allocated is freed", () =>
     withCheckpoint({ a: f32([2]), b: f32([4]) }, async (checkpoint) => {
-      const fake = new FakeBackend("float32");
+      const fake = new FakeBackend();
       const { file, end } = checkpoint.tensors.get("b")!;
       truncateSync(file.path, end - 4);
       const specs = ["a", "b"].map((name, i) => spec(name, [2 + 2 * i], { name, shape: [2 + 2 * i] }));
-      const load = loadWeights(checkpoint, specs, fake.backend, { ignored: [] });
+      const load = loadWeights(checkpoint, specs, fake.backend, { dtype: "float32", ignored: [] });
       await expect(load).rejects.toThrow("became shorter");
       expect(fake.allocations).toBe(2);
       expect(fake.live).toBe(0);
@@ -161,7 +169,7 @@ describe("dummyWeights", () => {
     { name: "norm", shape: [7], sources: [], dummy: "ones" },
     { name: "bias", shape: [7], sources: [], dummy: "zeros" },
   ];
-  const make = (seed: number) => dummyWeights(specs, new FakeBackend("bfloat16").backend, seed);
+  const make = (seed: number) => dummyWeights(specs, new FakeBackend().backend, "bfloat16", seed);
 
   test("normal values have mean 0 and standard deviation 0.02, and do not repeat by row", () => {
     const weights = make(0);

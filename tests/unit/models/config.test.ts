@@ -209,7 +209,7 @@ describe("readModelConfig", () => {
 
 test("an architecture that is not supported is named, with its file and those that are", () => {
   const error = thrown(() =>
-    defineModel(read({ ...LLAMA, architectures: ["GPT2LMHeadModel"] }), "/models/x"),
+    defineModel(read({ ...LLAMA, architectures: ["GPT2LMHeadModel"] }), {}, "/models/x"),
   );
   expect(error).toBeInstanceOf(UnsupportedModelError);
   expect((error as Error).message).toMatch(/^\/models\/x\/config\.json: .*GPT2LMHeadModel.*Qwen3ForCausalLM/);

@@ -1,14 +1,17 @@
 import { describe, expect, test } from "bun:test";
 import type { Backend } from "../../../src/backend/backend.ts";
 import { ConfigError, DeviceError } from "../../../src/base/errors.ts";
-import type { ModelConfig } from "../../../src/models/config.ts";
+import type { KvCacheShape } from "../../../src/runner/kv-cache.ts";
 import { KvPlan } from "../../../src/runner/kv-plan.ts";
 
+const LIMIT = 1024;
 /** 1 KiB of keys and values a token. */
-const MODEL = { maxPositionEmbeddings: 1024, numLayers: 2, numKvHeads: 2, headDim: 64 } as ModelConfig;
-type Options = ConstructorParameters<typeof KvPlan>[1];
+const SHAPE: KvCacheShape = {
+  ...{ numLayers: 2, numKvHeads: 2, headDim: 64, blockSize: 16, kvDtype: "bfloat16" },
+};
+type Options = ConstructorParameters<typeof KvPlan>[2];
 const OPTIONS: Options = {
-  ...{ maxModelLen: undefined, maxNumSeqs: 4, blockSize: 16 },
+  ...{ maxModelLen: undefined, maxNumSeqs: 4 },
   ...{ gpuMemoryUtilization: 1, kvCacheMemoryBytes: undefined },
 };
 
@@ -16,17 +19,16 @@ const OPTIONS: Options = {
 class Gpu {
   constructor(public free: number) {}
   readonly backend = {
-    activationDtype: "bfloat16",
     memory: () => ({ free: this.free, total: 2 ** 20 }),
   } as unknown as Backend;
 }
 
-const host = { activationDtype: "bfloat16" } as unknown as Backend;
+const host = {} as unknown as Backend;
 const KIB = 1024;
 
 describe("on a GPU", () => {
   test("the pool is what is left; the model's limit is the default when it fits", () => {
-    const plan = new KvPlan({ ...MODEL, maxPositionEmbeddings: 200 }, OPTIONS, new Gpu(1000 * KIB).backend);
+    const plan = new KvPlan(200, SHAPE, OPTIONS, new Gpu(1000 * KIB).backend);
     expect(plan.maxModelLen).toBe(200);
     expect(plan.numBlocks()).toBe(Math.floor(1000 / 16));
   });
@@ -34,7 +36,7 @@ describe("on a GPU", () => {
   test("a default that turns out longer than the pool is no error, what was asked for is", () => {
     const gpu = new Gpu(500 * KIB);
     const plans = [undefined, 384].map(
-      (maxModelLen) => new KvPlan(MODEL, { ...OPTIONS, maxModelLen }, gpu.backend),
+      (maxModelLen) => new KvPlan(LIMIT, SHAPE, { ...OPTIONS, maxModelLen }, gpu.backend),
     );
     expect(plans.map(({ maxModelLen }) => maxModelLen)).toEqual([400, 384]);
     gpu.free = 100 * KIB; // Activations took more than was estimated.
@@ -45,32 +47,37 @@ describe("on a GPU", () => {
 
   test("no room at all is an error that suggests no length", () => {
     const gpu = new Gpu(500 * KIB);
-    const plan = new KvPlan(MODEL, OPTIONS, gpu.backend);
+    const plan = new KvPlan(LIMIT, SHAPE, OPTIONS, gpu.backend);
     gpu.free = 15 * KIB;
     expect(() => plan.numBlocks()).toThrow(/raise it or free GPU memory$/);
   });
 });
 
 describe("of a given size", () => {
-  const plan = (options: Partial<Options>) =>
-    new KvPlan(MODEL, { ...OPTIONS, kvCacheMemoryBytes: 100 * KIB, ...options }, host);
+  const plan = (options: Partial<Options>, shape: Partial<KvCacheShape> = {}) =>
+    new KvPlan(
+      LIMIT,
+      { ...SHAPE, ...shape },
+      { ...OPTIONS, kvCacheMemoryBytes: 100 * KIB, ...options },
+      host,
+    );
 
   test("what cannot be used is not allocated", () => {
     expect(plan({}).numBlocks()).toBe(6);
     expect(plan({ maxModelLen: 17, maxNumSeqs: 2 }).numBlocks()).toBe(4);
-    expect(plan({ maxModelLen: 17, blockSize: 1 }).numBlocks()).toBe(68);
+    expect(plan({ maxModelLen: 17 }, { blockSize: 1 }).numBlocks()).toBe(68);
+    expect(plan({}, { kvDtype: "float32" }).numBlocks()).toBe(3);
   });
 
   test("less than one sequence, or one block, is refused with what would help", () => {
     expect(() => plan({ maxModelLen: 97 })).toThrow(ConfigError);
     expect(() => plan({ maxModelLen: 97 })).toThrow("raise kvCacheMemoryBytes, or set maxModelLen to 96");
-    expect(() => plan({ blockSize: 256 })).toThrow(/raise kvCacheMemoryBytes$/);
+    expect(() => plan({}, { blockSize: 256 })).toThrow(/raise kvCacheMemoryBytes$/);
   });
 
   test("block tables that an int32 cannot index are refused", () => {
-    const model = { ...MODEL, maxPositionEmbeddings: 2 ** 24 };
     const options = { ...OPTIONS, maxModelLen: 2 ** 20, maxNumSeqs: 4096, kvCacheMemoryBytes: 2 ** 42 };
-    expect(() => new KvPlan(model, { ...options, blockSize: 1 }, host)).toThrow(/raise blockSize/);
-    expect(new KvPlan(model, options, host).numBlocks()).toBe(2 ** 27 - 2);
+    expect(() => new KvPlan(2 ** 24, { ...SHAPE, blockSize: 1 }, options, host)).toThrow(/raise blockSize/);
+    expect(new KvPlan(2 ** 24, SHAPE, options, host).numBlocks()).toBe(2 ** 27 - 2);
   });
 });

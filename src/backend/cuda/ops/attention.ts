@@ -1,7 +1,6 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { ConfigError, UnsupportedModelError } from "../../../base/errors.ts";
 import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
-import { checkAttention } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import { type Kernel, STATIC_SHARED_BYTES } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -85,7 +84,8 @@ interface Variant {
 
 type Heads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim">;
 
-interface HeadShape {
+/** What the kernels are specialised by. */
+export interface HeadShape {
   readonly headDim: number;
   /** Query heads of a key/value head. */
   readonly group: number;
@@ -114,13 +114,16 @@ export class AttentionOps {
     this.#prefill = new KernelVariants(library, ATTENTION_PREFILL, dtype, options);
   }
 
-  /** @throws UnsupportedModelError as `attention` does. */
+  /** @throws UnsupportedModelError as `headShape` does. */
   units(heads: Heads, blockSize: number): KernelUnit[] {
     const shape = headShape(heads, blockSize);
     return [this.#decode.unit(decodeDefines(shape)), this.#prefill.unit(prefillDefines(shape))];
   }
 
-  /** See `Backend.attention`. @throws UnsupportedModelError for head shapes that the kernels cannot take. */
+  /**
+   * The last part of `Backend.attend`, whose checks have passed: queries in `qkv`, and all keys and values in the cache.
+   * `shape` is that of `spec`.
+   */
   attention(
     stream: number,
     out: Tensor,
@@ -128,12 +131,12 @@ export class AttentionOps {
     cache: LayerCache,
     batch: BatchTensors,
     spec: AttentionSpec,
+    shape: HeadShape,
   ): void {
-    const { maxBlocks } = checkAttention(this.options.dtype, out, qkv, cache, batch, spec);
+    const maxBlocks = batch.blockTables.dim(1);
     const { numKvHeads, window } = spec;
     const { keys, values } = cache;
     const { decodeRows, numRows } = batch;
-    const shape = headShape(spec, batch.blockSize);
     const variant = this.#variant(shape);
     const scale_log2 = spec.scale * Math.LOG2E;
     if (decodeRows > 0) {
@@ -219,7 +222,8 @@ function headDefines({ headDim, group, blockSize }: HeadShape): Macros {
   return { HEAD_DIM: headDim, GROUP_SIZE: group, BLOCK_SIZE: blockSize };
 }
 
-function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: number): HeadShape {
+/** @throws UnsupportedModelError for heads that the kernels cannot take. */
+export function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: number): HeadShape {
   if (headDim % 32 !== 0 || headDim > MAX_HEAD_DIM)
     throw unsupported(`head dimension ${headDim}; supported are multiples of 32 up to ${MAX_HEAD_DIM}`);
   const group = numHeads / numKvHeads;

@@ -4,15 +4,9 @@ import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
+import { Scratch } from "../scratch.ts";
 import { KernelVariants } from "./kernel-variants.ts";
-import {
-  LOGIT_CONSTANTS,
-  LOGIT_TILE,
-  ROW_THREADS,
-  TILE_THREADS,
-  TILES_PER_BLOCK,
-  TileScratch,
-} from "./tile-scratch.ts";
+import { LOGIT_CONSTANTS, LOGIT_TILE, ROW_THREADS, TILE_THREADS, TILES_PER_BLOCK } from "./tiles.ts";
 
 /** Bytes of a tile's maximum and sum. */
 const TILE_SUM_BYTES = 8;
@@ -35,7 +29,7 @@ const LOGPROB_ROWS = {
 export class LogprobOps {
   readonly #tiles: KernelVariants<typeof LOGPROB_TILES>;
   readonly #rows: KernelVariants<typeof LOGPROB_ROWS>;
-  readonly #scratch: TileScratch;
+  readonly #scratch: Scratch;
 
   /** @param allocate Device memory that the backend frees. */
   constructor(
@@ -45,7 +39,7 @@ export class LogprobOps {
   ) {
     this.#tiles = new KernelVariants(library, LOGPROB_TILES, "float32", options);
     this.#rows = new KernelVariants(library, LOGPROB_ROWS, "float32", options);
-    this.#scratch = new TileScratch(allocate);
+    this.#scratch = new Scratch(allocate);
   }
 
   units(): KernelUnit[] {

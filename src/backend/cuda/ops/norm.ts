@@ -1,6 +1,6 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import { invariant } from "../../../base/errors.ts";
-import { checkAddRmsNorm, checkLayerNorm, checkRmsNorm } from "../../checks.ts";
+import { checkLayerNorm, checkRmsNorm } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -16,12 +16,6 @@ const RMS_NORM = {
   ...SOURCE,
   entry: "rms_norm",
   pointers: ["out", "x", "weight"],
-  scalars: ["width", "eps"],
-} as const;
-const ADD_RMS_NORM = {
-  ...SOURCE,
-  entry: "add_rms_norm",
-  pointers: ["out", "residual", "x", "weight"],
   scalars: ["width", "eps"],
 } as const;
 const LAYER_NORM = {
@@ -41,7 +35,6 @@ interface RowShape {
 /** Normalisation over the last dimension. */
 export class NormOps {
   readonly #rmsNorm: KernelVariants<typeof RMS_NORM>;
-  readonly #addRmsNorm: KernelVariants<typeof ADD_RMS_NORM>;
   readonly #layerNorm: KernelVariants<typeof LAYER_NORM>;
 
   constructor(
@@ -50,7 +43,6 @@ export class NormOps {
     options: KernelOptions = {},
   ) {
     this.#rmsNorm = new KernelVariants(library, RMS_NORM, dtype, options);
-    this.#addRmsNorm = new KernelVariants(library, ADD_RMS_NORM, dtype, options);
     this.#layerNorm = new KernelVariants(library, LAYER_NORM, dtype, options);
   }
 
@@ -67,15 +59,6 @@ export class NormOps {
     const shape = rowShape(width, accessWidth(this.dtype, width, out, x, weight));
     const args = { out, x, weight, width, eps };
     variant(this.#rmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
-  }
-
-  /** See `Backend.addRmsNorm`. */
-  addRmsNorm(stream: number, out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    const { tokens, width } = checkAddRmsNorm(this.dtype, out, residual, x, weight);
-    if (tokens === 0) return;
-    const shape = rowShape(width, accessWidth(this.dtype, width, out, residual, x, weight));
-    const args = { out, residual, x, weight, width, eps };
-    variant(this.#addRmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
   }
 
   /** See `Backend.layerNorm`. */

@@ -1,7 +1,6 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { InvariantError } from "../../../base/errors.ts";
-import type { BatchTensors, LayerCache, RopeStoreSpec } from "../../backend.ts";
-import { checkRopeAndStoreKv, checkRotary } from "../../checks.ts";
+import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -10,12 +9,6 @@ import { KernelVariants, VECTOR_BYTES, WARP, wholeWarps } from "./kernel-variant
 
 const MAX_THREADS = 256;
 
-const ROTARY = {
-  file: "rotary.cu",
-  entry: "rotary",
-  pointers: ["x", "cos_sin", "positions"],
-  scalars: ["heads", "width"],
-} as const;
 const ROPE_STORE = {
   file: "rotary.cu",
   entry: "rope_store",
@@ -32,9 +25,8 @@ interface HeadShape {
   readonly lanes: number;
 }
 
-/** Rotary embedding, alone or with query/key norm and the store to the paged cache. */
+/** Query and key norm, rotary embedding, and the store to the paged cache. */
 export class RotaryOps {
-  readonly #rotary: KernelVariants<typeof ROTARY>;
   readonly #ropeStore: KernelVariants<typeof ROPE_STORE>;
 
   constructor(
@@ -42,7 +34,6 @@ export class RotaryOps {
     private readonly dtype: FloatDType,
     options: KernelOptions = {},
   ) {
-    this.#rotary = new KernelVariants(library, ROTARY, dtype, options);
     this.#ropeStore = new KernelVariants(library, ROPE_STORE, dtype, options);
   }
 
@@ -50,33 +41,22 @@ export class RotaryOps {
     return [this.#ropeStore.unit(defines(headDim, rotaryDim, headShape(this.dtype, headDim, rotaryDim)))];
   }
 
-  /** See `Backend.rotary`. */
-  rotary(stream: number, x: Tensor, heads: number, headDim: number, cosSin: Tensor, positions: Tensor): void {
-    const { tokens, width, rotaryDim } = checkRotary(this.dtype, x, heads, headDim, cosSin, positions);
-    if (tokens === 0 || heads === 0) return;
-    const shape = headShape(this.dtype, headDim, rotaryDim);
-    checkAlignment("rotary", shape, width, x, cosSin);
-    const threads = blockThreads(heads, shape);
-    const blocks = Math.ceil((heads * shape.lanes) / threads);
-    this.#rotary
-      .get(headDim * 65536 + rotaryDim, defines(headDim, rotaryDim, shape))
-      .launch(stream, tokens, blocks, 1, threads, 0, { x, cos_sin: cosSin, positions, heads, width });
-  }
-
-  /** See `Backend.ropeAndStoreKv`. Rotated keys go to the cache alone: the key part of `qkv` stays as it was. */
+  /**
+   * The first part of `Backend.attend`, whose checks have passed: queries are rotated in place, keys and values go to the
+   * cache alone, so the key part of `qkv` stays as it was.
+   */
   ropeAndStoreKv(
     stream: number,
     qkv: Tensor,
     cache: LayerCache,
     batch: BatchTensors,
-    spec: RopeStoreSpec,
+    spec: AttentionSpec,
   ): void {
-    const { tokens, blockSize, rotaryDim } = checkRopeAndStoreKv(this.dtype, qkv, cache, batch, spec);
-    if (tokens === 0) return;
-    const { numHeads, numKvHeads, headDim, cosSin, queryNorm, keyNorm, eps } = spec;
+    const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
     const { keys, values } = cache;
+    const [tokens, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
     const shape = headShape(this.dtype, headDim, rotaryDim);
-    checkAlignment("ropeAndStoreKv", shape, qkv.dim(1), qkv, keys, values, cosSin, queryNorm, keyNorm);
+    checkAlignment(shape, qkv.dim(1), qkv, keys, values, cosSin, headNorm?.query, headNorm?.key);
     const heads = numHeads + 2 * numKvHeads;
     const threads = blockThreads(heads, shape);
     const blocks = Math.ceil((heads * shape.lanes) / threads);
@@ -89,12 +69,12 @@ export class RotaryOps {
         cos_sin: cosSin,
         positions: batch.positions,
         slot_mapping: batch.slotMapping,
-        query_norm: queryNorm ?? null,
-        key_norm: keyNorm ?? null,
+        query_norm: headNorm?.query ?? null,
+        key_norm: headNorm?.key ?? null,
         heads: numHeads,
         kv_heads: numKvHeads,
-        block_size: blockSize,
-        eps,
+        block_size: batch.blockSize,
+        eps: headNorm?.eps ?? 0,
       });
   }
 }
@@ -118,15 +98,15 @@ function blockThreads(heads: number, { lanes }: HeadShape): number {
 
 /** Rows and tensors must start at vectors where the kernel accesses vectors. */
 function checkAlignment(
-  op: string,
   { pairs }: HeadShape,
   width: number,
   ...tensors: readonly (Tensor | undefined)[]
 ): void {
   if (pairs < 4) return;
-  if (width % pairs !== 0) throw new InvariantError(`${op}: rows of ${width} are not a multiple of ${pairs}`);
+  if (width % pairs !== 0)
+    throw new InvariantError(`attend: rows of ${width} are not a multiple of ${pairs}`);
   for (const tensor of tensors) {
     if (tensor !== undefined && tensor.address % VECTOR_BYTES !== 0)
-      throw new InvariantError(`${op}: ${tensor} is not ${VECTOR_BYTES}-byte aligned`);
+      throw new InvariantError(`attend: ${tensor} is not ${VECTOR_BYTES}-byte aligned`);
   }
 }

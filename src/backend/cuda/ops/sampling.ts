@@ -4,16 +4,10 @@ import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
+import { Scratch } from "../scratch.ts";
 import { KernelVariants } from "./kernel-variants.ts";
 import { SLOT_CONSTANTS } from "./slot-layout.ts";
-import {
-  LOGIT_CONSTANTS,
-  LOGIT_TILE,
-  ROW_THREADS,
-  TILE_THREADS,
-  TILES_PER_BLOCK,
-  TileScratch,
-} from "./tile-scratch.ts";
+import { LOGIT_CONSTANTS, LOGIT_TILE, ROW_THREADS, TILE_THREADS, TILES_PER_BLOCK } from "./tiles.ts";
 
 /** Logits that a block of process_logits takes at a time. */
 const LOGITS_CHUNK = 2048;
@@ -54,7 +48,7 @@ export class SamplingOps {
   readonly #processLogits: KernelVariants<typeof PROCESS_LOGITS>;
   readonly #sampleTiles: KernelVariants<typeof SAMPLE_TILES>;
   readonly #sampleRows: KernelVariants<typeof SAMPLE_ROWS>;
-  readonly #scratch: TileScratch;
+  readonly #scratch: Scratch;
 
   /** @param allocate Device memory that the backend frees. */
   constructor(
@@ -65,7 +59,7 @@ export class SamplingOps {
     this.#processLogits = new KernelVariants(library, PROCESS_LOGITS, "float32", options);
     this.#sampleTiles = new KernelVariants(library, SAMPLE_TILES, "float32", options);
     this.#sampleRows = new KernelVariants(library, SAMPLE_ROWS, "float32", options);
-    this.#scratch = new TileScratch(allocate);
+    this.#scratch = new Scratch(allocate);
   }
 
   units(): KernelUnit[] {

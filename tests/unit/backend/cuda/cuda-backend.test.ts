@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { denseWeight } from "../../../../src/backend/weight.ts";
 import { ConfigError, DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";
 import { CublasError, CudaError, CudaOutOfMemoryError } from "../../../../src/cuda/errors.ts";
@@ -117,11 +118,11 @@ describe("a call that fails", () => {
       [2, 8],
     ].map((shape) => backend.empty("bfloat16", shape));
     machine.cublas.status = 13;
-    const error = thrown(() => backend.linear(out!, x!, weight!));
+    const error = thrown(() => backend.linear(out!, x!, denseWeight(weight!)));
     expect(error).toBeInstanceOf(CublasError);
     expect(error).toMatchObject({ status: 13, fatal: false });
     machine.cublas.status = 0;
-    backend.linear(out!, x!, weight!);
+    backend.linear(out!, x!, denseWeight(weight!));
   });
 });
 

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
-import { InvariantError } from "../../../../src/base/errors.ts";
+import { denseWeight } from "../../../../src/backend/weight.ts";
 import { CublasError, CudaError } from "../../../../src/cuda/errors.ts";
 import { heuristicResult } from "../../cuda/fake-cublaslt.ts";
 import { FakeMachine } from "./fake-machine.ts";
@@ -31,14 +31,14 @@ afterEach(() => {
   machine[Symbol.dispose]();
 });
 
-function multiply(tokens: number, { inFeatures = 16, outFeatures = 8, bias = false } = {}) {
+function multiply(tokens: number, { inFeatures = 16, outFeatures = 8, bias = false, addTo = false } = {}) {
   const [x, weight, out] = [
     backend.empty("bfloat16", [tokens, inFeatures]),
     backend.empty("bfloat16", [outFeatures, inFeatures]),
     backend.empty("bfloat16", [tokens, outFeatures]),
   ];
   const added = bias ? backend.empty("bfloat16", [outFeatures]) : undefined;
-  backend.linear(out, x, weight, added);
+  backend.linear(out, x, denseWeight(weight), { bias: added, addTo: addTo ? out : undefined });
   for (const tensor of [x, weight, out, added]) tensor?.buffer.dispose();
   return { x, weight, out, added, matmul: machine.cublas.matmuls.at(-1)! };
 }
@@ -50,27 +50,30 @@ function restart(): void {
 }
 
 describe("plans", () => {
-  test("carry shape and addresses, of a bias too", () => {
+  test("carry shape and addresses, of a bias and a sum too", () => {
     const x = backend.empty("bfloat16", [3, 16]);
-    const [weight, out] = [backend.empty("bfloat16", [8, 16]), backend.empty("bfloat16", [3, 8])];
-    for (const bias of [0, 1].map(() => backend.empty("bfloat16", [8]))) {
-      backend.linear(out, x, weight, bias);
-      expect(machine.cublas.matmuls.at(-1)).toEqual({
-        ...{ x: x.address, weight: weight.address, out: out.address, bias: bias.address },
-        ...{ algorithm: 1, shape: [3, 16, 8] },
-      });
+    const weight = denseWeight(backend.empty("bfloat16", [8, 16]));
+    const [out, other] = [backend.empty("bfloat16", [3, 8]), backend.empty("bfloat16", [3, 8])];
+    const [first, second] = [backend.empty("bfloat16", [8]), backend.empty("bfloat16", [8])];
+    for (const bias of [first, second, undefined]) {
+      for (const addTo of [undefined, out, other]) {
+        backend.linear(out, x, weight, { bias, addTo });
+        expect(machine.cublas.matmuls.at(-1)).toEqual({
+          ...{ x: x.address, weight: weight.data.address, out: out.address },
+          ...{ bias: bias?.address, addTo: addTo?.address, algorithm: 1, shape: [3, 16, 8] },
+        });
+      }
     }
-    backend.linear(out, x, weight);
-    expect(machine.cublas.matmuls.at(-1)!.bias).toBeUndefined();
-    const logits = backend.empty("float32", [3, 8]);
-    backend.linear(logits, x, weight);
-    expect(() => backend.linear(logits, x, weight, backend.empty("bfloat16", [8]))).toThrow(InvariantError);
+    backend.linear(backend.empty("float32", [3, 8]), x, weight);
+    expect(machine.cublas.matmuls.at(-1)).toMatchObject({ bias: undefined, addTo: undefined });
   });
 
   test("are searched for once a shape", () => {
     for (const tokens of [1, 2, 1, 2, 1]) multiply(tokens);
     multiply(1, { bias: true });
-    expect(machine.cublas.searches).toEqual([RANK, RANK, RANK]);
+    multiply(1, { addTo: true });
+    multiply(1, { bias: true, addTo: true });
+    expect(machine.cublas.searches).toEqual(Array(5).fill(RANK));
   });
 
   test("are dropped, oldest first, when there are too many", () => {
@@ -110,11 +113,36 @@ describe("tuning", () => {
     const x = backend.empty("bfloat16", [1, 2048]);
     const out = backend.empty("bfloat16", [1, 8192]);
     const weights = [0, 1, 2, 3, 4, 5].map(() => backend.empty("bfloat16", [8192, 2048]));
-    for (const weight of weights) backend.linear(out, x, weight);
+    for (const weight of weights) backend.linear(out, x, denseWeight(weight));
     machine.cublas.matmuls.length = 0;
     backend.tuneLinear([1]);
     const used = new Set(machine.cublas.matmuls.map(({ weight }) => weight));
     expect(used.size).toBe(Math.ceil((3 * 50) / 32));
+  });
+
+  test("adds to memory of its own where the model adds to the residual stream", () => {
+    const [x, out] = [backend.empty("bfloat16", [4, 16]), backend.empty("bfloat16", [4, 8])];
+    const weight = denseWeight(backend.empty("bfloat16", [8, 16]));
+    backend.upload(out, new Uint8Array(64).fill(0x3f));
+    backend.linear(out, x, weight, { addTo: out });
+    machine.cublas.matmuls.length = 0;
+    let zeros = 0;
+    machine.cuda.elapsed = () => {
+      const last = machine.cublas.matmuls.at(-1)!;
+      if (machine.cuda.bytesOf(last.out).every((byte) => byte === 0)) zeros++;
+      return TIMES[last.algorithm]!;
+    };
+    backend.tuneLinear([4]);
+    expect(machine.cublas.matmuls).toHaveLength(3);
+    for (const { out: target, addTo } of machine.cublas.matmuls) {
+      expect(target).not.toBe(out.address);
+      expect(addTo).toBe(target);
+    }
+    expect(zeros).toBeGreaterThanOrEqual(3);
+    backend.linear(out, x, weight, { addTo: out });
+    expect(machine.cublas.matmuls.at(-1)!.algorithm).toBe(2);
+    backend.linear(out, x, weight);
+    expect(machine.cublas.matmuls.at(-1)!.algorithm).toBe(1);
   });
 
   test("skips an algorithm that fails when it runs", () => {

@@ -12,6 +12,7 @@ import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { decodeSplits } from "../../../../src/backend/cuda/ops/attention.ts";
 import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
+import { denseWeight } from "../../../../src/backend/weight.ts";
 import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
 import { UnsupportedModelError } from "../../../../src/base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../../src/base/sampling-params.ts";
@@ -142,16 +143,13 @@ describe("rows", () => {
     [1001, 512],
     [7, 32],
   ])("of %d elements are normalised by %d threads", (width, threads) => {
-    const [out, x, residual] = [bf16(3, width), bf16(3, width), bf16(3, width)];
+    const [out, x] = [bf16(3, width), bf16(3, width)];
     const [weight, bias] = [bf16(width), bf16(width)];
     const plain = launch(() => backend.rmsNorm(out, x, weight, 1e-6));
     const shape = { grid: [3, 1, 1], block: [threads, 1, 1], sharedBytes: 0 };
     expect(plain).toMatchObject({ entry: "rms_norm", ...shape });
     const common = { out: out.address, x: x.address, weight: weight.address, width };
     expect(namedArguments(plain)).toEqual({ ...common, eps: f(1e-6) });
-    const adding = launch(() => backend.addRmsNorm(out, residual, x, weight, 1e-5));
-    expect(adding).toMatchObject({ entry: "add_rms_norm", ...shape });
-    expect(namedArguments(adding)).toEqual({ ...common, residual: residual.address, eps: f(1e-5) });
     const layer = launch(() => backend.layerNorm(out, x, weight, bias, 1e-5));
     expect(namedArguments(layer)).toEqual({ ...common, bias: bias.address, eps: f(1e-5) });
     const unbiased = launch(() => backend.layerNorm(out, x, weight, undefined, 1e-5));
@@ -168,12 +166,7 @@ describe("rows", () => {
 
 describe("activations", () => {
   test.each([1, 17, 4096])("of %d tokens cover every element", (tokens) => {
-    const [out, gateUp] = [bf16(tokens, 3072), bf16(tokens, 6144)];
-    const gated = launch(() => backend.gatedActivation(out, gateUp, "gelu"));
-    expect(gated.grid).toEqual([tokens, 3, 1]);
-    expect(gated.grid[1]! * gated.block[0]! * 8).toBeGreaterThanOrEqual(3072);
-    const named = { out: out.address, gate_up: gateUp.address, width: 3072, activation: 1 };
-    expect(namedArguments(gated)).toEqual(named);
+    const out = bf16(tokens, 3072);
     const plain = launch(() => backend.activation(out, out, "gelu_tanh"));
     expect(plain.grid[0]! * plain.block[0]! * 8).toBeGreaterThanOrEqual(tokens * 3072);
     expect(namedArguments(plain)).toEqual({
@@ -182,49 +175,94 @@ describe("activations", () => {
   });
 });
 
-describe("rotary embedding", () => {
+describe("linear", () => {
+  const weight = denseWeight(bf16(6144, 1024));
+  const norm = { weight: bf16(1024), eps: 1e-6 };
+
+  test.each([1, 17, 4096])(
+    "of %d tokens: a norm before the product, a gated activation after it",
+    (tokens) => {
+      const [x, out] = [bf16(tokens, 1024), bf16(tokens, 3072)];
+      const activation = { kind: "gelu", gated: true } as const;
+      const [normed, gated] = launches(() => backend.linear(out, x, weight, { norm, activation }));
+      const product = machine.cublas.matmuls.at(-1)!;
+      const { out: scratch, ...rest } = namedArguments(normed!);
+      expect(normed).toMatchObject({ entry: "rms_norm", grid: [tokens, 1, 1] });
+      expect(rest).toEqual({ x: x.address, weight: norm.weight.address, width: 1024, eps: f(1e-6) });
+      expect(machine.cuda.bytesOf(scratch!).length).toBeGreaterThanOrEqual(tokens * 1024 * 2);
+      expect(product).toMatchObject({ x: scratch, weight: weight.data.address, shape: [tokens, 1024, 6144] });
+      expect(machine.cuda.bytesOf(product.out).length).toBeGreaterThanOrEqual(tokens * 6144 * 2);
+      expect(gated!.grid).toEqual([tokens, 3, 1]);
+      expect(gated!.grid[1]! * gated!.block[0]! * 8).toBeGreaterThanOrEqual(3072);
+      expect(namedArguments(gated!)).toEqual({
+        ...{ out: out.address, gate_up: product.out, width: 3072, activation: 1 },
+      });
+    },
+  );
+
+  test("a plain activation works in place on the product, a sum costs no launch", () => {
+    const [x, out] = [bf16(5, 1024), bf16(5, 6144)];
+    const activation = { kind: "gelu_tanh", gated: false } as const;
+    const plain = launch(() => backend.linear(out, x, weight, { activation }));
+    expect(namedArguments(plain)).toEqual({
+      ...{ out: out.address, x: out.address, count: 5 * 6144, activation: 2 },
+    });
+    const bias = bf16(6144);
+    expect(launches(() => backend.linear(out, x, weight, { bias, addTo: out }))).toEqual([]);
+    expect(machine.cublas.matmuls.at(-1)).toMatchObject({
+      ...{ out: out.address, x: x.address, bias: bias.address, addTo: out.address },
+    });
+  });
+
+  test("scratch that grows leaves what captured launches use alone", () => {
+    const run = (tokens: number) => {
+      const [x, out] = [bf16(tokens, 1024), bf16(tokens, 6144)];
+      return namedArguments(launch(() => backend.linear(out, x, weight, { norm }))).out!;
+    };
+    const first = run(5000);
+    const grown = run(6000);
+    expect(grown).not.toBe(first);
+    expect(machine.cuda.bytesOf(first).length).toBeGreaterThanOrEqual(5000 * 1024 * 2);
+    expect(run(5000)).toBe(grown);
+  });
+});
+
+describe("attend", () => {
+  const spec = (group: number, headDim: number, { window = 0, rotaryDim = headDim } = {}) => ({
+    ...{ numHeads: 4 * group, numKvHeads: 4, headDim, scale: headDim ** -0.5, window },
+    cosSin: f32(2048, rotaryDim),
+  });
+  const operands = (rows: BatchTensors, group: number, headDim: number) => ({
+    out: bf16(rows.numTokens, 4 * group * headDim),
+    qkv: bf16(rows.numTokens, (4 * group + 8) * headDim),
+    cache: layerCache(4, headDim),
+  });
+
   test.each([
     [64, 64],
     [128, 128],
     [128, 64],
     [96, 96],
     [256, 256],
-    [80, 32],
-  ])("of heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
-    const x = bf16(5, 20 * headDim);
-    const [cosSin, positions] = [f32(2048, rotaryDim), i32(5)];
-    const alone = launch(() => backend.rotary(x, 16, headDim, cosSin, positions));
-    expect(alone.grid[0]).toBe(5);
-    expect(namedArguments(alone)).toEqual({
-      ...{ x: x.address, cos_sin: cosSin.address, positions: positions.address },
-      ...{ heads: 16, width: 20 * headDim },
-    });
-
-    const rows = batch({ decodeRows: 5, prefill: [] });
-    const cache = layerCache(2, headDim);
-    const [queryNorm, keyNorm] = [bf16(headDim), bf16(headDim)];
-    const heads = { numHeads: 16, numKvHeads: 2, headDim, cosSin, eps: 1e-6 };
-    const stored = launch(() => backend.ropeAndStoreKv(x, cache, rows, { ...heads, queryNorm, keyNorm }));
+    [96, 32],
+  ])("begins with heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
+    const step = batch({ decodeRows: 5, prefill: [] });
+    const { out, qkv, cache } = operands(step, 4, headDim);
+    const [query, key] = [bf16(headDim), bf16(headDim)];
+    const bare = spec(4, headDim, { rotaryDim });
+    const headNorm = { query, key, eps: 1e-6 };
+    const [stored] = launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm }));
+    expect(stored!.entry).toBe("rope_store");
+    expect(stored!.grid[0]).toBe(5);
     const common = {
-      ...{ qkv: x.address, keys: cache.keys.address, values: cache.values.address },
-      ...{ cos_sin: cosSin.address, positions: rows.positions.address },
-      ...{ slot_mapping: rows.slotMapping.address, heads: 16, kv_heads: 2, block_size: 16, eps: f(1e-6) },
+      ...{ qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+      ...{ cos_sin: bare.cosSin.address, positions: step.positions.address },
+      ...{ slot_mapping: step.slotMapping.address, heads: 16, kv_heads: 4, block_size: 16 },
     };
-    const norms = { query_norm: queryNorm.address, key_norm: keyNorm.address };
-    expect(namedArguments(stored)).toEqual({ ...common, ...norms });
-    const bare = launch(() => backend.ropeAndStoreKv(x, cache, rows, heads));
-    expect(namedArguments(bare)).toEqual({ ...common, query_norm: 0, key_norm: 0 });
-  });
-});
-
-describe("attention", () => {
-  const spec = (group: number, headDim: number, window = 0) => ({
-    ...{ numHeads: 4 * group, numKvHeads: 4, headDim, scale: headDim ** -0.5, window },
-  });
-  const operands = (rows: BatchTensors, group: number, headDim: number) => ({
-    out: bf16(rows.numTokens, 4 * group * headDim),
-    qkv: bf16(rows.numTokens, (4 * group + 8) * headDim),
-    cache: layerCache(4, headDim),
+    const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
+    expect(namedArguments(stored!)).toEqual({ ...common, ...norms });
+    const [unnormed] = launches(() => backend.attend(out, qkv, cache, step, bare));
+    expect(namedArguments(unnormed!)).toEqual({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
   });
 
   test.each([
@@ -235,10 +273,12 @@ describe("attention", () => {
   ])("of %d decode rows, %d queries a key, %d dimensions", (rows, group, headDim) => {
     const step = batch({ decodeRows: rows, prefill: [] });
     const { out, qkv, cache } = operands(step, group, headDim);
-    const decode = launch(() => backend.attention(out, qkv, cache, step, spec(group, headDim, 100)));
+    const heads = spec(group, headDim, { window: 100 });
+    const [store, decode, ...more] = launches(() => backend.attend(out, qkv, cache, step, heads));
+    expect([store!.entry, more]).toEqual(["rope_store", []]);
     const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
     expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
-    const { partials, partial_stats, counters, ...rest } = namedArguments(decode);
+    const { partials, partial_stats, counters, ...rest } = namedArguments(decode!);
     expect(rest).toEqual({
       ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
@@ -261,7 +301,7 @@ describe("attention", () => {
   ] as const)("of prompts of %p tokens after 3 decode rows", (prefill, group, headDim) => {
     const step = batch({ decodeRows: 3, prefill });
     const { out, qkv, cache } = operands(step, group, headDim);
-    const [, prompt] = launches(() => backend.attention(out, qkv, cache, step, spec(group, headDim)));
+    const [, , prompt] = launches(() => backend.attend(out, qkv, cache, step, spec(group, headDim)));
     const rows = headDim <= 128 ? 128 : 64;
     const tiles = Math.ceil((step.maxQueryLen * group) / rows);
     expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
@@ -281,8 +321,8 @@ describe("attention", () => {
     ] as const) {
       const step = batch({ decodeRows: 1, prefill: [] });
       const { out, qkv, cache } = operands(step, group, headDim);
-      const run = () => backend.attention(out, qkv, cache, step, spec(group, headDim));
-      expect(run).toThrow(UnsupportedModelError);
+      const run = () => backend.attend(out, qkv, cache, step, spec(group, headDim));
+      expect(launches(() => expect(run).toThrow(UnsupportedModelError))).toEqual([]);
     }
   });
 });
@@ -398,19 +438,21 @@ describe("logits", () => {
 test("nothing is launched for no rows", () => {
   const slots = slotTables(100);
   const samples = sampleRows(0);
+  const before = machine.cublas.matmuls.length;
   const none = launches(() => {
     backend.embedding(bf16(0, 64), bf16(5, 64), i32(0));
     backend.rmsNorm(bf16(0, 64), bf16(0, 64), bf16(64), 1e-6);
-    backend.gatedActivation(bf16(0, 64), bf16(0, 128), "silu");
     backend.activation(bf16(0, 64), bf16(0, 64), "silu");
-    backend.linear(bf16(0, 64), bf16(0, 32), bf16(64, 32));
+    const weight = denseWeight(bf16(128, 32));
+    const activation = { kind: "silu", gated: true } as const;
+    backend.linear(bf16(0, 64), bf16(0, 32), weight, { norm: { weight: bf16(32), eps: 1e-6 }, activation });
     backend.scatter(slots.blockTables, i32(0), i32(0));
     backend.joinSlots(slots, i32(0, JOIN_WORDS));
     backend.processLogits(f32(0, 100), f32(0, 100), samples, slots);
     backend.sample(i32(0), f32(0, 100), samples, slots);
   });
   expect(none).toEqual([]);
-  expect(machine.cublas.matmuls).toEqual([]);
+  expect(machine.cublas.matmuls.length).toBe(before);
 });
 
 /** Runs last: by now every op has asked for its kernels. */

@@ -1,0 +1,79 @@
+import { invariant } from "../../base/errors.ts";
+import type { AttentionHeads, attention, PagedKv, RaggedRows } from "./attention.ts";
+import { rmsNormRow } from "./norm.ts";
+
+/** Rotation angles: cosSin[positions, rotaryDim], half cosines, half sines. */
+export interface Angles {
+  readonly cosSin: Float32Array;
+  readonly rotaryDim: number;
+}
+
+/** `AttentionSpec` in host memory. */
+export interface AttendSpec extends AttentionHeads {
+  readonly headNorm:
+    | { readonly query: Float32Array; readonly key: Float32Array; readonly eps: number }
+    | undefined;
+  readonly angles: Angles;
+}
+
+/** See `Backend.attend`: queries and keys are normalised and rotated in place, keys and values stored. */
+export function attend(
+  out: Float32Array,
+  qkv: Float32Array,
+  cache: PagedKv,
+  rows: RaggedRows,
+  spec: AttendSpec,
+  attentionOf: typeof attention,
+): void {
+  const { numHeads, numKvHeads, headDim, headNorm, angles } = spec;
+  const rotated = numHeads + numKvHeads;
+  const width = (rotated + numKvHeads) * headDim;
+  for (const [t, position] of rows.positions.entries()) {
+    invariant(
+      0 <= position && (position + 1) * angles.rotaryDim <= angles.cosSin.length,
+      `attend: position ${position} is outside cosSin of ${angles.cosSin.length / angles.rotaryDim} positions`,
+    );
+    for (let head = 0; head < rotated; head++) {
+      const start = t * width + head * headDim;
+      const weight = head < numHeads ? headNorm?.query : headNorm?.key;
+      if (weight !== undefined) rmsNormRow(qkv, qkv, start, weight, headNorm!.eps);
+      rotateHead(qkv, start, angles, position);
+    }
+    storeKv(qkv, t * width + numHeads * headDim, cache, rows.slotMapping[t]!, numKvHeads, headDim);
+  }
+  attentionOf(out, qkv, cache, rows, spec);
+}
+
+/** Rotates one head of x, at `start`, in place: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin). */
+function rotateHead(x: Float32Array, start: number, { cosSin, rotaryDim }: Angles, position: number): void {
+  const half = rotaryDim / 2;
+  const cosStart = position * rotaryDim;
+  for (let i = 0; i < half; i++) {
+    const cos = cosSin[cosStart + i]!;
+    const sin = cosSin[cosStart + half + i]!;
+    const x1 = x[start + i]!;
+    const x2 = x[start + half + i]!;
+    x[start + i] = x1 * cos - x2 * sin;
+    x[start + half + i] = x2 * cos + x1 * sin;
+  }
+}
+
+/** Copies one token's keys at `start` of `qkv`, and the values after them, to cache slot `slot`. */
+function storeKv(
+  qkv: Float32Array,
+  start: number,
+  { keys, values, blocks, blockSize }: PagedKv,
+  slot: number,
+  numKvHeads: number,
+  headDim: number,
+): void {
+  invariant(0 <= slot && slot < blocks * blockSize, `attend: cache slot ${slot}`);
+  const block = Math.floor(slot / blockSize);
+  for (let head = 0; head < numKvHeads; head++) {
+    const target = ((block * numKvHeads + head) * blockSize + (slot % blockSize)) * headDim;
+    const key = start + head * headDim;
+    const value = key + numKvHeads * headDim;
+    keys.set(qkv.subarray(key, key + headDim), target);
+    values.set(qkv.subarray(value, value + headDim), target);
+  }
+}

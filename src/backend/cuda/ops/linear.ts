@@ -1,0 +1,50 @@
+import type { FloatDType } from "../../../base/dtype.ts";
+import type { LinearFusion } from "../../backend.ts";
+import { checkLinear } from "../../checks.ts";
+import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { Weight } from "../../weight.ts";
+import type { Gemm } from "../gemm.ts";
+import { Scratch } from "../scratch.ts";
+import type { ActivationOps } from "./activation.ts";
+import type { NormOps } from "./norm.ts";
+
+export interface LinearParts {
+  readonly gemm: Gemm;
+  readonly norm: NormOps;
+  readonly activation: ActivationOps;
+  /** Device memory that the backend frees. */
+  readonly allocate: (byteLength: number) => DeviceBuffer;
+}
+
+/**
+ * `Backend.linear` from parts: a norm kernel ahead of the product, the bias and the sum in cuBLASLt's own epilogue, an
+ * activation kernel after it. So a sum costs no node of its own and is rounded once, from float32.
+ */
+export class LinearOps {
+  readonly #normed: Scratch;
+  readonly #gateUp: Scratch;
+
+  constructor(
+    private readonly dtype: FloatDType,
+    private readonly parts: LinearParts,
+  ) {
+    this.#normed = new Scratch(parts.allocate);
+    this.#gateUp = new Scratch(parts.allocate);
+  }
+
+  /** See `Backend.linear`. */
+  linear(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
+    const { m, n } = checkLinear(this.dtype, out, x, weight, fusion);
+    if (m === 0) return;
+    const { norm, bias, activation, addTo } = fusion;
+    let input = x;
+    if (norm !== undefined) {
+      input = this.#normed.tensor(this.dtype, x.shape);
+      this.parts.norm.rmsNorm(stream, input, x, norm.weight, norm.eps);
+    }
+    const y = activation?.gated ? this.#gateUp.tensor(this.dtype, [m, n]) : out;
+    this.parts.gemm.multiply(y, input, weight.data, bias, addTo);
+    if (activation?.gated) this.parts.activation.gatedActivation(stream, out, y, activation.kind);
+    else if (activation !== undefined) this.parts.activation.activation(stream, out, out, activation.kind);
+  }
+}

@@ -1,0 +1,47 @@
+import type { Tensor } from "../backend/tensor.ts";
+import { denseWeight, type Weight } from "../backend/weight.ts";
+import type { ParameterSource, ParameterSpec } from "../base/parameters.ts";
+import { lengthOf, type Span } from "../base/shard.ts";
+
+/** A matrix [N, K] that a rank multiplies by, made of the checkpoint's matrices, their rows stacked. */
+export interface MatrixSpec {
+  /** Octavo's name, e.g. `layers.0.attention.qkv`. */
+  readonly name: string;
+  readonly parts: readonly MatrixPart[];
+  /** K in the checkpoint, and the part of it that this rank holds. */
+  readonly columns: number;
+  readonly columnSpan: Span;
+}
+
+/** One of the checkpoint's matrices. */
+export interface MatrixPart {
+  /** The checkpoint's name, e.g. `model.layers.0.self_attn.q_proj`; schemes append what they look for. */
+  readonly source: string;
+  /** Its rows in the checkpoint, and those that this rank holds. Of rows and columns, one at most is cut. */
+  readonly rows: number;
+  readonly rowSpan: Span;
+}
+
+/**
+ * How a checkpoint stores the matrices that layers multiply by: it knows which parameters one consists of, and puts them
+ * together as a `Weight`.
+ */
+export interface WeightScheme {
+  /** @param get the parameter that a spec describes; called while specs are gathered, and again when they are loaded. */
+  weight(matrix: MatrixSpec, get: (spec: ParameterSpec) => Tensor): Weight;
+}
+
+/** Plain float matrices, named `….weight`. */
+export const denseScheme: WeightScheme = {
+  weight({ name, parts, columns, columnSpan }, get) {
+    const rows = parts.reduce((sum, { rowSpan }) => sum + lengthOf(rowSpan), 0);
+    const sources = parts.map((part): ParameterSource => {
+      const source = { name: `${part.source}.weight`, shape: [part.rows, columns] };
+      if (lengthOf(columnSpan) < columns) return { ...source, slice: { dim: 1, ...columnSpan } };
+      if (lengthOf(part.rowSpan) < part.rows) return { ...source, slice: { dim: 0, ...part.rowSpan } };
+      return source;
+    });
+    const shape = [rows, lengthOf(columnSpan)];
+    return denseWeight(get({ name: `${name}.weight`, shape, sources, dummy: "normal" }));
+  },
+};
