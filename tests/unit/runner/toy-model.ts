@@ -1,6 +1,6 @@
 import type { Backend } from "../../../src/backend/backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
-import type { ForwardContext } from "../../../src/layers/layer.ts";
+import type { ForwardContext } from "../../../src/layers/forward-context.ts";
 import type { ModelConfig } from "../../../src/models/config.ts";
 import type { CausalLM } from "../../../src/models/model.ts";
 import { ModelRunner, type ModelRunnerOptions } from "../../../src/runner/model-runner.ts";
@@ -31,7 +31,8 @@ export function logprobOf(logits: readonly number[], id: number): number {
 
 /** A model without weights or attention, on a backend whose memory is the host's: hidden states are token and position. */
 export class ToyModel implements CausalLM {
-  readonly config = { vocabSize: VOCAB, numLayers: 1, numKvHeads: 1, headDim: 2 } as ModelConfig;
+  readonly config = { vocabSize: VOCAB } as ModelConfig;
+  readonly kvHeads = { numLayers: 1, numKvHeads: 1, headDim: 2 };
 
   forward({ backend, workspace, batch }: ForwardContext): Tensor {
     const hidden = workspace.tensor("hidden", "float32", [batch.numTokens, 2]);
@@ -65,7 +66,7 @@ export function toySampling(fields: Partial<SlotSampling> = {}): SlotSampling {
 export function toyRunner(backend: Backend, options: Partial<ModelRunnerOptions> = {}): ModelRunner {
   return new ModelRunner(backend, new ToyModel(), {
     ...{ maxNumSeqs: 6, maxModelLen: 400, maxNumBatchedTokens: 512, blockSize: 16, enforceEager: true },
-    ...{ planBlocks: () => 150, ...options },
+    ...{ kvDtype: "float32", planBlocks: () => 150, ...options },
   });
 }
 

@@ -100,6 +100,26 @@ describe("a model that loads", () => {
     loaded.dispose();
   });
 
+  test("a captured layer launches nine times: five kernels and four products", async () => {
+    const loaded = await load();
+    add(loaded.engine, makeRequest(range(0, 5), { maxTokens: 3 }));
+    while (machine.cuda.count("cuGraphLaunch") === 0) loaded.engine.step();
+    const entries = machine.cuda.launches.map(({ entry }) => entry);
+    const step = entries.slice(entries.lastIndexOf("prepare_batch"));
+    const layer = ["rms_norm", "rope_store", "attention_decode", "rms_norm", "gated_activation"];
+    expect(step).toEqual([
+      ...["prepare_batch", "gather_rows", ...layer, ...layer, "rms_norm"],
+      ...["process_logits", "sample_tiles", "sample_rows"],
+    ]);
+    // The graph of one row was captured last: two layers, and the LM head.
+    const products = machine.cublas.matmuls.filter(({ shape }) => shape[0] === 1).slice(-9);
+    const residual = products[1]!.addTo;
+    expect(residual).toBeGreaterThan(0);
+    const sums = [undefined, residual, undefined, residual];
+    expect(products.map(({ addTo }) => addTo)).toEqual([...sums, ...sums, undefined]);
+    loaded.dispose();
+  });
+
   test("answers requests, with steps overlapping, and allocates nothing while it does", async () => {
     const { engine, dispose } = await load();
     const requests = [3, 20, 35].map((length) => makeRequest(range(0, length), { maxTokens: 6 }));
