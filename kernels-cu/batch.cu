@@ -1,7 +1,7 @@
 // join_slots: sequences take slots.  prepare_batch: the step's rows become metadata, and their slots advance.  scatter:
 // host values into slot tables.
 //
-//   rows             Row [num_rows]                 joins  Join [grid]
+//   rows             int32 [num_rows, ROW_WORDS]    joins  int32 [grid, JOIN_WORDS]
 //   tokens           int32 [slots, capacity]        lengths, num_computed  int32 [slots]
 //   block_tables     int32 [slots, max_blocks]      counts uint32 [slots, vocab]
 //   token_ids, positions, slot_mapping  int32 [num_tokens]
@@ -21,34 +21,23 @@
 #error "the records and PREPARE_THREADS come from src/backend/cuda/ops/batch.ts"
 #endif
 
-// A row to compute, and a sequence that takes a slot, as the host packs them (`RowWord` and `JoinWord` in backend.ts).
+// A row to compute, of rows int32 [num_rows, ROW_WORDS].
 struct Row {
   int32 slot, count, sample;
 };
-struct Join {
-  int32 slot, prompt_length, length, num_computed;
-};
-static_assert(sizeof(Row) == ROW_WORDS * 4 && sizeof(Join) == JOIN_WORDS * 4, "records must have as many words");
-
-#define LIES_AT(record, field, word) \
-  static_assert(__builtin_offsetof(record, field) == (word) * 4, #field " must lie where the host puts it")
-LIES_AT(Row, slot, ROW_WORD_SLOT);
-LIES_AT(Row, count, ROW_WORD_COUNT);
-LIES_AT(Row, sample, ROW_WORD_SAMPLE);
-LIES_AT(Join, slot, JOIN_WORD_SLOT);
-LIES_AT(Join, prompt_length, JOIN_WORD_PROMPT_LENGTH);
-LIES_AT(Join, length, JOIN_WORD_LENGTH);
-LIES_AT(Join, num_computed, JOIN_WORD_NUM_COMPUTED_TOKENS);
-#undef LIES_AT
+__device__ __forceinline__ Row load_row(const int32* rows, int row) {
+  const int32* words = rows + row * ROW_WORDS;
+  return {words[ROW_WORD_SLOT], words[ROW_WORD_COUNT], words[ROW_WORD_SAMPLE]};
+}
 
 // Exclusive sums of the rows' counts into offsets[num_rows + 1]. All threads call; offsets are ready on return.
-__device__ __forceinline__ void scan_counts(int32* offsets, const Row* rows, int num_rows) {
+__device__ __forceinline__ void scan_counts(int32* offsets, const int32* rows, int num_rows) {
   __shared__ int32 warp_totals[WARP];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   int carry = 0;
   for (int base = 0; base < num_rows; base += blockDim.x) {
     const int row = base + threadIdx.x;
-    int sum = row < num_rows ? rows[row].count : 0;
+    int sum = row < num_rows ? load_row(rows, row).count : 0;
     for (int offset = 1; offset < WARP; offset *= 2) {
       const int below = __shfl_up_sync(FULL_MASK, sum, offset);
       if (lane >= offset) sum += below;
@@ -70,23 +59,24 @@ __device__ __forceinline__ void scan_counts(int32* offsets, const Row* rows, int
 
 extern "C" __global__ void join_slots(int32* __restrict__ lengths, int32* __restrict__ num_computed,
                                       uint32* __restrict__ counts, const int32* __restrict__ tokens,
-                                      const SlotParams* __restrict__ params, const Join* __restrict__ joins,
+                                      const uint32* __restrict__ params, const int32* __restrict__ joins,
                                       int32 capacity, int32 vocab) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
-  const Join join = joins[blockIdx.x];
+  const int32* join = joins + blockIdx.x * JOIN_WORDS;
+  const int64 slot = join[JOIN_WORD_SLOT];
+  const int32 prompt_length = join[JOIN_WORD_PROMPT_LENGTH], length = join[JOIN_WORD_LENGTH];
   if (threadIdx.x == 0) {
-    lengths[join.slot] = join.length;
-    num_computed[join.slot] = join.num_computed;
+    lengths[slot] = length;
+    num_computed[slot] = join[JOIN_WORD_NUM_COMPUTED_TOKENS];
   }
-  if (!(params[join.slot].flags & PENALTIES)) return;
-  const int64 slot = join.slot;
+  if (!(load_slot_params(params, slot).flags & PENALTIES)) return;
   uint32* slot_counts = counts + slot * vocab;
   for (int token = threadIdx.x; token < vocab; token += blockDim.x) slot_counts[token] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < join.length; i += blockDim.x) {
+  for (int i = threadIdx.x; i < length; i += blockDim.x) {
     uint32* count = slot_counts + tokens[slot * capacity + i];
-    if (i < join.prompt_length)
+    if (i < prompt_length)
       atomicOr(count, IN_PROMPT);
     else
       atomicAdd(count, 1u);
@@ -97,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
     prepare_batch(int32* __restrict__ token_ids, int32* __restrict__ positions, int32* __restrict__ slot_mapping,
                   int32* __restrict__ cu_seqlens_q, int32* __restrict__ context_lens, int32* __restrict__ row_slots,
                   int32* __restrict__ sample_slots, int32* __restrict__ sample_positions,
-                  int32* __restrict__ sample_tokens, int32* __restrict__ num_computed, const Row* __restrict__ rows,
+                  int32* __restrict__ sample_tokens, int32* __restrict__ num_computed, const int32* __restrict__ rows,
                   const int32* __restrict__ tokens, const int32* __restrict__ lengths,
                   const int32* __restrict__ block_tables, int32 num_tokens, int32 num_rows, int32 capacity,
                   int32 max_blocks, int32 block_size) {
@@ -109,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
   scan_counts(offsets, rows, num_rows);
 
   for (int i = threadIdx.x; i < num_rows; i += blockDim.x) {
-    const Row row = rows[i];
+    const Row row = load_row(rows, i);
     const int start = num_computed[row.slot], end = start + row.count;
     starts[i] = start;
     cu_seqlens_q[i] = offsets[i];
@@ -142,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
       else
         end = middle;
     }
-    const int64 slot = rows[row].slot;
+    const int64 slot = load_row(rows, row).slot;
     const int position = starts[row] + token - offsets[row];
     token_ids[token] = tokens[slot * capacity + position];
     positions[token] = position;

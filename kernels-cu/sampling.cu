@@ -1,7 +1,7 @@
 // process_logits: penalties, edits, masks and bad words.  sample_tiles, sample_rows: draw one token a row.
 //
 //   logits, out   float [rows, vocab]               row_slots, positions  int32 [rows]
-//   params        SlotParams [slots]                tokens    int32 [slots, capacity], of which lengths int32 [slots]
+//   params        uint32 [slots, SLOT_WORDS]        tokens    int32 [slots, capacity], of which lengths int32 [slots]
 //   edits         Edit [slots, MAX_LOGIT_EDITS]     bad_words uint32 [slots, MAX_BAD_WORD_TOKENS]
 //   allowed       uint32 [slots, ceil(vocab / 32)]  counts    uint32 [slots, vocab]
 //   tiles         TileStats [rows, tiles]
@@ -73,7 +73,7 @@ __device__ __forceinline__ float penalise(float logit, uint32 seen, const SlotPa
 
 // `out` may be `logits`.
 extern "C" __global__ void process_logits(float* out, const float* logits, const int32* __restrict__ row_slots,
-                                          const int32* __restrict__ positions, const SlotParams* __restrict__ params,
+                                          const int32* __restrict__ positions, const uint32* __restrict__ params,
                                           const int32* __restrict__ tokens, const Edit* __restrict__ edits,
                                           const uint32* __restrict__ bad_words, const uint32* __restrict__ allowed,
                                           const uint32* __restrict__ counts, int32 vocab, int32 capacity) {
@@ -83,7 +83,7 @@ extern "C" __global__ void process_logits(float* out, const float* logits, const
   GRID_DEPENDENCY_WAIT();
   const int row = blockIdx.y;
   const int64 slot_index = row_slots[row];
-  const SlotParams slot = params[slot_index];
+  const SlotParams slot = load_slot_params(params, slot_index);
   const int position = positions[row];
   logits += static_cast<int64>(row) * vocab;
   out += static_cast<int64>(row) * vocab;
@@ -226,7 +226,7 @@ __device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const f
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     sample_tiles(TileStats* __restrict__ stats, const float* __restrict__ logits, const int32* __restrict__ row_slots,
-                 const int32* __restrict__ positions, const SlotParams* __restrict__ params, int32 vocab, int32 tiles) {
+                 const int32* __restrict__ positions, const uint32* __restrict__ params, int32 vocab, int32 tiles) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int row = blockIdx.y;
@@ -234,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   if (tile >= tiles) return;
   const float* row_logits = logits + static_cast<int64>(row) * vocab;
   const TileLogits tile_logits = load_tile(row_logits, tile, vocab);
-  const SlotParams slot = params[row_slots[row]];
+  const SlotParams slot = load_slot_params(params, row_slots[row]);
   const int position = positions[row];
 
   const float most = tile_maximum(tile_logits);
@@ -307,14 +307,14 @@ __device__ __forceinline__ int draw_filtered(const LogitRow& row, const TileStat
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
     sample_rows(int32* __restrict__ out, const float* __restrict__ logits, const TileStats* __restrict__ stats,
                 const int32* __restrict__ row_slots, const int32* __restrict__ positions,
-                const SlotParams* __restrict__ params, int32* __restrict__ tokens, int32* __restrict__ lengths,
+                const uint32* __restrict__ params, int32* __restrict__ tokens, int32* __restrict__ lengths,
                 uint32* __restrict__ counts, int32 vocab, int32 tiles, int32 capacity) {
   extern __shared__ float tile_most[];  // [tiles]
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int row = blockIdx.x;
   const int64 slot_index = row_slots[row];
-  const SlotParams& slot = params[slot_index];
+  const SlotParams slot = load_slot_params(params, slot_index);
   const int position = positions[row];
   stats += static_cast<int64>(row) * tiles;
 

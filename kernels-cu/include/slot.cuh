@@ -6,36 +6,32 @@
 #error "SLOT_…, COUNT_IN_PROMPT and the sizes of a slot's tables come from src/backend/cuda/ops/slot-layout.ts"
 #endif
 
+// One slot's record.
 struct SlotParams {
-  float temperature;
-  float top_p;
-  float min_p;
+  float temperature, top_p, min_p;
   int32 top_k;
-  float repetition_penalty;
-  float presence_penalty;
-  float frequency_penalty;
-  uint32 flags;
-  uint32 seed_low;
-  uint32 seed_high;
+  float repetition_penalty, presence_penalty, frequency_penalty;
+  uint32 flags, seed_low, seed_high;
   int32 edit_count;
-  uint32 unused[5];
 };
-static_assert(sizeof(SlotParams) == SLOT_WORDS * 4, "SlotParams must have SLOT_WORDS words");
 
-#define LIES_AT(field, word) \
-  static_assert(__builtin_offsetof(SlotParams, field) == (word) * 4, #field " must lie where SlotWord says")
-LIES_AT(temperature, SLOT_WORD_TEMPERATURE);
-LIES_AT(top_p, SLOT_WORD_TOP_P);
-LIES_AT(min_p, SLOT_WORD_MIN_P);
-LIES_AT(top_k, SLOT_WORD_TOP_K);
-LIES_AT(repetition_penalty, SLOT_WORD_REPETITION_PENALTY);
-LIES_AT(presence_penalty, SLOT_WORD_PRESENCE_PENALTY);
-LIES_AT(frequency_penalty, SLOT_WORD_FREQUENCY_PENALTY);
-LIES_AT(flags, SLOT_WORD_FLAGS);
-LIES_AT(seed_low, SLOT_WORD_SEED_LOW);
-LIES_AT(seed_high, SLOT_WORD_SEED_HIGH);
-LIES_AT(edit_count, SLOT_WORD_EDIT_COUNT);
-#undef LIES_AT
+// From records uint32 [slots, SLOT_WORDS]; fields that nobody uses are not read.
+__device__ __forceinline__ SlotParams load_slot_params(const uint32* records, int slot) {
+  const uint32* words = records + static_cast<int64>(slot) * SLOT_WORDS;
+  SlotParams params;
+  params.temperature = __uint_as_float(words[SLOT_WORD_TEMPERATURE]);
+  params.top_p = __uint_as_float(words[SLOT_WORD_TOP_P]);
+  params.min_p = __uint_as_float(words[SLOT_WORD_MIN_P]);
+  params.top_k = words[SLOT_WORD_TOP_K];
+  params.repetition_penalty = __uint_as_float(words[SLOT_WORD_REPETITION_PENALTY]);
+  params.presence_penalty = __uint_as_float(words[SLOT_WORD_PRESENCE_PENALTY]);
+  params.frequency_penalty = __uint_as_float(words[SLOT_WORD_FREQUENCY_PENALTY]);
+  params.flags = words[SLOT_WORD_FLAGS];
+  params.seed_low = words[SLOT_WORD_SEED_LOW];
+  params.seed_high = words[SLOT_WORD_SEED_HIGH];
+  params.edit_count = words[SLOT_WORD_EDIT_COUNT];
+  return params;
+}
 
 enum SlotFlag : uint32 {
   PENALTIES = SLOT_FLAG_PENALTIES,
