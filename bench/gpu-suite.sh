@@ -27,7 +27,7 @@ checkpoint() {
   [ -f "$WORK/octavo-random-0.6b/model.safetensors" ] || bun run bench/make-model.ts "$CONFIG" "$WORK/octavo-random-0.6b"
 }
 
-step_tests() { bun run test:gpu; }
+step_tests() { OCTAVO_REQUIRE_GPU=1 OCTAVO_REQUIRE_NVRTC=1 bun run test:gpu; }
 step_memcheck() { sanitize --tool memcheck bun run generate.ts --device cuda --max-tokens 16 --max-num-seqs 8; }
 # Small steps: cuBLASLt's large tiles hand shared memory over by barriers that racecheck does not follow, and it reports them.
 step_racecheck() {

@@ -1,33 +1,19 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { KernelLibrary } from "../../src/backend/cuda/kernel-library.ts";
 import { narrow, widen } from "../../src/base/dtype.ts";
-import { DeviceError, messageOf } from "../../src/base/errors.ts";
 import { Context } from "../../src/cuda/context.ts";
 import { CublasLt } from "../../src/cuda/cublaslt.ts";
 import { CudaOutOfMemoryError } from "../../src/cuda/errors.ts";
 import { Graph } from "../../src/cuda/graph.ts";
 import { LinearMatmul } from "../../src/cuda/linear-matmul.ts";
 import { DeviceMemory, PinnedMemory } from "../../src/cuda/memory.ts";
-import { type Cuda, openCuda } from "../../src/cuda/open-cuda.ts";
 import { Event, Stream } from "../../src/cuda/stream.ts";
+import { describeGpu } from "./gpu.ts";
 
-function tryOpen(): Cuda | string {
-  try {
-    return openCuda();
-  } catch (error) {
-    if (error instanceof DeviceError) return messageOf(error);
-    throw error;
-  }
-}
-
-const opened = tryOpen();
-const reason = typeof opened === "string" ? ` (skipped: ${opened})` : "";
-
-describe.skipIf(typeof opened === "string")(`a real GPU${reason}`, () => {
-  const cuda = opened as Cuda;
+describeGpu("the driver", (cuda) => {
   let folder: string;
   let context: Context;
   let stream: Stream;
@@ -75,7 +61,7 @@ describe.skipIf(typeof opened === "string")(`a real GPU${reason}`, () => {
     return values;
   }
 
-  test.skipIf((opened as Cuda).device?.computeCapability[0] < 9)(
+  test.skipIf(cuda.device.computeCapability[0] < 9)(
     "kernels get their arguments: launched, dependent, above 48 KiB, in a graph",
     () => {
       const n = 1000;

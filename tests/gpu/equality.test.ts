@@ -1,5 +1,6 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { type EngineOptions, LLM, type SamplingParams } from "octavo";
+import { Context } from "../../src/cuda/context.ts";
 import { describeGpu } from "./gpu.ts";
 
 setDefaultTimeout(120_000);
@@ -44,11 +45,8 @@ describeGpu("the same tokens, bit for bit", () => {
   });
 });
 
-describeGpu("device memory", () => {
+describeGpu("device memory", ({ driver, device }) => {
   test("returns to its starting level after dispose, twenty times over", async () => {
-    const { openCuda } = await import("../../src/cuda/open-cuda.ts");
-    const { Context } = await import("../../src/cuda/context.ts");
-    const { driver, device } = openCuda();
     const free = () => {
       using context = Context.retain(driver.api, device);
       return context.memory().free;

@@ -1,8 +1,10 @@
-import { describe } from "bun:test";
-import { gpuCount } from "../../src/cuda/open-cuda.ts";
+import { openCuda } from "../../src/cuda/open-cuda.ts";
+import { available, describeWith } from "../requirements.ts";
 
-/** Whether this machine has a GPU that Octavo can use. */
-export const HAS_GPU = gpuCount() > 0;
+/** The driver, NVRTC, cuBLASLt and a GPU that Octavo can use, or why there is none. */
+const GPU = available(openCuda);
 
-/** A group of tests that needs a GPU; elsewhere it is reported as skipped. */
-export const describeGpu = describe.skipIf(!HAS_GPU);
+/** A group of tests that needs a GPU; see `describeWith` for machines without one. */
+export function describeGpu(title: string, body: (cuda: Exclude<typeof GPU, string>) => void): void {
+  describeWith("OCTAVO_REQUIRE_GPU", GPU, title, body);
+}

@@ -1,24 +1,15 @@
-import { describe, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Compiler } from "../../../src/backend/cuda/compiler.ts";
-import { DeviceError } from "../../../src/base/errors.ts";
 import { NvrtcError } from "../../../src/cuda/errors.ts";
 import { openCublasLt, openNvrtc, thisMachine } from "../../../src/cuda/open-cuda.ts";
+import { available, describeWith } from "../../requirements.ts";
 
-/** The real libraries, which need no GPU to be loaded; undefined where they are not installed. */
-function real<T>(open: () => T): T | undefined {
-  try {
-    return open();
-  } catch (error) {
-    if (error instanceof DeviceError) return undefined;
-    throw error;
-  }
-}
-
-const opened = real(() => openNvrtc(thisMachine(), 13));
-const cublas = real(() => openCublasLt(thisMachine(), 13));
+// The real libraries, which need no GPU to be loaded. With a GPU comes cuBLASLt, with NVRTC alone it need not.
+const NVRTC = available(() => openNvrtc(thisMachine(), 13));
+const CUBLAS = available(() => openCublasLt(thisMachine(), 13));
 
 const REQUEST = {
   name: "scale.cu",
@@ -27,23 +18,22 @@ const REQUEST = {
   options: ["--gpu-architecture=sm_90a"],
 };
 
-describe.skipIf(opened === undefined)("NVRTC (skipped where it is not installed)", () => {
+describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "NVRTC", ({ nvrtc, files }) => {
   test("compiles a kernel with a header to a cubin that names it", () => {
-    const { cubin, log } = opened!.nvrtc.compile(REQUEST);
+    const { cubin, log } = nvrtc.compile(REQUEST);
     expect([...cubin.subarray(0, 4)]).toEqual([0x7f, 0x45, 0x4c, 0x46]);
     expect(Buffer.from(cubin).includes("scale")).toBe(true);
     expect(log).toBe("");
   });
 
   test("an error carries file, line and log", () => {
-    const compile = () =>
-      opened!.nvrtc.compile({ ...REQUEST, source: "__global__ void k() {\n  nonsense;\n}" });
+    const compile = () => nvrtc.compile({ ...REQUEST, source: "__global__ void k() {\n  nonsense;\n}" });
     expect(compile).toThrow(NvrtcError);
     expect(compile).toThrow('scale.cu(2): error: identifier "nonsense" is undefined');
   });
 
   test("an option it does not know is an error", () => {
-    const compile = () => opened!.nvrtc.compile({ ...REQUEST, options: ["--gpu-architecture=sm_1"] });
+    const compile = () => nvrtc.compile({ ...REQUEST, options: ["--gpu-architecture=sm_1"] });
     expect(compile).toThrow("nvrtcCompileProgram failed for scale.cu");
   });
 
@@ -52,11 +42,11 @@ describe.skipIf(opened === undefined)("NVRTC (skipped where it is not installed)
     mkdirSync(join(folder, "include"));
     writeFileSync(join(folder, "include/factor.cuh"), REQUEST.headers["factor.cuh"]);
     writeFileSync(join(folder, "scale.cu"), `${REQUEST.source}\nconstexpr int n = N;`);
-    const compiler = new Compiler(opened!.nvrtc, {
+    const compiler = new Compiler(nvrtc, {
       sourceFolder: folder,
       arch: "sm_90a",
       cacheFolder: join(folder, "cache"),
-      nvrtcFiles: opened!.files,
+      nvrtcFiles: files,
       warn: () => {},
     });
     const units = [1, 2, 3].map((N) => ({ file: "scale.cu", defines: { N } }));
@@ -69,9 +59,9 @@ describe.skipIf(opened === undefined)("NVRTC (skipped where it is not installed)
   });
 });
 
-describe.skipIf(cublas === undefined)("cuBLASLt (skipped where it is not installed)", () => {
+describeWith("OCTAVO_REQUIRE_GPU", CUBLAS, "cuBLASLt", ({ api }) => {
   test("loads with every symbol, and says its version", () => {
-    expect(Number(cublas!.api.cublasLtGetVersion())).toBeGreaterThan(120000);
-    expect(cublas!.api.cublasLtGetStatusName(15)).toBe("CUBLAS_STATUS_NOT_SUPPORTED");
+    expect(Number(api.cublasLtGetVersion())).toBeGreaterThan(120000);
+    expect(api.cublasLtGetStatusName(15)).toBe("CUBLAS_STATUS_NOT_SUPPORTED");
   });
 });

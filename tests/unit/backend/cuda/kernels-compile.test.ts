@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,10 +8,10 @@ import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kerne
 import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import { type KernelUnit, unitName } from "../../../../src/backend/cuda/kernel-source.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
-import { DeviceError, messageOf } from "../../../../src/base/errors.ts";
 import type { Context } from "../../../../src/cuda/context.ts";
 import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
+import { available, describeWith } from "../../../requirements.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
 
 const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;
@@ -28,17 +28,7 @@ const WIDTHS = [
   { hiddenSize: 1001, intermediateSize: 1003 },
 ] as const;
 
-function nvrtcOrReason() {
-  try {
-    return openNvrtc(thisMachine(), 13);
-  } catch (error) {
-    if (error instanceof DeviceError) return messageOf(error);
-    throw error;
-  }
-}
-
-const opened = nvrtcOrReason();
-const reason = typeof opened === "string" ? ` (skipped: ${opened})` : "";
+const NVRTC = available(() => openNvrtc(thisMachine(), 13));
 
 /** What the wrappers compile for a model; they launch nothing here. */
 function units(dtype: FloatDType, shape: ModelShape): KernelUnit[] {
@@ -72,10 +62,6 @@ function variants(n: number): KernelUnit[] {
   return [...new Map(models.map((unit) => [unitName(unit), unit])).values()];
 }
 
-test("there is NVRTC where tests must not be skipped", () => {
-  if (process.env.CI) expect(reason).toBe("");
-});
-
 test("the wrappers compile every file there is, and every kernel is in one", () => {
   const compiled = new Set(variants(0).map(({ file }) => file));
   expect([...compiled].sort()).toEqual([...KERNEL_FILES]);
@@ -93,14 +79,13 @@ test("all head dimensions meet all group sizes in both dtypes", () => {
   expect(new Set(combinations).size).toBe(HEAD_DIMS.length * GROUPS.length * DTYPES.length);
 });
 
-describe.skipIf(typeof opened === "string")(`NVRTC compiles without a warning${reason}`, () => {
+describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "NVRTC compiles without a warning", ({ nvrtc, files }) => {
   const folder = mkdtempSync(join(tmpdir(), "octavo-compile-"));
   afterAll(() => rmSync(folder, { recursive: true }));
 
   test.each(ARCHITECTURES.map((arch, n) => [arch, n] as const))(
     "for %s",
     async (arch, n) => {
-      const { nvrtc, files } = opened as Exclude<typeof opened, string>;
       const warnings: string[] = [];
       const compiler = new Compiler(nvrtc, {
         ...{ sourceFolder: KERNEL_FOLDER, cacheFolder: folder, arch, nvrtcFiles: files },
