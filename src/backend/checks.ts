@@ -1,5 +1,5 @@
 import type { DType, FloatDType } from "../base/dtype.ts";
-import { InvariantError, invariant } from "../base/errors.ts";
+import { InvariantError } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import {
   type AttentionSpec,
@@ -20,6 +20,7 @@ import type { Weight } from "./weight.ts";
 /**
  * What every backend checks before an op runs: dtypes, shapes and overlap, from what the host knows. One function an
  * op; each throws `InvariantError` that names the op and the tensor, and returns the extents that the op works with.
+ * A step runs hundreds of ops, so messages are built only when a check fails.
  */
 
 /** An extent: a number must match exactly; a letter stands for any extent and is shown in the message. */
@@ -33,12 +34,21 @@ function check(
   ...shape: Extent[]
 ) {
   const rightDtype = typeof dtypes === "string" ? tensor.dtype === dtypes : dtypes.includes(tensor.dtype);
-  const rightShape =
-    tensor.shape.length === shape.length &&
-    shape.every((extent, i) => typeof extent === "string" || tensor.shape[i] === extent);
-  if (rightDtype && rightShape) return;
+  if (rightDtype && hasShape(tensor, shape)) return;
   const dtype = typeof dtypes === "string" ? dtypes : dtypes.join(" or ");
-  throw new InvariantError(`${op}: ${name} is ${tensor}, expected ${dtype}[${shape.join(", ")}]`);
+  refuse(op, `${name} is ${tensor}, expected ${dtype}[${shape.join(", ")}]`);
+}
+
+function hasShape(tensor: Tensor, shape: readonly Extent[]): boolean {
+  if (tensor.shape.length !== shape.length) return false;
+  for (let i = 0; i < shape.length; i++) {
+    if (typeof shape[i] === "number" && tensor.shape[i] !== shape[i]) return false;
+  }
+  return true;
+}
+
+function refuse(op: string, message: string): never {
+  throw new InvariantError(`${op}: ${message}`);
 }
 
 /** Fails when `written` shares memory with one of `read`. */
@@ -50,20 +60,20 @@ function disjoint(
 ) {
   for (const readName in read) {
     const tensor = read[readName];
-    if (tensor !== undefined && overlap(written, tensor))
-      throw new InvariantError(`${op}: ${name} overlaps ${readName}`);
+    if (tensor !== undefined && overlap(written, tensor)) refuse(op, `${name} overlaps ${readName}`);
   }
 }
 
+/** Buffers have memory of their own. */
 function overlap(a: Tensor, b: Tensor): boolean {
-  if (a.buffer !== b.buffer && a.buffer.address === 0) return false;
-  return a.address < b.address + b.byteLength && b.address < a.address + a.byteLength;
+  if (a.buffer !== b.buffer) return false;
+  return a.byteOffset < b.byteOffset + b.byteLength && b.byteOffset < a.byteOffset + a.byteLength;
 }
 
 /** In place on all of `input`, or clear of it. */
 function sameOrDisjoint(op: string, written: Tensor, input: Tensor, name: string) {
   const same = written.buffer === input.buffer && written.byteOffset === input.byteOffset;
-  if (!same && overlap(written, input)) throw new InvariantError(`${op}: out overlaps ${name}`);
+  if (!same && overlap(written, input)) refuse(op, `out overlaps ${name}`);
 }
 
 export function checkEmbedding(dtype: FloatDType, out: Tensor, table: Tensor, ids: Tensor) {
@@ -101,9 +111,8 @@ export function checkLinear(
   const n = weight.shape[0];
   if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, k);
   if (bias !== undefined) check(op, "bias", bias, dtype, n);
-  if (activation !== undefined && addTo !== undefined)
-    throw new InvariantError(`${op}: an activation and a sum`);
-  if (activation?.gated && n % 2 !== 0) throw new InvariantError(`${op}: ${n} gated outputs`);
+  if (activation !== undefined && addTo !== undefined) refuse(op, `an activation and a sum`);
+  if (activation?.gated && n % 2 !== 0) refuse(op, `${n} gated outputs`);
   if (addTo !== undefined) check(op, "addTo", addTo, dtype, m, n);
   const plain = bias === undefined && activation === undefined && addTo === undefined;
   check(op, "out", out, plain ? [dtype, "float32"] : dtype, m, activation?.gated ? n / 2 : n);
@@ -161,12 +170,11 @@ export function checkAttend(
   const op = "attend";
   const { numHeads, numKvHeads, headDim, cosSin, headNorm, window } = spec;
   const { numRows, decodeRows, blockSize } = batch;
-  if (!(numKvHeads > 0 && numHeads % numKvHeads === 0))
-    throw new InvariantError(`${op}: ${numHeads} query heads over ${numKvHeads}`);
+  // Also for 0 key/value heads, where the remainder is NaN.
+  if (numHeads % numKvHeads !== 0) refuse(op, `${numHeads} query heads over ${numKvHeads}`);
   check(op, "qkv", qkv, dtype, "T", (numHeads + 2 * numKvHeads) * headDim);
   const tokens = qkv.dim(0);
-  if (batch.numTokens !== tokens)
-    throw new InvariantError(`${op}: batch of ${batch.numTokens} tokens, qkv of ${tokens}`);
+  if (batch.numTokens !== tokens) refuse(op, `batch of ${batch.numTokens} tokens, qkv of ${tokens}`);
   check(op, "out", out, dtype, tokens, numHeads * headDim);
   check(op, "keys", keys, kvDtype, "B", numKvHeads, blockSize, headDim);
   check(op, "values", values, kvDtype, ...keys.shape);
@@ -176,16 +184,15 @@ export function checkAttend(
   check(op, "contextLens", batch.contextLens, "int32", numRows);
   check(op, "rowSlots", batch.rowSlots, "int32", numRows);
   check(op, "blockTables", batch.blockTables, "int32", "S", "max blocks");
-  if (decodeRows > numRows) throw new InvariantError(`${op}: ${decodeRows} decode rows of ${numRows}`);
+  if (decodeRows > numRows) refuse(op, `${decodeRows} decode rows of ${numRows}`);
   check(op, "cosSin", cosSin, "float32", "positions", "rotaryDim");
   const rotaryDim = cosSin.dim(1);
-  if (rotaryDim % 2 !== 0 || rotaryDim > headDim)
-    throw new InvariantError(`${op}: rotaryDim ${rotaryDim}, headDim ${headDim}`);
+  if (rotaryDim % 2 !== 0 || rotaryDim > headDim) refuse(op, `rotaryDim ${rotaryDim}, headDim ${headDim}`);
   if (headNorm !== undefined) {
     check(op, "headNorm.query", headNorm.query, dtype, headDim);
     check(op, "headNorm.key", headNorm.key, dtype, headDim);
   }
-  if (!(window >= 0)) throw new InvariantError(`${op}: window ${window}`);
+  if (!(window >= 0)) refuse(op, `window ${window}`);
   disjoint(op, out, { qkv, keys, values });
   disjoint(op, qkv, { keys, values, cosSin, query: headNorm?.query, key: headNorm?.key }, "qkv");
   return { tokens, blocks: keys.dim(0), blockSize, rotaryDim, maxBlocks: batch.blockTables.dim(1) };
@@ -227,7 +234,7 @@ export function checkPrepareBatch(
   const numSamples = samples.slots.dim(0);
   check(op, "samples.positions", samples.positions, "int32", numSamples);
   check(op, "samples.tokenIndices", samples.tokenIndices, "int32", numSamples);
-  invariant(numSamples <= numRows, `${op}: ${numSamples} samples of ${numRows} rows`);
+  if (numSamples > numRows) refuse(op, `${numSamples} samples of ${numRows} rows`);
   check(op, "rows", rows, "int32", numRows, ROW_WORDS);
   const { slots: count, capacity } = checkProgress(op, slots);
   check(op, "slots.blockTables", slots.blockTables, "int32", count, "max blocks");
@@ -239,10 +246,7 @@ const FOUR_BYTES = ["int32", "uint32", "float32"] as const;
 
 export function checkScatter(target: Tensor, indices: Tensor, values: Tensor) {
   const op = "scatter";
-  invariant(
-    FOUR_BYTES.some((dtype) => dtype === target.dtype),
-    `${op}: target is ${target}`,
-  );
+  if (!FOUR_BYTES.some((dtype) => dtype === target.dtype)) refuse(op, `target is ${target}`);
   check(op, "indices", indices, "int32", "N");
   check(op, "values", values, FOUR_BYTES, indices.dim(0));
   disjoint(op, target, { indices, values }, "target");
@@ -289,7 +293,7 @@ export function checkLogprobs(out: LogprobTensors, logits: Tensor, tokens: Tenso
   check(op, "topIds", out.topIds, "int32", rows, "K");
   const top = out.topIds.dim(1);
   check(op, "topLogprobs", out.topLogprobs, "float32", rows, top);
-  invariant(top <= vocab, `${op}: the ${top} most likely of ${vocab} tokens`);
+  if (top > vocab) refuse(op, `the ${top} most likely of ${vocab} tokens`);
   for (const name of ["chosen", "ranks", "topIds", "topLogprobs"] as const) {
     disjoint(op, out[name], { logits, tokens }, name);
   }

@@ -1,5 +1,5 @@
 import { type DType, dtypeSize } from "../base/dtype.ts";
-import { InvariantError, invariant } from "../base/errors.ts";
+import { InvariantError } from "../base/errors.ts";
 
 /** Memory of a backend. Owned by whoever allocated it; tensors are views and own nothing. */
 export interface DeviceBuffer {
@@ -47,7 +47,8 @@ export class Tensor {
 
   /** Rows `[start, end)` of dimension 0, sharing memory. */
   rows(start: number, end: number): Tensor {
-    invariant(0 <= start && start <= end && end <= this.dim(0), `rows [${start}, ${end}) of [${this.shape}]`);
+    if (!(0 <= start && start <= end && end <= this.dim(0)))
+      throw new InvariantError(`rows [${start}, ${end}) of [${this.shape}]`);
     const rowBytes = this.byteLength / Math.max(1, this.dim(0));
     return new Tensor(
       this.buffer,
@@ -60,7 +61,7 @@ export class Tensor {
   /** The same elements under another shape. */
   reshape(...shape: number[]): Tensor {
     const view = new Tensor(this.buffer, this.dtype, shape, this.byteOffset);
-    invariant(view.size === this.size, `cannot reshape [${this.shape}] to [${shape}]`);
+    if (view.size !== this.size) throw new InvariantError(`cannot reshape [${this.shape}] to [${shape}]`);
     return view;
   }
 

@@ -1,5 +1,5 @@
 import type { FloatDType } from "../../../base/dtype.ts";
-import { invariant } from "../../../base/errors.ts";
+import { InvariantError } from "../../../base/errors.ts";
 import { checkLayerNorm, checkRmsNorm } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
@@ -91,6 +91,6 @@ function variant<K extends KernelDeclaration>(variants: KernelVariants<K>, { acc
 /** Accesses of each thread, a power of two. */
 function accessesOf(width: number, access: number): number {
   const accesses = 2 ** Math.ceil(Math.log2(Math.max(1, width / access / MAX_THREADS)));
-  invariant(accesses <= MAX_ACCESSES, `normalisation over ${width} elements is too wide`);
+  if (accesses > MAX_ACCESSES) throw new InvariantError(`normalisation over ${width} elements is too wide`);
   return accesses;
 }

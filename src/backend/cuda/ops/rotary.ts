@@ -56,7 +56,7 @@ export class RotaryOps {
     const { keys, values } = cache;
     const [tokens, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
     const shape = headShape(this.dtype, headDim, rotaryDim);
-    checkAlignment(shape, qkv.dim(1), qkv, keys, values, cosSin, headNorm?.query, headNorm?.key);
+    checkAlignment(shape, qkv, keys, values, cosSin, headNorm?.query, headNorm?.key);
     const heads = numHeads + 2 * numKvHeads;
     const threads = blockThreads(heads, shape);
     const blocks = Math.ceil((heads * shape.lanes) / threads);
@@ -81,7 +81,6 @@ export class RotaryOps {
 
 /** As many pairs as a vector has elements, where both parts of a head divide by them; lanes for all of a head, up to a warp. */
 function headShape(dtype: FloatDType, headDim: number, rotaryDim: number): HeadShape {
-  if (headDim % 2 !== 0) throw new InvariantError(`rotary embedding: headDim ${headDim} is odd`);
   let pairs = VECTOR_BYTES / dtypeSize(dtype);
   while ((rotaryDim / 2) % pairs !== 0 || ((headDim - rotaryDim) / 2) % pairs !== 0) pairs /= 2;
   const pieces = headDim / 2 / pairs;
@@ -96,15 +95,9 @@ function blockThreads(heads: number, { lanes }: HeadShape): number {
   return Math.min(MAX_THREADS, wholeWarps(heads * lanes));
 }
 
-/** Rows and tensors must start at vectors where the kernel accesses vectors. */
-function checkAlignment(
-  { pairs }: HeadShape,
-  width: number,
-  ...tensors: readonly (Tensor | undefined)[]
-): void {
+/** Tensors must start at vectors where the kernel accesses vectors. */
+function checkAlignment({ pairs }: HeadShape, ...tensors: readonly (Tensor | undefined)[]): void {
   if (pairs < 4) return;
-  if (width % pairs !== 0)
-    throw new InvariantError(`attend: rows of ${width} are not a multiple of ${pairs}`);
   for (const tensor of tensors) {
     if (tensor !== undefined && tensor.address % VECTOR_BYTES !== 0)
       throw new InvariantError(`attend: ${tensor} is not ${VECTOR_BYTES}-byte aligned`);

@@ -1,0 +1,232 @@
+import {
+  type BatchTensors,
+  JOIN_WORDS,
+  type LinearFusion,
+  LOGIT_EDIT_WORDS,
+  ROW_WORDS,
+  type SampleRows,
+  SLOT_WORDS,
+  type SlotTensors,
+} from "../../src/backend/backend.ts";
+import type { FloatDType } from "../../src/base/dtype.ts";
+import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../src/base/sampling-params.ts";
+import type { Extents, Operands, Refusals, Scalars } from "./refusals.ts";
+
+/** The refusals of a backend that computes in `float`. */
+export function refusals(float: FloatDType): Refusals[] {
+  const batch: Readonly<Record<string, Extents>> = {
+    tokenIds: ["int32", 3],
+    positions: ["int32", 3],
+    slotMapping: ["int32", 3],
+    cuSeqlensQ: ["int32", 3],
+    contextLens: ["int32", 2],
+    rowSlots: ["int32", 2],
+  };
+  const progress: Readonly<Record<string, Extents>> = {
+    tokens: ["int32", 4, 9],
+    lengths: ["int32", 4],
+    numComputedTokens: ["int32", 4],
+  };
+  const sampled: Readonly<Record<string, Extents>> = {
+    logits: ["float32", 2, 40],
+    sampleSlots: ["int32", 2],
+    samplePositions: ["int32", 2],
+    ...progress,
+    params: ["uint32", 4, SLOT_WORDS],
+    counts: ["uint32", 4, 40],
+  };
+  const edited: Readonly<Record<string, Extents>> = {
+    edits: ["uint32", 4, MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS],
+    badWords: ["uint32", 4, MAX_BAD_WORD_TOKENS],
+    allowed: ["uint32", 4, 2],
+  };
+  return [
+    {
+      op: "embedding",
+      operands: { out: [float, 3, 8], table: [float, 5, 8], ids: ["int32", 3] },
+      free: { table: [0] },
+      apart: { out: ["table", "ids"] },
+      run: (backend, { out, table, ids }) => backend.embedding(out!, table!, ids!),
+    },
+    {
+      op: "gatherRows",
+      operands: { out: [float, 3, 8], x: [float, 5, 8], rows: ["int32", 3] },
+      free: { x: [0] },
+      apart: { out: ["x", "rows"] },
+      run: (backend, { out, x, rows }) => backend.gatherRows(out!, x!, rows!),
+    },
+    ...linearTables(float),
+    {
+      op: "rmsNorm",
+      operands: { out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8] },
+      apart: { out: ["x", "weight"] },
+      run: (backend, { out, x, weight }) => backend.rmsNorm(out!, x!, weight!, 1e-6),
+    },
+    {
+      op: "layerNorm",
+      operands: { out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8], bias: [float, 8] },
+      apart: { out: ["x", "weight", "bias"] },
+      run: (backend, { out, x, weight, bias }) => backend.layerNorm(out!, x!, weight!, bias, 1e-6),
+    },
+    {
+      op: "activation",
+      operands: { out: [float, 3, 8], x: [float, 3, 8] },
+      apart: { out: ["x"] },
+      run: (backend, { out, x }) => backend.activation(out!, x!, "gelu"),
+    },
+    attendTable(float, batch),
+    {
+      op: "joinSlots",
+      operands: {
+        ...{ ...progress, ...edited, joins: ["int32", 2, JOIN_WORDS] },
+        ...{ params: ["uint32", 4, SLOT_WORDS], counts: ["uint32", 4, 40] },
+      },
+      contents: { joins: [0, 1, 1, 0, 1, 1, 1, 0] },
+      unchecked: Object.keys(edited),
+      free: { joins: [0], tokens: [1], counts: [1] },
+      run: (backend, { joins, ...operands }) => backend.joinSlots(slotsOf(operands), joins!),
+    },
+    {
+      op: "prepareBatch",
+      operands: {
+        ...{ ...batch, ...progress, rows: ["int32", 2, ROW_WORDS], blockTables: ["int32", 4, 7] },
+        ...{ sampleSlots: ["int32", 2], samplePositions: ["int32", 2], tokenIndices: ["int32", 2] },
+      },
+      contents: { rows: [0, 1, 0, 1, 2, 1] },
+      free: { tokens: [1], blockTables: [1] },
+      wrong: [{ sampleSlots: ["int32", 3], samplePositions: ["int32", 3], tokenIndices: ["int32", 3] }],
+      run: (backend, { rows, ...operands }) =>
+        backend.prepareBatch(batchOf(operands), samplesOf(operands), rows!, slotsOf(operands)),
+    },
+    {
+      op: "scatter",
+      operands: { target: ["int32", 4, 7], indices: ["int32", 2], values: ["int32", 2] },
+      free: { target: [0, 1, 2] },
+      dtypes: { target: ["uint32", "float32"], values: ["uint32", "float32"] },
+      apart: { target: ["indices", "values"] },
+      run: (backend, { target, indices, values }) => backend.scatter(target!, indices!, values!),
+    },
+    {
+      op: "processLogits",
+      operands: { ...sampled, ...edited, out: ["float32", 2, 40] },
+      free: { tokens: [1] },
+      apart: { out: ["logits"] },
+      run: (backend, { out, logits, ...operands }) =>
+        backend.processLogits(out!, logits!, samplesOf(operands), slotsOf(operands)),
+    },
+    {
+      op: "sample",
+      operands: { ...sampled, ...edited, out: ["int32", 2] },
+      unchecked: Object.keys(edited),
+      free: { tokens: [1] },
+      apart: { out: ["logits", "sampleSlots", "samplePositions"] },
+      run: (backend, { out, logits, ...operands }) =>
+        backend.sample(out!, logits!, samplesOf(operands), slotsOf(operands)),
+    },
+    {
+      op: "logprobs",
+      operands: {
+        ...{ logits: ["float32", 2, 5], tokens: ["int32", 2], chosen: ["float32", 2], ranks: ["int32", 2] },
+        ...{ topIds: ["int32", 2, 3], topLogprobs: ["float32", 2, 3] },
+      },
+      free: { logits: [1] },
+      apart: {
+        ...{ chosen: ["logits", "tokens"], ranks: ["logits", "tokens"] },
+        ...{ topIds: ["logits", "tokens"], topLogprobs: ["logits", "tokens"] },
+      },
+      wrong: [{ topIds: ["int32", 2, 6], topLogprobs: ["float32", 2, 6] }],
+      run: (backend, { logits, tokens, chosen, ranks, topIds, topLogprobs }) => {
+        const out = { chosen: chosen!, ranks: ranks!, topIds: topIds!, topLogprobs: topLogprobs! };
+        backend.logprobs(out, logits!, tokens!);
+      },
+    },
+  ];
+}
+
+/** Products with each thing that may surround them, and with none. */
+function linearTables(float: FloatDType): Refusals[] {
+  const table = (
+    title: string,
+    surroundings: Refusals["operands"],
+    fusion: (operands: Operands, scalars: Scalars) => LinearFusion,
+    more: Partial<Refusals> = {},
+  ): Refusals => ({
+    ...{ op: "linear", title },
+    operands: { out: [float, 3, 4], x: [float, 3, 8], weight: [float, 4, 8], ...surroundings },
+    scalars: { outputs: 4 },
+    apart: { out: ["x", "weight", ...Object.keys(surroundings).filter((name) => name !== "out")] },
+    ...more,
+    run: (backend, { out, x, weight, ...operands }, scalars) => {
+      const shape = [scalars.outputs!, weight!.dim(1)] as const;
+      backend.linear(out!, x!, { format: "dense", shape, data: weight! }, fusion(operands, scalars));
+    },
+  });
+  const plain = { kind: "silu", gated: false } as const;
+  const gated = { kind: "silu", gated: true } as const;
+  return [
+    table("alone", {}, () => ({}), { dtypes: { out: ["float32"] } }),
+    table("after a norm", { norm: [float, 8] }, ({ norm }) => ({ norm: { weight: norm!, eps: 1e-6 } }), {
+      dtypes: { out: ["float32"] },
+    }),
+    table("with a bias", { bias: [float, 4] }, ({ bias }) => ({ bias })),
+    table(
+      "with a sum",
+      { addTo: [float, 3, 4] },
+      ({ addTo }, { activate }) => {
+        return activate ? { addTo, activation: plain } : { addTo };
+      },
+      { wrong: [{ activate: 1 }] },
+    ),
+    table("with an activation", {}, () => ({ activation: plain })),
+    table("with a gated activation", { out: [float, 3, 2] }, () => ({ activation: gated }), {
+      wrong: [{ weight: [float, 5, 8], outputs: 5 }],
+    }),
+  ];
+}
+
+function attendTable(float: FloatDType, batch: Refusals["operands"]): Refusals {
+  const { tokenIds: _, ...metadata } = batch;
+  const pool = (...shape: number[]): Record<"keys" | "values", Extents> => ({
+    keys: [float, ...shape],
+    values: [float, ...shape],
+  });
+  return {
+    op: "attend",
+    operands: {
+      ...{ out: [float, 3, 128], qkv: [float, 3, 256], ...pool(5, 2, 16, 32) },
+      ...{ ...metadata, blockTables: ["int32", 4, 7], cosSin: ["float32", 9, 16] },
+      ...{ queryNorm: [float, 32], keyNorm: [float, 32] },
+    },
+    scalars: { numHeads: 4, numKvHeads: 2, numTokens: 3, decodeRows: 1, window: 0 },
+    free: { blockTables: [0, 1], cosSin: [0] },
+    apart: { out: ["qkv", "keys", "values"], qkv: ["keys", "values", "cosSin", "queryNorm", "keyNorm"] },
+    wrong: [
+      ...[pool(5, 3, 16, 32), pool(5, 2, 8, 32), pool(5, 2, 16, 64)],
+      { numKvHeads: 0, qkv: [float, 3, 128], ...pool(5, 0, 16, 32) },
+      { numHeads: 5, out: [float, 3, 160], qkv: [float, 3, 288] },
+      ...[{ numTokens: 2 }, { decodeRows: 3 }, { window: -1 }, { window: Number.NaN }],
+      { cosSin: ["float32", 9, 64] },
+    ],
+    run: (backend, { out, qkv, keys, values, cosSin, queryNorm, keyNorm, ...operands }, scalars) => {
+      const { numHeads, numKvHeads, window } = scalars;
+      backend.attend(out!, qkv!, { keys: keys!, values: values! }, batchOf(operands, scalars), {
+        ...{ numHeads: numHeads!, numKvHeads: numKvHeads!, headDim: 32, scale: 1, window: window! },
+        ...{ cosSin: cosSin!, headNorm: { query: queryNorm!, key: keyNorm!, eps: 1e-6 } },
+      });
+    },
+  };
+}
+
+/** A batch of two rows and three tokens on these tensors; those that an op does not look at may be missing. */
+function batchOf(tensors: Operands, { numTokens = 3, decodeRows = 1 }: Scalars = {}): BatchTensors {
+  const extents = { numTokens, numRows: 2, decodeRows, maxQueryLen: 2, blockSize: 16 };
+  return { ...extents, ...tensors } as unknown as BatchTensors;
+}
+
+function slotsOf(tensors: Operands): SlotTensors {
+  return tensors as unknown as SlotTensors;
+}
+
+function samplesOf({ sampleSlots, samplePositions, tokenIndices }: Operands): SampleRows {
+  return { slots: sampleSlots!, positions: samplePositions!, tokenIndices: tokenIndices! };
+}

@@ -1,0 +1,88 @@
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import type { BatchTensors } from "../../../../src/backend/backend.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { Tensor } from "../../../../src/backend/tensor.ts";
+import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
+import { refusals } from "../../../contract/refusal-tables.ts";
+import { acceptedOf, callsOf } from "../../../contract/refusals.ts";
+import { FakeMachine } from "./fake-machine.ts";
+
+const machine = new FakeMachine();
+let backend: CudaBackend;
+let next = 2 ** 40;
+
+beforeAll(() => {
+  backend = machine.backend();
+});
+afterAll(() => {
+  backend.dispose();
+  expect(machine.leftovers).toEqual([]);
+  machine[Symbol.dispose]();
+});
+
+/** A tensor at an address of its own that nothing is behind, `offset` bytes past a vector boundary. */
+function tensor(dtype: DType, shape: readonly number[], offset = 0): Tensor {
+  const byteLength = offset + shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+  const buffer = { byteLength, address: next, dispose: () => {} };
+  next += Math.ceil(byteLength / 256) * 256;
+  return new Tensor(buffer, dtype, shape, offset);
+}
+const bf16 = (...shape: number[]) => tensor("bfloat16", shape);
+const i32 = (...shape: number[]) => tensor("int32", shape);
+
+/** How many kernels and matrix products `run` enqueues. */
+function enqueued(run: () => void): number {
+  machine.cuda.launches.length = 0;
+  machine.cublas.matmuls.length = 0;
+  run();
+  return machine.cuda.launches.length + machine.cublas.matmuls.length;
+}
+
+test.each(refusals("bfloat16").map((table) => [[table.op, table.title ?? ""].join(" "), table] as const))(
+  "wrong calls of %s are refused and enqueue nothing",
+  (_name, table) => {
+    const { right, wrong } = callsOf(backend, table, (words) => i32(words.length));
+    expect(enqueued(right)).toBeGreaterThan(0);
+    expect(enqueued(() => expect(acceptedOf(table.op, wrong)).toEqual([]))).toBe(0);
+  },
+);
+
+test("neighbours in one buffer do not overlap", () => {
+  const pair = bf16(2, 64);
+  const [first, second] = [pair.rows(0, 1), pair.rows(1, 2)];
+  expect(enqueued(() => backend.rmsNorm(first, second, bf16(64), 1e-6))).toBe(1);
+  expect(enqueued(() => backend.rmsNorm(second, first, bf16(64), 1e-6))).toBe(1);
+});
+
+test("rows that do not fit a block's registers are refused", () => {
+  const [row, weight] = [bf16(1, 2 ** 18), bf16(2 ** 18)];
+  expect(() => backend.rmsNorm(bf16(1, 2 ** 18), row, weight, 1e-6)).toThrow(InvariantError);
+  const [fitting, scale] = [bf16(1, 2 ** 17), bf16(2 ** 17)];
+  expect(enqueued(() => backend.rmsNorm(bf16(1, 2 ** 17), fitting, scale, 1e-6))).toBe(1);
+});
+
+test("what attention cannot access by vectors is refused", () => {
+  const batch: BatchTensors = {
+    ...{ numTokens: 2, numRows: 2, decodeRows: 2, maxQueryLen: 1, blockSize: 16 },
+    ...{ tokenIds: i32(2), positions: i32(2), slotMapping: i32(2) },
+    ...{ cuSeqlensQ: i32(3), contextLens: i32(2), rowSlots: i32(2), blockTables: i32(3, 4) },
+  };
+  const right = {
+    ...{ qkv: bf16(2, 256), keys: bf16(9, 2, 16, 32), values: bf16(9, 2, 16, 32) },
+    ...{ cosSin: tensor("float32", [9, 16]), query: bf16(32), key: bf16(32) },
+  };
+  const attend = (changes: Partial<typeof right>) => {
+    const { qkv, keys, values, cosSin, query, key } = { ...right, ...changes };
+    backend.attend(bf16(2, 128), qkv, { keys, values }, batch, {
+      ...{ numHeads: 4, numKvHeads: 2, headDim: 32, scale: 1, window: 0 },
+      ...{ cosSin, headNorm: { query, key, eps: 1e-6 } },
+    });
+  };
+  expect(enqueued(() => attend({}))).toBe(2);
+  for (const [name, { dtype, shape }] of Object.entries(right)) {
+    const run = () => attend({ [name]: tensor(dtype, shape, dtypeSize(dtype)) });
+    expect(run).toThrow(InvariantError);
+    expect(run).toThrow("is not 16-byte aligned");
+  }
+});
