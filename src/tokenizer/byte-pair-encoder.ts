@@ -2,28 +2,51 @@
 const POSITIONS = 2 ** 30;
 const CACHED_WORDS = 10_000;
 const CACHED_WORD_LENGTH = 64;
+const encoder = new TextEncoder();
+
+export interface BytePairOptions {
+  /** What stands for a character that the vocabulary lacks; without one the character is dropped. */
+  readonly unknownId?: number | undefined;
+  /** One such token for a run of such characters. Default false. */
+  readonly fuseUnknown?: boolean;
+  /** Spell such a character with tokens of its bytes, `<0xNN>`, if they are all there. Default false. */
+  readonly byteFallback?: boolean;
+  /** A word that is a token is that token, whether merges lead there or not. Default false. */
+  readonly ignoreMerges?: boolean;
+}
 
 /**
  * Byte-pair encoding of one word: merges the adjacent pair of lowest rank, leftmost first, until none is left.
- * O(n log n) in the word's length. Symbols outside the vocabulary are kept and never merged.
+ * O(n log n) in the word's length.
  */
 export class BytePairEncoder {
   readonly #ids: ReadonlyMap<string, number>;
+  readonly #options: BytePairOptions;
+  /** By byte, with `byteFallback`: its token. */
+  readonly #byteIds: readonly (number | undefined)[];
   /** By rank: the ids of the pair, and of what it makes. */
   readonly #left: Int32Array;
   readonly #right: Int32Array;
   readonly #merged: Int32Array;
   /** Open addressing with linear probing: rank + 1, or 0 where empty. At most half full. */
   readonly #table: Int32Array;
-  readonly #cache = new Map<string, string[]>();
+  readonly #cache = new Map<string, readonly number[]>();
 
   /**
    * @param ids token → id, every id in [0, 2^31)
    * @param merges pairs in order of rank
    * @throws RangeError if a pair, or what it makes, is not in `ids`
    */
-  constructor(ids: ReadonlyMap<string, number>, merges: readonly (readonly [string, string])[]) {
+  constructor(
+    ids: ReadonlyMap<string, number>,
+    merges: readonly (readonly [string, string])[],
+    options: BytePairOptions = {},
+  ) {
     this.#ids = ids;
+    this.#options = options;
+    this.#byteIds = Array.from({ length: options.byteFallback ? 256 : 0 }, (_, byte) =>
+      ids.get(`<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`),
+    );
     this.#left = new Int32Array(merges.length);
     this.#right = new Int32Array(merges.length);
     this.#merged = new Int32Array(merges.length);
@@ -56,23 +79,59 @@ export class BytePairEncoder {
     }
   }
 
-  /** The pieces of `word`, in order; together they are `word`. */
-  split(word: string): string[] {
-    const cached = this.#cache.get(word);
-    if (cached !== undefined) return cached;
-    const pieces = this.#merge(word);
-    if (word.length <= CACHED_WORD_LENGTH) {
-      if (this.#cache.size >= CACHED_WORDS) this.#cache.clear();
-      this.#cache.set(word, pieces);
+  /** Appends the ids of `word` to `output`. */
+  encode(word: string, output: number[]): void {
+    let ids = this.#cache.get(word);
+    if (ids === undefined) {
+      const whole = this.#options.ignoreMerges ? this.#ids.get(word) : undefined;
+      ids = whole === undefined ? this.#merge(this.#symbols(word)) : [whole];
+      if (word.length <= CACHED_WORD_LENGTH) {
+        if (this.#cache.size >= CACHED_WORDS) this.#cache.clear();
+        this.#cache.set(word, ids);
+      }
     }
-    return pieces;
+    for (const id of ids) output.push(id);
+  }
+
+  /** The ids of the word's characters before any merge. */
+  #symbols(word: string): Int32Array {
+    const { unknownId, fuseUnknown } = this.#options;
+    const symbols: number[] = [];
+    /** An unknown character waits for the next known one, so that more may join it. */
+    let waits = false;
+    for (const character of word) {
+      const id = this.#ids.get(character);
+      if (id !== undefined) {
+        if (waits) symbols.push(unknownId!);
+        waits = false;
+        symbols.push(id);
+        continue;
+      }
+      const bytes = this.#bytes(character);
+      if (bytes !== undefined) symbols.push(...bytes);
+      else if (unknownId !== undefined) {
+        if (waits && !fuseUnknown) symbols.push(unknownId);
+        waits = true;
+      }
+    }
+    if (waits) symbols.push(unknownId!);
+    return Int32Array.from(symbols);
+  }
+
+  #bytes(character: string): number[] | undefined {
+    if (!this.#options.byteFallback) return undefined;
+    const ids: number[] = [];
+    for (const byte of encoder.encode(character)) {
+      const id = this.#byteIds[byte];
+      if (id === undefined) return undefined;
+      ids.push(id);
+    }
+    return ids;
   }
 
   /** Symbols form a linked list over their positions; a stale heap entry no longer has its rank at its position. */
-  #merge(word: string): string[] {
-    const symbols = Array.from(word);
-    const count = symbols.length;
-    const id = Int32Array.from(symbols, (symbol) => this.#ids.get(symbol) ?? -1);
+  #merge(id: Int32Array): number[] {
+    const count = id.length;
     const next = Int32Array.from({ length: count }, (_, i) => i + 1);
     const previous = Int32Array.from({ length: count }, (_, i) => i - 1);
     const rankAt = (position: number): number => {
@@ -101,11 +160,9 @@ export class BytePairEncoder {
       if (previous[position]! >= 0) offer(previous[position]!);
     }
 
-    const pieces: string[] = [];
-    for (let start = 0; start < count; start = next[start]!) {
-      pieces.push(next[start] === start + 1 ? symbols[start]! : symbols.slice(start, next[start]!).join(""));
-    }
-    return pieces;
+    const ids: number[] = [];
+    for (let start = 0; start < count; start = next[start]!) ids.push(id[start]!);
+    return ids;
   }
 }
 

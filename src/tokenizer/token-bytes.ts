@@ -1,4 +1,5 @@
 import { UnsupportedModelError } from "../base/errors.ts";
+import { fromAlphabet } from "./byte-alphabet.ts";
 
 /** How a vocabulary spells bytes, read from the `decoder` of tokenizer.json. */
 export interface TokenBytes {
@@ -28,10 +29,17 @@ export function tokenBytes(decoder: unknown, file: string): TokenBytes {
   if (steps.length === 0)
     throw new UnsupportedModelError(file, "a tokenizer without a decoder is not supported");
   if (steps.some((step) => step.type === "ByteLevel")) {
-    if (steps.length > 1) unsupported(steps[0]!);
-    const byteOf = byteLevelAlphabet();
+    const other = steps.find(
+      ({ type }) => type !== "ByteLevel" && type !== "ByteFallback" && type !== "Fuse",
+    );
+    if (other !== undefined) unsupported(other);
+    const fallback = steps.some((step) => step.type === "ByteFallback");
     return {
-      of: (token, added) => (added ? encoder.encode(token) : fromAlphabet(token, byteOf)),
+      // A token with a character outside the alphabet is spelled literally.
+      of: (token, added) =>
+        (fallback ? byteOf(token) : undefined) ??
+        (added ? undefined : fromAlphabet(token)) ??
+        encoder.encode(token),
       leadingSpaces: 0,
     };
   }
@@ -58,38 +66,22 @@ export function tokenBytes(decoder: unknown, file: string): TokenBytes {
   }
   return {
     of(token) {
-      const byte = byteFallback ? BYTE_TOKEN.exec(token)?.[1] : undefined;
-      if (byte !== undefined) return Uint8Array.of(Number.parseInt(byte, 16));
+      const byte = byteFallback ? byteOf(token) : undefined;
+      if (byte !== undefined) return byte;
       return encoder.encode(replacements.reduce((text, [from, to]) => text.replaceAll(from, to), token));
     },
     leadingSpaces,
   };
 }
 
+/** The byte of a token `<0xNN>`. */
+function byteOf(token: string): Uint8Array<ArrayBuffer> | undefined {
+  const digits = BYTE_TOKEN.exec(token)?.[1];
+  return digits === undefined ? undefined : Uint8Array.of(Number.parseInt(digits, 16));
+}
+
 function flatten(decoder: unknown): DecoderConfig[] {
   if (typeof decoder !== "object" || decoder === null) return [];
   const { type, decoders } = decoder as { type?: unknown; decoders?: unknown };
   return type === "Sequence" && Array.isArray(decoders) ? decoders.flatMap(flatten) : [{ ...decoder }];
-}
-
-/** The inverse of GPT-2's byte alphabet: printable bytes stand for themselves, the others for U+0100 onwards. */
-function byteLevelAlphabet(): Map<string, number> {
-  const byteOf = new Map<string, number>();
-  let stand = 256;
-  for (let byte = 0; byte < 256; byte++) {
-    const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte !== 0xad);
-    byteOf.set(String.fromCharCode(printable ? byte : stand++), byte);
-  }
-  return byteOf;
-}
-
-/** A token with a character outside the alphabet is spelled literally. */
-function fromAlphabet(token: string, byteOf: ReadonlyMap<string, number>): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(token.length);
-  for (let i = 0; i < token.length; i++) {
-    const byte = byteOf.get(token[i]!);
-    if (byte === undefined) return encoder.encode(token);
-    bytes[i] = byte;
-  }
-  return bytes;
 }

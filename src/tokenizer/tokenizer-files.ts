@@ -20,7 +20,13 @@ export interface AddedToken {
   readonly id: number;
   readonly content: string;
   readonly special: boolean;
-  readonly [flag: string]: unknown;
+  /** Looked for in normalised text. Default: unless it is special. */
+  readonly normalized?: boolean;
+  /** Whether it takes the white space before it, and after it. */
+  readonly lstrip?: boolean;
+  readonly rstrip?: boolean;
+  /** Not within a word. */
+  readonly single_word?: boolean;
 }
 
 /** What a model folder says of its tokenizer, validated: ids are unique integers in [0, 2^24). */

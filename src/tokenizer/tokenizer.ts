@@ -1,8 +1,6 @@
-import { BPE, Tokenizer as Pipeline } from "@huggingface/tokenizers";
-import { ModelDataError, messageOf } from "../base/errors.ts";
-import { BytePairEncoder } from "./byte-pair-encoder.ts";
 import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
-import { type JsonObject, readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
+import { TokenEncoder } from "./token-encoder.ts";
+import { readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
 
 export interface EncodeOptions {
   /** Add what the model's post-processor adds, such as a beginning-of-sequence token. Default true. */
@@ -19,8 +17,7 @@ const NO_BYTES = new Uint8Array(0);
 /**
  * A model's byte-pair tokenizer, read from its Hugging Face files. Normalisation, pre-tokenisation, added tokens and
  * post-processing follow `tokenizers`; text that spells a special token is encoded as that token, as transformers
- * does. Merging is O(n log n), so that no input is pathological for it; the cost of the pre-tokeniser's regular
- * expression is the model's.
+ * does. Splitting takes time linear in the text and merging O(n log n), so that no input is pathological.
  */
 export class Tokenizer {
   /** The highest token id plus one. The model's logits may be wider. */
@@ -34,7 +31,7 @@ export class Tokenizer {
   /** How many spaces a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
   readonly leadingSpaces: number;
 
-  readonly #pipeline: Pipeline;
+  readonly #encoder: TokenEncoder;
   readonly #tokens: readonly (string | undefined)[];
   readonly #ids: ReadonlyMap<string, number>;
   readonly #added: ReadonlySet<number>;
@@ -59,7 +56,7 @@ export class Tokenizer {
     this.#added = new Set(addedTokens.map((token) => token.id));
     this.#special = new Set(addedTokens.filter((token) => token.special).map((token) => token.id));
     this.#spelling = tokenBytes(files.definition.decoder, files.path);
-    this.#pipeline = createPipeline(files);
+    this.#encoder = new TokenEncoder(files, (token) => ids.get(token));
     this.vocabSize = files.tokens.length;
     this.eosTokenId = this.tokenToId(specialTokens.eos_token ?? "");
     this.bosTokenId = this.tokenToId(specialTokens.bos_token ?? "");
@@ -69,7 +66,7 @@ export class Tokenizer {
   }
 
   encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): number[] {
-    return this.#pipeline.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+    return this.#encoder.encode(text, addSpecialTokens);
   }
 
   /**
@@ -104,45 +101,4 @@ export class Tokenizer {
     this.#bytes[id] ??= this.#spelling.of(token, this.#added.has(id));
     return this.#bytes[id];
   }
-}
-
-/** The pipeline's own merge table and merging are left out: `BytePairEncoder` does the same faster. */
-function createPipeline(files: TokenizerFiles): Pipeline {
-  const { definition, config, addedTokens, path } = files;
-  try {
-    const encoder = new BytePairEncoder(files.vocabulary, files.merges);
-    const pipeline = new Pipeline(
-      {
-        normalizer: null,
-        pre_tokenizer: null,
-        ...definition,
-        model: { ...(definition.model as JsonObject), type: "BPE", merges: [] },
-        added_tokens: addedTokens,
-        post_processor: postProcessor(files),
-      },
-      config,
-    );
-    if (!(pipeline.model instanceof BPE)) throw new TypeError("the model is not byte-pair encoding");
-    pipeline.model.bpe = (word) => encoder.split(word);
-    const added = pipeline.encode("").tokens;
-    if (added.some((token) => pipeline.token_to_id(token) === undefined)) {
-      throw new RangeError("post_processor adds a token that does not exist");
-    }
-    return pipeline;
-  } catch (cause) {
-    throw new ModelDataError(path, messageOf(cause), { cause });
-  }
-}
-
-/** The Llama and Gemma tokenizer classes of transformers go by `add_bos_token` and `add_eos_token` alone. */
-function postProcessor({ definition, config, specialTokens }: TokenizerFiles): unknown {
-  if (!/^(Code)?(Llama|Gemma)Tokenizer(Fast)?$/.test(String(config.tokenizer_class))) {
-    return definition.post_processor ?? null;
-  }
-  const special = (token: string | undefined, wanted: unknown) =>
-    token !== undefined && wanted === true ? [{ SpecialToken: { id: token, type_id: 0 } }] : [];
-  const bos = special(specialTokens.bos_token, config.add_bos_token ?? true);
-  const eos = special(specialTokens.eos_token, config.add_eos_token ?? false);
-  const single = [...bos, { Sequence: { id: "A", type_id: 0 } }, ...eos];
-  return { type: "TemplateProcessing", single, pair: single };
 }

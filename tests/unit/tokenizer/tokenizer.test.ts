@@ -1,21 +1,9 @@
 import { describe, expect, test } from "bun:test";
-import { Tokenizer as Upstream } from "@huggingface/tokenizers";
-import fc from "fast-check";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { cpuClock } from "../../support.ts";
-import { FOLDERS, loadFiles, sentencePiece, TEXTS, tokenizers } from "./models.ts";
+import { loadFiles, sentencePiece, TEXTS, tokenizers } from "./models.ts";
 
 const { tinyStories, qwen3, llama32, spm } = tokenizers;
-const text = fc.oneof(
-  fc.string({ unit: "binary", maxLength: 60 }),
-  fc.string({ unit: "grapheme", maxLength: 30 }),
-  fc
-    .array(fc.constantFrom("a", " ", "\n", "-", "the", "ing", "é", "12", "'s", "<|im_end|>"), {
-      maxLength: 60,
-    })
-    .map((parts) => parts.join("")),
-);
-
 describe("known encodings", () => {
   test.each<[keyof typeof tokenizers, string, number[]]>([
     ["qwen3", "Hello, world!", [9707, 11, 1879, 0]],
@@ -46,28 +34,34 @@ describe.each(Object.keys(tokenizers) as (keyof typeof tokenizers)[])("%s", (nam
   });
 });
 
-describe.each(["tinyStories", "qwen3"] as const)("%s agrees with the reference", (name) => {
-  const tokenizer = tokenizers[name];
-  const load = async () =>
-    new Upstream(
-      (await Bun.file(`${FOLDERS[name]}/tokenizer.json`).json()) as object,
-      (await Bun.file(`${FOLDERS[name]}/tokenizer_config.json`).json()) as object,
-    );
+describe("what is put around a text", () => {
+  const piece = (id: string) => ({ SpecialToken: { id, type_id: 0 } });
+  const adding = (...single: object[]) => ({ type: "TemplateProcessing", single, special_tokens: {} });
+  const text = { Sequence: { id: "A", type_id: 0 } };
+  const bos = adding(piece("<s>"), text);
 
-  test("encode", async () => {
-    const upstream = await load();
-    fc.assert(
-      fc.property(text, (input) => expect(tokenizer.encode(input)).toEqual(upstream.encode(input).ids)),
-    );
-  });
-
-  test("decode", async () => {
-    const upstream = await load();
-    const ids = fc.array(fc.nat(tokenizer.vocabSize - 1), { minLength: 1, maxLength: 20 });
-    const options = { skip_special_tokens: true, clean_up_tokenization_spaces: false };
-    fc.assert(
-      fc.property(ids, (input) => expect(tokenizer.decode(input)).toBe(upstream.decode(input, options))),
-    );
+  test.each<[string, unknown, Record<string, unknown>, number[]]>([
+    ["a post-processor without tokens, in a folder of transformers 5", adding(text), {}, [268]],
+    ["one with a token", bos, {}, [1, 268]],
+    ["one in a sequence", { type: "Sequence", processors: [{ type: "ByteLevel" }, bos] }, {}, [1, 268]],
+    ["no post-processor, in a folder of transformers 4", null, {}, [1, 268]],
+    ["flags of transformers 4", adding(text), { add_bos_token: true, add_eos_token: true }, [1, 268, 2]],
+    ["a flag that says no", bos, { add_bos_token: false }, [268]],
+    [
+      "a class that knows no flags",
+      bos,
+      { tokenizer_class: "Qwen2Tokenizer", add_bos_token: false },
+      [1, 268],
+    ],
+    ["another class without a post-processor", null, { tokenizer_class: "TokenizersBackend" }, [268]],
+  ])("%s", async (_, post_processor, change, ids) => {
+    const files = sentencePiece();
+    const tokenizer = await loadFiles({
+      "tokenizer.json": { ...files["tokenizer.json"], post_processor },
+      "tokenizer_config.json": { ...files["tokenizer_config.json"], ...change },
+    });
+    expect(tokenizer.encode("hello")).toEqual(ids);
+    expect(tokenizer.encode("hello", { addSpecialTokens: false })).toEqual([268]);
   });
 });
 
@@ -184,6 +178,11 @@ describe("malformed files", () => {
   test.each<[string, unknown]>([
     ["a Unigram model", model({ type: "Unigram" })],
     ["a WordPiece decoder", { ...definition(), decoder: { type: "WordPiece" } }],
+    ["an unknown normalizer", { ...definition(), normalizer: { type: "Nmt" } }],
+    [
+      "a pattern with a backreference",
+      { ...definition(), pre_tokenizer: { type: "Split", pattern: { Regex: "(a)\\1" } } },
+    ],
   ])("unsupported: %s", async (_, content) => {
     await expect(loadFiles({ "tokenizer.json": content })).rejects.toBeInstanceOf(UnsupportedModelError);
   });
