@@ -18,9 +18,27 @@ export interface ChunkRead {
   readonly targetDtype: FloatDType;
 }
 
+/**
+ * Where only some columns are wanted, the shortest part of a row that is read by itself: below, what lies between is on the
+ * same pages anyway.
+ */
+const MIN_PIECE_BYTES = 4096;
+
 /** Whether the wanted bytes of a chunk lie side by side in the file. */
 export function isContiguous({ rowBytes, columnBegin, columnEnd }: ChunkRead): boolean {
   return columnEnd - columnBegin === rowBytes;
+}
+
+/** Bytes of each row that are read: the wanted ones alone, or all of a row whose wanted part is short. */
+export function bytesReadOfRow({ rowBytes, columnBegin, columnEnd }: ChunkRead): number {
+  const wanted = columnEnd - columnBegin;
+  return wanted < MIN_PIECE_BYTES ? rowBytes : wanted;
+}
+
+/** Bytes that a chunk reads. */
+export function bytesRead(chunk: ChunkRead): number {
+  const bytes = chunk.end - chunk.begin;
+  return isContiguous(chunk) ? bytes : (bytes / chunk.rowBytes) * bytesReadOfRow(chunk);
 }
 
 /** Reads chunks on this thread. Holds scratch memory for the largest chunk that needed packing or conversion. */
@@ -34,14 +52,15 @@ export class ChunkReader {
    * @throws ModelDataError when the file cannot be read or has become shorter.
    */
   read(chunk: ChunkRead, target: Uint8Array): Uint8Array {
-    const { path, fd, begin, end, dtype, targetDtype } = chunk;
-    const direct = dtype === targetDtype && isContiguous(chunk);
-    const source = direct ? target.subarray(0, end - begin) : this.#scratch(end - begin);
-    invariant(source.length === end - begin, `${end - begin} bytes for a target of ${target.length}`);
-    readFully(path, fd, source, begin);
+    const { dtype, targetDtype } = chunk;
+    const bytes = bytesRead(chunk);
+    const direct = dtype === targetDtype && isPacked(chunk);
+    const source = direct ? target.subarray(0, bytes) : this.#scratch(bytes);
+    invariant(source.length === bytes, `${bytes} bytes for a target of ${target.length}`);
+    readRows(chunk, source);
     if (direct) return source;
 
-    const packed = packColumns(chunk, source);
+    const packed = isPacked(chunk) ? source : packColumns(chunk, source);
     const count = packed.length / dtypeSize(dtype);
     const result = target.subarray(0, count * dtypeSize(targetDtype));
     invariant(
@@ -77,10 +96,24 @@ export class ChunkReader {
   }
 }
 
+/** Whether a chunk's wanted bytes lie side by side once they are read. */
+function isPacked(chunk: ChunkRead): boolean {
+  return isContiguous(chunk) || bytesReadOfRow(chunk) < chunk.rowBytes;
+}
+
+/** Fills `target` with what is read of each row. */
+function readRows(chunk: ChunkRead, target: Uint8Array): void {
+  const { path, fd, begin, end, rowBytes, columnBegin } = chunk;
+  const piece = bytesReadOfRow(chunk);
+  if (piece === rowBytes) readFully(path, fd, target, begin);
+  else {
+    for (let row = begin, at = 0; row < end; row += rowBytes, at += piece)
+      readFully(path, fd, target.subarray(at, at + piece), row + columnBegin);
+  }
+}
+
 /** Moves the wanted columns of whole rows to the front, in place. */
-function packColumns(chunk: ChunkRead, rows: Uint8Array): Uint8Array {
-  if (isContiguous(chunk)) return rows;
-  const { rowBytes, columnBegin, columnEnd } = chunk;
+function packColumns({ rowBytes, columnBegin, columnEnd }: ChunkRead, rows: Uint8Array): Uint8Array {
   let packed = 0;
   for (let row = 0; row < rows.length; row += rowBytes, packed += columnEnd - columnBegin)
     rows.copyWithin(packed, row + columnBegin, row + columnEnd);

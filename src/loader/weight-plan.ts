@@ -3,7 +3,7 @@ import { dtypeSize, type FloatDType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import type { ParameterSource, ParameterSpec } from "../base/parameters.ts";
 import type { Checkpoint } from "./checkpoint.ts";
-import { type ChunkRead, isContiguous } from "./chunk-reader.ts";
+import { bytesReadOfRow, type ChunkRead, isContiguous } from "./chunk-reader.ts";
 
 /** Checkpoint dtypes that can be loaded. */
 export const LOADABLE: ReadonlyMap<string, FloatDType> = new Map([
@@ -82,8 +82,9 @@ function stepBytes(read: ChunkRead, chunkBytes: number): number {
   const maxBytes = Math.floor(chunkBytes / Math.max(size, dtypeSize(read.targetDtype))) * size;
   if (isContiguous(read)) return maxBytes;
   // A row is never split when only some of its columns are wanted.
-  invariant(read.rowBytes <= maxBytes, `${read.path}: rows of ${read.rowBytes} bytes exceed a chunk`);
-  return Math.floor(maxBytes / read.rowBytes) * read.rowBytes;
+  const bytes = bytesReadOfRow(read);
+  invariant(bytes <= maxBytes, `${read.path}: rows of ${bytes} bytes exceed a chunk`);
+  return Math.floor(maxBytes / bytes) * read.rowBytes;
 }
 
 /** Elements of the parameter that a read gives. */

@@ -6,7 +6,7 @@ import { invariant, ModelDataError, UnsupportedModelError } from "../base/errors
 import type { ParameterSpec } from "../base/parameters.ts";
 import { bulkLoad } from "./bulk-load.ts";
 import type { Checkpoint } from "./checkpoint.ts";
-import { ChunkReader } from "./chunk-reader.ts";
+import { bytesRead, ChunkReader } from "./chunk-reader.ts";
 import { LOADABLE, planParameter, splitReads, type WeightChunk } from "./weight-plan.ts";
 
 /** Chunks on one thread: large enough to amortise what an upload costs besides its bytes. */
@@ -48,11 +48,11 @@ export async function loadWeights(
   checkCheckpoint(checkpoint, specs, options.ignored);
   const plans = specs.map((spec) => planParameter(checkpoint, spec, options.dtype));
   const reads = plans.flatMap((plan) => plan.reads);
-  const totalBytes = reads.reduce((sum, read) => sum + (read.end - read.begin), 0);
+  const totalBytes = reads.reduce((sum, read) => sum + bytesRead(read), 0);
   const readers = options.readers ?? defaultReaders(totalBytes);
   let loadedBytes = 0;
   const onChunk = ({ read }: WeightChunk) => {
-    loadedBytes += read.end - read.begin;
+    loadedBytes += bytesRead(read);
     options.onProgress?.(loadedBytes, totalBytes);
   };
 

@@ -19,17 +19,8 @@ export type Op = Exclude<keyof Backend, "name" | "activationDtype">;
 /** Where case files register: `body` runs on fresh, guarded memory and fails by throwing. */
 export type Case = (op: Op, title: string, body: (fixture: Fixture) => void) => void;
 
-export interface ContractOptions {
-  /** Ops that the backend does not fulfil, and why. */
-  readonly skip?: readonly { readonly reason: string; readonly ops: readonly Op[] }[];
-}
-
 /** The cases that every backend must pass, against naive float64 references. */
-export function runContract(
-  name: string,
-  createBackend: () => Backend,
-  { skip = [] }: ContractOptions = {},
-): void {
+export function runContract(name: string, createBackend: () => Backend): void {
   describe(`${name} backend`, () => {
     let backend: Backend;
     beforeAll(() => {
@@ -38,11 +29,6 @@ export function runContract(
     afterAll(() => backend?.dispose());
 
     const addCase: Case = (op, title, body) => {
-      const skipped = skip.find(({ ops }) => ops.includes(op));
-      if (skipped) {
-        test.skip(`${op}: ${title} (skipped: ${skipped.reason})`, () => {});
-        return;
-      }
       test(`${op}: ${title}`, () => {
         const fixture = new Fixture(backend);
         try {

@@ -38,7 +38,7 @@ export interface CpuLoops {
 /** The loops as their definitions read. */
 export const PLAIN_LOOPS: CpuLoops = { product, attention };
 /** The same results to the bit, several times faster. */
-export const TILED_LOOPS: CpuLoops = { product: tiledProduct, attention: tiledAttention };
+const TILED_LOOPS: CpuLoops = { product: tiledProduct, attention: tiledAttention };
 
 /**
  * The reference backend: plain TypeScript, float32 storage, float64 arithmetic, runs anywhere. An op has finished when
@@ -50,6 +50,7 @@ export class CpuBackend implements Backend {
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
 
+  /** @param loops the fast ones, unless the plain ones are what is asked about. */
   constructor(private readonly loops = TILED_LOOPS) {}
 
   allocate(byteLength: number): DeviceBuffer {

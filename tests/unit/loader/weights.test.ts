@@ -96,8 +96,14 @@ describe("loadWeights", () => {
         spec("w", shape, { name: "w", shape }),
         spec("half", [2100, 1024], { name: "w", shape, slice: { dim: 1, start: 1024, end: 2048 } }),
       ];
-      const weights = await loadWeights(checkpoint, specs, fake.backend, { dtype: "float32", ignored: [] });
+      const progress: [number, number][] = [];
+      const weights = await loadWeights(checkpoint, specs, fake.backend, {
+        ...{ dtype: "float32", ignored: [] },
+        onProgress: (loaded, total) => progress.push([loaded, total]),
+      });
       expect(fake.largestUpload).toBe(16 * 1024 * 1024);
+      const [whole, half] = [2100 * 2048 * 4, 2100 * 1024 * 4];
+      expect(progress.at(-1)).toEqual([whole + half, whole + half]);
       const view = (name: string) => {
         const bytes = bytesOf(weights.get(name)!);
         return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
@@ -108,6 +114,28 @@ describe("loadWeights", () => {
       ).toBe(true);
     });
   });
+
+  test.each([
+    [1023, "all of their rows are read", 2048],
+    [1024, "they alone are read", 1024],
+  ])("of %d columns, %s", (columns, _, read) =>
+    withCheckpoint({ w: f32([7, 2048]) }, async (checkpoint) => {
+      let total = 0;
+      const slice = { dim: 1, start: 512, end: 512 + columns } as const;
+      const specs = [spec("part", [7, columns], { name: "w", shape: [7, 2048], slice })];
+      const weights = await loadWeights(checkpoint, specs, new FakeBackend().backend, {
+        ...{ dtype: "bfloat16", ignored: [] },
+        onProgress: (_loaded, bytes) => {
+          total = bytes;
+        },
+      });
+      expect(total).toBe(7 * read * 4);
+      const expected = new Float32Array(7 * columns).map(
+        (_, i) => Math.floor(i / columns) * 2048 + 512 + (i % columns),
+      );
+      expect([...bytesOf(weights.get("part")!)]).toEqual([...narrow(expected, "bfloat16")]);
+    }),
+  );
 
   test("missing, misshapen, unexpected and unloadable tensors are named before anything is allocated", async () => {
     const tensors = {
