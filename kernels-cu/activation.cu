@@ -8,7 +8,7 @@
 #include "types.cuh"
 
 #if !defined(ACTIVATION_SILU) || !defined(ACTIVATION_GELU) || !defined(ACTIVATION_GELU_TANH)
-#error "ACTIVATION_… come from src/backend/cuda/ops/activation.ts"
+#error "ACTIVATION_SILU, ACTIVATION_GELU and ACTIVATION_GELU_TANH come from src/backend/cuda/ops/activation.ts"
 #endif
 static_assert(ACCESS == 1 || ACCESS == VEC, "ACCESS is one element or one 16-byte vector");
 

@@ -17,8 +17,11 @@
 // Tokens past the last row's are padding: id 0, position 0, slot mapping −1, where nothing is stored.
 #include "slot.cuh"
 
-#if !defined(ROW_WORDS) || !defined(JOIN_WORDS) || !defined(PREPARE_THREADS)
-#error "the records and PREPARE_THREADS come from src/backend/cuda/ops/batch.ts"
+#if !defined(ROW_WORDS) || !defined(JOIN_WORDS)
+#error "ROW_WORDS, ROW_WORD_…, JOIN_WORDS and JOIN_WORD_… come from src/backend/cuda/ops/slot-layout.ts"
+#endif
+#if !defined(PREPARE_THREADS)
+#error "PREPARE_THREADS comes from src/backend/cuda/ops/batch.ts"
 #endif
 
 // A row to compute, of rows int32 [num_rows, ROW_WORDS].

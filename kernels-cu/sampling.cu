@@ -24,6 +24,9 @@
 #if !defined(LOGITS_CHUNK) || !defined(TILE_STATS_BYTES)
 #error "LOGITS_CHUNK and TILE_STATS_BYTES come from src/backend/cuda/ops/sampling.ts"
 #endif
+#if !defined(MAX_LOGIT_EDITS) || !defined(LOGIT_EDIT_WORDS) || !defined(MAX_BAD_WORD_TOKENS)
+#error "MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS and MAX_BAD_WORD_TOKENS come from src/backend/cuda/ops/slot-layout.ts"
+#endif
 
 constexpr int CHUNK = LOGITS_CHUNK;
 

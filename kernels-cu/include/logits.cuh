@@ -7,7 +7,7 @@
 #include "types.cuh"
 
 #if !defined(LOGIT_TILE) || !defined(TILE_THREADS) || !defined(ROW_THREADS)
-#error "LOGIT_TILE, TILE_THREADS and ROW_THREADS come from src/backend/cuda/ops/tile-scratch.ts"
+#error "LOGIT_TILE, TILE_THREADS and ROW_THREADS come from src/backend/cuda/ops/tiles.ts"
 #endif
 static_assert(TILE_THREADS % WARP == 0 && TILE_THREADS <= 1024, "TILE_THREADS must be whole warps of one block");
 static_assert(ROW_THREADS % WARP == 0 && ROW_THREADS <= 1024, "ROW_THREADS must be whole warps of one block");

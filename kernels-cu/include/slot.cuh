@@ -2,8 +2,8 @@
 #pragma once
 #include "types.cuh"
 
-#if !defined(SLOT_WORDS) || !defined(COUNT_IN_PROMPT) || !defined(MAX_LOGIT_EDITS) || !defined(MAX_BAD_WORD_TOKENS)
-#error "SLOT_…, COUNT_IN_PROMPT and the sizes of a slot's tables come from src/backend/cuda/ops/slot-layout.ts"
+#if !defined(SLOT_WORDS) || !defined(COUNT_IN_PROMPT)
+#error "SLOT_WORDS, SLOT_WORD_…, SLOT_FLAG_… and COUNT_IN_PROMPT come from src/backend/cuda/ops/slot-layout.ts"
 #endif
 
 // One slot's record.

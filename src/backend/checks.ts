@@ -112,7 +112,6 @@ export function checkLinear(
   if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, k);
   if (bias !== undefined) check(op, "bias", bias, dtype, n);
   if (activation !== undefined && addTo !== undefined) refuse(op, `an activation and a sum`);
-  if (activation?.gated && n % 2 !== 0) refuse(op, `${n} gated outputs`);
   if (addTo !== undefined) check(op, "addTo", addTo, dtype, m, n);
   const plain = bias === undefined && activation === undefined && addTo === undefined;
   check(op, "out", out, plain ? [dtype, "float32"] : dtype, m, activation?.gated ? n / 2 : n);

@@ -6,7 +6,7 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { KernelVariants } from "./kernel-variants.ts";
-import { SLOT_CONSTANTS } from "./slot-layout.ts";
+import { SLOT_CONSTANTS, SLOT_TABLE_CONSTANTS } from "./slot-layout.ts";
 import { LOGIT_CONSTANTS, LOGIT_TILE, ROW_THREADS, TILE_THREADS, TILES_PER_BLOCK } from "./tiles.ts";
 
 /** Logits that a block of process_logits takes at a time. */
@@ -19,7 +19,13 @@ const TILE_STATS_BYTES = 16;
 
 const SOURCE = {
   file: "sampling.cu",
-  constants: { ...SLOT_CONSTANTS, ...LOGIT_CONSTANTS, LOGITS_CHUNK, TILE_STATS_BYTES },
+  constants: {
+    ...SLOT_CONSTANTS,
+    ...SLOT_TABLE_CONSTANTS,
+    ...LOGIT_CONSTANTS,
+    LOGITS_CHUNK,
+    TILE_STATS_BYTES,
+  },
 } as const;
 const PROCESS_LOGITS = {
   ...SOURCE,

@@ -12,16 +12,16 @@ import {
 } from "../../backend.ts";
 import type { Macros } from "../kernel-source.ts";
 
-/** What slot.cuh is told of a slot's tables: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */
+/** What slot.cuh is told of a slot's record and counts: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */
 export const SLOT_CONSTANTS: Macros = {
   SLOT_WORDS,
   ...prefixed("SLOT_WORD", SlotWord),
   ...prefixed("SLOT_FLAG", SlotFlag),
   COUNT_IN_PROMPT: `${COUNT_IN_PROMPT}u`,
-  MAX_LOGIT_EDITS,
-  LOGIT_EDIT_WORDS,
-  MAX_BAD_WORD_TOKENS,
 };
+
+/** What sampling.cu is told of a slot's other tables. */
+export const SLOT_TABLE_CONSTANTS: Macros = { MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS, MAX_BAD_WORD_TOKENS };
 
 /** What batch.cu is told of the records of rows and joins, in the same manner. */
 export const RECORD_CONSTANTS: Macros = {

@@ -2,17 +2,14 @@ import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { ModelShape } from "../../../../src/backend/backend.ts";
 import { Compiler } from "../../../../src/backend/cuda/compiler.ts";
-import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
-import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
+import { KERNEL_FOLDER } from "../../../../src/backend/cuda/kernel-library.ts";
 import { type KernelUnit, unitName } from "../../../../src/backend/cuda/kernel-source.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
-import type { Context } from "../../../../src/cuda/context.ts";
-import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
 import { available, describeWith } from "../../../requirements.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
+import { unitsOf } from "./kernel-units.ts";
 
 const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;
 const HEAD_DIMS = [64, 96, 128, 256] as const;
@@ -30,17 +27,6 @@ const WIDTHS = [
 
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
 
-/** What the wrappers compile for a model; they launch nothing here. */
-function units(dtype: FloatDType, shape: ModelShape): KernelUnit[] {
-  const unused = () => {
-    throw new Error("nothing is launched");
-  };
-  const options = { dtype, smCount: 132, dependentLaunch: true, allocate: unused, allocateZeroed: unused };
-  const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
-  const library = new KernelLibrary({} as Context, compiler);
-  return new KernelOps(library, options).units(shape);
-}
-
 /**
  * The units to compile for the nth architecture. Each gets every head dimension and every group size in both dtypes; over
  * all architectures together they make all combinations, as many as compile in the time that a test may take.
@@ -56,7 +42,7 @@ function variants(n: number): KernelUnit[] {
         headDim,
         rotaryDim: i === 0 ? headDim / 2 : headDim,
       };
-      return units(dtype, { hiddenSize, intermediateSize, ...heads, blockSize: i === 0 ? 256 : 16 });
+      return unitsOf(dtype, { hiddenSize, intermediateSize, ...heads, blockSize: i === 0 ? 256 : 16 });
     }),
   );
   return [...new Map(models.map((unit) => [unitName(unit), unit])).values()];

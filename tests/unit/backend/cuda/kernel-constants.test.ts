@@ -1,0 +1,160 @@
+import { describe, expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { KERNEL_FOLDER } from "../../../../src/backend/cuda/kernel-library.ts";
+import { type KernelUnit, type Macros, readKernelUnit } from "../../../../src/backend/cuda/kernel-source.ts";
+import { NvrtcError } from "../../../../src/cuda/errors.ts";
+import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
+import { available, describeWith } from "../../../requirements.ts";
+import { KERNEL_FILES } from "./kernel-signatures.ts";
+import { unitsOf } from "./kernel-units.ts";
+
+const OPTIONS = ["--gpu-architecture=sm_90a", "--std=c++17", "--device-as-default-execution-space"];
+const REPOSITORY = join(import.meta.dir, "../../../..");
+
+const COMPILE_TIMEOUT_MS = 60_000;
+
+/** `#error "MACROS come from FILE"`. */
+const DEMAND = /^#error "(.*) comes? from (\S+)"$/gm;
+
+/** One unit of each file. */
+const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
+  unitsOf("bfloat16", {
+    ...{ hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
+    ...{ headDim: 128, rotaryDim: 64, blockSize: 16 },
+  }).map((unit) => [unit.file, unit]),
+);
+
+const macrosOf = ({ constants, defines }: KernelUnit): string[] =>
+  Object.keys({ ...constants, ...defines }).filter((macro) => !macro.startsWith("DTYPE_"));
+
+/** All of a unit's text that says what it does: no comments, and neither the demands for its macros nor their errors. */
+function codeOf(unit: KernelUnit): string {
+  const { source, headers } = readKernelUnit(unit, KERNEL_FOLDER, []);
+  return [source, ...Object.values(headers)]
+    .join("\n")
+    .replace(/\/\/.*/g, "")
+    .replace(/^#if !defined.*$|^#error.*$/gm, "");
+}
+
+describe("a constant has one source:", () => {
+  test.each(KERNEL_FILES)("%s uses every macro that it is given, and defines none of them", (file) => {
+    const unit = UNITS.get(file)!;
+    const code = codeOf(unit);
+    const macros = macrosOf(unit);
+    expect(macros.filter((macro) => !new RegExp(`\\b${macro}\\b`).test(code))).toEqual([]);
+    const defined = macros.filter((macro) =>
+      new RegExp(`\\bconstexpr\\s+\\w+\\s+${macro}\\b|#\\s*define\\s+${macro}\\b`).test(code),
+    );
+    expect(defined).toEqual([]);
+  });
+
+  test.each(KERNEL_FILES)("%s bounds its blocks by names", (file) => {
+    expect(codeOf(UNITS.get(file)!)).not.toMatch(/__launch_bounds__\(\s*\d/);
+  });
+
+  test("the sources name the file that a macro comes from", () => {
+    const demands = [KERNEL_FOLDER, join(KERNEL_FOLDER, "include")].flatMap((folder) =>
+      readdirSync(folder)
+        .filter((name) => /\.cuh?$/.test(name))
+        .flatMap((name) => [...readFileSync(join(folder, name), "utf8").matchAll(DEMAND)]),
+    );
+    expect(demands.length).toBeGreaterThan(KERNEL_FILES.length);
+    for (const [, macros, origin] of demands) {
+      const text = readFileSync(join(REPOSITORY, origin!), "utf8");
+      const missing = macros!.match(/\b[A-Z][A-Z_]+\b(?!…)/g)!.filter((macro) => !text.includes(macro));
+      expect({ origin, missing }).toEqual({ origin, missing: [] });
+    }
+  });
+});
+
+describeWith(
+  "OCTAVO_REQUIRE_NVRTC",
+  available(() => openNvrtc(thisMachine(), 13)),
+  "NVRTC",
+  ({ nvrtc }) => {
+    /** Compiles a file under changed macros; those that are undefined are not passed. */
+    const compile = (file: string, changes: Readonly<Record<string, number | undefined>>) => {
+      const { constants, defines } = UNITS.get(file)!;
+      const macros = Object.entries({ ...constants, ...defines, ...changes }).filter(
+        ([, value]) => value !== undefined,
+      );
+      return nvrtc.compile(
+        readKernelUnit({ file, defines: Object.fromEntries(macros) as Macros }, KERNEL_FOLDER, OPTIONS),
+      );
+    };
+    const logOf = (run: () => unknown): string => {
+      try {
+        run();
+      } catch (error) {
+        if (error instanceof NvrtcError) return error.log;
+        throw error;
+      }
+      return "compiled";
+    };
+
+    test.each(KERNEL_FILES)("refuses %s without any one of its macros", (file) => {
+      for (const macro of macrosOf(UNITS.get(file)!)) {
+        const log = logOf(() => compile(file, { [macro]: undefined }));
+        expect({ macro, log }).toEqual({ macro, log: expect.stringMatching(/comes? from src|undefined/) });
+      }
+    });
+
+    test.each<[file: string, macro: string, value: number, why: string]>([
+      ["norm.cu", "WARP", 16, "WARP must be 32"],
+      ["norm.cu", "VECTOR_BYTES", 8, "VECTOR_BYTES must be"],
+      ["norm.cu", "MAX_THREADS", 1000, "MAX_THREADS must be whole warps"],
+      ["norm.cu", "MAX_THREADS", 2048, "MAX_THREADS must be whole warps"],
+      ["norm.cu", "ACCESS", 4, "ACCESS is"],
+      ["norm.cu", "ACCESSES", 64, "ACCESSES must be"],
+      ["activation.cu", "ACCESS", 4, "ACCESS is"],
+      ["activation.cu", "ACTIVATION_GELU", 0, "activations must have codes of their own"],
+      ["embedding.cu", "COPY_BYTES", 8, "COPY_BYTES must be"],
+      ["rotary.cu", "HEAD_PAIRS", 16, "HEAD_PAIRS must be a power of two, at most a vector"],
+      ["rotary.cu", "ROTARY_DIM", 72, "HEAD_PAIRS must divide"],
+      ["rotary.cu", "ROTARY_DIM", 130, "a head has HEAD_DIM dimensions"],
+      ["rotary.cu", "ROTARY_DIM", 63, "pairs of dimensions"],
+      ["rotary.cu", "HEAD_LANES", 12, "HEAD_LANES must be a power of two"],
+      ["rotary.cu", "HEAD_LANES", 64, "HEAD_LANES must be a power of two, at most a warp"],
+      ["attention_decode.cu", "DECODE_TILE", 32, "DECODE_TILE must be 16"],
+      ["attention_decode.cu", "DECODE_WARPS", 64, "must fit static shared memory"],
+      ["attention_decode.cu", "HEAD_DIM", 288, "HEAD_DIM must be"],
+      ["attention_decode.cu", "HEAD_DIM", 80, "HEAD_DIM must be"],
+      ["attention_decode.cu", "GROUP_SIZE", 17, "GROUP_SIZE must be"],
+      ["attention_decode.cu", "BLOCK_SIZE", 24, "BLOCK_SIZE must be"],
+      ["attention_prefill.cu", "PREFILL_WARPS", 3, "PREFILL_ROWS must be"],
+      ["attention_prefill.cu", "PREFILL_ROWS", 96, "PREFILL_ROWS must be"],
+      ["attention_prefill.cu", "PREFILL_KEYS", 40, "PREFILL_KEYS must be"],
+      ["attention_prefill.cu", "PREFILL_KEYS", 48, "every thread copies"],
+      ["attention_prefill.cu", "PREFILL_PADDING", 4, "PREFILL_PADDING must keep"],
+      ["batch.cu", "COUNT_IN_PROMPT", 1, "COUNT_IN_PROMPT must be"],
+      ["batch.cu", "SLOT_FLAG_EDITS", 1, "slot flags must be"],
+      ["sampling.cu", "LOGIT_TILE", 500, "LOGIT_TILE must be a whole number"],
+      ["sampling.cu", "LOGIT_TILE", 2048, "LOGIT_TILE must give a lane at most 32"],
+      ["sampling.cu", "TILE_THREADS", 100, "TILE_THREADS must be whole warps"],
+      ["sampling.cu", "ROW_THREADS", 2048, "ROW_THREADS must be whole warps"],
+      ["sampling.cu", "TILE_STATS_BYTES", 8, "TILE_STATS_BYTES must be"],
+      ["sampling.cu", "LOGIT_EDIT_WORDS", 4, "LOGIT_EDIT_WORDS must be"],
+      ["logprobs.cu", "TILE_SUM_BYTES", 16, "TILE_SUM_BYTES must be"],
+    ])("refuses %s with %s %d", (file, macro, value, why) => {
+      expect(logOf(() => compile(file, { [macro]: value }))).toContain(why);
+    });
+
+    test.each<[file: string, changes: Readonly<Record<string, number>>]>([
+      ["norm.cu", { MAX_THREADS: 1024, MAX_ACCESSES: 16 }],
+      ["activation.cu", { ACTIVATION_SILU: 2, ACTIVATION_GELU: 0, ACTIVATION_GELU_TANH: 1 }],
+      ["rotary.cu", { HEAD_PAIRS: 2, HEAD_LANES: 8 }],
+      ["attention_decode.cu", { DECODE_WARPS: 2 }],
+      ["attention_prefill.cu", { PREFILL_WARPS: 8, PREFILL_KEYS: 128, PREFILL_PADDING: 16 }],
+      ["batch.cu", { SLOT_WORDS: 32, SLOT_WORD_FLAGS: 20, ROW_WORDS: 8, ROW_WORD_COUNT: 5 }],
+      ["logprobs.cu", { LOGIT_TILE: 256, TILE_THREADS: 512, ROW_THREADS: 1024 }],
+      ["sampling.cu", { LOGIT_TILE: 256, TILE_THREADS: 128, ROW_THREADS: 256, LOGITS_CHUNK: 1000 }],
+    ])(
+      "compiles %s with %p",
+      (file, changes) => {
+        expect(compile(file, changes).log).toBe("");
+      },
+      COMPILE_TIMEOUT_MS,
+    );
+  },
+);
