@@ -82,7 +82,7 @@ export async function loadModel(
         });
   onFolder?.(folder);
   const modelConfig = readModelConfig(folder);
-  const definition = defineModel(modelConfig, {}, folder);
+  const definition = defineModel(modelConfig);
   const generation = readGenerationConfig(folder, modelConfig);
   const { tokenizer, chatTemplate } = await loadText(folder, config);
   if (tokenizer !== undefined && tokenizer.vocabSize > modelConfig.vocabSize) {

@@ -4,13 +4,15 @@ import type { Activation } from "../backend/backend.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
 import type { RopeConfig } from "../layers/rotary.ts";
+import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
 import { JsonFields } from "./json-fields.ts";
-import { readRopeConfig } from "./rope-config.ts";
+import { refuseUnknownFields } from "./refused-fields.ts";
+import { readRopeConfig, stretchedPositions } from "./rope-config.ts";
 
 /** A model's architecture and sizes: its config.json, validated, with one spelling and all defaults filled in. */
 export interface ModelConfig {
-  /** First of `architectures`, e.g. `Qwen3ForCausalLM`. */
-  readonly architecture: string;
+  /** First of `architectures`. */
+  readonly architecture: Architecture;
   readonly modelType: string;
   /** Rows of the embedding and width of the logits; the tokenizer may know fewer tokens. */
   readonly vocabSize: number;
@@ -23,6 +25,7 @@ export interface ModelConfig {
   /** Even. */
   readonly headDim: number;
   readonly activation: Activation;
+  /** Positions that the model can tell apart: those that YaRN stretches its training to, if it does. */
   readonly maxPositionEmbeddings: number;
   readonly rmsNormEps: number;
   readonly rope: RopeConfig;
@@ -50,49 +53,67 @@ const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
 const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", "float16"]);
 
 /**
- * Reads `config.json` as transformers 4 and 5 write it. Code that a config names (`auto_map`) is never looked at.
- * @throws ModelNotFoundError when the folder or the file is missing; ModelDataError naming a field that is missing or
- * out of range; UnsupportedModelError for quantised weights, unknown activations, dtypes or rope types.
+ * Reads `config.json` as transformers 4 and 5 write it; fields that it does not mention have the family's defaults. Code
+ * that a config names (`auto_map`) is never looked at.
+ * @throws ModelNotFoundError when the folder or the file is missing; UnsupportedModelError for an architecture, and after
+ * that for quantised weights, unknown activations, dtypes, rope types or fields that would change results;
+ * ModelDataError naming a field that is out of range.
  */
 export function readModelConfig(folder: string): ModelConfig {
   if (!existsSync(folder) || !statSync(folder).isDirectory())
     throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
   const json = JsonFields.read(join(folder, "config.json"));
+  const architecture = readArchitecture(json);
+  const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
   refuseUnsupported(json);
 
-  const architecture = json.strings("architectures")?.[0];
-  if (architecture === undefined) throw json.invalid("architectures", "a list of at least one name");
-  const modelType = json.string("model_type", "");
-  const vocabSize = json.integer("vocab_size", 1, 1e7);
-  const hiddenSize = json.integer("hidden_size", 1, 1e6);
-  const numLayers = json.integer("num_hidden_layers", 1, 1024);
-  const numHeads = json.integer("num_attention_heads", 1, 4096);
-  const numKvHeads = json.integer("num_key_value_heads", 1, 4096, numHeads);
+  const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
+  const hiddenSize = json.integer("hidden_size", 1, 1e6, defaults.hiddenSize);
+  const numLayers = json.integer("num_hidden_layers", 1, 1024, defaults.numLayers);
+  const numHeads = json.integer("num_attention_heads", 1, 4096, defaults.numHeads);
+  const kvHeads = json.isNull("num_key_value_heads") ? undefined : defaults.numKvHeads;
+  const numKvHeads = json.integer("num_key_value_heads", 1, 4096, kvHeads ?? numHeads);
   if (numHeads % numKvHeads !== 0)
     throw json.invalid("num_key_value_heads", `a divisor of ${numHeads} heads`);
-  const headDim = json.integer("head_dim", 2, 1024, hiddenSize / numHeads);
+  const fallbackDim = json.isNull("head_dim") ? undefined : defaults.headDim;
+  const headDim = json.integer("head_dim", 2, 1024, fallbackDim ?? hiddenSize / numHeads);
   if (headDim % 2 !== 0 || headDim > 1024)
     throw new ModelDataError(json.file, `head dimension ${headDim} is not an even integer up to 1024`);
-  const maxPositionEmbeddings = json.integer("max_position_embeddings", 1, 2 ** 30);
-  const layerWindows = readLayerWindows(json, modelType, numLayers);
+  const positions = json.integer("max_position_embeddings", 1, 2 ** 30, defaults.maxPositionEmbeddings);
+  const rope = readRopeConfig(json, headDim, positions);
+  const layerWindows = readLayerWindows(json, defaults, numLayers);
+  const tokens = (name: string, fallback: number | undefined) =>
+    json.tokenIds(name, vocabSize) ??
+    (fallback === undefined || json.isNull(name) || fallback >= vocabSize ? [] : [fallback]);
 
   return Object.freeze({
-    ...{ architecture, modelType, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim },
-    intermediateSize: json.integer("intermediate_size", 1, 1e7),
+    ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim, rope },
+    modelType: json.string("model_type", ""),
+    intermediateSize: json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize),
     activation: readActivation(json),
-    maxPositionEmbeddings,
+    maxPositionEmbeddings: Math.max(positions, stretchedPositions(rope)),
     rmsNormEps: json.number("rms_norm_eps", 0, 1, 1e-6),
-    rope: readRopeConfig(json, headDim, maxPositionEmbeddings),
-    // transformers omits the field when it has the family's default, which is true for these alone.
-    tieWordEmbeddings: json.boolean("tie_word_embeddings", /^(?:gemma|cohere)/.test(modelType)),
+    tieWordEmbeddings: json.boolean("tie_word_embeddings", false),
     attentionBias: json.boolean("attention_bias", undefined),
     mlpBias: json.boolean("mlp_bias", false),
     slidingWindow: Math.max(...layerWindows),
     layerWindows: Object.freeze(layerWindows),
-    bosTokenId: json.tokenIds("bos_token_id", vocabSize)?.[0],
-    eosTokenIds: Object.freeze(json.tokenIds("eos_token_id", vocabSize) ?? []),
+    bosTokenId: tokens("bos_token_id", defaults.bosTokenId)[0],
+    eosTokenIds: Object.freeze(tokens("eos_token_id", defaults.eosTokenId)),
     dtype: readDtype(json),
   });
+}
+
+/** The first that the config names; that it cannot be loaded is the first thing that a user is told. */
+function readArchitecture(json: JsonFields): Architecture {
+  const architecture = json.strings("architectures")?.[0];
+  if (architecture === undefined) throw json.invalid("architectures", "a list of at least one name");
+  if (isSupported(architecture)) return architecture;
+  const known = Object.keys(FAMILY_DEFAULTS).join(", ");
+  throw new UnsupportedModelError(
+    json.file,
+    `architecture ${architecture} is not supported; supported are ${known}`,
+  );
 }
 
 function refuseUnsupported(json: JsonFields): void {
@@ -102,10 +123,11 @@ function refuseUnsupported(json: JsonFields): void {
     throw unsupported(`quantised weights (${quantisation.string("quant_method", "unknown method")}) are`);
   if (json.has("text_config") && !json.has("hidden_size"))
     throw unsupported("multimodal models (text_config) are");
+  refuseUnknownFields(json);
 }
 
 function readActivation(json: JsonFields): Activation {
-  const name = json.string(json.has("hidden_activation") ? "hidden_activation" : "hidden_act");
+  const name = json.string(json.has("hidden_activation") ? "hidden_activation" : "hidden_act", "silu");
   const activation = ACTIVATIONS.get(name);
   if (activation === undefined)
     throw new UnsupportedModelError(json.file, `activation ${JSON.stringify(name)} is not supported`);
@@ -121,12 +143,13 @@ function readDtype(json: JsonFields): FloatDType | undefined {
 }
 
 /**
- * Which layers have the sliding window: those that `layer_types` names; without it all from `max_window_layers` on;
- * without that all. `use_sliding_window: false`, Qwen's default, turns it off.
+ * Which layers have the sliding window: those that `layer_types` names; without it all from `max_window_layers` on.
+ * `use_sliding_window: false`, Qwen's default, turns it off.
  */
-function readLayerWindows(json: JsonFields, modelType: string, numLayers: number): number[] {
-  const enabled = json.boolean("use_sliding_window", !modelType.startsWith("qwen"));
-  const window = enabled ? json.integer("sliding_window", 0, 2 ** 30, 0) : 0;
+function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers: number): number[] {
+  const enabled = json.boolean("use_sliding_window", defaults.usesSlidingWindow);
+  const fallback = json.isNull("sliding_window") ? 0 : defaults.slidingWindow;
+  const window = enabled ? json.integer("sliding_window", 0, 2 ** 30, fallback) : 0;
   const types = json.strings("layer_types");
   if (types === undefined) {
     if (window > 0 && json.has("sliding_window_pattern"))
@@ -134,7 +157,7 @@ function readLayerWindows(json: JsonFields, modelType: string, numLayers: number
         json.file,
         "sliding_window_pattern without layer_types is not supported",
       );
-    const first = json.integer("max_window_layers", 0, 1e6, 0);
+    const first = json.integer("max_window_layers", 0, 1e6, defaults.firstWindowLayer);
     return Array.from({ length: numLayers }, (_, layer) => (layer >= first ? window : 0));
   }
   if (types.length !== numLayers) throw json.invalid("layer_types", `a list of ${numLayers} types`);

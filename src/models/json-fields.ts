@@ -29,6 +29,10 @@ export class JsonFields {
     return new JsonFields(file, value, "");
   }
 
+  get isEmpty(): boolean {
+    return Object.keys(this.fields).length === 0;
+  }
+
   /** The field's value, unchecked; undefined when absent. */
   get(name: string): unknown {
     return Object.hasOwn(this.fields, name) ? (this.fields[name] ?? undefined) : undefined;
@@ -36,6 +40,11 @@ export class JsonFields {
 
   has(name: string): boolean {
     return this.get(name) !== undefined;
+  }
+
+  /** Whether the field is null, not absent: what would take a default then has none. */
+  isNull(name: string): boolean {
+    return Object.hasOwn(this.fields, name) && this.fields[name] === null;
   }
 
   /** An integer in `[min, max]`; `fallback` when absent, an error when none is given. */

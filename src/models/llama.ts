@@ -11,7 +11,6 @@ import type { ModelFamily } from "./model.ts";
 
 /** Llama 2 and 3.x. Biases exist only where the config asks for them. */
 export const llama: ModelFamily = {
-  architectures: ["LlamaForCausalLM"],
   define: (config, part) => defineDecoder(config, part, (place) => new LlamaLayer(config, place)),
 };
 

@@ -4,7 +4,6 @@ import type { ModelFamily } from "./model.ts";
 
 /** Mistral: Llama's block without biases, with a sliding window where the config gives one. */
 export const mistral: ModelFamily = {
-  architectures: ["MistralForCausalLM"],
   define: (config, part) => {
     const unbiased = { ...config, attentionBias: false, mlpBias: false };
     return defineDecoder(config, part, (place) => new LlamaLayer(unbiased, place));

@@ -42,8 +42,7 @@ export interface ModelPart {
   readonly scheme: WeightScheme;
 }
 
-/** The architectures of one family, and how a config of theirs becomes a model. */
+/** How a config of one family becomes a model. */
 export interface ModelFamily {
-  readonly architectures: readonly string[];
   define(config: ModelConfig, part: ModelPart): ModelDefinition;
 }

@@ -11,7 +11,6 @@ import type { ModelFamily } from "./model.ts";
 
 /** Qwen2 and Qwen2.5. */
 export const qwen2: ModelFamily = {
-  architectures: ["Qwen2ForCausalLM"],
   define: (config, part) => defineDecoder(config, part, (place) => new Qwen2Layer(config, place)),
 };
 

@@ -11,7 +11,6 @@ import type { ModelFamily } from "./model.ts";
 
 /** Qwen3, dense. */
 export const qwen3: ModelFamily = {
-  architectures: ["Qwen3ForCausalLM"],
   define: (config, part) => defineDecoder(config, part, (place) => new Qwen3Layer(config, place)),
 };
 

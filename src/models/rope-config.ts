@@ -6,11 +6,13 @@ const MAX_POSITIONS = 2 ** 30;
 
 /**
  * Rotary embedding from either spelling: `rope_theta` with `rope_scaling` (whose kind is `type` or `rope_type`), or
- * `rope_parameters`, which holds both.
+ * `rope_parameters`, which holds both. As in transformers, `rope_scaling` wins where there are both.
+ * @param positions `max_position_embeddings`
  * @throws UnsupportedModelError for scaling that Octavo does not implement; ModelDataError.
  */
-export function readRopeConfig(config: JsonFields, headDim: number, maxPositions: number): RopeConfig {
-  const parameters = config.object("rope_parameters");
+export function readRopeConfig(config: JsonFields, headDim: number, positions: number): RopeConfig {
+  const scaling = config.object("rope_scaling");
+  const parameters = scaling?.isEmpty === false ? scaling : config.object("rope_parameters");
   const byLayer = ["full_attention", "sliding_attention"].some((type) => parameters?.has(type));
   if (byLayer || config.has("rope_local_base_freq"))
     throw new UnsupportedModelError(config.file, "rope that differs between layers is not supported");
@@ -19,7 +21,9 @@ export function readRopeConfig(config: JsonFields, headDim: number, maxPositions
   const rope: RopeConfig = {
     theta: either("rope_theta").number("rope_theta", 1, 1e12, 10_000),
     partialRotaryFactor: either("partial_rotary_factor").number("partial_rotary_factor", 0, 1, 1),
-    scaling: Object.freeze(readScaling(parameters ?? config.object("rope_scaling"), maxPositions)),
+    scaling: Object.freeze(
+      readScaling(parameters, originalPositions(config, parameters, positions), positions),
+    ),
   };
   if (rotaryDim(headDim, rope) === 0)
     throw new ModelDataError(
@@ -29,7 +33,21 @@ export function readRopeConfig(config: JsonFields, headDim: number, maxPositions
   return Object.freeze(rope);
 }
 
-function readScaling(fields: JsonFields | undefined, maxPositions: number): RopeScaling {
+/** Positions that scaling makes of those of training, where it says so: YaRN's factor does; 0 for all else. */
+export function stretchedPositions({ scaling }: RopeConfig): number {
+  if (scaling.kind !== "yarn") return 0;
+  return Math.min(Math.floor(scaling.originalMaxPositionEmbeddings * scaling.factor), MAX_POSITIONS);
+}
+
+/** Positions of training: the config's own field, else that of the scaling, else `max_position_embeddings`. */
+function originalPositions(config: JsonFields, scaling: JsonFields | undefined, positions: number): number {
+  const name = "original_max_position_embeddings";
+  const inner = scaling?.integer(name, 1, MAX_POSITIONS, undefined);
+  return config.integer(name, 1, MAX_POSITIONS, inner ?? positions);
+}
+
+/** @param original positions of training */
+function readScaling(fields: JsonFields | undefined, original: number, positions: number): RopeScaling {
   if (fields === undefined) return { kind: "none" };
   if (fields.has("mrope_section"))
     throw new UnsupportedModelError(fields.file, "multimodal rope (mrope_section) is not supported");
@@ -44,24 +62,31 @@ function readScaling(fields: JsonFields | undefined, maxPositions: number): Rope
       const lowFreqFactor = fields.number("low_freq_factor", 1e-6, 1e6);
       const highFreqFactor = fields.number("high_freq_factor", 1e-6, 1e6);
       if (highFreqFactor <= lowFreqFactor) throw fields.invalid("high_freq_factor", "above low_freq_factor");
-      const originalMaxPositionEmbeddings = fields.integer(
-        "original_max_position_embeddings",
-        1,
-        MAX_POSITIONS,
-      );
-      return { kind, factor: factor(), lowFreqFactor, highFreqFactor, originalMaxPositionEmbeddings };
+      return {
+        kind,
+        factor: factor(),
+        lowFreqFactor,
+        highFreqFactor,
+        originalMaxPositionEmbeddings: original,
+      };
     }
     case "yarn":
-      return readYarn(fields, factor(), maxPositions);
+      return readYarn(fields, original, positions);
   }
   throw new UnsupportedModelError(fields.file, `rope type "${kind}" is not supported`);
 }
 
-/** The default temperature is that of transformers: from `mscale` and `mscale_all_dim` if both are given. */
-function readYarn(fields: JsonFields, factor: number, maxPositions: number): RopeScaling {
+/**
+ * The default factor is what the positions are stretched by. The default temperature is that of transformers: from
+ * `mscale` and `mscale_all_dim` if both are given.
+ */
+function readYarn(fields: JsonFields, original: number, positions: number): RopeScaling {
+  const factor =
+    positions > original
+      ? fields.number("factor", 1, 1e6, positions / original)
+      : fields.number("factor", 1, 1e6);
   if (fields.boolean("truncate", true) === false)
     throw new UnsupportedModelError(fields.file, "yarn with truncate: false is not supported");
-  const positions = fields.integer("original_max_position_embeddings", 1, MAX_POSITIONS, maxPositions);
   const betaFast = fields.number("beta_fast", 1e-6, 1e6, 32);
   const betaSlow = fields.number("beta_slow", 1e-6, 1e6, 1);
   if (betaFast < betaSlow) throw fields.invalid("beta_fast", "at least beta_slow");
@@ -76,7 +101,7 @@ function readYarn(fields: JsonFields, factor: number, maxPositions: number): Rop
     factor,
     betaFast,
     betaSlow,
-    originalMaxPositionEmbeddings: positions,
+    originalMaxPositionEmbeddings: original,
     attentionFactor,
   };
 }

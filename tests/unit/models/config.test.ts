@@ -4,7 +4,6 @@ import { join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { readGenerationConfig } from "../../../src/models/generation-config.ts";
-import { defineModel } from "../../../src/models/registry.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
 
 const LLAMA = {
@@ -86,11 +85,93 @@ describe("readModelConfig", () => {
       ...{ head_dim: null, sliding_window: null, rope_scaling: null, quantization_config: null },
     });
     expect(config).toMatchObject({ numKvHeads: 32, headDim: 128, mlpBias: false, tieWordEmbeddings: false });
-    expect(config).toMatchObject({ slidingWindow: 0, rmsNormEps: 1e-6, eosTokenIds: [] });
+    expect(config).toMatchObject({ slidingWindow: 0, rmsNormEps: 1e-6, eosTokenIds: [2] });
     expect(config.rope.theta).toBe(10000);
     expect(config.attentionBias).toBeUndefined();
     expect(config.dtype).toBeUndefined();
-    expect(read({ ...without("tie_word_embeddings"), model_type: "gemma" }).tieWordEmbeddings).toBe(true);
+  });
+
+  // As transformers' configuration classes have them.
+  test.each([
+    [
+      "LlamaForCausalLM",
+      {
+        numKvHeads: 32,
+        headDim: 128,
+        intermediateSize: 11008,
+        maxPositionEmbeddings: 2048,
+        vocabSize: 32000,
+      },
+      { bosTokenId: 1, eosTokenIds: [2], slidingWindow: 0 },
+    ],
+    [
+      "MistralForCausalLM",
+      {
+        numKvHeads: 8,
+        headDim: 128,
+        intermediateSize: 14336,
+        maxPositionEmbeddings: 131072,
+        vocabSize: 32000,
+      },
+      { bosTokenId: 1, eosTokenIds: [2], slidingWindow: 4096, layerWindows: new Array(32).fill(4096) },
+    ],
+    [
+      "Qwen2ForCausalLM",
+      {
+        numKvHeads: 32,
+        headDim: 128,
+        intermediateSize: 22016,
+        maxPositionEmbeddings: 32768,
+        vocabSize: 151936,
+      },
+      { bosTokenId: undefined, eosTokenIds: [], slidingWindow: 0 },
+    ],
+    [
+      "Qwen3ForCausalLM",
+      {
+        numKvHeads: 32,
+        headDim: 128,
+        intermediateSize: 22016,
+        maxPositionEmbeddings: 32768,
+        vocabSize: 151936,
+      },
+      { bosTokenId: undefined, eosTokenIds: [], slidingWindow: 0 },
+    ],
+  ])("a config that is silent has the defaults of %s", (architecture, sizes, others) => {
+    const common = { hiddenSize: 4096, numLayers: 32, numHeads: 32, activation: "silu", rmsNormEps: 1e-6 };
+    expect(read({ architectures: [architecture] })).toMatchObject({
+      ...common,
+      ...sizes,
+      ...others,
+    } as never);
+  });
+
+  test("null is not silence", () => {
+    const mistral = { ...LLAMA, architectures: ["MistralForCausalLM"] };
+    expect(
+      read({ ...mistral, num_key_value_heads: null, sliding_window: null, eos_token_id: null }),
+    ).toMatchObject({
+      ...{ numKvHeads: 32, slidingWindow: 0, eosTokenIds: [] },
+    });
+    const qwen3 = { ...LLAMA, architectures: ["Qwen3ForCausalLM"], hidden_size: 2048 };
+    expect(read(qwen3).headDim).toBe(128);
+    expect(read({ ...qwen3, head_dim: null }).headDim).toBe(64);
+  });
+
+  test("YaRN's positions are those that it stretches training to", () => {
+    const positions = (fields: object) => read({ ...LLAMA, ...fields }).maxPositionEmbeddings;
+    const yarn = { rope_type: "yarn", factor: 4, original_max_position_embeddings: 32768 };
+    expect(positions({ max_position_embeddings: 32768, rope_scaling: yarn })).toBe(131072);
+    expect(positions({ max_position_embeddings: 40960, rope_parameters: yarn })).toBe(131072);
+    expect(positions({ max_position_embeddings: 262144, rope_scaling: yarn })).toBe(262144);
+    expect(positions({ max_position_embeddings: 8192, rope_scaling: { type: "yarn", factor: 2 } })).toBe(
+      16384,
+    );
+    const older = { original_max_position_embeddings: 4096, rope_scaling: { type: "yarn", factor: 2 } };
+    expect(positions({ max_position_embeddings: 1024, ...older })).toBe(8192);
+    expect(positions({ max_position_embeddings: 4096, rope_scaling: { type: "linear", factor: 4 } })).toBe(
+      4096,
+    );
   });
 
   test("rope scaling", () => {
@@ -114,6 +195,15 @@ describe("readModelConfig", () => {
     expect(read({ ...LLAMA, partial_rotary_factor: 0.5 }).rope.partialRotaryFactor).toBe(0.5);
     const rope_parameters = { rope_theta: 7, partial_rotary_factor: 0.25 };
     expect(read({ ...LLAMA, rope_parameters }).rope).toMatchObject({ theta: 7, partialRotaryFactor: 0.25 });
+    const both = { rope_scaling: { type: "linear", factor: 2 }, rope_parameters };
+    expect(read({ ...LLAMA, ...both }).rope).toMatchObject({ theta: 500000, scaling: { kind: "linear" } });
+    expect(read({ ...LLAMA, ...both, rope_scaling: {} }).rope.theta).toBe(7);
+    const { factor, ...stretched } = yarn;
+    expect(scaling(stretched)).toMatchObject({ kind: "yarn", factor: 131072 / 32768 });
+    const { original_max_position_embeddings, ...silent } = LLAMA3_SCALING;
+    expect(scaling({ rope_type: "llama3", ...silent })).toMatchObject({
+      originalMaxPositionEmbeddings: 131072,
+    });
   });
 
   test("sliding windows", () => {
@@ -123,8 +213,10 @@ describe("readModelConfig", () => {
     };
     expect(windows({ sliding_window: 4096 })).toEqual([4096, 4096, 4096, 4096, 4096]);
     expect(windows({ sliding_window: 4096, use_sliding_window: false })).toEqual([0, 0, 0, 0, 0]);
-    expect(windows({ sliding_window: 4096, model_type: "qwen2" })).toEqual([0, 0, 0, 0, 0]);
-    const qwen = { sliding_window: 64, use_sliding_window: true, max_window_layers: 3, model_type: "qwen2" };
+    const qwen2 = { sliding_window: 64, architectures: ["Qwen2ForCausalLM"] };
+    expect(windows(qwen2)).toEqual([0, 0, 0, 0, 0]);
+    expect(windows({ ...qwen2, use_sliding_window: true })).toEqual([0, 0, 0, 0, 0]);
+    const qwen = { ...qwen2, use_sliding_window: true, max_window_layers: 3 };
     expect(windows(qwen)).toEqual([64, 0, 0, 0, 64]);
     const [full, sliding] = ["full_attention", "sliding_attention"];
     expect(windows({ ...qwen, layer_types: [sliding, full, sliding, full] })).toEqual([64, 64, 0, 64, 0]);
@@ -182,16 +274,32 @@ describe("readModelConfig", () => {
     ["hidden_act", "relu2", "relu2"],
     ["dtype", "float8_e4m3fn", "float8_e4m3fn"],
     ["layer_types", new Array(4).fill("linear_attention"), "linear_attention"],
+    ["dual_chunk_attention_config", { chunk_size: 262144 }, "dual_chunk_attention_config"],
+    ["attn_logit_softcapping", 50, "attn_logit_softcapping"],
+    ["embedding_multiplier", 12, "embedding_multiplier"],
+    ["num_local_experts", 8, "num_local_experts"],
+    ["no_rope_layers", [1, 1, 1, 0], "no_rope_layers"],
   ])("%s = %j is unsupported", (name, value, message) => {
     const error = thrown(() => read({ ...LLAMA, [name]: value }));
     expect(error).toBeInstanceOf(UnsupportedModelError);
     expect((error as Error).message).toContain(message);
   });
 
-  test("a required field that is missing is named", () => {
-    for (const name of ["architectures", "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act"]) {
-      expect(() => read(without(name))).toThrow(`${name} must be`);
-    }
+  test("fields of other families that change nothing are no reason to refuse", () => {
+    const neutral = { dual_chunk_attention_config: null, logit_scale: 1, num_experts: 0, no_rope_layers: [] };
+    expect(read({ ...LLAMA, ...neutral, attn_logit_softcapping: false })).toEqual(read(LLAMA));
+  });
+
+  test("the architecture must be there, and is what is looked at first", () => {
+    expect(() => read(without("architectures"))).toThrow("architectures must be");
+    const other = {
+      architectures: ["GPT2LMHeadModel"],
+      quantization_config: { quant_method: "gptq" },
+      vocab_size: "?",
+    };
+    const error = thrown(() => read(other));
+    expect(error).toBeInstanceOf(UnsupportedModelError);
+    expect((error as Error).message).toMatch(/config\.json: architecture GPT2LMHeadModel .*Qwen3ForCausalLM/);
   });
 
   test("files that are no JSON objects, or not there", () => {
@@ -205,14 +313,6 @@ describe("readModelConfig", () => {
     expect(() => readModelConfig(folder.path)).toThrow("not a regular file");
     expect(() => read('{"architectures":["X"],"text_config":{}}')).toThrow(UnsupportedModelError);
   });
-});
-
-test("an architecture that is not supported is named, with its file and those that are", () => {
-  const error = thrown(() =>
-    defineModel(read({ ...LLAMA, architectures: ["GPT2LMHeadModel"] }), {}, "/models/x"),
-  );
-  expect(error).toBeInstanceOf(UnsupportedModelError);
-  expect((error as Error).message).toMatch(/^\/models\/x\/config\.json: .*GPT2LMHeadModel.*Qwen3ForCausalLM/);
 });
 
 describe("readGenerationConfig", () => {
