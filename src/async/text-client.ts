@@ -32,7 +32,7 @@ export class TextClient {
     this.#link = this.#start();
   }
 
-  /** Loads the tokenizer of the model in `folder`. Jobs are for afterwards. @throws what `loadText` throws. */
+  /** Loads the tokenizer of the model in `folder`. Jobs are for afterwards. @throws as `loadTokenizer` and `createPromptEncoder`. */
   async open(folder: string): Promise<void> {
     this.#opening = { folder, config: this.config };
     this.#link?.post(this.#opening);

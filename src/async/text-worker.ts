@@ -1,6 +1,6 @@
 import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
-import { loadText } from "../tokenizer/load-text.ts";
-import { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
+import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
+import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { encodeError } from "./error-codec.ts";
 import type {
   EncodedText,
@@ -16,8 +16,8 @@ declare const self: Worker;
 type Jobs = { [K in TextJobName]: (input: TextJobs[K]["input"]) => TextJobs[K]["output"] };
 
 self.onmessage = ({ data: { folder, config } }: MessageEvent<OpenTextMessage>) => {
-  const opened = loadText(folder, config).then((text) =>
-    jobs(new PromptEncoder(text.tokenizer, text.chatTemplate)),
+  const opened = loadTokenizer(folder, config).then((tokenizer) =>
+    jobs(createPromptEncoder(tokenizer, config)),
   );
   // Each job reports that loading failed.
   opened.catch(() => {});

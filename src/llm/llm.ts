@@ -6,12 +6,7 @@ import type { SamplingParams } from "../base/sampling-params.ts";
 import { checkRequest } from "../engine/request.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
-import {
-  type ChatOptions,
-  type ChatPrompt,
-  type Prompt,
-  PromptEncoder,
-} from "../tokenizer/prompt-encoder.ts";
+import type { ChatOptions, ChatPrompt, Prompt, PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type LoadedModel, type LoadProgress, loadModel } from "./load-model.ts";
 import { OpenRequests } from "./open-requests.ts";
@@ -66,7 +61,7 @@ export class LLM {
   ) {
     this.#loaded = loaded;
     this.#loop = new StepLoop(loaded.engine, this.#open);
-    this.#encoder = new PromptEncoder(loaded.tokenizer, loaded.chatTemplate);
+    this.#encoder = loaded.encoder!;
   }
 
   /**
@@ -77,7 +72,7 @@ export class LLM {
   static async create(model?: string, options: CreateOptions = {}): Promise<LLM> {
     const { onProgress, ...engineOptions } = options;
     const config = resolveEngineConfig(engineOptions);
-    return new LLM(await loadModel(model, config, { onProgress }), config);
+    return new LLM(await loadModel(model, config, { onProgress, withEncoder: true }), config);
   }
 
   /** Name or folder of the model. */

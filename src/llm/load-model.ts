@@ -21,7 +21,9 @@ import { defineModel } from "../models/registry.ts";
 import { KvPlan } from "../runner/kv-plan.ts";
 import { ModelRunner } from "../runner/model-runner.ts";
 import { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
-import { loadText, type TextModel } from "../tokenizer/load-text.ts";
+import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
+import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 
 /** The folder of the model that ships with the package. */
 export const EMBEDDED_MODEL = join(import.meta.dir, "../../models", "tiny-stories");
@@ -33,6 +35,8 @@ export interface LoadOptions {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
   /** Called with the model's folder once that is complete on disk. */
   readonly onFolder?: (folder: string) => void;
+  /** Make an encoder of prompts, too. Default false: the model takes and gives tokens, and text is only decoded. */
+  readonly withEncoder?: boolean;
   /** Default `createBackend`; replaceable, so that tests need no GPU. */
   readonly openBackend?: typeof createBackend;
 }
@@ -45,7 +49,7 @@ export interface LoadProgress {
 }
 
 /** A model ready to run, and what surrounds it. */
-export interface LoadedModel extends TextModel {
+export interface LoadedModel {
   /** Name or folder it was loaded from. */
   readonly name: string;
   readonly modelConfig: ModelConfig;
@@ -54,6 +58,10 @@ export interface LoadedModel extends TextModel {
   /** What the model computes in. */
   readonly dtype: FloatDType;
   readonly defaultSampling: SamplingParams;
+  /** Undefined with `skipTokenizerInit`. */
+  readonly tokenizer: Tokenizer | undefined;
+  /** Present with `withEncoder`. */
+  readonly encoder: PromptEncoder | undefined;
   readonly engine: Engine;
   /** Frees the engine, the runner and the device. Safe to call twice. */
   dispose(): void;
@@ -66,7 +74,7 @@ export interface LoadedModel extends TextModel {
 export async function loadModel(
   model: string | undefined,
   config: EngineConfig,
-  { onProgress, onFolder, openBackend = createBackend }: LoadOptions = {},
+  { onProgress, onFolder, withEncoder = false, openBackend = createBackend }: LoadOptions = {},
 ): Promise<LoadedModel> {
   if (config.tensorParallelSize > 1)
     throw new ConfigError("tensorParallelSize", "tensorParallelSize above 1 is not supported yet");
@@ -84,12 +92,13 @@ export async function loadModel(
   const modelConfig = readModelConfig(folder);
   const definition = defineModel(modelConfig);
   const generation = readGenerationConfig(folder, modelConfig);
-  const { tokenizer, chatTemplate } = await loadText(folder, config);
+  const tokenizer = await loadTokenizer(folder, config);
   if (tokenizer !== undefined && tokenizer.vocabSize > modelConfig.vocabSize) {
     const rule = `token id ${tokenizer.vocabSize - 1} is outside the model's vocabulary of ${modelConfig.vocabSize}`;
     throw new ModelDataError(join(folder, "tokenizer.json"), rule);
   }
 
+  const encoder = withEncoder ? createPromptEncoder(tokenizer, config) : undefined;
   const hasher = await createSHA256();
   const backend = openBackend(config, modelConfig);
   try {
@@ -139,7 +148,7 @@ export async function loadModel(
         device: backend.name,
         dtype: backend.activationDtype,
       },
-      ...{ tokenizer, chatTemplate },
+      ...{ tokenizer, encoder },
       defaultSampling: config.generationConfig === "auto" ? generation.sampling : {},
       engine,
       dispose: () => {

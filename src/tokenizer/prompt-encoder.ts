@@ -48,10 +48,13 @@ export function isChat(prompt: Prompt | ChatPrompt): prompt is ChatPrompt {
 
 /** Turns prompts from outside into tokens. */
 export class PromptEncoder {
+  /** @throws ModelDataError if the tokenizer cannot encode. */
   constructor(
     readonly tokenizer: Tokenizer | undefined,
     private readonly chatTemplate: ChatTemplate | undefined,
-  ) {}
+  ) {
+    tokenizer?.prepareEncoder();
+  }
 
   /**
    * @param addSpecialTokens default true for text; false for conversations, whose template writes them itself.

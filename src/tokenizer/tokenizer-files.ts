@@ -38,6 +38,7 @@ export interface TokenizerFiles {
   readonly tokens: readonly (string | undefined)[];
   /** The model's vocabulary, without tokens that are only added. */
   readonly vocabulary: ReadonlyMap<string, number>;
+  /** Read anew each time, as only an encoder needs them. @throws ModelDataError if they are malformed. */
   readonly merges: readonly (readonly [string, string])[];
   /** Those of tokenizer.json, completed with tokenizer_config.json. */
   readonly addedTokens: readonly AddedToken[];
@@ -72,7 +73,9 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
     config,
     tokens,
     vocabulary,
-    merges: readMerges(model.merges, path),
+    get merges() {
+      return readMerges(model.merges, path);
+    },
     addedTokens: readAddedTokens(definition, config, vocabulary, tokens, Object.values(specialTokens), path),
     specialTokens,
     chatTemplate: await readChatTemplate(folder, config, configPath),

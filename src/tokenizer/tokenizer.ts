@@ -17,7 +17,8 @@ const NO_BYTES = new Uint8Array(0);
 /**
  * A model's byte-pair tokenizer, read from its Hugging Face files. Normalisation, pre-tokenisation, added tokens and
  * post-processing follow `tokenizers`; text that spells a special token is encoded as that token, as transformers
- * does. Splitting takes time linear in the text and merging O(n log n), so that no input is pathological.
+ * does. Splitting takes time linear in the text and merging O(n log n), so that no input is pathological. A tokenizer that
+ * only decodes does without the encoder's tables.
  */
 export class Tokenizer {
   /** The highest token id plus one. The model's logits may be wider. */
@@ -31,7 +32,9 @@ export class Tokenizer {
   /** How many spaces a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
   readonly leadingSpaces: number;
 
-  readonly #encoder: TokenEncoder;
+  /** Until the encoder has been built. */
+  #files: TokenizerFiles | undefined;
+  #encoder: TokenEncoder | undefined;
   readonly #tokens: readonly (string | undefined)[];
   readonly #ids: ReadonlyMap<string, number>;
   readonly #added: ReadonlySet<number>;
@@ -56,7 +59,7 @@ export class Tokenizer {
     this.#added = new Set(addedTokens.map((token) => token.id));
     this.#special = new Set(addedTokens.filter((token) => token.special).map((token) => token.id));
     this.#spelling = tokenBytes(files.definition.decoder, files.path);
-    this.#encoder = new TokenEncoder(files, (token) => ids.get(token));
+    this.#files = files;
     this.vocabSize = files.tokens.length;
     this.eosTokenId = this.tokenToId(specialTokens.eos_token ?? "");
     this.bosTokenId = this.tokenToId(specialTokens.bos_token ?? "");
@@ -65,8 +68,19 @@ export class Tokenizer {
     this.leadingSpaces = this.#spelling.leadingSpaces;
   }
 
+  /** Whether this tokenizer holds the tables that encoding needs, merges above all. */
+  get hasEncoder(): boolean {
+    return this.#encoder !== undefined;
+  }
+
+  /** Builds the tables that encoding needs, unless they exist. @throws ModelDataError if the model's are inconsistent. */
+  prepareEncoder(): void {
+    this.#withEncoder();
+  }
+
+  /** @throws as `prepareEncoder`. */
   encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): number[] {
-    return this.#encoder.encode(text, addSpecialTokens);
+    return this.#withEncoder().encode(text, addSpecialTokens);
   }
 
   /**
@@ -100,5 +114,13 @@ export class Tokenizer {
     if (token === undefined) return NO_BYTES;
     this.#bytes[id] ??= this.#spelling.of(token, this.#added.has(id));
     return this.#bytes[id];
+  }
+
+  #withEncoder(): TokenEncoder {
+    if (!this.#encoder) {
+      this.#encoder = new TokenEncoder(this.#files!, (token) => this.tokenToId(token));
+      this.#files = undefined;
+    }
+    return this.#encoder;
   }
 }

@@ -20,7 +20,9 @@ export async function loadFiles(files: Record<string, unknown>): Promise<Tokeniz
     for (const [name, content] of Object.entries(files)) {
       await Bun.write(join(folder, name), typeof content === "string" ? content : JSON.stringify(content));
     }
-    return await Tokenizer.load(folder);
+    const tokenizer = await Tokenizer.load(folder);
+    tokenizer.prepareEncoder();
+    return tokenizer;
   } finally {
     await rm(folder, { recursive: true });
   }
