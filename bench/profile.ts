@@ -132,9 +132,10 @@ export function summarize(
 /** Steps the engine by hand: prompts first, then decode steps of the whole batch. */
 function decodeShares(loaded: LoadedModel, profiler: Profiler, batch: number): DecodeShares {
   const { engine } = loaded;
-  const prompt = Math.min(CONTEXT_TOKENS, loaded.maxModelLen - 2 * DECODE_STEPS);
+  const { maxModelLen } = engine.limits;
+  const prompt = Math.min(CONTEXT_TOKENS, maxModelLen - 2 * DECODE_STEPS);
   // Prompts take many steps, in which those that came first decode already.
-  const workload = streams(batch, prompt, loaded.maxModelLen - prompt);
+  const workload = streams(batch, prompt, maxModelLen - prompt);
   const requests = requestsOf(loaded, workload);
   for (const request of requests) engine.add(request);
   const before = engine.stats();

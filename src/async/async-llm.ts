@@ -122,12 +122,12 @@ export class AsyncLLM implements AsyncDisposable {
     return this.engine.info.limits.maxModelLen;
   }
 
-  /** Where the model runs. */
+  /** The device that the model runs on. */
   get device(): "cpu" | "cuda" {
     return this.engine.info.device;
   }
 
-  /** What the model computes in. */
+  /** The dtype that the model computes in. */
   get dtype(): FloatDType {
     return this.engine.info.dtype;
   }
@@ -141,7 +141,7 @@ export class AsyncLLM implements AsyncDisposable {
     return this.engine.stats;
   }
 
-  /** What the engine died of, or that it was disposed of; undefined while it lives. */
+  /** The error that the engine died of, or that it was disposed of; undefined while it lives. */
   get failure(): EngineDeadError | undefined {
     return this.engine.failure;
   }
@@ -214,7 +214,7 @@ export class AsyncLLM implements AsyncDisposable {
     const kept = this.#keptTokens(options, 0);
     const { text, tokenIds } = await this.#encode(prompt, options);
     const ids = checkTokens("promptTokenIds", tokenIds.slice(-kept), this.modelConfig.vocabSize);
-    const list = [...ids];
+    const list = Array.from(ids);
     const tokenStrings = await this.#textJobs("prompt").call("tokenStrings", ids, [ids.buffer]);
     return { prompt: text, tokenIds: list, tokenStrings };
   }
@@ -310,7 +310,7 @@ export class AsyncLLM implements AsyncDisposable {
     return this.text.call("encode", { prompt, addSpecialTokens });
   }
 
-  /** How many of a prompt's last tokens stay; −1 stands for what leaves room for `output` tokens. */
+  /** Number of a prompt's last tokens that stay; −1 asks for what leaves room for `output` tokens. */
   #keptTokens(
     { truncatePromptTokens: count = Number.POSITIVE_INFINITY }: SubmitOptions,
     output: number,

@@ -29,7 +29,7 @@ export interface LoadListeners {
 
 type EngineLink = WorkerLink<LoadMessage | EngineMessage, EngineReply>;
 
-/** How long the worker may take to free the device. */
+/** Time that the worker has to free the device. */
 const SHUTDOWN_MS = 5000;
 
 /** The main thread's side of the engine worker. */

@@ -45,7 +45,7 @@ function jobs(encoder: PromptEncoder): Jobs {
     },
     badWordTokens: (badWords) => encoder.badWordTokens(badWords),
     tokenStrings: (ids) => Array.from(ids, (id) => encoder.tokenizer!.idToToken(id) ?? ""),
-    detokenize: (ids) => encoder.tokenizer!.decode([...ids]),
+    detokenize: (ids) => encoder.tokenizer!.decode(Array.from(ids)),
   };
 }
 

@@ -1,7 +1,7 @@
-/** How long a terminated Worker that is inside a native call is waited for. */
+/** Longest wait for a terminated Worker, which may be inside a native call. */
 const TERMINATION_MS = 1000;
 
-/** A Worker, what it says, and the news of its end. */
+/** A Worker with typed messages in both directions and word of its end. */
 export class WorkerLink<Send, Receive> {
   onMessage: (message: Receive) => void = () => {};
   /** Called once if the Worker ends by itself, with the reason in words. */

@@ -43,7 +43,7 @@ export interface EngineRequest extends RequestDraft {
   readonly bannedTokens: readonly number[];
 }
 
-/** What a request must fit into, in tokens. */
+/** The bounds that a request must fit into, in tokens. */
 export interface RequestLimits {
   readonly maxModelLen: number;
   /** Tokens that the whole KV pool holds. */
@@ -82,7 +82,8 @@ export function checkRequest(draft: RequestDraft, limits: RequestLimits): Engine
 
 /** @throws InvalidRequestError naming the parameter, unless each is an integer in [0, vocabSize). */
 export function checkTokens(param: string, tokens: TokenIds, vocabSize: number): Int32Array<ArrayBuffer> {
-  for (const token of tokens) {
+  for (let i = 0; i < tokens.length; i++) {
+    const token = tokens[i]!;
     if (!Number.isInteger(token) || token < 0 || token >= vocabSize) {
       const message = `${param}: ${token} is not a token id, an integer from 0 to ${vocabSize - 1}`;
       throw new InvalidRequestError(param, message, "invalid_token_id");
@@ -91,7 +92,7 @@ export function checkTokens(param: string, tokens: TokenIds, vocabSize: number):
   return tokens instanceof Int32Array ? tokens : new Int32Array(tokens);
 }
 
-/** What the runner applies for a completion with this seed. */
+/** The sampling parameters of a completion with this seed, as the runner applies them. */
 export function slotSampling(request: EngineRequest, seed: bigint): SlotSampling {
   const { sampling, bannedTokens, badWordTokens, promptTokenIds } = request;
   const { temperature, topP, topK, minP, logitBias, allowedTokenIds } = sampling;

@@ -18,7 +18,7 @@ export interface StepOutput {
   readonly numBatchedTokens: number;
 }
 
-/** What is known of a request's prompt. */
+/** A request's prompt, as far as it has been computed. */
 export interface PromptProgress {
   readonly id: string;
   /** Prompt tokens whose keys and values came from the prefix cache. */

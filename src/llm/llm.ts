@@ -86,15 +86,15 @@ export class LLM {
 
   /** Prompt plus output tokens that one sequence can have. */
   get maxModelLen(): number {
-    return this.#loaded.maxModelLen;
+    return this.#loaded.engine.limits.maxModelLen;
   }
 
-  /** Where the model runs. */
+  /** The device that the model runs on. */
   get device(): "cpu" | "cuda" {
     return this.#loaded.device;
   }
 
-  /** What the model computes in. */
+  /** The dtype that the model computes in. */
   get dtype(): FloatDType {
     return this.#loaded.dtype;
   }

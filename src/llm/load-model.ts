@@ -41,7 +41,7 @@ export interface LoadOptions {
   readonly openBackend?: typeof createBackend;
 }
 
-/** How far loading has come. */
+/** Bytes loaded so far. */
 export interface LoadProgress {
   readonly phase: "download" | "weights";
   readonly loadedBytes: number;
@@ -53,9 +53,8 @@ export interface LoadedModel {
   /** Name or folder it was loaded from. */
   readonly name: string;
   readonly modelConfig: ModelConfig;
-  readonly maxModelLen: number;
   readonly device: Backend["name"];
-  /** What the model computes in. */
+  /** The dtype that the model computes in. */
   readonly dtype: FloatDType;
   readonly defaultSampling: SamplingParams;
   /** Undefined with `skipTokenizerInit`. */
@@ -144,7 +143,6 @@ export async function loadModel(
       ...{
         name: model ?? "tiny-stories",
         modelConfig,
-        maxModelLen: runner.maxModelLen,
         device: backend.name,
         dtype: backend.activationDtype,
       },

@@ -25,12 +25,10 @@ class CompletionBuilder {
 
   add({ text, tokenIds, logprobs = [], finishReason, stopReason, error }: CompletionDelta): void {
     this.#text += text;
-    for (const [i, token] of tokenIds.entries()) {
-      this.#tokenIds.push(token);
-      const position = logprobs[i];
-      if (!position) continue;
-      this.#logprobs.push(position);
-      this.#cumulativeLogprob += position.get(token)!.logprob;
+    for (const token of tokenIds) this.#tokenIds.push(token);
+    for (let i = 0; i < logprobs.length; i++) {
+      this.#logprobs.push(logprobs[i]!);
+      this.#cumulativeLogprob += logprobs[i]!.get(tokenIds[i]!)!.logprob;
     }
     this.#finishReason = finishReason;
     this.#stopReason = stopReason;

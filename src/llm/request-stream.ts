@@ -41,7 +41,7 @@ export class StreamedRequest implements SubmittedRequest {
   }
 
   get promptTokenIds(): readonly number[] {
-    this.#promptTokenIds ??= [...this.request.promptTokenIds];
+    this.#promptTokenIds ??= Array.from(this.request.promptTokenIds);
     return this.#promptTokenIds;
   }
 }

@@ -2,63 +2,34 @@ import { describe, expect, test } from "bun:test";
 import { getEventListeners } from "node:events";
 import { EngineDeadError } from "../../../src/base/errors.ts";
 import type { CompletionDelta } from "../../../src/base/outputs.ts";
-import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.ts";
-import type { Engine } from "../../../src/engine/engine.ts";
-import { checkRequest } from "../../../src/engine/request.ts";
-import { OpenRequests } from "../../../src/llm/open-requests.ts";
-import type { StreamOptions } from "../../../src/llm/request-stream.ts";
-import { StepLoop } from "../../../src/llm/step-loop.ts";
 import { collect, rejection } from "../../llm/support.ts";
-import { eventually } from "../../support.ts";
-import { makeEngine, makeRequest } from "../engine/helpers.ts";
-
-/** An engine, its loop and their streams in this thread. */
-class Setup {
-  readonly open = new OpenRequests();
-  readonly loop: StepLoop;
-
-  constructor(readonly engine: Engine = makeEngine().engine) {
-    this.loop = new StepLoop(engine, this.open);
-  }
-
-  /** A stream of one request for each of these. */
-  stream(samplings: readonly Partial<ResolvedSamplingParams>[], options: Partial<StreamOptions> = {}) {
-    const prompts = samplings.map((sampling) => {
-      const request = checkRequest(makeRequest([1, 2, 3], sampling), this.engine.limits);
-      return { request, prompt: undefined };
-    });
-    this.loop.add(prompts.map(({ request }) => request));
-    return this.open.open(prompts, { abort: (ids) => this.loop.abort(ids), ...options });
-  }
-
-  readonly idle = () => eventually(() => !this.engine.hasUnfinished && this.open.size === 0);
-}
+import { StreamingEngine } from "./streaming-engine.ts";
 
 const tokensOf = (deltas: readonly CompletionDelta[]) => deltas.flatMap(({ tokenIds }) => tokenIds);
 
 describe("a step loop and its streams", () => {
   test("each stream gets its own deltas, and the loop starts again after a pause", async () => {
-    const setup = new Setup();
-    const streams = [setup.stream([{}]), setup.stream([{}])];
+    const streaming = new StreamingEngine();
+    const streams = [streaming.stream([{}]), streaming.stream([{}])];
     for (const stream of streams.toReversed()) {
       const deltas = await collect(stream);
       expect(deltas.every(({ requestId }) => requestId === stream.requests[0]!.id)).toBe(true);
       expect(tokensOf(deltas)).toHaveLength(4);
     }
-    await setup.idle();
-    expect(tokensOf(await collect(setup.stream([{}])))).toHaveLength(4);
+    await streaming.idle();
+    expect(tokensOf(await collect(streaming.stream([{}])))).toHaveLength(4);
   });
 
   test("a step that throws ends everything: what came is delivered, then the cause", async () => {
-    const setup = new Setup();
-    const { engine } = setup;
+    const streaming = new StreamingEngine();
+    const { engine } = streaming;
     const step = engine.step.bind(engine);
     let left = 2;
     engine.step = () => {
       if (left-- === 0) throw new RangeError("a bug");
       return step();
     };
-    const [a, b] = [setup.stream([{}]), setup.stream([{}, {}])];
+    const [a, b] = [streaming.stream([{}]), streaming.stream([{}, {}])];
     const seen: CompletionDelta[] = [];
     const error = await rejection(
       (async () => {
@@ -69,21 +40,21 @@ describe("a step loop and its streams", () => {
     expect(error).toBeInstanceOf(EngineDeadError);
     expect((error as Error).cause).toBeInstanceOf(RangeError);
     expect(await rejection(collect(b))).toBe(error);
-    expect(setup.open.size).toBe(0);
-    expect(() => setup.stream([{}])).toThrow(EngineDeadError);
+    expect(streaming.open.size).toBe(0);
+    expect(() => streaming.stream([{}])).toThrow(EngineDeadError);
   });
 
   test("a stopped loop makes no further step, and the first reason stays", async () => {
-    const setup = new Setup();
-    const stream = setup.stream([{ maxTokens: 16 }]);
+    const streaming = new StreamingEngine();
+    const stream = streaming.stream([{ maxTokens: 16 }]);
     await stream.next();
-    const { steps } = setup.engine.stats();
+    const { steps } = streaming.engine.stats();
     const reason = new EngineDeadError("enough");
-    setup.loop.stop(reason);
-    setup.loop.stop(new EngineDeadError("more than enough"));
+    streaming.loop.stop(reason);
+    streaming.loop.stop(new EngineDeadError("more than enough"));
     expect(await rejection(collect(stream))).toBe(reason);
     await new Promise((resolve) => setImmediate(resolve));
-    expect(setup.engine.stats().steps).toBe(steps);
+    expect(streaming.engine.stats().steps).toBe(steps);
   });
 });
 
@@ -95,11 +66,11 @@ describe("a stream of several requests", () => {
     ];
     /** The tokens of each completion. */
     const read = async (pauseAfter: number) => {
-      const setup = new Setup();
-      const stream = setup.stream(samplings);
+      const streaming = new StreamingEngine();
+      const stream = streaming.stream(samplings);
       const deltas: CompletionDelta[] = [];
       while (deltas.length < pauseAfter) deltas.push((await stream.next()).value!);
-      await setup.idle();
+      await streaming.idle();
       deltas.push(...(await collect(stream)));
       const choices = stream.requests.flatMap(({ id, sampling }) =>
         Array.from({ length: sampling.n }, (_, index) =>
@@ -125,25 +96,25 @@ describe("a stream of several requests", () => {
   });
 
   test("ends after the last of them; of none, at once", async () => {
-    const setup = new Setup();
+    const streaming = new StreamingEngine();
     let ended = 0;
-    const stream = setup.stream([{ maxTokens: 2 }, { maxTokens: 7 }], { onEnd: () => ended++ });
+    const stream = streaming.stream([{ maxTokens: 2 }, { maxTokens: 7 }], { onEnd: () => ended++ });
     const deltas = await collect(stream);
     expect(deltas.filter(({ finishReason }) => finishReason === "length")).toHaveLength(2);
     expect(deltas.at(-1)!.requestId).toBe(stream.requests[1]!.id);
     expect(ended).toBe(2);
-    expect(await collect(setup.stream([]))).toEqual([]);
+    expect(await collect(streaming.stream([]))).toEqual([]);
   });
 
   test("aborts what is unfinished, and only that; when all have ended, nothing", async () => {
-    const setup = new Setup();
+    const streaming = new StreamingEngine();
     const aborted: string[] = [];
     const abort = (ids: readonly string[]) => {
       aborted.push(...ids);
-      setup.loop.abort(ids);
+      streaming.loop.abort(ids);
     };
     const { signal } = new AbortController();
-    const stream = setup.stream([{ maxTokens: 1 }, { maxTokens: 16 }], { abort, signal });
+    const stream = streaming.stream([{ maxTokens: 1 }, { maxTokens: 16 }], { abort, signal });
     const [short, long] = stream.requests;
     expect(getEventListeners(signal, "abort")).toHaveLength(1);
     while ((await stream.next()).value!.requestId !== long!.id);
@@ -157,11 +128,11 @@ describe("a stream of several requests", () => {
   });
 
   test("leaving the loop aborts all of them and keeps nothing", async () => {
-    const setup = new Setup();
-    const stream = setup.stream([{ maxTokens: 16 }, { maxTokens: 16 }]);
+    const streaming = new StreamingEngine();
+    const stream = streaming.stream([{ maxTokens: 16 }, { maxTokens: 16 }]);
     for await (const _ of stream) break;
-    await setup.idle();
+    await streaming.idle();
     expect(await collect(stream)).toEqual([]);
-    expect(setup.engine.stats().generationTokens).toBeLessThan(32);
+    expect(streaming.engine.stats().generationTokens).toBeLessThan(32);
   });
 });
