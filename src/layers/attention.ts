@@ -1,4 +1,4 @@
-import type { AttentionSpec, LayerCache } from "../backend/backend.ts";
+import type { AttentionSpec, HeadNormSpec, LayerCache } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import type { ForwardContext } from "./forward-context.ts";
@@ -50,9 +50,7 @@ export class Attention {
     this.#spec = {
       ...{ numHeads: held(numHeads), numKvHeads: held(numKvHeads), headDim, cosSin, window },
       scale: 1 / Math.sqrt(headDim),
-      headNorm: headNorm && {
-        ...{ query: headNorm.query.weight, key: headNorm.key.weight, eps: headNorm.query.eps },
-      },
+      headNorm: headNorm && normSpec(headNorm.query, headNorm.key),
     };
   }
 
@@ -67,4 +65,8 @@ export class Attention {
     backend.attend(attended, qkv, cache, batch, this.#spec);
     this.#output.addTo(context, residual, attended);
   }
+}
+
+function normSpec({ weight: query, eps }: RmsNorm, { weight: key }: RmsNorm): HeadNormSpec {
+  return { query, key, eps };
 }

@@ -43,6 +43,21 @@ export function linearCases(addCase: Case): void {
       });
     }
   }
+  for (const [m, n, k] of FUSED_SHAPES) {
+    addCase("linear", `[${m}, ${k}] · [${n}, ${k}]ᵀ, norm, float32 out`, (fixture) => {
+      const x = fixture.normals([m, k], 3);
+      const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
+      const norm = fixture.normals([k], 0.3, 1);
+      const out = fixture.output("float32", [m, n]);
+      const fusion = { norm: { weight: norm.tensor, eps: EPS } };
+      fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), fusion);
+      const input = reference.rmsNorm(x.values, norm.values, EPS).values;
+      const expected = reference.linear(input, weight.values, undefined, n, k);
+      // The normalised input alone may be rounded to the dtype of activations.
+      const precision = { dtype: fixture.dtype, reduction: 2 * k, intermediates: 2 };
+      expectClose("out", fixture.readFloats(out), expected, precision);
+    });
+  }
   fusedCases(addCase);
   activationCases(addCase);
 
