@@ -7,7 +7,7 @@ import type { KernelArguments } from "./argument-packer.ts";
 import { archOf, Compiler, type CompilerOptions } from "./compiler.ts";
 import { Kernel, type KernelOptions } from "./kernel.ts";
 import { type KernelParameter, parseKernels } from "./kernel-signature.ts";
-import { type KernelUnit, unitName } from "./kernel-source.ts";
+import { type KernelUnit, unitKey, unitName } from "./kernel-source.ts";
 
 /** The folder of Octavo's own kernels. */
 export const KERNEL_FOLDER = fileURLToPath(new URL("../../../kernels-cu", import.meta.url));
@@ -48,7 +48,7 @@ export class KernelLibrary implements Disposable {
     entry: string,
     options: KernelOptions = {},
   ): Kernel<A> {
-    const key = [unitName(unit), entry, options.dependentLaunch === true].join("\n");
+    const key = [unitKey(unit), entry, options.dependentLaunch === true].join("\n");
     let kernel = this.#kernels.get(key);
     if (kernel === undefined) {
       const parameters = this.parameters(unit.file, entry);
@@ -72,13 +72,13 @@ export class KernelLibrary implements Disposable {
 
   /** Compiles many units at once, in parallel, and loads them. */
   async prepare(units: readonly KernelUnit[]): Promise<void> {
-    const missing = [...new Map(units.map((unit) => [unitName(unit), unit]))].filter(
-      ([name]) => !this.#modules.has(name),
-    );
-    const cubins = await this.compiler.compileAll(missing.map(([, unit]) => unit));
+    const missing = [...new Map(units.map((unit) => [unitKey(unit), unit]))]
+      .filter(([key]) => !this.#modules.has(key))
+      .map(([, unit]) => unit);
+    const cubins = await this.compiler.compileAll(missing);
     // Whoever wanted the kernels may have given up meanwhile.
     if (this.context.isDisposed) return;
-    for (const [i, [name]] of missing.entries()) this.#load(name, cubins[i]!);
+    for (const [i, unit] of missing.entries()) this.#load(unit, cubins[i]!);
   }
 
   /** Unloads everything; kernels throw from then on. */
@@ -93,16 +93,16 @@ export class KernelLibrary implements Disposable {
   }
 
   #module(unit: KernelUnit): Module {
-    const name = unitName(unit);
-    return this.#modules.get(name) ?? this.#load(name, this.compiler.compile(unit));
+    return this.#modules.get(unitKey(unit)) ?? this.#load(unit, this.compiler.compile(unit));
   }
 
   /** Another caller may have loaded the unit while this one's was compiling. */
-  #load(name: string, cubin: Uint8Array): Module {
-    let module = this.#modules.get(name);
+  #load(unit: KernelUnit, cubin: Uint8Array): Module {
+    const key = unitKey(unit);
+    let module = this.#modules.get(key);
     if (module === undefined) {
-      module = Module.load(this.context, cubin, name);
-      this.#modules.set(name, module);
+      module = Module.load(this.context, cubin, unitName(unit));
+      this.#modules.set(key, module);
     }
     return module;
   }

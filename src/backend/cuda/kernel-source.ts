@@ -51,6 +51,11 @@ export function unitName({ file, defines = {} }: KernelUnit): string {
   return macros.length === 0 ? file : `${file} (${macros.join(", ")})`;
 }
 
+/** Tells units apart by all of their macros, constants included. */
+export function unitKey({ file, constants, defines }: KernelUnit): string {
+  return unitName({ file, defines: { ...constants, ...defines } });
+}
+
 /** Hash of all that a compilation's output depends on, fields tagged with their lengths. */
 export function compileKey(request: CompileRequest, compilerVersion: string): string {
   const hasher = new Bun.CryptoHasher("sha256");

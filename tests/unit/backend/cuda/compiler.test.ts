@@ -202,6 +202,11 @@ test("architectures are named as NVRTC expects", () => {
   ]);
 });
 
+test.each([["constants"], ["defines"]] as const)("a change of a unit's %s compiles again", (macros) => {
+  for (const value of [1, 1, 2]) compiler().compile({ file: "k.cu", [macros]: { A: value } });
+  expect(nvrtc.requests.map(({ options }) => options.at(-1))).toEqual(["-DA=1", "-DA=2"]);
+});
+
 describe("the kernel library", () => {
   let fake: FakeCuda;
   let context: Context;
@@ -222,6 +227,8 @@ describe("the kernel library", () => {
     expect(fake.alive("module")).toHaveLength(1);
     expect(library.kernel(unit({ A: 1, B: 3 }), "entry")).not.toBe(kernel);
     expect(fake.alive("module")).toHaveLength(2);
+    expect(library.kernel({ ...unit({ A: 1, B: 2 }), constants: { C: 1 } }, "entry")).not.toBe(kernel);
+    expect(fake.alive("module")).toHaveLength(3);
     context.dispose();
     expect(fake.live.size).toBe(0);
   });
