@@ -63,8 +63,17 @@ describe("errors between threads", () => {
     expect((error.cause as Error).cause).toMatchObject({ message: "text" });
     const circular = new Error("round");
     circular.cause = circular;
-    expect(sent(circular).message).toBe("round");
+    let length = 0;
+    for (let cause: unknown = sent(circular); cause; cause = (cause as Error).cause) length++;
+    expect(length).toBe(9);
     expect(sent(undefined).message).toBe("undefined");
+  });
+
+  test("fields that are no plain values stay behind", () => {
+    const fields = { path: "/a", count: 3, none: null, list: [1], retry: () => {}, request: { headers: {} } };
+    const copy = sent(Object.assign(new Error("refused"), fields));
+    expect({ ...copy }).toMatchObject({ path: "/a", count: 3, none: null });
+    expect(Object.keys(copy)).not.toContainAnyValues(["list", "retry", "request"]);
   });
 });
 
@@ -86,6 +95,7 @@ test("steps come out as they went in, their token ids moved and not copied", () 
       deltas: [
         delta("3", { text: "a 👍", tokenIds: [1, 2] }),
         delta("4", { index: 2, tokenIds: [7], logprobs: [logprobs(7, 8)] }),
+        delta("4", { tokenIds: [8, 6], logprobs: [logprobs(8), logprobs(6, 7)] }),
         delta("3", { text: "é", tokenIds: [9], finishReason: "stop", stopReason: "x" }),
         delta("5", { finishReason: "error", error: new errors.RequestFailedError("NaN", "code") }),
       ],

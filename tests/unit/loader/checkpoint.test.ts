@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
@@ -13,6 +13,9 @@ function writeIndex(folder: { file(name: string): string }, weightMap: unknown):
     JSON.stringify({ metadata: { total_size: 1.5e9 }, weight_map: weightMap }),
   );
 }
+
+/** Files that this process has open. */
+const numOpen = () => readdirSync("/proc/self/fd").length;
 
 describe("Checkpoint.open", () => {
   test("a single file", () => {
@@ -35,6 +38,37 @@ describe("Checkpoint.open", () => {
     expect(checkpoint.tensors.size).toBe(3);
   });
 
+  test("the files are open until it is closed, twice if need be", () => {
+    using folder = temporaryFolder();
+    writeFileSync(folder.file("x.safetensors"), safetensors({ a: f32([2]) }));
+    writeFileSync(folder.file("y.safetensors"), safetensors({ c: f32([1]) }));
+    writeIndex(folder, { a: "x.safetensors", c: "y.safetensors" });
+    const before = numOpen();
+    {
+      using checkpoint = Checkpoint.open(folder.path);
+      expect(numOpen()).toBe(before + 2);
+      checkpoint.close();
+      expect(numOpen()).toBe(before);
+      expect(() => checkpoint.tensors.get("a")!.file.fd).toThrow("read after close()");
+    }
+    {
+      using _ = Checkpoint.open(folder.path);
+    }
+    expect(numOpen()).toBe(before);
+  });
+
+  test("an index that is no text file of bearable size", () => {
+    using folder = temporaryFolder();
+    mkdirSync(folder.file(INDEX));
+    expect(() => Checkpoint.open(folder.path)).toThrow("not a regular file");
+    using large = temporaryFolder();
+    writeFileSync(large.file(INDEX), "{}");
+    truncateSync(large.file(INDEX), 64 * 2 ** 20 + 1);
+    expect(() => Checkpoint.open(large.path)).toThrow("larger than 67108864 bytes");
+    writeFileSync(large.file(INDEX), Uint8Array.of(0x22, 0xff, 0x22));
+    expect(() => Checkpoint.open(large.path)).toThrow("not JSON");
+  });
+
   test("index and shards must say the same", () => {
     using folder = temporaryFolder();
     writeFileSync(folder.file("x.safetensors"), safetensors({ a: f32([2]) }));
@@ -50,10 +84,12 @@ describe("Checkpoint.open", () => {
       [["x.safetensors"], "weight_map must map"],
       [{ a: 1 }, 'shard name of "a"'],
     ];
+    const before = numOpen();
     for (const [weightMap, message] of cases) {
       writeIndex(folder, weightMap);
       expect(() => Checkpoint.open(folder.path)).toThrow(message);
     }
+    expect(numOpen()).toBe(before);
     // Of two places for one tensor the last one counts, and must be right like any other.
     writeFileSync(folder.file(INDEX), '{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}');
     expect(() => Checkpoint.open(folder.path)).toThrow('does not place tensor "c"');

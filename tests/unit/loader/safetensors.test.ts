@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, truncateSync, writeFileSync } from "node:fs";
 import fc from "fast-check";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { SafetensorsFile } from "../../../src/loader/safetensors.ts";
@@ -125,7 +125,9 @@ describe("a file that breaks a rule is refused", () => {
   test("a folder, a missing file", () => {
     using folder = temporaryFolder();
     mkdirSync(folder.file("d"));
+    const before = readdirSync("/proc/self/fd").length;
     expect(() => SafetensorsFile.open(folder.file("d"))).toThrow("not a regular file");
+    expect(readdirSync("/proc/self/fd")).toHaveLength(before);
     expect(thrown(() => SafetensorsFile.open(folder.file("none")))).toBeInstanceOf(ModelNotFoundError);
   });
 });

@@ -104,6 +104,53 @@ describe("eventStream", () => {
     expect(seen).toEqual({ aborted: ["client_closed_request"], ended: ["client_closed_request"] });
     await eventually(() => closed);
   });
+
+  test("a source that fails because its reader left tells nobody", async () => {
+    const { promise, reject } = Promise.withResolvers<void>();
+    const failing = async function* () {
+      await promise;
+      yield "";
+    };
+    const { body, seen } = open(failing());
+    const reader = body.getReader();
+    void reader.read();
+    await microtasks();
+    await reader.cancel();
+    reject(new RequestFailedError("aborted", "step_failed"));
+    await microtasks();
+    expect(seen).toEqual({ aborted: ["client_closed_request"], ended: ["client_closed_request"] });
+  });
+
+  test("a reader that leaves is not found to be stalled later", async () => {
+    jest.useFakeTimers();
+    const endless = async function* () {
+      for (;;) yield event({});
+    };
+    const { body, seen } = open(endless(), 30);
+    const reader = body.getReader();
+    await reader.read();
+    await reader.cancel();
+    jest.advanceTimersByTime(60_000);
+    await microtasks();
+    expect(seen).toEqual({ aborted: ["client_closed_request"], ended: ["client_closed_request"] });
+  });
+
+  test("a reader that stalls is told once, however late it reads on", async () => {
+    jest.useFakeTimers();
+    const endless = async function* () {
+      for (;;) yield event({});
+    };
+    const { body, seen } = open(endless(), 30);
+    const reader = body.getReader();
+    await reader.read();
+    jest.advanceTimersByTime(29_000);
+    expect(seen.ended).toEqual([]);
+    jest.advanceTimersByTime(1000);
+    expect(await reader.read().catch((error: ApiError) => error)).toMatchObject({
+      ...{ status: 499, code: "client_stalled" },
+    });
+    expect(seen).toEqual({ aborted: ["client_stalled"], ended: ["client_stalled"] });
+  });
 });
 
 test("a client that never reads is dropped", async () => {
