@@ -1,7 +1,8 @@
 import { Command, CommanderError } from "commander";
 import { ConfigError, ExitCode, messageOf, OctavoError } from "../base/errors.ts";
 import { addConfigFlag, applySettings } from "./settings.ts";
-import { unsupportedFlag } from "./unsupported-flags.ts";
+import { readVllmArguments } from "./vllm-arguments.ts";
+import { effectlessFlagNotes, unsupportedFlag } from "./vllm-flags.ts";
 
 /** Makes a command whose usage errors are one line on standard error and exit code 64, not commander's own. */
 export function createCommand(name: string, examples: readonly string[] = []): Command {
@@ -31,11 +32,12 @@ export async function runCommand(command: Command, args: readonly string[]): Pro
     process.exit(error.code === "EPIPE" ? ExitCode.ok : report(error)),
   );
   for (const leaf of leaves(command)) addConfigFlag(leaf);
-  command.hook("preAction", (_, action) => applySettings(action));
+  command.hook("preAction", (_, action) => {
+    applySettings(action);
+    for (const note of effectlessFlagNotes(action)) say(note);
+  });
   try {
-    const end = args.includes("--") ? args.indexOf("--") : args.length;
-    const flags = args.slice(0, end).map(hyphenate);
-    await command.parseAsync([...flags, ...args.slice(end)], { from: "user" });
+    await command.parseAsync(readVllmArguments(args), { from: "user" });
     process.exit(ExitCode.ok);
   } catch (error) {
     process.exit(report(error));
@@ -44,14 +46,6 @@ export async function runCommand(command: Command, args: readonly string[]): Pro
 
 function leaves(command: Command): readonly Command[] {
   return command.commands.length === 0 ? [command] : command.commands.flatMap(leaves);
-}
-
-/** Accepts `--max_model_len` for `--max-model-len` and `-tp` for `--tensor-parallel-size`, as vLLM does. */
-function hyphenate(argument: string): string {
-  if (/^-tp(?:=|$)/.test(argument)) return argument.replace("-tp", "--tensor-parallel-size");
-  if (!/^--[a-z]/.test(argument)) return argument;
-  const [flag, ...value] = argument.split("=");
-  return [flag!.replaceAll("_", "-"), ...value].join("=");
 }
 
 function report(error: unknown): number {

@@ -1,22 +1,23 @@
 import type { Command } from "commander";
 import type { EngineOptions } from "../base/config.ts";
 import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
-import { integerValue, numberValue } from "./flag-values.ts";
+import { integerValue, numberValue, quantityValue } from "./flag-values.ts";
+import { addEffectlessFlags, EFFECTLESS_ENGINE_FLAGS } from "./vllm-flags.ts";
 
 /** The engine's options, one for one. `seed` is not among them: to most commands `--seed` is a sampling parameter. */
 const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   device: ["--device <name>", "auto, cuda or cpu (default: auto)"],
-  dtype: ["--dtype <name>", "auto, bfloat16, float16 or float32 (default: auto)"],
+  dtype: ["--dtype <name>", "auto, bfloat16, float16 or float32 (default: auto)", dtypeValue],
   maxModelLen: [
     "--max-model-len <tokens>",
-    "prompt plus output of one sequence (default: the model's)",
-    integerValue,
+    "prompt plus output of one sequence, as 4096, 4k or 4K; auto: what fits (default: the model's)",
+    maxModelLenValue,
   ],
   maxNumSeqs: ["--max-num-seqs <count>", "sequences that run at once (default: 256)", integerValue],
   maxNumBatchedTokens: [
     "--max-num-batched-tokens <tokens>",
     "tokens computed in one step (default: 16384)",
-    integerValue,
+    quantityValue,
   ],
   blockSize: ["--block-size <tokens>", "tokens of a KV block (default: 16)", integerValue],
   gpuMemoryUtilization: [
@@ -26,8 +27,8 @@ const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   ],
   kvCacheMemoryBytes: [
     "--kv-cache-memory-bytes <bytes>",
-    "size of the KV cache, instead of a share",
-    integerValue,
+    "size of the KV cache, instead of a share, as 2G",
+    quantityValue,
   ],
   tensorParallelSize: [
     "--tensor-parallel-size <count>",
@@ -37,7 +38,7 @@ const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   enforceEager: ["--enforce-eager", "do not capture CUDA graphs"],
   enablePrefixCaching: ["--no-enable-prefix-caching", "do not reuse the KV blocks of equal prefixes"],
   overlapScheduling: ["--no-overlap-scheduling", "read each step's tokens before launching the next"],
-  loadFormat: ["--load-format <name>", "auto, or dummy for random weights (default: auto)"],
+  loadFormat: ["--load-format <name>", "auto, or dummy for random weights (default: auto)", loadFormatValue],
   skipTokenizerInit: ["--skip-tokenizer-init", "token ids in and out"],
   revision: ["--revision <name>", "branch, tag or commit of a hub model (default: main)"],
   downloadDir: ["--download-dir <folder>", "where hub models are stored (default: the Hugging Face cache)"],
@@ -46,12 +47,32 @@ const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   maxLogprobs: ["--max-logprobs <count>", "greatest logprobs of a request (default: 20)", integerValue],
 };
 
-/** Adds the engine's options as flags. */
+/** Stands for a context as long as the model's, or as the KV cache holds if less: the option left out. */
+const AUTO = "auto";
+
+function maxModelLenValue(text: string): number | typeof AUTO {
+  return text === AUTO || text === "-1" ? AUTO : quantityValue(text);
+}
+
+/** Takes vLLM's other names of dtypes. */
+function dtypeValue(text: string): string {
+  return { half: "float16", float: "float32" }[text] ?? text;
+}
+
+/** Takes vLLM's names of formats and loaders of safetensors, which are Octavo's only one. */
+function loadFormatValue(text: string): string {
+  return ["safetensors", "fastsafetensors", "hf"].includes(text) ? "auto" : text;
+}
+
+/** Adds the engine's options as flags, and those of vLLM's engine that have no effect here. */
 export function addEngineFlags(command: Command): Command {
-  return addFlags(command, "Engine:", ENGINE_FLAGS);
+  addFlags(command, "Engine:", ENGINE_FLAGS);
+  return addEffectlessFlags(command, EFFECTLESS_ENGINE_FLAGS);
 }
 
 /** The engine's options that were given; those left out keep the engine's defaults. */
 export function engineOptions(command: Command): EngineOptions {
-  return givenFlags<EngineOptions>(command, ENGINE_FLAGS);
+  type Given = Omit<EngineOptions, "maxModelLen"> & { readonly maxModelLen?: number | typeof AUTO };
+  const { maxModelLen, ...options } = givenFlags<Given>(command, ENGINE_FLAGS);
+  return { ...options, ...(typeof maxModelLen === "number" && { maxModelLen }) };
 }

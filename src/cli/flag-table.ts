@@ -8,13 +8,15 @@ export type FlagSpec =
 /** Flags by the option that they set. */
 export type FlagTable<Name extends string> = Readonly<Record<Name, FlagSpec>>;
 
-/** Adds a table of flags as one group of the help. A `--no-x` flag also gets its `--x`, which the help leaves out. */
+/** Adds a table of flags as one group of the help. A switch also gets its opposite, which the help leaves out. */
 export function addFlags(command: Command, group: string, table: FlagTable<string>): Command {
   for (const [flags, description, parse] of Object.values<FlagSpec>(table)) {
     const option = new Option(flags, description).helpGroup(group);
     if (parse) option.argParser(parse as (text: string, previous: unknown) => unknown);
     if (option.negate) command.addOption(new Option(flags.replace("--no-", "--")).hideHelp());
     command.addOption(option);
+    if (option.isBoolean() && !option.negate)
+      command.addOption(new Option(flags.replace("--", "--no-")).hideHelp());
   }
   return command;
 }

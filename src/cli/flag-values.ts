@@ -15,6 +15,23 @@ export function integerValue(text: string): number {
   return value;
 }
 
+const MULTIPLIERS: Readonly<Record<string, number>> = {
+  ...{ k: 1e3, m: 1e6, g: 1e9, t: 1e12 },
+  ...{ K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 },
+};
+
+/**
+ * Parses a count of tokens or bytes as vLLM does: `4096`, `1k` (1,000), `1K` (1,024), and so on with m, g and t;
+ * decimals with the decimal ones, as `25.6k`.
+ */
+export function quantityValue(text: string): number {
+  const [, digits, unit] = text.trim().match(/^(\d+(?:\.\d+)?)([kKmMgGtT])$/) ?? [];
+  if (digits === undefined) return integerValue(text);
+  if (digits.includes(".") && unit! < "a")
+    throw new InvalidArgumentError(`"${text}" is not an integer; ${unit!.toLowerCase()} takes decimals.`);
+  return Math.trunc(Number((Number(digits) * MULTIPLIERS[unit!]!).toPrecision(15)));
+}
+
 /** Parses the value of a flag that counts something, from 1. */
 export function countValue(text: string): number {
   const value = integerValue(text);

@@ -1,7 +1,8 @@
-import { type Command, InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ServerOptions } from "../server/options.ts";
 import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
 import { integerValue, listValue, numberValue } from "./flag-values.ts";
+import { addEffectlessFlags, EFFECTLESS_SERVER_FLAGS } from "./vllm-flags.ts";
 
 /** The server's options, one for one, under vLLM's names where it has them. */
 const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
@@ -65,14 +66,20 @@ const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
   logPrompts: ["--log-prompts", "put prompts into the log"],
 };
 
-/** Adds the server's options as flags. */
+/** vLLM's other names of `--no-enable-log-requests`. */
+const NO_REQUEST_LOG = ["--disable-log-requests", "--disable-uvicorn-access-log"];
+
+/** Adds the server's options as flags, and those of vLLM's server that have no effect here. */
 export function addServerFlags(command: Command): Command {
-  return addFlags(command, "Server:", SERVER_FLAGS);
+  addFlags(command, "Server:", SERVER_FLAGS);
+  for (const flag of NO_REQUEST_LOG) command.addOption(new Option(flag).hideHelp());
+  return addEffectlessFlags(command, EFFECTLESS_SERVER_FLAGS);
 }
 
 /** The server's options that were given; those left out keep the server's defaults. */
 export function serverOptions(command: Command): ServerOptions {
-  return givenFlags<ServerOptions>(command, SERVER_FLAGS);
+  const silent = NO_REQUEST_LOG.some((flag) => command.getOptionValue(new Option(flag).attributeName()));
+  return { ...(silent && { logRequests: false }), ...givenFlags<ServerOptions>(command, SERVER_FLAGS) };
 }
 
 /** An origin, or a JSON list of them as vLLM takes it. */

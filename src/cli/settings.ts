@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError, ModelNotFoundError, messageOf } from "../base/errors.ts";
-import { unsupportedFlag } from "./unsupported-flags.ts";
+import { unsupportedFlag } from "./vllm-flags.ts";
 
 /** Environment variables that set an option besides `OCTAVO_<FLAG>`, which comes first. */
 const ALIASES: Readonly<Record<string, readonly string[]>> = { "api-key": ["VLLM_API_KEY"] };
