@@ -1,10 +1,11 @@
 import { createInterface } from "node:readline";
 import type { Command } from "commander";
 import { AsyncLLM } from "../async/async-llm.ts";
-import { ExitCode, InvalidRequestError, messageOf, RequestFailedError } from "../base/errors.ts";
+import { ExitCode, InvalidRequestError, RequestFailedError } from "../base/errors.ts";
 import { ChatSession } from "./chat-session.ts";
-import { createCommand, modelOf, say } from "./command.ts";
+import { createCommand, modelOf, printNote, say } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { messageInFlags } from "./flag-names.ts";
 import { objectValue } from "./flag-values.ts";
 import { ProgressBar } from "./progress.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
@@ -144,7 +145,7 @@ class Terminal {
     } catch (error) {
       // An error of one message does not end the chat.
       if (!(error instanceof InvalidRequestError || error instanceof RequestFailedError)) throw error;
-      say(messageOf(error));
+      say(messageInFlags(error));
     } finally {
       this.#reply = undefined;
     }
@@ -168,7 +169,7 @@ class Terminal {
 
 /** Writes words that are not the model's to standard error, dim where it is a terminal. */
 function note(text: string): void {
-  console.error(process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[2m${text}\x1b[0m` : text);
+  printNote(process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[2m${text}\x1b[0m` : text);
 }
 
 /** @param decode milliseconds from the first token to the last. */

@@ -1,5 +1,6 @@
 import { Command, CommanderError } from "commander";
-import { ConfigError, ExitCode, messageOf, OctavoError } from "../base/errors.ts";
+import { ConfigError, ExitCode, OctavoError } from "../base/errors.ts";
+import { messageInFlags } from "./flag-names.ts";
 import { addConfigFlag, applySettings } from "./settings.ts";
 import { readVllmArguments } from "./vllm-arguments.ts";
 import { effectlessFlagNotes, unsupportedFlag } from "./vllm-flags.ts";
@@ -57,12 +58,17 @@ function report(error: unknown): number {
     say((unknown && unsupportedFlag(unknown)) ?? error.message.replace(/^error: /, ""));
     return ExitCode.usage;
   }
-  say(messageOf(error));
+  say(messageInFlags(error));
   if (process.env.OCTAVO_DEBUG) console.error(error);
   return error instanceof OctavoError ? error.exitCode : ExitCode.internal;
 }
 
-/** One line on standard error. */
+/** Writes a line to standard error as it is: `console.error` would make it red on a terminal. */
+export function printNote(text: string): void {
+  process.stderr.write(`${text}\n`);
+}
+
+/** One line on standard error, in the program's name. */
 export function say(message: string): void {
-  console.error(`octavo: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
+  printNote(`octavo: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
 }

@@ -3,6 +3,7 @@ import { getHFHubCachePath } from "@huggingface/hub";
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
+import { formatBytes } from "../base/bytes.ts";
 import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
 import { openCuda } from "../cuda/open-cuda.ts";
@@ -81,7 +82,7 @@ function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
   const gpus = cuda.gpus.map(({ ordinal, name, computeCapability, totalMemory, multiprocessors }) =>
     line(
       `GPU ${ordinal}`,
-      `${name}, compute capability ${computeCapability}, ${gibibytes(totalMemory)}, ${multiprocessors} SMs`,
+      `${name}, compute capability ${computeCapability}, ${formatBytes(totalMemory)}, ${multiprocessors} SMs`,
     ),
   );
   const libraries = cuda.libraries.map(({ name, path, version, source, problem }) =>
@@ -89,7 +90,7 @@ function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
   );
   const usable = cuda.problem === undefined ? "usable" : `not usable: ${cuda.problem}`;
   return [
-    `Octavo ${octavo}, Bun ${bun}, ${os}, ${cpuCores} CPU cores, ${gibibytes(memory)}`,
+    `Octavo ${octavo}, Bun ${bun}, ${os}, ${cpuCores} CPU cores, ${formatBytes(memory)}`,
     "",
     "CUDA",
     line("driver", cuda.driverVersion ? `for CUDA up to ${cuda.driverVersion}` : "none"),
@@ -111,8 +112,4 @@ function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
 function line(title: string, text: string): string {
   const rows = text.match(/\S.{0,84}(?=\s|$)|\S+/g) ?? [];
   return `  ${title.padEnd(10)}${rows.join(`\n${" ".repeat(12)}`)}`;
-}
-
-function gibibytes(bytes: number): string {
-  return `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 }

@@ -5,7 +5,7 @@ import { integerValue, numberValue, quantityValue } from "./flag-values.ts";
 import { addEffectlessFlags, EFFECTLESS_ENGINE_FLAGS } from "./vllm-flags.ts";
 
 /** The engine's options, one for one. `seed` is not among them: to most commands `--seed` is a sampling parameter. */
-const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
+export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   device: ["--device <name>", "auto, cuda or cpu (default: auto)"],
   dtype: ["--dtype <name>", "auto, bfloat16, float16 or float32 (default: auto)", dtypeValue],
   maxModelLen: [

@@ -1,15 +1,14 @@
-import { readFileSync } from "node:fs";
 import type { Command } from "commander";
-import { ConfigError, ExitCode, ModelNotFoundError } from "../base/errors.ts";
+import { ConfigError, ExitCode } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import { LLM } from "../llm/llm.ts";
-import { createCommand } from "./command.ts";
+import { createCommand, printNote, say } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
 import { ProgressBar } from "./progress.ts";
+import { DEFAULT_PROMPT, readPrompts } from "./prompts.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
 
-const DEFAULT_PROMPT = "Once upon a time";
 const DEFAULT_MAX_TOKENS = 256;
 
 interface GenerateFlags {
@@ -26,9 +25,10 @@ export function generateCommand(name: string): Command {
   const command = createCommand(name, [
     `${program} "The dog" "The cat" --temperature 0`,
     `${program} --model Qwen/Qwen3-0.6B --chat "Why is the sky blue?" --json`,
+    `echo "Once there was a fox" | ${program} --seed 7`,
   ])
     .description("Continues prompts. Without a model, the embedded one tells a small children's story.")
-    .argument("[prompts...]", `texts to continue (default: "${DEFAULT_PROMPT}")`)
+    .argument("[prompts...]", `texts to continue (default: what is piped in, else "${DEFAULT_PROMPT}")`)
     .option("-m, --model <model>", "model folder or Hugging Face id (default: the embedded model)")
     .option("-f, --file <path>", "read prompts from a file, one a line; - is standard input")
     .option("--chat", "treat each prompt as a chat message")
@@ -41,10 +41,14 @@ export function generateCommand(name: string): Command {
 
 async function generate(given: string[], flags: GenerateFlags, command: Command): Promise<void> {
   if (flags.system !== undefined && !flags.chat) throw new ConfigError("system", "--system needs --chat");
-  const prompts = readPrompts(given, flags.file);
   if (command.getOptionValue("logprobs") !== undefined && !flags.json)
     throw new ConfigError("logprobs", "--logprobs needs --json");
-  const params: SamplingParams = { maxTokens: DEFAULT_MAX_TOKENS, ...samplingParams(command) };
+  const params = samplingParams(command, { maxTokens: DEFAULT_MAX_TOKENS });
+  if (engineOptions(command).skipTokenizerInit)
+    throw new ConfigError("skipTokenizerInit", "text needs a tokenizer: leave --skip-tokenizer-init out");
+  const prompts = await readPrompts(given, flags.file, () =>
+    say(`nothing comes from standard input: continuing "${DEFAULT_PROMPT}"`),
+  );
   const bar = new ProgressBar();
   const started = performance.now();
   await using llm = await LLM.create(flags.model, {
@@ -62,7 +66,7 @@ async function generate(given: string[], flags: GenerateFlags, command: Command)
   if (!flags.json) {
     const { outputTokens, seconds } = usage;
     const rate = (outputTokens / seconds).toFixed(1);
-    console.error(
+    printNote(
       `\n${outputTokens} tokens in ${seconds.toFixed(2)} s, ${rate} tokens/s (${llm.model} on ${llm.device})`,
     );
   }
@@ -87,11 +91,13 @@ class Run {
   async stream(prompt: string): Promise<Usage> {
     const started = performance.now();
     let outputTokens = 0;
-    if (!this.flags.chat) process.stdout.write(prompt);
+    let opening = this.flags.chat ? "" : prompt;
     for await (const delta of this.#open(prompt)) {
-      process.stdout.write(delta.text);
-      outputTokens += delta.tokenIds.length;
       if (delta.error) throw delta.error;
+      // Only now is it certain that the prompt is one that can be continued.
+      process.stdout.write(opening + delta.text);
+      opening = "";
+      outputTokens += delta.tokenIds.length;
     }
     process.stdout.write("\n");
     return { outputTokens, seconds: (performance.now() - started) / 1000 };
@@ -162,23 +168,5 @@ class Run {
     console.log(
       JSON.stringify({ model: this.llm.model, device: this.llm.device, results, ...timing }, null, 2),
     );
-  }
-}
-
-function readPrompts(given: readonly string[], file: string | undefined): readonly string[] {
-  if (file === undefined) return given.length > 0 ? given : [DEFAULT_PROMPT];
-  if (given.length > 0) throw new ConfigError("file", "give prompts as arguments or with --file, not both");
-  const lines = readText(file)
-    .split(/\r?\n/)
-    .filter((line) => line.trim() !== "");
-  if (lines.length === 0) throw new ConfigError("file", `${file} holds no prompts`);
-  return lines;
-}
-
-function readText(file: string): string {
-  try {
-    return readFileSync(file === "-" ? 0 : file, "utf8");
-  } catch (cause) {
-    throw new ModelNotFoundError(file, `cannot read ${file}`, { cause });
   }
 }

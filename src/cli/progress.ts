@@ -1,4 +1,5 @@
 import { MultiBar, Presets, SingleBar } from "cli-progress";
+import { formatBytes } from "../base/bytes.ts";
 import type { LoadProgress } from "../llm/load-model.ts";
 
 const STYLE = {
@@ -30,7 +31,7 @@ export class ProgressBar {
   /** Shows how a model loads. */
   load({ phase, loadedBytes, totalBytes }: LoadProgress): void {
     const title = phase === "download" ? "Downloading" : "Loading";
-    this.update(title, loadedBytes, totalBytes, mebibytes(totalBytes));
+    this.update(title, loadedBytes, totalBytes, formatBytes(totalBytes));
   }
 
   stop(): void {
@@ -46,7 +47,7 @@ export class ProgressBars {
 
   update(title: string, loadedBytes: number, totalBytes: number): void {
     if (!process.stderr.isTTY) return;
-    const payload = { title, suffix: mebibytes(totalBytes) };
+    const payload = { title, suffix: formatBytes(totalBytes) };
     const bar = this.#bars.get(title) ?? this.#all.create(totalBytes, 0, payload);
     this.#bars.set(title, bar);
     bar.update(loadedBytes, payload);
@@ -55,8 +56,4 @@ export class ProgressBars {
   stop(): void {
     this.#all.stop();
   }
-}
-
-function mebibytes(bytes: number): string {
-  return `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 }

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
-import { messageOf } from "../base/errors.ts";
 import { resolveModel } from "../loader/hub.ts";
 import { createCommand, say } from "./command.ts";
+import { messageInFlags } from "./flag-names.ts";
 import { ProgressBars } from "./progress.ts";
 
 interface PullFlags {
@@ -40,6 +40,6 @@ async function pull(models: readonly string[], { revision, downloadDir }: PullFl
   bars.stop();
   for (const result of results) if (result.status === "fulfilled") console.log(result.value);
   const errors = results.flatMap((result) => (result.status === "rejected" ? [result.reason] : []));
-  for (const error of errors.slice(1)) say(messageOf(error));
+  for (const error of errors.slice(1)) say(messageInFlags(error));
   if (errors.length > 0) throw errors[0];
 }

@@ -1,5 +1,7 @@
 import type { Command } from "commander";
-import type { SamplingParams } from "../base/sampling-params.ts";
+import { resolveEngineConfig } from "../base/config.ts";
+import { resolveSamplingParams, type SamplingParams } from "../base/sampling-params.ts";
+import { engineOptions } from "./engine-flags.ts";
 import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
 import { integerValue, listValue, numberValue, seedValue } from "./flag-values.ts";
 
@@ -10,7 +12,7 @@ const SHARED = [
   ...(["presencePenalty", "frequencyPenalty", "seed", "stop", "ignoreEos"] as const),
 ] as const;
 
-const SAMPLING_FLAGS: FlagTable<SamplingFlag> = {
+export const SAMPLING_FLAGS: FlagTable<SamplingFlag> = {
   maxTokens: ["--max-tokens <count>", "longest output, in tokens", integerValue],
   minTokens: ["--min-tokens <count>", "shortest output, in tokens", integerValue],
   temperature: ["--temperature <value>", "0 is greedy", numberValue],
@@ -24,7 +26,11 @@ const SAMPLING_FLAGS: FlagTable<SamplingFlag> = {
     numberValue,
   ],
   frequencyPenalty: ["--frequency-penalty <value>", "the same, times their count", numberValue],
-  seed: ["--seed <integer>", "same seed, same text", seedValue],
+  seed: [
+    "--seed <integer>",
+    "another seed, another text; the same one repeats it (default: as in the run before)",
+    seedValue,
+  ],
   stop: ["--stop <text>", "end the text here; repeatable", listValue],
   ignoreEos: ["--ignore-eos", "go on after an end-of-sequence token"],
   n: ["--n <count>", "completions per prompt", integerValue],
@@ -39,7 +45,14 @@ export function addSamplingFlags(command: Command, kind: "batch" | "chat" = "bat
   return addFlags(command, GROUP, kind === "chat" ? shared : { ...shared, n, logprobs });
 }
 
-/** The sampling parameters that were given. */
-export function samplingParams(command: Command): SamplingParams {
-  return givenFlags<SamplingParams>(command, SAMPLING_FLAGS);
+/**
+ * The sampling parameters that were given, over those that the command has of its own. They are checked as far as can
+ * be without a model, so that a mistake is known before one is loaded.
+ * @throws ConfigError or InvalidRequestError naming the option or parameter.
+ */
+export function samplingParams(command: Command, own: SamplingParams = {}): SamplingParams {
+  const params = { ...own, ...givenFlags<SamplingParams>(command, SAMPLING_FLAGS) };
+  const { maxLogprobs } = resolveEngineConfig(engineOptions(command));
+  resolveSamplingParams({ maxTokens: null, ...params }, { vocabSize: Number.MAX_SAFE_INTEGER, maxLogprobs });
+  return params;
 }

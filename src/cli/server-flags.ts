@@ -5,7 +5,7 @@ import { integerValue, listValue, numberValue } from "./flag-values.ts";
 import { addEffectlessFlags, EFFECTLESS_SERVER_FLAGS } from "./vllm-flags.ts";
 
 /** The server's options, one for one, under vLLM's names where it has them. */
-const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
+export const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
   host: ["--host <address>", "address to listen on; others than loopback need a key (default: 127.0.0.1)"],
   port: ["--port <number>", "0: any free port (default: 8000)", integerValue],
   servedModelNames: [

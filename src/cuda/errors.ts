@@ -1,3 +1,4 @@
+import { formatByteCounts } from "../base/bytes.ts";
 import { DeviceError } from "../base/errors.ts";
 import type { CublasLtApi } from "./cublaslt-symbols.ts";
 import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
@@ -50,7 +51,8 @@ export class CudaOutOfMemoryError extends CudaError {
     /** Device bytes in all. */
     readonly total: number,
   ) {
-    const detail = `${gibibytes(requested)} with ${gibibytes(free)} of ${gibibytes(total)} GPU memory free`;
+    const [wanted, left, all] = formatByteCounts(requested, free, total);
+    const detail = `${wanted} with ${left} of ${all} GPU memory free`;
     super(call, CudaStatus.outOfMemory, statusName, statusText, detail);
   }
 }
@@ -122,8 +124,4 @@ export function checkNvrtc(api: NvrtcApi, call: string, status: number, program?
 export function checkCublas(api: CublasLtApi, call: string, status: number, detail?: string): void {
   if (status === 0) return;
   throw new CublasError(call, status, api.cublasLtGetStatusName(status) ?? "CUBLAS_STATUS_UNKNOWN", detail);
-}
-
-function gibibytes(bytes: number): string {
-  return `${(bytes / 2 ** 30).toFixed(2)} GiB`;
 }

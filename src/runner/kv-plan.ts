@@ -1,4 +1,5 @@
 import type { Backend } from "../backend/backend.ts";
+import { formatByteCounts } from "../base/bytes.ts";
 import type { EngineConfig } from "../base/config.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
 import { type KvCacheShape, kvBlockBytes } from "./kv-cache.ts";
@@ -84,8 +85,10 @@ export class KvPlan {
   #tooSmall(fits: number): Error {
     const { gpuMemoryUtilization } = this.options;
     const wanted = Math.max(this.maxModelLen, 1);
-    const needed = mebibytes(Math.ceil(wanted / this.shape.blockSize) * this.#blockBytes);
-    const available = mebibytes(this.#poolBytes());
+    const [needed, available] = formatByteCounts(
+      Math.ceil(wanted / this.shape.blockSize) * this.#blockBytes,
+      Math.floor(this.#poolBytes()),
+    );
     const facts = `a context of ${wanted} tokens needs ${needed} of KV cache, there is room for ${available}`;
     const instead = fits > 0 ? `, or set maxModelLen to ${fits} at most` : "";
     if (!this.#isMeasured)
@@ -93,8 +96,4 @@ export class KvPlan {
     const share = `gpuMemoryUtilization ${gpuMemoryUtilization}`;
     return new DeviceError(`${facts} within ${share}: raise it or free GPU memory${instead}`);
   }
-}
-
-function mebibytes(bytes: number): string {
-  return `${Math.ceil(bytes / 2 ** 20)} MiB`;
 }

@@ -13,20 +13,35 @@ describe("64: the command line is wrong", () => {
     ["a number that is none", ["--temperature", "warm"], "warm"],
     ["a fraction for an integer", ["--max-tokens", "1.5"], "1.5"],
     ["a seed that is no integer", ["--seed", "0x10"], "0x10"],
-    ["sampling out of range", ["--top-p", "1.5"], "topP"],
+    ["sampling out of range", ["--top-p", "1.5"], "--top-p must be"],
+    [
+      "two that contradict",
+      ["--min-tokens", "9", "--max-tokens", "3"],
+      "--min-tokens 9 is above --max-tokens 3",
+    ],
     ["a seed beyond 64 bits", ["--seed", "99999999999999999999"], "seed"],
-    ["several greedy completions", ["--temperature", "0", "--n", "2"], "temperature"],
-    ["an engine option out of range", ["--block-size", "3"], "blockSize"],
-    ["an unknown device", ["--device", "tpu"], "device"],
-    ["a context longer than the model's", ["--max-model-len", "2048"], "1024"],
-    ["a dtype that the CPU lacks", ["--device", "cpu", "--dtype", "bfloat16"], "bfloat16"],
+    ["several greedy completions", ["--temperature", "0", "--n", "2"], "--n must be 1"],
+    ["an engine option out of range", ["--block-size", "3"], "--block-size must be"],
+    ["an unknown device", ["--device", "tpu"], "--device must be"],
+    ["a context longer than the model's", ["--max-model-len", "2048"], "--max-model-len 2048 exceeds"],
+    ["a dtype that the CPU lacks", ["--device", "cpu", "--dtype", "bfloat16"], "--device cuda"],
     ["a prompt longer than the context", ["--max-model-len", "8", "word ".repeat(20)], "8"],
     ["an empty prompt", [""], "empty"],
     ["prompts twice", ["--file", "x.txt", "A prompt"], "--file"],
     ["--system without --chat", ["--system", "x"], "--chat"],
     ["--logprobs without --json", ["--logprobs", "2"], "--json"],
-    ["a chat template that is no file", ["--chat", "--chat-template", "no-such-file.jinja"], "chatTemplate"],
-    ["text without a tokenizer", ["--skip-tokenizer-init"], "tokenizer"],
+    [
+      "a chat template that is no file",
+      ["--chat", "--chat-template", "no-such-file.jinja"],
+      "--chat-template no-such",
+    ],
+    ["text without a tokenizer", ["--skip-tokenizer-init"], "leave --skip-tokenizer-init out"],
+    ["more GPUs than are supported", ["-tp", "2"], "--tensor-parallel-size"],
+    [
+      "a KV cache that is too small",
+      ["--kv-cache-memory-bytes", "1M", "--max-model-len", "1k"],
+      "raise --kv-cache-memory-bytes",
+    ],
   ];
   test.each([...cases])("%s", async (_, args, part) => {
     expectRefusal(await generate(args), 64, part);
@@ -40,11 +55,11 @@ describe("64: the command line is wrong", () => {
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
     "--reasoning_parser qwen3",
-    "-pp 2",
-    "--trust-remote-code",
+    "--pipeline-parallel-size 2",
   ])("what vLLM has and Octavo lacks: %s", async (line) => {
     const flag = line.replace(/[ =].*/, "").replaceAll("_", "-");
-    expectRefusal(await octavo(["generate", ...line.split(" ")]), 64, `${flag} is not supported yet`);
+    const named = line.endsWith(" 2") ? line : flag;
+    expectRefusal(await octavo(["generate", ...line.split(" ")]), 64, `${named} is not supported yet`);
   });
 
   test("the subcommand", async () => {
@@ -62,6 +77,13 @@ describe("64: the command line is wrong", () => {
       "octavo.yaml",
       "max-modellen",
     );
+  });
+
+  test("a switch in the configuration file that Octavo lacks", async () => {
+    using folder = temporaryFolder();
+    writeFileSync(folder.file("octavo.yaml"), "trust-remote-code: true\nenable-lora: true");
+    const { code, stderr } = await generate(["--config", folder.file("octavo.yaml")]);
+    expect([code, stderr]).toEqual([64, "octavo: --enable-lora is not supported yet\n"]);
   });
 
   test("a file without prompts", async () => {

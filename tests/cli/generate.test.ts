@@ -71,6 +71,39 @@ describe("text", () => {
   });
 });
 
+test("nothing is printed before the parameters and the prompt are checked", async () => {
+  for (const args of [
+    ["--temperature", "9"],
+    ["--max-model-len", "3"],
+  ]) {
+    const { code, stdout } = await generate([...args, "Once upon a time there was"]);
+    expect([code, stdout]).toEqual([64, ""]);
+  }
+});
+
+test("flags of vLLM that change nothing are told on standard error", async () => {
+  const { code, stdout, stderr } = await generate([...SHORT, "--trust-remote-code", "--swap-space", "4"]);
+  expect([code, stdout]).toEqual([0, `${STORY}\n`]);
+  expect(stderr).toStartWith(
+    "octavo: --trust-remote-code has no effect: no code from a model folder is run\n",
+  );
+  expect(stderr).toContain("octavo: --swap-space has no effect: ");
+});
+
+describe("standard input", () => {
+  test("is the prompt when text is piped in, without its last line break", async () => {
+    const { code, stdout } = await generate(SHORT, `${DOG}\n`);
+    expect([code, stdout]).toEqual([0, expect.stringMatching(new RegExp(`^${DOG}\\S* `))]);
+    const lines = await generate(["--json", "--max-tokens", "1"], "One line\nand another\n\n");
+    expect(JSON.parse(lines.stdout).results[0].prompt).toBe("One line\nand another");
+  });
+
+  test("without text, or beside prompts, it is left alone", async () => {
+    expect((await generate(SHORT, "\n")).stdout).toBe(`${STORY}\n`);
+    expect((await generate([...SHORT, "Once upon a time"], "The dog")).stdout).toBe(`${STORY}\n`);
+  });
+});
+
 describe("--json", () => {
   test("holds texts, token ids and timings", async () => {
     const document = await json("Once upon a time", ...SHORT, "--logprobs", "1");
@@ -130,6 +163,7 @@ test("--help ends with 0 and names the flags of every group", async () => {
     "--n ",
     "--device",
   ];
+  expect(stdout).toMatch(/--seed <integer> +another seed, another text;/);
   for (const flag of [...flags, "--dtype", "--max-model-len", "--block-size", "--load-format"])
     expect(stdout).toContain(flag);
 });

@@ -174,9 +174,9 @@ describe("refuses to start", () => {
 
   test.each<[readonly string[], number, string]>([
     [["./no/such/folder"], 66, "no/such/folder"],
-    [["--port", "70000"], 64, "port"],
-    [["--max-queue-length", "-1"], 64, "maxQueueLength"],
-    [["--block-size", "3"], 64, "blockSize"],
+    [["--port", "70000"], 64, "--port must be"],
+    [["--max-queue-length", "-1"], 64, "--max-queue-length must be"],
+    [["--block-size", "3"], 64, "--block-size must be"],
     [["--model", "a/b", "c/d"], 64, "not both"],
     [["--quantization", "fp8"], 64, "--quantization is not supported yet"],
     [["--device", "cuda"], 69, "NVIDIA"],

@@ -118,7 +118,7 @@ describe("vLLM's spellings", () => {
     ["25.6k", 25_600],
     ["0.3m", 300_000],
     ["2M", 2 ** 21],
-    ["1g", 1e9],
+    ["0.01g", 1e7],
     ["4096", 4096],
   ])("--max-model-len %s", (text, tokens) => {
     expect(serve(`--max-model-len ${text}`).engine).toEqual({ maxModelLen: tokens });

@@ -1,0 +1,71 @@
+import { fstatSync, readFileSync } from "node:fs";
+import { ConfigError, ModelNotFoundError } from "../base/errors.ts";
+
+/** Continued when no prompt is given. */
+export const DEFAULT_PROMPT = "Once upon a time";
+
+/** A pipe of which nothing comes for so long is taken for one that nobody means to write to. */
+const PIPE_PATIENCE_MS = 10_000;
+
+/**
+ * The prompts of a command line: its arguments; or the lines of a file (`-`: standard input); or all of standard input
+ * as one prompt, where it is a pipe or a file; or the default one.
+ * @throws ConfigError for both arguments and a file, and for a file without prompts; ModelNotFoundError for one that
+ * cannot be read.
+ */
+export async function readPrompts(
+  given: readonly string[],
+  file: string | undefined,
+  onIdlePipe: () => void,
+): Promise<readonly string[]> {
+  if (file === undefined) {
+    if (given.length > 0) return given;
+    const piped = isPiped(0) ? await readPiped(Bun.stdin.stream(), PIPE_PATIENCE_MS) : "";
+    if (piped === undefined) onIdlePipe();
+    return [piped?.trim() ? piped.replace(/[\r\n]+$/, "") : DEFAULT_PROMPT];
+  }
+  if (given.length > 0) throw new ConfigError("file", "give prompts as arguments or with --file, not both");
+  const lines = readText(file)
+    .split(/\r?\n/)
+    .filter((line) => line.trim() !== "");
+  if (lines.length === 0) throw new ConfigError("file", `${file} holds no prompts`);
+  return lines;
+}
+
+/** Whether a descriptor is open, and a pipe, socket or regular file rather than a terminal or /dev/null. */
+function isPiped(descriptor: number): boolean {
+  try {
+    const stat = fstatSync(descriptor);
+    return stat.isFIFO() || stat.isSocket() || stat.isFile();
+  } catch {
+    return false;
+  }
+}
+
+/** The text of a stream, read to its end; undefined if nothing comes and it does not end within `patience` ms. */
+export async function readPiped(
+  stream: ReadableStream<Uint8Array>,
+  patience: number,
+): Promise<string | undefined> {
+  const reader = stream.getReader();
+  const decoder = new TextDecoder();
+  const idle = Promise.withResolvers<undefined>();
+  const timer = setTimeout(() => idle.resolve(undefined), patience);
+  let part = await Promise.race([reader.read(), idle.promise]);
+  clearTimeout(timer);
+  if (part === undefined) return undefined;
+  let text = "";
+  while (!part.done) {
+    text += decoder.decode(part.value, { stream: true });
+    part = await reader.read();
+  }
+  return text + decoder.decode();
+}
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file === "-" ? 0 : file, "utf8");
+  } catch (cause) {
+    throw new ModelNotFoundError(file, `cannot read ${file}`, { cause });
+  }
+}
