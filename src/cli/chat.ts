@@ -1,7 +1,7 @@
-import { createInterface } from "node:readline";
 import type { Command } from "commander";
 import { AsyncLLM } from "../async/async-llm.ts";
-import { ExitCode, InvalidRequestError, RequestFailedError } from "../base/errors.ts";
+import { ConfigError, ExitCode, InvalidRequestError, RequestFailedError } from "../base/errors.ts";
+import { ChatInput } from "./chat-input.ts";
 import { ChatSession } from "./chat-session.ts";
 import { createCommand, modelOf, printNote, say } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
@@ -9,12 +9,14 @@ import { messageInFlags } from "./flag-names.ts";
 import { objectValue } from "./flag-values.ts";
 import { ProgressBar } from "./progress.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
+import { WordWrap } from "./word-wrap.ts";
 
 const HELP = `/reset        forget the conversation
 /system TEXT  instructions for the model from now on; without TEXT, none
 /help         this list
-/exit         leave, as Ctrl-D does
-Ctrl-C stops a reply; twice, it leaves. A line that begins with a space is never a command.`;
+/bye          leave, as /exit and Ctrl-D do
+A message is a line, a pasted text, or lines between """ and """. A line that begins with a space is never a
+command. Ctrl-C stops a reply; twice, it leaves.`;
 
 interface ChatFlags {
   readonly system?: string;
@@ -47,6 +49,9 @@ export function chatCommand(name: string): Command {
 }
 
 async function chat(model: string | undefined, flags: ChatFlags, command: Command): Promise<void> {
+  const sampling = samplingParams(command);
+  if (engineOptions(command).skipTokenizerInit)
+    throw new ConfigError("skipTokenizerInit", "text needs a tokenizer: leave --skip-tokenizer-init out");
   const bar = new ProgressBar();
   await using llm = await AsyncLLM.create(modelOf(command, model), {
     ...engineOptions(command),
@@ -55,23 +60,21 @@ async function chat(model: string | undefined, flags: ChatFlags, command: Comman
   bar.stop();
   const session = new ChatSession(llm, {
     system: flags.system,
-    sampling: samplingParams(command),
+    sampling,
     chatTemplateKwargs: flags.chatTemplateKwargs,
     onTrim: (messages) => note(`the context is full: the oldest ${messages} messages were dropped`),
   });
   if (process.stdin.isTTY) note(`${llm.model} on ${llm.device}. /help lists the commands.`);
-  await new Terminal(session, flags.timing).run();
+  await new Chat(session, flags.timing).run();
 }
 
-/** The conversation's loop: reads lines from standard input, runs commands, writes replies. */
-class Terminal {
-  readonly #lines = createInterface({
-    input: process.stdin,
-    ...(process.stdin.isTTY ? { output: process.stdout, prompt: "> ", terminal: true } : { terminal: false }),
-  });
+/** The conversation's loop: takes messages, runs commands, writes replies. */
+class Chat {
+  readonly #input = new ChatInput(() => this.#interrupt());
+  readonly #wrap = process.stdout.isTTY ? new WordWrap(() => process.stdout.columns) : undefined;
   /** Aborts the reply under way. */
   #reply: AbortController | undefined;
-  /** The next Ctrl-C leaves: there was one since the last line. */
+  /** The next Ctrl-C leaves: there was one since the last message, or since the reply under way began. */
   #leaving = false;
 
   constructor(
@@ -80,44 +83,13 @@ class Terminal {
   ) {}
 
   async run(): Promise<void> {
-    // In raw mode Ctrl-C is a key, which readline reports; otherwise it is a signal.
-    this.#lines.on("SIGINT", this.#interrupt);
-    process.on("SIGINT", this.#interrupt);
-    this.#prompt();
-    for await (const line of this.#input()) {
+    using input = this.#input;
+    for await (const { text, plain } of input.messages()) {
       this.#leaving = false;
-      const [, name, argument] = line.match(/^\/(\S*)\s*(.*)$/) ?? [];
-      if (name === "exit") break;
+      const [, name, argument] = (plain && text.match(/^\/(\S*)\s*(.*)$/)) || [];
+      if (name === "bye" || name === "exit") break;
       if (name !== undefined) this.#command(name, argument!);
-      else if (line.trim() !== "") await this.#answer(line.trim());
-      this.#prompt();
-    }
-    this.#lines.close();
-    process.off("SIGINT", this.#interrupt);
-  }
-
-  /** Lines in order, those included that came while a reply was being written. */
-  async *#input(): AsyncGenerator<string, void, undefined> {
-    const waiting: string[] = [];
-    let closed = false;
-    let wake = () => {};
-    this.#lines.on("line", (line) => {
-      waiting.push(line);
-      wake();
-    });
-    this.#lines.on("close", () => {
-      closed = true;
-      wake();
-    });
-    for (;;) {
-      const line = waiting.shift();
-      if (line !== undefined) yield line;
-      else if (closed) return;
-      else {
-        await new Promise<void>((resolve) => {
-          wake = resolve;
-        });
-      }
+      else if (text.trim() !== "") await this.#answer(text.trim());
     }
   }
 
@@ -137,33 +109,31 @@ class Terminal {
       for await (const delta of this.session.reply(text, this.#reply.signal)) {
         if (tokens === 0) firstToken = performance.now();
         tokens += delta.tokenIds.length;
-        process.stdout.write(delta.text);
+        process.stdout.write(this.#wrap?.push(delta.text) ?? delta.text);
       }
-      process.stdout.write("\n");
+      this.#endReply();
       if (this.timing && tokens > 0)
         note(speed(tokens, firstToken - started, performance.now() - firstToken));
     } catch (error) {
       // An error of one message does not end the chat.
       if (!(error instanceof InvalidRequestError || error instanceof RequestFailedError)) throw error;
+      if (tokens > 0) this.#endReply();
       say(messageInFlags(error));
     } finally {
       this.#reply = undefined;
+      this.#leaving = false;
     }
   }
 
-  readonly #interrupt = (): void => {
+  #endReply(): void {
+    process.stdout.write(`${this.#wrap?.end() ?? ""}\n`);
+  }
+
+  #interrupt(): void {
     if (this.#leaving) process.exit(ExitCode.interrupted);
     this.#leaving = true;
-    if (this.#reply) {
-      this.#reply.abort();
-      return;
-    }
-    note("\nCtrl-C again leaves");
-    this.#prompt();
-  };
-
-  #prompt(): void {
-    if (process.stdin.isTTY) this.#lines.prompt();
+    if (this.#reply) this.#reply.abort();
+    else note("\nCtrl-C again leaves");
   }
 }
 
