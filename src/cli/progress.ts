@@ -13,7 +13,7 @@ const STYLE = {
 };
 
 /** Progress bars on standard error; silent where it is no terminal. */
-export class ProgressBar {
+export class ProgressBar implements Disposable {
   #bar: SingleBar | undefined;
   #title = "";
 
@@ -37,6 +37,10 @@ export class ProgressBar {
   stop(): void {
     this.#bar?.stop();
     this.#bar = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.stop();
   }
 }
 

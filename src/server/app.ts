@@ -11,6 +11,7 @@ import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { modelRoutes } from "./routes/models.ts";
+import { startPageRoute } from "./routes/start-page.ts";
 import { tokenizeRoutes } from "./routes/tokenize.ts";
 import { TrackedRequest } from "./tracked-request.ts";
 
@@ -59,6 +60,7 @@ export function appOf(context: ServerContext): ServerApp {
   });
 
   healthRoutes(app, context);
+  startPageRoute(app, context, authenticator);
   app.use(async (c, next) => {
     const caller = authenticator.authenticate(c.req.header("authorization"));
     c.set("caller", caller);

@@ -20,6 +20,16 @@ export class Authenticator {
     this.#digests = apiKeys.map(sha256);
   }
 
+  /** Whether the request may be served: it brings a key of the server's, or none is needed. */
+  knows(authorization: string | undefined): boolean {
+    try {
+      this.authenticate(authorization);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
   /**
    * The caller that sent this `Authorization` header.
    * @throws ApiError 401 `invalid_api_key`.

@@ -6,6 +6,7 @@ import { distribution, summarize } from "../../src/cli/bench/report.ts";
 import { randomWorkload } from "../../src/cli/bench/workload.ts";
 import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
+import { TerminalSession } from "./terminal.ts";
 
 setDefaultTimeout(120_000);
 
@@ -172,6 +173,15 @@ describe("octavo bench serve", () => {
     });
     expect(result.itl.p50).toBeGreaterThan(0);
     for (const part of ["Output tokens/s", "Time to first token", "p99"]) expect(stdout).toContain(part);
+  });
+
+  test("shows progress at once, whatever the server takes for its first token", async () => {
+    const silent = new Response(new ReadableStream({}));
+    using server = fakeServer(() => silent);
+    const args = ["bench", "serve", "--base-url", server.url, "--num-prompts", "7"];
+    using session = new TerminalSession("src/cli/main.ts", args);
+    await session.shows("Requests");
+    await session.shows("0%");
   });
 
   test("more streams at once than Bun's fetch allows by default", async () => {

@@ -83,6 +83,8 @@ async function benchServe(flags: BenchFlags): Promise<void> {
   if (!URL.canParse(baseUrl)) throw new ConfigError("baseUrl", `--base-url ${baseUrl} is not a URL`);
   const workload = chooseWorkload(flags);
   const client = new CompletionClient(baseUrl, flags.apiKey);
+  using bar = new ProgressBar();
+  bar.update("Requests", 0, workload.requests.length);
   const model = flags.model ?? (await client.firstModel());
   const requests = workload.requests.map((request) => ({
     body: requestBody(model, workload, request),
@@ -92,7 +94,6 @@ async function benchServe(flags: BenchFlags): Promise<void> {
   const { failure } = await client.complete(warmUp, 4);
   if (failure !== undefined) throw new EndpointError(`${baseUrl}: ${failure}`);
 
-  const bar = new ProgressBar();
   let finished = 0;
   const traces = await generateLoad(
     requests,

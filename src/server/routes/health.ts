@@ -9,9 +9,14 @@ const STALL_SECONDS = 30;
 export function healthRoutes(app: ServerApp, context: ServerContext): void {
   mount(app, "/live", { GET: (c) => c.body(null, 200) });
   mount(app, "/ready", { GET: answer(() => unready(context)) });
-  const health = answer(() => unready(context) ?? stuck(context));
+  const health = answer(() => healthProblem(context));
   mount(app, "/health", { GET: health });
   mount(app, "/ping", { GET: health, POST: health });
+}
+
+/** The reason that `/health` gives for 503; undefined while the server is healthy. */
+export function healthProblem(context: ServerContext): ApiError | undefined {
+  return unready(context) ?? stuck(context);
 }
 
 function answer(problem: () => ApiError | undefined): Handler {
