@@ -1,0 +1,182 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import manifest from "../../package.json";
+import { temporaryFolder } from "../support.ts";
+
+setDefaultTimeout(300_000);
+
+const ROOT = join(import.meta.dir, "../..");
+const MODULES = join(ROOT, "node_modules");
+const README = readFileSync(join(ROOT, "README.md"), "utf8");
+
+/** The `tsconfig.json` that `bun init` writes. */
+const BUN_INIT = {
+  ...{ lib: ["ESNext"], target: "ESNext", module: "Preserve", moduleDetection: "force", jsx: "react-jsx" },
+  ...{ allowJs: true, types: ["bun"], moduleResolution: "bundler", allowImportingTsExtensions: true },
+  ...{ verbatimModuleSyntax: true, noEmit: true, strict: true, skipLibCheck: true },
+  ...{ noFallthroughCasesInSwitch: true, noUncheckedIndexedAccess: true, noImplicitOverride: true },
+};
+const STRICT = {
+  ...BUN_INIT,
+  ...{ lib: ["ESNext", "DOM"], noPropertyAccessFromIndexSignature: true, exactOptionalPropertyTypes: true },
+  ...{ noUnusedLocals: true, noUnusedParameters: true, noImplicitReturns: true },
+};
+/** A project that compiles to JavaScript, and so may not import `.ts` files. */
+const EMITTING = {
+  ...{ target: "ESNext", module: "ESNext", moduleResolution: "bundler", types: ["bun"], strict: true },
+  ...{ outDir: "out", noUncheckedIndexedAccess: true },
+};
+
+let folder: ReturnType<typeof temporaryFolder>;
+/** A clone as it is before anything is built in it. */
+let clone: string;
+beforeAll(() => {
+  folder = temporaryFolder();
+  clone = folder.file("clone");
+  mkdirSync(clone);
+  const { stdout } = Bun.spawnSync(["git", "ls-files", "-z", "--", ":!tests", ":!bench"], { cwd: ROOT });
+  for (const file of stdout.toString().split("\0").filter(Boolean))
+    cpSync(join(ROOT, file), join(clone, file), { recursive: true });
+  symlinkSync(MODULES, join(clone, "node_modules"));
+});
+afterAll(() => folder[Symbol.dispose]());
+
+interface Ended {
+  readonly code: number;
+  readonly output: string;
+}
+
+function run(cwd: string, ...command: readonly string[]): Ended {
+  const { exitCode, stdout, stderr } = Bun.spawnSync([...command], {
+    cwd,
+    env: { ...process.env, CUDA_VISIBLE_DEVICES: "" },
+  });
+  return { code: exitCode, output: `${stdout}${stderr}` };
+}
+
+/** A project whose dependencies are those of this repository, and that has the README's and the examples' code. */
+function project(name: string, addOctavo: (modules: string) => void): string {
+  const path = folder.file(name);
+  const modules = join(path, "node_modules");
+  mkdirSync(modules, { recursive: true });
+  for (const entry of readdirSync(MODULES))
+    if (!entry.startsWith(".") && entry !== "octavo") symlinkSync(join(MODULES, entry), join(modules, entry));
+  addOctavo(modules);
+  writeFileSync(join(path, "package.json"), JSON.stringify({ name, type: "module" }));
+  const snippets = [...README.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code!);
+  expect(snippets.length).toBeGreaterThan(0);
+  for (const [i, code] of snippets.entries()) writeFileSync(join(path, `readme-${i}.ts`), code);
+  cpSync(join(ROOT, "examples"), join(path, "examples"), { recursive: true });
+  return path;
+}
+
+function typecheck(path: string, compilerOptions: object): Ended {
+  writeFileSync(join(path, "tsconfig.json"), JSON.stringify({ compilerOptions }));
+  return run(path, "bun", join(MODULES, "typescript/bin/tsc"), "-p", path);
+}
+
+const CLEAN: Ended = { code: 0, output: "" };
+
+describe("installed from its tarball", () => {
+  let path: string;
+  beforeAll(() => {
+    const packed = run(clone, "bun", "pm", "pack", "--quiet", "--destination", folder.path);
+    const tarball = packed.output.match(/\S+\.tgz/)?.[0];
+    if (packed.code !== 0 || tarball === undefined) throw new Error(packed.output);
+    path = project("installed", (modules) => {
+      mkdirSync(join(modules, "octavo"));
+      const untar = run(
+        modules,
+        "tar",
+        "xzf",
+        join(folder.path, tarball.split("/").at(-1)!),
+        "--strip-components=1",
+        "-C",
+        "octavo",
+      );
+      expect(untar).toEqual(CLEAN);
+    });
+  });
+
+  test("the README's and the examples' code has types", () => {
+    expect(typecheck(path, BUN_INIT)).toEqual(CLEAN);
+  });
+
+  test("under the strictest options, libraries checked too", () => {
+    expect(typecheck(path, { ...STRICT, skipLibCheck: false })).toEqual(CLEAN);
+  });
+
+  test("in a project that compiles", () => {
+    expect(typecheck(path, EMITTING)).toEqual(CLEAN);
+  });
+
+  test("a mistake is one", () => {
+    writeFileSync(
+      join(path, "mistake.ts"),
+      'import { LLM } from "octavo";\nawait LLM.create(1);\nexport {};\n',
+    );
+    const { code, output } = typecheck(path, { ...BUN_INIT });
+    expect([code, output]).toEqual([
+      expect.any(Number),
+      expect.stringContaining("mistake.ts(2,18): error TS2345"),
+    ]);
+    expect(code).not.toBe(0);
+  });
+
+  test("it generates text, and its program runs", () => {
+    const code = [
+      'import { LLM } from "octavo";',
+      'import { createApp } from "octavo/server";',
+      "await using llm = await LLM.create();",
+      'const [output] = await llm.generate(["Once upon a time"], { temperature: 0, maxTokens: 4 });',
+      "console.log(output?.outputs[0]?.text, typeof createApp);",
+    ];
+    writeFileSync(join(path, "main.ts"), code.join("\n"));
+    expect(run(path, "bun", "main.ts")).toEqual({ code: 0, output: ", there was a function\n" });
+    const bin = join(path, "node_modules/octavo", manifest.bin.octavo);
+    expect(run(path, "bun", bin, "--version")).toEqual({ code: 0, output: `${manifest.version}\n` });
+  });
+});
+
+describe("added as a folder, where nothing was built", () => {
+  let path: string;
+  beforeAll(() => {
+    path = project("linked", (modules) => {
+      const source = folder.file("source");
+      cpSync(clone, source, { recursive: true, filter: (file) => !file.startsWith(join(clone, "dist")) });
+      symlinkSync(source, join(modules, "octavo"));
+    });
+  });
+
+  test.each([
+    ["as bun init writes them", BUN_INIT],
+    ["that are strict", STRICT],
+  ])("the code has types, with options %s", (_, options) => {
+    expect(typecheck(path, options)).toEqual(CLEAN);
+  });
+});
+
+test("the README's serving command works in a clone, with an empty home", async () => {
+  const [, line] = README.match(/## Serving\s+```sh\n(.*?) *#/)!;
+  const [command, ...args] = line!
+    .replace("Qwen/Qwen3-0.6B", "")
+    .replace(/--port \d+/, "--port 0")
+    .split(/ +/);
+  const home = folder.file("home");
+  mkdirSync(home);
+  const child = Bun.spawn([command!, ...args], {
+    ...{ cwd: clone, stdout: "pipe", stderr: "ignore" },
+    env: { PATH: process.env["PATH"]!, HOME: home, CUDA_VISIBLE_DEVICES: "" },
+  });
+  let output = "";
+  for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
+    output += text;
+    const url = output.match(/serves tiny-stories at (http:\S+)/)?.[1];
+    if (url === undefined) continue;
+    expect((await fetch(`${url}health`)).status).toBe(200);
+    child.kill("SIGTERM");
+  }
+  expect(output).toContain("serves tiny-stories at");
+  await child.exited;
+});
