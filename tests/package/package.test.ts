@@ -29,15 +29,15 @@ const EMITTING = {
 };
 
 let folder: ReturnType<typeof temporaryFolder>;
-/** A clone as it is before anything is built in it. */
+/** What a clone has of the package before anything is built in it. */
 let clone: string;
 beforeAll(() => {
   folder = temporaryFolder();
   clone = folder.file("clone");
   mkdirSync(clone);
-  const { stdout } = Bun.spawnSync(["git", "ls-files", "-z", "--", ":!tests", ":!bench"], { cwd: ROOT });
-  for (const file of stdout.toString().split("\0").filter(Boolean))
-    cpSync(join(ROOT, file), join(clone, file), { recursive: true });
+  const built = ["package.json", "tsconfig.json", "tsconfig.build.json"];
+  for (const name of [...manifest.files, ...built])
+    if (name !== "dist/types") cpSync(join(ROOT, name), join(clone, name), { recursive: true });
   symlinkSync(MODULES, join(clone, "node_modules"));
 });
 afterAll(() => folder[Symbol.dispose]());
