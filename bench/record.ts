@@ -70,7 +70,7 @@ export function findRevision(
     const changes = run(["git", "status", "--porcelain", "--untracked-files=no"]);
     return { commit, dirty: changes === undefined ? null : changes.trim() !== "" };
   }
-  const given = env.OCTAVO_COMMIT;
+  const given = env["OCTAVO_COMMIT"];
   if (!given) return { commit: null, dirty: null };
   return { commit: given.replace(/-dirty$/, ""), dirty: given.endsWith("-dirty") };
 }

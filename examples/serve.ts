@@ -6,7 +6,7 @@ const llm = await AsyncLLM.create();
 const app = createApp({ llm, options: { servedModelNames: ["stories"] } });
 const server = Bun.serve({
   hostname: "127.0.0.1",
-  port: Number(process.env.PORT ?? 8000),
+  port: Number(process.env["PORT"] ?? 8000),
   routes: {
     "/story": async () => {
       const { outputs } = await llm.generate("Once upon a time", { temperature: 0.8, maxTokens: 80 });

@@ -139,7 +139,7 @@ class Chat {
 
 /** Writes words that are not the model's to standard error, dim where it is a terminal. */
 function note(text: string): void {
-  printNote(process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[2m${text}\x1b[0m` : text);
+  printNote(process.stderr.isTTY && !process.env["NO_COLOR"] ? `\x1b[2m${text}\x1b[0m` : text);
 }
 
 /** @param decode milliseconds from the first token to the last. */

@@ -59,7 +59,7 @@ function report(error: unknown): number {
     return ExitCode.usage;
   }
   say(messageInFlags(error));
-  if (process.env.OCTAVO_DEBUG) console.error(error);
+  if (process.env["OCTAVO_DEBUG"]) console.error(error);
   return error instanceof OctavoError ? error.exitCode : ExitCode.internal;
 }
 

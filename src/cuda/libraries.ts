@@ -111,13 +111,13 @@ export function searchFolders(host: SearchHost): SearchFolder[] {
     if (home) add(variable, ...toolkitFolders(home), home, ...wheelFolders(home));
   }
   add("/usr/local/cuda", ...toolkitFolders(join(host.root, "usr/local/cuda")));
-  add("LD_LIBRARY_PATH", ...pathList(env.LD_LIBRARY_PATH));
+  add("LD_LIBRARY_PATH", ...pathList(env["LD_LIBRARY_PATH"]));
   for (const { prefix, source } of pythonPrefixes(host)) {
     add(source, ...sitePackages(prefix).flatMap(wheelFolders));
   }
-  if (env.CONDA_PREFIX) {
-    add("CONDA_PREFIX", ...toolkitFolders(env.CONDA_PREFIX));
-    add("CONDA_PREFIX", ...sitePackages(env.CONDA_PREFIX).flatMap(wheelFolders));
+  if (env["CONDA_PREFIX"]) {
+    add("CONDA_PREFIX", ...toolkitFolders(env["CONDA_PREFIX"]));
+    add("CONDA_PREFIX", ...sitePackages(env["CONDA_PREFIX"]).flatMap(wheelFolders));
   }
   return unique(folders);
 }
@@ -147,9 +147,9 @@ function wheelFolders(packages: string): string[] {
 function pythonPrefixes(host: SearchHost): { prefix: string; source: string }[] {
   const { env, root, cwd, home } = host;
   const prefixes: { prefix: string; source: string }[] = [];
-  if (env.VIRTUAL_ENV) prefixes.push({ prefix: env.VIRTUAL_ENV, source: "VIRTUAL_ENV" });
+  if (env["VIRTUAL_ENV"]) prefixes.push({ prefix: env["VIRTUAL_ENV"], source: "VIRTUAL_ENV" });
   for (const folder of [".venv", "venv"]) prefixes.push({ prefix: join(cwd, folder), source: folder });
-  for (const folder of pathList(env.PATH)) {
+  for (const folder of pathList(env["PATH"])) {
     if (existsSync(join(folder, "python3"))) {
       prefixes.push({ prefix: dirname(folder), source: `python3 in ${folder}` });
     }

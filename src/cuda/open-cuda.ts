@@ -201,7 +201,7 @@ function openFirst<const Table extends SymbolTable>(
 }
 
 function noGpu({ host }: Machine): DeviceError {
-  const visible = host.env.CUDA_VISIBLE_DEVICES;
+  const visible = host.env["CUDA_VISIBLE_DEVICES"];
   const remedy =
     visible === undefined
       ? "in a container, pass it through (docker run --gpus all)"

@@ -91,7 +91,7 @@ export function readShardIndex(path: string): ReadonlyMap<string, string> {
     throw new ModelDataError(path, "not JSON", { cause: error });
   }
   const map = new Map<string, string>();
-  const weightMap = isJsonObject(root) && isJsonObject(root.weight_map) ? root.weight_map : {};
+  const weightMap = isJsonObject(root) && isJsonObject(root["weight_map"]) ? root["weight_map"] : {};
   for (const [tensor, shard] of Object.entries(weightMap)) {
     if (typeof shard !== "string" || !isInsideName(shard))
       throw new ModelDataError(

@@ -58,7 +58,7 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
   const root = options.downloadDir ?? getHFHubCachePath();
   const cache = new HubCache(root, model);
   const cached = cache.completeSnapshot(revision);
-  if (isTrue(process.env.HF_HUB_OFFLINE)) {
+  if (isTrue(process.env["HF_HUB_OFFLINE"])) {
     if (cached !== undefined) return cached;
     const remedy = `unset HF_HUB_OFFLINE, or run "octavo pull ${model}" where there is a network`;
     throw new DownloadError(
@@ -90,7 +90,7 @@ interface Listing {
 
 /** One model on the hub. */
 class Hub {
-  readonly #endpoint = (process.env.HF_ENDPOINT || "https://huggingface.co").replace(/\/+$/, "");
+  readonly #endpoint = (process.env["HF_ENDPOINT"] || "https://huggingface.co").replace(/\/+$/, "");
 
   constructor(
     readonly model: string,
@@ -100,7 +100,7 @@ class Hub {
   /** Fetches with the token, which goes to the hub alone. */
   readonly fetch = Object.assign(
     (input: string | URL | Request, init?: RequestInit): Promise<Response> => {
-      const request = new Request(input, init);
+      const request = input instanceof Request ? new Request(input, init) : new Request(String(input), init);
       if (this.token !== undefined && new URL(request.url).origin === new URL(this.#endpoint).origin)
         request.headers.set("Authorization", `Bearer ${this.token}`);
       return fetch(request);
@@ -232,10 +232,10 @@ function isTrue(value: string | undefined): boolean {
 /** `HF_TOKEN`, or what `hf auth login` stored. */
 function storedToken(): string | undefined {
   const home =
-    process.env.HF_HOME ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "huggingface");
+    process.env["HF_HOME"] ?? join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "huggingface");
   try {
     const token =
-      process.env.HF_TOKEN || readFileSync(process.env.HF_TOKEN_PATH ?? join(home, "token"), "utf8");
+      process.env["HF_TOKEN"] || readFileSync(process.env["HF_TOKEN_PATH"] ?? join(home, "token"), "utf8");
     return token.trim() || undefined;
   } catch {
     return undefined;

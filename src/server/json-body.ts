@@ -27,7 +27,7 @@ export async function readJsonBody(request: Request, maxBytes: number): Promise<
     throw invalidJson("the body must be a JSON object");
   checkValue(value);
   const body = value as Record<string, unknown>;
-  if (typeof body.seed === "number" && !Number.isSafeInteger(body.seed)) body.seed = exactSeed(text);
+  if (typeof body["seed"] === "number" && !Number.isSafeInteger(body["seed"])) body["seed"] = exactSeed(text);
   if (PRINTED_FIELDS.some((name) => typeof body[name] === "object") && spellsNumbers(text)) {
     const exact = parseExactJson(text) as JsonObject;
     for (const name of PRINTED_FIELDS) if (typeof body[name] === "object") body[name] = exact[name];

@@ -196,7 +196,7 @@ export class ChatTemplate {
     const { tool_calls: calls, content: _, ...fields } = message;
     const given = Object.entries(fields).filter(([, value]) => value !== undefined && value !== null);
     const called = Array.isArray(calls) && calls.length > 0;
-    const reasoning = fields.reasoning_content ?? fields.thinking ?? fields.reasoning ?? undefined;
+    const reasoning = fields["reasoning_content"] ?? fields["thinking"] ?? fields["reasoning"] ?? undefined;
     return {
       ...(reasoning !== undefined && { thinking: reasoning }),
       ...Object.fromEntries(given),

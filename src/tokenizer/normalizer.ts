@@ -23,22 +23,22 @@ export function compileNormalizer(config: unknown, file: string): Normalizer {
 export function flattenSteps(config: unknown, list: string, file: string, depth = 0): Step[] {
   if (config === undefined || config === null) return [];
   const step = config as Step;
-  if (typeof config !== "object" || typeof step.type !== "string" || depth > 16) {
+  if (typeof config !== "object" || typeof step["type"] !== "string" || depth > 16) {
     throw new ModelDataError(file, `${JSON.stringify(config).slice(0, 100)} is not a step with a type`);
   }
-  if (step.type !== "Sequence") return [step];
+  if (step["type"] !== "Sequence") return [step];
   const inner = step[list];
   if (!Array.isArray(inner)) throw new ModelDataError(file, `a Sequence has no ${list}`);
   return inner.flatMap((each) => flattenSteps(each, list, file, depth + 1));
 }
 
 function compileStep(step: Step, file: string): Normalizer {
-  switch (step.type) {
+  switch (step["type"]) {
     case "NFC":
     case "NFD":
     case "NFKC":
     case "NFKD": {
-      const form = step.type;
+      const form = step["type"];
       return (text) => text.normalize(form);
     }
     case "Lowercase":
@@ -46,22 +46,22 @@ function compileStep(step: Step, file: string): Normalizer {
       return (text) => Array.from(text, (character) => character.toLowerCase()).join("");
     case "Strip":
       return (text) => {
-        const left = step.strip_left === true ? text.replace(LEADING, "") : text;
-        return step.strip_right === true ? trimEnd(left) : left;
+        const left = step["strip_left"] === true ? text.replace(LEADING, "") : text;
+        return step["strip_right"] === true ? trimEnd(left) : left;
       };
     case "StripAccents":
       return (text) => text.replace(/\p{M}/gu, "");
     case "Prepend":
       return (text) => (text === "" ? text : string(step, "prepend", file) + text);
     case "Replace": {
-      const find = compilePattern(step.pattern, file);
+      const find = compilePattern(step["pattern"], file);
       const content = string(step, "content", file);
       return (text) => replaceAll(text, find(text), content);
     }
     case "ByteLevel":
       return toAlphabet;
   }
-  throw new UnsupportedModelError(file, `the normalizer ${step.type} is not supported`);
+  throw new UnsupportedModelError(file, `the normalizer ${step["type"]} is not supported`);
 }
 
 /** White space at the end is found from the end: an expression would try every run of it. */
@@ -87,5 +87,5 @@ function replaceAll(text: string, found: readonly number[], content: string): st
 export function string(step: Step, name: string, file: string): string {
   const value = step[name];
   if (typeof value === "string") return value;
-  throw new ModelDataError(file, `${step.type}.${name} is not a text`);
+  throw new ModelDataError(file, `${step["type"]}.${name} is not a text`);
 }

@@ -20,8 +20,8 @@ export function readSurroundings(
 ): Surroundings {
   const { definition, config, specialTokens, path } = files;
   const { add_bos_token: bos, add_eos_token: eos } = config;
-  const steps = flattenSteps(definition.post_processor, "processors", path);
-  const goesByFlags = /^(Code)?(Llama|Gemma)Tokenizer(Fast)?$/.test(String(config.tokenizer_class));
+  const steps = flattenSteps(definition["post_processor"], "processors", path);
+  const goesByFlags = /^(Code)?(Llama|Gemma)Tokenizer(Fast)?$/.test(String(config["tokenizer_class"]));
   const hasFlags = typeof bos === "boolean" || typeof eos === "boolean";
   if (!goesByFlags || (steps.length > 0 && !hasFlags)) {
     return steps.reduce((inner, step) => around(inner, step, path, idOf), NOTHING);
@@ -41,7 +41,7 @@ function around(
   file: string,
   idOf: (token: string) => number | undefined,
 ): Surroundings {
-  switch (step.type) {
+  switch (step["type"]) {
     case "ByteLevel":
       return inner;
     case "TemplateProcessing":
@@ -53,7 +53,7 @@ function around(
         after: [...inner.after, pairId(step, "sep", file)],
       };
   }
-  throw new UnsupportedModelError(file, `the post-processor ${step.type} is not supported`);
+  throw new UnsupportedModelError(file, `the post-processor ${step["type"]} is not supported`);
 }
 
 /** `single` names the text once, and special tokens before and after it; `special_tokens` has their ids. */
@@ -64,16 +64,16 @@ function template(
   idOf: (token: string) => number | undefined,
 ): Surroundings {
   const invalid = (what: string) => new ModelDataError(file, `the post_processor ${what}`);
-  if (!Array.isArray(step.single)) throw invalid("has no template");
-  const table = (step.special_tokens ?? {}) as Record<string, { ids?: unknown } | undefined>;
+  if (!Array.isArray(step["single"])) throw invalid("has no template");
+  const table = (step["special_tokens"] ?? {}) as Record<string, { ids?: unknown } | undefined>;
   const sides: [number[], number[]] = [[], []];
   let texts = 0;
-  for (const piece of step.single as (Record<string, { id?: unknown } | undefined> | null)[]) {
-    if (piece?.Sequence !== undefined) {
+  for (const piece of step["single"] as (Record<string, { id?: unknown } | undefined> | null)[]) {
+    if (piece?.["Sequence"] !== undefined) {
       texts++;
       continue;
     }
-    const token = piece?.SpecialToken?.id;
+    const token = piece?.["SpecialToken"]?.id;
     if (typeof token !== "string") throw invalid("has a template of unknown pieces");
     const ids = Object.hasOwn(table, token) ? table[token]?.ids : undefined;
     const known = Array.isArray(ids) ? ids : [idOf(token)];

@@ -34,27 +34,27 @@ export function compilePreTokenizer(config: unknown, file: string): PreTokenizer
 }
 
 function compileStep(step: Step, file: string): PreTokenizer {
-  switch (step.type) {
+  switch (step["type"]) {
     case "ByteLevel": {
       const spaced = (text: string) =>
-        step.add_prefix_space === true && !text.startsWith(" ") ? ` ${text}` : text;
-      if (step.use_regex === false) return (text) => [toAlphabet(spaced(text))];
+        step["add_prefix_space"] === true && !text.startsWith(" ") ? ` ${text}` : text;
+      if (step["use_regex"] === false) return (text) => [toAlphabet(spaced(text))];
       return (text) => {
         const whole = spaced(text);
         return split(whole, GPT2(whole), "Isolated", false).map(toAlphabet);
       };
     }
     case "Split": {
-      const find = compilePattern(step.pattern, file);
-      const behavior = behaviorOf(step.behavior, file);
-      return (text) => split(text, find(text), behavior, step.invert === true);
+      const find = compilePattern(step["pattern"], file);
+      const behavior = behaviorOf(step["behavior"], file);
+      return (text) => split(text, find(text), behavior, step["invert"] === true);
     }
     case "Digits": {
-      const behavior = step.individual_digits === true ? "Isolated" : "Contiguous";
+      const behavior = step["individual_digits"] === true ? "Isolated" : "Contiguous";
       return (text) => split(text, NUMBER(text), behavior, false);
     }
     case "Punctuation": {
-      const behavior = behaviorOf(step.behavior ?? "Isolated", file);
+      const behavior = behaviorOf(step["behavior"] ?? "Isolated", file);
       return (text) => split(text, PUNCTUATION(text), behavior, false);
     }
     case "Whitespace":
@@ -71,7 +71,7 @@ function compileStep(step: Step, file: string): PreTokenizer {
       return (text) => split(text, find(text), "Removed", false);
     }
     case "FixedLength": {
-      const length = step.length ?? 5;
+      const length = step["length"] ?? 5;
       if (!Number.isSafeInteger(length) || (length as number) < 1) {
         throw new ModelDataError(file, "FixedLength.length is not a positive integer");
       }
@@ -80,13 +80,13 @@ function compileStep(step: Step, file: string): PreTokenizer {
     case "Metaspace":
       return metaspace(step, file);
   }
-  throw new UnsupportedModelError(file, `the pre-tokenizer ${step.type} is not supported`);
+  throw new UnsupportedModelError(file, `the pre-tokenizer ${step["type"]} is not supported`);
 }
 
 /** Spaces become "▁", one is put in front, and each begins a word. */
 function metaspace(step: Step, file: string): PreTokenizer {
-  const mark = step.replacement === undefined ? "▁" : string(step, "replacement", file);
-  const scheme = step.add_prefix_space === false ? "never" : (step.prepend_scheme ?? "always");
+  const mark = step["replacement"] === undefined ? "▁" : string(step, "replacement", file);
+  const scheme = step["add_prefix_space"] === false ? "never" : (step["prepend_scheme"] ?? "always");
   if (scheme !== "always" && scheme !== "first" && scheme !== "never") {
     throw new ModelDataError(file, `Metaspace.prepend_scheme is ${JSON.stringify(scheme)}`);
   }
@@ -95,7 +95,7 @@ function metaspace(step: Step, file: string): PreTokenizer {
     const marked = text.replaceAll(" ", mark);
     const prepends = scheme === "always" || (scheme === "first" && isFirst);
     const whole = prepends && !marked.startsWith(mark) ? mark + marked : marked;
-    return step.split === false ? [whole] : split(whole, find(whole), "MergedWithNext", false);
+    return step["split"] === false ? [whole] : split(whole, find(whole), "MergedWithNext", false);
   };
 }
 

@@ -49,17 +49,17 @@ export function tokenBytes(decoder: unknown, file: string): TokenBytes {
   let leadingSpaces = 0;
   for (const step of steps) {
     if (step.type === "Replace") {
-      const pattern = (step.pattern as { String?: unknown } | undefined)?.String;
-      if (typeof pattern !== "string" || typeof step.content !== "string") unsupported(step);
-      replacements.push([pattern as string, step.content as string]);
+      const pattern = (step["pattern"] as { String?: unknown } | undefined)?.String;
+      if (typeof pattern !== "string" || typeof step["content"] !== "string") unsupported(step);
+      replacements.push([pattern as string, step["content"] as string]);
     } else if (step.type === "Strip") {
       const { content, start, stop } = step;
       if (content !== " " || !Number.isSafeInteger(start) || (start as number) < 0 || stop !== 0)
         unsupported(step);
       leadingSpaces = start as number;
     } else if (step.type === "Metaspace") {
-      replacements.push([typeof step.replacement === "string" ? step.replacement : "▁", " "]);
-      const never = step.prepend_scheme === "never" || step.add_prefix_space === false;
+      replacements.push([typeof step["replacement"] === "string" ? step["replacement"] : "▁", " "]);
+      const never = step["prepend_scheme"] === "never" || step["add_prefix_space"] === false;
       leadingSpaces = never ? 0 : 1;
     } else if (step.type === "ByteFallback") byteFallback = true;
     else if (step.type !== "Fuse") unsupported(step);

@@ -19,11 +19,11 @@ export class TokenEncoder {
   /** @throws ModelDataError or UnsupportedModelError */
   constructor(files: TokenizerFiles, idOf: (token: string) => number | undefined) {
     const { definition, path } = files;
-    const { unk_token: unknown, byte_fallback, fuse_unk, ignore_merges } = definition.model as JsonObject;
+    const { unk_token: unknown, byte_fallback, fuse_unk, ignore_merges } = definition["model"] as JsonObject;
     const unknownId = typeof unknown === "string" ? files.vocabulary.get(unknown) : undefined;
     try {
-      this.#added = new AddedTokens(files.addedTokens, compileNormalizer(definition.normalizer, path));
-      this.#split = compilePreTokenizer(definition.pre_tokenizer, path);
+      this.#added = new AddedTokens(files.addedTokens, compileNormalizer(definition["normalizer"], path));
+      this.#split = compilePreTokenizer(definition["pre_tokenizer"], path);
       this.#surroundings = readSurroundings(files, idOf);
       this.#encoder = new BytePairEncoder(files.vocabulary, files.merges, {
         unknownId,

@@ -60,13 +60,13 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
   const configPath = join(folder, "tokenizer_config.json");
   const config = (await readJson(configPath)) ?? {};
 
-  const model = object(definition.model, path, "model");
+  const model = object(definition["model"], path, "model");
   const { continuing_subword_prefix: prefix, end_of_word_suffix: suffix } = model;
-  if ((model.type ?? "BPE") !== "BPE" || !model.merges || prefix || suffix) {
+  if ((model["type"] ?? "BPE") !== "BPE" || !model["merges"] || prefix || suffix) {
     throw new UnsupportedModelError(path, "only byte-pair encoding without subword affixes is supported");
   }
   const tokens: (string | undefined)[] = [];
-  const vocabulary = readVocabulary(object(model.vocab, path, "model.vocab"), tokens, path);
+  const vocabulary = readVocabulary(object(model["vocab"], path, "model.vocab"), tokens, path);
   const specialTokens = readSpecialTokens(config, configPath);
   return {
     definition,
@@ -74,7 +74,7 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
     tokens,
     vocabulary,
     get merges() {
-      return readMerges(model.merges, path);
+      return readMerges(model["merges"], path);
     },
     addedTokens: readAddedTokens(definition, config, vocabulary, tokens, Object.values(specialTokens), path),
     specialTokens,
@@ -122,11 +122,11 @@ function readAddedTokens(
   named: readonly string[],
   path: string,
 ): AddedToken[] {
-  const entries = array(definition.added_tokens ?? [], path, "added_tokens").map((entry) =>
+  const entries = array(definition["added_tokens"] ?? [], path, "added_tokens").map((entry) =>
     object(entry, path, "added_tokens"),
   );
   for (const [id, entry] of Object.entries(
-    object(config.added_tokens_decoder ?? {}, path, "added_tokens_decoder"),
+    object(config["added_tokens_decoder"] ?? {}, path, "added_tokens_decoder"),
   )) {
     entries.push({ ...object(entry, path, "added_tokens_decoder"), id: Number(id) });
   }
@@ -136,7 +136,7 @@ function readAddedTokens(
     if (typeof content !== "string" || content === "") {
       throw new ModelDataError(path, "an added token has no content");
     }
-    const id = tokenId(entry.id, path, content);
+    const id = tokenId(entry["id"], path, content);
     const known = vocabulary.get(content) ?? byContent.get(content)?.id ?? id;
     if (known !== id || (tokens[id] ?? content) !== content) {
       throw new ModelDataError(
@@ -158,7 +158,7 @@ function readSpecialTokens(config: JsonObject, path: string): Record<string, str
   const tokens: Record<string, string> = {};
   for (const name of NAMED_TOKENS) {
     const value = config[name] ?? undefined;
-    const content = typeof value === "object" ? (value as JsonObject).content : value;
+    const content = typeof value === "object" ? (value as JsonObject)["content"] : value;
     if (content === undefined) continue;
     if (typeof content !== "string") throw new ModelDataError(path, `${name} is not a token`);
     tokens[name] = content;
@@ -175,7 +175,7 @@ async function readChatTemplate(
   const source = await readText(join(folder, "chat_template.jinja"));
   if (source !== undefined) return source;
   const jsonPath = join(folder, "chat_template.json");
-  const template = config.chat_template ?? (await readJson(jsonPath))?.chat_template ?? undefined;
+  const template = config["chat_template"] ?? (await readJson(jsonPath))?.["chat_template"] ?? undefined;
   if (template === undefined || typeof template === "string") return template;
   const named = array(template, configPath, "chat_template") as { name?: unknown; template?: unknown }[];
   const chosen = named.find((entry) => entry?.name === "default")?.template;

@@ -58,11 +58,11 @@ export class Tokenizer {
     this.#tokens = files.tokens;
     this.#added = new Set(addedTokens.map((token) => token.id));
     this.#special = new Set(addedTokens.filter((token) => token.special).map((token) => token.id));
-    this.#spelling = tokenBytes(files.definition.decoder, files.path);
+    this.#spelling = tokenBytes(files.definition["decoder"], files.path);
     this.#files = files;
     this.vocabSize = files.tokens.length;
-    this.eosTokenId = this.tokenToId(specialTokens.eos_token ?? "");
-    this.bosTokenId = this.tokenToId(specialTokens.bos_token ?? "");
+    this.eosTokenId = this.tokenToId(specialTokens["eos_token"] ?? "");
+    this.bosTokenId = this.tokenToId(specialTokens["bos_token"] ?? "");
     this.chatTemplate = files.chatTemplate;
     this.specialTokens = specialTokens;
     this.leadingSpaces = this.#spelling.leadingSpaces;

@@ -63,10 +63,10 @@ describe("profile", () => {
     expect(decode.map(({ batch }) => batch)).toEqual([2, 1]);
     for (const { classes, graphMilliseconds, opMilliseconds, contextTokens } of decode) {
       const byName = Object.fromEntries(classes.map((entry) => [entry.class, entry]));
-      expect(byName.attention).toMatchObject({ ops: layers, milliseconds: 3 * layers });
-      expect(byName.linear).toMatchObject({ ops: 4 * layers, milliseconds: 4 * layers });
+      expect(byName["attention"]).toMatchObject({ ops: layers, milliseconds: 3 * layers });
+      expect(byName["linear"]).toMatchObject({ ops: 4 * layers, milliseconds: 4 * layers });
       expect(byName["LM head"]).toMatchObject({ ops: 1, milliseconds: 1 });
-      expect(byName.sampling!.ops).toBe(2);
+      expect(byName["sampling"]!.ops).toBe(2);
       expect(graphMilliseconds).toBe(7 * layers + 1);
       expect(opMilliseconds).toBe(graphMilliseconds);
       expect(classes.reduce((total, { share }) => total + share, 0)).toBeCloseTo(1, 9);

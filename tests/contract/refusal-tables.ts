@@ -157,7 +157,7 @@ function linearTables(float: FloatDType): Refusals[] {
     apart: { out: ["x", "weight", ...Object.keys(surroundings).filter((name) => name !== "out")] },
     ...more,
     run: (backend, { out, x, weight, ...operands }, scalars) => {
-      const shape = [scalars.outputs!, weight!.dim(1)] as const;
+      const shape = [scalars["outputs"]!, weight!.dim(1)] as const;
       backend.linear(out!, x!, { format: "dense", shape, data: weight! }, fusion(operands, scalars));
     },
   });

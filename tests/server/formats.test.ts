@@ -95,7 +95,7 @@ describe("prompts", () => {
     const cut = await complete({ truncate_prompt_tokens: 2, echo: true });
     const whole = await complete({ prompt: " a time", echo: true });
     expect(cut.choices[0]!.text).toBe(whole.choices[0]!.text);
-    expect(cut.usage.prompt_tokens).toBe(2);
+    expect(cut.usage["prompt_tokens"]).toBe(2);
   });
 });
 
@@ -144,7 +144,7 @@ describe("echo", () => {
 });
 
 test("prompt_logprobs name tokens, ranks and texts", async () => {
-  const [first, second] = (await complete({ prompt_logprobs: 1 })).choices[0]!.prompt_logprobs as object[];
+  const [first, second] = (await complete({ prompt_logprobs: 1 })).choices[0]!["prompt_logprobs"] as object[];
   expect(first).toBeNull();
   expect(Object.values(second!)).toContainEqual({
     ...{ logprob: expect.any(Number), rank: 1, decoded_token: " upon" },
@@ -166,7 +166,7 @@ test("an interval collects tokens, the first excepted", async () => {
   const parts = documents(
     await streamed("/v1/completions", { prompt: PROMPT, stream_interval: 3, return_token_ids: true }),
   );
-  expect(parts.map(({ choices }) => (choices[0]!.token_ids as number[]).length)).toEqual([1, 3, 3, 1]);
+  expect(parts.map(({ choices }) => (choices[0]!["token_ids"] as number[]).length)).toEqual([1, 3, 3, 1]);
   expect(parts.map(({ choices }) => choices[0]!.text).join("")).toBe((await complete({})).choices[0]!.text);
 });
 

@@ -69,7 +69,7 @@ test("the document of the API has the routes and their fields", async () => {
       expect([path, [404, 405].includes(status) && !path.includes("{")]).toEqual([path, false]);
     }
   }
-  const body = JSON.stringify(document.paths["/v1/chat/completions"]!.post!.requestBody);
+  const body = JSON.stringify(document.paths["/v1/chat/completions"]!["post"]!.requestBody);
   for (const field of ["messages", "temperature", "seed", "max_completion_tokens", "cache_salt"])
     expect(body).toContain(`"${field}"`);
 });

@@ -4,8 +4,8 @@ import { type Summary, simulate } from "./simulate.ts";
 
 setDefaultTimeout(120_000);
 
-const RUNS = Number(process.env.OCTAVO_SIMULATION_RUNS ?? 2500);
-const FIRST = Number(process.env.OCTAVO_SIMULATION_FIRST ?? 0);
+const RUNS = Number(process.env["OCTAVO_SIMULATION_RUNS"] ?? 2500);
+const FIRST = Number(process.env["OCTAVO_SIMULATION_FIRST"] ?? 0);
 
 let hasher: IHasher;
 beforeAll(async () => {
@@ -27,7 +27,7 @@ test(`${RUNS} random loads give the reference's outputs and leave nothing behind
     const summary = run(seed);
     for (const key of Object.keys(total) as (keyof Summary)[]) total[key] += Number(summary[key]);
   }
-  if (process.env.OCTAVO_SIMULATION_RUNS) console.log(total);
+  if (process.env["OCTAVO_SIMULATION_RUNS"]) console.log(total);
   // The loads must reach what they are meant to test.
   for (const count of Object.values(total)) expect(count).toBeGreaterThan(RUNS / 100);
   expect(total.preemptions).toBeGreaterThan(RUNS / 4);

@@ -170,7 +170,7 @@ describe("layering", () => {
     const page = readFileSync(ARCHITECTURE, "utf8");
     const table = /^\| room .*\n(?:\|.*\n)+/m;
     const expected = page.replace(table, `${roomTable()}\n`);
-    if (process.env.OCTAVO_UPDATE_DOCS === "1") writeFileSync(ARCHITECTURE, expected);
+    if (process.env["OCTAVO_UPDATE_DOCS"] === "1") writeFileSync(ARCHITECTURE, expected);
     else expect(page).toBe(expected);
   });
 

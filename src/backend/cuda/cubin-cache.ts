@@ -53,7 +53,7 @@ export class CubinCache {
 
 /** `$OCTAVO_CACHE_DIR`, `$XDG_CACHE_HOME/octavo` or `~/.cache/octavo`, and `kernels` in it. */
 export function cubinCacheFolder(env: Readonly<Record<string, string | undefined>> = process.env): string {
-  const base = env.OCTAVO_CACHE_DIR || join(env.XDG_CACHE_HOME || join(homedir(), ".cache"), "octavo");
+  const base = env["OCTAVO_CACHE_DIR"] || join(env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "octavo");
   return join(base, "kernels");
 }
 

@@ -80,7 +80,7 @@ export function chatPrompt(body: ConversationBody): ChatPrompt {
     throw unsupported("chat_template_kwargs", message, 400);
   }
   if (body.tools?.length === 0) throw invalidValue("tools", "tools must not be empty");
-  if (body.documents) kwargs.documents = body.documents;
+  if (body.documents) kwargs["documents"] = body.documents;
   const chat: ChatOptions = {
     chatTemplateKwargs: kwargs,
     ...(body.tools && { tools: body.tools }),

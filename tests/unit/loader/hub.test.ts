@@ -43,8 +43,8 @@ beforeEach(() => {
   folder = temporaryFolder();
   saved = VARIABLES.map((name) => process.env[name]);
   for (const name of VARIABLES) delete process.env[name];
-  process.env.HOME = folder.path;
-  process.env.HF_HOME = folder.file("hf");
+  process.env["HOME"] = folder.path;
+  process.env["HF_HOME"] = folder.file("hf");
 });
 
 afterEach(() => {
@@ -57,7 +57,7 @@ afterEach(() => {
 
 function serve(files: Record<string, Uint8Array> = SINGLE): HubServer {
   const server = new HubServer(MODEL, files);
-  process.env.HF_ENDPOINT = `${server.endpoint}/`;
+  process.env["HF_ENDPOINT"] = `${server.endpoint}/`;
   return server;
 }
 
@@ -109,7 +109,7 @@ describe("a name that needs no hub", () => {
 describe("download", () => {
   test("what is needed goes to the cache, laid out as Python's", async () => {
     using server = serve();
-    process.env.HF_TOKEN = "secret";
+    process.env["HF_TOKEN"] = "secret";
     const progress: [number, number][] = [];
     const path = await resolveModel(MODEL, { onProgress: (...now) => progress.push(now) });
     expect(path).toBe(join(repository(), "snapshots", server.commit));
@@ -253,7 +253,7 @@ describe("without a network", () => {
     using server = serve();
     const path = await resolveModel(MODEL);
     server.requests.length = 0;
-    process.env.HF_HUB_OFFLINE = "1";
+    process.env["HF_HUB_OFFLINE"] = "1";
     expect(await resolveModel(MODEL)).toBe(path);
     expect(await resolveModel(MODEL, { revision: server.commit })).toBe(path);
     const other = await failure("org/other");

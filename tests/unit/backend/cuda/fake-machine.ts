@@ -27,13 +27,13 @@ export class FakeMachine implements Disposable {
   readonly cublas = new FakeCublasLt();
   readonly nvrtc = new FakeNvrtc();
   readonly #folder: string;
-  readonly #cacheFolder = process.env.OCTAVO_CACHE_DIR;
+  readonly #cacheFolder = process.env["OCTAVO_CACHE_DIR"];
 
   constructor(gpu: Partial<FakeGpu> = {}) {
     this.cuda = new FakeCuda([{ name: "Fake GPU", computeCapability: [9, 0], memory: 2 ** 28, ...gpu }]);
     for (const [entry, { parameters }] of SIGNATURES) this.cuda.kernels.set(entry, parameters.length);
     this.#folder = mkdtempSync(join(tmpdir(), "octavo-fake-"));
-    process.env.OCTAVO_CACHE_DIR = this.#folder;
+    process.env["OCTAVO_CACHE_DIR"] = this.#folder;
   }
 
   open(): Cuda {
@@ -65,8 +65,8 @@ export class FakeMachine implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    if (this.#cacheFolder === undefined) delete process.env.OCTAVO_CACHE_DIR;
-    else process.env.OCTAVO_CACHE_DIR = this.#cacheFolder;
+    if (this.#cacheFolder === undefined) delete process.env["OCTAVO_CACHE_DIR"];
+    else process.env["OCTAVO_CACHE_DIR"] = this.#cacheFolder;
     rmSync(this.#folder, { recursive: true });
   }
 

@@ -217,7 +217,7 @@ describe("linear", () => {
   test("scratch that grows leaves what captured launches use alone", () => {
     const run = (tokens: number) => {
       const [x, out] = [bf16(tokens, 1024), bf16(tokens, 6144)];
-      return namedArguments(launch(() => backend.linear(out, x, weight, { norm }))).out!;
+      return namedArguments(launch(() => backend.linear(out, x, weight, { norm })))["out"]!;
     };
     const first = run(5000);
     const grown = run(6000);

@@ -42,7 +42,7 @@ beforeEach(() => {
   // Every token drawn is 7; without this, it would be what the memory happens to hold.
   machine.cuda.effects.set("sample_rows", (launch) => {
     const { grid } = launch;
-    const out = machine.cuda.bytesOf(namedArguments(launch).out!);
+    const out = machine.cuda.bytesOf(namedArguments(launch)["out"]!);
     new Int32Array(out.buffer).fill(7, 0, grid[0]);
   });
 });
