@@ -7,7 +7,7 @@
  */
 import { closeSync, cpSync, mkdirSync, openSync, readdirSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import type { ParameterSpec } from "../src/base/parameters.ts";
+import type { ParameterSpec } from "../src/base/parameter-spec.ts";
 import { readModelConfig } from "../src/models/config.ts";
 import { defineModel } from "../src/models/registry.ts";
 

@@ -1,7 +1,7 @@
 import { type DeviceBuffer, Tensor } from "../backend/tensor.ts";
 import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
+import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
 import type { WeightScheme } from "./weight-scheme.ts";
 

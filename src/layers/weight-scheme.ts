@@ -1,6 +1,6 @@
 import type { Tensor } from "../backend/tensor.ts";
 import { denseWeight, type Weight } from "../backend/weight.ts";
-import type { ParameterSource, ParameterSpec } from "../base/parameters.ts";
+import type { ParameterSource, ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, type Span } from "../base/shard.ts";
 
 /** A matrix [N, K] that a rank multiplies by, made of the checkpoint's matrices, their rows stacked. */

@@ -1,7 +1,7 @@
 import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
+import type { ParameterSpec } from "../base/parameter-spec.ts";
 
 const STANDARD_DEVIATION = 0.02;
 /** Elements of one upload. */

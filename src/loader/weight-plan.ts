@@ -1,7 +1,7 @@
 import type { Tensor } from "../backend/tensor.ts";
 import { dtypeSize, type FloatDType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
-import type { ParameterSource, ParameterSpec } from "../base/parameters.ts";
+import type { ParameterSource, ParameterSpec } from "../base/parameter-spec.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesReadOfRow, type ChunkRead, isContiguous } from "./chunk-reader.ts";
 

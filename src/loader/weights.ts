@@ -3,7 +3,7 @@ import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { invariant, ModelDataError, UnsupportedModelError } from "../base/errors.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
+import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { bulkLoad } from "./bulk-load.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesRead, ChunkReader } from "./chunk-reader.ts";

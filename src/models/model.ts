@@ -1,6 +1,6 @@
 import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import type { ParameterSpec } from "../base/parameters.ts";
+import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
 import type { ForwardContext } from "../layers/forward-context.ts";
 import type { WeightScheme } from "../layers/weight-scheme.ts";

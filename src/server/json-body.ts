@@ -7,7 +7,7 @@ import type { JsonObject } from "./schemas/request-body.ts";
 const MAX_DEPTH = 100;
 /** Most lists, objects and fields; each costs far more than its bytes to check and to pass on. */
 const MAX_PARTS = 32_768;
-/** What chat templates print, and so with the numbers as they are spelled. */
+/** Fields that chat templates print, so numbers in them keep their spelling. */
 const PRINTED_FIELDS = ["messages", "tools", "documents", "chat_template_kwargs"];
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;

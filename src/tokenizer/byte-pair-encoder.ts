@@ -63,19 +63,19 @@ export class BytePairEncoder {
       this.#left[rank] = a;
       this.#right[rank] = b;
       this.#merged[rank] = merged;
-      this.#table[this.#slot(a, b)] = rank + 1;
+      this.#table[this.#cell(a, b)] = rank + 1;
     }
   }
 
   /** Where the pair's rank is, or would be, in the table. */
-  #slot(left: number, right: number): number {
+  #cell(left: number, right: number): number {
     const mask = this.#table.length - 1;
-    let slot = Math.imul(Math.imul(left, 0x9e3779b1) ^ right, 0x85ebca6b);
-    slot = (slot ^ (slot >>> 15)) & mask;
+    let cell = Math.imul(Math.imul(left, 0x9e3779b1) ^ right, 0x85ebca6b);
+    cell = (cell ^ (cell >>> 15)) & mask;
     for (;;) {
-      const rank = this.#table[slot]! - 1;
-      if (rank < 0 || (this.#left[rank] === left && this.#right[rank] === right)) return slot;
-      slot = (slot + 1) & mask;
+      const rank = this.#table[cell]! - 1;
+      if (rank < 0 || (this.#left[rank] === left && this.#right[rank] === right)) return cell;
+      cell = (cell + 1) & mask;
     }
   }
 
@@ -137,7 +137,7 @@ export class BytePairEncoder {
     const rankAt = (position: number): number => {
       const right = next[position]!;
       if (position < 0 || right >= count || id[position]! < 0 || id[right]! < 0) return -1;
-      return this.#table[this.#slot(id[position]!, id[right]!)]! - 1;
+      return this.#table[this.#cell(id[position]!, id[right]!)]! - 1;
     };
 
     const heap: number[] = [];

@@ -3,7 +3,7 @@ import { readdirSync, truncateSync, writeFileSync } from "node:fs";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { type FloatDType, narrow } from "../../../src/base/dtype.ts";
 import { InvariantError, ModelDataError } from "../../../src/base/errors.ts";
-import type { ParameterSpec } from "../../../src/base/parameters.ts";
+import type { ParameterSpec } from "../../../src/base/parameter-spec.ts";
 import { SplitMix64 } from "../../../src/base/random.ts";
 import { bulkLoad } from "../../../src/loader/bulk-load.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";

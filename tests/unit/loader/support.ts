@@ -1,5 +1,5 @@
 import { expect } from "bun:test";
-import type { ParameterSource, ParameterSpec } from "../../../src/base/parameters.ts";
+import type { ParameterSource, ParameterSpec } from "../../../src/base/parameter-spec.ts";
 import { readFully } from "../../../src/loader/read-fully.ts";
 import type { SafetensorsFile } from "../../../src/loader/safetensors.ts";
 

@@ -3,7 +3,7 @@ import { truncateSync, writeFileSync } from "node:fs";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { type FloatDType, narrow, widen } from "../../../src/base/dtype.ts";
 import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
-import type { ParameterSpec } from "../../../src/base/parameters.ts";
+import type { ParameterSpec } from "../../../src/base/parameter-spec.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { dummyWeights } from "../../../src/loader/dummy-weights.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
