@@ -15,7 +15,6 @@ const OPERATIONS: readonly Operation[] = [
   ["post", "/tokenize", "The tokens of a text or conversation", TokenizeBody],
   ["post", "/detokenize", "The text of tokens", DetokenizeBody],
   ["post", "/reset_prefix_cache", "Forget all cached prefixes"],
-  ["get", "/", "A page for browsers"],
   ["get", "/live", "Whether the process answers"],
   ["get", "/ready", "Whether requests are taken"],
   ["get", "/health", "Whether requests are taken and make progress"],
