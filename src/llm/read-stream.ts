@@ -1,55 +1,12 @@
 import type {
   CompletionDelta,
   CompletionOutput,
-  FinishReason,
   GenerationStream,
-  PositionLogprobs,
   RequestOutput,
   SubmittedRequest,
 } from "../base/outputs.ts";
-
-/** Puts a completion together from its deltas. */
-class CompletionBuilder {
-  readonly #tokenIds: number[] = [];
-  readonly #logprobs: PositionLogprobs[] = [];
-  #text = "";
-  #cumulativeLogprob = 0;
-  #finishReason: FinishReason | null = null;
-  #stopReason: string | number | null = null;
-  #error: Error | undefined;
-
-  constructor(
-    private readonly index: number,
-    private readonly hasLogprobs: boolean,
-  ) {}
-
-  add({ text, tokenIds, logprobs = [], finishReason, stopReason, error }: CompletionDelta): void {
-    this.#text += text;
-    for (const token of tokenIds) this.#tokenIds.push(token);
-    for (let i = 0; i < logprobs.length; i++) {
-      this.#logprobs.push(logprobs[i]!);
-      this.#cumulativeLogprob += logprobs[i]!.get(tokenIds[i]!)!.logprob;
-    }
-    this.#finishReason = finishReason;
-    this.#stopReason = stopReason;
-    this.#error = error;
-  }
-
-  /** All text and tokens up to now. */
-  soFar(): Pick<CompletionOutput, "text" | "tokenIds" | "logprobs"> {
-    const logprobs = this.hasLogprobs && { logprobs: this.#logprobs.slice() };
-    return { text: this.#text, tokenIds: this.#tokenIds.slice(), ...logprobs };
-  }
-
-  output(): CompletionOutput {
-    return {
-      ...{ index: this.index, ...this.soFar() },
-      ...(this.hasLogprobs && { cumulativeLogprob: this.#cumulativeLogprob }),
-      ...{ finishReason: this.#finishReason, stopReason: this.#stopReason },
-      ...(this.#error && { error: this.#error }),
-    };
-  }
-}
+import type { OwnedDelta } from "../engine/step-output.ts";
+import { appendDelta } from "./delta-queue.ts";
 
 /**
  * Reads a stream to its end.
@@ -60,9 +17,9 @@ export async function readOutputs(
   stream: GenerationStream,
   onDelta?: (delta: CompletionDelta) => void,
 ): Promise<RequestOutput[]> {
-  const builders = buildersOf(stream.requests);
+  const completions = emptyCompletions(stream.requests);
   for await (const delta of stream) {
-    builders.get(delta.requestId)![delta.index]!.add(delta);
+    appendDelta(completions.get(delta.requestId)![delta.index]!, delta);
     onDelta?.(delta);
   }
   return stream.requests.map(({ id, prompt, promptTokenIds, promptLogprobs, numCachedTokens, metrics }) => ({
@@ -70,7 +27,7 @@ export async function readOutputs(
     ...(prompt !== undefined && { prompt }),
     promptTokenIds,
     ...(promptLogprobs && { promptLogprobs }),
-    outputs: builders.get(id)!.map((builder) => builder.output()),
+    outputs: completions.get(id)!.map(completionOutput),
     ...{ finished: true, numCachedTokens, metrics },
   }));
 }
@@ -79,19 +36,38 @@ export async function readOutputs(
 export async function* readDeltas(
   stream: GenerationStream,
 ): AsyncGenerator<CompletionDelta, void, undefined> {
-  const builders = buildersOf(stream.requests.filter(({ sampling }) => sampling.outputKind === "cumulative"));
+  const isCumulative = ({ sampling }: SubmittedRequest) => sampling.outputKind === "cumulative";
+  const completions = emptyCompletions(stream.requests.filter(isCumulative));
   for await (const delta of stream) {
-    const builder = builders.get(delta.requestId)?.[delta.index];
-    builder?.add(delta);
-    yield builder ? { ...delta, ...builder.soFar() } : delta;
+    const soFar = completions.get(delta.requestId)?.[delta.index];
+    if (soFar) {
+      appendDelta(soFar, delta);
+      const { tokenIds, logprobs } = soFar;
+      yield { ...soFar, tokenIds: tokenIds.slice(), ...(logprobs && { logprobs: logprobs.slice() }) };
+    } else yield delta;
   }
 }
 
-function buildersOf(requests: readonly SubmittedRequest[]): ReadonlyMap<string, CompletionBuilder[]> {
+/** For each request a delta of each completion that deltas can be appended to. */
+function emptyCompletions(requests: readonly SubmittedRequest[]): ReadonlyMap<string, OwnedDelta[]> {
   return new Map(
-    requests.map(({ id, sampling: { n, logprobs } }) => [
-      id,
-      Array.from({ length: n }, (_, index) => new CompletionBuilder(index, logprobs !== undefined)),
-    ]),
+    requests.map(({ id: requestId, sampling }) => {
+      const none = { requestId, text: "", finishReason: null, stopReason: null };
+      const logprobs = sampling.logprobs !== undefined;
+      const completions = Array.from({ length: sampling.n }, (_, index) => {
+        return { ...none, index, tokenIds: [], ...(logprobs && { logprobs: [] }) };
+      });
+      return [requestId, completions];
+    }),
   );
+}
+
+function completionOutput({ requestId: _, ...completion }: OwnedDelta): CompletionOutput {
+  const { logprobs, tokenIds } = completion;
+  if (!logprobs) return completion;
+  const cumulativeLogprob = logprobs.reduce(
+    (sum, position, i) => sum + position.get(tokenIds[i]!)!.logprob,
+    0,
+  );
+  return { ...completion, cumulativeLogprob };
 }

@@ -8,6 +8,7 @@ import type {
 } from "../base/outputs.ts";
 import type { EngineRequest } from "../engine/request.ts";
 import type { OwnedDelta, PromptProgress } from "../engine/step-output.ts";
+import { DeltaQueue } from "./delta-queue.ts";
 
 /** A request of a stream, as far as the engine has reported. */
 export class StreamedRequest implements SubmittedRequest {
@@ -68,8 +69,7 @@ export interface StreamOptions {
 export class RequestStream implements GenerationStream, AsyncIterator<CompletionDelta, undefined> {
   readonly requests: readonly StreamedRequest[];
   readonly #options: StreamOptions;
-  /** By choice, those that have waited longest first. */
-  readonly #untaken = new Map<number, OwnedDelta>();
+  readonly #untaken = new DeltaQueue();
   #numUnfinished: number;
   #wake: PromiseWithResolvers<void> | undefined;
   #isAbandoned = false;
@@ -100,10 +100,7 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
   /** Takes a delta over from the engine. */
   push({ firstChoice }: StreamedRequest, delta: OwnedDelta): void {
     if (this.#isAbandoned) return;
-    const choice = firstChoice + delta.index;
-    const untaken = this.#untaken.get(choice);
-    if (untaken) merge(untaken, delta);
-    else this.#untaken.set(choice, delta);
+    this.#untaken.push(firstChoice + delta.index, delta);
     this.#wakeReader();
   }
 
@@ -125,10 +122,8 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
 
   async next(): Promise<IteratorResult<CompletionDelta, undefined>> {
     for (;;) {
-      for (const [choice, delta] of this.#untaken) {
-        this.#untaken.delete(choice);
-        return { done: false, value: delta };
-      }
+      const delta = this.#untaken.take();
+      if (delta) return { done: false, value: delta };
       if (this.#failure && !this.#isAbandoned) throw this.#failure;
       if (this.#isAbandoned || this.#numUnfinished === 0) return { done: true, value: undefined };
       this.#wake ??= Promise.withResolvers();
@@ -156,15 +151,4 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
     this.#wake?.resolve();
     this.#wake = undefined;
   }
-}
-
-/** Appends the delta that follows. */
-function merge(into: OwnedDelta, { text, tokenIds, logprobs, ...end }: OwnedDelta): void {
-  into.text += text;
-  for (const token of tokenIds) into.tokenIds.push(token);
-  if (logprobs) {
-    into.logprobs ??= [];
-    for (const position of logprobs) into.logprobs.push(position);
-  }
-  Object.assign(into, end);
 }
