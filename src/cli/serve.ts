@@ -3,6 +3,7 @@ import { version } from "../../package.json";
 import { AsyncLLM } from "../async/async-llm.ts";
 import type { EngineOptions } from "../base/config.ts";
 import { ConfigError, ExitCode } from "../base/errors.ts";
+import { Listener } from "../server/listener.ts";
 import {
   checkExposure,
   resolveServerOptions,
@@ -13,7 +14,6 @@ import { startServer } from "../server/serve.ts";
 import { createCommand, modelOf } from "./command.ts";
 import { addEngineFlags, engineOptions } from "./engine-flags.ts";
 import { integerValue } from "./flag-values.ts";
-import { holdAddress } from "./loading-server.ts";
 import { ProgressBar } from "./progress.ts";
 import { addServerFlags, serverOptions } from "./server-flags.ts";
 
@@ -54,7 +54,8 @@ async function serve(
   for (const stream of [process.stdout, process.stderr])
     stream.removeAllListeners("error").on("error", () => {});
   const stopped = firstSignal();
-  const address = holdAddress(config.host, config.port);
+  // A port in use is known at once, and clients are told that the model loads.
+  const listener = new Listener(config.host, config.port);
   const bar = new ProgressBar();
   const started = performance.now();
   const loading = AsyncLLM.create(model, {
@@ -64,8 +65,7 @@ async function serve(
   const loaded = await Promise.race([loading, stopped]).finally(() => bar.stop());
   if (loaded === undefined) return;
   await using llm = loaded;
-  await address.release();
-  const server = startServer({ llm, options: { ...options, port: address.port } });
+  const server = startServer({ llm, options, listener });
   console.log(`${describe(llm)}, loaded in ${((performance.now() - started) / 1000).toFixed(1)} s`);
   console.log(
     `Octavo ${version} serves ${(options.servedModelNames ?? [llm.model]).join(", ")} at ${server.url}`,
@@ -76,8 +76,10 @@ async function serve(
     await Promise.race([server.stop(), Bun.sleep(LAST_WORDS_MS)]);
     throw llm.failure;
   }
-  if (llm.numUnfinished > 0)
-    console.log(`Stopping: ${llm.numUnfinished} requests get ${config.drainSeconds} s to finish`);
+  const { shutdownDelaySeconds: delay, drainSeconds } = config;
+  if (delay > 0) console.log(`Stopping: requests are taken for ${delay} s more`);
+  else if (llm.numUnfinished > 0)
+    console.log(`Stopping: ${llm.numUnfinished} requests get ${drainSeconds} s to finish`);
   await server.stop();
 }
 

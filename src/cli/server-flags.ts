@@ -50,13 +50,21 @@ export const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
     "clients that read nothing for so long are dropped (default: 30)",
     numberValue,
   ],
+  shutdownDelaySeconds: [
+    "--shutdown-delay <seconds>",
+    "on SIGTERM, /ready fails for so long before requests are refused (default: 0)",
+    numberValue,
+  ],
   drainSeconds: [
     "--shutdown-timeout <seconds>",
     "on SIGTERM, requests under way get so long to finish (default: 30)",
     numberValue,
   ],
   enablePromptTokensDetails: ["--enable-prompt-tokens-details", "report cached prompt tokens in usage"],
-  enableRequestIdHeaders: ["--enable-request-id-headers", "reply with X-Request-Id"],
+  enableRequestIdHeaders: [
+    "--enable-request-id-headers",
+    "reply with X-Request-Id, and use it as the reply's id",
+  ],
   isolateCacheByKey: [
     "--no-isolate-cache-by-key",
     "share cached prefixes between keys (default: each of several keys has its own)",

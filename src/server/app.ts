@@ -2,10 +2,18 @@ import { Hono } from "hono";
 import { cors } from "hono/cors";
 import type { AsyncLLM } from "../async/async-llm.ts";
 import { Authenticator } from "./auth.ts";
-import { createContext, type ServerApp, type ServerContext, type ServerEnv } from "./context.ts";
+import {
+  createContext,
+  type RequestContext,
+  type ServerApp,
+  type ServerContext,
+  type ServerEnv,
+} from "./context.ts";
 import { ApiError, errorResponse, toApiError } from "./errors.ts";
+import { headerOf } from "./header.ts";
 import { resolveServerOptions, type ServerOptions } from "./options.ts";
 import { type LogSink, standardError } from "./request-log.ts";
+import { pathOf } from "./request-path.ts";
 import { adminRoutes } from "./routes/admin.ts";
 import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
@@ -36,7 +44,7 @@ const HOST = /^([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?$/i;
 /** Mounts middleware and routes. Those after the check of the key need one, unknown paths too. */
 export function appOf(context: ServerContext): ServerApp {
   const { config } = context;
-  const app = new Hono<ServerEnv>();
+  const app = new Hono<ServerEnv>({ getPath: pathOf });
   const authenticator = new Authenticator(config.apiKeys);
 
   app.use(async (c, next) => {
@@ -47,12 +55,19 @@ export function appOf(context: ServerContext): ServerApp {
     if (!tracked.streaming) tracked.finish(c.res.status);
   });
   app.use(async (c, next) => {
-    const host = c.req.header("host");
+    const host = headerOf(c.req.raw.headers, "host");
     if (host !== undefined && !HOST.test(host))
       throw new ApiError(400, "invalid_host", "invalid Host header");
     await next();
   });
-  if (config.corsOrigins.length > 0) app.use(cors({ origin: [...config.corsOrigins] }));
+  if (config.corsOrigins.length > 0) {
+    const origin = config.corsOrigins.includes("*") ? "*" : [...config.corsOrigins];
+    const allow = cors({ origin, exposeHeaders: ["X-Request-Id", "Retry-After"] });
+    // Without this header it is a health check, not a preflight.
+    const isCheck = (c: RequestContext) =>
+      c.req.method === "OPTIONS" && c.req.header("access-control-request-method") === undefined;
+    app.use((c, next) => (isCheck(c) ? next() : allow(c, next)));
+  }
   app.onError((error, c) => {
     const told = toApiError(error);
     c.get("tracked").failed(error, told);
@@ -62,7 +77,7 @@ export function appOf(context: ServerContext): ServerApp {
   healthRoutes(app, context);
   startPageRoute(app, context, authenticator);
   app.use(async (c, next) => {
-    const caller = authenticator.authenticate(c.req.header("authorization"));
+    const caller = authenticator.authenticate(headerOf(c.req.raw.headers, "authorization"));
     c.set("caller", caller);
     if (caller.keyId !== "") c.get("tracked").record.keyId = caller.keyId;
     await next();

@@ -1,5 +1,6 @@
 import { parseExactJson, spellsNumbers } from "../base/exact-json.ts";
 import { ApiError } from "./errors.ts";
+import { headerOf } from "./header.ts";
 import { clientClosed } from "./request-lifetime.ts";
 import type { JsonObject } from "./schemas/request-body.ts";
 
@@ -36,10 +37,10 @@ export async function readJsonBody(request: Request, maxBytes: number): Promise<
 }
 
 function checkHeaders(headers: Headers, maxBytes: number): void {
-  const type = headers.get("content-type")?.split(";")[0]?.trim().toLowerCase();
+  const type = headerOf(headers, "content-type")?.split(";")[0]?.trim().toLowerCase();
   if (type !== "application/json")
     throw new ApiError(415, "unsupported_media_type", "Content-Type must be application/json");
-  const encoding = headers.get("content-encoding")?.trim().toLowerCase() ?? "identity";
+  const encoding = headerOf(headers, "content-encoding")?.trim().toLowerCase() ?? "identity";
   if (encoding !== "identity")
     throw new ApiError(415, "unsupported_encoding", "the body must not be compressed");
   if (Number(headers.get("content-length") ?? 0) > maxBytes) throw tooLarge(maxBytes);

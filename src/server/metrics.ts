@@ -109,10 +109,13 @@ export class ServerMetrics implements Disposable {
       ...{ name: "octavo:http_requests_total", help: "Requests by route and status." },
       ...{ labelNames: ["handler", "status"], registers: [this.#registry] },
     });
+    // A family without samples makes some aggregators fail.
+    this.#requests.inc({ handler: "/metrics", status: "200" }, 0);
     this.#unknownFields = new Counter({
       ...{ name: "octavo:unknown_fields_total", help: "Fields of requests that nothing knows." },
       ...{ labelNames: ["field"], registers: [this.#registry] },
     });
+    this.#unknownFields.inc({ field: "other" }, 0);
     this.#unsubscribe = llm.onStep(this.#listener());
   }
 
@@ -204,6 +207,7 @@ export class ServerMetrics implements Disposable {
       ...{ name: `vllm:${name}`, help, labelNames: LABELS },
       ...{ buckets: [...buckets], registers: [this.#registry] },
     });
+    histogram.zero(this.#labels);
     return histogram.labels(this.#labels);
   }
 }

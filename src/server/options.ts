@@ -26,11 +26,16 @@ export interface ServerOptions {
   queueTimeoutSeconds?: number;
   /** A streaming client that reads nothing for so long is dropped. Default 30. */
   writeStallSeconds?: number;
-  /** Time that `stop()` gives requests to finish. Default 30. */
+  /** Time from `stop()`, when `/ready` begins to fail, until requests are refused; routers need some to notice. Default 0. */
+  shutdownDelaySeconds?: number;
+  /** Time that `stop()` then gives requests to finish. Default 30. */
   drainSeconds?: number;
   /** `usage.prompt_tokens_details.cached_tokens` in replies. Default false. */
   enablePromptTokensDetails?: boolean;
-  /** Reply with an `X-Request-Id` header: the request's own, if it has at most 128 printable characters. Default false. */
+  /**
+   * Reply with an `X-Request-Id` header, and end the reply's id with it: the request's own, if it has at most 128
+   * printable characters. Default false.
+   */
   enableRequestIdHeaders?: boolean;
   /** Requests share cached prefixes only with requests of the same key. Default: true with several keys. */
   isolateCacheByKey?: boolean;
@@ -58,6 +63,7 @@ export const SERVER_DEFAULTS = {
   requestTimeoutSeconds: 600,
   queueTimeoutSeconds: 60,
   writeStallSeconds: 30,
+  shutdownDelaySeconds: 0,
   drainSeconds: 30,
   enablePromptTokensDetails: false,
   enableRequestIdHeaders: false,
@@ -88,6 +94,7 @@ const KINDS: Readonly<Record<keyof ServerOptions, Kind>> = {
   requestTimeoutSeconds: SECONDS,
   queueTimeoutSeconds: SECONDS,
   writeStallSeconds: SECONDS,
+  shutdownDelaySeconds: SECONDS,
   drainSeconds: SECONDS,
   enablePromptTokensDetails: FLAG,
   enableRequestIdHeaders: FLAG,

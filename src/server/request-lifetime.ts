@@ -25,11 +25,24 @@ export interface LifetimeOptions {
  */
 export function admitRequest(
   c: RequestContext,
-  { admission, config }: ServerContext,
+  context: ServerContext,
   completions: number,
   started: () => boolean,
 ): RequestLifetime {
-  const leave = admission.admit(c.get("caller").keyId, completions);
+  return openLifetime(c, context, context.admission.admit(c.get("caller").keyId, completions), started);
+}
+
+/** The same for a request that only needs the tokenizer. @throws ApiError as `Admission.admitText`. */
+export function admitTextRequest(c: RequestContext, context: ServerContext): RequestLifetime {
+  return openLifetime(c, context, context.admission.admitText(c.get("caller").keyId), () => false);
+}
+
+function openLifetime(
+  c: RequestContext,
+  { admission, config }: ServerContext,
+  leave: () => void,
+  started: () => boolean,
+): RequestLifetime {
   const allowSilence = (seconds: number) => c.env?.server?.timeout(c.req.raw, seconds);
   allowSilence(0);
   const { requestTimeoutSeconds, queueTimeoutSeconds } = config;

@@ -19,6 +19,8 @@ export class ServerLog {
 /** The fields of a request's log line. Undefined ones are left out. */
 export interface RequestRecord {
   readonly requestId: string;
+  /** The `X-Request-Id` that the request brought, at most 128 characters of it. */
+  readonly clientRequestId?: string;
   readonly method: string;
   readonly path: string;
   /** `Caller.keyId`. */

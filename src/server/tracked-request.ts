@@ -1,10 +1,13 @@
 import { messageOf } from "../base/errors.ts";
 import type { ApiError } from "./errors.ts";
+import { headerOf } from "./header.ts";
 import type { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
 import type { RequestRecord, ServerLog } from "./request-log.ts";
 
-const PRINTABLE = /^[\x20-\x7e]{1,128}$/;
+/** Longest id of a client's own, in characters. */
+const MAX_ID = 128;
+const PRINTABLE = new RegExp(`^[\\x20-\\x7e]{1,${MAX_ID}}$`);
 
 /** The metrics that count requests and the log that lists them. */
 export interface RequestSinks {
@@ -22,21 +25,40 @@ export class TrackedRequest {
   handler = "none";
   /** Set by a handler whose reply goes on after it has returned; the reply then calls `finish`. */
   streaming = false;
+  /** The `X-Request-Id` that the request brought. */
+  readonly #clientId: string | undefined;
   readonly #startedAt = performance.now();
   #finished = false;
 
   constructor(
     private readonly sinks: RequestSinks,
-    private readonly request: Request,
+    { method, headers }: Request,
     path: string,
   ) {
-    this.record = { requestId: this.id, method: request.method, path: path.slice(0, 256) };
+    this.#clientId = headerOf(headers, "x-request-id");
+    this.record = {
+      requestId: this.id,
+      ...(this.#clientId !== undefined && { clientRequestId: this.#clientId.slice(0, MAX_ID) }),
+      ...{ method, path: path.slice(0, 256) },
+    };
   }
 
   /** The value of the reply's `X-Request-Id` header. */
   get publicId(): string {
-    const given = this.request.headers.get("x-request-id");
-    return given !== null && PRINTABLE.test(given) ? given : this.id;
+    return this.#usableId ?? this.id;
+  }
+
+  /**
+   * What follows the prefix in the reply's id: the request's `X-Request-Id` where such headers are enabled, or the
+   * `request_id` of its body, or the id chosen here.
+   */
+  replyId(requestId: string | null | undefined): string {
+    const fromHeader = this.sinks.config.enableRequestIdHeaders ? this.#usableId : undefined;
+    return fromHeader ?? requestId ?? this.id;
+  }
+
+  get #usableId(): string | undefined {
+    return this.#clientId !== undefined && PRINTABLE.test(this.#clientId) ? this.#clientId : undefined;
   }
 
   /** Puts a failure's cause, which the client is not told, into the log line. A refusal's message could quote the prompt. */

@@ -150,6 +150,38 @@ test("while the model loads the port answers 503, /live 200; SIGTERM then ends i
   expect(await child.exited).toBe(0);
 });
 
+test("a connection from while the model loads is served by the model", async () => {
+  using free = Bun.serve({ port: 0, fetch: () => new Response() });
+  const port = free.port!;
+  await free.stop(true);
+  const child = startOctavo(["serve", "--port", String(port)]);
+  while (await isClosed(`http://127.0.0.1:${port}`)) await Bun.sleep(1);
+  let received = "";
+  let closed = false;
+  const socket = await Bun.connect({
+    ...{ hostname: "127.0.0.1", port },
+    socket: {
+      data: (_, data) => {
+        received += data.toString();
+      },
+      close: () => {
+        closed = true;
+      },
+    },
+  });
+  const ask = async () => {
+    received = "";
+    socket.write("GET /ready HTTP/1.1\r\nHost: a\r\n\r\n");
+    await eventually(() => closed || received.includes("\r\n\r\n"));
+    return received.slice("HTTP/1.1 ".length, "HTTP/1.1 200".length);
+  };
+  while ((await ask()) === "503") await Bun.sleep(5);
+  expect([closed, await ask()]).toEqual([false, "200"]);
+  socket.end();
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
 test("octavo bench serve measures it", async () => {
   using server = await serve();
   const args = ["bench", "serve", "--base-url", server.url, "--num-prompts", "6", "--input-len", "8"];

@@ -77,6 +77,27 @@ test.each([
   expect(await errorOf(reply)).toMatchObject({ status: 401 });
 });
 
+test("a key that comes in two headers is right if it is the same", async () => {
+  const status = async (...keys: readonly string[]) => {
+    const headers = keys.map((key) => `Authorization: Bearer ${key}\r\n`).join("");
+    const reply = await raw(
+      server.running.port,
+      `GET /v1/models HTTP/1.1\r\nHost: a\r\n${headers}\r\n`,
+      5000,
+    );
+    return reply.slice("HTTP/1.1 ".length, "HTTP/1.1 200".length);
+  };
+  expect(await status("sk-first", "sk-first")).toBe("200");
+  expect(await status("sk-first", "sk-first", "sk-first")).toBe("200");
+  for (const keys of [
+    ["sk-first", "sk-second"],
+    ["sk-first", "sk-third"],
+    ["sk-third", "sk-third"],
+    ["sk-first", ""],
+  ])
+    expect([keys, await status(...keys)]).toEqual([keys, "401"]);
+});
+
 test.each(KEYS)("%s is right", async (key) => {
   expect((await server.fetch("/v1/models", bearer(key))).status).toBe(200);
   expect((await server.fetch("/metrics", bearer(key))).status).toBe(200);

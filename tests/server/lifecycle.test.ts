@@ -38,6 +38,21 @@ describe("stopping", () => {
     expect(server.fetch("/live")).rejects.toThrow();
   });
 
+  test("with a delay, readiness fails first and requests are still taken", async () => {
+    const shutdownDelaySeconds = 3;
+    await using server = await TestServer.start({ shutdownDelaySeconds });
+    const started = performance.now();
+    void server.running.stop();
+    /** On a machine that is too slow for the delay, nothing can be seen. */
+    const inTime = () => performance.now() - started < (shutdownDelaySeconds - 0.1) * 1000;
+    for (const path of ["/ready", "/health", "/ping"])
+      expect(await errorOf(server.fetch(path))).toMatchObject({ status: 503, code: "shutting_down" });
+    const reply = await server.post("/v1/completions", { prompt: PROMPT, ...GREEDY });
+    expect([200, inTime() ? 200 : 503]).toContain(reply.status);
+    await server.running.stop();
+    expect(performance.now() - started).toBeGreaterThan(shutdownDelaySeconds * 1000 - 50);
+  });
+
   test("what does not finish in time is told, and ended", async () => {
     await using server = await TestServer.start({ drainSeconds: 0.2 });
     const reply = await stream(server, ENDLESS);

@@ -69,6 +69,24 @@ test("a key has its own limit, 429", async () => {
   expect((await complete({}, one)).status).toBe(200);
 });
 
+test("tokens are counted while generation is full, without taking its place", async () => {
+  serve({ maxQueueLength: 0, maxConcurrentPerKey: 1 });
+  const leave = await occupy();
+  expect((await complete({})).status).toBe(503);
+  const post = (path: string, body: object) =>
+    fetch(new URL(path, server.url), {
+      ...{ method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } },
+    });
+  for (const [path, body] of [
+    ["/v1/completions/render", { prompt: PROMPT }],
+    ["/v1/chat/completions/render", { messages: [{ role: "user", content: "Hi" }] }],
+    ["/tokenize", { prompt: PROMPT }],
+    ["/detokenize", { tokens: [5] }],
+  ] as const)
+    expect([path, (await post(path, body)).status]).toEqual([path, 200]);
+  await leave();
+});
+
 test("a request that waits too long is 503, one that runs too long 504", async () => {
   serve({ queueTimeoutSeconds: 0.2 });
   const leave = await occupy();

@@ -28,7 +28,9 @@ const UNSUPPORTED: Readonly<Record<string, unknown>> = {
   ...{ vllm_xargs: {}, mm_processor_kwargs: {}, thinking_token_budget: 5, include_reasoning: false },
   ...{ reasoning_effort: "low", verbosity: "low", prediction: {}, audio: {}, modalities: ["audio"] },
   ...{ web_search_options: {}, service_tier: "flex", truncation_side: "right", functions: [] },
-  ...{ function_call: "auto" },
+  ...{ function_call: "auto", bootstrap_host: "a", bootstrap_port: 1, bootstrap_room: 1 },
+  ...{ disagg_prefill_dp_rank: 0, data_parallel_rank: 1, return_hidden_states: true, lora_path: "a" },
+  ...{ session_params: {}, custom_logit_processor: "x", regex: "a", ebnf: "a" },
 };
 
 describe("what is not supported is named", () => {
@@ -48,6 +50,7 @@ describe("what is not supported is named", () => {
       ...{ response_format: { type: "text" }, suffix: "", use_beam_search: false, length_penalty: 1 },
       ...{ modalities: ["text"], service_tier: "auto", priority: 0, include_reasoning: true },
       ...{ user: "u", metadata: { a: "b" }, store: true, best_of: 1, n: 1, guided_json: null },
+      ...{ bootstrap_host: null, bootstrap_room: null, data_parallel_rank: 0, return_hidden_states: false },
       ...{ parallel_tool_calls: true, stream_options: null, cache_salt: "s", stop: null, seed: null },
     };
     const reply = await server.post(COMPLETIONS, { prompt: PROMPT, ...GREEDY, max_tokens: 1, ...harmless });

@@ -122,6 +122,15 @@ describe("metrics", () => {
     expect(text).toContain('block_size="16",num_gpu_blocks="');
   });
 
+  test("have samples from the start, every family of them", async () => {
+    await using fresh = TestServer.over(server.llm, {});
+    const text = await (await fresh.fetch("/metrics")).text();
+    const families = [...text.matchAll(/^# TYPE (\S+) (\S+)$/gm)];
+    expect(families.length).toBeGreaterThan(25);
+    for (const [, name, type] of families)
+      expect(text).toMatch(new RegExp(`^${name}${type === "histogram" ? "_count" : ""}(\\{.*\\})? \\d`, "m"));
+  });
+
   test("count", async () => {
     const names = [
       ...["vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:prefix_cache_queries_total"],

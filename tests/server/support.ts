@@ -24,6 +24,7 @@ export class TestServer implements AsyncDisposable {
   private constructor(
     readonly llm: AsyncLLM,
     options: ServerOptions,
+    private readonly ownsModel = true,
   ) {
     const log = (line: string) => void this.lines.push(line);
     this.running = startServer({ llm, options: { port: 0, ...options }, log });
@@ -31,6 +32,11 @@ export class TestServer implements AsyncDisposable {
 
   static async start(options: ServerOptions = {}, engine: EngineOptions = {}): Promise<TestServer> {
     return new TestServer(await createAsyncLLM(engine), options);
+  }
+
+  /** Another server over a model that is running already, which stays the caller's. */
+  static over(llm: AsyncLLM, options: ServerOptions): TestServer {
+    return new TestServer(llm, options, false);
   }
 
   get baseURL(): string {
@@ -61,7 +67,7 @@ export class TestServer implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.running.stop();
-    await this.llm.dispose();
+    if (this.ownsModel) await this.llm.dispose();
   }
 }
 

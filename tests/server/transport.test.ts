@@ -102,8 +102,8 @@ describe("paths and methods", () => {
     ["PUT", "/v1/chat/completions", "POST"],
     ["POST", "/v1/models", "GET, HEAD"],
     ["DELETE", "/v1/models/tiny", "GET, HEAD"],
-    ["POST", "/health", "GET, HEAD"],
-    ["DELETE", "/ping", "GET, HEAD, POST"],
+    ["POST", "/health", "GET, HEAD, OPTIONS"],
+    ["DELETE", "/ping", "GET, HEAD, OPTIONS, POST"],
     ["GET", "/reset_prefix_cache", "POST"],
     ["POST", "/metrics", "GET, HEAD"],
   ])("%s %s", async (method, path, allow) => {
@@ -127,9 +127,39 @@ describe("paths and methods", () => {
   });
 });
 
+describe("HTTP/1.0 without Host", () => {
+  const statusOf = async (method: string, target: string) => {
+    const reply = await raw(server.running.port, `${method} ${target} HTTP/1.0\r\n\r\n`);
+    return Number(reply.slice("HTTP/1.1 ".length, "HTTP/1.1 200".length));
+  };
+
+  test("finds its path, as HAProxy's health check needs", async () => {
+    for (const method of ["GET", "HEAD", "OPTIONS"])
+      for (const path of ["/live", "/ready", "/health", "/ping"])
+        expect([method, path, await statusOf(method, path)]).toEqual([method, path, 200]);
+    expect(await statusOf("GET", "/v1/models?x=/")).toBe(200);
+    expect(await statusOf("GET", "http://a/health")).toBe(200);
+  });
+
+  test("and no other", async () => {
+    for (const path of ["/", "//v1/models", "//health", "/x/v1/models", "/xxx/health", "/v1/../health"])
+      expect([path, await statusOf("GET", path)]).toEqual([path, 404]);
+  });
+});
+
+test("headers that a proxy has doubled count once", async () => {
+  const body = JSON.stringify({ prompt: PROMPT, ...GREEDY, max_tokens: 1 });
+  const headers = ["Content-Type: application/json", "Content-Encoding: identity", "X-Request-Id: mine"];
+  const head = [`POST ${COMPLETIONS} HTTP/1.1`, "Host: a", "Host: a", ...headers, ...headers];
+  const length = `Content-Length: ${body.length}`;
+  const reply = await raw(server.running.port, `${[...head, length, "", body].join("\r\n")}`, 5000);
+  expect(reply).toStartWith("HTTP/1.1 200");
+  expect(reply.toLowerCase()).toContain("\r\nx-request-id: mine\r\n");
+});
+
 describe("CORS", () => {
-  const preflight = (origin: string) =>
-    server.fetch(COMPLETIONS, {
+  const preflight = (origin: string, at = server) =>
+    at.fetch(COMPLETIONS, {
       method: "OPTIONS",
       headers: { Origin: origin, "Access-Control-Request-Method": "POST" },
     });
@@ -140,6 +170,20 @@ describe("CORS", () => {
     expect(named.headers.get("access-control-allow-origin")).toBe("https://app.test");
     const foreign = await preflight("https://evil.test");
     expect(foreign.headers.get("access-control-allow-origin")).toBeNull();
+  });
+
+  test("is for all with *, on refusals too", async () => {
+    await using open = TestServer.over(server.llm, { corsOrigins: ["https://app.test", "*"] });
+    for (const reply of [
+      await preflight("https://any.test", open),
+      await open.fetch("/v1/models", { headers: { Origin: "https://any.test" } }),
+      await open.post(COMPLETIONS, "{", { headers: { Origin: "https://any.test" } }),
+    ])
+      expect([reply.status, reply.headers.get("access-control-allow-origin")]).toEqual([reply.status, "*"]);
+  });
+
+  test("leaves health checks alone", async () => {
+    expect((await server.fetch("/health", { method: "OPTIONS" })).status).toBe(200);
   });
 });
 
@@ -153,6 +197,25 @@ describe("request ids", () => {
     expect(await idOf("é")).toMatch(/^[0-9a-f]{32}$/);
     const fresh = await server.fetch("/nowhere");
     expect(fresh.headers.get("x-request-id")).toMatch(/^[0-9a-f]{32}$/);
+  });
+
+  test("become the reply's", async () => {
+    const replyId = async (at: TestServer, body: object) => {
+      const headers = { "X-Request-Id": "order 66/a" };
+      const reply = await at.post(
+        COMPLETIONS,
+        { prompt: PROMPT, ...GREEDY, max_tokens: 1, ...body },
+        { headers },
+      );
+      return ((await reply.json()) as { id: string }).id;
+    };
+    expect(await replyId(server, {})).toBe("cmpl-order 66/a");
+    expect(await replyId(server, { request_id: "mine" })).toBe("cmpl-order 66/a");
+    await using plain = TestServer.over(server.llm, {});
+    expect(await replyId(plain, {})).toMatch(/^cmpl-[0-9a-f]{32}$/);
+    for (const request_id of ["mine", "注文 é 66", "👩‍👩‍👧", " "])
+      expect(await replyId(plain, { request_id })).toBe(`cmpl-${request_id}`);
+    for (const line of plain.lines) expect(JSON.parse(line)).toMatchObject({ clientRequestId: "order 66/a" });
   });
 
   test("one line of the log for each request, whatever it brings", async () => {

@@ -16,8 +16,8 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
     POST: async (c) => {
       const chat = await read(c);
       const { body, prompt, sampling, messages } = chat;
-      const { id, record } = c.get("tracked");
-      if (config.logPrompts) record.prompt = messages;
+      const tracked = c.get("tracked");
+      if (config.logPrompts) tracked.record.prompt = messages;
       const model = servedModel(context, body.model);
       const names = {
         ...{ prompt: "messages", promptTokenIds: "messages", logprobs: "top_logprobs" },
@@ -29,7 +29,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
         c,
         context,
         { body, model, sampling, names, prompts: [prompt], ...(echoed !== "" && { echo }) },
-        new ChatFormat(body, { suffix: body.request_id ?? id, model }, role),
+        new ChatFormat(body, { suffix: tracked.replyId(body.request_id), model }, role),
       );
     },
   });

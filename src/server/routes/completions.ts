@@ -19,15 +19,15 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
   mount(app, "/v1/completions", {
     POST: async (c) => {
       const { body, prompts, sampling, promptOnly } = await read(c);
-      const { id, record } = c.get("tracked");
-      if (config.logPrompts) record.prompt = prompts;
+      const tracked = c.get("tracked");
+      if (config.logPrompts) tracked.record.prompt = prompts;
       const model = servedModel(context, body.model);
       const echo = body.echo && ((request: SubmittedRequest) => echoOf(context, request, body));
       return generate(
         c,
         context,
         { body, model, sampling, promptOnly, prompts: prompts.map(promptOf), ...(echo && { echo }) },
-        new CompletionFormat(body, { suffix: body.request_id ?? id, model }),
+        new CompletionFormat(body, { suffix: tracked.replyId(body.request_id), model }),
       );
     },
   });

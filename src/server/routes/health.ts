@@ -7,11 +7,14 @@ const STALL_SECONDS = 30;
 
 /** `/live`: this process answers. `/ready`: it takes requests. `/health` and `/ping`: and the engine gets on with them. */
 export function healthRoutes(app: ServerApp, context: ServerContext): void {
-  mount(app, "/live", { GET: (c) => c.body(null, 200) });
-  mount(app, "/ready", { GET: answer(() => unready(context)) });
+  const live = answer(() => undefined);
+  const ready = answer(() => unready(context));
   const health = answer(() => healthProblem(context));
-  mount(app, "/health", { GET: health });
-  mount(app, "/ping", { GET: health, POST: health });
+  // HAProxy asks with OPTIONS unless it is told otherwise.
+  mount(app, "/live", { GET: live, OPTIONS: live });
+  mount(app, "/ready", { GET: ready, OPTIONS: ready });
+  mount(app, "/health", { GET: health, OPTIONS: health });
+  mount(app, "/ping", { GET: health, OPTIONS: health, POST: health });
 }
 
 /** The reason that `/health` gives for 503; undefined while the server is healthy. */
@@ -28,7 +31,7 @@ function answer(problem: () => ApiError | undefined): Handler {
 
 function unready({ llm, admission }: ServerContext): ApiError | undefined {
   if (llm.failure) return new ApiError(503, "engine_dead", "the engine has stopped");
-  if (admission.closed) return overloaded("shutting_down", "the server is shutting down");
+  if (admission.ending) return overloaded("shutting_down", "the server is shutting down");
   return undefined;
 }
 

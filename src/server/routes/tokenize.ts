@@ -3,7 +3,7 @@ import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { invalidValue } from "../errors.ts";
 import { readJsonBody } from "../json-body.ts";
-import { admitRequest } from "../request-lifetime.ts";
+import { admitTextRequest } from "../request-lifetime.ts";
 import { mount } from "../router.ts";
 import { type ConversationBody, chatPrompt } from "../schemas/chat.ts";
 import { tokenIds } from "../schemas/prompt.ts";
@@ -39,13 +39,13 @@ export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
   });
 }
 
-/** Runs a job of the tokenizer alone, within the limits that generation has. */
+/** Runs a job of the tokenizer alone, within limits of its own. */
 export async function textJob<T>(
   c: RequestContext,
   context: ServerContext,
   run: () => Promise<T>,
 ): Promise<T> {
-  using lifetime = admitRequest(c, context, 1, () => false);
+  using lifetime = admitTextRequest(c, context);
   return await lifetime.race(run());
 }
 

@@ -62,7 +62,8 @@ export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatReque
     throw invalidValue("max_completion_tokens", "max_tokens and max_completion_tokens differ");
   sampling.maxTokens ??= limit ?? null;
   const top = body.top_logprobs ?? undefined;
-  if (top !== undefined && !body.logprobs)
+  // Clients send 0 for none.
+  if (top !== undefined && top !== 0 && !body.logprobs)
     throw invalidValue("top_logprobs", "top_logprobs needs logprobs: true");
   if (body.logprobs) sampling.logprobs = top ?? 0;
   const prompt = chatPrompt(body);

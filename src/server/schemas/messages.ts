@@ -47,9 +47,7 @@ function parseMessage(message: unknown, where: string): ChatMessage {
   const { role, content, ...fields } = message as Record<string, unknown>;
   if (!ROLES.has(role))
     throw invalidValue(`${where}.role`, `${where}.role must be one of ${[...ROLES].join(", ")}`);
-  const called = Array.isArray(fields["tool_calls"]) && fields["tool_calls"].length > 0;
-  const mayLack = role === "assistant" && called;
-  if ((content === undefined || content === null) && !mayLack)
+  if ((content === undefined || content === null) && role !== "assistant")
     throw invalidValue(`${where}.content`, `${where}.content is missing`);
   return {
     ...fields,

@@ -10,7 +10,8 @@ export const MODEL = z
   .nullish()
   .meta({ description: "One of the served names; default the first." });
 const flag = z.boolean().nullish();
-const PRINTABLE = /^[\x21-\x7e]{1,128}$/;
+/** No control characters, line breaks or halves of surrogate pairs. */
+const PRINTABLE = /^[^\p{Cc}\p{Cs}\p{Zl}\p{Zp}]{1,128}$/u;
 
 export function isObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);

@@ -14,7 +14,7 @@ const unless = (...harmless: readonly unknown[]): Refusal => ({
 });
 const structured: Refusal = { status: 501, reason: "structured output is not supported yet" };
 
-/** Fields of OpenAI's, vLLM's and older servers' requests that Octavo does not support, on either endpoint. */
+/** Fields of OpenAI's, vLLM's, SGLang's and older servers' requests that Octavo does not support, on either endpoint. */
 export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   response_format: {
     ...structured,
@@ -39,6 +39,18 @@ export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   logprob_token_ids: notYet,
   prompt_embeds: notYet,
   kv_transfer_params: notYet,
+  // A router that has a prompt computed elsewhere would get a second computation, and another reply.
+  bootstrap_host: notYet,
+  bootstrap_port: notYet,
+  bootstrap_room: notYet,
+  disagg_prefill_dp_rank: notYet,
+  data_parallel_rank: unless(0),
+  return_hidden_states: unless(false),
+  lora_path: notYet,
+  session_params: notYet,
+  custom_logit_processor: notYet,
+  regex: structured,
+  ebnf: structured,
   vllm_xargs: notYet,
   mm_processor_kwargs: notYet,
   thinking_token_budget: notYet,

@@ -54,12 +54,22 @@ describe("admission", () => {
     expect(() => admission.admit("b", 5)).toThrow(expect.objectContaining({ status: 400 }));
   });
 
+  test("counts jobs of the tokenizer apart", () => {
+    const admission = new Admission({ maxCompletions: 1, maxConcurrentPerKey: 1 });
+    admission.admit("a", 1);
+    const leave = admission.admitText("a");
+    expect(() => admission.admitText("b")).toThrow(expect.objectContaining({ code: "overloaded" }));
+    expect(admission.numRequests).toBe(2);
+    leave();
+    admission.admitText("a");
+  });
+
   test("cuts off what outlasts the drain, and refuses the rest", async () => {
     const admission = new Admission({ maxCompletions: 4, maxConcurrentPerKey: 0 });
     const leave = admission.admit("a", 1);
     admission.cutoff.addEventListener("abort", leave);
     const draining = admission.drain(0.01);
-    expect(admission.closed).toBe(true);
+    expect(admission.ending).toBe(true);
     expect(() => admission.admit("b", 1)).toThrow(expect.objectContaining({ code: "shutting_down" }));
     expect(admission.cutoff.aborted).toBe(false);
     await draining;
