@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../../package.json";
-import { temporaryFolder } from "../support.ts";
+import { eventually, temporaryFolder } from "../support.ts";
 
 setDefaultTimeout(300_000);
 
@@ -157,26 +157,30 @@ describe("added as a folder, where nothing was built", () => {
   });
 });
 
-test("the README's serving command works in a clone, with an empty home", async () => {
+test("the README's serving command works in a clone, with an empty home, and Ctrl-C ends it in order", async () => {
   const [, line] = README.match(/## Serving\s+```sh\n(.*?) *#/)!;
-  const [command, ...args] = line!
-    .replace("Qwen/Qwen3-0.6B", "")
-    .replace(/--port \d+/, "--port 0")
-    .split(/ +/);
+  const command = line!.replace("Qwen/Qwen3-0.6B", "").replace(/--port \d+/, "--port 0");
   const home = folder.file("home");
   mkdirSync(home);
-  const child = Bun.spawn([command!, ...args], {
-    ...{ cwd: clone, stdout: "pipe", stderr: "ignore" },
-    env: { PATH: process.env["PATH"]!, HOME: home, CUDA_VISIBLE_DEVICES: "" },
-  });
   let output = "";
-  for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
-    output += text;
-    const url = output.match(/serves tiny-stories at (http:\S+)/)?.[1];
-    if (url === undefined) continue;
-    expect((await fetch(`${url}health`)).status).toBe(200);
-    child.kill("SIGTERM");
-  }
-  expect(output).toContain("serves tiny-stories at");
-  await child.exited;
+  const child = Bun.spawn(command.split(/ +/), {
+    cwd: clone,
+    env: { PATH: process.env["PATH"]!, HOME: home, CUDA_VISIBLE_DEVICES: "" },
+    terminal: {
+      data: (_, bytes) => {
+        output += new TextDecoder().decode(bytes);
+      },
+    },
+  });
+  await eventually(() => /serves tiny-stories at http:\S+/.test(output) || child.exitCode !== null);
+  const [, url] = output.match(/serves tiny-stories at (http:\S+)/) ?? [];
+  expect(url).toBeDefined();
+  expect((await fetch(`${url}health`)).status).toBe(200);
+  const reply = await fetch(`${url}v1/completions`, {
+    ...{ method: "POST", headers: { "Content-Type": "application/json" } },
+    body: JSON.stringify({ prompt: "Once", max_tokens: 300, ignore_eos: true, stream: true }),
+  });
+  child.terminal!.write("\x03");
+  expect(await reply.text()).toEndWith("data: [DONE]\n\n");
+  expect(await child.exited).toBe(0);
 });
