@@ -1,7 +1,8 @@
-import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from "node:fs";
-import { basename, dirname, isAbsolute, join, resolve, sep } from "node:path";
+import { existsSync, readdirSync, statSync } from "node:fs";
+import { basename, isAbsolute, join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
 import { isJsonObject } from "../base/json-object.ts";
+import { findModelFile, readModelJson } from "../base/model-file.ts";
 import { type SafetensorsEntry, SafetensorsFile } from "./safetensors.ts";
 
 export const SINGLE_FILE = "model.safetensors";
@@ -14,8 +15,7 @@ export interface CheckpointTensor extends SafetensorsEntry {
 }
 
 /**
- * A model folder's weights: `model.safetensors`, or the shards that `model.safetensors.index.json` lists. Files must
- * be regular and lie inside the folder; in a Hugging Face cache they may be links into the repository's own blobs.
+ * A model folder's weights: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
  */
 export class Checkpoint implements Disposable {
   private constructor(
@@ -30,17 +30,21 @@ export class Checkpoint implements Disposable {
    * ModelDataError when a file is malformed or index and shards disagree.
    */
   static open(folder: string): Checkpoint {
-    const root = realFolder(folder);
-    const single = existsSync(join(folder, SINGLE_FILE));
-    if (!single && !existsSync(join(folder, SHARD_INDEX))) throw noWeights(folder, readdirSync(root));
-    const weightMap = single ? undefined : readShardIndex(join(folder, SHARD_INDEX));
+    if (!existsSync(folder) || !statSync(folder).isDirectory())
+      throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
+    const single = findModelFile(folder, SINGLE_FILE) !== undefined;
+    if (!single && findModelFile(folder, SHARD_INDEX) === undefined)
+      throw noWeights(folder, readdirSync(folder));
+    const weightMap = single ? undefined : readShardIndex(folder);
     const names = weightMap === undefined ? [SINGLE_FILE] : [...new Set(weightMap.values())];
 
     const files: SafetensorsFile[] = [];
     try {
       const tensors = new Map<string, CheckpointTensor>();
       for (const name of names) {
-        const file = SafetensorsFile.open(resolveInside(folder, root, name));
+        const path = findModelFile(folder, name);
+        if (path === undefined) throw missing(join(folder, name));
+        const file = SafetensorsFile.open(path);
         files.push(file);
         for (const [tensor, entry] of file.tensors) {
           const other = tensors.get(tensor)?.file;
@@ -79,19 +83,12 @@ export class Checkpoint implements Disposable {
  * Tensor name → shard name, from a `model.safetensors.index.json`. Shard names are relative, without `..`.
  * @throws ModelNotFoundError when it does not exist; ModelDataError when it is malformed.
  */
-export function readShardIndex(path: string): ReadonlyMap<string, string> {
-  if (!existsSync(path)) throw new ModelNotFoundError(path, `${path} does not exist`);
-  const stat = statSync(path);
-  if (!stat.isFile()) throw new ModelDataError(path, "not a regular file");
-  if (stat.size > MAX_INDEX_BYTES) throw new ModelDataError(path, `larger than ${MAX_INDEX_BYTES} bytes`);
-  let root: unknown;
-  try {
-    root = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path)));
-  } catch (error) {
-    throw new ModelDataError(path, "not JSON", { cause: error });
-  }
+export function readShardIndex(folder: string): ReadonlyMap<string, string> {
+  const path = join(folder, SHARD_INDEX);
+  const root = readModelJson(folder, SHARD_INDEX, MAX_INDEX_BYTES);
+  if (root === undefined) throw missing(path);
   const map = new Map<string, string>();
-  const weightMap = isJsonObject(root) && isJsonObject(root["weight_map"]) ? root["weight_map"] : {};
+  const weightMap = isJsonObject(root["weight_map"]) ? root["weight_map"] : {};
   for (const [tensor, shard] of Object.entries(weightMap)) {
     if (typeof shard !== "string" || !isInsideName(shard))
       throw new ModelDataError(
@@ -124,25 +121,6 @@ function isInsideName(name: string): boolean {
   return name.endsWith(".safetensors") && !isAbsolute(name) && !/(?:^|[/\\])\.\.(?:[/\\]|$)|\0/.test(name);
 }
 
-function realFolder(folder: string): string {
-  if (!existsSync(folder) || !statSync(folder).isDirectory())
-    throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
-  return realpathSync(folder);
-}
-
-/** The path of `name` in `folder`, once its links are known to stay within `root` or the cached repository's blobs. */
-function resolveInside(folder: string, root: string, name: string): string {
-  const path = join(folder, name);
-  let target: string;
-  try {
-    target = realpathSync(path);
-  } catch (error) {
-    throw new ModelNotFoundError(path, `${path} does not exist`, { cause: error });
-  }
-  const cached = basename(dirname(root)) === "snapshots";
-  const inBlobs = cached && dirname(target) === resolve(root, "../../blobs");
-  if (!target.startsWith(root + sep) && !inBlobs)
-    throw new ModelDataError(path, "is a link to a file outside the model folder");
-  if (!statSync(target).isFile()) throw new ModelDataError(path, "not a regular file");
-  return path;
+function missing(path: string): ModelNotFoundError {
+  return new ModelNotFoundError(path, `${path} does not exist`);
 }

@@ -9,7 +9,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join, relative } from "node:path";
-import { readShardIndex, SHARD_INDEX, SINGLE_FILE } from "./checkpoint.ts";
+import { readShardIndex, SINGLE_FILE } from "./checkpoint.ts";
 
 export const COMMIT = /^[0-9a-f]{40}$/;
 
@@ -60,7 +60,7 @@ export class HubCache {
       const present = (name: string) => existsSync(join(snapshot, name));
       if (!COMMIT.test(commit) || !present("config.json")) return undefined;
       if (present(SINGLE_FILE)) return snapshot;
-      const shards = new Set(readShardIndex(join(snapshot, SHARD_INDEX)).values());
+      const shards = new Set(readShardIndex(snapshot).values());
       return [...shards].every(present) ? snapshot : undefined;
     } catch {
       return undefined;

@@ -158,8 +158,8 @@ async function download(
   const small = [...files.keys()].filter((name) => NEEDED.has(name) || (name === SHARD_INDEX && !single));
   await downloadAll(hub, cache, commit, entriesOf(small), () => {});
 
-  const index = join(cache.snapshotPath(commit), SHARD_INDEX);
-  const weights = entriesOf(single ? [SINGLE_FILE] : [...new Set(readShardIndex(index).values())]);
+  const shards = single ? [SINGLE_FILE] : new Set(readShardIndex(cache.snapshotPath(commit)).values());
+  const weights = entriesOf([...shards]);
   const totalBytes = weights.reduce((sum, entry) => sum + entry.size, 0);
   await downloadAll(hub, cache, commit, weights, (loaded) => onProgress?.(loaded, totalBytes));
 

@@ -62,7 +62,11 @@ const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", 
 export function readModelConfig(folder: string): ModelConfig {
   if (!existsSync(folder) || !statSync(folder).isDirectory())
     throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
-  const json = JsonFields.read(join(folder, "config.json"));
+  const json = JsonFields.read(folder, "config.json");
+  if (json === undefined) {
+    const path = join(folder, "config.json");
+    throw new ModelNotFoundError(path, `${path} does not exist`);
+  }
   const architecture = readArchitecture(json);
   const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
   refuseUnsupported(json);

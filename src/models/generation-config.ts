@@ -1,5 +1,3 @@
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { ModelConfig } from "./config.ts";
 import { JsonFields } from "./json-fields.ts";
@@ -20,14 +18,13 @@ export interface GenerationConfig {
  * @throws ModelDataError naming a field that is out of range.
  */
 export function readGenerationConfig(folder: string, model: ModelConfig): GenerationConfig {
-  const file = join(folder, "generation_config.json");
-  if (!existsSync(file)) {
+  const json = JsonFields.read(folder, "generation_config.json");
+  if (json === undefined) {
     return Object.freeze({
       eosTokenIds: model.eosTokenIds,
       sampling: Object.freeze({}),
     });
   }
-  const json = JsonFields.read(file);
   const random = {
     temperature: json.number("temperature", 0, 2, undefined),
     topP: json.number("top_p", Number.MIN_VALUE, 1, undefined),

@@ -1,5 +1,7 @@
-import { existsSync, readFileSync, statSync } from "node:fs";
-import { ModelDataError, ModelNotFoundError, messageOf } from "../base/errors.ts";
+import { join } from "node:path";
+import { ModelDataError } from "../base/errors.ts";
+import { isJsonObject } from "../base/json-object.ts";
+import { readModelJson } from "../base/model-file.ts";
 
 const MAX_BYTES = 16 * 1024 * 1024;
 const MAX_TOKEN_IDS = 512;
@@ -13,20 +15,13 @@ export class JsonFields {
     private readonly path: string,
   ) {}
 
-  /** @throws ModelNotFoundError when there is no such file; ModelDataError when it is not a JSON object. */
-  static read(file: string): JsonFields {
-    if (!existsSync(file)) throw new ModelNotFoundError(file, `${file} does not exist`);
-    const stat = statSync(file);
-    if (!stat.isFile()) throw new ModelDataError(file, "not a regular file");
-    if (stat.size > MAX_BYTES) throw new ModelDataError(file, `larger than ${MAX_BYTES} bytes`);
-    let value: unknown;
-    try {
-      value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(file)));
-    } catch (error) {
-      throw new ModelDataError(file, `cannot be read as JSON: ${messageOf(error)}`, { cause: error });
-    }
-    if (!isRecord(value)) throw new ModelDataError(file, "not a JSON object");
-    return new JsonFields(file, value, "");
+  /**
+   * @returns undefined when there is no such file
+   * @throws ModelDataError when it may not be read, or is not a JSON object
+   */
+  static read(folder: string, name: string): JsonFields | undefined {
+    const fields = readModelJson(folder, name, MAX_BYTES);
+    return fields && new JsonFields(join(folder, name), fields, "");
   }
 
   get isEmpty(): boolean {
@@ -105,7 +100,7 @@ export class JsonFields {
   object(name: string): JsonFields | undefined {
     const value = this.get(name);
     if (value === undefined) return undefined;
-    if (!isRecord(value)) throw this.invalid(name, "an object");
+    if (!isJsonObject(value)) throw this.invalid(name, "an object");
     return new JsonFields(this.file, value, `${this.path}${name}.`);
   }
 
@@ -115,8 +110,4 @@ export class JsonFields {
     const found = value === undefined ? "it is missing" : `not ${JSON.stringify(value).slice(0, 80)}`;
     return new ModelDataError(this.file, `${this.path}${name} must be ${expected}, ${found}`);
   }
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -1,10 +1,11 @@
 import { ModelDataError, messageOf, OctavoError } from "../base/errors.ts";
+import type { JsonObject } from "../base/json-object.ts";
 import { AddedTokens } from "./added-tokens.ts";
 import { BytePairEncoder } from "./byte-pair-encoder.ts";
 import { compileNormalizer } from "./normalizer.ts";
 import { readSurroundings, type Surroundings } from "./post-processor.ts";
 import { compilePreTokenizer, type PreTokenizer } from "./pre-tokenizer.ts";
-import type { JsonObject, TokenizerFiles } from "./tokenizer-files.ts";
+import type { TokenizerFiles } from "./tokenizer-files.ts";
 
 /**
  * Text to token ids, as `tokenizers` does it: added tokens are taken out, what is between them is normalised, split into

@@ -1,9 +1,12 @@
 import { join } from "node:path";
-import { ModelDataError, ModelNotFoundError, messageOf, UnsupportedModelError } from "../base/errors.ts";
+import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
+import { isJsonObject, type JsonObject } from "../base/json-object.ts";
+import { readModelJson, readModelText } from "../base/model-file.ts";
 
 /** Ids lie below this bound, so that a hostile one cannot size an array. */
 const MAX_TOKEN_ID = 2 ** 24;
 const MAX_FILE_BYTES = 256 * 2 ** 20;
+const MAX_TEMPLATE_BYTES = 2 ** 20;
 const NAMED_TOKENS = [
   "bos_token",
   "eos_token",
@@ -13,8 +16,6 @@ const NAMED_TOKENS = [
   "cls_token",
   "mask_token",
 ];
-
-export type JsonObject = Record<string, unknown>;
 
 export interface AddedToken {
   readonly id: number;
@@ -27,6 +28,13 @@ export interface AddedToken {
   readonly rstrip?: boolean;
   /** Not within a word. */
   readonly single_word?: boolean;
+}
+
+export interface ChatTemplateSource {
+  /** In Jinja. */
+  readonly source: string;
+  /** The file that it is in, for messages. */
+  readonly file: string;
 }
 
 /** What a model folder says of its tokenizer, validated: ids are unique integers in [0, 2^24). */
@@ -44,7 +52,7 @@ export interface TokenizerFiles {
   readonly addedTokens: readonly AddedToken[];
   /** `bos_token`, `eos_token` and their kin, by name; those that are set. */
   readonly specialTokens: Readonly<Record<string, string>>;
-  readonly chatTemplate: string | undefined;
+  readonly chatTemplate: ChatTemplateSource | undefined;
   /** The path of tokenizer.json, for messages. */
   readonly path: string;
 }
@@ -53,12 +61,12 @@ export interface TokenizerFiles {
  * @throws ModelNotFoundError if tokenizer.json is missing
  * @throws ModelDataError if a file is malformed; UnsupportedModelError if it is not byte-pair encoding
  */
-export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
+export function readTokenizerFiles(folder: string): TokenizerFiles {
   const path = join(folder, "tokenizer.json");
-  const definition = await readJson(path);
+  const definition = readModelJson(folder, "tokenizer.json", MAX_FILE_BYTES);
   if (definition === undefined) throw new ModelNotFoundError(path, `${path} does not exist`);
   const configPath = join(folder, "tokenizer_config.json");
-  const config = (await readJson(configPath)) ?? {};
+  const config = readModelJson(folder, "tokenizer_config.json", MAX_FILE_BYTES) ?? {};
 
   const model = object(definition["model"], path, "model");
   const { continuing_subword_prefix: prefix, end_of_word_suffix: suffix } = model;
@@ -78,7 +86,7 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
     },
     addedTokens: readAddedTokens(definition, config, vocabulary, tokens, Object.values(specialTokens), path),
     specialTokens,
-    chatTemplate: await readChatTemplate(folder, config, configPath),
+    chatTemplate: readChatTemplate(folder, config),
     path,
   };
 }
@@ -167,45 +175,26 @@ function readSpecialTokens(config: JsonObject, path: string): Record<string, str
 }
 
 /** chat_template.jinja wins over tokenizer_config.json's `chat_template`, which wins over chat_template.json. */
-async function readChatTemplate(
-  folder: string,
-  config: JsonObject,
-  configPath: string,
-): Promise<string | undefined> {
-  const source = await readText(join(folder, "chat_template.jinja"));
-  if (source !== undefined) return source;
-  const jsonPath = join(folder, "chat_template.json");
-  const template = config["chat_template"] ?? (await readJson(jsonPath))?.["chat_template"] ?? undefined;
-  if (template === undefined || typeof template === "string") return template;
-  const named = array(template, configPath, "chat_template") as { name?: unknown; template?: unknown }[];
+function readChatTemplate(folder: string, config: JsonObject): ChatTemplateSource | undefined {
+  const jinja = readModelText(folder, "chat_template.jinja", MAX_TEMPLATE_BYTES);
+  if (jinja !== undefined) return { source: jinja, file: join(folder, "chat_template.jinja") };
+  const inConfig = config["chat_template"] ?? undefined;
+  const file = join(folder, inConfig === undefined ? "chat_template.json" : "tokenizer_config.json");
+  const template =
+    inConfig ??
+    readModelJson(folder, "chat_template.json", MAX_TEMPLATE_BYTES)?.["chat_template"] ??
+    undefined;
+  if (template === undefined) return undefined;
+  if (typeof template === "string") return { source: template, file };
+  const named = array(template, file, "chat_template") as ({ name?: unknown; template?: unknown } | null)[];
   const chosen = named.find((entry) => entry?.name === "default")?.template;
-  if (chosen !== undefined && typeof chosen !== "string") {
-    throw new ModelDataError(configPath, "chat_template is not a string");
-  }
-  return chosen;
-}
-
-async function readText(path: string): Promise<string | undefined> {
-  const file = Bun.file(path);
-  if (!(await file.exists())) return undefined;
-  if (file.size > MAX_FILE_BYTES) throw new ModelDataError(path, `is larger than ${MAX_FILE_BYTES} bytes`);
-  return file.text();
-}
-
-async function readJson(path: string): Promise<JsonObject | undefined> {
-  const text = await readText(path);
-  if (text === undefined) return undefined;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (cause) {
-    throw new ModelDataError(path, `is not JSON: ${messageOf(cause)}`, { cause });
-  }
-  return object(value, path, "the file");
+  if (chosen === undefined) return undefined;
+  if (typeof chosen !== "string") throw new ModelDataError(file, "chat_template is not a string");
+  return { source: chosen, file };
 }
 
 function object(value: unknown, path: string, name: string): JsonObject {
-  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as JsonObject;
+  if (isJsonObject(value)) return value;
   throw new ModelDataError(path, `${name} is not an object`);
 }
 

@@ -1,6 +1,6 @@
 import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
 import { TokenEncoder } from "./token-encoder.ts";
-import { readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
+import { type ChatTemplateSource, readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
 
 export interface EncodeOptions {
   /** Add what the model's post-processor adds, such as a beginning-of-sequence token. Default true. */
@@ -25,8 +25,8 @@ export class Tokenizer {
   readonly vocabSize: number;
   readonly eosTokenId: number | undefined;
   readonly bosTokenId: number | undefined;
-  /** The source of the model's default chat template. */
-  readonly chatTemplate: string | undefined;
+  /** The model's default chat template. */
+  readonly chatTemplate: ChatTemplateSource | undefined;
   /** `bos_token`, `eos_token` and their kin by name, as chat templates see them. */
   readonly specialTokens: Readonly<Record<string, string>>;
   /** How many spaces a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
@@ -47,7 +47,7 @@ export class Tokenizer {
    * @throws ModelDataError if a file is malformed, UnsupportedModelError if it is not a byte-pair tokenizer
    */
   static async load(folder: string): Promise<Tokenizer> {
-    return new Tokenizer(await readTokenizerFiles(folder));
+    return new Tokenizer(readTokenizerFiles(folder));
   }
 
   private constructor(files: TokenizerFiles) {

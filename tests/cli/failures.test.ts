@@ -1,5 +1,5 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { cpSync, truncateSync, writeFileSync } from "node:fs";
+import { cpSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { temporaryFolder } from "../support.ts";
 import { expectRefusal, generate, MODEL, modelCopy, octavo, tensorRange } from "./support.ts";
@@ -121,6 +121,32 @@ describe("66: something is missing", () => {
 });
 
 describe("65: the model is broken or not supported", () => {
+  test.each([
+    ["that refuses every conversation", "{{ raise_exception('no') }}", "renders no conversation: no"],
+    [
+      "without an end",
+      "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+      "steps",
+    ],
+    ["that reaches for JavaScript", "{{ messages.constructor.constructor('return 1')() }}", "constructor"],
+  ])("a chat template %s", async (_, template, reason) => {
+    using folder = modelCopy({});
+    writeFileSync(folder.file("chat_template.jinja"), template);
+    expectRefusal(await generate(["--model", folder.path]), 65, "chat_template.jinja", reason);
+  });
+
+  test("a file that is a link to a device", async () => {
+    using folder = modelCopy({});
+    rmSync(folder.file("tokenizer_config.json"));
+    symlinkSync("/dev/zero", folder.file("tokenizer_config.json"));
+    expectRefusal(
+      await generate(["--model", folder.path]),
+      65,
+      "tokenizer_config.json",
+      "outside the model folder",
+    );
+  });
+
   test.each([
     ["a config that is not JSON", () => "{ not json", "JSON"],
     [

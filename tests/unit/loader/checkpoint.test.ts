@@ -66,7 +66,7 @@ describe("Checkpoint.open", () => {
     truncateSync(large.file(INDEX), 64 * 2 ** 20 + 1);
     expect(() => Checkpoint.open(large.path)).toThrow("larger than 67108864 bytes");
     writeFileSync(large.file(INDEX), Uint8Array.of(0x22, 0xff, 0x22));
-    expect(() => Checkpoint.open(large.path)).toThrow("not JSON");
+    expect(() => Checkpoint.open(large.path)).toThrow("cannot be read as UTF-8");
   });
 
   test("index and shards must say the same", () => {

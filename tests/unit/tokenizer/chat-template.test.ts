@@ -6,7 +6,7 @@ import { cpuClock, thrown } from "../../support.ts";
 import { tokenizers } from "./models.ts";
 
 const of = (name: keyof typeof tokenizers) =>
-  new ChatTemplate(tokenizers[name].chatTemplate!, tokenizers[name].specialTokens);
+  new ChatTemplate(tokenizers[name].chatTemplate!.source, tokenizers[name].specialTokens);
 const qwen3 = of("qwen3");
 const chatml = of("tinyStories");
 const user = (content: string): ChatMessage => ({ role: "user", content });

@@ -1,5 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
+import { KNOWN_PATTERNS } from "../../../src/tokenizer/pattern/known-patterns.ts";
+import { nativeExpression } from "../../../src/tokenizer/pattern/native.ts";
+import { nativeFinder } from "../../../src/tokenizer/pattern/pattern.ts";
+import { parsePattern } from "../../../src/tokenizer/pattern/syntax.ts";
 import { cpuClock } from "../../support.ts";
 import { loadFiles, sentencePiece, TEXTS, tokenizers } from "./models.ts";
 
@@ -120,6 +124,41 @@ test.each(["x".repeat(2 ** 19), " ".repeat(200_000), "-".repeat(2 ** 20), "\u030
   },
 );
 
+describe("patterns of a model folder", () => {
+  const withPattern = async (Regex: string) => {
+    const files = sentencePiece();
+    const pre_tokenizer = { type: "Split", pattern: { Regex }, behavior: "Isolated" };
+    return await loadFiles({ ...files, "tokenizer.json": { ...files["tokenizer.json"], pre_tokenizer } });
+  };
+
+  test.each(["(h+)+$", "(h|hh)+o", "(?:(?:h*)*)*o", "h*h*h*h*o", "h+(?=.*x)|\\s+$", "(?=(h+)+x)h"])(
+    "%s takes no longer than the text is long",
+    async (pattern) => {
+      const tokenizer = await withPattern(pattern);
+      const spent = cpuClock();
+      tokenizer.encode(`${"h".repeat(20_000)} ${" ".repeat(20_000)}o`);
+      expect(spent()).toBeLessThan(4);
+    },
+  );
+
+  test.each([...KNOWN_PATTERNS])("a known one takes no longer in JavaScript's engine: %s", (source) => {
+    const find = nativeFinder(nativeExpression(parsePattern(source)));
+    const units = [" ", "\n", "a", "A", "1", "-", "é", "\u0301", "漢", " a", "Aa", "'", " \n", "ǅ", "'s"];
+    const spent = cpuClock();
+    for (const unit of units) find(unit.repeat(100_000));
+    expect(spent()).toBeLessThan(8);
+  });
+
+  test.each(["(a)\\1", "(?>ab|a)c", "(?<=ab)c", "\\X", "[[:nope:]]", "\\p{Nope}", "a{2,1}", "(", "[a", "*"])(
+    "%s cannot be run, which is said",
+    async (pattern) => {
+      const failure = withPattern(pattern);
+      await expect(failure).rejects.toBeInstanceOf(UnsupportedModelError);
+      await expect(failure).rejects.toThrow("tokenizer.json: a pre-tokenizer's pattern cannot be run: ");
+    },
+  );
+});
+
 test.each<[string, Record<string, unknown>, string | undefined]>([
   ["none", {}, undefined],
   ["in the configuration", { "tokenizer_config.json": { chat_template: "C" } }, "C"],
@@ -128,7 +167,7 @@ test.each<[string, Record<string, unknown>, string | undefined]>([
   ["jinja wins", { "chat_template.jinja": "F", "tokenizer_config.json": { chat_template: "C" } }, "F"],
 ])("chat template: %s", async (_, files, expected) => {
   const tokenizer = await loadFiles({ "tokenizer.json": sentencePiece()["tokenizer.json"], ...files });
-  expect(tokenizer.chatTemplate).toBe(expected as string);
+  expect(tokenizer.chatTemplate?.source).toBe(expected as string);
 });
 
 describe("malformed files", () => {
