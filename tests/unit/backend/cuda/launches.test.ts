@@ -268,6 +268,7 @@ describe("attend", () => {
   test.each([
     [1, 2, 128],
     [2, 1, 64],
+    [3, 16, 64],
     [33, 7, 96],
     [256, 8, 256],
   ])("of %d decode rows, %d queries a key, %d dimensions", (rows, group, headDim) => {
