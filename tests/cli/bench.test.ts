@@ -16,8 +16,12 @@ interface Asked {
   readonly [field: string]: unknown;
 }
 
-/** A server that sends `max_tokens` tokens, each in an event of its own, or what `answer` says. */
-function fakeServer(answer: (asked: Asked) => Response | undefined = () => undefined) {
+/**
+ * A server that sends `max_tokens` tokens, each in an event of its own, or what `answer` says. After the
+ * warm-up, no stream ends before there have been `atOnce` of them at a time.
+ */
+function fakeServer(answer: (asked: Asked) => Response | undefined = () => undefined, atOnce = 1) {
+  const met = Promise.withResolvers<void>();
   const asked: Asked[] = [];
   const authorizations = new Set<string | null>();
   let active = 0;
@@ -31,14 +35,17 @@ function fakeServer(answer: (asked: Asked) => Response | undefined = () => undef
       asked.push(body);
       const answered = answer(body);
       if (answered !== undefined) return answered;
+      const warmUp = asked.length === 1;
       const usage = { prompt_tokens: body.prompt.length, completion_tokens: body.max_tokens };
       const stream = new ReadableStream({
         async start(controller) {
           mostActive = Math.max(mostActive, ++active);
+          if (active === atOnce) met.resolve();
           for (let i = 0; i < body.max_tokens; i++) {
             controller.enqueue(event({ choices: [{ text: "é", token_ids: [i] }] }));
-            await Bun.sleep(2);
+            await Bun.sleep(1);
           }
+          if (!warmUp) await met.promise;
           active--;
           controller.enqueue(`${event({ choices: [], usage })}data: [DONE]\n\n`);
           controller.close();
@@ -185,8 +192,8 @@ describe("octavo bench serve", () => {
   });
 
   test("more streams at once than Bun's fetch allows by default", async () => {
-    using server = fakeServer();
-    const args = ["bench", "serve", "--base-url", server.url, "--num-prompts", "300", "--output-len", "100"];
+    using server = fakeServer(undefined, 300);
+    const args = ["bench", "serve", "--base-url", server.url, "--num-prompts", "300", "--output-len", "10"];
     const { code, stdout } = await octavo(args);
     expect([code, stdout]).toEqual([0, expect.stringMatching(/completed +300\n/)]);
     expect(server.mostActive()).toBe(300);

@@ -21,6 +21,8 @@ export class HubServer implements Disposable {
   refuseWith: number | undefined;
   /** Bytes after which the next content responses are cut off. */
   readonly cuts: number[] = [];
+  /** Resolves when the client has so many bytes of the file: only then is the connection cut. */
+  arrived: (bytes: number) => Promise<void> = () => Promise.resolve();
   /** Serves other bytes than the listing promises. */
   corrupt = false;
   /** Answers with the whole file, whatever Range says. */
@@ -28,6 +30,9 @@ export class HubServer implements Disposable {
   /** Content requests being answered at this moment, and their greatest number. */
   active = 0;
   mostActive = 0;
+  /** The first content response waits until so many have been asked for. */
+  atOnce = 1;
+  readonly #met = Promise.withResolvers<void>();
   readonly #hub = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: (request) => this.#answer(request) });
   readonly #content = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: (request) => this.#serve(request) });
   readonly #cutter = Bun.listen({
@@ -74,6 +79,8 @@ export class HubServer implements Disposable {
   async #serve(request: Request): Promise<Response> {
     this.contentRequests.push(logged(request));
     this.mostActive = Math.max(this.mostActive, ++this.active);
+    if (this.active === this.atOnce) this.#met.resolve();
+    await this.#met.promise;
     await Bun.sleep(5);
     this.active--;
     const bytes = this.files[new URL(request.url).pathname.slice(1)]!;
@@ -81,7 +88,7 @@ export class HubServer implements Disposable {
     return ranged(request, this.corrupt ? bytes.map((byte) => byte ^ 1) : bytes);
   }
 
-  /** Promises the rest of the file, sends a part of it and resets the connection. */
+  /** Promises the rest of the file, sends a part of it and, once that has arrived, resets the connection. */
   #serveCut(socket: Socket, request: string): void {
     const path = request.match(/^GET (\/[^? ]*)/)![1]!;
     const range = request.match(/^range: (.*)\r$/im)![1]!;
@@ -91,8 +98,9 @@ export class HubServer implements Disposable {
     const head = ["HTTP/1.1 206 Partial Content", `Content-Range: ${contentRange(start, bytes)}`];
     head.push(`Content-Length: ${bytes.length - start}`, "", "");
     socket.write(head.join("\r\n"));
-    socket.write(bytes.slice(start, start + this.cuts.shift()!));
-    setTimeout(() => socket.terminate(), 50);
+    const cut = start + this.cuts.shift()!;
+    socket.write(bytes.slice(start, cut));
+    void this.arrived(cut).then(() => socket.terminate());
   }
 }
 

@@ -7,6 +7,7 @@ import {
   readFileSync,
   readlinkSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -19,7 +20,7 @@ import {
 } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { type ResolveModelOptions, resolveModel } from "../../../src/loader/hub.ts";
-import { temporaryFolder } from "../../support.ts";
+import { eventually, temporaryFolder } from "../../support.ts";
 import { HubServer } from "./hub-server.ts";
 import { f32, safetensors } from "./support.ts";
 
@@ -58,7 +59,15 @@ afterEach(() => {
 function serve(files: Record<string, Uint8Array> = SINGLE): HubServer {
   const server = new HubServer(MODEL, files);
   process.env["HF_ENDPOINT"] = `${server.endpoint}/`;
+  server.arrived = (bytes) => eventually(() => incompleteBytes() >= bytes);
   return server;
+}
+
+/** Bytes of the file that is being downloaded. */
+function incompleteBytes(): number {
+  const blobs = join(repository(), "blobs");
+  const name = readdirSync(blobs).find((name) => name.endsWith(".incomplete"));
+  return name === undefined ? 0 : statSync(join(blobs, name)).size;
 }
 
 const repository = () => folder.file("hf/hub/models--org--Tiny-1.0");
@@ -143,6 +152,7 @@ describe("download", () => {
     const index = Buffer.from(JSON.stringify({ weight_map: map }));
     const files = { "config.json": SINGLE["config.json"], "model.safetensors.index.json": index };
     using server = serve({ ...files, ...Object.fromEntries(shards), "other.safetensors": WEIGHTS });
+    server.atOnce = 4;
     using checkpoint = Checkpoint.open(await resolveModel(MODEL));
     expect(checkpoint.tensors.size).toBe(9);
     expect(server.contentRequests.length).toBe(9);

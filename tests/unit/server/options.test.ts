@@ -64,6 +64,18 @@ describe("admission", () => {
     admission.admitText("a");
   });
 
+  test("is drained as soon as the last request has left", async () => {
+    const admission = new Admission({ maxCompletions: 4, maxConcurrentPerKey: 0 });
+    const leave = [admission.admit("a", 1), admission.admit("b", 2)];
+    expect(admission.numRequests).toBe(2);
+    const draining = admission.drain(1e6);
+    leave[0]!();
+    expect(await Promise.race([draining, Bun.sleep(5).then(() => "waits")])).toBe("waits");
+    leave[1]!();
+    await draining;
+    expect(admission.cutoff.aborted).toBe(false);
+  });
+
   test("cuts off what outlasts the drain, and refuses the rest", async () => {
     const admission = new Admission({ maxCompletions: 4, maxConcurrentPerKey: 0 });
     const leave = admission.admit("a", 1);
