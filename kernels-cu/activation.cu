@@ -5,34 +5,9 @@
 // Parallelisation: gated: grid (tokens, pieces of a row); plain: grid (pieces of everything); ACCESS elements a thread.
 // Why this version: purely bound by memory, so one 16-byte load of each input and one store a thread. The 16-bit types
 // use the hardware's approximate exponential, whose error is far below their rounding.
-#include "types.cuh"
+#include "activation.cuh"
 
-#if !defined(ACTIVATION_SILU) || !defined(ACTIVATION_GELU) || !defined(ACTIVATION_GELU_TANH)
-#error "ACTIVATION_SILU, ACTIVATION_GELU and ACTIVATION_GELU_TANH come from src/backend/cuda/ops/activation.ts"
-#endif
 static_assert(ACCESS == 1 || ACCESS == VEC, "ACCESS is one element or one 16-byte vector");
-
-enum Activation : int32 { SILU = ACTIVATION_SILU, GELU = ACTIVATION_GELU, GELU_TANH = ACTIVATION_GELU_TANH };
-static_assert(SILU != GELU && GELU != GELU_TANH && GELU_TANH != SILU, "activations must have codes of their own");
-
-__device__ __forceinline__ float silu(float x) {
-#if defined(DTYPE_F32)
-  return x / (1 + expf(-x));
-#else
-  return __fdividef(x, 1 + __expf(-x));
-#endif
-}
-
-__device__ __forceinline__ float activate(float x, int32 activation) {
-  switch (activation) {
-    case SILU:
-      return silu(x);
-    case GELU:
-      return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
-    default:
-      return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-  }
-}
 
 extern "C" __global__ void gated_activation(elem_t* __restrict__ out, const elem_t* __restrict__ gate_up, int32 width,
                                             int32 activation) {

@@ -14,10 +14,13 @@
 // query heads as the 8-wide side (Sᵀ = K·Qᵀ, Oᵀ = Vᵀ·Pᵀ): about 8 instructions a token whatever g is, where FMA code
 // needs 24 or more. The order of summed indices is free, so 16-byte global loads land directly in fragments: no shared
 // memory, no barriers in the loop. Each warp keeps the next tile's keys and values in flight (8 KiB at D = 128).
+//
+// The kernel before, rope_store, lets this one start when all before it have finished: lengths, tables and cached tokens are
+// read at once, and only the query and the row's own token wait for it.
 #include "attention.cuh"
 
 #if !defined(DECODE_TILE) || !defined(DECODE_WARPS) || !defined(STATIC_SHARED_BYTES)
-#error "DECODE_TILE, DECODE_WARPS and STATIC_SHARED_BYTES come from src/backend/cuda/ops/attention.ts"
+#error "DECODE_TILE, DECODE_WARPS and STATIC_SHARED_BYTES come from src/backend/cuda/ops/decode-attention.ts"
 #endif
 
 constexpr int WARPS = DECODE_WARPS;
@@ -217,12 +220,12 @@ __device__ __forceinline__ bool arrive_last(uint32* counter, uint32 count) {
 // scratch; counters [R, NKV] must be 0 and are 0 again afterwards. scale_log2 is the scale of the scores times log2(e);
 // window 0 = none; min_split_tiles: a split has at least this many tiles of 16 tokens unless the row is shorter.
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-    attention_decode(elem_t* __restrict__ out, const elem_t* __restrict__ qkv, const elem_t* __restrict__ keys,
+    attention_decode(elem_t* __restrict__ out, const elem_t* qkv, const elem_t* __restrict__ keys,
                      const elem_t* __restrict__ values, const int* __restrict__ block_tables,
                      const int* __restrict__ row_slots, const int* __restrict__ context_lens, float2* partials,
                      float2* partial_stats, uint32* counters, int max_blocks, float scale_log2, int window,
                      uint32 min_split_tiles) {
-  GRID_DEPENDENCY_WAIT();
+  GRID_DEPENDENCY_LAUNCH();
   const int kv_head = blockIdx.x, num_kv_heads = gridDim.x, row = blockIdx.y;
   const uint32 split = blockIdx.z;
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, r = lane / 4, c = lane % 4;
@@ -234,9 +237,29 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   const uint32 wanted = min(gridDim.z, (num_tiles + min_split_tiles - 1) / min_split_tiles);
   const uint32 split_tiles = (num_tiles + max(wanted, 1u) * WARPS - 1) / (max(wanted, 1u) * WARPS) * WARPS;
   // Asking for the slot here makes both loads of the row's state go out at once.
-  if (split * split_tiles >= num_tiles || slot < 0) return;
+  if (split * split_tiles >= num_tiles || slot < 0) {
+    GRID_DEPENDENCY_WAIT();
+    return;
+  }
   const int end_tile = first_tile + min((split + 1) * split_tiles, num_tiles);
   int tile = first_tile + split * split_tiles + warp;
+
+  const Context cached = {PagedHead(keys, kv_head, num_kv_heads, c * 8),
+                          PagedHead(values, kv_head, num_kv_heads, r * 8),
+                          block_tables + static_cast<int64>(slot) * max_blocks,
+                          context - 1,
+                          r,
+                          c};
+  KeyTile key_tile;
+  ValueTile value_tile;
+  const bool works = tile < end_tile, is_cached = (tile + 1) * TILE < context;
+  const int block = works ? cached.block_of_tile(tile) : 0;
+  int next_block = works ? cached.block_of_tile(tile + WARPS) : 0;
+  if (works && is_cached) {
+    cached.load(key_tile, tile, block);
+    cached.load(value_tile, tile, block);
+  }
+  GRID_DEPENDENCY_WAIT();
 
   uint4 query[HEAD_TILES][KEY_LOADS];
 #pragma unroll
@@ -246,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
         qkv + (static_cast<int64>(row) * (GROUP_SIZE + 2) * num_kv_heads + kv_head * GROUP_SIZE + head) * HEAD_DIM;
 #pragma unroll
     for (int i = 0; i < KEY_LOADS; i++)
-      query[h][i] = head < GROUP_SIZE ? load16(source + i * 32 + c * 8) : make_uint4(0, 0, 0, 0);
+      query[h][i] = head < GROUP_SIZE ? load16_coherent(source + i * 32 + c * 8) : make_uint4(0, 0, 0, 0);
   }
 
   Softmax state;
@@ -260,19 +283,11 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
       for (int i = 0; i < 4; i++) state.output[h][w][i] = 0;
   }
 
-  const Context cached = {PagedHead(keys, kv_head, num_kv_heads, c * 8),
-                          PagedHead(values, kv_head, num_kv_heads, r * 8),
-                          block_tables + static_cast<int64>(slot) * max_blocks,
-                          context - 1,
-                          r,
-                          c};
-  if (tile < end_tile) {
-    KeyTile key_tile;
-    ValueTile value_tile;
-    const int block = cached.block_of_tile(tile);
-    int next_block = cached.block_of_tile(tile + WARPS);
-    cached.load(key_tile, tile, block);
-    cached.load(value_tile, tile, block);
+  if (works) {
+    if (!is_cached) {
+      cached.load(key_tile, tile, block);
+      cached.load(value_tile, tile, block);
+    }
     while (true) {
       const int next = tile + WARPS;
       const int low = tile * TILE + r, high = low + 8;
@@ -290,7 +305,6 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     }
   }
 
-  GRID_DEPENDENCY_LAUNCH();
   __shared__ float2 warp_output[WARPS][GROUP_SIZE][HEAD_DIM / 2];
   __shared__ float2 warp_stats[WARPS][GROUP_SIZE];
 #pragma unroll

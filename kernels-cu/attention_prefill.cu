@@ -15,7 +15,7 @@
 #include "attention.cuh"
 
 #if !defined(PREFILL_ROWS) || !defined(PREFILL_WARPS) || !defined(PREFILL_KEYS) || !defined(PREFILL_PADDING)
-#error "PREFILL_ROWS, PREFILL_WARPS, PREFILL_KEYS and PREFILL_PADDING come from src/backend/cuda/ops/attention.ts"
+#error "PREFILL_ROWS, PREFILL_WARPS, PREFILL_KEYS and PREFILL_PADDING come from src/backend/cuda/ops/prefill-attention.ts"
 #endif
 
 constexpr int WARPS = PREFILL_WARPS;

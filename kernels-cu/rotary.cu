@@ -117,7 +117,6 @@ extern "C" __global__ void rope_store(elem_t* __restrict__ qkv, elem_t* __restri
                                       const int32* __restrict__ slot_mapping, const elem_t* __restrict__ query_norm,
                                       const elem_t* __restrict__ key_norm, int32 heads, int32 kv_heads,
                                       int32 block_size, float eps) {
-  GRID_DEPENDENCY_LAUNCH();
   const int all_heads = heads + 2 * kv_heads;
   const int head = (blockIdx.y * blockDim.x + threadIdx.x) / LANES;
   const bool is_query = head < heads, is_value = head >= heads + kv_heads;
@@ -126,6 +125,8 @@ extern "C" __global__ void rope_store(elem_t* __restrict__ qkv, elem_t* __restri
   if (norm != nullptr) weight = load_head(norm);
 
   GRID_DEPENDENCY_WAIT();
+  // Not before: attention reads what the kernels before this one wrote without waiting for this one.
+  GRID_DEPENDENCY_LAUNCH();
   const int token = blockIdx.x;
   elem_t* at = qkv + (static_cast<int64>(token) * all_heads + head) * HEAD_DIM;
   HeadPart part = {};

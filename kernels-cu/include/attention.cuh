@@ -8,7 +8,7 @@
 #include "mma.cuh"
 
 #if !defined(MAX_HEAD_DIM) || !defined(MAX_GROUP_SIZE)
-#error "MAX_HEAD_DIM and MAX_GROUP_SIZE come from src/backend/cuda/ops/attention.ts"
+#error "MAX_HEAD_DIM and MAX_GROUP_SIZE come from src/backend/cuda/ops/head-shape.ts"
 #endif
 
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= MAX_HEAD_DIM, "HEAD_DIM must be a multiple of 32, at most MAX_HEAD_DIM");

@@ -21,8 +21,8 @@ using uint64 = unsigned long long;
 #endif
 
 // Programmatic dependent launch. GRID_DEPENDENCY_WAIT() returns when the kernels before have finished: every kernel calls
-// it before it touches memory that another kernel writes or reads, so that finishing implies that all before it have
-// finished. GRID_DEPENDENCY_LAUNCH() lets the next kernel start up to its own wait. Both have no effect unless the launch
+// it, and before it touches memory that another kernel writes or reads, so that finishing implies that all before it have
+// finished. (What may be read earlier, weights for one, says so where it is read.) GRID_DEPENDENCY_LAUNCH() lets the next kernel start up to its own wait. Both have no effect unless the launch
 // asks for it.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define GRID_DEPENDENCY_WAIT() asm volatile("griddepcontrol.wait;" ::: "memory")
@@ -110,6 +110,24 @@ __device__ __forceinline__ uint4 load16_stream(const void* p) {
                : "l"(p));
   return v;
 }
+
+// From L2. Of memory that one kernel reads, the next writes and a third reads again, the third may find the older contents in
+// L1 when it was started early and the first ran beside it: loads through the read-only path have given them.
+__device__ __forceinline__ uint4 load16_coherent(const void* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+#if !defined(DTYPE_F32)
+__device__ __forceinline__ elem_t load_coherent(const elem_t* p) {
+  elem_t x;
+  asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(x.bits) : "l"(p) : "memory");
+  return x;
+}
+#endif
 
 __device__ __forceinline__ void unpack(uint4 v, float (&x)[VEC]) {
 #if defined(DTYPE_F32)

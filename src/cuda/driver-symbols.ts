@@ -98,6 +98,15 @@ export const driverSymbols = {
   /** (const CUlaunchConfig *config, function, void **arguments, void **extra) */
   cuLaunchKernelEx: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
 
+  /**
+   * (CUtensorMap *map, data type, rank, address, const u64 *extents, const u64 *strides, const u32 *box,
+   * const u32 *element strides, interleave, swizzle, L2 promotion, out-of-bounds fill)
+   */
+  cuTensorMapEncodeTiled: {
+    args: ["ptr", "i32", "u32", "u64", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32"],
+    returns: "i32",
+  },
+
   // Graphs
   /** (stream, capture mode) */
   cuStreamBeginCapture_v2: { args: ["ptr", "i32"], returns: "i32" },
@@ -148,6 +157,11 @@ export const MEMHOSTALLOC_PORTABLE = 1;
 /** Other threads may keep allocating while this one captures. */
 export const CAPTURE_MODE_THREAD_LOCAL = 1;
 export const LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+
+/** CUtensorMapDataType of 16-bit floats, and the layouts that `encodeTensorMap` asks for. */
+export const TensorMapType = { float16: 6, bfloat16: 9 } as const;
+export const TENSOR_MAP_SWIZZLE_128B = 3;
+export const TENSOR_MAP_L2_PROMOTION_256B = 3;
 
 export const CudaStatus = {
   success: 0,

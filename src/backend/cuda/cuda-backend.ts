@@ -6,6 +6,7 @@ import { Graph } from "../../cuda/graph.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
 import type { Cuda } from "../../cuda/open-cuda.ts";
 import { Event, Stream } from "../../cuda/stream.ts";
+import { encodeTensorMap } from "../../cuda/tensor-map.ts";
 import type {
   Activation,
   AttentionSpec,
@@ -36,6 +37,8 @@ import { Staging } from "./staging.ts";
 const GEMM_WORKSPACE_BYTES = 32 * 2 ** 20;
 /** Major compute capability from which kernels may overlap with the one ahead of them. */
 const DEPENDENT_LAUNCH_CAPABILITY = 9;
+/** Major compute capability of the only GPUs with wgmma. */
+const HOPPER_CAPABILITY = 9;
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
@@ -74,7 +77,12 @@ export class CudaBackend implements Backend {
       this.#ops = new KernelOps(this.#library, {
         dtype: activationDtype,
         smCount: device.multiprocessors,
+        sharedBytesPerBlock: device.sharedMemoryPerBlock,
+        sharedBytesPerSm: device.sharedMemoryPerMultiprocessor,
         dependentLaunch: device.computeCapability[0] >= DEPENDENT_LAUNCH_CAPABILITY,
+        hopper: device.computeCapability[0] === HOPPER_CAPABILITY,
+        upload: (address, bytes) => this.#staging.upload(address, bytes),
+        encodeTensorMap: (shape) => encodeTensorMap(cuda.driver.api, shape),
         allocate: (byteLength) => this.allocate(byteLength),
         allocateZeroed: (byteLength) => {
           const buffer = this.allocate(byteLength);
@@ -82,9 +90,9 @@ export class CudaBackend implements Backend {
           return buffer;
         },
       });
-      const { norm, activation } = this.#ops;
+      const { smallLinear: small, norm, activation } = this.#ops;
       const allocate = (byteLength: number) => this.allocate(byteLength);
-      this.#linear = new LinearOps(activationDtype, { gemm: this.#gemm, norm, activation, allocate });
+      this.#linear = new LinearOps(activationDtype, { small, gemm: this.#gemm, norm, activation, allocate });
     } catch (error) {
       try {
         this.#context.dispose();

@@ -1,4 +1,5 @@
 import type { FloatDType } from "../../base/dtype.ts";
+import type { TensorMapShape } from "../../cuda/tensor-map.ts";
 import type { ModelShape } from "../backend.ts";
 import type { DeviceBuffer } from "../tensor.ts";
 import type { KernelLibrary } from "./kernel-library.ts";
@@ -10,14 +11,21 @@ import { EmbeddingOps } from "./ops/embedding.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
 import { NormOps } from "./ops/norm.ts";
 import { SamplingOps } from "./ops/sampling.ts";
+import { SmallLinear } from "./ops/small-linear.ts";
 
 export interface KernelOpsOptions {
   /** bfloat16 or float16. */
   readonly dtype: FloatDType;
-  /** Multiprocessors of the GPU. */
+  /** Multiprocessors of the GPU, and what they have of shared memory; see `SmallLinearOptions`. */
   readonly smCount: number;
+  readonly sharedBytesPerBlock: number;
+  readonly sharedBytesPerSm: number;
   /** See `KernelOptions.dependentLaunch`. */
   readonly dependentLaunch: boolean;
+  /** See `AttentionOptions`. */
+  readonly hopper: boolean;
+  readonly upload: (address: number, bytes: Uint8Array) => void;
+  readonly encodeTensorMap: (shape: TensorMapShape) => Uint8Array;
   /** Device memory that the backend frees. */
   readonly allocate: (byteLength: number) => DeviceBuffer;
   /** The same, filled with zeros. */
@@ -33,6 +41,8 @@ export class KernelOps {
   readonly batch: BatchOps;
   readonly sampling: SamplingOps;
   readonly logprobs: LogprobOps;
+  /** Undefined on GPUs without bulk copies. */
+  readonly smallLinear: SmallLinear | undefined;
 
   constructor(library: KernelLibrary, options: KernelOpsOptions) {
     const { dtype, allocate } = options;
@@ -43,6 +53,7 @@ export class KernelOps {
     this.batch = new BatchOps(library, options);
     this.sampling = new SamplingOps(library, allocate, options);
     this.logprobs = new LogprobOps(library, allocate, options);
+    if (options.dependentLaunch) this.smallLinear = new SmallLinear(library, dtype, options);
   }
 
   /**
@@ -53,11 +64,24 @@ export class KernelOps {
     return [
       ...this.sampling.units(),
       ...this.attend.units(shape),
+      ...this.#linearUnits(shape),
       ...this.logprobs.units(),
       ...this.norm.units(shape.hiddenSize),
       ...this.activation.units(shape.intermediateSize),
       ...this.batch.units(),
       ...this.embedding.units(shape.hiddenSize),
+    ];
+  }
+
+  /** Of the four products of a layer. */
+  #linearUnits({ hiddenSize, intermediateSize, numHeads, numKvHeads, headDim }: ModelShape): KernelUnit[] {
+    const small = this.smallLinear;
+    if (small === undefined) return [];
+    return [
+      ...small.units((numHeads + 2 * numKvHeads) * headDim, hiddenSize, { norm: true }),
+      ...small.units(hiddenSize, numHeads * headDim, {}),
+      ...small.units(2 * intermediateSize, hiddenSize, { norm: true, gated: true }),
+      ...small.units(hiddenSize, intermediateSize, {}),
     ];
   }
 }

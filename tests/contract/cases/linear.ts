@@ -15,6 +15,13 @@ const SHAPES = [
   [17, 250, 96],
   [130, 66, 257],
   [130, 128, 768],
+  // Whole tiles and chunks of what kernels for few tokens take: one chunk and several, x kept and read again.
+  [1, 2160, 512],
+  [2, 48, 5120],
+  [3, 48, 5120],
+  [5, 4240, 256],
+  [8, 528, 1024],
+  [8, 2128, 5120],
 ] as const;
 /** Tokens, outputs (even, for gates) and inputs of products with something around them. */
 const FUSED_SHAPES = [
@@ -23,6 +30,9 @@ const FUSED_SHAPES = [
   [3, 34, 130],
   [17, 250, 96],
   [130, 128, 768],
+  [1, 2160, 512],
+  [2, 96, 5120],
+  [8, 4320, 256],
 ] as const;
 const EPS = 1e-6;
 

@@ -212,6 +212,13 @@ export class FakeCuda {
           args as number,
           false,
         ),
+      cuTensorMapEncodeTiled: (map, type, rank, address) => {
+        (map as Uint8Array).fill(0);
+        new BigUint64Array((map as Uint8Array).buffer, (map as Uint8Array).byteOffset, 3).set([
+          ...[BigInt(address), BigInt(type), BigInt(rank)],
+        ]);
+        return 0;
+      },
       cuLaunchKernelEx: (config, fn, args) => {
         const at = config as Pointer;
         const words = Array.from({ length: 7 }, (_, i) => read.u32(at, 4 * i));

@@ -9,15 +9,17 @@ import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 
 const THREADS = 128;
 
-const CODES: Record<Activation, number> = { silu: 0, gelu: 1, gelu_tanh: 2 };
+/** What kernels call activations. */
+export const ACTIVATION_CODES: Record<Activation, number> = { silu: 0, gelu: 1, gelu_tanh: 2 };
+export const ACTIVATION_CONSTANTS = {
+  ACTIVATION_SILU: ACTIVATION_CODES.silu,
+  ACTIVATION_GELU: ACTIVATION_CODES.gelu,
+  ACTIVATION_GELU_TANH: ACTIVATION_CODES.gelu_tanh,
+};
 
 const SOURCE = {
   file: "activation.cu",
-  constants: {
-    ACTIVATION_SILU: CODES.silu,
-    ACTIVATION_GELU: CODES.gelu,
-    ACTIVATION_GELU_TANH: CODES.gelu_tanh,
-  },
+  constants: ACTIVATION_CONSTANTS,
 } as const;
 const GATED_ACTIVATION = {
   ...SOURCE,
@@ -56,7 +58,7 @@ export class ActivationOps {
     const [tokens, width] = [out.dim(0), out.dim(1)];
     const access = accessWidth(this.dtype, width, out, gateUp);
     const blocks = Math.ceil(width / access / THREADS);
-    const args = { out, gate_up: gateUp, width, activation: CODES[activation] };
+    const args = { out, gate_up: gateUp, width, activation: ACTIVATION_CODES[activation] };
     this.#gated.get(access, { ACCESS: access }).launch(stream, tokens, blocks, 1, THREADS, 0, args);
   }
 
@@ -66,7 +68,7 @@ export class ActivationOps {
     if (x.size === 0) return;
     const access = accessWidth(this.dtype, x.size, out, x);
     const blocks = Math.ceil(x.size / access / THREADS);
-    const args = { out, x, count: x.size, activation: CODES[activation] };
+    const args = { out, x, count: x.size, activation: ACTIVATION_CODES[activation] };
     this.#plain.get(access, { ACCESS: access }).launch(stream, blocks, 1, 1, THREADS, 0, args);
   }
 }

@@ -4,7 +4,9 @@ import { checkAttend } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
-import { AttentionOps, type AttentionOptions, headShape } from "./attention.ts";
+import { AttentionOps } from "./attention.ts";
+import type { AttentionOptions } from "./attention-options.ts";
+import { headShape } from "./head-shape.ts";
 import { RotaryOps } from "./rotary.ts";
 
 /** `Backend.attend` from two parts: what happens to the projections of each token alone, and attention over the cache. */

@@ -7,8 +7,11 @@ import type { Gemm } from "../gemm.ts";
 import { Scratch } from "../scratch.ts";
 import type { ActivationOps } from "./activation.ts";
 import type { NormOps } from "./norm.ts";
+import type { SmallLinear } from "./small-linear.ts";
 
 export interface LinearParts {
+  /** For few tokens, where the GPU has what it needs. */
+  readonly small: SmallLinear | undefined;
   readonly gemm: Gemm;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
@@ -17,7 +20,7 @@ export interface LinearParts {
 }
 
 /**
- * `Backend.linear` from parts: a norm kernel ahead of the product, the bias and the sum in cuBLASLt's own epilogue, an
+ * `Backend.linear`: one kernel for few tokens; else from parts: a norm kernel ahead of the product, the bias and the sum in cuBLASLt's own epilogue, an
  * activation kernel after it. So a sum costs no node of its own and is rounded once, from float32.
  */
 export class LinearOps {
@@ -36,6 +39,7 @@ export class LinearOps {
   linear(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
     const { m, n } = checkLinear(this.dtype, out, x, weight, fusion);
     if (m === 0) return;
+    if (this.parts.small?.launch(stream, out, x, weight, fusion)) return;
     const { norm, bias, activation, addTo } = fusion;
     let input = x;
     if (norm !== undefined) {

@@ -19,10 +19,14 @@ const DEMAND = /^#error "(.*) comes? from (\S+)"$/gm;
 
 /** One unit of each file. */
 const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
-  unitsOf("bfloat16", {
-    ...{ hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
-    ...{ headDim: 128, rotaryDim: 64, blockSize: 16 },
-  }).map((unit) => [unit.file, unit]),
+  [false, true]
+    .flatMap((hopper) =>
+      unitsOf("bfloat16", hopper, {
+        ...{ hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
+        ...{ headDim: 128, rotaryDim: 64, blockSize: 16 },
+      }),
+    )
+    .map((unit) => [unit.file, unit]),
 );
 
 const macrosOf = ({ constants, defines }: KernelUnit): string[] =>
@@ -31,7 +35,13 @@ const macrosOf = ({ constants, defines }: KernelUnit): string[] =>
 /** Macros that state a limit or a size, which a `static_assert` holds the kernel to; nothing else need use them. */
 const ASSERTED = [
   ...["MAX_HEAD_DIM", "MAX_GROUP_SIZE", "MAX_ACCESSES", "STATIC_SHARED_BYTES"],
-  ...["TILE_STATS_BYTES", "TILE_SUM_BYTES", "LOGIT_EDIT_WORDS"],
+  ...[
+    "TILE_STATS_BYTES",
+    "TILE_SUM_BYTES",
+    "LOGIT_EDIT_WORDS",
+    "PREFILL_CONTROL_BYTES",
+    "LINEAR_SHARED_BYTES",
+  ],
 ];
 
 /** A unit's text without comments and without the demands for its macros. */

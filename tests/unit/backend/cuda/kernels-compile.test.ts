@@ -42,14 +42,20 @@ function variants(n: number): KernelUnit[] {
         headDim,
         rotaryDim: i === 0 ? headDim / 2 : headDim,
       };
-      return unitsOf(dtype, { hiddenSize, intermediateSize, ...heads, blockSize: i === 0 ? 256 : 16 });
+      const hopper = ARCHITECTURES[n] === "sm_90a";
+      return unitsOf(dtype, hopper, {
+        hiddenSize,
+        intermediateSize,
+        ...heads,
+        blockSize: i === 0 ? 256 : 16,
+      });
     }),
   );
   return [...new Map(models.map((unit) => [unitName(unit), unit])).values()];
 }
 
 test("the wrappers compile every file there is, and every kernel is in one", () => {
-  const compiled = new Set(variants(0).map(({ file }) => file));
+  const compiled = new Set(ARCHITECTURES.flatMap((_, n) => variants(n).map(({ file }) => file)));
   expect([...compiled].sort()).toEqual([...KERNEL_FILES]);
   expect(new Set([...SIGNATURES.values()].map(({ file }) => file))).toEqual(compiled);
 });

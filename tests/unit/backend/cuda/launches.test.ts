@@ -10,7 +10,7 @@ import {
 } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
-import { decodeSplits } from "../../../../src/backend/cuda/ops/attention.ts";
+import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
 import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
@@ -22,6 +22,9 @@ import { namedArguments, SIGNATURES } from "./kernel-signatures.ts";
 
 /** What every supported GPU grants: 99 KiB of shared memory is the least of them, that of sm_86, sm_89 and sm_120. */
 const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 99 * 1024 };
+/** What Hopper grants, and the kernels that are its own or ask the GPU how much it has. */
+const HOPPER_SHARED_BYTES = 227 * 1024;
+const ASKS_THE_GPU = ["attention_prefill_hopper", "linear_small"];
 const MULTIPROCESSORS = 132;
 
 const machine = new FakeMachine();
@@ -61,7 +64,7 @@ function launches(run: () => void): FakeLaunch[] {
       Math.max(y, z) <= LIMITS.gridYz &&
       block[0]! % 32 === 0 &&
       block[0]! <= LIMITS.threads &&
-      sharedBytes <= LIMITS.sharedBytes;
+      sharedBytes <= (ASKS_THE_GPU.includes(entry) ? HOPPER_SHARED_BYTES : LIMITS.sharedBytes);
     expect({ entry, grid, block, sharedBytes, within }).toMatchObject({ within: true });
     expect(dependent).toBe(true);
   }
@@ -179,7 +182,7 @@ describe("linear", () => {
   const weight = denseWeight(bf16(6144, 1024));
   const norm = { weight: bf16(1024), eps: 1e-6 };
 
-  test.each([1, 17, 4096])(
+  test.each([9, 17, 4096])(
     "of %d tokens: a norm before the product, a gated activation after it",
     (tokens) => {
       const [x, out] = [bf16(tokens, 1024), bf16(tokens, 3072)];
@@ -201,17 +204,80 @@ describe("linear", () => {
   );
 
   test("a plain activation works in place on the product, a sum costs no launch", () => {
-    const [x, out] = [bf16(5, 1024), bf16(5, 6144)];
+    const [x, out] = [bf16(9, 1024), bf16(9, 6144)];
     const activation = { kind: "gelu_tanh", gated: false } as const;
     const plain = launch(() => backend.linear(out, x, weight, { activation }));
     expect(namedArguments(plain)).toEqual({
-      ...{ out: out.address, x: out.address, count: 5 * 6144, activation: 2 },
+      ...{ out: out.address, x: out.address, count: 9 * 6144, activation: 2 },
     });
     const bias = bf16(6144);
     expect(launches(() => backend.linear(out, x, weight, { bias, addTo: out }))).toEqual([]);
     expect(machine.cublas.matmuls.at(-1)).toMatchObject({
       ...{ out: out.address, x: x.address, bias: bias.address, addTo: out.address },
     });
+  });
+
+  test.each([1, 2, 8])("of %d tokens is one launch with all that surrounds it", (tokens) => {
+    const [x, out, bias] = [bf16(tokens, 1024), bf16(tokens, 3072), bf16(6144)];
+    const activation = { kind: "gelu", gated: true } as const;
+    const products = machine.cublas.matmuls.length;
+    const gated = launch(() => backend.linear(out, x, weight, { norm, bias, activation }));
+    expect(machine.cublas.matmuls).toHaveLength(products);
+    // 384 tiles of 8 gates and what they gate: three for each of 128 blocks.
+    expect(gated).toMatchObject({ entry: "linear_small", grid: [128, 1, 1], block: [288, 1, 1] });
+    expect(namedArguments(gated)).toEqual({
+      ...{ out: out.address, x: x.address, weight: weight.data.address, gamma: norm.weight.address },
+      ...{ bias: bias.address, residual: 0, tokens, outputs: 3072, tiles: 384, activation: 1 },
+      ...{ trigger_early: tokens === 1 ? 1 : 0, eps: f(1e-6) },
+    });
+    const residual = bf16(tokens, 1024);
+    const down = denseWeight(bf16(1024, 3072));
+    const summed = launch(() => backend.linear(residual, out, down, { addTo: residual }));
+    // Tiles of 8 rows: 16 would leave half of the multiprocessors idle.
+    expect(summed).toMatchObject({ entry: "linear_small", grid: [128, 1, 1] });
+    expect(namedArguments(summed)).toMatchObject({
+      ...{ out: residual.address, residual: residual.address, gamma: 0, bias: 0, activation: -1, tiles: 128 },
+    });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({
+      TILE_ROWS: 8,
+      NORM: 0,
+      GATED: 0,
+      OUT_FLOAT: 0,
+    });
+  });
+
+  test("a wide one streams its weights through what shared memory there is", () => {
+    for (const [tokens, staged] of [
+      [1, 2],
+      [2, 2],
+      [3, 0],
+    ] as const) {
+      const [x, out] = [bf16(tokens, 12288), f32(tokens, 4096)];
+      const wide = launch(() => backend.linear(out, x, denseWeight(bf16(4096, 12288))));
+      expect(wide).toMatchObject({ entry: "linear_small", grid: [128, 1, 1] });
+      const { defines } = requested.mock.lastCall![0];
+      expect(defines).toMatchObject({ STAGED_TOKENS: staged, OUT_FLOAT: 1, MIN_CTAS: 1, TILE_ROWS: 16 });
+      expect(wide.sharedBytes).toBeGreaterThan(HOPPER_SHARED_BYTES - 20_000);
+      expect(namedArguments(wide)).toMatchObject({ trigger_early: 0, tiles: 256 });
+    }
+  });
+
+  test.each([
+    ["inputs that are no whole chunks", 6144, 1000],
+    ["outputs that are no whole tiles", 6141, 1024],
+  ])("of few tokens is left to cuBLASLt: %s", (_, outFeatures, inFeatures) => {
+    const out = bf16(1, outFeatures);
+    const x = bf16(1, inFeatures);
+    expect(launches(() => backend.linear(out, x, denseWeight(bf16(outFeatures, inFeatures))))).toEqual([]);
+    expect(machine.cublas.matmuls.at(-1)).toMatchObject({ out: out.address, x: x.address });
+  });
+
+  test("before bulk copies, few tokens are left to cuBLASLt, too", () => {
+    using older = new FakeMachine({ computeCapability: [8, 9] });
+    using owner = { backend: older.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
+    owner.backend.linear(bf16(1, 6144), bf16(1, 1024), weight);
+    expect(older.cuda.launches).toEqual([]);
+    expect(older.cublas.matmuls).toHaveLength(1);
   });
 
   test("scratch that grows leaves what captured launches use alone", () => {
@@ -294,24 +360,64 @@ describe("attend", () => {
     expect(scratch[2]!.every((byte) => byte === 0)).toBe(true);
   });
 
-  test.each([
+  const PROMPTS = [
     [[1], 1, 64],
     [[5, 700], 2, 128],
     [[16384], 8, 256],
     [[64, 64, 64], 7, 96],
-  ] as const)("of prompts of %p tokens after 3 decode rows", (prefill, group, headDim) => {
+  ] as const;
+
+  test.each(PROMPTS)(
+    "of prompts of %p tokens after 3 decode rows, before Hopper",
+    (prefill, group, headDim) => {
+      const step = batch({ decodeRows: 3, prefill });
+      const { out, qkv, cache } = operands(step, group, headDim);
+      using older = new FakeMachine({ computeCapability: [8, 0] });
+      using owner = { backend: older.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
+      owner.backend.attend(out, qkv, cache, step, spec(group, headDim));
+      const prompt = older.cuda.launches.at(-1);
+      const rows = headDim <= 128 ? 128 : 64;
+      const tiles = Math.ceil((step.maxQueryLen * group) / rows);
+      expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
+      expect(namedArguments(prompt!)).toEqual({
+        ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+        ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
+        ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
+        ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
+      });
+    },
+  );
+
+  test.each(PROMPTS)("of prompts of %p tokens after 3 decode rows, on Hopper", (prefill, group, headDim) => {
     const step = batch({ decodeRows: 3, prefill });
     const { out, qkv, cache } = operands(step, group, headDim);
-    const [, , prompt] = launches(() => backend.attend(out, qkv, cache, step, spec(group, headDim)));
-    const rows = headDim <= 128 ? 128 : 64;
-    const tiles = Math.ceil((step.maxQueryLen * group) / rows);
-    expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
-    expect(namedArguments(prompt!)).toEqual({
-      ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+    const heads = spec(group, headDim);
+    const [, , prompt] = launches(() => backend.attend(out, qkv, cache, step, heads));
+    // 96 dimensions are no whole number of swizzled rows.
+    if (headDim % 64 !== 0) return expect(prompt!.entry).toBe("attention_prefill");
+    const tiles = Math.ceil((step.maxQueryLen * group) / 128) * prefill.length * 4;
+    const grid = [Math.min(MULTIPROCESSORS, tiles), 1, 1];
+    expect(prompt).toMatchObject({ entry: "attention_prefill_hopper", grid, block: [384, 1, 1] });
+    const { maps, queue, ...rest } = namedArguments(prompt!);
+    expect(rest).toEqual({
+      ...{ out: out.address, qkv: qkv.address, num_kv_heads: 4, num_rows: prefill.length },
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
       ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
     });
+    expect(machine.cuda.bytesOf(queue!)).toEqual(new Uint8Array(8));
+    const read = new BigUint64Array(machine.cuda.bytesOf(maps!).slice().buffer);
+    expect([read[0], read[16]]).toEqual([BigInt(cache.keys.address), BigInt(cache.values.address)]);
+    const again = launches(() => backend.attend(out, qkv, cache, step, heads)).at(-1)!;
+    expect(namedArguments(again)).toMatchObject({ maps, queue });
+    // The same memory with other blocks is another cache.
+    const other = { ...step, blockSize: 8 };
+    const halves = {
+      keys: cache.keys.reshape(200, 4, 8, headDim),
+      values: cache.values.reshape(200, 4, 8, headDim),
+    };
+    const moved = launches(() => backend.attend(out, qkv, halves, other, heads)).at(-1)!;
+    expect(namedArguments(moved)["maps"]).not.toBe(maps);
   });
 
   test("refuses heads that its kernels cannot take", () => {

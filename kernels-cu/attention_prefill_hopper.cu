@@ -1,0 +1,455 @@
+// Causal attention of rows with several query tokens over their paged context, on Hopper's asynchronous tensor cores
+// (FlashAttention-3, Shah et al. 2024).
+//
+// Shapes: as in attention_prefill.cu. maps[0] (keys) and maps[1] (values) see a pool as [B·NKV·BS / 8, D / 64, 8, 64] (groups of 8
+// rows, columns in halves), with boxes of BOX / 8 groups and the 128-byte swizzle.
+//
+// Parallelisation: a CTA an SM takes query tiles from a queue, the longest of a row first, until there are none. The g
+// query heads of a KV head are packed into the tile's ROWS rows (packed row m is head m % g of token m / g), so that each
+// key is read once for all of them. In a CTA one warp asks for tiles and fetches their keys and values page by page with
+// the copy engine, STAGES tiles ahead; three warps fetch the next tile's queries; two warpgroups own 64 packed rows each. A
+// warpgroup multiplies the next keys while its last probabilities meet their values, and the two take turns at the tensor
+// cores, so that one's softmax hides behind the other's products.
+//
+// Why this version: mma.sync reaches about 60% of what wgmma does, and its operands pass through registers. A persistent
+// CTA fetches the next tile during the last one's end, which a CTA for each tile waits for. A page's keys are one copy of
+// whole rows: with a copy for each 64 columns, pages of 16 tokens cost a sixth of the speed.
+//
+// Measured on an H100 (D 128, 16 query and 8 KV heads, pages of 16, causal): 380, 627, 587 and 615 TFLOP/s for one prompt of
+// 2k, 8k, 16k and 32k tokens; attention_prefill.cu 150, 265, 324 and 318, cuDNN in the same run 315, 561, 568 and 598.
+#include "attention.cuh"
+#include "hopper.cuh"
+
+#if !defined(PREFILL_KEYS) || !defined(PREFILL_CONSUMERS) || !defined(PREFILL_STAGES) || !defined(PREFILL_CONTROL_BYTES)
+#error "PREFILL_KEYS, PREFILL_CONSUMERS, PREFILL_STAGES and PREFILL_CONTROL_BYTES come from src/backend/cuda/ops/hopper-prefill.ts"
+#endif
+
+constexpr int CONSUMERS = PREFILL_CONSUMERS;
+constexpr int WARPGROUP = 4 * WARP;
+constexpr int ROWS = CONSUMERS * 64;
+constexpr int KEYS = PREFILL_KEYS;
+constexpr int STAGES = PREFILL_STAGES;
+constexpr int QUERY_STAGES = PREFILL_QUERY_STAGES;
+constexpr int TICKETS = 2;
+constexpr int BOX = PREFILL_BOX;
+constexpr int PAGES = KEYS / BOX;
+constexpr int QUERY_WARPS = 3;
+constexpr int VECTORS = HEAD_DIM / 8;
+static_assert(CONSUMERS == 2, "two warpgroups take turns");
+static_assert(BOX * PAGES == KEYS && BLOCK_SIZE % BOX == 0, "a tile must be whole boxes, a block too");
+static_assert(HEAD_DIM % 64 == 0, "the swizzled boxes are 64 elements wide");
+static_assert(BOX % 8 == 0, "a box must be whole groups of 8 rows");
+static_assert(PAGES <= WARP, "each lane of the producer fetches one page of a tile");
+
+constexpr uint32 ROW_BYTES = HEAD_DIM * 2, GROUP_BYTES = 8 * ROW_BYTES, QUERY_BYTES = ROWS * ROW_BYTES,
+                 TILE_BYTES = KEYS * ROW_BYTES, BOX_BYTES = BOX * ROW_BYTES;
+
+// Named barriers, one for each consumer; 0 is __syncthreads.
+enum NamedBarrier : int { TURN = 1, VALUES_CLEARED = TURN + CONSUMERS };
+
+// A query tile to compute. packed_rows 0: there are no more.
+struct Ticket {
+  int kv_head, slot, first_token, num_queries, context, first_packed, packed_rows, padding;
+};
+
+// Shared memory begins with queries [QUERY_STAGES], keys [STAGES] and values [STAGES].
+struct Control {
+  Ticket tickets[TICKETS];
+  uint64 ticket_full[TICKETS], ticket_empty[TICKETS];
+  uint64 queries_full[QUERY_STAGES], queries_empty[QUERY_STAGES];
+  uint64 keys_full[STAGES], keys_empty[STAGES], values_full[STAGES], values_empty[STAGES];
+};
+constexpr uint32 KEYS_AT = QUERY_STAGES * QUERY_BYTES, VALUES_AT = KEYS_AT + STAGES * TILE_BYTES,
+                 CONTROL_AT = VALUES_AT + STAGES * TILE_BYTES;
+static_assert(sizeof(Control) <= PREFILL_CONTROL_BYTES, "the host must ask for room for Control");
+
+// The tiles of keys that a query tile sees, and the first and last position of its queries.
+struct Span {
+  int lowest, highest, first_tile, end_tile;
+  __device__ __forceinline__ Span(const Ticket& ticket, int window) {
+    const int first_position = ticket.context - ticket.num_queries;
+    lowest = first_position + ticket.first_packed / GROUP_SIZE;
+    highest = first_position + (min(ticket.first_packed + ROWS, ticket.packed_rows) - 1) / GROUP_SIZE;
+    first_tile = window > 0 ? max(lowest - window + 1, 0) / KEYS : 0;
+    end_tile = ceil_div(highest + 1, KEYS);
+  }
+};
+
+// Where a ring of STAGES stages stands. A stage's full barrier completes phase after phase; the writer waits for the empty
+// barrier's phase before, which a new barrier counts as complete.
+template <int STAGES_>
+struct Ring {
+  int stage = 0;
+  uint32 phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == STAGES_) stage = 0, phase ^= 1;
+  }
+};
+
+// Finds query tiles by their number in the queue: row by row, the last tile of a row first, KV heads together.
+struct TileFinder {
+  const int *cu_seqlens_q, *context_lens, *row_slots;
+  int first_row, num_rows, num_kv_heads;
+  int base_row = 0, base_tile = 0;  // tiles of the rows before base_row
+
+  // All lanes call it, with numbers that grow.
+  __device__ __forceinline__ Ticket find(int number, int lane) {
+    const int tile = number / num_kv_heads;
+    Ticket ticket = {};
+    ticket.kv_head = number % num_kv_heads;
+    for (; base_row < num_rows; base_row += WARP) {
+      const int row = first_row + base_row + lane;
+      const bool exists = base_row + lane < num_rows;
+      const int first_token = exists ? cu_seqlens_q[row] : 0;
+      const int num_queries = exists ? cu_seqlens_q[row + 1] - first_token : 0;
+      const int tiles = ceil_div(num_queries * GROUP_SIZE, ROWS);
+      int end = tiles;
+#pragma unroll
+      for (int offset = 1; offset < WARP; offset *= 2) {
+        const int before = __shfl_up_sync(FULL_MASK, end, offset);
+        if (lane >= offset) end += before;
+      }
+      const int all = __shfl_sync(FULL_MASK, end, WARP - 1);
+      if (tile < base_tile + all) {
+        const int owner = __ffs(__ballot_sync(FULL_MASK, tile < base_tile + end)) - 1;
+        const int context = exists ? context_lens[row] : 0, slot = exists ? row_slots[row] : 0;
+        ticket.slot = __shfl_sync(FULL_MASK, slot, owner);
+        ticket.first_token = __shfl_sync(FULL_MASK, first_token, owner);
+        ticket.num_queries = __shfl_sync(FULL_MASK, num_queries, owner);
+        ticket.context = __shfl_sync(FULL_MASK, context, owner);
+        ticket.first_packed = (base_tile + __shfl_sync(FULL_MASK, end, owner) - 1 - tile) * ROWS;
+        ticket.packed_rows = ticket.num_queries * GROUP_SIZE;
+        return ticket;
+      }
+      base_tile += all;
+    }
+    return ticket;
+  }
+};
+
+__device__ __forceinline__ void fetch_tile(const TensorMap* map, uint32 target, uint64& full, int pool_row, int pages,
+                                           int lane) {
+  const uint32 barrier = shared_address(&full);
+  if (lane == 0) barrier_expect(barrier, pages * BOX_BYTES);
+  __syncwarp();
+  if (lane < pages) copy_box(target + lane * BOX_BYTES, map, barrier, pool_row / 8);
+}
+
+// One warp: takes tickets, hands them on, and fetches their keys and values from the last tile to the first: the diagonal
+// comes first, so that only the first tiles mask.
+__device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMap* value_map, uint32 shared,
+                                        Control& control, const int* block_tables, int max_blocks, TileFinder finder,
+                                        uint32* queue, int window) {
+  const int lane = threadIdx.x % WARP;
+  tensor_map_fence(key_map);
+  tensor_map_fence(value_map);
+  Ring<STAGES> keys, values;
+  Ring<TICKETS> hand;
+  int number = blockIdx.x;
+  for (;;) {
+    const Ticket ticket = finder.find(number, lane);
+    barrier_wait(shared_address(&control.ticket_empty[hand.stage]), hand.phase ^ 1);
+    if (lane == 0) {
+      control.tickets[hand.stage] = ticket;
+      barrier_arrive(shared_address(&control.ticket_full[hand.stage]));
+    }
+    hand.advance();
+    if (ticket.packed_rows == 0) break;
+    int next = 0;
+    if (lane == 0) next = gridDim.x + atomicAdd(queue, 1);
+
+    const Span span(ticket, window);
+    const int* table = block_tables + static_cast<int64>(ticket.slot) * max_blocks;
+    const auto pool_row_of = [&](int tile) {
+      const int token = tile * KEYS + lane * BOX;
+      if (lane >= PAGES || token > span.highest) return 0;
+      return (__ldg(table + token / BLOCK_SIZE) * finder.num_kv_heads + ticket.kv_head) * BLOCK_SIZE +
+             token % BLOCK_SIZE;
+    };
+    const auto pages_of = [&](int tile) { return min(ceil_div(span.highest + 1 - tile * KEYS, BOX), PAGES); };
+    const auto fetch_values = [&](int pool_row, int pages) {
+      barrier_wait(shared_address(&control.values_empty[values.stage]), values.phase ^ 1);
+      fetch_tile(value_map, shared + VALUES_AT + values.stage * TILE_BYTES, control.values_full[values.stage], pool_row,
+                 pages, lane);
+      values.advance();
+    };
+    int pool_row = pool_row_of(span.end_tile - 1), previous_row = 0, previous_pages = 0;
+    for (int tile = span.end_tile - 1; tile >= span.first_tile; tile--) {
+      const int pages = pages_of(tile), next_row = tile > span.first_tile ? pool_row_of(tile - 1) : 0;
+      barrier_wait(shared_address(&control.keys_empty[keys.stage]), keys.phase ^ 1);
+      fetch_tile(key_map, shared + KEYS_AT + keys.stage * TILE_BYTES, control.keys_full[keys.stage], pool_row, pages,
+                 lane);
+      keys.advance();
+      if (previous_pages > 0) fetch_values(previous_row, previous_pages);
+      previous_row = pool_row, previous_pages = pages, pool_row = next_row;
+    }
+    fetch_values(previous_row, previous_pages);
+    number = __shfl_sync(FULL_MASK, next, 0);
+  }
+  // The last CTA leaves the queue as it found it.
+  if (lane == 0 && atomicInc(queue + 1, gridDim.x - 1) == gridDim.x - 1) *queue = 0;
+}
+
+// QUERY_WARPS warps: the packed query rows of each ticket; rows that do not exist are zeros.
+__device__ __forceinline__ void fetch_queries(uint32 shared, Control& control, const elem_t* qkv, int num_kv_heads,
+                                              int thread) {
+  Ring<TICKETS> hand;
+  Ring<QUERY_STAGES> ring;
+  for (;;) {
+    barrier_wait(shared_address(&control.ticket_full[hand.stage]), hand.phase);
+    const Ticket ticket = control.tickets[hand.stage];
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&control.ticket_empty[hand.stage]));
+    hand.advance();
+    if (ticket.packed_rows == 0) break;
+    barrier_wait(shared_address(&control.queries_empty[ring.stage]), ring.phase ^ 1);
+    const uint32 target = shared + ring.stage * QUERY_BYTES;
+    for (int i = thread; i < ROWS * VECTORS; i += QUERY_WARPS * WARP) {
+      const int m = i / VECTORS, column = i % VECTORS, packed = ticket.first_packed + m;
+      const int64 token = ticket.first_token + packed / GROUP_SIZE, head = ticket.kv_head * GROUP_SIZE + packed % GROUP_SIZE;
+      const bool exists = packed < ticket.packed_rows;
+      const elem_t* source = qkv + (token * (GROUP_SIZE + 2) * num_kv_heads + head) * HEAD_DIM + column * 8;
+      cp_async16(target + matrix_offset(m, column, GROUP_BYTES), exists ? source : qkv, exists);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    async_proxy_fence();
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&control.queries_full[ring.stage]));
+    ring.advance();
+  }
+}
+
+using Scores = float[KEYS / 2];
+using Output = float[HEAD_DIM / 2];
+using Probabilities = uint32[KEYS / 4];
+
+// scores [64, KEYS] = queries · keysᵀ, enqueued.
+__device__ __forceinline__ void multiply_keys(Scores& scores, uint32 queries, uint32 keys) {
+#pragma unroll
+  for (int k = 0; k < HEAD_DIM / 16; k++) {
+    const uint32 at = k / 4 * 1024 + k % 4 * 32;
+    wgmma_shared(scores, matrix_descriptor(queries + at, GROUP_BYTES), matrix_descriptor(keys + at, GROUP_BYTES), k > 0);
+  }
+}
+
+// output [64, D] (+)= probabilities · values, enqueued.
+__device__ __forceinline__ void multiply_values(Output& output, const Probabilities& probabilities, uint32 values,
+                                                bool accumulate) {
+#pragma unroll
+  for (int k = 0; k < KEYS / 16; k++)
+    wgmma_registers(output, &probabilities[k * 4], matrix_descriptor(values + k * 2 * GROUP_BYTES, GROUP_BYTES),
+                    k > 0 || accumulate);
+}
+
+// A warpgroup: its 64 rows of each ticket.
+__device__ __forceinline__ void consume(unsigned char* memory, Control& control, elem_t* out, int num_kv_heads,
+                                        float scale_log2, int window, int warpgroup) {
+  const uint32 shared = shared_address(memory);
+  const int thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
+  // A query sees the keys that lie 0 to visible − 1 positions before it.
+  const uint32 visible = window > 0 ? window : 0x80000000u;
+  const auto release = [&](uint64& barrier) {
+    if (lane == 0) barrier_arrive(shared_address(&barrier));
+  };
+  Ring<TICKETS> hand;
+  Ring<QUERY_STAGES> query_ring;
+  Ring<STAGES> key_ring, value_ring;
+  // The last warpgroup lets the first one begin.
+  if (warpgroup == CONSUMERS - 1) named_barrier_arrive(TURN, 2 * WARPGROUP);
+  const auto take_turn = [&] { named_barrier_sync(TURN + warpgroup, 2 * WARPGROUP); };
+  const auto give_turn = [&] { named_barrier_arrive(TURN + 1 - warpgroup, 2 * WARPGROUP); };
+
+  for (;;) {
+    barrier_wait(shared_address(&control.ticket_full[hand.stage]), hand.phase);
+    const Ticket ticket = control.tickets[hand.stage];
+    __syncwarp();
+    release(control.ticket_empty[hand.stage]);
+    hand.advance();
+    if (ticket.packed_rows == 0) break;
+    const Span span(ticket, window);
+    const uint32 queries = shared + query_ring.stage * QUERY_BYTES + warpgroup * 64 * ROW_BYTES;
+    // Rows 16·warp + lane / 4 (+ 8) of the warpgroup: running maximum of log2 scores, and this lane's part of the sum.
+    float row_max[2] = {-infinity(), -infinity()}, row_sum[2] = {0, 0}, factor[2];
+    Output output;
+    Scores scores;
+    Probabilities probabilities;
+
+    const int first_m = ticket.first_packed + warpgroup * 64 + warp * 16 + lane / 4;
+    const int first_position = ticket.context - ticket.num_queries;
+    const int position[2] = {first_position + first_m / GROUP_SIZE, first_position + (first_m + 8) / GROUP_SIZE};
+    const auto mask = [&](int tile) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32 distance = position[i] - (tile * KEYS + lane % 4 * 2);
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+          for (int j = 0; j < 2; j++)
+            if (distance - (n * 8 + j) >= visible) scores[n * 4 + i * 2 + j] = -infinity();
+      }
+    };
+    // Scores become probabilities, not yet divided by their sum; older results must be multiplied by the factors.
+    const auto softmax = [&] {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        float most = -infinity();
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(scores[n * 4 + i * 2], scores[n * 4 + i * 2 + 1]));
+        most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 2));
+        most = fmaxf(row_max[i], most * scale_log2);
+        // A row that has seen no key yet has no maximum to subtract.
+        const float shift = most == -infinity() ? 0 : most;
+        factor[i] = exp2_approx(row_max[i] - shift);
+        row_max[i] = most;
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+          for (int j = 0; j < 2; j++) {
+            float& score = scores[n * 4 + i * 2 + j];
+            score = exp2_approx(score * scale_log2 - shift);
+            sum += score;
+          }
+        row_sum[i] = row_sum[i] * factor[i] + sum;
+      }
+    };
+    const auto pack_probabilities = [&] {
+#pragma unroll
+      for (int k = 0; k < KEYS / 4; k++) probabilities[k] = pack2(scores[k * 2], scores[k * 2 + 1]);
+    };
+    // One tile: its scores, and the values of the tile before.
+    const auto step = [&](int tile, bool accumulate, bool masked) {
+      barrier_wait(shared_address(&control.keys_full[key_ring.stage]), key_ring.phase);
+      take_turn();
+      wgmma_fence();
+      multiply_keys(scores, queries, shared + KEYS_AT + key_ring.stage * TILE_BYTES);
+      wgmma_commit();
+      barrier_wait(shared_address(&control.values_full[value_ring.stage]), value_ring.phase);
+      wgmma_fence();
+      multiply_values(output, probabilities, shared + VALUES_AT + value_ring.stage * TILE_BYTES, accumulate);
+      wgmma_commit();
+      give_turn();
+      wgmma_wait<1>(scores);
+      release(control.keys_empty[key_ring.stage]);
+      key_ring.advance();
+      if (masked) mask(tile);
+      softmax();
+      wgmma_wait<0>(output);
+      release(control.values_empty[value_ring.stage]);
+      value_ring.advance();
+      pack_probabilities();
+#pragma unroll
+      for (int n = 0; n < HEAD_DIM / 8; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) output[n * 4 + j] *= factor[j / 2];
+    };
+
+    barrier_wait(shared_address(&control.queries_full[query_ring.stage]), query_ring.phase);
+    barrier_wait(shared_address(&control.keys_full[key_ring.stage]), key_ring.phase);
+    take_turn();
+    wgmma_fence();
+    multiply_keys(scores, queries, shared + KEYS_AT + key_ring.stage * TILE_BYTES);
+    wgmma_commit();
+    give_turn();
+    wgmma_wait<0>(scores);
+    release(control.keys_empty[key_ring.stage]);
+    key_ring.advance();
+    mask(span.end_tile - 1);
+    softmax();
+    pack_probabilities();
+    // Values of tokens that do not exist meet a probability of 0: they must be numbers.
+    const int tail = (span.highest + 1) % KEYS;
+    if (tail != 0) {
+      barrier_wait(shared_address(&control.values_full[value_ring.stage]), value_ring.phase);
+      for (int i = tail * VECTORS + thread; i < KEYS * VECTORS; i += WARPGROUP)
+        store16(memory + VALUES_AT + value_ring.stage * TILE_BYTES + matrix_offset(i / VECTORS, i % VECTORS, GROUP_BYTES),
+                make_uint4(0, 0, 0, 0));
+      async_proxy_fence();
+      named_barrier_sync(VALUES_CLEARED + warpgroup, WARPGROUP);
+    }
+
+    bool accumulate = false;
+    int tile = span.end_tile - 2;
+    for (; tile >= span.first_tile && (tile + 1) * KEYS - 1 > span.lowest; tile--) step(tile, accumulate, true), accumulate = true;
+    const int windowed = window > 0 ? (span.highest - window) / KEYS : -1;
+    for (; tile >= span.first_tile && tile > windowed; tile--) step(tile, accumulate, false), accumulate = true;
+    for (; tile >= span.first_tile; tile--) step(tile, accumulate, true), accumulate = true;
+    barrier_wait(shared_address(&control.values_full[value_ring.stage]), value_ring.phase);
+    wgmma_fence();
+    multiply_values(output, probabilities, shared + VALUES_AT + value_ring.stage * TILE_BYTES, accumulate);
+    wgmma_commit();
+    wgmma_wait<0>(output);
+    release(control.values_empty[value_ring.stage]);
+    value_ring.advance();
+
+    // Each warp gathers its rows where its queries were, and writes them out 16 bytes a lane.
+    unsigned char* gathered = memory + query_ring.stage * QUERY_BYTES;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float sum = row_sum[i];
+      sum += __shfl_xor_sync(FULL_MASK, sum, 1);
+      sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+      const float inverse = 1 / sum;
+      const int m = warpgroup * 64 + warp * 16 + i * 8 + lane / 4;
+#pragma unroll
+      for (int n = 0; n < HEAD_DIM / 8; n++)
+        *reinterpret_cast<uint32*>(gathered + matrix_offset(m, n, GROUP_BYTES) + lane % 4 * 4) =
+            pack2(output[n * 4 + i * 2] * inverse, output[n * 4 + i * 2 + 1] * inverse);
+    }
+    __syncwarp();
+    for (int i = lane; i < 16 * VECTORS; i += WARP) {
+      const int m = warpgroup * 64 + warp * 16 + i / VECTORS, column = i % VECTORS, packed = ticket.first_packed + m;
+      if (packed >= ticket.packed_rows) break;
+      const int64 token = ticket.first_token + packed / GROUP_SIZE, head = ticket.kv_head * GROUP_SIZE + packed % GROUP_SIZE;
+      store16(out + (token * GROUP_SIZE * num_kv_heads + head) * HEAD_DIM + column * 8,
+              load16(gathered + matrix_offset(m, column, GROUP_BYTES)));
+    }
+    __syncwarp();
+    release(control.queries_empty[query_ring.stage]);
+    query_ring.advance();
+  }
+}
+
+// Grid: at most one CTA an SM. Rows first_row .. first_row + num_rows − 1 of the batch. `queue` [2] is zeros between
+// launches. scale_log2 is the scale of the scores times log2(e); window 0 = none. Dynamic shared memory: CONTROL_AT +
+// PREFILL_CONTROL_BYTES.
+extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
+    attention_prefill_hopper(elem_t* __restrict__ out, const elem_t* __restrict__ qkv,
+                             const TensorMap* __restrict__ maps, const int* __restrict__ block_tables,
+                             const int* __restrict__ row_slots, const int* __restrict__ cu_seqlens_q,
+                             const int* __restrict__ context_lens, uint32* __restrict__ queue, int num_kv_heads,
+                             int first_row, int num_rows, int max_blocks, float scale_log2, int window) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  Control& control = *reinterpret_cast<Control*>(dynamic + CONTROL_AT);
+  if (threadIdx.x == 0) {
+    const auto init = [](uint64& barrier, int arrivals) { barrier_init(shared_address(&barrier), arrivals); };
+    for (int i = 0; i < TICKETS; i++)
+      init(control.ticket_full[i], 1), init(control.ticket_empty[i], CONSUMERS * 4 + QUERY_WARPS);
+    for (int i = 0; i < QUERY_STAGES; i++)
+      init(control.queries_full[i], QUERY_WARPS), init(control.queries_empty[i], CONSUMERS * 4);
+    for (int i = 0; i < STAGES; i++) {
+      init(control.keys_full[i], 1), init(control.keys_empty[i], CONSUMERS * 4);
+      init(control.values_full[i], 1), init(control.values_empty[i], CONSUMERS * 4);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  GRID_DEPENDENCY_WAIT();
+
+  const int warpgroup = threadIdx.x / WARPGROUP;
+  if (warpgroup == CONSUMERS) {
+    release_registers<40>();
+    const int warp = threadIdx.x / WARP % 4;
+    if (warp == 0) {
+      const TileFinder finder = {cu_seqlens_q, context_lens, row_slots, first_row, num_rows, num_kv_heads};
+      produce(maps, maps + 1, shared_address(dynamic), control, block_tables, max_blocks, finder, queue, window);
+    } else {
+      fetch_queries(shared_address(dynamic), control, qkv, num_kv_heads, threadIdx.x - (CONSUMERS * 4 + 1) * WARP);
+    }
+  } else {
+    acquire_registers<232>();
+    consume(dynamic, control, out, num_kv_heads, scale_log2, window, warpgroup);
+  }
+}

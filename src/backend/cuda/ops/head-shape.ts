@@ -1,0 +1,41 @@
+import { UnsupportedModelError } from "../../../base/errors.ts";
+import type { AttentionSpec } from "../../backend.ts";
+import type { Macros } from "../kernel-source.ts";
+
+export const MAX_HEAD_DIM = 256;
+export const MAX_GROUP_SIZE = 16;
+
+export type Heads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim">;
+
+/** What attention kernels are specialised by. */
+export interface HeadShape {
+  readonly headDim: number;
+  /** Query heads of a key/value head. */
+  readonly group: number;
+  readonly blockSize: number;
+}
+
+/** @throws UnsupportedModelError for heads that the kernels cannot take. */
+export function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: number): HeadShape {
+  if (headDim % 32 !== 0 || headDim > MAX_HEAD_DIM)
+    throw unsupported(`head dimension ${headDim}; supported are multiples of 32 up to ${MAX_HEAD_DIM}`);
+  const group = numHeads / numKvHeads;
+  if (group > MAX_GROUP_SIZE)
+    throw unsupported(
+      `${numHeads} query heads over ${numKvHeads}; supported are up to ${MAX_GROUP_SIZE} for each`,
+    );
+  return { headDim, group, blockSize };
+}
+
+/** A number of its own for each shape. */
+export function headKey({ headDim, group, blockSize }: HeadShape): number {
+  return (blockSize * (MAX_GROUP_SIZE + 1) + group) * (MAX_HEAD_DIM + 1) + headDim;
+}
+
+export function headDefines({ headDim, group, blockSize }: HeadShape): Macros {
+  return { HEAD_DIM: headDim, GROUP_SIZE: group, BLOCK_SIZE: blockSize };
+}
+
+function unsupported(what: string): UnsupportedModelError {
+  return new UnsupportedModelError("config.json", `attention on cuda does not take a ${what}`);
+}

@@ -1,0 +1,155 @@
+import { dtypeSize } from "../../../base/dtype.ts";
+import { TENSOR_MAP_BYTES } from "../../../cuda/tensor-map.ts";
+import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
+import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import type { AttentionOptions } from "./attention-options.ts";
+import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
+import { KernelVariants, WARP } from "./kernel-variants.ts";
+
+/** Warpgroups that multiply; one more fetches. */
+const PREFILL_CONSUMERS = 2;
+/** Tiles of keys, and of values, that are in shared memory at once. */
+const PREFILL_STAGES = 2;
+/** Room for what the warps of a block tell each other. */
+const PREFILL_CONTROL_BYTES = 256;
+/** Packed query rows of a tile: 64 for each warpgroup that multiplies. */
+const ROWS = 64 * PREFILL_CONSUMERS;
+/** Elements of a swizzled row, and rows of the group that the swizzle spans. */
+const SWIZZLE_WIDTH = 64;
+const SWIZZLE_ROWS = 8;
+
+const ATTENTION_PREFILL_HOPPER = {
+  file: "attention_prefill_hopper.cu",
+  constants: { PREFILL_CONSUMERS, PREFILL_STAGES, PREFILL_CONTROL_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  entry: "attention_prefill_hopper",
+  pointers: [
+    ...(["out", "qkv", "maps", "block_tables", "row_slots", "cu_seqlens_q", "context_lens"] as const),
+    "queue",
+  ],
+  scalars: ["num_kv_heads", "first_row", "num_rows", "max_blocks", "scale_log2", "window"],
+} as const;
+
+/** Tensor maps of a layer's keys and values, in device memory, and what they were made for. That cache may be gone. */
+interface CacheMaps {
+  readonly valuesAddress: number;
+  readonly size: number;
+  readonly headKey: number;
+  readonly memory: DeviceBuffer;
+}
+
+/** Attention of rows with several query tokens, on Hopper: `attention_prefill_hopper.cu`. */
+export class HopperPrefill {
+  readonly #kernels: KernelVariants<typeof ATTENTION_PREFILL_HOPPER>;
+  /** By the address of a layer's keys. */
+  readonly #maps = new Map<number, CacheMaps>();
+  /** uint32 [2], always 0 between launches. */
+  #queue: DeviceBuffer | undefined;
+
+  constructor(
+    library: KernelLibrary,
+    private readonly options: AttentionOptions,
+  ) {
+    this.#kernels = new KernelVariants(library, ATTENTION_PREFILL_HOPPER, options.dtype, options);
+  }
+
+  /** Heads and blocks that the kernel can take. */
+  static takes({ headDim, blockSize }: HeadShape): boolean {
+    return headDim % SWIZZLE_WIDTH === 0 && blockSize % SWIZZLE_ROWS === 0;
+  }
+
+  unit(shape: HeadShape): KernelUnit {
+    return this.#kernels.unit(defines(shape));
+  }
+
+  /** Rows from batch.decodeRows on. The first use of a layer's cache, or of a new one, allocates and uploads. */
+  launch(
+    stream: number,
+    out: Tensor,
+    qkv: Tensor,
+    cache: LayerCache,
+    batch: BatchTensors,
+    spec: AttentionSpec,
+    shape: HeadShape,
+  ): void {
+    const { decodeRows, numRows, blockTables } = batch;
+    const { numKvHeads } = spec;
+    const { smCount, dtype, allocateZeroed } = this.options;
+    const rows = numRows - decodeRows;
+    const tiles = Math.ceil((batch.maxQueryLen * shape.group) / ROWS) * rows * numKvHeads;
+    const tileRows = queryStages(shape) * ROWS + 2 * PREFILL_STAGES * keysOf(shape);
+    const sharedBytes = tileRows * shape.headDim * dtypeSize(dtype) + PREFILL_CONTROL_BYTES;
+    this.#queue ??= allocateZeroed(8);
+    this.#kernels
+      .get(headKey(shape), defines(shape))
+      .launch(stream, Math.min(smCount, tiles), 1, 1, (PREFILL_CONSUMERS + 1) * 4 * WARP, sharedBytes, {
+        ...{ out, qkv, maps: this.#mapsOf(cache, shape), queue: this.#queue },
+        block_tables: blockTables,
+        row_slots: batch.rowSlots,
+        cu_seqlens_q: batch.cuSeqlensQ,
+        context_lens: batch.contextLens,
+        num_kv_heads: numKvHeads,
+        first_row: decodeRows,
+        num_rows: rows,
+        max_blocks: blockTables.dim(1),
+        scale_log2: spec.scale * Math.LOG2E,
+        window: spec.window,
+      });
+  }
+
+  /** New maps get memory of their own: the copy engine may remember what it read at an address. */
+  #mapsOf({ keys, values }: LayerCache, shape: HeadShape): DeviceBuffer {
+    const known = this.#maps.get(keys.address);
+    const same =
+      known?.valuesAddress === values.address && known.size === keys.size && known.headKey === headKey(shape);
+    if (same) return known.memory;
+    const bytes = new Uint8Array(2 * TENSOR_MAP_BYTES);
+    for (const [i, { address, size }] of [keys, values].entries()) {
+      bytes.set(this.#encode(address, size / shape.headDim, shape), i * TENSOR_MAP_BYTES);
+    }
+    const memory = this.options.allocateZeroed(bytes.length);
+    this.options.upload(memory.address, bytes);
+    this.#maps.set(keys.address, {
+      ...{ valuesAddress: values.address, size: keys.size, headKey: headKey(shape), memory },
+    });
+    return memory;
+  }
+
+  #encode(address: number, rows: number, shape: HeadShape): Uint8Array {
+    const { headDim } = shape;
+    const { dtype, encodeTensorMap } = this.options;
+    const rowBytes = headDim * dtypeSize(dtype);
+    const halves = headDim / SWIZZLE_WIDTH;
+    return encodeTensorMap({
+      ...{ dtype: dtype === "float16" ? "float16" : "bfloat16", address },
+      extents: [SWIZZLE_WIDTH, SWIZZLE_ROWS, halves, rows / SWIZZLE_ROWS],
+      strides: [rowBytes, SWIZZLE_WIDTH * dtypeSize(dtype), SWIZZLE_ROWS * rowBytes],
+      box: [SWIZZLE_WIDTH, SWIZZLE_ROWS, halves, boxRows(shape) / SWIZZLE_ROWS],
+    });
+  }
+}
+
+function defines(shape: HeadShape): Macros {
+  return {
+    ...headDefines(shape),
+    PREFILL_KEYS: keysOf(shape),
+    PREFILL_BOX: boxRows(shape),
+    PREFILL_QUERY_STAGES: queryStages(shape),
+  };
+}
+
+/** Keys of a step: as many as registers hold scores for, beside the results. */
+function keysOf({ headDim }: HeadShape): number {
+  return headDim <= 128 ? 128 : 64;
+}
+
+/** Tokens of one copy: a block, or the tile if that is smaller. */
+function boxRows(shape: HeadShape): number {
+  return Math.min(shape.blockSize, keysOf(shape));
+}
+
+/** Tiles of queries that are in shared memory at once: the next one where there is room. */
+function queryStages({ headDim }: HeadShape): number {
+  return headDim <= 128 ? 2 : 1;
+}

@@ -1,0 +1,86 @@
+import { dtypeSize } from "../../../base/dtype.ts";
+import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
+import type { Tensor } from "../../tensor.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import type { AttentionOptions } from "./attention-options.ts";
+import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
+import { KernelVariants, WARP } from "./kernel-variants.ts";
+
+const PREFILL_WARPS = 4;
+/** Keys of a step. */
+const PREFILL_KEYS = 64;
+/** Elements between rows in a block's shared memory: they spread the rows over its banks. */
+const PREFILL_PADDING = 8;
+
+const ATTENTION_PREFILL = {
+  file: "attention_prefill.cu",
+  constants: { PREFILL_WARPS, PREFILL_KEYS, PREFILL_PADDING, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  entry: "attention_prefill",
+  pointers: [
+    ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "cu_seqlens_q"] as const),
+    "context_lens",
+  ],
+  scalars: ["first_row", "max_blocks", "scale_log2", "window"],
+} as const;
+
+/** Attention of rows with several query tokens, on every GPU: `attention_prefill.cu`. */
+export class PrefillAttention {
+  readonly #kernels: KernelVariants<typeof ATTENTION_PREFILL>;
+
+  constructor(
+    library: KernelLibrary,
+    private readonly options: AttentionOptions,
+  ) {
+    this.#kernels = new KernelVariants(library, ATTENTION_PREFILL, options.dtype, options);
+  }
+
+  unit(shape: HeadShape): KernelUnit {
+    return this.#kernels.unit(prefillDefines(shape));
+  }
+
+  /** Rows from batch.decodeRows on. */
+  launch(
+    stream: number,
+    out: Tensor,
+    qkv: Tensor,
+    { keys, values }: LayerCache,
+    batch: BatchTensors,
+    spec: AttentionSpec,
+    shape: HeadShape,
+  ): void {
+    const { decodeRows, numRows, blockTables } = batch;
+    const rows = prefillRows(shape);
+    const rowBytes = (shape.headDim + PREFILL_PADDING) * dtypeSize(this.options.dtype);
+    this.#kernels
+      .get(headKey(shape), prefillDefines(shape))
+      .launch(
+        stream,
+        Math.ceil((batch.maxQueryLen * shape.group) / rows),
+        spec.numKvHeads,
+        numRows - decodeRows,
+        PREFILL_WARPS * WARP,
+        (rows + 2 * PREFILL_KEYS) * rowBytes,
+        {
+          ...{ out, qkv, keys, values },
+          block_tables: blockTables,
+          row_slots: batch.rowSlots,
+          cu_seqlens_q: batch.cuSeqlensQ,
+          context_lens: batch.contextLens,
+          first_row: decodeRows,
+          max_blocks: blockTables.dim(1),
+          scale_log2: spec.scale * Math.LOG2E,
+          window: spec.window,
+        },
+      );
+  }
+}
+
+function prefillDefines(shape: HeadShape): Macros {
+  return { ...headDefines(shape), PREFILL_ROWS: prefillRows(shape) };
+}
+
+/** Packed query rows of a tile: as many as registers hold results for. */
+function prefillRows({ headDim }: HeadShape): number {
+  return headDim <= 128 ? 128 : 64;
+}

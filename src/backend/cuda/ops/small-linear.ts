@@ -1,0 +1,173 @@
+import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
+import type { LinearFusion } from "../../backend.ts";
+import type { Tensor } from "../../tensor.ts";
+import type { Weight } from "../../weight.ts";
+import type { Kernel, KernelOptions } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
+import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
+
+/** Tokens that a product can have: the columns of one mma. */
+export const MAX_SMALL_TOKENS = 8;
+/** Warps that multiply; one more fetches weights. */
+const LINEAR_WARPS = 8;
+/** Columns that a warp takes at a time. */
+const LINEAR_STEP = 32;
+/** Bytes between the weight rows of a chunk in shared memory, and floats between those of partial sums. */
+const LINEAR_ROW_PADDING = 64;
+const LINEAR_SUM_PADDING = 4;
+/** Columns of a chunk of weights, where the inputs are a multiple of them. */
+const CHUNKS = [512, 256];
+/** Steps of a warp, above which x does not stay in registers, and tokens whose x is then kept in shared memory. */
+const MAX_KEPT_STEPS = 16;
+const STAGED_TOKENS = 2;
+/** What the driver keeps of a multiprocessor's shared memory for each block. */
+const RESERVED_BYTES = 1024;
+/** Alignment and barriers. */
+const SLACK_BYTES = 256;
+
+const LINEAR_SMALL = {
+  file: "linear_small.cu",
+  constants: {
+    ...{ LINEAR_WARPS, LINEAR_STEP, LINEAR_ROW_PADDING, LINEAR_SUM_PADDING },
+    LINEAR_MAX_TOKENS: MAX_SMALL_TOKENS,
+    ...ACTIVATION_CONSTANTS,
+  },
+  entry: "linear_small",
+  pointers: ["out", "x", "weight", "gamma", "bias", "residual"],
+  scalars: ["tokens", "outputs", "tiles", "activation", "trigger_early", "eps"],
+} as const;
+
+export interface SmallLinearOptions extends KernelOptions {
+  readonly smCount: number;
+  /** Bytes of shared memory: most of a block, and of a multiprocessor. */
+  readonly sharedBytesPerBlock: number;
+  readonly sharedBytesPerSm: number;
+}
+
+/** What a kernel is specialised by, besides the number of outputs. */
+interface SmallShape {
+  readonly outFeatures: number;
+  readonly inFeatures: number;
+  readonly norm: boolean;
+  readonly gated: boolean;
+  readonly floatOut: boolean;
+  /** x of all tokens fits shared memory. */
+  readonly staged: boolean;
+}
+
+/** How a shape is computed. */
+interface SmallPlan {
+  readonly tileRows: number;
+  readonly tiles: number;
+  readonly chunk: number;
+  /** Chunks of weights that are on their way or in use. */
+  readonly slots: number;
+  readonly blocks: number;
+  readonly sharedBytes: number;
+  /** Two blocks fit a multiprocessor, so that the next kernel's weights can be fetched early. */
+  readonly shares: boolean;
+}
+
+/** Products of at most `MAX_SMALL_TOKENS` tokens with what surrounds them in one kernel, `linear_small.cu`. */
+export class SmallLinear {
+  readonly #kernels: KernelVariants<typeof LINEAR_SMALL>;
+  readonly #planned = new Map<
+    number,
+    { readonly plan: SmallPlan; readonly kernel: Kernel<ArgumentsOf<typeof LINEAR_SMALL>> } | undefined
+  >();
+
+  constructor(
+    library: KernelLibrary,
+    private readonly dtype: FloatDType,
+    private readonly options: SmallLinearOptions,
+  ) {
+    this.#kernels = new KernelVariants(library, LINEAR_SMALL, dtype, options);
+  }
+
+  /** What products by [outFeatures, inFeatures] need; nothing if the kernel cannot take them. */
+  units(outFeatures: number, inFeatures: number, fusion: { norm?: boolean; gated?: boolean }): KernelUnit[] {
+    const { norm = false, gated = false } = fusion;
+    const shape = { outFeatures, inFeatures, norm, gated, floatOut: false };
+    const needed = [false, ...(keepsX(inFeatures) ? [] : [true])].map((staged) => ({ ...shape, staged }));
+    return needed.flatMap((each) => {
+      const plan = this.#plan(each);
+      return plan === undefined ? [] : [this.#kernels.unit(defines(each, plan))];
+    });
+  }
+
+  /** Enqueues `Backend.linear`, whose checks have passed, if it is one that the kernel can take; else false. */
+  launch(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): boolean {
+    const tokens = x.dim(0);
+    if (tokens > MAX_SMALL_TOKENS) return false;
+    const { norm, bias, activation, addTo } = fusion;
+    const [outFeatures, inFeatures] = weight.shape;
+    if (x.address % VECTOR_BYTES !== 0 || weight.data.address % VECTOR_BYTES !== 0) return false;
+    if (norm !== undefined && norm.weight.address % VECTOR_BYTES !== 0) return false;
+    const gated = activation?.gated ?? false;
+    const planned = this.#find({
+      ...{ outFeatures, inFeatures, gated, norm: norm !== undefined, floatOut: out.dtype === "float32" },
+      staged: !keepsX(inFeatures) && tokens <= STAGED_TOKENS,
+    });
+    if (planned === undefined) return false;
+    const { plan, kernel } = planned;
+    kernel.launch(stream, plan.blocks, 1, 1, (LINEAR_WARPS + 1) * WARP, plan.sharedBytes, {
+      ...{ out, x, weight: weight.data, gamma: norm?.weight ?? null, bias: bias ?? null },
+      residual: addTo ?? null,
+      ...{ tokens, outputs: gated ? outFeatures / 2 : outFeatures, tiles: plan.tiles },
+      activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
+      // One token leaves the memory system idle enough for the next kernel's weights.
+      trigger_early: plan.shares && tokens === 1 ? 1 : 0,
+      eps: norm?.eps ?? 0,
+    });
+    return true;
+  }
+
+  #find(shape: SmallShape) {
+    const { outFeatures, inFeatures, norm, gated, floatOut, staged } = shape;
+    const flags = (norm ? 1 : 0) + (gated ? 2 : 0) + (floatOut ? 4 : 0) + (staged ? 8 : 0);
+    const key = (outFeatures * 2 ** 20 + inFeatures) * 16 + flags;
+    if (this.#planned.has(key)) return this.#planned.get(key);
+    const plan = this.#plan(shape);
+    const planned = plan && { plan, kernel: this.#kernels.get(key, defines(shape, plan)) };
+    this.#planned.set(key, planned);
+    return planned;
+  }
+
+  /** Undefined for shapes that the kernel cannot take. */
+  #plan({ outFeatures, inFeatures, gated, staged }: SmallShape): SmallPlan | undefined {
+    const { smCount, sharedBytesPerBlock, sharedBytesPerSm } = this.options;
+    const chunk = CHUNKS.find((columns) => inFeatures % columns === 0);
+    // Tiles of half the rows where whole ones would leave multiprocessors idle.
+    const tileRows = gated || outFeatures / 16 >= smCount ? 16 : 8;
+    if (chunk === undefined || outFeatures % tileRows !== 0) return undefined;
+    const tiles = outFeatures / tileRows;
+    const rounds = Math.ceil(tiles / smCount);
+    const slotBytes = tileRows * (chunk * dtypeSize(this.dtype) + LINEAR_ROW_PADDING);
+    const sums = 2 * LINEAR_WARPS * MAX_SMALL_TOKENS * (tileRows + LINEAR_SUM_PADDING) * 4;
+    const squares = LINEAR_WARPS * MAX_SMALL_TOKENS * 4;
+    const stagedBytes = staged ? STAGED_TOKENS * inFeatures * dtypeSize(this.dtype) : 0;
+    const bytesFor = (slots: number) => slots * (slotBytes + 16) + stagedBytes + sums + squares + SLACK_BYTES;
+    const wanted = rounds * (inFeatures / chunk);
+    const shares = bytesFor(wanted) <= Math.min(sharedBytesPerBlock, sharedBytesPerSm / 2 - RESERVED_BYTES);
+    const most = Math.floor((sharedBytesPerBlock - bytesFor(0)) / (slotBytes + 16));
+    const slots = shares ? wanted : Math.min(wanted, most);
+    if (slots < 2) return undefined;
+    const blocks = Math.ceil(tiles / rounds);
+    return { tileRows, tiles, chunk, slots, blocks, sharedBytes: bytesFor(slots), shares };
+  }
+}
+
+function keepsX(inFeatures: number): boolean {
+  return inFeatures / (LINEAR_STEP * LINEAR_WARPS) <= MAX_KEPT_STEPS;
+}
+
+function defines({ inFeatures, norm, gated, floatOut, staged }: SmallShape, plan: SmallPlan): Macros {
+  return {
+    ...{ IN_FEATURES: inFeatures, TILE_ROWS: plan.tileRows, CHUNK: plan.chunk, SLOTS: plan.slots },
+    ...{ NORM: norm ? 1 : 0, GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0 },
+    STAGED_TOKENS: staged ? STAGED_TOKENS : 0,
+    ...{ LINEAR_SHARED_BYTES: plan.sharedBytes, MIN_CTAS: plan.shares ? 2 : 1 },
+  };
+}
