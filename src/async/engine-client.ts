@@ -27,7 +27,7 @@ export interface LoadListeners {
   readonly onFolder?: (folder: string) => void;
 }
 
-type EngineLink = WorkerLink<LoadMessage | EngineMessage, EngineReply>;
+type EngineLink = WorkerLink<LoadMessage, EngineReply>;
 
 /** Time that the worker has to free the device. */
 const SHUTDOWN_MS = 5000;
@@ -58,6 +58,7 @@ export class EngineClient {
     { onProgress, onFolder }: LoadListeners = {},
   ): Promise<EngineClient> {
     const link: EngineLink = new WorkerLink(url);
+    const { port1: outbox, port2: inbox } = new MessageChannel();
     const loaded = Promise.withResolvers<Extract<EngineReply, { type: "ready" }>>();
     link.onEnd = (reason) => loaded.reject(workerDied(reason));
     link.onMessage = (reply) => {
@@ -71,9 +72,9 @@ export class EngineClient {
       }
     };
     try {
-      link.post(message);
+      link.post({ ...message, inbox }, [inbox]);
       const { info, stats } = await loaded.promise;
-      return new EngineClient(link, info, stats);
+      return new EngineClient(link, outbox, info, stats);
     } catch (error) {
       await link.terminate();
       throw error;
@@ -82,6 +83,7 @@ export class EngineClient {
 
   private constructor(
     private readonly link: EngineLink,
+    private readonly outbox: MessagePort,
     readonly info: EngineInfo,
     stats: EngineStats,
   ) {
@@ -108,8 +110,10 @@ export class EngineClient {
     });
     const isAborted = options.signal?.aborted === true;
     const transfer = requests.map(({ promptTokenIds }) => promptTokenIds.buffer);
-    this.link.post({ type: "add", requests, isAborted }, transfer);
-    const abort = (ids: readonly string[]) => this.link.post({ type: "abort", ids });
+    this.#post({ type: "add", requests, isAborted }, transfer);
+    const abort = (ids: readonly string[]) => {
+      if (!isAborted) this.#post({ type: "abort", ids });
+    };
     return this.#requests.open(prompts, { ...options, abort });
   }
 
@@ -118,7 +122,7 @@ export class EngineClient {
     this.assertAlive();
     const reset = Promise.withResolvers<boolean>();
     this.#prefixCacheResets.push(reset);
-    this.link.post({ type: "resetPrefixCache" });
+    this.#post({ type: "resetPrefixCache" });
     return reset.promise;
   }
 
@@ -140,9 +144,14 @@ export class EngineClient {
 
   async #close(reason: EngineDeadError): Promise<void> {
     this.#die(reason);
-    this.link.post({ type: "shutdown" });
+    this.#post({ type: "shutdown" });
     await atMost(this.#closed.promise, SHUTDOWN_MS);
+    this.outbox.close();
     await this.link.terminate();
+  }
+
+  #post(message: EngineMessage, transfer: ArrayBuffer[] = []): void {
+    this.outbox.postMessage(message, transfer);
   }
 
   #receive(reply: EngineReply): void {

@@ -2,18 +2,19 @@ import { EngineDeadError } from "../base/errors.ts";
 import { type LoadedModel, loadModel } from "../llm/load-model.ts";
 import { StepLoop } from "../llm/step-loop.ts";
 import { encodeError } from "./error-codec.ts";
+import { Inbox } from "./inbox.ts";
 import { StepPoster } from "./step-poster.ts";
 import type { EngineInfo, EngineMessage, EngineReply, LoadMessage } from "./worker-protocol.ts";
 
 declare const self: Worker;
 
-self.onmessage = async ({ data: { model, config } }: MessageEvent<LoadMessage>) => {
+self.onmessage = async ({ data: { model, config, inbox } }: MessageEvent<LoadMessage>) => {
   try {
     const loaded = await loadModel(model, config, {
       onFolder: (folder) => post({ type: "folder", folder }),
       onProgress: (progress) => post({ type: "progress", progress }),
     });
-    serve(loaded);
+    serve(loaded, inbox);
     post({ type: "ready", info: infoOf(loaded), stats: loaded.engine.stats() });
   } catch (error) {
     post({ type: "failed", error: encodeError(error) });
@@ -24,9 +25,10 @@ function post(reply: EngineReply, transfer: ArrayBuffer[] = []): void {
   self.postMessage(reply, transfer);
 }
 
-function serve(loaded: LoadedModel): void {
-  const loop = new StepLoop(loaded.engine, new StepPoster(loaded.engine, post));
-  self.onmessage = ({ data: message }: MessageEvent<EngineMessage>) => {
+function serve(loaded: LoadedModel, port: MessagePort): void {
+  const poster = new StepPoster(loaded.engine, post);
+  const loop: StepLoop = new StepLoop(loaded.engine, poster, () => inbox.drain());
+  const inbox = new Inbox<EngineMessage>(port, (message) => {
     if (message.type === "add") {
       // Of an engine that has died the main thread knows.
       if (loop.failure) return;
@@ -41,7 +43,7 @@ function serve(loaded: LoadedModel): void {
       loaded.dispose();
       post({ type: "closed" });
     }
-  };
+  });
 }
 
 function infoOf({ engine, ...loaded }: LoadedModel): EngineInfo {

@@ -27,8 +27,8 @@ export class WorkerLink<Send, Receive> {
     });
   }
 
-  /** @param transfer buffers of the message that are moved, not copied */
-  post(message: Send, transfer: ArrayBuffer[] = []): void {
+  /** @param transfer what of the message is moved, not copied */
+  post(message: Send, transfer: Bun.Transferable[] = []): void {
     this.#worker.postMessage(message, transfer);
   }
 

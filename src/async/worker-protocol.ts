@@ -11,9 +11,11 @@ import type { PackedStep } from "./step-codec.ts";
 export interface LoadMessage {
   readonly model: string | undefined;
   readonly config: EngineConfig;
+  /** The port of the messages that follow, which unlike the Worker itself can be drained. Transferred. */
+  readonly inbox: MessagePort;
 }
 
-/** A message to the engine worker once it is ready. */
+/** A message to the engine worker's inbox, for when it is ready. */
 export type EngineMessage =
   | AddMessage
   | { readonly type: "abort"; readonly ids: readonly string[] }

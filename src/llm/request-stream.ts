@@ -54,7 +54,7 @@ export interface StreamedPrompt {
 }
 
 export interface StreamOptions {
-  /** Tells the engine to end these requests. */
+  /** Tells the engine to end these requests; called once at most. */
   readonly abort: (ids: readonly string[]) => void;
   /** Aborts the requests; listened to until they have ended. */
   readonly signal?: AbortSignal | undefined;
@@ -72,6 +72,7 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
   readonly #untaken = new DeltaQueue();
   #numUnfinished: number;
   #wake: PromiseWithResolvers<void> | undefined;
+  #isAborted = false;
   #isAbandoned = false;
   #failure: Error | undefined;
 
@@ -89,6 +90,8 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
   }
 
   readonly abort = (): void => {
+    if (this.#isAborted) return;
+    this.#isAborted = true;
     const unfinished = this.requests.filter(({ isFinished }) => !isFinished).map(({ id }) => id);
     if (unfinished.length > 0) this.#options.abort(unfinished);
   };

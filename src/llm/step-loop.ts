@@ -19,9 +19,11 @@ export class StepLoop {
   #isStepping = false;
   #failure: EngineDeadError | undefined;
 
+  /** @param receive called before each step, to add and abort whatever waits for that. */
   constructor(
     private readonly engine: Engine,
     private readonly sink: StepSink,
+    private readonly receive: () => void = () => {},
   ) {}
 
   /** The error that the engine died of, or the reason of its stop. */
@@ -55,6 +57,7 @@ export class StepLoop {
     try {
       for (;;) {
         await eventLoopTurn();
+        this.receive();
         if (this.#failure || !this.engine.hasUnfinished) break;
         this.sink.deliver(this.engine.step());
       }
@@ -70,7 +73,7 @@ function engineFailed(cause: unknown): EngineDeadError {
   return new EngineDeadError(`the engine failed: ${messageOf(cause)}`, { cause });
 }
 
-/** Lets all messages in that have arrived: about a microsecond when there is none. */
+/** Lets timers and messages in: about two microseconds when there are none. */
 function eventLoopTurn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }

@@ -8,10 +8,10 @@ declare const self: Worker;
 const post = (reply: EngineReply) => self.postMessage(reply);
 
 /** Loads nothing, and fails at the first request in the manner that the model's name tells. */
-self.onmessage = ({ data: { model } }: MessageEvent<LoadMessage>) => {
+self.onmessage = ({ data: { model, inbox } }: MessageEvent<LoadMessage>) => {
   if (model === "crash while loading") throw new TypeError("no such thing");
   if (model === "end while loading") process.exit(7);
-  self.onmessage = ({ data: message }: MessageEvent<EngineMessage>) => {
+  inbox.onmessage = ({ data: message }: MessageEvent<EngineMessage>) => {
     if (message.type === "shutdown" && model !== "hang") post({ type: "closed" });
     if (message.type !== "add") return;
     if (model === "crash") throw new RangeError("out of everything");

@@ -44,6 +44,25 @@ describe("a step loop and its streams", () => {
     expect(() => streaming.stream([{}])).toThrow(EngineDeadError);
   });
 
+  test("however often and in whatever way requests are aborted, the engine is told once", async () => {
+    const streaming = new StreamingEngine();
+    const told: (readonly string[])[] = [];
+    const controller = new AbortController();
+    const { signal } = controller;
+    const abort = (ids: readonly string[]) => {
+      told.push(ids);
+      streaming.loop.abort(ids);
+    };
+    const stream = streaming.stream([{ maxTokens: 1 }, { maxTokens: 16 }], { signal, abort });
+    while (!stream.requests[0]!.isFinished) await stream.next();
+    controller.abort();
+    stream.abort();
+    await stream.return();
+    await streaming.idle();
+    stream.abort();
+    expect(told).toEqual([[stream.requests[1]!.id]]);
+  });
+
   test("a stopped loop makes no further step, and the first reason stays", async () => {
     const streaming = new StreamingEngine();
     const stream = streaming.stream([{ maxTokens: 16 }]);
