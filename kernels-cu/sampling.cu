@@ -21,8 +21,8 @@
 
 // ── process_logits ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-#if !defined(LOGITS_CHUNK) || !defined(TILE_STATS_BYTES)
-#error "LOGITS_CHUNK and TILE_STATS_BYTES come from src/backend/cuda/ops/sampling.ts"
+#if !defined(LOGITS_CHUNK) || !defined(TILE_STATS_BYTES) || !defined(DREW_NOT_A_NUMBER) || !defined(DREW_NOTHING_ALLOWED)
+#error "LOGITS_CHUNK, TILE_STATS_BYTES and DREW_… come from src/backend/cuda/ops/sampling.ts"
 #endif
 #if !defined(MAX_LOGIT_EDITS) || !defined(LOGIT_EDIT_WORDS) || !defined(MAX_BAD_WORD_TOKENS)
 #error "MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS and MAX_BAD_WORD_TOKENS come from src/backend/cuda/ops/slot-layout.ts"
@@ -333,7 +333,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
   const bool has_nan = __syncthreads_or(most != most);
   most = block_max(most);
   if (has_nan || most == -infinity()) {
-    if (threadIdx.x == 0) out[row] = -1;
+    if (threadIdx.x == 0) out[row] = has_nan ? DREW_NOT_A_NUMBER : DREW_NOTHING_ALLOWED;
     return;
   }
   winner = block_max_key(winner);

@@ -109,7 +109,7 @@ export interface Backend {
    */
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void;
   /**
-   * Draws one token per row into out[N] (int32; −1 when the row has a NaN or no finite logit): temperature, then min-p,
+   * Draws one token per row into out[N] (int32; a `NotDrawn` where there is none to draw): temperature, then min-p,
    * top-k, top-p, then Gumbel-max with noise from Philox4x32-10(key = slot seed, counter = (token / 4, position + 1));
    * temperature 0 is argmax, lowest id first on ties. A token drawn is appended to its slot's tokens, and counted if the
    * slot has penalties.
@@ -118,7 +118,7 @@ export interface Backend {
   /**
    * Log-probabilities (log-softmax of unprocessed logits[R, V]): of `tokens[R]` into `chosen` float32 [R], its rank
    * (the number of strictly greater logits) into `ranks` int32 [R], and the K most likely into topIds int32 [R, K] and
-   * topLogprobs float32 [R, K], best first, lowest id first on ties. K may be 0. Token −1 gives NaN and rank −1.
+   * topLogprobs float32 [R, K], best first, lowest id first on ties. K may be 0. A token below 0 gives NaN and rank −1.
    */
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void;
 }
@@ -284,6 +284,14 @@ export const SLOT_WORDS = 16;
 
 /** Words of a logit edit: token id, float32 value, first drawn position where it no longer applies. */
 export const LOGIT_EDIT_WORDS = 3;
+
+/** In place of a token that `Backend.sample` cannot draw. */
+export const NotDrawn = {
+  /** The row has a NaN. */
+  notANumber: -1,
+  /** Every logit is −∞: nothing is allowed. */
+  nothingAllowed: -2,
+} as const;
 
 /** Bit of a word of `SlotTensors.counts`: the token is in the prompt. The other bits count how often it was generated. */
 export const COUNT_IN_PROMPT = 0x8000_0000;

@@ -97,7 +97,7 @@ export class DeviceError extends OctavoError {
   }
 }
 
-/** A request is invalid: it is refused when it is added and never reaches the engine's step loop. */
+/** A request is invalid: it is refused when it is added and never reaches the engine's step loop, one kind excepted. */
 export class InvalidRequestError extends OctavoError {
   readonly exitCode = ExitCode.usage;
 
@@ -108,6 +108,16 @@ export class InvalidRequestError extends OctavoError {
     readonly code: string = "invalid_value",
   ) {
     super(message);
+  }
+}
+
+/**
+ * A request's bans leave no token to draw. Refused before anything runs where that can be known; bad words of several tokens,
+ * which ban only where their beginning stands, may show it later and end the completion.
+ */
+export class NoTokenAllowedError extends InvalidRequestError {
+  constructor(param: string, message: string) {
+    super(param, message, "no_token_allowed");
   }
 }
 

@@ -19,7 +19,7 @@ export interface SamplingParams {
   presencePenalty?: number;
   /** Subtracted, times the count, from the logits of tokens already generated. [−2, 2], default 0. */
   frequencyPenalty?: number;
-  /** Divides positive and multiplies negative logits of tokens in prompt or output (Keskar 2019). > 0, default 1. */
+  /** Divides positive and multiplies negative logits of tokens in prompt or output (Keskar 2019). [0.001, 1000], default 1. */
   repetitionPenalty?: number;
   /** Same seed, same tokens, whatever else is in the batch. 64-bit integer; −1 or null: chosen by the engine. */
   seed?: number | bigint | null;
@@ -33,7 +33,7 @@ export interface SamplingParams {
   ignoreEos?: boolean;
   /** End-of-sequence and stop ids cannot be drawn before this many tokens. Default 0. */
   minTokens?: number;
-  /** At most this many tokens; null: as many as the context holds. Default 16. */
+  /** At most this many tokens; null: as many as the context holds. Default 16, or what the context holds if that is less. */
   maxTokens?: number | null;
   /** Log-probabilities of this many likeliest tokens (and the drawn one) at each step; −1: all. Default none. */
   logprobs?: number | null;
@@ -81,6 +81,8 @@ export interface ResolvedSamplingParams {
   readonly minTokens: number;
   /** Undefined: as many as the context holds. */
   readonly maxTokens: number | undefined;
+  /** `maxTokens` was left out, so that the end of the context may come first. */
+  readonly isMaxTokensDefault: boolean;
   /** Number of top entries; undefined: none asked for. */
   readonly logprobs: number | undefined;
   readonly promptLogprobs: number | undefined;
@@ -137,9 +139,8 @@ export function resolveSamplingParams(
 
   const topP = number("topP", given.topP ?? 1, 0, 1);
   if (topP === 0) throw new InvalidRequestError("topP", "topP must be greater than 0");
-  const repetitionPenalty = number("repetitionPenalty", given.repetitionPenalty ?? 1, 0, Number.MAX_VALUE);
-  if (repetitionPenalty === 0)
-    throw new InvalidRequestError("repetitionPenalty", "repetitionPenalty must be greater than 0");
+  // Beyond this range logits overflow in float32.
+  const repetitionPenalty = number("repetitionPenalty", given.repetitionPenalty ?? 1, 0.001, 1000);
   const topK = Math.max(0, integer("topK", given.topK ?? 0, -1, 2 ** 31 - 1));
   const minP = number("minP", given.minP ?? 0, 0, 1);
 
@@ -177,6 +178,7 @@ export function resolveSamplingParams(
     ignoreEos: flag("ignoreEos", given.ignoreEos ?? false),
     minTokens,
     maxTokens: maxTokens ?? undefined,
+    isMaxTokensDefault: given.maxTokens === undefined,
     logprobs: topCount("logprobs", given.logprobs, limits),
     promptLogprobs: topCount("promptLogprobs", given.promptLogprobs, limits),
     logitBias: logitBias(given.logitBias, limits.vocabSize),
@@ -190,9 +192,10 @@ export function resolveSamplingParams(
 
 function number(param: string, value: unknown, min: number, max: number): number {
   if (typeof value !== "number" || !Number.isFinite(value) || value < min || value > max) {
-    const range =
-      max === Number.MAX_VALUE ? `a finite number of at least ${min}` : `a number from ${min} to ${max}`;
-    throw new InvalidRequestError(param, `${param} must be ${range}, not ${show(value)}`);
+    throw new InvalidRequestError(
+      param,
+      `${param} must be a number from ${min} to ${max}, not ${show(value)}`,
+    );
   }
   return value;
 }

@@ -1,6 +1,14 @@
-import { EngineDeadError, InvariantError, invariant, messageOf, RequestFailedError } from "../base/errors.ts";
+import {
+  EngineDeadError,
+  InvalidRequestError,
+  InvariantError,
+  invariant,
+  messageOf,
+  NoTokenAllowedError,
+  RequestFailedError,
+} from "../base/errors.ts";
 import type { FinishReason } from "../base/outputs.ts";
-import type { ScheduledRow, StepResult } from "../runner/types.ts";
+import { NotDrawn, type ScheduledRow, type StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
 import { Completion, positionLogprobs } from "./completion.ts";
 import type { EngineDeps } from "./engine-deps.ts";
@@ -262,8 +270,7 @@ export class Engine {
       if (promptLogprobs) state.recordPromptLogprobs(first, promptLogprobs, this.#decodeToken);
       const logits = result.logits.get(index);
       if (logits) state.recordLogits(first, logits);
-      if (row.sample && tokens[end - 1]! < 0)
-        throw new RequestFailedError("the logits are not finite numbers", "numerical_error");
+      if (row.sample && tokens[end - 1]! < 0) throw notDrawn(tokens[end - 1]!, state.request);
       const isFirst = sequence.length === sequence.promptLength;
       sequence.collect(row, tokens, start, end);
       if (!row.sample) {
@@ -356,7 +363,17 @@ export class Engine {
   }
 }
 
+/** The reason that a row has no token: what its request forbids, or a fault of the numbers. */
+function notDrawn(token: number, { sampling, badWordTokens }: EngineRequest): Error {
+  if (token === NotDrawn.nothingAllowed && badWordTokens.length > 0) {
+    const limits = sampling.allowedTokenIds ? "allowedTokenIds and badWords" : "badWords";
+    const message = `${limits} leave no token that could come next`;
+    return new NoTokenAllowedError("badWords", message);
+  }
+  return new RequestFailedError("the logits are not finite numbers", "numerical_error");
+}
+
 function requestError(error: unknown): Error {
-  if (error instanceof RequestFailedError) return error;
+  if (error instanceof RequestFailedError || error instanceof InvalidRequestError) return error;
   return new RequestFailedError(`the step failed: ${messageOf(error)}`, "step_failed", { cause: error });
 }

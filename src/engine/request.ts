@@ -1,4 +1,4 @@
-import { ContextLengthError, InvalidRequestError } from "../base/errors.ts";
+import { ContextLengthError, InvalidRequestError, NoTokenAllowedError } from "../base/errors.ts";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { SlotSampling } from "../runner/types.ts";
 
@@ -60,6 +60,8 @@ export function checkRequest(draft: RequestDraft, limits: RequestLimits): Engine
   const { sampling, cacheSalt, logits = false, lockstep = false, badWordTokens = [] } = draft;
   if (draft.promptTokenIds.length === 0)
     throw new InvalidRequestError("prompt", "the prompt has no tokens", "empty_prompt");
+  // First, so that the cost of the other checks is bounded.
+  const maxTokens = outputLimit(draft.promptTokenIds.length, sampling, logits, limits);
   const promptTokenIds = checkTokens("prompt", draft.promptTokenIds, limits.vocabSize);
   for (const word of badWordTokens) {
     if (word.length === 0) throw new InvalidRequestError("badWords", "a bad word has no tokens");
@@ -74,8 +76,8 @@ export function checkRequest(draft: RequestDraft, limits: RequestLimits): Engine
     const message = `the prompt has ${promptTokenIds.length} tokens, logits are returned of ${mostRows} at most`;
     throw new ContextLengthError("prompt", message, promptTokenIds.length, mostRows);
   }
-  const maxTokens = outputLimit(promptTokenIds.length, sampling, logits, limits);
   const bannedTokens = bannedAtFirst(sampling, limits.eosTokenIds);
+  if (!logits) checkDrawable(sampling.allowedTokenIds, bannedTokens, badWordTokens, limits.vocabSize);
   const checked = { ...draft, promptTokenIds, cacheSalt: cacheSalt ?? "", logits, lockstep, badWordTokens };
   return { ...checked, maxTokens, bannedTokens } as unknown as EngineRequest;
 }
@@ -105,21 +107,40 @@ export function slotSampling(request: EngineRequest, seed: bigint): SlotSampling
 }
 
 function bannedAtFirst(
-  { minTokens, ignoreEos, stopTokenIds, allowedTokenIds }: ResolvedSamplingParams,
+  { minTokens, ignoreEos, stopTokenIds }: ResolvedSamplingParams,
   eosTokenIds: readonly number[],
 ): readonly number[] {
   if (minTokens === 0) return [];
-  const banned = new Set(ignoreEos ? stopTokenIds : [...eosTokenIds, ...stopTokenIds]);
-  if (allowedTokenIds?.every((id) => banned.has(id))) {
-    const message = "allowedTokenIds are all end or stop tokens, which minTokens forbids";
-    throw new InvalidRequestError("allowedTokenIds", message);
-  }
-  return [...banned];
+  return [...new Set(ignoreEos ? stopTokenIds : [...eosTokenIds, ...stopTokenIds])];
+}
+
+/** Refuses limits that contradict each other whatever is generated: a word of one token is banned everywhere. */
+function checkDrawable(
+  allowed: readonly number[] | undefined,
+  bannedTokens: readonly number[],
+  badWordTokens: readonly (readonly number[])[],
+  vocabSize: number,
+): void {
+  const badTokens = new Set(badWordTokens.flatMap((word) => (word.length === 1 ? word : [])));
+  const banned = new Set([...badTokens, ...bannedTokens]);
+  const leavesNone = (set: ReadonlySet<number>) =>
+    allowed ? allowed.every((id) => set.has(id)) : set.size === vocabSize;
+  if (!leavesNone(banned)) return;
+  const what = allowed ? "none of allowedTokenIds" : "no token";
+  const by = [
+    badTokens.size > 0 && "badWords",
+    !leavesNone(badTokens) && "minTokens, which forbids end and stop ids",
+  ];
+  const message = `${what} is left by ${by.filter(Boolean).join(" and ")}`;
+  throw new NoTokenAllowedError(
+    allowed ? "allowedTokenIds" : badTokens.size > 0 ? "badWords" : "minTokens",
+    message,
+  );
 }
 
 function outputLimit(
   promptLength: number,
-  { maxTokens, minTokens }: ResolvedSamplingParams,
+  { maxTokens, isMaxTokensDefault, minTokens }: ResolvedSamplingParams,
   logits: boolean,
   { maxModelLen, poolTokens }: RequestLimits,
 ): number {
@@ -131,7 +152,8 @@ function outputLimit(
     throw new ContextLengthError("prompt", message, least, limit);
   }
   if (logits) return 0;
-  const most = maxTokens ?? limit - promptLength;
+  const rest = limit - promptLength;
+  const most = isMaxTokensDefault ? Math.min(maxTokens ?? rest, rest) : (maxTokens ?? rest);
   if (promptLength + most > limit) {
     const message = `${promptLength} prompt tokens and maxTokens ${most} exceed the ${limit} tokens of ${where}`;
     throw new ContextLengthError("maxTokens", message, promptLength + most, limit);

@@ -3,6 +3,8 @@
  * sequences are computed in a step and into which KV blocks; the runner computes them and draws the next tokens.
  */
 
+export { NotDrawn } from "../backend/backend.ts";
+
 /** A sequence takes a slot: everything the runner must know about it until it leaves. */
 export interface SlotJoin {
   readonly slot: number;
@@ -88,7 +90,7 @@ export interface LogprobRows {
 }
 
 export interface StepResult {
-  /** The drawn tokens of all rows, those of one after the other; −1 when the logits held a NaN or nothing finite. */
+  /** The drawn tokens of all rows, those of one after the other; a `NotDrawn` for one that could not be drawn. */
   readonly tokens: Int32Array;
   /** [rows + 1]: row i drew `tokens` from offsets[i] up to offsets[i + 1], none without `sample`. */
   readonly offsets: Int32Array;

@@ -58,6 +58,9 @@ describe("what is not supported is named", () => {
   });
 });
 
+/** " little" and " girl", of one token each. */
+const LITTLE_GIRL = [378, 431];
+
 describe("completions", () => {
   const cases: readonly Case[] = [
     [{ prompt: undefined }, "prompt"],
@@ -90,7 +93,21 @@ describe("completions", () => {
     [{ top_k: -2 }, "top_k"],
     [{ min_p: 2 }, "min_p"],
     [{ presence_penalty: 3 }, "presence_penalty"],
-    [{ repetition_penalty: 0 }, "repetition_penalty"],
+    ...[0, 1e-30, 1e30].map((repetition_penalty): Case => [{ repetition_penalty }, "repetition_penalty"]),
+    [
+      { allowed_token_ids: LITTLE_GIRL, bad_words: ["little", "girl"] },
+      "allowed_token_ids",
+      "no_token_allowed",
+    ],
+    [{ allowed_token_ids: [4089, 4091], min_tokens: 1 }, "allowed_token_ids", "no_token_allowed"],
+    [
+      { allowed_token_ids: [4089, 4091, 378], min_tokens: 1, bad_words: ["little"] },
+      ...(["allowed_token_ids", "no_token_allowed"] as const),
+    ],
+    [
+      { allowed_token_ids: [5, 378], min_tokens: 1, stop_token_ids: [5], bad_words: ["little"] },
+      ...(["allowed_token_ids", "no_token_allowed"] as const),
+    ],
     [{ logit_bias: { 4096: 1 } }, "logit_bias"],
     [{ logit_bias: { 1: 101 } }, "logit_bias"],
     [{ logit_bias: Object.fromEntries(Array.from({ length: 1025 }, (_, i) => [i, 1])) }, "logit_bias"],
@@ -206,4 +223,67 @@ test("fields that nothing knows are accepted, counted, and logged once a name", 
   const many = Object.fromEntries(Array.from({ length: 100 }, (_, i) => [`unknown${i}`, i]));
   expect((await server.post(COMPLETIONS, { ...body, ...many })).status).toBe(200);
   expect(await server.metric("octavo:unknown_fields_total", 'field="other"')).toBeGreaterThan(0);
+});
+
+describe("bad words that leave no token only once the text has come so far", () => {
+  // Of these tokens each is forbidden after any other.
+  const body = {
+    ...{ prompt: PROMPT, ...GREEDY, allowed_token_ids: LITTLE_GIRL },
+    bad_words: ["little little", "little girl", "girl little", "girl girl"],
+  };
+  const refusal = { type: "invalid_request_error", code: "no_token_allowed", param: "bad_words" };
+
+  test("end the completion with a mistake of the client's", async () => {
+    expect(await refuse(COMPLETIONS, body)).toMatchObject({ status: 400, ...refusal });
+    expect(await refuse(CHAT, { ...body, prompt: undefined, messages: HI })).toMatchObject({
+      ...{ status: 400, ...refusal },
+    });
+  });
+
+  test("end a stream that has begun", async () => {
+    const events = (await (await server.post(COMPLETIONS, { ...body, stream: true })).text()).split("\n\n");
+    const [first, last] = events.map((event) => event && JSON.parse(event.slice("data: ".length)));
+    expect(["little", "girl"]).toContain(first.choices[0].text.trim());
+    expect(last).toEqual({ error: expect.objectContaining(refusal) });
+  });
+
+  test("leave alone what others ask for", async () => {
+    const [failed, fine] = await Promise.all([
+      server.post(COMPLETIONS, body),
+      server.post(COMPLETIONS, { prompt: PROMPT, ...GREEDY }),
+    ]);
+    expect([failed.status, fine.status]).toEqual([400, 200]);
+  });
+});
+
+describe("near the end of the context", () => {
+  const prompt = (tokens: number) => new Array(tokens).fill(5);
+
+  test("a completion without max_tokens has what is left", async () => {
+    for (const [tokens, left] of [
+      [250, 6],
+      [255, 1],
+      [200, 16],
+    ] as const) {
+      const reply = await server.post(COMPLETIONS, {
+        prompt: prompt(tokens),
+        temperature: 0,
+        ignore_eos: true,
+      });
+      expect(await reply.json()).toMatchObject({
+        usage: { completion_tokens: left },
+        choices: [{ finish_reason: "length" }],
+      });
+    }
+  });
+
+  test("one that asks for more is refused", async () => {
+    const asked = { prompt: prompt(250), temperature: 0, max_tokens: 16 };
+    expect(await refuse(COMPLETIONS, asked)).toMatchObject({
+      ...{ status: 400, code: "context_length_exceeded", param: "max_tokens" },
+    });
+    expect(await refuse(COMPLETIONS, { prompt: prompt(250), min_tokens: 7 })).toMatchObject({
+      ...{ status: 400, param: "min_tokens" },
+    });
+  });
 });

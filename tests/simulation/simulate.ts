@@ -270,6 +270,7 @@ function makeRequest(random: Random, index: number, bases: number[][], limit: nu
     logprobs: random.chance(15) ? random.below(4) : undefined,
     promptLogprobs: random.chance(10) ? random.below(4) : undefined,
     ...{ logitBias: [], allowedTokenIds: undefined, badWords: [], skipSpecialTokens: true },
+    isMaxTokensDefault: false,
     outputKind: random.pick(["delta", "finalOnly", undefined]),
   };
   return {

@@ -1,13 +1,15 @@
+import { NotDrawn } from "../backend.ts";
 import { philox4x32 } from "./philox.ts";
 import type { Slot } from "./slots.ts";
 
 /**
- * Draws the token that follows `position` from one row of logits [V] and appends it to the slot's sequence. −1, and
- * nothing appended, when the row has a NaN or no finite logit.
+ * Draws the token that follows `position` from one row of logits [V] and appends it to the slot's sequence. A `NotDrawn`,
+ * and nothing appended, when the row has a NaN or nothing above −∞.
  */
 export function sampleRow(logits: Float32Array, slot: Slot, position: number): number {
   const max = largest(logits);
-  if (Number.isNaN(max) || max === -Infinity) return -1;
+  if (Number.isNaN(max)) return NotDrawn.notANumber;
+  if (max === -Infinity) return NotDrawn.nothingAllowed;
   const temperature = slot.float("temperature");
   const token =
     temperature === 0

@@ -3,6 +3,7 @@ import { html, raw } from "hono/html";
 import { version } from "../../../package.json";
 import type { Authenticator } from "../auth.ts";
 import type { ServerApp, ServerContext } from "../context.ts";
+import { headerOf } from "../header.ts";
 import { healthProblem } from "./health.ts";
 
 const STYLE = `
@@ -32,7 +33,7 @@ export function startPageRoute(app: ServerApp, context: ServerContext, authentic
   app.get("/", async (c, next) => {
     if (!/\btext\/html\b/i.test(c.req.header("accept") ?? "")) return next();
     c.get("tracked").handler = "/";
-    const known = authenticator.knows(c.req.header("authorization"));
+    const known = authenticator.knows(headerOf(c.req.raw.headers, "authorization"));
     return c.html(page(context, known), 200, HEADERS);
   });
 }

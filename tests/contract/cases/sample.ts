@@ -1,4 +1,5 @@
 import { expect } from "bun:test";
+import { NotDrawn } from "../../../src/backend/backend.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import type { Fixture } from "../fixture.ts";
@@ -160,47 +161,52 @@ function distributionCases(addCase: Case): void {
 }
 
 function recordCases(addCase: Case): void {
-  addCase("sample", "a row with a NaN or nothing finite gives −1 and records nothing", (fixture) => {
-    const vocab = 130;
-    const params = counting(8).map(
-      (i): SlotParams => ({
-        temperature: i % 2,
-        topK: i === 5 ? 4 : 0,
-        repetitionPenalty: 1.1,
-        tokens: [1, 2],
-      }),
-    );
-    const logits = fixture.random.normals(8 * vocab);
-    const row = (i: number) => logits.subarray(i * vocab, (i + 1) * vocab);
-    row(0)[vocab - 1] = Number.NaN;
-    row(1)[0] = Number.NaN;
-    row(2).fill(-Infinity);
-    row(3).fill(-Infinity);
-    row(5)[64] = Number.NaN;
-    const good = sample(
-      fixture,
-      [params[4]!, params[7]!],
-      [0, 1],
-      [1, 1],
-      Float32Array.from([...row(4), ...row(7)]),
-    );
-    const { tokens, history, lengths, counts } = sample(
-      fixture,
-      params,
-      counting(8),
-      Array(8).fill(1),
-      logits,
-    );
-    for (const failed of [0, 1, 2, 3, 5]) {
-      expect(tokens[failed]).toBe(-1);
-      expectEqual(`history ${failed}`, history.subarray(failed * 64, failed * 64 + 4), [1, 2, -1, -1]);
-      const slotCounts = counts.subarray(failed * vocab, (failed + 1) * vocab);
-      expect(slotCounts.reduce((sum, count) => sum + count, 0)).toBe(2);
-    }
-    expect([...lengths]).toEqual([2, 2, 2, 2, 3, 2, 3, 3]);
-    expect([tokens[4], tokens[7]]).toEqual(good.tokens);
-    expect(tokens[6]).toBeGreaterThanOrEqual(0);
-  });
+  addCase(
+    "sample",
+    "a row with a NaN, or with nothing above −∞, draws no token, says why and records nothing",
+    (fixture) => {
+      const vocab = 130;
+      const params = counting(8).map(
+        (i): SlotParams => ({
+          temperature: i % 2,
+          topK: i === 5 ? 4 : 0,
+          repetitionPenalty: 1.1,
+          tokens: [1, 2],
+        }),
+      );
+      const logits = fixture.random.normals(8 * vocab);
+      const row = (i: number) => logits.subarray(i * vocab, (i + 1) * vocab);
+      row(0)[vocab - 1] = Number.NaN;
+      row(1)[0] = Number.NaN;
+      row(2).fill(-Infinity);
+      row(3).fill(-Infinity);
+      row(5)[64] = Number.NaN;
+      const good = sample(
+        fixture,
+        [params[4]!, params[7]!],
+        [0, 1],
+        [1, 1],
+        Float32Array.from([...row(4), ...row(7)]),
+      );
+      const { tokens, history, lengths, counts } = sample(
+        fixture,
+        params,
+        counting(8),
+        Array(8).fill(1),
+        logits,
+      );
+      for (const failed of [0, 1, 2, 3, 5]) {
+        const nothing = failed === 2 || failed === 3;
+        expect(tokens[failed]).toBe(nothing ? NotDrawn.nothingAllowed : NotDrawn.notANumber);
+        expectEqual(`history ${failed}`, history.subarray(failed * 64, failed * 64 + 4), [1, 2, -1, -1]);
+        const slotCounts = counts.subarray(failed * vocab, (failed + 1) * vocab);
+        expect(slotCounts.reduce((sum, count) => sum + count, 0)).toBe(2);
+      }
+      expect([...lengths]).toEqual([2, 2, 2, 2, 3, 2, 3, 3]);
+      expect([tokens[4], tokens[7]]).toEqual(good.tokens);
+      expect(tokens[6]).toBeGreaterThanOrEqual(0);
+    },
+  );
 
   addCase(
     "sample",

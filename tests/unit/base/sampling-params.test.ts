@@ -34,7 +34,7 @@ const FIELDS: Readonly<
   minP: { bad: [-0.1, 1.1, Number.NaN, "0"], good: [0, 0.5, 1] },
   presencePenalty: { bad: [-2.1, 2.1, Number.NaN, Infinity, "1"], good: [-2, 0, 2] },
   frequencyPenalty: { bad: [-2.1, 2.1, Number.NaN, -Infinity, "1"], good: [-2, 0, 2] },
-  repetitionPenalty: { bad: [0, -1, Number.NaN, Infinity, "1"], good: [0.1, 1, 1e6] },
+  repetitionPenalty: { bad: [0, 0.0009, 1001, -1, Number.NaN, Infinity, "1"], good: [0.001, 1, 1000] },
   seed: {
     bad: [1.5, 2 ** 53, 2n ** 63n, -(2n ** 63n) - 1n, "1", true, Number.NaN],
     good: [0, -1, -1n, 7, null, 2n ** 63n - 1n, -(2n ** 63n)],
@@ -147,7 +147,13 @@ describe("defaults", () => {
       ...{ n: 1, temperature: 1, topP: 1, topK: 0, minP: 0 },
       ...{ presencePenalty: 0, frequencyPenalty: 0, repetitionPenalty: 1, seed: undefined },
       ...{ stop: [], stopTokenIds: [], includeStopStrInOutput: false, ignoreEos: false },
-      ...{ minTokens: 0, maxTokens: 16, logprobs: undefined, promptLogprobs: undefined },
+      ...{
+        minTokens: 0,
+        maxTokens: 16,
+        isMaxTokensDefault: true,
+        logprobs: undefined,
+        promptLogprobs: undefined,
+      },
       ...{ logitBias: [], allowedTokenIds: undefined, badWords: [] },
       ...{ detokenize: true, skipSpecialTokens: true, outputKind: undefined },
     });

@@ -164,8 +164,27 @@ test("what cannot be served is refused with the parameter at fault, and leaves n
     ["minTokens", "invalid_value", makeRequest(range(0, 60), { maxTokens: undefined, minTokens: 5 })],
     [
       "allowedTokenIds",
-      "invalid_value",
+      "no_token_allowed",
       makeRequest([1], { minTokens: 1, stopTokenIds: [3], allowedTokenIds: [3] }),
+    ],
+    [
+      "allowedTokenIds",
+      "no_token_allowed",
+      makeRequest([1], { allowedTokenIds: [3, 4] }, { badWordTokens: [[3], [4], [3, 5]] }),
+    ],
+    [
+      "allowedTokenIds",
+      "no_token_allowed",
+      makeRequest(
+        [1],
+        { minTokens: 1, stopTokenIds: [3], allowedTokenIds: [3, 4] },
+        { badWordTokens: [[4]] },
+      ),
+    ],
+    [
+      "badWords",
+      "no_token_allowed",
+      makeRequest([1], {}, { badWordTokens: range(0, VOCAB).map((id) => [id]) }),
     ],
   ];
   const { engine } = makeEngine();

@@ -28,7 +28,13 @@ export function makeRequest(
       ...{ presencePenalty: 0, frequencyPenalty: 0, repetitionPenalty: 1, seed: makeSeed(index, 0) },
       ...{ stopTokenIds: [], includeStopStrInOutput: false, ignoreEos: true, detokenize: true },
       ...{ logprobs: undefined, promptLogprobs: undefined, logitBias: [], allowedTokenIds: undefined },
-      ...{ badWords: [], skipSpecialTokens: true, outputKind: "delta" as const, ...sampling },
+      ...{
+        isMaxTokensDefault: false,
+        badWords: [],
+        skipSpecialTokens: true,
+        outputKind: "delta" as const,
+        ...sampling,
+      },
     },
   };
 }

@@ -1,4 +1,4 @@
-import type { SampleRows, SlotTensors } from "../../backend.ts";
+import { NotDrawn, type SampleRows, type SlotTensors } from "../../backend.ts";
 import { checkProcessLogits, checkSample } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
@@ -25,6 +25,8 @@ const SOURCE = {
     ...LOGIT_CONSTANTS,
     LOGITS_CHUNK,
     TILE_STATS_BYTES,
+    DREW_NOT_A_NUMBER: NotDrawn.notANumber,
+    DREW_NOTHING_ALLOWED: NotDrawn.nothingAllowed,
   },
 } as const;
 const PROCESS_LOGITS = {
