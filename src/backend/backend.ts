@@ -285,14 +285,6 @@ export const SLOT_WORDS = 16;
 /** Words of a logit edit: token id, float32 value, first drawn position where it no longer applies. */
 export const LOGIT_EDIT_WORDS = 3;
 
-/** In place of a token that `Backend.sample` cannot draw. */
-export const NotDrawn = {
-  /** The row has a NaN. */
-  notANumber: -1,
-  /** Every logit is −∞: nothing is allowed. */
-  nothingAllowed: -2,
-} as const;
-
 /** Bit of a word of `SlotTensors.counts`: the token is in the prompt. The other bits count how often it was generated. */
 export const COUNT_IN_PROMPT = 0x8000_0000;
 

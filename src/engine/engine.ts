@@ -7,8 +7,9 @@ import {
   NoTokenAllowedError,
   RequestFailedError,
 } from "../base/errors.ts";
+import { NotDrawn } from "../base/not-drawn.ts";
 import type { FinishReason } from "../base/outputs.ts";
-import { NotDrawn, type ScheduledRow, type StepResult } from "../runner/types.ts";
+import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
 import { Completion, positionLogprobs } from "./completion.ts";
 import type { EngineDeps } from "./engine-deps.ts";

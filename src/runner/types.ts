@@ -3,8 +3,6 @@
  * sequences are computed in a step and into which KV blocks; the runner computes them and draws the next tokens.
  */
 
-export { NotDrawn } from "../backend/backend.ts";
-
 /** A sequence takes a slot: everything the runner must know about it until it leaves. */
 export interface SlotJoin {
   readonly slot: number;

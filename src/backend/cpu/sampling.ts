@@ -1,4 +1,4 @@
-import { NotDrawn } from "../backend.ts";
+import { NotDrawn } from "../../base/not-drawn.ts";
 import { philox4x32 } from "./philox.ts";
 import type { Slot } from "./slots.ts";
 

@@ -1,5 +1,5 @@
 import { expect } from "bun:test";
-import { NotDrawn } from "../../../src/backend/backend.ts";
+import { NotDrawn } from "../../../src/base/not-drawn.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import type { Fixture } from "../fixture.ts";

@@ -1,4 +1,5 @@
-import { NotDrawn, type SampleRows, type SlotTensors } from "../../backend.ts";
+import { NotDrawn } from "../../../base/not-drawn.ts";
+import type { SampleRows, SlotTensors } from "../../backend.ts";
 import { checkProcessLogits, checkSample } from "../../checks.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
