@@ -1,6 +1,6 @@
 import type { Device } from "./device.ts";
 import type { CudaApi } from "./driver-symbols.ts";
-import { checkCuda } from "./errors.ts";
+import { callCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
@@ -17,12 +17,8 @@ export class Context extends Handle {
   /** Retains the device's primary context and makes it current on this thread. */
   static retain(api: CudaApi, device: Device): Context {
     const out = new OutPointer();
-    checkCuda(
-      api,
-      "cuDevicePrimaryCtxRetain",
-      api.cuDevicePrimaryCtxRetain(out.array, device.id),
-      `GPU ${device.ordinal} (${device.name})`,
-    );
+    const gpu = `GPU ${device.ordinal} (${device.name})`;
+    callCuda(api, "cuDevicePrimaryCtxRetain", [out.array, device.id], gpu);
     const context = new Context(api, device, out.value);
     try {
       context.makeCurrent();
@@ -35,27 +31,18 @@ export class Context extends Handle {
 
   /** Directs this thread's calls at this context: needed when a thread holds more than one. */
   makeCurrent(): void {
-    checkCuda(this.api, "cuCtxSetCurrent", this.api.cuCtxSetCurrent(this.value));
-  }
-
-  /** Waits for everything enqueued in the current context. */
-  synchronize(): void {
-    checkCuda(this.api, "cuCtxSynchronize", this.api.cuCtxSynchronize());
+    callCuda(this.api, "cuCtxSetCurrent", [this.value]);
   }
 
   /** Bytes of device memory, other processes' use included. */
   memory(): { readonly free: number; readonly total: number } {
     const free = new OutPointer();
     const total = new OutPointer();
-    checkCuda(this.api, "cuMemGetInfo_v2", this.api.cuMemGetInfo_v2(free.array, total.array));
+    callCuda(this.api, "cuMemGetInfo_v2", [free.array, total.array]);
     return { free: free.value, total: total.value };
   }
 
   protected override release(): void {
-    checkCuda(
-      this.api,
-      "cuDevicePrimaryCtxRelease_v2",
-      this.api.cuDevicePrimaryCtxRelease_v2(this.device.id),
-    );
+    callCuda(this.api, "cuDevicePrimaryCtxRelease_v2", [this.device.id]);
   }
 }

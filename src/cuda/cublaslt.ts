@@ -11,7 +11,7 @@ import {
   MatmulDescAttribute,
   PreferenceAttribute,
 } from "./cublaslt-symbols.ts";
-import { checkCublas } from "./errors.ts";
+import { callCublas, checkCublas } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
@@ -27,7 +27,7 @@ export class CublasLt extends Handle {
 
   static create(api: CublasLtApi, context: Context): CublasLt {
     const out = new OutPointer();
-    checkCublas(api, "cublasLtCreate", api.cublasLtCreate(out.array));
+    callCublas(api, "cublasLtCreate", [out.array]);
     return new CublasLt(api, out.value, context);
   }
 
@@ -57,7 +57,7 @@ export class CublasLt extends Handle {
   }
 
   protected override release(value: number): void {
-    checkCublas(this.api, "cublasLtDestroy", this.api.cublasLtDestroy(value));
+    callCublas(this.api, "cublasLtDestroy", [value]);
   }
 }
 
@@ -89,11 +89,7 @@ export class MatmulDescriptor extends Handle {
   ): MatmulDescriptor {
     const out = new OutPointer();
     const { api } = owner;
-    checkCublas(
-      api,
-      "cublasLtMatmulDescCreate",
-      api.cublasLtMatmulDescCreate(out.array, COMPUTE_32F, CudaDataType.float32),
-    );
+    callCublas(api, "cublasLtMatmulDescCreate", [out.array, COMPUTE_32F, CudaDataType.float32]);
     const descriptor = new MatmulDescriptor(api, out.value, owner);
     const op = (transposed: boolean) => (transposed ? CublasOperation.transpose : CublasOperation.none);
     descriptor.#setWord(MatmulDescAttribute.transA, op(operation.transA));
@@ -114,12 +110,11 @@ export class MatmulDescriptor extends Handle {
   }
 
   #set(attribute: number, value: NodeJS.TypedArray): void {
-    const status = this.api.cublasLtMatmulDescSetAttribute(this.value, attribute, value, value.byteLength);
-    checkCublas(this.api, "cublasLtMatmulDescSetAttribute", status, `attribute ${attribute}`);
+    setAttribute(this.api, "cublasLtMatmulDescSetAttribute", this.value, attribute, value);
   }
 
   protected override release(value: number): void {
-    checkCublas(this.api, "cublasLtMatmulDescDestroy", this.api.cublasLtMatmulDescDestroy(value));
+    callCublas(this.api, "cublasLtMatmulDescDestroy", [value]);
   }
 }
 
@@ -136,17 +131,18 @@ export class MatrixLayout extends Handle {
   static create(owner: CublasLt, dtype: FloatDType, rows: number, columns: number): MatrixLayout {
     const out = new OutPointer();
     const { api } = owner;
-    checkCublas(
+    const detail = `${dtype}[${rows}, ${columns}]`;
+    callCublas(
       api,
       "cublasLtMatrixLayoutCreate",
-      api.cublasLtMatrixLayoutCreate(out.array, CudaDataType[dtype], rows, columns, rows),
-      `${dtype}[${rows}, ${columns}]`,
+      [out.array, CudaDataType[dtype], rows, columns, rows],
+      detail,
     );
     return new MatrixLayout(api, out.value, owner);
   }
 
   protected override release(value: number): void {
-    checkCublas(this.api, "cublasLtMatrixLayoutDestroy", this.api.cublasLtMatrixLayoutDestroy(value));
+    callCublas(this.api, "cublasLtMatrixLayoutDestroy", [value]);
   }
 }
 
@@ -163,7 +159,7 @@ export class MatmulPreference extends Handle {
   static create(owner: CublasLt, workspaceBytes: number, alignment: number): MatmulPreference {
     const out = new OutPointer();
     const { api } = owner;
-    checkCublas(api, "cublasLtMatmulPreferenceCreate", api.cublasLtMatmulPreferenceCreate(out.array));
+    callCublas(api, "cublasLtMatmulPreferenceCreate", [out.array]);
     const preference = new MatmulPreference(api, out.value, owner);
     preference.#set(PreferenceAttribute.maxWorkspaceBytes, BigUint64Array.of(BigInt(workspaceBytes)));
     for (const matrix of ["A", "B", "C", "D"] as const) {
@@ -173,18 +169,22 @@ export class MatmulPreference extends Handle {
   }
 
   #set(attribute: number, value: NodeJS.TypedArray): void {
-    const status = this.api.cublasLtMatmulPreferenceSetAttribute(
-      this.value,
-      attribute,
-      value,
-      value.byteLength,
-    );
-    checkCublas(this.api, "cublasLtMatmulPreferenceSetAttribute", status, `attribute ${attribute}`);
+    setAttribute(this.api, "cublasLtMatmulPreferenceSetAttribute", this.value, attribute, value);
   }
 
   protected override release(value: number): void {
-    checkCublas(this.api, "cublasLtMatmulPreferenceDestroy", this.api.cublasLtMatmulPreferenceDestroy(value));
+    callCublas(this.api, "cublasLtMatmulPreferenceDestroy", [value]);
   }
+}
+
+function setAttribute(
+  api: CublasLtApi,
+  call: "cublasLtMatmulDescSetAttribute" | "cublasLtMatmulPreferenceSetAttribute",
+  handle: number,
+  attribute: number,
+  value: NodeJS.TypedArray,
+): void {
+  callCublas(api, call, [handle, attribute, value, value.byteLength], `attribute ${attribute}`);
 }
 
 /** One way to run a problem. Valid for problems of the same shapes, types and epilogue on the same GPU. */

@@ -1,5 +1,5 @@
 import { type CudaApi, CudaStatus, DeviceAttribute } from "./driver-symbols.ts";
-import { checkCuda } from "./errors.ts";
+import { callCuda, checkCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 
 /** One GPU and what the engine needs to know of it. Needs `cuInit`, but no context. */
@@ -34,20 +34,15 @@ export class Device {
 
   static open(api: CudaApi, ordinal: number): Device {
     const device = new Int32Array(1);
-    checkCuda(api, "cuDeviceGet", api.cuDeviceGet(device, ordinal), `GPU ${ordinal}`);
+    callCuda(api, "cuDeviceGet", [device, ordinal], `GPU ${ordinal}`);
     const id = device[0]!;
     const name = new Uint8Array(256);
-    checkCuda(api, "cuDeviceGetName", api.cuDeviceGetName(name, name.length, id));
+    callCuda(api, "cuDeviceGetName", [name, name.length, id]);
     const total = new OutPointer();
-    checkCuda(api, "cuDeviceTotalMem_v2", api.cuDeviceTotalMem_v2(total.array, id));
+    callCuda(api, "cuDeviceTotalMem_v2", [total.array, id]);
     const attribute = (which: number) => {
       const value = new Int32Array(1);
-      checkCuda(
-        api,
-        "cuDeviceGetAttribute",
-        api.cuDeviceGetAttribute(value, which, id),
-        `attribute ${which}`,
-      );
+      callCuda(api, "cuDeviceGetAttribute", [value, which, id], `attribute ${which}`);
       return value[0]!;
     };
     return new Device(

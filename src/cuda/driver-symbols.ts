@@ -34,8 +34,6 @@ export const driverSymbols = {
   cuDevicePrimaryCtxRelease_v2: { args: ["i32"], returns: "i32" },
   /** (context) */
   cuCtxSetCurrent: { args: ["ptr"], returns: "i32" },
-  /** () */
-  cuCtxSynchronize: { args: [], returns: "i32" },
 
   // Memory
   /** (size_t *free, size_t *total) */
@@ -52,14 +50,12 @@ export const driverSymbols = {
   cuMemcpyHtoDAsync_v2: { args: ["u64", "ptr", "u64", "ptr"], returns: "i32" },
   /** (host target, device source, bytes, stream) */
   cuMemcpyDtoHAsync_v2: { args: ["ptr", "u64", "u64", "ptr"], returns: "i32" },
-  /** (device target, device source, bytes, stream) */
-  cuMemcpyDtoDAsync_v2: { args: ["u64", "u64", "u64", "ptr"], returns: "i32" },
   /** (address, byte, count, stream) */
   cuMemsetD8Async: { args: ["u64", "u8", "u64", "ptr"], returns: "i32" },
 
   // Streams and events
-  /** (CUstream *stream, flags, priority) */
-  cuStreamCreateWithPriority: { args: ["ptr", "u32", "i32"], returns: "i32" },
+  /** (CUstream *stream, flags) */
+  cuStreamCreate: { args: ["ptr", "u32"], returns: "i32" },
   /** (stream) */
   cuStreamDestroy_v2: { args: ["ptr"], returns: "i32" },
   /** (stream) */
@@ -84,12 +80,8 @@ export const driverSymbols = {
   cuModuleUnload: { args: ["ptr"], returns: "i32" },
   /** (CUfunction *function, module, name) */
   cuModuleGetFunction: { args: ["ptr", "ptr", "cstring"], returns: "i32" },
-  /** (int *value, attribute, function) */
-  cuFuncGetAttribute: { args: ["ptr", "i32", "ptr"], returns: "i32" },
   /** (function, attribute, value) */
   cuFuncSetAttribute: { args: ["ptr", "i32", "i32"], returns: "i32" },
-  /** (int *blocks, function, block size, dynamic shared bytes) */
-  cuOccupancyMaxActiveBlocksPerMultiprocessor: { args: ["ptr", "ptr", "i32", "u64"], returns: "i32" },
   /** (function, grid x y z, block x y z, dynamic shared bytes, stream, void **arguments, void **extra) */
   cuLaunchKernel: {
     args: ["ptr", "u32", "u32", "u32", "u32", "u32", "u32", "u32", "ptr", "ptr", "ptr"],
@@ -112,8 +104,6 @@ export const driverSymbols = {
   cuStreamBeginCapture_v2: { args: ["ptr", "i32"], returns: "i32" },
   /** (stream, CUgraph *graph) */
   cuStreamEndCapture: { args: ["ptr", "ptr"], returns: "i32" },
-  /** (graph, CUgraphNode *nodes, size_t *count) */
-  cuGraphGetNodes: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   /** (CUgraphExec *exec, graph, flags) */
   cuGraphInstantiateWithFlags: { args: ["ptr", "ptr", "u64"], returns: "i32" },
   /** (exec, stream) */
@@ -143,15 +133,9 @@ export const DeviceAttribute = {
   maxSharedMemoryPerBlockOptin: 97,
 } as const;
 
-export const FunctionAttribute = {
-  staticSharedBytes: 1,
-  localBytes: 3,
-  registers: 4,
-  maxDynamicSharedBytes: 8,
-} as const;
-
 export const STREAM_NON_BLOCKING = 1;
-export const EVENT_BLOCKING_SYNC = 1;
+/** A CUfunction_attribute. */
+export const FUNCTION_MAX_DYNAMIC_SHARED_BYTES = 8;
 export const EVENT_DISABLE_TIMING = 2;
 export const MEMHOSTALLOC_PORTABLE = 1;
 /** Other threads may keep allocating while this one captures. */
@@ -163,10 +147,4 @@ export const TensorMapType = { float16: 6, bfloat16: 9 } as const;
 export const TENSOR_MAP_SWIZZLE_128B = 3;
 export const TENSOR_MAP_L2_PROMOTION_256B = 3;
 
-export const CudaStatus = {
-  success: 0,
-  outOfMemory: 2,
-  deinitialized: 4,
-  noDevice: 100,
-  notReady: 600,
-} as const;
+export const CudaStatus = { success: 0, outOfMemory: 2, noDevice: 100, notReady: 600 } as const;

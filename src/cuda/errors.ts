@@ -2,7 +2,7 @@ import { formatByteCounts } from "../base/bytes.ts";
 import { DeviceError } from "../base/errors.ts";
 import type { CublasLtApi } from "./cublaslt-symbols.ts";
 import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
-import { OutPointer, readCString } from "./ffi.ts";
+import { type Arguments, callNative, OutPointer, readCString, type StatusFunction } from "./ffi.ts";
 import type { NvrtcApi } from "./nvrtc-symbols.ts";
 
 /**
@@ -98,6 +98,16 @@ export function checkCuda(api: CudaApi, call: string, status: number, detail?: s
   if (status !== CudaStatus.success) throw cudaError(api, call, status, detail);
 }
 
+/** Calls a function of the driver. @throws CudaError, about `detail`, unless it succeeds. */
+export function callCuda<Name extends StatusFunction<CudaApi>>(
+  api: CudaApi,
+  name: Name,
+  args: Arguments<CudaApi, Name>,
+  detail?: string,
+): void {
+  checkCuda(api, name, callNative(api, name, args), detail);
+}
+
 export function cudaError(api: CudaApi, call: string, status: number, detail?: string): CudaError {
   return new CudaError(call, status, cudaStatusName(api, status), cudaStatusText(api, status), detail);
 }
@@ -124,4 +134,24 @@ export function checkNvrtc(api: NvrtcApi, call: string, status: number, program?
 export function checkCublas(api: CublasLtApi, call: string, status: number, detail?: string): void {
   if (status === 0) return;
   throw new CublasError(call, status, api.cublasLtGetStatusName(status) ?? "CUBLAS_STATUS_UNKNOWN", detail);
+}
+
+/** Calls a function of NVRTC. @throws NvrtcError, about `program`, unless it succeeds. */
+export function callNvrtc<Name extends StatusFunction<NvrtcApi>>(
+  api: NvrtcApi,
+  name: Name,
+  args: Arguments<NvrtcApi, Name>,
+  program?: string,
+): void {
+  checkNvrtc(api, name, callNative(api, name, args), program);
+}
+
+/** Calls a function of cuBLASLt. @throws CublasError, about `detail`, unless it succeeds. */
+export function callCublas<Name extends StatusFunction<CublasLtApi>>(
+  api: CublasLtApi,
+  name: Name,
+  args: Arguments<CublasLtApi, Name>,
+  detail?: string,
+): void {
+  checkCublas(api, name, callNative(api, name, args), detail);
 }

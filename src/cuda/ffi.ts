@@ -4,7 +4,7 @@ import { dlopen as bunDlopen, CString, type Pointer, toArrayBuffer } from "bun:f
 type ArgumentType = "ptr" | "cstring" | "i32" | "u32" | "u8" | "i64" | "u64" | "f32";
 type ReturnType = "i32" | "ptr" | "cstring" | "u64";
 
-export interface NativeSignature {
+interface NativeSignature {
   readonly args: readonly ArgumentType[];
   readonly returns: ReturnType;
 }
@@ -34,6 +34,26 @@ export type NativeApi<Table extends SymbolTable> = {
     ...args: ArgumentValues<Table[Name]["args"]>
   ) => ReturnValue<Table[Name]["returns"]>;
 };
+
+/** The functions of a library that return a status. */
+export type StatusFunction<Api> = {
+  [Name in keyof Api]: Api[Name] extends (...args: never[]) => number ? Name : never;
+}[keyof Api] &
+  string;
+
+/** The arguments of a function of a library. */
+export type Arguments<Api, Name extends keyof Api> = Api[Name] extends (...args: infer A) => unknown
+  ? A
+  : never;
+
+/** Calls a function by its name, which then need not be repeated where failures are reported. */
+export function callNative<Api, Name extends StatusFunction<Api>>(
+  api: Api,
+  name: Name,
+  args: Arguments<Api, Name>,
+): number {
+  return (api[name] as (...args: readonly unknown[]) => number)(...args);
+}
 
 /** Opens a library and resolves every symbol of the table. Throws when the library or a symbol is missing. */
 export type OpenLibrary = <const Table extends SymbolTable>(path: string, symbols: Table) => NativeApi<Table>;

@@ -1,6 +1,6 @@
 import type { Context } from "./context.ts";
 import { CAPTURE_MODE_THREAD_LOCAL, type CudaApi } from "./driver-symbols.ts";
-import { checkCuda } from "./errors.ts";
+import { callCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 import type { Stream } from "./stream.ts";
@@ -23,11 +23,7 @@ export class Graph extends Handle {
     const { context } = stream;
     const { api } = context;
     const out = new OutPointer();
-    checkCuda(
-      api,
-      "cuStreamBeginCapture_v2",
-      api.cuStreamBeginCapture_v2(stream.value, CAPTURE_MODE_THREAD_LOCAL),
-    );
+    callCuda(api, "cuStreamBeginCapture_v2", [stream.value, CAPTURE_MODE_THREAD_LOCAL]);
     try {
       enqueue();
     } catch (error) {
@@ -35,15 +31,8 @@ export class Graph extends Handle {
       if (ended === 0 && out.value !== 0) api.cuGraphDestroy(out.value);
       throw error;
     }
-    checkCuda(api, "cuStreamEndCapture", api.cuStreamEndCapture(stream.value, out.array));
+    callCuda(api, "cuStreamEndCapture", [stream.value, out.array]);
     return new Graph(api, out.value, context);
-  }
-
-  /** Kernels, copies and fills recorded. */
-  get nodeCount(): number {
-    const out = new OutPointer();
-    checkCuda(this.api, "cuGraphGetNodes", this.api.cuGraphGetNodes(this.value, 0, out.array));
-    return out.value;
   }
 
   /** Makes the recording launchable. */
@@ -52,7 +41,7 @@ export class Graph extends Handle {
   }
 
   protected override release(value: number): void {
-    checkCuda(this.api, "cuGraphDestroy", this.api.cuGraphDestroy(value));
+    callCuda(this.api, "cuGraphDestroy", [value]);
   }
 }
 
@@ -69,21 +58,20 @@ export class GraphExec extends Handle {
   static instantiate(context: Context, graph: Graph): GraphExec {
     const { api } = context;
     const out = new OutPointer();
-    const status = api.cuGraphInstantiateWithFlags(out.array, graph.value, 0);
-    checkCuda(api, "cuGraphInstantiateWithFlags", status);
+    callCuda(api, "cuGraphInstantiateWithFlags", [out.array, graph.value, 0]);
     return new GraphExec(api, out.value, context);
   }
 
   /** Moves the graph to the device ahead of its first launch. */
   upload(stream: Stream): void {
-    checkCuda(this.api, "cuGraphUpload", this.api.cuGraphUpload(this.value, stream.value));
+    callCuda(this.api, "cuGraphUpload", [this.value, stream.value]);
   }
 
   launch(stream: Stream): void {
-    checkCuda(this.api, "cuGraphLaunch", this.api.cuGraphLaunch(this.value, stream.value));
+    callCuda(this.api, "cuGraphLaunch", [this.value, stream.value]);
   }
 
   protected override release(value: number): void {
-    checkCuda(this.api, "cuGraphExecDestroy", this.api.cuGraphExecDestroy(value));
+    callCuda(this.api, "cuGraphExecDestroy", [value]);
   }
 }

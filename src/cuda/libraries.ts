@@ -81,7 +81,7 @@ export function builtinsOf(nvrtc: LibraryCandidate): string | undefined {
 }
 
 /** The way to get a library that is missing, for a driver that runs CUDA `driverMajor`. */
-export function installHint(name: LibraryName, driverMajor = 13): string {
+export function installHint(name: LibraryName, driverMajor: number): string {
   if (name === "cuda") {
     return "install the NVIDIA driver (https://www.nvidia.com/drivers); in a container, pass the GPU through (docker run --gpus all)";
   }
@@ -100,7 +100,7 @@ interface SearchFolder {
 }
 
 /** Existing folders to search, each once, in order of preference. */
-export function searchFolders(host: SearchHost): SearchFolder[] {
+function searchFolders(host: SearchHost): SearchFolder[] {
   const { env } = host;
   const folders: SearchFolder[] = [];
   const add = (source: string, ...paths: string[]) => {

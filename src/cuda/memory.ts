@@ -1,6 +1,6 @@
 import type { Context } from "./context.ts";
 import { CudaStatus, MEMHOSTALLOC_PORTABLE } from "./driver-symbols.ts";
-import { CudaOutOfMemoryError, checkCuda, cudaStatusName, cudaStatusText } from "./errors.ts";
+import { CudaOutOfMemoryError, callCuda, checkCuda, cudaStatusName, cudaStatusText } from "./errors.ts";
 import { OutPointer, viewMemory } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
@@ -17,12 +17,13 @@ export class DeviceMemory extends Handle {
   /** Uninitialised memory. Throws `CudaOutOfMemoryError` when there is not enough. */
   static allocate(context: Context, byteLength: number): DeviceMemory {
     const out = new OutPointer();
-    checkAllocation(context, "cuMemAlloc_v2", context.api.cuMemAlloc_v2(out.array, byteLength), byteLength);
+    const status = context.api.cuMemAlloc_v2(out.array, byteLength);
+    checkAllocation(context, "cuMemAlloc_v2", status, byteLength);
     return new DeviceMemory(context, out.value, byteLength);
   }
 
   protected override release(value: number): void {
-    checkCuda(this.context.api, "cuMemFree_v2", this.context.api.cuMemFree_v2(value));
+    callCuda(this.context.api, "cuMemFree_v2", [value]);
   }
 }
 
@@ -53,23 +54,17 @@ export class PinnedMemory extends Handle {
 
   protected override release(value: number): void {
     this.bytes.transfer();
-    checkCuda(this.context.api, "cuMemFreeHost", this.context.api.cuMemFreeHost(value));
+    callCuda(this.context.api, "cuMemFreeHost", [value]);
   }
 }
 
 function checkAllocation(context: Context, call: string, status: number, byteLength: number): void {
+  const { api } = context;
   if (status !== CudaStatus.outOfMemory) {
-    checkCuda(context.api, call, status, `${byteLength} bytes`);
+    checkCuda(api, call, status, `${byteLength} bytes`);
     return;
   }
   const { free, total } = context.memory();
-  const { api } = context;
-  throw new CudaOutOfMemoryError(
-    call,
-    cudaStatusName(api, status),
-    cudaStatusText(api, status),
-    byteLength,
-    free,
-    total,
-  );
+  const [name, text] = [cudaStatusName(api, status), cudaStatusText(api, status)];
+  throw new CudaOutOfMemoryError(call, name, text, byteLength, free, total);
 }

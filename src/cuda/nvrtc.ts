@@ -1,5 +1,5 @@
 import { ptr } from "bun:ffi";
-import { checkNvrtc } from "./errors.ts";
+import { callNvrtc, checkNvrtc } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 import type { NvrtcApi } from "./nvrtc-symbols.ts";
 
@@ -35,7 +35,7 @@ export class Nvrtc implements KernelCompiler {
   constructor(private readonly api: NvrtcApi) {
     const major = new Int32Array(1);
     const minor = new Int32Array(1);
-    checkNvrtc(api, "nvrtcVersion", api.nvrtcVersion(major, minor));
+    callNvrtc(api, "nvrtcVersion", [major, minor]);
     this.version = `${major[0]}.${minor[0]}`;
   }
 
@@ -43,9 +43,9 @@ export class Nvrtc implements KernelCompiler {
   get architectures(): number[] {
     const { api } = this;
     const count = new Int32Array(1);
-    checkNvrtc(api, "nvrtcGetNumSupportedArchs", api.nvrtcGetNumSupportedArchs(count));
+    callNvrtc(api, "nvrtcGetNumSupportedArchs", [count]);
     const architectures = new Int32Array(count[0]!);
-    checkNvrtc(api, "nvrtcGetSupportedArchs", api.nvrtcGetSupportedArchs(architectures));
+    callNvrtc(api, "nvrtcGetSupportedArchs", [architectures]);
     return [...architectures];
   }
 
@@ -56,17 +56,11 @@ export class Nvrtc implements KernelCompiler {
     const headerNames = new CStrings(Object.keys(request.headers));
     const options = new CStrings(request.options);
     const out = new OutPointer();
-    checkNvrtc(
+    const source = cString(request.source);
+    callNvrtc(
       api,
       "nvrtcCreateProgram",
-      api.nvrtcCreateProgram(
-        out.array,
-        cString(request.source),
-        name,
-        headers.length,
-        headers.pointers,
-        headerNames.pointers,
-      ),
+      [out.array, source, name, headers.length, headers.pointers, headerNames.pointers],
       name,
     );
     const program = out.value;
@@ -75,9 +69,9 @@ export class Nvrtc implements KernelCompiler {
       const log = this.#log(program);
       checkNvrtc(api, "nvrtcCompileProgram", status, name, log);
       const size = new OutPointer();
-      checkNvrtc(api, "nvrtcGetCUBINSize", api.nvrtcGetCUBINSize(program, size.array), name);
+      callNvrtc(api, "nvrtcGetCUBINSize", [program, size.array], name);
       const cubin = new Uint8Array(size.value);
-      checkNvrtc(api, "nvrtcGetCUBIN", api.nvrtcGetCUBIN(program, cubin), name);
+      callNvrtc(api, "nvrtcGetCUBIN", [program, cubin], name);
       return { cubin, log };
     } finally {
       api.nvrtcDestroyProgram(out.array);

@@ -154,7 +154,8 @@ export function openNvrtc(
 }
 
 /** Opens the NVRTC that another thread found. */
-export function reopenNvrtc(files: NvrtcFiles, machine = thisMachine()): Nvrtc {
+export function reopenNvrtc(files: NvrtcFiles): Nvrtc {
+  const machine = thisMachine();
   if (files.builtins !== undefined) preloadBuiltins(machine, files.builtins);
   return new Nvrtc(machine.open(files.library, nvrtcSymbols));
 }

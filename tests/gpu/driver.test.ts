@@ -86,7 +86,7 @@ describeGpu("the driver", (cuda) => {
     const pinned = PinnedMemory.allocate(context, 1 << 20);
     const bytes = new Uint8Array(pinned.bytes).fill(7);
     const memory = DeviceMemory.allocate(context, 1 << 20);
-    const [start, end] = [true, true].map((timing) => Event.create(context, { timing, blocking: true }));
+    const [start, end] = [true, true].map((timing) => Event.create(context, { timing }));
     start!.record(stream);
     stream.upload(memory.value, pinned.value, bytes.length);
     stream.fill(memory.value, 9, 1);

