@@ -1,4 +1,5 @@
 import { InvalidArgumentError } from "commander";
+import { isJsonObject, type JsonObject } from "../base/json-object.ts";
 
 /** Parses the value of a numeric flag. */
 export function numberValue(text: string): number {
@@ -50,15 +51,18 @@ export function listValue(text: string, previous: readonly string[] = []): reado
   return [...previous, text];
 }
 
-/** Parses a JSON object. */
-export function objectValue(text: string): Readonly<Record<string, unknown>> {
-  let value: unknown;
+/** Parses JSON. */
+export function jsonValue(text: string): unknown {
   try {
-    value = JSON.parse(text);
+    return JSON.parse(text);
   } catch {
     throw new InvalidArgumentError(`${text} is not JSON.`);
   }
-  if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw new InvalidArgumentError(`${text} is not a JSON object.`);
-  return value as Record<string, unknown>;
+}
+
+/** Parses a JSON object. */
+export function objectValue(text: string): JsonObject {
+  const value = jsonValue(text);
+  if (!isJsonObject(value)) throw new InvalidArgumentError(`${text} is not a JSON object.`);
+  return value;
 }

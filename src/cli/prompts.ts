@@ -1,5 +1,6 @@
-import { fstatSync, readFileSync } from "node:fs";
-import { ConfigError, ModelNotFoundError } from "../base/errors.ts";
+import { fstatSync } from "node:fs";
+import { ConfigError } from "../base/errors.ts";
+import { readTextFile } from "./text-file.ts";
 
 /** Continued when no prompt is given. */
 export const DEFAULT_PROMPT = "Once upon a time";
@@ -25,7 +26,7 @@ export async function readPrompts(
     return [piped?.trim() ? piped.replace(/[\r\n]+$/, "") : DEFAULT_PROMPT];
   }
   if (given.length > 0) throw new ConfigError("file", "give prompts as arguments or with --file, not both");
-  const lines = readText(file)
+  const lines = readTextFile(file)
     .split(/\r?\n/)
     .filter((line) => line.trim() !== "");
   if (lines.length === 0) throw new ConfigError("file", `${file} holds no prompts`);
@@ -60,12 +61,4 @@ export async function readPiped(
     part = await reader.read();
   }
   return text + decoder.decode();
-}
-
-function readText(file: string): string {
-  try {
-    return readFileSync(file === "-" ? 0 : file, "utf8");
-  } catch (cause) {
-    throw new ModelNotFoundError(file, `cannot read ${file}`, { cause });
-  }
 }

@@ -1,7 +1,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ServerOptions } from "../server/options.ts";
 import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
-import { integerValue, listValue, numberValue } from "./flag-values.ts";
+import { integerValue, jsonValue, listValue, numberValue } from "./flag-values.ts";
 import { addEffectlessFlags, EFFECTLESS_SERVER_FLAGS } from "./vllm-flags.ts";
 
 /** The server's options, one for one, under vLLM's names where it has them. */
@@ -93,12 +93,7 @@ export function serverOptions(command: Command): ServerOptions {
 /** An origin, or a JSON list of them as vLLM takes it. */
 function originsValue(text: string, previous: readonly string[] = []): readonly string[] {
   if (!text.startsWith("[")) return [...previous, text];
-  let origins: unknown;
-  try {
-    origins = JSON.parse(text);
-  } catch {
-    throw new InvalidArgumentError(`${text} is not a JSON list.`);
-  }
+  const origins = jsonValue(text);
   if (!Array.isArray(origins) || !origins.every((origin) => typeof origin === "string"))
     throw new InvalidArgumentError(`${text} is not a list of origins.`);
   return [...previous, ...origins];

@@ -1,6 +1,7 @@
-import { readFileSync } from "node:fs";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { ConfigError, ModelNotFoundError, messageOf } from "../base/errors.ts";
+import { ConfigError, messageOf } from "../base/errors.ts";
+import { isJsonObject } from "../base/json-object.ts";
+import { readTextFile } from "./text-file.ts";
 import { unsupportedFlag } from "./vllm-flags.ts";
 
 /** Environment variables that set an option besides `OCTAVO_<FLAG>`, which comes first. */
@@ -81,19 +82,13 @@ function shown(value: unknown): string {
 }
 
 function readSettings(file: string): object {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new ModelNotFoundError(file, `cannot read ${file}`, { cause });
-  }
+  const text = readTextFile(file);
   let settings: unknown;
   try {
     settings = file.endsWith(".json") ? JSON.parse(text) : Bun.YAML.parse(text);
   } catch (cause) {
     throw new ConfigError("config", `${file}: ${messageOf(cause)}`, { cause });
   }
-  if (typeof settings !== "object" || settings === null || Array.isArray(settings))
-    throw new ConfigError("config", `${file} must map flags to values`);
+  if (!isJsonObject(settings)) throw new ConfigError("config", `${file} must map flags to values`);
   return settings;
 }

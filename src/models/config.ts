@@ -13,7 +13,6 @@ import { readRopeConfig, stretchedPositions } from "./rope-config.ts";
 export interface ModelConfig {
   /** First of `architectures`. */
   readonly architecture: Architecture;
-  readonly modelType: string;
   /** Rows of the embedding and width of the logits; the tokenizer may know fewer tokens. */
   readonly vocabSize: number;
   readonly hiddenSize: number;
@@ -33,11 +32,8 @@ export interface ModelConfig {
   /** Undefined when the config is silent; the family then decides. */
   readonly attentionBias: boolean | undefined;
   readonly mlpBias: boolean;
-  /** Sliding window in tokens, of the layers that have one; 0 = none. */
-  readonly slidingWindow: number;
-  /** The window of each layer: `slidingWindow` or 0. */
+  /** Each layer's sliding window in tokens; 0 = none. */
   readonly layerWindows: readonly number[];
-  readonly bosTokenId: number | undefined;
   readonly eosTokenIds: readonly number[];
   /** Dtype of the checkpoint; undefined when the config is silent. */
   readonly dtype: FloatDType | undefined;
@@ -85,14 +81,9 @@ export function readModelConfig(folder: string): ModelConfig {
     throw new ModelDataError(json.file, `head dimension ${headDim} is not an even integer up to 1024`);
   const positions = json.integer("max_position_embeddings", 1, 2 ** 30, defaults.maxPositionEmbeddings);
   const rope = readRopeConfig(json, headDim, positions);
-  const layerWindows = readLayerWindows(json, defaults, numLayers);
-  const tokens = (name: string, fallback: number | undefined) =>
-    json.tokenIds(name, vocabSize) ??
-    (fallback === undefined || json.isNull(name) || fallback >= vocabSize ? [] : [fallback]);
 
   return Object.freeze({
     ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim, rope },
-    modelType: json.string("model_type", ""),
     intermediateSize: json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize),
     activation: readActivation(json),
     maxPositionEmbeddings: Math.max(positions, stretchedPositions(rope)),
@@ -100,10 +91,8 @@ export function readModelConfig(folder: string): ModelConfig {
     tieWordEmbeddings: json.boolean("tie_word_embeddings", false),
     attentionBias: json.boolean("attention_bias", undefined),
     mlpBias: json.boolean("mlp_bias", false),
-    slidingWindow: Math.max(...layerWindows),
-    layerWindows: Object.freeze(layerWindows),
-    bosTokenId: tokens("bos_token_id", defaults.bosTokenId)[0],
-    eosTokenIds: Object.freeze(tokens("eos_token_id", defaults.eosTokenId)),
+    layerWindows: Object.freeze(readLayerWindows(json, defaults, numLayers)),
+    eosTokenIds: Object.freeze(readEosTokenIds(json, defaults, vocabSize)),
     dtype: readDtype(json),
   });
 }
@@ -136,6 +125,14 @@ function readActivation(json: JsonFields): Activation {
   if (activation === undefined)
     throw new UnsupportedModelError(json.file, `activation ${JSON.stringify(name)} is not supported`);
   return activation;
+}
+
+function readEosTokenIds(json: JsonFields, { eosTokenId }: FamilyDefaults, vocabSize: number) {
+  const given = json.tokenIds("eos_token_id", vocabSize);
+  if (given !== undefined) return given;
+  return eosTokenId === undefined || json.isNull("eos_token_id") || eosTokenId >= vocabSize
+    ? []
+    : [eosTokenId];
 }
 
 function readDtype(json: JsonFields): FloatDType | undefined {

@@ -17,7 +17,7 @@ export interface DecoderLayer {
   forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void;
 }
 
-/** Where a layer stands in the model that it is built for. */
+/** A layer's place in the model that it is built for. */
 export interface LayerPlace {
   readonly parameters: Parameters;
   readonly index: number;
@@ -86,10 +86,7 @@ class Decoder implements CausalLM {
     const shape = [batch.numTokens, this.config.hiddenSize];
     const residual = workspace.tensor("residual", backend.activationDtype, shape);
     this.#embedding.forward(context, residual, batch.tokenIds);
-    for (const [i, layer] of this.#layers.entries()) {
-      layer.forward(context, residual, kvCache[i]!);
-      context.onLayer?.(i, residual);
-    }
+    for (const [i, layer] of this.#layers.entries()) layer.forward(context, residual, kvCache[i]!);
     return residual;
   }
 

@@ -16,7 +16,6 @@ export interface FamilyDefaults {
   readonly usesSlidingWindow: boolean;
   /** First layer that has it, where layers are not listed. */
   readonly firstWindowLayer: number;
-  readonly bosTokenId: number | undefined;
   readonly eosTokenId: number | undefined;
 }
 
@@ -32,7 +31,6 @@ const LLAMA: FamilyDefaults = {
   slidingWindow: 0,
   usesSlidingWindow: true,
   firstWindowLayer: 0,
-  bosTokenId: 1,
   eosTokenId: 2,
 };
 const QWEN2: FamilyDefaults = {
@@ -44,7 +42,6 @@ const QWEN2: FamilyDefaults = {
   slidingWindow: 4096,
   usesSlidingWindow: false,
   firstWindowLayer: 28,
-  bosTokenId: undefined,
   eosTokenId: undefined,
 };
 

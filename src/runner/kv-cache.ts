@@ -1,13 +1,12 @@
 import type { Backend, LayerCache } from "../backend/backend.ts";
 import { dtypeSize, type FloatDType } from "../base/dtype.ts";
 
-/** What decides the size of a KV block. */
+/** The extents and the dtype of KV blocks. */
 export interface KvCacheShape {
   readonly numLayers: number;
   readonly numKvHeads: number;
   readonly headDim: number;
   readonly blockSize: number;
-  /** What keys and values are stored in. */
   readonly kvDtype: FloatDType;
 }
 
@@ -25,10 +24,9 @@ export class KvCache {
 
   constructor(
     backend: Backend,
-    readonly shape: KvCacheShape,
-    readonly numBlocks: number,
+    { numLayers, numKvHeads, blockSize, headDim, kvDtype }: KvCacheShape,
+    numBlocks: number,
   ) {
-    const { numLayers, numKvHeads, blockSize, headDim, kvDtype } = shape;
     const blocks = () => backend.empty(kvDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
     this.layers = Array.from({ length: numLayers }, () => ({ keys: blocks(), values: blocks() }));
   }

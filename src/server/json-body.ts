@@ -1,8 +1,8 @@
 import { parseExactJson, spellsNumbers } from "../base/exact-json.ts";
+import { isJsonObject, type JsonObject } from "../base/json-object.ts";
 import { ApiError } from "./errors.ts";
 import { headerOf } from "./header.ts";
 import { clientClosed } from "./request-lifetime.ts";
-import type { JsonObject } from "./schemas/request-body.ts";
 
 /** Deepest nesting of lists and objects: parsing and checking recurse. */
 const MAX_DEPTH = 100;
@@ -24,8 +24,7 @@ export async function readJsonBody(request: Request, maxBytes: number): Promise<
   checkStructure(bytes);
   const text = decode(bytes);
   const value = parse(text);
-  if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw invalidJson("the body must be a JSON object");
+  if (!isJsonObject(value)) throw invalidJson("the body must be a JSON object");
   checkValue(value);
   const body = value as Record<string, unknown>;
   if (typeof body["seed"] === "number" && !Number.isSafeInteger(body["seed"])) body["seed"] = exactSeed(text);

@@ -1,6 +1,6 @@
-import { readFileSync } from "node:fs";
-import { ConfigError, ModelNotFoundError, messageOf } from "../../base/errors.ts";
+import { ConfigError, messageOf } from "../../base/errors.ts";
 import { SplitMix64 } from "../../base/random.ts";
+import { readTextFile } from "../text-file.ts";
 
 /** Prompts as token ids, and how many tokens to generate for each: the format of bench/workloads/. */
 export interface Workload {
@@ -33,12 +33,7 @@ export function randomWorkload(options: RandomWorkloadOptions): Workload {
 
 /** Reads a recorded workload: `{ temperature, ignoreEos, requests: [{ promptTokenIds, maxTokens }] }`. */
 export function readWorkload(file: string): Workload {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new ModelNotFoundError(file, `cannot read ${file}`, { cause });
-  }
+  const text = readTextFile(file);
   let workload: Partial<Workload> | null;
   try {
     workload = JSON.parse(text);

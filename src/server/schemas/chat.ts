@@ -1,5 +1,5 @@
 import { z } from "zod";
-
+import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import type { ChatMessage } from "../../tokenizer/chat-template.ts";
 import type { ChatOptions, ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
@@ -8,8 +8,6 @@ import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
 import {
   checkGeneration,
   generationShape,
-  isObject,
-  type JsonObject,
   LIST,
   OBJECT,
   parseBody,
@@ -26,7 +24,7 @@ export const conversationShape = {
   continue_final_message: flag,
   chat_template_kwargs: OBJECT.nullish(),
   documents: LIST.nullish().meta({ description: "Handed to the chat template." }),
-  tools: LIST.refine((tools) => tools.every(isObject), "must be a list of objects").nullish(),
+  tools: LIST.refine((tools) => tools.every(isJsonObject), "must be a list of objects").nullish(),
 };
 
 /** Body of `/v1/chat/completions`. */

@@ -1,14 +1,9 @@
 import { z } from "zod";
+import type { JsonObject } from "../../base/json-object.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import { invalidValue, unsupported } from "../errors.ts";
 import { PROMPT_DOCUMENT, type PromptInput, parsePrompts } from "./prompt.ts";
-import {
-  checkGeneration,
-  generationShape,
-  type JsonObject,
-  parseBody,
-  type UnknownFields,
-} from "./request-body.ts";
+import { checkGeneration, generationShape, parseBody, type UnknownFields } from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
 
 /** Body of `/v1/completions`. */

@@ -1,3 +1,4 @@
+import { isJsonObject } from "../../base/json-object.ts";
 import type { ChatMessage, TextPart } from "../../tokenizer/chat-template.ts";
 import { ApiError, invalidValue } from "../errors.ts";
 
@@ -42,9 +43,8 @@ export function parseMessages(value: unknown): readonly ChatMessage[] {
 }
 
 function parseMessage(message: unknown, where: string): ChatMessage {
-  if (typeof message !== "object" || message === null || Array.isArray(message))
-    throw invalidValue(where, `${where} must be an object`);
-  const { role, content, ...fields } = message as Record<string, unknown>;
+  if (!isJsonObject(message)) throw invalidValue(where, `${where} must be an object`);
+  const { role, content, ...fields } = message;
   if (!ROLES.has(role))
     throw invalidValue(`${where}.role`, `${where}.role must be one of ${[...ROLES].join(", ")}`);
   if ((content === undefined || content === null) && role !== "assistant")

@@ -1,9 +1,8 @@
 import { z } from "zod";
+import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
 import { type ApiError, invalidValue, unsupported } from "../errors.ts";
 import { samplingShape } from "./sampling.ts";
 import { INERT_FIELDS, REFUSED_FIELDS, refusedField } from "./unsupported-fields.ts";
-
-export type JsonObject = Readonly<Record<string, unknown>>;
 
 export const MODEL = z
   .string()
@@ -13,13 +12,9 @@ const flag = z.boolean().nullish();
 /** No control characters, line breaks or halves of surrogate pairs. */
 const PRINTABLE = /^[^\p{Cc}\p{Cs}\p{Zl}\p{Zp}]{1,128}$/u;
 
-export function isObject(value: unknown): value is JsonObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
 /** A list of anything, of which no copy is made. */
 export const LIST = z.custom<readonly unknown[]>(Array.isArray, "must be a list").meta({ type: "array" });
-export const OBJECT = z.custom<JsonObject>(isObject, "must be an object").meta({ type: "object" });
+export const OBJECT = z.custom<JsonObject>(isJsonObject, "must be an object").meta({ type: "object" });
 
 /** The fields that every endpoint with a prompt has, `/tokenize` among them. */
 export const promptShape = {

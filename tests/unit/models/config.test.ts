@@ -50,7 +50,6 @@ describe("readModelConfig", () => {
     expect(config).toMatchObject({ architecture: "Qwen3ForCausalLM", headDim: 64, tieWordEmbeddings: true });
     expect(config.rope).toEqual({ theta: 10000, partialRotaryFactor: 1, scaling: { kind: "none" } });
     expect(config.eosTokenIds).toEqual([4089]);
-    expect(config.bosTokenId).toBeUndefined();
   });
 
   test("Llama 3.1 in the spellings of transformers 4 and 5", () => {
@@ -72,7 +71,7 @@ describe("readModelConfig", () => {
         originalMaxPositionEmbeddings: 8192,
       },
     });
-    expect(old).toMatchObject({ headDim: 128, dtype: "bfloat16", bosTokenId: 128000, attentionBias: false });
+    expect(old).toMatchObject({ headDim: 128, dtype: "bfloat16", attentionBias: false });
     expect(JSON.stringify(old)).not.toContain("evil");
     for (const part of [old, old.rope, old.rope.scaling, old.eosTokenIds, old.layerWindows])
       expect(Object.isFrozen(part)).toBe(true);
@@ -85,7 +84,7 @@ describe("readModelConfig", () => {
       ...{ head_dim: null, sliding_window: null, rope_scaling: null, quantization_config: null },
     });
     expect(config).toMatchObject({ numKvHeads: 32, headDim: 128, mlpBias: false, tieWordEmbeddings: false });
-    expect(config).toMatchObject({ slidingWindow: 0, rmsNormEps: 1e-6, eosTokenIds: [2] });
+    expect(config).toMatchObject({ layerWindows: new Array(32).fill(0), rmsNormEps: 1e-6, eosTokenIds: [2] });
     expect(config.rope.theta).toBe(10000);
     expect(config.attentionBias).toBeUndefined();
     expect(config.dtype).toBeUndefined();
@@ -102,7 +101,7 @@ describe("readModelConfig", () => {
         maxPositionEmbeddings: 2048,
         vocabSize: 32000,
       },
-      { bosTokenId: 1, eosTokenIds: [2], slidingWindow: 0 },
+      { eosTokenIds: [2], layerWindows: new Array(32).fill(0) },
     ],
     [
       "MistralForCausalLM",
@@ -113,7 +112,7 @@ describe("readModelConfig", () => {
         maxPositionEmbeddings: 131072,
         vocabSize: 32000,
       },
-      { bosTokenId: 1, eosTokenIds: [2], slidingWindow: 4096, layerWindows: new Array(32).fill(4096) },
+      { eosTokenIds: [2], layerWindows: new Array(32).fill(4096) },
     ],
     [
       "Qwen2ForCausalLM",
@@ -124,7 +123,7 @@ describe("readModelConfig", () => {
         maxPositionEmbeddings: 32768,
         vocabSize: 151936,
       },
-      { bosTokenId: undefined, eosTokenIds: [], slidingWindow: 0 },
+      { eosTokenIds: [], layerWindows: new Array(32).fill(0) },
     ],
     [
       "Qwen3ForCausalLM",
@@ -135,7 +134,7 @@ describe("readModelConfig", () => {
         maxPositionEmbeddings: 32768,
         vocabSize: 151936,
       },
-      { bosTokenId: undefined, eosTokenIds: [], slidingWindow: 0 },
+      { eosTokenIds: [], layerWindows: new Array(32).fill(0) },
     ],
   ])("a config that is silent has the defaults of %s", (architecture, sizes, others) => {
     const common = { hiddenSize: 4096, numLayers: 32, numHeads: 32, activation: "silu", rmsNormEps: 1e-6 };
@@ -151,7 +150,9 @@ describe("readModelConfig", () => {
     expect(
       read({ ...mistral, num_key_value_heads: null, sliding_window: null, eos_token_id: null }),
     ).toMatchObject({
-      ...{ numKvHeads: 32, slidingWindow: 0, eosTokenIds: [] },
+      numKvHeads: 32,
+      layerWindows: [0, 0, 0, 0],
+      eosTokenIds: [],
     });
     const qwen3 = { ...LLAMA, architectures: ["Qwen3ForCausalLM"], hidden_size: 2048 };
     expect(read(qwen3).headDim).toBe(128);
@@ -207,20 +208,17 @@ describe("readModelConfig", () => {
   });
 
   test("sliding windows", () => {
-    const windows = (fields: object) => {
-      const { slidingWindow, layerWindows } = read({ ...LLAMA, ...fields });
-      return [slidingWindow, ...layerWindows];
-    };
-    expect(windows({ sliding_window: 4096 })).toEqual([4096, 4096, 4096, 4096, 4096]);
-    expect(windows({ sliding_window: 4096, use_sliding_window: false })).toEqual([0, 0, 0, 0, 0]);
+    const windows = (fields: object) => read({ ...LLAMA, ...fields }).layerWindows;
+    expect(windows({ sliding_window: 4096 })).toEqual([4096, 4096, 4096, 4096]);
+    expect(windows({ sliding_window: 4096, use_sliding_window: false })).toEqual([0, 0, 0, 0]);
     const qwen2 = { sliding_window: 64, architectures: ["Qwen2ForCausalLM"] };
-    expect(windows(qwen2)).toEqual([0, 0, 0, 0, 0]);
-    expect(windows({ ...qwen2, use_sliding_window: true })).toEqual([0, 0, 0, 0, 0]);
+    expect(windows(qwen2)).toEqual([0, 0, 0, 0]);
+    expect(windows({ ...qwen2, use_sliding_window: true })).toEqual([0, 0, 0, 0]);
     const qwen = { ...qwen2, use_sliding_window: true, max_window_layers: 3 };
-    expect(windows(qwen)).toEqual([64, 0, 0, 0, 64]);
+    expect(windows(qwen)).toEqual([0, 0, 0, 64]);
     const [full, sliding] = ["full_attention", "sliding_attention"];
-    expect(windows({ ...qwen, layer_types: [sliding, full, sliding, full] })).toEqual([64, 64, 0, 64, 0]);
-    expect(windows({ layer_types: [full, full, full, full] })).toEqual([0, 0, 0, 0, 0]);
+    expect(windows({ ...qwen, layer_types: [sliding, full, sliding, full] })).toEqual([64, 0, 64, 0]);
+    expect(windows({ layer_types: [full, full, full, full] })).toEqual([0, 0, 0, 0]);
   });
 
   test.each([
@@ -252,7 +250,6 @@ describe("readModelConfig", () => {
     ["eos_token_id", 128256],
     ["eos_token_id", [1, -1]],
     ["eos_token_id", Array.from({ length: 513 }, (_, i) => i)],
-    ["bos_token_id", 1.5],
     ["architectures", []],
     ["architectures", "LlamaForCausalLM"],
     ["layer_types", ["full_attention"]],
