@@ -84,7 +84,7 @@ describe("readModelConfig", () => {
       ...{ head_dim: null, sliding_window: null, rope_scaling: null, quantization_config: null },
     });
     expect(config).toMatchObject({ numKvHeads: 32, headDim: 128, mlpBias: false, tieWordEmbeddings: false });
-    expect(config).toMatchObject({ layerWindows: new Array(32).fill(0), rmsNormEps: 1e-6, eosTokenIds: [2] });
+    expect(config).toMatchObject({ layerWindows: [0, 0, 0, 0], rmsNormEps: 1e-6, eosTokenIds: [2] });
     expect(config.rope.theta).toBe(10000);
     expect(config.attentionBias).toBeUndefined();
     expect(config.dtype).toBeUndefined();
