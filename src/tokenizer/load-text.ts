@@ -18,12 +18,9 @@ export function createPromptEncoder(
   const isFile = override !== undefined && existsSync(override) && statSync(override).isFile();
   if (override !== undefined && !isFile && !override.includes("{"))
     throw new ConfigError("chatTemplate", `chatTemplate ${override} is no file and no template`);
-  const source = isFile ? readFileSync(override, "utf8") : override;
-  if (source !== undefined) {
-    const file = isFile ? override : "chatTemplate";
-    return new PromptEncoder(tokenizer, new ChatTemplate(source, tokenizer?.specialTokens, file));
-  }
-  const own = tokenizer?.chatTemplate;
-  const template = own && new ChatTemplate(own.source, tokenizer?.specialTokens, own.file);
+  const source = isFile ? readFileSync(override, "utf8") : (override ?? tokenizer?.chatTemplate);
+  const file = isFile ? override : override === undefined ? tokenizer?.chatTemplateFile : "chatTemplate";
+  const template =
+    source === undefined ? undefined : new ChatTemplate(source, tokenizer?.specialTokens, file);
   return new PromptEncoder(tokenizer, template);
 }

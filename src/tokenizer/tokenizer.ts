@@ -1,6 +1,6 @@
 import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
 import { TokenEncoder } from "./token-encoder.ts";
-import { type ChatTemplateSource, readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
+import { readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
 
 export interface EncodeOptions {
   /** Add what the model's post-processor adds, such as a beginning-of-sequence token. Default true. */
@@ -25,8 +25,9 @@ export class Tokenizer {
   readonly vocabSize: number;
   readonly eosTokenId: number | undefined;
   readonly bosTokenId: number | undefined;
-  /** The model's default chat template. */
-  readonly chatTemplate: ChatTemplateSource | undefined;
+  /** The source of the model's default chat template, and the file that it is in. */
+  readonly chatTemplate: string | undefined;
+  readonly chatTemplateFile: string | undefined;
   /** `bos_token`, `eos_token` and their kin by name, as chat templates see them. */
   readonly specialTokens: Readonly<Record<string, string>>;
   /** How many spaces a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
@@ -63,7 +64,8 @@ export class Tokenizer {
     this.vocabSize = files.tokens.length;
     this.eosTokenId = this.tokenToId(specialTokens["eos_token"] ?? "");
     this.bosTokenId = this.tokenToId(specialTokens["bos_token"] ?? "");
-    this.chatTemplate = files.chatTemplate;
+    this.chatTemplate = files.chatTemplate?.source;
+    this.chatTemplateFile = files.chatTemplate?.file;
     this.specialTokens = specialTokens;
     this.leadingSpaces = this.#spelling.leadingSpaces;
   }

@@ -6,7 +6,7 @@ import { cpuClock, thrown } from "../../support.ts";
 import { tokenizers } from "./models.ts";
 
 const of = (name: keyof typeof tokenizers) =>
-  new ChatTemplate(tokenizers[name].chatTemplate!.source, tokenizers[name].specialTokens);
+  new ChatTemplate(tokenizers[name].chatTemplate!, tokenizers[name].specialTokens);
 const qwen3 = of("qwen3");
 const chatml = of("tinyStories");
 const user = (content: string): ChatMessage => ({ role: "user", content });
@@ -167,14 +167,14 @@ describe("renders", () => {
 
   test("numbers keep their spelling", () => {
     const json =
-      '{"a": 1.0, "b": [1e3, 9007199254740993, -9223372036854775808, 0.10, 1], "c": -0.0, "d": 1e-7}';
+      '{"a": 1.0, "b": [1e3, 9007199254740993, -9223372036854775808, 0.10, 1], "c": -0.0, "d": 1e-7, "e": 1e16}';
     const arguments_ = {
       role: "assistant",
       content: "",
       tool_calls: [{ function: { name: "f", arguments: json } }],
     };
     const printed =
-      '{"a": 1.0, "b": [1000.0, 9007199254740993, -9223372036854775808, 0.1, 1], "c": -0.0, "d": 1e-07}';
+      '{"a": 1.0, "b": [1000.0, 9007199254740993, -9223372036854775808, 0.1, 1], "c": -0.0, "d": 1e-07, "e": 1e+16}';
     const template = new ChatTemplate(
       "{{ (tools or [messages[0].tool_calls[0].function.arguments])[0] | tojson }}",
     );
