@@ -74,6 +74,18 @@ test("the document of the API has the routes and their fields", async () => {
     expect(body).toContain(`"${field}"`);
 });
 
+test("a completion's line in the log says whose it was and what it took", async () => {
+  for (const stream of [false, true]) {
+    const logged = server.lines.length;
+    await (await server.post("/v1/completions", { prompt: PROMPT, ...GREEDY, n: 1, stream })).text();
+    await eventually(() => server.lines.length === logged + 1);
+    expect(JSON.parse(server.lines.at(-1)!)).toMatchObject({
+      ...{ method: "POST", path: "/v1/completions", status: 200, model: MODEL },
+      ...{ promptTokens: 4, completionTokens: 8 },
+    });
+  }
+});
+
 test("the prefix cache is emptied unless requests hold it", async () => {
   const running = server.post("/v1/completions", { ...ENDLESS, stream: true });
   const reply = await running;
