@@ -4,7 +4,7 @@ import { SplitMix64 } from "../../src/base/random.ts";
 import { AsyncLLM, LLM } from "../../src/index.ts";
 import { collect, expectIdle, FAST_MODEL, FAST_OPTIONS, LONG } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let asyncLLM: AsyncLLM;
 beforeAll(async () => {

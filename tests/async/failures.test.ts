@@ -28,7 +28,7 @@ import {
   SMALL,
 } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const TOKENS = { promptTokenIds: [5, 6, 7] };
 

@@ -19,7 +19,7 @@ import {
   SMALL,
 } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let llm: LLM;
 let asyncLLM: AsyncLLM;

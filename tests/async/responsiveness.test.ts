@@ -2,7 +2,7 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { busyTurns, eventually } from "../support.ts";
 import { createAsyncLLM, expectIdle, LONG, PROMPT, rejection } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 test("this thread stays free while the engine is saturated and a long text is tokenized", async () => {
   await using asyncLLM = await createAsyncLLM();

@@ -9,7 +9,7 @@ import { EMBEDDED_MODEL, loadModel } from "../../src/llm/load-model.ts";
 import { temporaryFolder } from "../support.ts";
 import { rejection, SMALL } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const CONFIG = resolveEngineConfig(SMALL);
 

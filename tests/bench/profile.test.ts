@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { idleTimes, profile, summarize } from "../../bench/profile.ts";
 import { type Mark, Profiler } from "../../bench/profiling-backend.ts";
 import { streams } from "../../bench/workload.ts";
 import type { CapturedGraph } from "../../src/backend/backend.ts";
 import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
+
+setDefaultTimeout(300_000);
 
 /** A clock that only ops and fills move on, a millisecond each; graphs are ops called again. */
 class FakeGpu extends CpuBackend {

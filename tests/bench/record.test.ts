@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { findRevision, makeRecord, type RunCommand, writeRecord } from "../../bench/record.ts";
 import { temporaryFolder } from "../support.ts";
+
+setDefaultTimeout(300_000);
 
 const noGit: RunCommand = () => undefined;
 const git =

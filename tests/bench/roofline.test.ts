@@ -1,8 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { type DeviceLimits, limitsOf, roofline } from "../../bench/roofline.ts";
 import { readWorkload } from "../../src/cli/bench/workload.ts";
 import { type ModelConfig, readModelConfig } from "../../src/models/config.ts";
+
+setDefaultTimeout(300_000);
 
 const BENCH = join(import.meta.dir, "../../bench");
 const options = { maxNumSeqs: 256, maxNumBatchedTokens: 16384 };

@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { median, percentile } from "../../bench/stats.ts";
+
+setDefaultTimeout(300_000);
 
 test("percentiles interpolate between the nearest values, whatever their order", () => {
   const values = [40, 10, 30, 20];

@@ -8,7 +8,7 @@ import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
 import { TerminalSession } from "./terminal.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 interface Asked {
   readonly prompt: readonly number[];

@@ -1,7 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { octavo, startOctavo } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const GREEDY = ["chat", "--temperature", "0", "--max-tokens", "12"];
 

@@ -2,7 +2,7 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 test("shows versions, libraries with their remedies, devices and folders", async () => {
   using folder = temporaryFolder();

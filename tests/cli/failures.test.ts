@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { temporaryFolder } from "../support.ts";
 import { expectRefusal, generate, MODEL, modelCopy, octavo, tensorRange } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 describe("64: the command line is wrong", () => {
   const cases: readonly (readonly [string, readonly string[], string])[] = [

@@ -3,7 +3,7 @@ import { writeFileSync } from "node:fs";
 import { temporaryFolder } from "../support.ts";
 import { generate, MODEL, start } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const GREEDY = ["--temperature", "0"];
 const SHORT = [...GREEDY, "--max-tokens", "12"];

@@ -5,7 +5,7 @@ import { temporaryFolder } from "../support.ts";
 import { HubServer } from "../unit/loader/hub-server.ts";
 import { expectRefusal, octavo } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const FILES = { "config.json": Buffer.from("{}"), "model.safetensors": Buffer.alloc(5000, 1) };
 

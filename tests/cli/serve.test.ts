@@ -3,7 +3,7 @@ import { writeFileSync } from "node:fs";
 import { eventually, temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo, type StartOptions, startOctavo } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 /** Starts `octavo serve` on a free port and waits until it serves. Killed when the test ends. */
 async function serve(args: readonly string[] = [], options: StartOptions = {}) {

@@ -2,7 +2,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { octavo } from "./support.ts";
 import { TerminalSession } from "./terminal.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const RED = "\x1b[31m";
 const CHAT = ["chat", "--temperature", "0", "--max-tokens", "40"];

@@ -4,7 +4,7 @@ import type { FloatDType } from "../../src/base/dtype.ts";
 import { describeGpu } from "../gpu/gpu.ts";
 import { runContract } from "./backend.contract.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 for (const dtype of ["bfloat16", "float16"] satisfies FloatDType[]) {
   describeGpu(dtype, (cuda) => runContract("cuda", () => new CudaBackend(cuda, dtype)));

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -12,6 +12,8 @@ import { LinearMatmul } from "../../src/cuda/linear-matmul.ts";
 import { DeviceMemory, PinnedMemory } from "../../src/cuda/memory.ts";
 import { Event, Stream } from "../../src/cuda/stream.ts";
 import { describeGpu } from "./gpu.ts";
+
+setDefaultTimeout(300_000);
 
 describeGpu("the driver", (cuda) => {
   let folder: string;

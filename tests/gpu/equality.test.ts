@@ -3,7 +3,7 @@ import { type EngineOptions, LLM, type SamplingParams } from "octavo";
 import { Context } from "../../src/cuda/context.ts";
 import { describeGpu } from "./gpu.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const BASE: EngineOptions = { device: "cuda", gpuMemoryUtilization: 0.2 };
 const PROMPTS = Array.from({ length: 24 }, (_, i) => ({

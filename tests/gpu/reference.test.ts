@@ -3,7 +3,7 @@ import { FIXTURES } from "../model/fixtures.ts";
 import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 /** 16-bit weights, activations and cache against the float32 reference. */
 const BFLOAT16: Tolerance = { stds: 0.1, relative: 2e-2, cosine: 0.9999, logprob: 0.1, greedyGap: 0.1 };

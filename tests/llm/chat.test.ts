@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { type ChatMessage, LLM } from "../../src/index.ts";
 import { collect, createLLM, GREEDY, only, rejection, SMALL } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const ASK: readonly ChatMessage[] = [{ role: "user", content: "Tell me a story" }];
 const TALK: readonly ChatMessage[] = [

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import type { LLM, SamplingParams } from "../../src/index.ts";
 import { collect, complete, createLLM, GREEDY, only, PROMPT } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let llm: LLM;
 beforeAll(async () => {

@@ -24,7 +24,7 @@ import {
   SMALL,
 } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const LONG: SamplingParams = { temperature: 0, maxTokens: 500, ignoreEos: true };
 

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import type { LLM, Prompt } from "../../src/index.ts";
 import { createLLM } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const TEXT =
   "Lily and Tom went to the park with their mom. They saw a big dog near the pond, and the dog had a red ball. " +

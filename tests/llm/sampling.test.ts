@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import type { LLM, SamplingParams } from "../../src/index.ts";
 import { complete, createLLM, GREEDY, only, PROMPT, rejection } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let llm: LLM;
 beforeAll(async () => {

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import type { LLM, SamplingParams } from "../../src/index.ts";
 import { collect, complete, createLLM, PROMPT, rejection } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 /** The greedy continuation begins: ", there was a little girl named Lily. She loved to play outside in the sun." */
 const STORY: SamplingParams = { temperature: 0, maxTokens: 18 };

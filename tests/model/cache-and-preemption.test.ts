@@ -3,7 +3,7 @@ import { LLM } from "octavo";
 import { FIXTURES } from "./fixtures.ts";
 import { checkGreedy, type Tolerance } from "./suite.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 const GREEDY = { temperature: 0, ignoreEos: true, logprobs: 0 } as const;

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   compareGreedy,
   compareLogprobs,
@@ -8,6 +8,8 @@ import {
   maxErrorInStd,
   relativeError,
 } from "./compare.ts";
+
+setDefaultTimeout(300_000);
 
 describe("relativeError", () => {
   test("is the ratio of norms", () => {

@@ -10,7 +10,7 @@ import { ModelRunner } from "../../src/runner/model-runner.ts";
 import type { ScheduledBatch, SlotSampling } from "../../src/runner/types.ts";
 import { fixture } from "./fixtures.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 /** "Captures" by keeping the ops to call again: the same memory, the same order, no uploads. */
 class RecordingBackend extends CpuBackend {

@@ -15,7 +15,7 @@ import { cpuClock, eventually } from "../support.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";
 import { canary, ENDLESS, errorOf, expectUnharmed, GREEDY, HI, PROMPT, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const COMPLETIONS = "/v1/completions";
 const JSON_TYPE = { "Content-Type": "application/json" };

@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, te
 import { busyTurns, eventually } from "../support.ts";
 import { canary, errorOf, expectUnharmed, GREEDY, HI, PROMPT, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const COMPLETIONS = "/v1/completions";
 const CHAT = "/v1/chat/completions";

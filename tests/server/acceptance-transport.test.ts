@@ -6,7 +6,7 @@ import { cpuClock, eventually } from "../support.ts";
 import { disturbed, replying } from "./disturbed-llm.ts";
 import { canary, errorOf, expectUnharmed, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const COMPLETIONS = "/v1/completions";
 let server: TestServer;

@@ -4,7 +4,7 @@ import { APICallError, generateText, streamText } from "ai";
 import { eventually } from "../support.ts";
 import { HI, MODEL, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let server: TestServer;
 let model: ReturnType<ReturnType<typeof createOpenAICompatible>["chatModel"]>;

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { createApp, startServer } from "../../src/server/serve.ts";
 import { errorOf, GREEDY, HI, PROMPT, raw, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const KEYS = ["sk-first", "sk-second"];
 let server: TestServer;

@@ -3,7 +3,7 @@ import OpenAI from "openai";
 import { eventually } from "../support.ts";
 import { ENDLESS, errorOf, GREEDY, PROMPT, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const stream = (server: TestServer, body: object) =>
   server.post("/v1/completions", { prompt: PROMPT, ...GREEDY, stream: true, ...body });

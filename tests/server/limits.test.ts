@@ -5,7 +5,7 @@ import { type RunningServer, type ServerOptions, startServer } from "../../src/s
 import { eventually } from "../support.ts";
 import { createAsyncLLM, ENDLESS, errorOf, GREEDY, PROMPT } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 /** One model that runs one sequence at a time, behind a server of its own for each test. */
 let llm: AsyncLLM;

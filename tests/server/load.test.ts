@@ -5,7 +5,7 @@ import { busyTurns } from "../support.ts";
 import type { StreamOutcome } from "./load-client.ts";
 import { TestServer } from "./support.ts";
 
-setDefaultTimeout(240_000);
+setDefaultTimeout(300_000);
 
 const STREAMS = 500;
 const MAX_TOKENS = 10;

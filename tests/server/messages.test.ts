@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { errorOf, GREEDY, HI, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const CHAT = "/v1/chat/completions";
 /** Shows what it is given; like DeepSeek's it would fail to join a content that is none. */

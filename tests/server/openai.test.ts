@@ -4,7 +4,7 @@ import { LLM } from "../../src/llm/llm.ts";
 import { eventually } from "../support.ts";
 import { ENDLESS, GREEDY, HI, MODEL, PROMPT, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let server: TestServer;
 let client: OpenAI;

@@ -3,7 +3,7 @@ import { version } from "../../package.json";
 import { eventually } from "../support.ts";
 import { ENDLESS, errorOf, GREEDY, HI, MODEL, PROMPT, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let server: TestServer;
 beforeAll(async () => {

@@ -3,7 +3,7 @@ import { version } from "../../package.json";
 import { createApp } from "../../src/server/serve.ts";
 import { errorOf, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let server: TestServer;
 beforeAll(async () => {

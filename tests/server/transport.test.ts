@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { cpuClock } from "../support.ts";
 import { errorOf, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const LIMIT = 200_000;
 let server: TestServer;

@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { Glob } from "bun";
+
+setDefaultTimeout(300_000);
 
 const SRC = join(import.meta.dir, "../../src");
 const ARCHITECTURE = join(import.meta.dir, "../../docs/architecture.md");

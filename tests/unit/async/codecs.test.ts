@@ -13,7 +13,7 @@ import { StepLoop } from "../../../src/llm/step-loop.ts";
 import { eventually } from "../../support.ts";
 import { makeEngine, makeRequest } from "../engine/helpers.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 describe("errors between threads", () => {
   const sent = (error: unknown) => decodeError(structuredClone(encodeError(error)));

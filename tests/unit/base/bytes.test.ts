@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { formatByteCounts, formatBytes } from "../../../src/base/bytes.ts";
+
+setDefaultTimeout(300_000);
 
 test.each([
   [0, "0 bytes"],

@@ -1,6 +1,8 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { type EngineOptions, resolveEngineConfig } from "../../../src/base/config.ts";
 import { ConfigError, ExitCode } from "../../../src/base/errors.ts";
+
+setDefaultTimeout(300_000);
 
 const resolve = (options: object) => resolveEngineConfig(options as EngineOptions);
 

@@ -1,6 +1,8 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { dtypeSize, type FloatDType, narrow, toBfloat16, widen } from "../../../src/base/dtype.ts";
 import { roundoff } from "../../contract/compare.ts";
+
+setDefaultTimeout(300_000);
 
 const HALVES = ["bfloat16", "float16"] as const;
 const DTYPES: readonly FloatDType[] = ["float32", ...HALVES];

@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { parseExactJson } from "../../../src/base/exact-json.ts";
+
+setDefaultTimeout(300_000);
 
 test("numbers that would lose their spelling keep it, also when they are posted", () => {
   const text = '[1.0, 1e3, -0.0, 2.50, 1, 9007199254740993, -9223372036854775808, "1.0", {"1e3": 12.00}]';

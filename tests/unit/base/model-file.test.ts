@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { findModelFile, readModelJson, readModelText } from "../../../src/base/model-file.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
 
 /** A folder with a model folder in it. */
 function modelFolder() {

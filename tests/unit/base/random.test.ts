@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { SplitMix64 } from "../../../src/base/random.ts";
+
+setDefaultTimeout(300_000);
 
 function take(seed: number | bigint, count: number): bigint[] {
   const stream = new SplitMix64(seed);

@@ -1,6 +1,8 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { InvalidRequestError } from "../../../src/base/errors.ts";
 import { resolveSamplingParams, type SamplingParams } from "../../../src/base/sampling-params.ts";
+
+setDefaultTimeout(300_000);
 
 const LIMITS = { vocabSize: 100, maxLogprobs: 20 };
 

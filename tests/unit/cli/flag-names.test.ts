@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   ChatTemplateError,
   ConfigError,
@@ -6,6 +6,8 @@ import {
   InvalidRequestError,
 } from "../../../src/base/errors.ts";
 import { messageInFlags } from "../../../src/cli/flag-names.ts";
+
+setDefaultTimeout(300_000);
 
 test.each([
   [new InvalidRequestError("n", "n must be 1"), "--n must be 1"],

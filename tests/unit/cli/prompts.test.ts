@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { readPiped } from "../../../src/cli/prompts.ts";
+
+setDefaultTimeout(300_000);
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 

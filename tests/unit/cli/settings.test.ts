@@ -8,7 +8,7 @@ import { addServerFlags, serverOptions } from "../../../src/cli/server-flags.ts"
 import { addConfigFlag, applySettings } from "../../../src/cli/settings.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 interface Given {
   readonly args?: readonly string[];

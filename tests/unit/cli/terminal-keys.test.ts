@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { TerminalKeys } from "../../../src/cli/terminal-keys.ts";
+
+setDefaultTimeout(300_000);
 
 const BEGIN = "\x1b[200~";
 const END = "\x1b[201~";

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { ConfigError } from "../../../src/base/errors.ts";
 import { createCommand } from "../../../src/cli/command.ts";
 import { addEngineFlags, engineOptions } from "../../../src/cli/engine-flags.ts";
@@ -7,6 +7,8 @@ import { addServerFlags, serverOptions } from "../../../src/cli/server-flags.ts"
 import { readVllmArguments } from "../../../src/cli/vllm-arguments.ts";
 import { effectlessFlagNotes, unsupportedFlag } from "../../../src/cli/vllm-flags.ts";
 import { thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
 
 /** Reads a line of `octavo serve`. */
 function serve(line: string) {

@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { WordWrap } from "../../../src/cli/word-wrap.ts";
+
+setDefaultTimeout(300_000);
 
 /** Wraps a text that comes in pieces of `size` characters. */
 function wrap(text: string, columns: number, size = 1): string {

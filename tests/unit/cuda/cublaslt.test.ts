@@ -1,5 +1,5 @@
 import { type Pointer, toArrayBuffer } from "bun:ffi";
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { InvariantError } from "../../../src/base/errors.ts";
 import { Context } from "../../../src/cuda/context.ts";
 import { CublasLt, type MatmulAlgorithm, parseHeuristicResults } from "../../../src/cuda/cublaslt.ts";
@@ -10,6 +10,8 @@ import { DeviceMemory } from "../../../src/cuda/memory.ts";
 import { Stream } from "../../../src/cuda/stream.ts";
 import { FakeCublasLt, floats, heuristicResult } from "./fake-cublaslt.ts";
 import { FakeCuda } from "./fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 let fake: FakeCublasLt;
 let context: Context;

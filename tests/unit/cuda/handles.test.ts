@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { DeviceError, InvariantError } from "../../../src/base/errors.ts";
 import { Context } from "../../../src/cuda/context.ts";
 import { Device } from "../../../src/cuda/device.ts";
@@ -8,6 +8,8 @@ import { DeviceMemory, PinnedMemory } from "../../../src/cuda/memory.ts";
 import { Module } from "../../../src/cuda/module.ts";
 import { Event, Stream } from "../../../src/cuda/stream.ts";
 import { FakeCuda } from "./fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 let fake: FakeCuda;
 let context: Context;

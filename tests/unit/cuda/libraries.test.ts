@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -9,6 +9,8 @@ import {
   libraryCandidates,
   type SearchHost,
 } from "../../../src/cuda/libraries.ts";
+
+setDefaultTimeout(300_000);
 
 let root: string;
 

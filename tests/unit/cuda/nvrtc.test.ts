@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -6,6 +6,8 @@ import { Compiler } from "../../../src/backend/cuda/compiler.ts";
 import { NvrtcError } from "../../../src/cuda/errors.ts";
 import { openCublasLt, openNvrtc, thisMachine } from "../../../src/cuda/open-cuda.ts";
 import { available, describeWith } from "../../requirements.ts";
+
+setDefaultTimeout(300_000);
 
 // The real libraries, which need no GPU to be loaded. With a GPU comes cuBLASLt, with NVRTC alone it need not.
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));

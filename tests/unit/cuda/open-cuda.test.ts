@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { DeviceError } from "../../../src/base/errors.ts";
 import { inspectCuda } from "../../../src/cuda/cuda-report.ts";
 import type { SearchHost } from "../../../src/cuda/libraries.ts";
 import { gpuCount, type Machine, openCuda } from "../../../src/cuda/open-cuda.ts";
 import { FakeCuda, type FakeGpu } from "./fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 const H200: FakeGpu = { name: "NVIDIA H200", computeCapability: [9, 0], memory: 141 * 2 ** 30 };
 

@@ -1,8 +1,10 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { InvariantError } from "../../../src/base/errors.ts";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
 import { BlockChain, PrefixCache } from "../../../src/engine/prefix-cache.ts";
 import { range, sha256 } from "./helpers.ts";
+
+setDefaultTimeout(300_000);
 
 const SIZE = 4;
 

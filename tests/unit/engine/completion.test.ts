@@ -1,7 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import type { ResolvedSamplingParams } from "../../../src/base/sampling-params.ts";
 import { Completion, positionLogprobs, type TextStream } from "../../../src/engine/completion.ts";
 import { makeRequest } from "./helpers.ts";
+
+setDefaultTimeout(300_000);
 
 /** Everything that a completion has not handed out yet. */
 const rest = (completion: Completion) => completion.takeDelta()!;

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   ContextLengthError,
   EngineDeadError,
@@ -10,6 +10,8 @@ import type { Fault } from "../../simulation/fake-runner.ts";
 import { digests, logprobOf, makeSeed, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
 import { Outcomes } from "../../simulation/outcomes.ts";
 import { add, drain, makeEngine, makeRequest, range } from "./helpers.ts";
+
+setDefaultTimeout(300_000);
 
 const tokensOf = (request: RequestDraft, index = 0) => reference(request, index, 64).tokens;
 

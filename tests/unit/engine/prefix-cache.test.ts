@@ -1,8 +1,10 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
 import { BlockChain } from "../../../src/engine/prefix-cache.ts";
 import { sha256 } from "./helpers.ts";
+
+setDefaultTimeout(300_000);
 
 /** The pool as lists: the free blocks, next to be reused first, and what each cached block stands for, written out. */
 class NaivePool {

@@ -1,8 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
 import { type ScheduledStep, Scheduler } from "../../../src/engine/scheduler.ts";
 import { Sequence } from "../../../src/engine/sequence.ts";
 import { range, sha256 } from "./helpers.ts";
+
+setDefaultTimeout(300_000);
 
 /** A scheduler whose steps are computed at once or left in flight. */
 function setUp(

@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
 import { InvalidRequestError } from "../../../src/base/errors.ts";
 import { StopStringMatcher } from "../../../src/engine/stop-strings.ts";
+
+setDefaultTimeout(300_000);
 
 function run(stops: string[], includeStop: boolean, deltas: string[]) {
   const matcher = new StopStringMatcher(stops, includeStop);

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import {
   inverseFrequencies,
@@ -7,6 +7,8 @@ import {
   rotaryDim,
   rotaryTable,
 } from "../../../src/layers/rotary.ts";
+
+setDefaultTimeout(300_000);
 
 interface Case {
   readonly name: string;

@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { getEventListeners } from "node:events";
 import { EngineDeadError } from "../../../src/base/errors.ts";
 import type { CompletionDelta } from "../../../src/base/outputs.ts";
 import { collect, rejection } from "../../llm/support.ts";
 import { StreamingEngine } from "./streaming-engine.ts";
+
+setDefaultTimeout(300_000);
 
 const tokensOf = (deltas: readonly CompletionDelta[]) => deltas.flatMap(({ tokenIds }) => tokenIds);
 

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, truncateSync, writeFileSync } from "node:fs";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { type FloatDType, narrow } from "../../../src/base/dtype.ts";
@@ -14,6 +14,8 @@ import { loadWeights } from "../../../src/loader/weights.ts";
 import { eventually, temporaryFolder } from "../../support.ts";
 import { bytesOf, FakeBackend, FakeBulkBackend } from "./fake-backend.ts";
 import { safetensors, spec, type TensorData } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 const DTYPES = { F32: "float32", F16: "float16", BF16: "bfloat16" } as const;
 

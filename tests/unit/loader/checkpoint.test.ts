@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
 import { f32, readTensor, safetensors } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 const INDEX = "model.safetensors.index.json";
 

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   existsSync,
   lstatSync,
@@ -23,6 +23,8 @@ import { type ResolveModelOptions, resolveModel } from "../../../src/loader/hub.
 import { eventually, temporaryFolder } from "../../support.ts";
 import { HubServer } from "./hub-server.ts";
 import { f32, safetensors } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 const MODEL = "org/Tiny-1.0";
 const WEIGHTS = safetensors({ a: f32([50_000]) });

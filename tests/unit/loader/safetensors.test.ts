@@ -1,10 +1,12 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readdirSync, truncateSync, writeFileSync } from "node:fs";
 import fc from "fast-check";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { SafetensorsFile } from "../../../src/loader/safetensors.ts";
 import { cpuClock, temporaryFolder, thrown } from "../../support.ts";
 import { f32, rawSafetensors, readTensor, safetensors } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 const entry = (dtype: string, shape: unknown, begin: unknown, end: unknown) =>
   JSON.stringify({ dtype, shape, data_offsets: [begin, end] });

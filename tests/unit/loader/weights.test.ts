@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { truncateSync, writeFileSync } from "node:fs";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { type FloatDType, narrow, widen } from "../../../src/base/dtype.ts";
@@ -10,6 +10,8 @@ import { loadWeights } from "../../../src/loader/weights.ts";
 import { temporaryFolder } from "../../support.ts";
 import { bytesOf, FakeBackend } from "./fake-backend.ts";
 import { f32, safetensors, spec, type TensorData } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 function valuesOf(tensor: Tensor | undefined): number[] {
   const values = new Float32Array(tensor!.size);

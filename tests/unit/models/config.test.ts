@@ -1,10 +1,12 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { readGenerationConfig } from "../../../src/models/generation-config.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
 
 const LLAMA = {
   architectures: ["LlamaForCausalLM"],

@@ -13,7 +13,7 @@ import { bytesOf, FakeBackend } from "../loader/fake-backend.ts";
 import { safetensors } from "../loader/support.ts";
 import { loadRank, logitsOf } from "./ranks.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(300_000);
 
 const folder = temporaryFolder();
 afterAll(() => folder[Symbol.dispose]());

@@ -1,9 +1,11 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import { Workspace } from "../../../src/backend/workspace.ts";
 import { BatchState } from "../../../src/runner/batch-state.ts";
 import { StepBuffers } from "../../../src/runner/step-buffers.ts";
 import { readInts, toyJoin } from "./toy-model.ts";
+
+setDefaultTimeout(300_000);
 
 /** Two sequences of 37 tokens at most: three blocks of 16, the last of them not all of use. */
 const SHAPE = { maxNumSeqs: 2, maxModelLen: 37, blockSize: 16, vocabSize: 9 };

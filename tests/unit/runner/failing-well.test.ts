@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Readback, SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
@@ -11,6 +11,8 @@ import { type LoadedModel, loadModel } from "../../../src/llm/load-model.ts";
 import { type CompletionOutcome, Outcomes } from "../../simulation/outcomes.ts";
 import { thrown } from "../../support.ts";
 import { add, makeRequest } from "../engine/helpers.ts";
+
+setDefaultTimeout(300_000);
 
 class LostDevice extends DeviceError {
   override get fatal(): boolean {

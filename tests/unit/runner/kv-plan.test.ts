@@ -1,8 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Backend } from "../../../src/backend/backend.ts";
 import { ConfigError, DeviceError } from "../../../src/base/errors.ts";
 import type { KvCacheShape } from "../../../src/runner/kv-cache.ts";
 import { KvPlan } from "../../../src/runner/kv-plan.ts";
+
+setDefaultTimeout(300_000);
 
 const LIMIT = 1024;
 /** 1 KiB of keys and values a token. */

@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Readback } from "../../../src/backend/backend.ts";
 import { concatLogprobs, readLogprobs, sliceLogprobs } from "../../../src/runner/logprob-reader.ts";
 import type { LogprobRows } from "../../../src/runner/types.ts";
+
+setDefaultTimeout(300_000);
 
 /** Rows [first, first + count) with values that tell where they came from. */
 function rows(first: number, count: number, topCount: number): LogprobRows {

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Readback } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
@@ -16,6 +16,8 @@ import {
   toySampling,
   VOCAB,
 } from "./toy-model.ts";
+
+setDefaultTimeout(300_000);
 
 /** Counts how often each copy to the host is waited for. */
 class CopyCounter extends CpuBackend {

@@ -1,8 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { SLOT_WORDS, SlotFlag, SlotWord } from "../../../src/backend/backend.ts";
 import { InvariantError } from "../../../src/base/errors.ts";
 import { hasPenalties, packSlotRecord } from "../../../src/runner/slot-record.ts";
 import type { SlotSampling } from "../../../src/runner/types.ts";
+
+setDefaultTimeout(300_000);
 
 const PLAIN: SlotSampling = {
   ...{ temperature: 0, topP: 1, topK: 0, minP: 0 },

@@ -7,7 +7,7 @@ import type {
 } from "../../../src/base/outputs.ts";
 import { append, type Chunk, type ChunkOptions, chunksOf } from "../../../src/server/chunks.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const request = (id: string, n: number) => ({ id, sampling: { n } }) as unknown as SubmittedRequest;
 

@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { readJsonBody } from "../../../src/server/json-body.ts";
+
+setDefaultTimeout(300_000);
 
 const read = (body: string) =>
   readJsonBody(

@@ -3,7 +3,7 @@ import { ConfigError } from "../../../src/base/errors.ts";
 import { Admission } from "../../../src/server/admission.ts";
 import { resolveServerOptions, type ServerOptions } from "../../../src/server/options.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const resolve = (options: object) => resolveServerOptions(options as ServerOptions, "model");
 

@@ -2,7 +2,7 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { ServerLog } from "../../../src/server/request-log.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 test("an entry is one line of printable characters, and comes back whole", () => {
   const lines: string[] = [];

@@ -4,7 +4,7 @@ import type { ApiError } from "../../../src/server/errors.ts";
 import { DONE, event, eventStream } from "../../../src/server/sse.ts";
 import { eventually } from "../../support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 afterEach(() => void jest.useRealTimers());
 

@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { ChatTemplateError, InvalidRequestError, ModelDataError } from "../../../src/base/errors.ts";
 import { parseExactJson } from "../../../src/base/exact-json.ts";
 import { type ChatMessage, ChatTemplate, type RenderOptions } from "../../../src/tokenizer/chat-template.ts";
 import { cpuClock, thrown } from "../../support.ts";
 import { tokenizers } from "./models.ts";
+
+setDefaultTimeout(300_000);
 
 const of = (name: keyof typeof tokenizers) =>
   new ChatTemplate(tokenizers[name].chatTemplate!, tokenizers[name].specialTokens);

@@ -1,8 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
 import { IncrementalDetokenizer } from "../../../src/tokenizer/detokenizer.ts";
 import type { Tokenizer } from "../../../src/tokenizer/tokenizer.ts";
 import { TEXTS, tokenizers } from "./models.ts";
+
+setDefaultTimeout(300_000);
 
 function deltasOf(tokenizer: Tokenizer, ids: readonly number[], skipSpecialTokens = true): string[] {
   const detokenizer = new IncrementalDetokenizer(tokenizer, { skipSpecialTokens });

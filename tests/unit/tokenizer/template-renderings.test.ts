@@ -1,8 +1,10 @@
-import { afterAll, beforeAll, describe, expect, setSystemTime, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, setSystemTime, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseExactJson } from "../../../src/base/exact-json.ts";
 import { type ChatMessage, ChatTemplate } from "../../../src/tokenizer/chat-template.ts";
+
+setDefaultTimeout(300_000);
 
 /** What `fixtures/make-renderings.py` has transformers render. */
 const FIXTURES = join(import.meta.dir, "fixtures");

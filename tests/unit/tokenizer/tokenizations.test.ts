@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -8,6 +8,8 @@ import { LinearSearch } from "../../../src/tokenizer/pattern/search.ts";
 import { parsePattern } from "../../../src/tokenizer/pattern/syntax.ts";
 import { Tokenizer } from "../../../src/tokenizer/tokenizer.ts";
 import { loadFiles } from "./models.ts";
+
+setDefaultTimeout(300_000);
 
 /** What `fixtures/make-tokenizations.py` has the Rust library make of the texts. */
 interface Fixture {

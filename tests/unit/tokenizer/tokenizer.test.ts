@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { KNOWN_PATTERNS } from "../../../src/tokenizer/pattern/known-patterns.ts";
 import { nativeExpression } from "../../../src/tokenizer/pattern/native.ts";
@@ -6,6 +6,8 @@ import { nativeFinder } from "../../../src/tokenizer/pattern/pattern.ts";
 import { parsePattern } from "../../../src/tokenizer/pattern/syntax.ts";
 import { cpuClock } from "../../support.ts";
 import { loadFiles, sentencePiece, TEXTS, tokenizers } from "./models.ts";
+
+setDefaultTimeout(300_000);
 
 const { tinyStories, qwen3, llama32, spm } = tokenizers;
 describe("known encodings", () => {

@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { philox4x32 } from "../../../../src/backend/cpu/philox.ts";
+
+setDefaultTimeout(300_000);
 
 /** Known answers published with the generator's reference implementation (Random123). */
 const KNOWN_ANSWERS: readonly { counter: number[]; key: number[]; words: number[] }[] = [

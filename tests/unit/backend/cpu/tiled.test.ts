@@ -1,8 +1,10 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { CpuBackend, PLAIN_LOOPS } from "../../../../src/backend/cpu/cpu-backend.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { Fixture } from "../../../contract/fixture.ts";
 import { batchTensors, type RowShape, raggedBatch } from "../../../contract/ragged-batch.ts";
+
+setDefaultTimeout(300_000);
 
 /** The bytes of what `run` computes with the loops as their definitions read, and with the fast ones. */
 function both(run: (fixture: Fixture) => Uint8Array): [plain: Uint8Array, tiled: Uint8Array] {

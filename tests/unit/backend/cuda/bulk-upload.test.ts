@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { closeSync, openSync, writeFileSync } from "node:fs";
 import type { BulkUpload } from "../../../../src/backend/backend.ts";
 import { CudaBuffer } from "../../../../src/backend/cuda/device-buffer.ts";
@@ -13,6 +13,8 @@ import { Stream } from "../../../../src/cuda/stream.ts";
 import { bulkLoad } from "../../../../src/loader/bulk-load.ts";
 import { temporaryFolder } from "../../../support.ts";
 import { FakeCuda } from "../../cuda/fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 const BUFFER_BYTES = 2 * 2 ** 20;
 const BUFFERS = 16;

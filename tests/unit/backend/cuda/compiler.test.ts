@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   mkdirSync,
   mkdtempSync,
@@ -19,6 +19,8 @@ import { Device } from "../../../../src/cuda/device.ts";
 import { NvrtcError } from "../../../../src/cuda/errors.ts";
 import type { CompileRequest, KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 import { FakeCuda } from "../../cuda/fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 /** "Compiles" a request to its JSON, and counts. */
 class FakeCompiler implements KernelCompiler {

@@ -1,10 +1,12 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { ConfigError, DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";
 import { CublasError, CudaError, CudaOutOfMemoryError } from "../../../../src/cuda/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
+
+setDefaultTimeout(300_000);
 
 const FATAL = [214, 220, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
 const OUT_OF_MEMORY = 2;

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
@@ -6,6 +6,8 @@ import { denseWeight } from "../../../../src/backend/weight.ts";
 import { CublasError, CudaError } from "../../../../src/cuda/errors.ts";
 import { heuristicResult } from "../../cuda/fake-cublaslt.ts";
 import { FakeMachine } from "./fake-machine.ts";
+
+setDefaultTimeout(300_000);
 
 /** Milliseconds of the algorithms that the fake ranks 1, 2, 3: its first is not its fastest. */
 const TIMES: Readonly<Record<number, number>> = { 1: 3, 2: 1, 3: 2 };

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Compiler } from "../../../../src/backend/cuda/compiler.ts";
 import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { type KernelParameter, parseKernels } from "../../../../src/backend/cuda/kernel-signature.ts";
@@ -6,6 +6,8 @@ import { type KernelDeclaration, KernelVariants } from "../../../../src/backend/
 import { InvariantError } from "../../../../src/base/errors.ts";
 import type { Context } from "../../../../src/cuda/context.ts";
 import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
+
+setDefaultTimeout(300_000);
 
 describe("the kernels of a source", () => {
   test("are read with names and types, whatever stands between", () => {

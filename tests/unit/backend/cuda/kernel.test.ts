@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Addressed } from "../../../../src/backend/cuda/argument-packer.ts";
 import { Kernel } from "../../../../src/backend/cuda/kernel.ts";
 import type { ParameterType } from "../../../../src/backend/cuda/kernel-signature.ts";
@@ -9,6 +9,8 @@ import { Graph } from "../../../../src/cuda/graph.ts";
 import { Module } from "../../../../src/cuda/module.ts";
 import { Stream } from "../../../../src/cuda/stream.ts";
 import { FakeCuda } from "../../cuda/fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 let fake: FakeCuda;
 let context: Context;

@@ -1,4 +1,4 @@
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,12 +11,12 @@ import { available, describeWith } from "../../../requirements.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
 import { unitsOf } from "./kernel-units.ts";
 
+setDefaultTimeout(300_000);
+
 const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;
 const HEAD_DIMS = [64, 96, 128, 256] as const;
 const GROUPS = [1, 2, 4, 7, 8] as const;
 const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
-
-const COMPILE_TIMEOUT_MS = 120_000;
 
 /** Sizes that pass through every specialisation but those of attention: widths for vectors and not, narrow and wide. */
 const WIDTHS = [
@@ -75,25 +75,21 @@ describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "NVRTC compiles without a warning", 
   const folder = mkdtempSync(join(tmpdir(), "octavo-compile-"));
   afterAll(() => rmSync(folder, { recursive: true }));
 
-  test.each(ARCHITECTURES.map((arch, n) => [arch, n] as const))(
-    "for %s",
-    async (arch, n) => {
-      const warnings: string[] = [];
-      const compiler = new Compiler(nvrtc, {
-        ...{ sourceFolder: KERNEL_FOLDER, cacheFolder: folder, arch, nvrtcFiles: files },
-        warn: (message) => warnings.push(message),
-      });
-      const wanted = variants(n);
-      const cubins = await compiler.compileAll(wanted);
-      expect(warnings).toEqual([]);
-      for (const [i, cubin] of cubins.entries()) {
-        const entries = [...SIGNATURES].filter(([, { file }]) => file === wanted[i]!.file);
-        const image = Buffer.from(cubin);
-        expect(
-          entries.filter(([entry]) => !image.includes(`.text.${entry}`)).map(([entry]) => entry),
-        ).toEqual([]);
-      }
-    },
-    COMPILE_TIMEOUT_MS,
-  );
+  test.each(ARCHITECTURES.map((arch, n) => [arch, n] as const))("for %s", async (arch, n) => {
+    const warnings: string[] = [];
+    const compiler = new Compiler(nvrtc, {
+      ...{ sourceFolder: KERNEL_FOLDER, cacheFolder: folder, arch, nvrtcFiles: files },
+      warn: (message) => warnings.push(message),
+    });
+    const wanted = variants(n);
+    const cubins = await compiler.compileAll(wanted);
+    expect(warnings).toEqual([]);
+    for (const [i, cubin] of cubins.entries()) {
+      const entries = [...SIGNATURES].filter(([, { file }]) => file === wanted[i]!.file);
+      const image = Buffer.from(cubin);
+      expect(entries.filter(([entry]) => !image.includes(`.text.${entry}`)).map(([entry]) => entry)).toEqual(
+        [],
+      );
+    }
+  });
 });

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import {
   type BatchTensors,
   JOIN_WORDS,
@@ -19,6 +19,8 @@ import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../../src/base/sampl
 import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments, SIGNATURES } from "./kernel-signatures.ts";
+
+setDefaultTimeout(300_000);
 
 /** What every supported GPU grants: 99 KiB of shared memory is the least of them, that of sm_86, sm_89 and sm_120. */
 const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 99 * 1024 };

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import type { BatchTensors } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
@@ -7,6 +7,8 @@ import { InvariantError } from "../../../../src/base/errors.ts";
 import { refusals } from "../../../contract/refusal-tables.ts";
 import { acceptedOf, callsOf } from "../../../contract/refusals.ts";
 import { FakeMachine } from "./fake-machine.ts";
+
+setDefaultTimeout(300_000);
 
 const machine = new FakeMachine();
 let backend: CudaBackend;

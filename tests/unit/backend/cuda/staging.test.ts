@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Staging } from "../../../../src/backend/cuda/staging.ts";
 import { InvariantError } from "../../../../src/base/errors.ts";
 import { Context } from "../../../../src/cuda/context.ts";
@@ -7,6 +7,8 @@ import { CudaOutOfMemoryError } from "../../../../src/cuda/errors.ts";
 import { DeviceMemory } from "../../../../src/cuda/memory.ts";
 import { Stream } from "../../../../src/cuda/stream.ts";
 import { FakeCuda } from "../../cuda/fake-cuda.ts";
+
+setDefaultTimeout(300_000);
 
 const SEGMENT = 8 * 2 ** 20;
 const READBACK_BYTES = 2 ** 20;

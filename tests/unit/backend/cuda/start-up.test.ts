@@ -13,7 +13,7 @@ import { add, drain, makeRequest, range } from "../../engine/helpers.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const CONFIG = {
   ...{ architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: 200, hidden_size: 64 },
