@@ -3,7 +3,7 @@ import type { EngineMessage } from "../../src/async/worker-protocol.ts";
 import { eventually } from "../support.ts";
 import { canary, ENDLESS, expectUnharmed, PROMPT, TestServer } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const CLIENTS = 1000;
 

@@ -1,10 +1,12 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Inbox } from "../../../src/async/inbox.ts";
 import { checkRequest } from "../../../src/engine/request.ts";
 import type { StepOutput } from "../../../src/engine/step-output.ts";
 import { StepLoop } from "../../../src/llm/step-loop.ts";
 import { eventually } from "../../support.ts";
 import { makeEngine, makeRequest } from "../engine/helpers.ts";
+
+setDefaultTimeout(300_000);
 
 test("messages are handled as they come, and all of them in their order when the inbox is drained", async () => {
   const { port1, port2 } = new MessageChannel();
