@@ -1,0 +1,58 @@
+import { describe, expect, test } from "bun:test";
+import { existsSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { Glob } from "bun";
+
+const ROOT = join(import.meta.dir, "../..");
+const DOCUMENTS = ["README.md", ...new Glob("docs/*.md").scanSync(ROOT)].sort();
+
+const read = (file: string) => readFileSync(join(ROOT, file), "utf8");
+
+/** Paths from the root, wherever they stand. */
+const FROM_ROOT = /(?<![\w./-])(?:bench|docs|examples|kernels-cu|models|src|tests)\/[\w./-]*\w\/?/g;
+/** Files and folders in backticks, which may be named from `src/` or from a folder named before them in the line. */
+const QUOTED = /`([\w-][\w./-]*(?:\.(?:cuh?|md|py|sh|ts)|\/))`/g;
+/** Targets of links within the repository. */
+const LINKED = /\]\((?!https?:|#)([^)#]+)/g;
+/** Folders of other programs. */
+const FOREIGN = new Set(["blobs/"]);
+
+/** The paths that a document names and that lead nowhere. */
+function deadPaths(document: string): string[] {
+  const exists = (path: string) => existsSync(join(ROOT, path));
+  return read(document)
+    .split("\n")
+    .flatMap((line) => {
+      const folders = [".", "src"];
+      const dead = [...line.matchAll(FROM_ROOT)].map(([path]) => path).filter((path) => !exists(path));
+      for (const [, path] of line.matchAll(QUOTED)) {
+        const found = folders.map((folder) => join(folder, path!)).find(exists);
+        if (found !== undefined) folders.push(dirname(found), found);
+        else if (!FOREIGN.has(path!)) dead.push(path!);
+      }
+      for (const [, path] of line.matchAll(LINKED))
+        if (!exists(join(dirname(document), path!))) dead.push(path!);
+      return dead;
+    });
+}
+
+describe("the paths that a document names exist", () => {
+  test.each(DOCUMENTS)("%s", (document) => {
+    expect(deadPaths(document)).toEqual([]);
+  });
+});
+
+describe("the README counts lines to within 5%", () => {
+  const linesOf = (pattern: string) =>
+    [...new Glob(pattern).scanSync(ROOT)].reduce((sum, file) => sum + read(file).split("\n").length - 1, 0);
+
+  test.each([
+    ["TypeScript", "src/**/*.ts"],
+    ["CUDA C++", "kernels-cu/**/*.{cu,cuh}"],
+  ])("of %s", (language, pattern) => {
+    const [, stated] = read("README.md").match(RegExp(`([\\d,]+) lines of ${RegExp.escape(language)}`)) ?? [];
+    const count = linesOf(pattern);
+    const difference = Math.abs(Number(stated?.replaceAll(",", "")) - count) / count;
+    expect(difference, `the README states ${stated}, there are ${count}`).toBeLessThan(0.05);
+  });
+});
