@@ -10,7 +10,7 @@ const read = (file: string) => readFileSync(join(ROOT, file), "utf8");
 
 /** Paths from the root, wherever they stand. */
 const FROM_ROOT = /(?<![\w./-])(?:bench|docs|examples|kernels-cu|models|src|tests)\/[\w./-]*\w\/?/g;
-/** Files and folders in backticks, which may be named from `src/` or from a folder named before them in the line. */
+/** Files and folders in backticks: named from the root, `src/`, `kernels-cu/` or a folder named before them in the line. */
 const QUOTED = /`([\w-][\w./-]*(?:\.(?:cuh?|md|py|sh|ts)|\/))`/g;
 /** Targets of links within the repository. */
 const LINKED = /\]\((?!https?:|#)([^)#]+)/g;
@@ -23,7 +23,7 @@ function deadPaths(document: string): string[] {
   return read(document)
     .split("\n")
     .flatMap((line) => {
-      const folders = [".", "src"];
+      const folders = [".", "src", "kernels-cu"];
       const dead = [...line.matchAll(FROM_ROOT)].map(([path]) => path).filter((path) => !exists(path));
       for (const [, path] of line.matchAll(QUOTED)) {
         const found = folders.map((folder) => join(folder, path!)).find(exists);
