@@ -219,11 +219,14 @@ export class AsyncLLM implements AsyncDisposable {
     return { prompt: text, tokenIds: list, tokenStrings };
   }
 
-  /** The text of tokens, special ones left out. @throws InvalidRequestError */
-  async detokenize(tokenIds: readonly number[]): Promise<string> {
+  /** The text of tokens; special ones are left out unless they are asked for. @throws InvalidRequestError */
+  async detokenize(
+    tokenIds: readonly number[],
+    { skipSpecialTokens = true }: { readonly skipSpecialTokens?: boolean } = {},
+  ): Promise<string> {
     this.engine.assertAlive();
     const ids = checkTokens("tokenIds", tokenIds, this.modelConfig.vocabSize);
-    return this.#textJobs("tokenIds").call("detokenize", ids, [ids.buffer]);
+    return this.#textJobs("tokenIds").call("detokenize", { ids, skipSpecialTokens }, [ids.buffer]);
   }
 
   /** Forgets all cached prefixes. False when requests are running, which hold theirs. */

@@ -45,7 +45,8 @@ function jobs(encoder: PromptEncoder): Jobs {
     },
     badWordTokens: (badWords) => encoder.badWordTokens(badWords),
     tokenStrings: (ids) => Array.from(ids, (id) => encoder.tokenizer!.idToToken(id) ?? ""),
-    detokenize: (ids) => encoder.tokenizer!.decode(Array.from(ids)),
+    detokenize: ({ ids, skipSpecialTokens }) =>
+      encoder.tokenizer!.decode(Array.from(ids), { skipSpecialTokens }),
   };
 }
 

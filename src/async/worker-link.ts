@@ -11,8 +11,9 @@ export class WorkerLink<Send, Receive> {
   #error: string | undefined;
   #terminated = false;
 
-  constructor(url: URL) {
-    this.#worker = new Worker(url);
+  /** @param keepsAlive whether the process waits for the Worker to end. Default true. */
+  constructor(url: URL, { keepsAlive = true }: { readonly keepsAlive?: boolean } = {}) {
+    this.#worker = new Worker(url, { ref: keepsAlive });
     this.#worker.onmessage = ({ data }: MessageEvent<Receive>) => {
       if (!this.#terminated) this.onMessage(data);
     };

@@ -82,7 +82,10 @@ export interface TextJobs {
     readonly input: Int32Array<ArrayBuffer>;
     readonly output: readonly string[];
   };
-  readonly detokenize: { readonly input: Int32Array<ArrayBuffer>; readonly output: string };
+  readonly detokenize: {
+    readonly input: { readonly ids: Int32Array<ArrayBuffer>; readonly skipSpecialTokens: boolean };
+    readonly output: string;
+  };
 }
 
 /** A prompt or conversation as tokens. */

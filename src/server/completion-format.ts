@@ -4,7 +4,7 @@ import { type ReplyFormat, type ReplyHead, type ReplyNames, replyHead } from "./
 import type { CompletionsBody } from "./schemas/completions.ts";
 import type { Usage } from "./usage.ts";
 
-type Body = CompletionsBody & { readonly prompt_logprobs?: unknown };
+type Body = Omit<CompletionsBody, "prompt"> & { readonly prompt_logprobs?: unknown };
 
 /** The replies of `/v1/completions`. */
 export class CompletionFormat implements ReplyFormat {

@@ -2,6 +2,7 @@ import type { Context, Hono } from "hono";
 import type { AsyncLLM } from "../async/async-llm.ts";
 import { Admission } from "./admission.ts";
 import type { Caller } from "./auth.ts";
+import { BodyParser } from "./body/body-parser.ts";
 import { ApiError } from "./errors.ts";
 import { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
@@ -14,6 +15,7 @@ export interface ServerContext {
   readonly llm: AsyncLLM;
   readonly config: ServerConfig;
   readonly admission: Admission;
+  readonly bodies: BodyParser;
   readonly metrics: ServerMetrics;
   readonly log: ServerLog;
   readonly unknownFields: UnknownFieldLog;
@@ -44,6 +46,7 @@ export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink
       maxCompletions: llm.config.maxNumSeqs + config.maxQueueLength,
       maxConcurrentPerKey: config.maxConcurrentPerKey,
     }),
+    bodies: new BodyParser({ maxPromptTokens: llm.maxModelLen }),
     unknownFields: new UnknownFieldLog(metrics, log),
     startedAt: Math.floor(Date.now() / 1000),
   };

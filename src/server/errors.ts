@@ -68,6 +68,10 @@ export function invalidValue(field: string, message: string, code = "invalid_val
   return new ApiError(400, code, message, field);
 }
 
+export function invalidJson(message: string): ApiError {
+  return new ApiError(400, "invalid_json", message);
+}
+
 export function overloaded(code: string, message: string, retrySeconds = 1): ApiError {
   return new ApiError(503, code, message, null, { "Retry-After": String(retrySeconds) });
 }
@@ -77,6 +81,7 @@ const FAILURES: Readonly<Record<string, string>> = {
   numerical_error: "the model's logits are not finite numbers",
   step_failed: "computing a step failed",
   detokenize_failed: "turning tokens into text failed",
+  body_failed: "parsing the body failed",
 };
 
 /** The error reply for anything thrown while a request was served. */

@@ -51,6 +51,7 @@ export function startServer({
     await context.admission.drain(config.drainSeconds);
     await listener.stop(FLUSH_SECONDS);
     context.metrics[Symbol.dispose]();
+    await context.bodies[Symbol.asyncDispose]();
   };
   const stop = () => {
     stopped ??= shutDown();

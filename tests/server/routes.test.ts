@@ -23,6 +23,16 @@ describe("tokens", () => {
     expect(await json("/detokenize", { tokens: document.tokens })).toEqual({ prompt: PROMPT });
   });
 
+  test("back to text keeps special ones unless asked not to", async () => {
+    const { tokens } = (await json("/tokenize", { messages: HI })) as { tokens: number[] };
+    const { prompt: all } = (await json("/detokenize", { tokens })) as { prompt: string };
+    expect(all).toContain("<|im_start|>user\nHi<|im_end|>");
+    expect(await json("/detokenize", { tokens, skip_special_tokens: false })).toEqual({ prompt: all });
+    expect(await json("/detokenize", { tokens, skip_special_tokens: true })).toEqual({
+      prompt: all.replaceAll(/<\|im_\w+\|>/g, ""),
+    });
+  });
+
   test("of a conversation are those that a chat computes", async () => {
     const { tokens, token_strs } = (await json("/tokenize", { messages: HI })) as {
       tokens: number[];

@@ -1,23 +1,22 @@
+import { readRequest } from "../body/read-request.ts";
 import { ChatFormat } from "../chat-format.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { generate } from "../generation.ts";
-import { readJsonBody } from "../json-body.ts";
 import { mount } from "../router.ts";
-import { type ChatRequest, parseChat } from "../schemas/chat.ts";
+import type { ChatRequest } from "../schemas/chat.ts";
 import { textJob, tokenizeOptions } from "./tokenize.ts";
 
 /** `/v1/chat/completions` and its rendering to tokens. */
 export function chatRoutes(app: ServerApp, context: ServerContext): void {
-  const { llm, config, unknownFields } = context;
-  const read = async (c: RequestContext) =>
-    parseChat(await readJsonBody(c.req.raw, config.maxRequestBytes), unknownFields.add);
+  const { llm, config } = context;
+  const read = (c: RequestContext) => readRequest(c, context, "chat");
 
   mount(app, "/v1/chat/completions", {
     POST: async (c) => {
       const chat = await read(c);
-      const { body, prompt, sampling, messages } = chat;
+      const { body, prompt, sampling } = chat;
       const tracked = c.get("tracked");
-      if (config.logPrompts) tracked.record.prompt = messages;
+      if (config.logPrompts) tracked.record.prompt = prompt.messages;
       const model = servedModel(context, body.model);
       const names = {
         ...{ prompt: "messages", promptTokenIds: "messages", logprobs: "top_logprobs" },
@@ -45,7 +44,10 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
 }
 
 /** The role of the reply's message, and the text that `echo` puts before it: the final message's, if its role is the same. */
-function speaker({ body, messages }: ChatRequest): { readonly role: string; readonly echoed: string } {
+function speaker({ body, prompt: { messages } }: ChatRequest): {
+  readonly role: string;
+  readonly echoed: string;
+} {
   const final = messages.at(-1)!;
   const opened = body.add_generation_prompt ?? !body.continue_final_message;
   const role = opened ? "assistant" : final.role;

@@ -1,20 +1,18 @@
 import type { SubmittedRequest } from "../../base/outputs.ts";
 import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
+import { readRequest } from "../body/read-request.ts";
 import { type Echo, scored } from "../chunks.ts";
 import { CompletionFormat } from "../completion-format.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { generate } from "../generation.ts";
-import { readJsonBody } from "../json-body.ts";
 import { mount } from "../router.ts";
-import { parseCompletions } from "../schemas/completions.ts";
 import type { PromptInput } from "../schemas/prompt.ts";
 import { textJob, tokenizeOptions } from "./tokenize.ts";
 
 /** `/v1/completions` and its rendering to tokens. */
 export function completionRoutes(app: ServerApp, context: ServerContext): void {
-  const { llm, config, unknownFields } = context;
-  const read = async (c: RequestContext) =>
-    parseCompletions(await readJsonBody(c.req.raw, config.maxRequestBytes), unknownFields.add);
+  const { llm, config } = context;
+  const read = (c: RequestContext) => readRequest(c, context, "completions");
 
   mount(app, "/v1/completions", {
     POST: async (c) => {

@@ -1,25 +1,18 @@
 import type { SubmitOptions } from "../../async/async-llm.ts";
-import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
+import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
-import { invalidValue } from "../errors.ts";
-import { readJsonBody } from "../json-body.ts";
 import { admitTextRequest } from "../request-lifetime.ts";
 import { mount } from "../router.ts";
-import { type ConversationBody, chatPrompt } from "../schemas/chat.ts";
-import { tokenIds } from "../schemas/prompt.ts";
-import { parseBody } from "../schemas/request-body.ts";
-import { DetokenizeBody, TokenizeBody } from "../schemas/tokenize.ts";
 
 /** `/tokenize` and `/detokenize`. */
 export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
-  const { llm, config, unknownFields } = context;
-  const read = (c: RequestContext) => readJsonBody(c.req.raw, config.maxRequestBytes);
+  const { llm } = context;
 
   mount(app, "/tokenize", {
     POST: async (c) => {
-      const body = parseBody(TokenizeBody, await read(c), unknownFields.add);
+      const { body, prompt } = await readRequest(c, context, "tokenize");
       servedModel(context, body.model);
-      const result = await textJob(c, context, () => llm.tokenize(promptOf(body), tokenizeOptions(body)));
+      const result = await textJob(c, context, () => llm.tokenize(prompt, tokenizeOptions(body)));
       return c.json({
         count: result.tokenIds.length,
         max_model_len: llm.maxModelLen,
@@ -31,10 +24,11 @@ export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
 
   mount(app, "/detokenize", {
     POST: async (c) => {
-      const body = parseBody(DetokenizeBody, await read(c), unknownFields.add);
-      servedModel(context, body.model);
-      const tokens = tokenIds(body.tokens, "tokens");
-      return c.json({ prompt: await textJob(c, context, () => llm.detokenize(tokens)) });
+      const { model, tokens, skipSpecialTokens } = await readRequest(c, context, "detokenize");
+      servedModel(context, model);
+      return c.json({
+        prompt: await textJob(c, context, () => llm.detokenize(tokens, { skipSpecialTokens })),
+      });
     },
   });
 }
@@ -59,13 +53,4 @@ export function tokenizeOptions(body: {
     ...(typeof truncate === "number" && { truncatePromptTokens: truncate }),
     ...(typeof special === "boolean" && { addSpecialTokens: special }),
   };
-}
-
-function promptOf(
-  body: ConversationBody & { readonly prompt?: string | null | undefined },
-): Prompt | ChatPrompt {
-  const isChat = body.messages !== undefined && body.messages !== null;
-  if (typeof body.prompt === "string" && !isChat) return body.prompt;
-  if (isChat && typeof body.prompt !== "string") return chatPrompt(body);
-  throw invalidValue("prompt", "give either prompt or messages");
 }

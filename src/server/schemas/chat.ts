@@ -1,7 +1,6 @@
 import { z } from "zod";
 import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
-import type { ChatMessage } from "../../tokenizer/chat-template.ts";
 import type { ChatOptions, ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { invalidValue, unsupported } from "../errors.ts";
 import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
@@ -40,8 +39,8 @@ export type ChatBody = z.infer<typeof ChatBody>;
 export type ConversationBody = Partial<z.infer<z.ZodObject<typeof conversationShape>>>;
 
 export interface ChatRequest {
-  readonly body: ChatBody;
-  readonly messages: readonly ChatMessage[];
+  readonly body: Omit<ChatBody, keyof typeof conversationShape> &
+    Pick<ChatBody, "add_generation_prompt" | "continue_final_message">;
   readonly prompt: ChatPrompt;
   readonly sampling: SamplingParams;
 }
@@ -64,8 +63,9 @@ export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatReque
   if (top !== undefined && top !== 0 && !body.logprobs)
     throw invalidValue("top_logprobs", "top_logprobs needs logprobs: true");
   if (body.logprobs) sampling.logprobs = top ?? 0;
-  const prompt = chatPrompt(body);
-  return { body, messages: prompt.messages, prompt, sampling };
+  const { messages, chat_template_kwargs, documents, tools, ...rest } = body;
+  const prompt = chatPrompt({ ...rest, messages, chat_template_kwargs, documents, tools });
+  return { body: rest, prompt, sampling };
 }
 
 /**

@@ -3,7 +3,13 @@ import type { JsonObject } from "../../base/json-object.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import { invalidValue, unsupported } from "../errors.ts";
 import { PROMPT_DOCUMENT, type PromptInput, parsePrompts } from "./prompt.ts";
-import { checkGeneration, generationShape, parseBody, type UnknownFields } from "./request-body.ts";
+import {
+  type BodyLimits,
+  checkGeneration,
+  generationShape,
+  parseBody,
+  type UnknownFields,
+} from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
 
 /** Body of `/v1/completions`. */
@@ -16,7 +22,7 @@ export const CompletionsBody = z.object({
 export type CompletionsBody = z.infer<typeof CompletionsBody>;
 
 export interface CompletionsRequest {
-  readonly body: CompletionsBody;
+  readonly body: Omit<CompletionsBody, "prompt">;
   readonly prompts: readonly PromptInput[];
   readonly sampling: SamplingParams;
   /** `echo` with `max_tokens` 0: nothing is generated, the prompt alone is returned. */
@@ -27,8 +33,12 @@ export interface CompletionsRequest {
  * Checks a body of `/v1/completions`.
  * @throws ApiError naming the field.
  */
-export function parseCompletions(json: JsonObject, onUnknown: UnknownFields): CompletionsRequest {
-  const body = parseBody(CompletionsBody, json, onUnknown);
+export function parseCompletions(
+  json: JsonObject,
+  onUnknown: UnknownFields,
+  { maxPromptTokens }: BodyLimits,
+): CompletionsRequest {
+  const { prompt, ...body } = parseBody(CompletionsBody, json, onUnknown);
   checkGeneration(body);
   const params = samplingParams(body);
   checkBestOf(body.best_of, params.n ?? 1);
@@ -43,7 +53,8 @@ export function parseCompletions(json: JsonObject, onUnknown: UnknownFields): Co
   if (logprobs !== undefined) params.logprobs = logprobs;
   // One token is the least that the engine computes; the reply leaves it out.
   if (promptOnly) params.maxTokens = 1;
-  return { body, prompts: parsePrompts(body.prompt), sampling: params, promptOnly };
+  const prompts = parsePrompts(prompt, maxPromptTokens, body.truncate_prompt_tokens ?? undefined);
+  return { body, prompts, sampling: params, promptOnly };
 }
 
 function checkBestOf(bestOf: number | null | undefined, n: number): void {

@@ -58,6 +58,12 @@ export const generationShape = {
 export const GenerationBody = z.object(generationShape);
 export type GenerationBody = z.infer<typeof GenerationBody>;
 
+/** What bodies are checked against besides their schema. */
+export interface BodyLimits {
+  /** Tokens that a prompt may have. */
+  readonly maxPromptTokens: number;
+}
+
 /** Called with the names of a body's fields that neither its schema nor the unsupported ones have. */
 export type UnknownFields = (names: readonly string[]) => void;
 

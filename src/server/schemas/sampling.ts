@@ -11,8 +11,17 @@ interface SamplingField {
 }
 
 const field = (param: keyof SamplingParams, type: z.ZodType): SamplingField => ({ param, type });
-/** Lists are the engine's to check: it looks at their lengths before their items. */
-const list = (items: "integer" | "string") => z.unknown().meta({ type: "array", items: { type: items } });
+/** Longest list of a sampling field: more than any vocabulary has. */
+const MAX_ENTRIES = 2 ** 19;
+/** Lists are the engine's to check: it looks at their lengths before their items. No long one is passed on to it. */
+const unchecked = () =>
+  z
+    .unknown()
+    .refine(
+      (value) => !Array.isArray(value) || value.length <= MAX_ENTRIES,
+      `must have at most ${MAX_ENTRIES} entries`,
+    );
+const list = (items: "integer" | "string") => unchecked().meta({ type: "array", items: { type: items } });
 const tokenIds = list("integer");
 
 const STOP_DOCUMENT = {
@@ -29,8 +38,8 @@ export const SAMPLING_FIELDS: Readonly<Record<string, SamplingField>> = {
   presence_penalty: field("presencePenalty", z.number()),
   frequency_penalty: field("frequencyPenalty", z.number()),
   repetition_penalty: field("repetitionPenalty", z.number()),
-  seed: field("seed", z.unknown().meta({ type: "integer", description: "64 bits." })),
-  stop: field("stop", z.unknown().meta(STOP_DOCUMENT)),
+  seed: field("seed", unchecked().meta({ type: "integer", description: "64 bits." })),
+  stop: field("stop", unchecked().meta(STOP_DOCUMENT)),
   stop_token_ids: field("stopTokenIds", tokenIds),
   include_stop_str_in_output: field("includeStopStrInOutput", z.boolean()),
   ignore_eos: field("ignoreEos", z.boolean()),
@@ -39,7 +48,7 @@ export const SAMPLING_FIELDS: Readonly<Record<string, SamplingField>> = {
   prompt_logprobs: field("promptLogprobs", z.int()),
   logit_bias: field(
     "logitBias",
-    z.unknown().meta({ type: "object", additionalProperties: { type: "number" } }),
+    unchecked().meta({ type: "object", additionalProperties: { type: "number" } }),
   ),
   allowed_token_ids: field("allowedTokenIds", tokenIds),
   bad_words: field("badWords", list("string")),

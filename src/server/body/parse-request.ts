@@ -1,0 +1,58 @@
+import type { JsonObject } from "../../base/json-object.ts";
+import { type ChatRequest, parseChat } from "../schemas/chat.ts";
+import { type CompletionsRequest, parseCompletions } from "../schemas/completions.ts";
+import type { BodyLimits, UnknownFields } from "../schemas/request-body.ts";
+import {
+  type DetokenizeRequest,
+  parseDetokenize,
+  parseTokenize,
+  type TokenizeRequest,
+} from "../schemas/tokenize.ts";
+import { parseJsonBody } from "./json-body.ts";
+
+/** The requests with a body, by kind. */
+export interface Requests {
+  readonly completions: CompletionsRequest;
+  readonly chat: ChatRequest;
+  readonly tokenize: TokenizeRequest;
+  readonly detokenize: DetokenizeRequest;
+}
+
+export type RequestKind = keyof Requests;
+
+export interface ParsedRequest<K extends RequestKind> {
+  readonly request: Requests[K];
+  /** Names of the fields that nothing knows. */
+  readonly unknownFields: readonly string[];
+}
+
+type Parser<K extends RequestKind> = (
+  json: JsonObject,
+  onUnknown: UnknownFields,
+  limits: BodyLimits,
+) => Requests[K];
+
+const PARSERS: { readonly [K in RequestKind]: Parser<K> } = {
+  completions: parseCompletions,
+  chat: parseChat,
+  tokenize: parseTokenize,
+  detokenize: parseDetokenize,
+};
+
+/**
+ * Parses a body and checks it against its schema. The request holds no more than the engine may accept of it: it is cheap
+ * to pass on between threads.
+ * @throws ApiError naming the field.
+ */
+export function parseRequest<K extends RequestKind>(
+  kind: K,
+  bytes: Uint8Array,
+  limits: BodyLimits,
+): ParsedRequest<K> {
+  let unknownFields: readonly string[] = [];
+  const onUnknown = (names: readonly string[]) => {
+    unknownFields = names;
+  };
+  const request = PARSERS[kind](parseJsonBody(bytes), onUnknown, limits);
+  return { request, unknownFields };
+}
