@@ -121,13 +121,7 @@ export function checkLinear(
 }
 
 export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor) {
-  const op = "rmsNorm";
-  check(op, "x", x, dtype, "T", "H");
-  const [tokens, width] = [x.dim(0), x.dim(1)];
-  check(op, "weight", weight, dtype, width);
-  check(op, "out", out, dtype, tokens, width);
-  disjoint(op, out, { x, weight });
-  return { tokens, width };
+  return checkNorm("rmsNorm", dtype, out, x, weight);
 }
 
 export function checkLayerNorm(
@@ -137,7 +131,10 @@ export function checkLayerNorm(
   weight: Tensor,
   bias: Tensor | undefined,
 ) {
-  const op = "layerNorm";
+  return checkNorm("layerNorm", dtype, out, x, weight, bias);
+}
+
+function checkNorm(op: string, dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor) {
   check(op, "x", x, dtype, "T", "H");
   const [tokens, width] = [x.dim(0), x.dim(1)];
   check(op, "weight", weight, dtype, width);

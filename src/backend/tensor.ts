@@ -12,6 +12,11 @@ export interface DeviceBuffer {
   dispose(): void;
 }
 
+/** Bytes that a tensor takes. */
+export function byteLengthOf(dtype: DType, shape: readonly number[]): number {
+  return shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+}
+
 /** A contiguous, row-major view of a buffer. */
 export class Tensor {
   readonly size: number;

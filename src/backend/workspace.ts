@@ -1,7 +1,7 @@
-import { type DType, dtypeSize } from "../base/dtype.ts";
+import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import type { Backend } from "./backend.ts";
-import { type DeviceBuffer, Tensor } from "./tensor.ts";
+import { byteLengthOf, type DeviceBuffer, Tensor } from "./tensor.ts";
 
 /**
  * Named scratch memory for activations. A name always gives the same memory, so a step allocates nothing, layers
@@ -16,7 +16,7 @@ export class Workspace {
 
   /** A tensor on the memory called `name`, grown when needed. Contents are undefined. */
   tensor(name: string, dtype: DType, shape: readonly number[]): Tensor {
-    const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+    const bytes = byteLengthOf(dtype, shape);
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.byteLength < bytes) {
       invariant(

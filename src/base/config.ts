@@ -44,29 +44,13 @@ export interface EngineOptions {
   maxLogprobs?: number;
 }
 
+/** Options without which the model or the device decides. */
+type Undecided = "maxModelLen" | "kvCacheMemoryBytes" | "overlapScheduling" | "downloadDir" | "chatTemplate";
+
 /** `EngineOptions` after defaults and validation. What only the model can decide stays undefined. */
-export interface EngineConfig {
-  readonly device: "auto" | "cuda" | "cpu";
-  readonly dtype: "auto" | "bfloat16" | "float16" | "float32";
-  readonly maxModelLen: number | undefined;
-  readonly maxNumSeqs: number;
-  readonly maxNumBatchedTokens: number;
-  readonly blockSize: number;
-  readonly gpuMemoryUtilization: number;
-  readonly kvCacheMemoryBytes: number | undefined;
-  readonly tensorParallelSize: number;
-  readonly enforceEager: boolean;
-  readonly enablePrefixCaching: boolean;
-  readonly overlapScheduling: boolean | undefined;
-  readonly loadFormat: "auto" | "dummy";
-  readonly skipTokenizerInit: boolean;
-  readonly seed: number;
-  readonly revision: string;
-  readonly downloadDir: string | undefined;
-  readonly chatTemplate: string | undefined;
-  readonly generationConfig: "auto" | "vllm";
-  readonly maxLogprobs: number;
-}
+export type EngineConfig = Readonly<Required<Omit<EngineOptions, Undecided>>> & {
+  readonly [Name in Undecided]: EngineOptions[Name] | undefined;
+};
 
 /**
  * Checks the options and fills in defaults.

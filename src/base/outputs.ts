@@ -55,15 +55,8 @@ export interface RequestOutput {
 }
 
 /** New text and tokens of one completion: what `stream` yields. Concatenated, the deltas are the completion. */
-export interface CompletionDelta {
+export interface CompletionDelta extends Omit<CompletionOutput, "cumulativeLogprob"> {
   readonly requestId: string;
-  readonly index: number;
-  readonly text: string;
-  readonly tokenIds: readonly number[];
-  readonly logprobs?: readonly PositionLogprobs[];
-  readonly finishReason: FinishReason | null;
-  readonly stopReason: string | number | null;
-  readonly error?: Error;
 }
 
 /** A request under way, as the holder of its stream knows it. */

@@ -58,7 +58,7 @@ export function readLogprobs(pending: PendingLogprobs): LogprobRows {
 /** Rows [start, end), with only the first `topCount` entries of each. */
 export function sliceLogprobs(rows: LogprobRows, start: number, end: number, topCount: number): LogprobRows {
   const top = <A extends Int32Array | Float32Array>(entries: A): A => {
-    const out = new (entries.constructor as new (length: number) => A)((end - start) * topCount);
+    const out = arrayLike(entries, (end - start) * topCount);
     for (let row = start; row < end; row++) {
       const from = row * rows.topCount;
       out.set(entries.subarray(from, from + topCount), (row - start) * topCount);
@@ -77,25 +77,32 @@ export function sliceLogprobs(rows: LogprobRows, start: number, end: number, top
 
 /** Rows of `parts` one after the other; all have the same `topCount`. */
 export function concatLogprobs(parts: readonly LogprobRows[]): LogprobRows {
-  const join = <A extends Int32Array | Float32Array>(pick: (part: LogprobRows) => A): A => {
-    const arrays = parts.map(pick);
-    const total = arrays.reduce((sum, array) => sum + array.length, 0);
-    const out = new (arrays[0]!.constructor as new (length: number) => A)(total);
-    let offset = 0;
-    for (const array of arrays) {
-      out.set(array, offset);
-      offset += array.length;
-    }
-    return out;
-  };
   return {
     topCount: parts[0]!.topCount,
-    chosenIds: join((part) => part.chosenIds),
-    chosenLogprobs: join((part) => part.chosenLogprobs),
-    chosenRanks: join((part) => part.chosenRanks),
-    topIds: join((part) => part.topIds),
-    topLogprobs: join((part) => part.topLogprobs),
+    chosenIds: concat(parts.map(({ chosenIds }) => chosenIds)),
+    chosenLogprobs: concat(parts.map(({ chosenLogprobs }) => chosenLogprobs)),
+    chosenRanks: concat(parts.map(({ chosenRanks }) => chosenRanks)),
+    topIds: concat(parts.map(({ topIds }) => topIds)),
+    topLogprobs: concat(parts.map(({ topLogprobs }) => topLogprobs)),
   };
+}
+
+/** The elements of `arrays`, of which there is one at least, one after the other. */
+export function concat<A extends Int32Array | Float32Array>(arrays: readonly A[]): A {
+  const out = arrayLike(
+    arrays[0]!,
+    arrays.reduce((sum, { length }) => sum + length, 0),
+  );
+  let offset = 0;
+  for (const array of arrays) {
+    out.set(array, offset);
+    offset += array.length;
+  }
+  return out;
+}
+
+function arrayLike<A extends Int32Array | Float32Array>(array: A, length: number): A {
+  return new (array.constructor as new (length: number) => A)(length);
 }
 
 export function asInt32(bytes: Uint8Array): Int32Array {

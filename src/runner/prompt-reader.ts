@@ -4,6 +4,7 @@ import type { Workspace } from "../backend/workspace.ts";
 import { invariant } from "../base/errors.ts";
 import {
   asFloat32,
+  concat,
   concatLogprobs,
   type EnqueueCopy,
   enqueueLogprobs,
@@ -100,14 +101,4 @@ export function readPromptRows(pending: readonly PendingPromptRow[]) {
       logits.set(answer.row, concat(answer.logits.map((chunk) => asFloat32(chunk.wait()))));
   }
   return { promptLogprobs, logits };
-}
-
-function concat(parts: readonly Float32Array[]): Float32Array {
-  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let offset = 0;
-  for (const part of parts) {
-    out.set(part, offset);
-    offset += part.length;
-  }
-  return out;
 }

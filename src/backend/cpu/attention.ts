@@ -1,5 +1,6 @@
 import { invariant } from "../../base/errors.ts";
 import type { AttentionSpec } from "../backend.ts";
+import type { BatchMetadata } from "./batch.ts";
 import { dot } from "./linear.ts";
 
 /** One layer's cache, both [blocks, numKvHeads, blockSize, headDim]. */
@@ -11,18 +12,13 @@ export interface PagedKv {
 }
 
 /** The ragged batch; see `BatchTensors`. */
-export interface RaggedRows {
-  readonly positions: Int32Array;
-  readonly slotMapping: Int32Array;
-  readonly cuSeqlensQ: Int32Array;
-  readonly contextLens: Int32Array;
-  readonly rowSlots: Int32Array;
+export interface RaggedRows extends Omit<BatchMetadata, "tokenIds"> {
   readonly blockTables: Int32Array;
   /** Row stride of `blockTables`. */
   readonly maxBlocks: number;
 }
 
-/** What attention itself needs of the spec. */
+/** The part of the spec that attention itself needs. */
 export type AttentionHeads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim" | "scale" | "window">;
 
 /** out[T, NQ·D]: attention of the rotated queries in `qkv` over the cache; the last part of `Backend.attend`. */

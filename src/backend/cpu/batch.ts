@@ -2,7 +2,7 @@ import { invariant } from "../../base/errors.ts";
 import { JOIN_WORDS, JoinWord, ROW_WORDS, RowWord } from "../backend.ts";
 import { type HostSlots, Slot } from "./slots.ts";
 
-/** What prepareBatch fills; see `BatchTensors`. */
+/** The arrays of `BatchTensors` that `prepareBatch` fills. */
 export interface BatchMetadata {
   readonly tokenIds: Int32Array;
   readonly positions: Int32Array;

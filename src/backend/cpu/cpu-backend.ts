@@ -1,4 +1,4 @@
-import { type DType, dtypeSize } from "../../base/dtype.ts";
+import type { DType } from "../../base/dtype.ts";
 import { invariant } from "../../base/errors.ts";
 import type {
   Activation,
@@ -13,12 +13,12 @@ import type {
   SlotTensors,
 } from "../backend.ts";
 import * as checks from "../checks.ts";
-import { type DeviceBuffer, Tensor } from "../tensor.ts";
+import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { activation } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
-import { gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
+import { type BatchMetadata, gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
@@ -61,8 +61,7 @@ export class CpuBackend implements Backend {
   }
 
   empty(dtype: DType, shape: readonly number[]): Tensor {
-    const size = shape.reduce((product, extent) => product * extent, 1);
-    return new Tensor(this.allocate(size * dtypeSize(dtype)), dtype, shape);
+    return new Tensor(this.allocate(byteLengthOf(dtype, shape)), dtype, shape);
   }
 
   upload(target: Tensor, data: ArrayBufferView): void {
@@ -132,15 +131,7 @@ export class CpuBackend implements Backend {
       floats(out),
       floats(qkv),
       { ...shape, keys: floats(cache.keys), values: floats(cache.values) },
-      {
-        positions: ints(batch.positions),
-        slotMapping: ints(batch.slotMapping),
-        cuSeqlensQ: ints(batch.cuSeqlensQ),
-        contextLens: ints(batch.contextLens),
-        rowSlots: ints(batch.rowSlots),
-        blockTables: ints(batch.blockTables),
-        maxBlocks: shape.maxBlocks,
-      },
+      { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks: shape.maxBlocks },
       {
         ...spec,
         headNorm: headNorm && { ...headNorm, query: floats(headNorm.query), key: floats(headNorm.key) },
@@ -158,14 +149,7 @@ export class CpuBackend implements Backend {
   prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void {
     const shape = checks.checkPrepareBatch(batch, samples, rows, slots);
     prepareBatch(
-      {
-        tokenIds: ints(batch.tokenIds),
-        positions: ints(batch.positions),
-        slotMapping: ints(batch.slotMapping),
-        cuSeqlensQ: ints(batch.cuSeqlensQ),
-        contextLens: ints(batch.contextLens),
-        rowSlots: ints(batch.rowSlots),
-      },
+      hostBatch(batch),
       {
         slots: ints(samples.slots),
         positions: ints(samples.positions),
@@ -227,6 +211,17 @@ function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {
 
 function rowOf(matrix: Float32Array, row: number, width: number): Float32Array {
   return matrix.subarray(row * width, (row + 1) * width);
+}
+
+function hostBatch(batch: BatchTensors): BatchMetadata {
+  return {
+    tokenIds: ints(batch.tokenIds),
+    positions: ints(batch.positions),
+    slotMapping: ints(batch.slotMapping),
+    cuSeqlensQ: ints(batch.cuSeqlensQ),
+    contextLens: ints(batch.contextLens),
+    rowSlots: ints(batch.rowSlots),
+  };
 }
 
 function hostSlots(

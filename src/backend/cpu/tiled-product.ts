@@ -1,4 +1,4 @@
-import { dot } from "./linear.ts";
+import { dot, type Product } from "./linear.ts";
 
 /**
  * `product` several outputs at a time, with the same results to the bit. Tiles of 2 tokens × 4 outputs keep eight
@@ -6,14 +6,7 @@ import { dot } from "./linear.ts";
  * a tile stay in the first-level cache while all tokens pass. (Sums declared by array destructuring are not kept in
  * registers: a third of the speed.)
  */
-export function tiledProduct(
-  out: Float32Array,
-  x: Float32Array,
-  weight: Float32Array,
-  m: number,
-  n: number,
-  k: number,
-): void {
+export const tiledProduct: Product = (out, x, weight, m, n, k) => {
   const tiledRows = m - (m % 2);
   const tiledColumns = n - (n % 4);
   for (let column = 0; column < tiledColumns; column += 4) {
@@ -23,9 +16,10 @@ export function tiledProduct(
   for (let column = tiledColumns; column < n; column++) {
     for (let row = 0; row < m; row++) out[row * n + column] = dot(x, row * k, weight, column * k, k);
   }
-}
+};
 
-function tile2x4(
+/** Writes the outputs of a tile whose first one is out[row, column]. */
+type Tile = (
   out: Float32Array,
   x: Float32Array,
   weight: Float32Array,
@@ -33,7 +27,9 @@ function tile2x4(
   column: number,
   n: number,
   k: number,
-): void {
+) => void;
+
+const tile2x4: Tile = (out, x, weight, row, column, n, k) => {
   const x0 = row * k;
   const x1 = x0 + k;
   const w0 = column * k;
@@ -74,17 +70,9 @@ function tile2x4(
   out[o1 + 1] = s11;
   out[o1 + 2] = s12;
   out[o1 + 3] = s13;
-}
+};
 
-function tile1x4(
-  out: Float32Array,
-  x: Float32Array,
-  weight: Float32Array,
-  row: number,
-  column: number,
-  n: number,
-  k: number,
-): void {
+const tile1x4: Tile = (out, x, weight, row, column, n, k) => {
   const x0 = row * k;
   const w0 = column * k;
   const w1 = w0 + k;
@@ -106,4 +94,4 @@ function tile1x4(
   out[o + 1] = s1;
   out[o + 2] = s2;
   out[o + 3] = s3;
-}
+};

@@ -22,7 +22,7 @@ import type {
   SampleRows,
   SlotTensors,
 } from "../backend.ts";
-import { type DeviceBuffer, Tensor } from "../tensor.ts";
+import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
 import { CudaBuffer } from "./device-buffer.ts";
@@ -114,8 +114,7 @@ export class CudaBackend implements Backend {
   }
 
   empty(dtype: DType, shape: readonly number[]): Tensor {
-    const bytes = new Tensor(UNBOUNDED, dtype, shape).byteLength;
-    return new Tensor(this.allocate(bytes), dtype, shape);
+    return new Tensor(this.allocate(byteLengthOf(dtype, shape)), dtype, shape);
   }
 
   upload(target: Tensor, data: ArrayBufferView): void {
@@ -228,6 +227,3 @@ export class CudaBackend implements Backend {
     this.#ops.logprobs.logprobs(this.#stream.value, out, logits, tokens);
   }
 }
-
-/** Stands under a tensor whose size is all that is asked for. */
-const UNBOUNDED: DeviceBuffer = { byteLength: Number.MAX_SAFE_INTEGER, address: 0, dispose: () => {} };

@@ -1,5 +1,5 @@
-import { type DType, dtypeSize } from "../../base/dtype.ts";
-import { type DeviceBuffer, Tensor } from "../tensor.ts";
+import type { DType } from "../../base/dtype.ts";
+import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 
 /**
  * Memory of an op's own, between one of its kernels and the next. Grown buffers are kept: a captured graph may hold their
@@ -19,7 +19,6 @@ export class Scratch {
 
   /** A tensor on the memory. Contents are undefined. */
   tensor(dtype: DType, shape: readonly number[]): Tensor {
-    const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
-    return new Tensor(this.atLeast(bytes), dtype, shape);
+    return new Tensor(this.atLeast(byteLengthOf(dtype, shape)), dtype, shape);
   }
 }
