@@ -57,10 +57,11 @@ export const cublasLtSymbols = {
 export type CublasLtApi = NativeApi<typeof cublasLtSymbols>;
 
 export const COMPUTE_32F = 68;
-export const CublasOperation = { none: 0, transpose: 1 } as const;
+/** A cublasOperation_t; matrices are taken as they are unless it is set. */
+export const OPERATION_TRANSPOSE = 1;
 /** cudaDataType_t of the element types that matmuls use. */
 export const CudaDataType = { float32: 0, float16: 2, bfloat16: 14 } as const;
-export const MatmulDescAttribute = { transA: 3, transB: 4, epilogue: 7, biasPointer: 8 } as const;
+export const MatmulDescAttribute = { transA: 3, epilogue: 7, biasPointer: 8 } as const;
 export const PreferenceAttribute = {
   maxWorkspaceBytes: 1,
   minAlignmentA: 5,
@@ -68,4 +69,5 @@ export const PreferenceAttribute = {
   minAlignmentC: 7,
   minAlignmentD: 8,
 } as const;
-export const Epilogue = { none: 1, bias: 4 } as const;
+/** A cublasLtEpilogue_t; there is no epilogue unless it is set. */
+export const EPILOGUE_BIAS = 4;

@@ -5,10 +5,10 @@ import type { Context } from "./context.ts";
 import {
   COMPUTE_32F,
   type CublasLtApi,
-  CublasOperation,
   CudaDataType,
-  Epilogue,
+  EPILOGUE_BIAS,
   MatmulDescAttribute,
+  OPERATION_TRANSPOSE,
   PreferenceAttribute,
 } from "./cublaslt-symbols.ts";
 import { callCublas, checkCublas } from "./errors.ts";
@@ -44,7 +44,7 @@ export class CublasLt extends Handle {
       problem.descriptor.value,
       problem.a.value,
       problem.b.value,
-      problem.c.value,
+      problem.d.value,
       problem.d.value,
       preference.value,
       limit,
@@ -61,40 +61,44 @@ export class CublasLt extends Handle {
   }
 }
 
-/** The description of a product D = α · op(A) · op(B) + β · C. */
+/** The description of a product D = α · Aᵀ · B + β · C, where C is stored as D is. */
 export interface MatmulProblem {
   readonly descriptor: MatmulDescriptor;
   readonly a: MatrixLayout;
   readonly b: MatrixLayout;
-  readonly c: MatrixLayout;
   readonly d: MatrixLayout;
 }
 
-/** The operation: float32 accumulation, op(A), op(B), epilogue. */
-export class MatmulDescriptor extends Handle {
-  readonly #word = new Int32Array(new ArrayBuffer(4));
-  readonly #pointer = new BigUint64Array(new ArrayBuffer(8));
+/** An object of cuBLASLt, owned by its handle. */
+abstract class CublasObject extends Handle {
+  readonly api: CublasLtApi;
+  protected abstract readonly destroy:
+    | "cublasLtMatmulDescDestroy"
+    | "cublasLtMatmulPreferenceDestroy"
+    | "cublasLtMatrixLayoutDestroy";
 
-  private constructor(
-    private readonly api: CublasLtApi,
-    value: number,
-    owner: CublasLt,
-  ) {
+  protected constructor(owner: CublasLt, value: number) {
     super(value, owner);
+    this.api = owner.api;
   }
 
-  static create(
-    owner: CublasLt,
-    operation: { readonly transA: boolean; readonly transB: boolean; readonly bias: boolean },
-  ): MatmulDescriptor {
+  protected override release(value: number): void {
+    callCublas(this.api, this.destroy, [value]);
+  }
+}
+
+/** The operation: float32 accumulation, A transposed, epilogue. */
+export class MatmulDescriptor extends CublasObject {
+  protected readonly destroy = "cublasLtMatmulDescDestroy";
+  readonly #pointer = new BigUint64Array(new ArrayBuffer(8));
+
+  /** @param bias The epilogue adds a vector, see `setBias`. */
+  static create(owner: CublasLt, bias: boolean): MatmulDescriptor {
     const out = new OutPointer();
-    const { api } = owner;
-    callCublas(api, "cublasLtMatmulDescCreate", [out.array, COMPUTE_32F, CudaDataType.float32]);
-    const descriptor = new MatmulDescriptor(api, out.value, owner);
-    const op = (transposed: boolean) => (transposed ? CublasOperation.transpose : CublasOperation.none);
-    descriptor.#setWord(MatmulDescAttribute.transA, op(operation.transA));
-    descriptor.#setWord(MatmulDescAttribute.transB, op(operation.transB));
-    descriptor.#setWord(MatmulDescAttribute.epilogue, operation.bias ? Epilogue.bias : Epilogue.none);
+    callCublas(owner.api, "cublasLtMatmulDescCreate", [out.array, COMPUTE_32F, CudaDataType.float32]);
+    const descriptor = new MatmulDescriptor(owner, out.value);
+    descriptor.#set(MatmulDescAttribute.transA, Int32Array.of(OPERATION_TRANSPOSE));
+    if (bias) descriptor.#set(MatmulDescAttribute.epilogue, Int32Array.of(EPILOGUE_BIAS));
     return descriptor;
   }
 
@@ -104,29 +108,14 @@ export class MatmulDescriptor extends Handle {
     this.#set(MatmulDescAttribute.biasPointer, this.#pointer);
   }
 
-  #setWord(attribute: number, value: number): void {
-    this.#word[0] = value;
-    this.#set(attribute, this.#word);
-  }
-
   #set(attribute: number, value: NodeJS.TypedArray): void {
     setAttribute(this.api, "cublasLtMatmulDescSetAttribute", this.value, attribute, value);
-  }
-
-  protected override release(value: number): void {
-    callCublas(this.api, "cublasLtMatmulDescDestroy", [value]);
   }
 }
 
 /** A column-major matrix: `rows` × `columns`, nothing between them. */
-export class MatrixLayout extends Handle {
-  private constructor(
-    private readonly api: CublasLtApi,
-    value: number,
-    owner: CublasLt,
-  ) {
-    super(value, owner);
-  }
+export class MatrixLayout extends CublasObject {
+  protected readonly destroy = "cublasLtMatrixLayoutDestroy";
 
   static create(owner: CublasLt, dtype: FloatDType, rows: number, columns: number): MatrixLayout {
     const out = new OutPointer();
@@ -138,29 +127,19 @@ export class MatrixLayout extends Handle {
       [out.array, CudaDataType[dtype], rows, columns, rows],
       detail,
     );
-    return new MatrixLayout(api, out.value, owner);
-  }
-
-  protected override release(value: number): void {
-    callCublas(this.api, "cublasLtMatrixLayoutDestroy", [value]);
+    return new MatrixLayout(owner, out.value);
   }
 }
 
 /** The assumptions of a heuristic search: workspace, and alignment of all four matrices in bytes. */
-export class MatmulPreference extends Handle {
-  private constructor(
-    private readonly api: CublasLtApi,
-    value: number,
-    owner: CublasLt,
-  ) {
-    super(value, owner);
-  }
+export class MatmulPreference extends CublasObject {
+  protected readonly destroy = "cublasLtMatmulPreferenceDestroy";
 
   static create(owner: CublasLt, workspaceBytes: number, alignment: number): MatmulPreference {
     const out = new OutPointer();
     const { api } = owner;
     callCublas(api, "cublasLtMatmulPreferenceCreate", [out.array]);
-    const preference = new MatmulPreference(api, out.value, owner);
+    const preference = new MatmulPreference(owner, out.value);
     preference.#set(PreferenceAttribute.maxWorkspaceBytes, BigUint64Array.of(BigInt(workspaceBytes)));
     for (const matrix of ["A", "B", "C", "D"] as const) {
       preference.#set(PreferenceAttribute[`minAlignment${matrix}`], Uint32Array.of(alignment));
@@ -170,10 +149,6 @@ export class MatmulPreference extends Handle {
 
   #set(attribute: number, value: NodeJS.TypedArray): void {
     setAttribute(this.api, "cublasLtMatmulPreferenceSetAttribute", this.value, attribute, value);
-  }
-
-  protected override release(value: number): void {
-    callCublas(this.api, "cublasLtMatmulPreferenceDestroy", [value]);
   }
 }
 

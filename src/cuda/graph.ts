@@ -1,19 +1,12 @@
-import type { Context } from "./context.ts";
-import { CAPTURE_MODE_THREAD_LOCAL, type CudaApi } from "./driver-symbols.ts";
+import { DriverHandle } from "./driver-handle.ts";
+import { CAPTURE_MODE_THREAD_LOCAL } from "./driver-symbols.ts";
 import { callCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
-import { Handle } from "./handle.ts";
 import type { Stream } from "./stream.ts";
 
 /** Device work recorded from a stream. Not needed any more once it is instantiated. */
-export class Graph extends Handle {
-  private constructor(
-    private readonly api: CudaApi,
-    value: number,
-    private readonly context: Context,
-  ) {
-    super(value, context);
-  }
+export class Graph extends DriverHandle {
+  protected readonly destroy = "cuGraphDestroy";
 
   /**
    * Records what `enqueue` puts on `stream` instead of running it. When `enqueue` throws, the recording is dropped
@@ -32,34 +25,23 @@ export class Graph extends Handle {
       throw error;
     }
     callCuda(api, "cuStreamEndCapture", [stream.value, out.array]);
-    return new Graph(api, out.value, context);
+    return new Graph(context, out.value);
   }
 
   /** Makes the recording launchable. */
   instantiate(): GraphExec {
-    return GraphExec.instantiate(this.context, this);
-  }
-
-  protected override release(value: number): void {
-    callCuda(this.api, "cuGraphDestroy", [value]);
+    return GraphExec.instantiate(this);
   }
 }
 
 /** A launchable graph. It holds the addresses that were recorded: their memory must outlive it. */
-export class GraphExec extends Handle {
-  private constructor(
-    private readonly api: CudaApi,
-    value: number,
-    context: Context,
-  ) {
-    super(value, context);
-  }
+export class GraphExec extends DriverHandle {
+  protected readonly destroy = "cuGraphExecDestroy";
 
-  static instantiate(context: Context, graph: Graph): GraphExec {
-    const { api } = context;
+  static instantiate(graph: Graph): GraphExec {
     const out = new OutPointer();
-    callCuda(api, "cuGraphInstantiateWithFlags", [out.array, graph.value, 0]);
-    return new GraphExec(api, out.value, context);
+    callCuda(graph.api, "cuGraphInstantiateWithFlags", [out.array, graph.value, 0]);
+    return new GraphExec(graph.context, out.value);
   }
 
   /** Moves the graph to the device ahead of its first launch. */
@@ -69,9 +51,5 @@ export class GraphExec extends Handle {
 
   launch(stream: Stream): void {
     callCuda(this.api, "cuGraphLaunch", [this.value, stream.value]);
-  }
-
-  protected override release(value: number): void {
-    callCuda(this.api, "cuGraphExecDestroy", [value]);
   }
 }

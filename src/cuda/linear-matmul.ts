@@ -54,13 +54,11 @@ export class LinearMatmul implements Disposable {
   ) {
     const { tokens, inFeatures, outFeatures, inputType, outputType, bias = false } = shape;
     this.#api = cublas.api;
-    const d = MatrixLayout.create(cublas, outputType, outFeatures, tokens);
     this.#problem = {
-      descriptor: MatmulDescriptor.create(cublas, { transA: true, transB: false, bias }),
+      descriptor: MatmulDescriptor.create(cublas, bias),
       a: MatrixLayout.create(cublas, inputType, inFeatures, outFeatures),
       b: MatrixLayout.create(cublas, inputType, inFeatures, tokens),
-      c: d,
-      d,
+      d: MatrixLayout.create(cublas, outputType, outFeatures, tokens),
     };
   }
 

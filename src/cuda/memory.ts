@@ -1,17 +1,19 @@
 import type { Context } from "./context.ts";
+import { DriverHandle } from "./driver-handle.ts";
 import { CudaStatus, MEMHOSTALLOC_PORTABLE } from "./driver-symbols.ts";
-import { CudaOutOfMemoryError, callCuda, checkCuda, cudaStatusName, cudaStatusText } from "./errors.ts";
+import { CudaOutOfMemoryError, checkCuda, cudaStatusName, cudaStatusText } from "./errors.ts";
 import { OutPointer, viewMemory } from "./ffi.ts";
-import { Handle } from "./handle.ts";
 
 /** Memory on the GPU; `value` is its address, aligned to 256 bytes. */
-export class DeviceMemory extends Handle {
+export class DeviceMemory extends DriverHandle {
+  protected readonly destroy = "cuMemFree_v2";
+
   private constructor(
-    private readonly context: Context,
+    context: Context,
     value: number,
     readonly byteLength: number,
   ) {
-    super(value, context);
+    super(context, value);
   }
 
   /** Uninitialised memory. Throws `CudaOutOfMemoryError` when there is not enough. */
@@ -21,26 +23,23 @@ export class DeviceMemory extends Handle {
     checkAllocation(context, "cuMemAlloc_v2", status, byteLength);
     return new DeviceMemory(context, out.value, byteLength);
   }
-
-  protected override release(value: number): void {
-    callCuda(this.context.api, "cuMemFree_v2", [value]);
-  }
 }
 
 /**
  * Page-locked host memory, which copies at full speed and asynchronously. Pinning costs about 0.5 s per GiB. `value`
  * is the address that copies and kernels take. Disposal detaches `bytes`, so a stale view reads as empty.
  */
-export class PinnedMemory extends Handle {
+export class PinnedMemory extends DriverHandle {
+  protected readonly destroy = "cuMemFreeHost";
   /** The memory itself. */
   readonly bytes: ArrayBuffer;
 
   private constructor(
-    private readonly context: Context,
+    context: Context,
     value: number,
     readonly byteLength: number,
   ) {
-    super(value, context);
+    super(context, value);
     this.bytes = viewMemory(value, byteLength);
   }
 
@@ -54,7 +53,7 @@ export class PinnedMemory extends Handle {
 
   protected override release(value: number): void {
     this.bytes.transfer();
-    callCuda(this.context.api, "cuMemFreeHost", [value]);
+    super.release(value);
   }
 }
 

@@ -1,26 +1,26 @@
 import type { Context } from "./context.ts";
+import { DriverHandle } from "./driver-handle.ts";
 import { type CudaApi, FUNCTION_MAX_DYNAMIC_SHARED_BYTES } from "./driver-symbols.ts";
 import { callCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
-import { Handle } from "./handle.ts";
 
 /** Device code loaded into a context. */
-export class Module extends Handle {
+export class Module extends DriverHandle {
+  protected readonly destroy = "cuModuleUnload";
+
   private constructor(
-    readonly api: CudaApi,
-    value: number,
     context: Context,
+    value: number,
     private readonly name: string,
   ) {
-    super(value, context);
+    super(context, value);
   }
 
   /** Loads a cubin. `name` is its name in errors. */
   static load(context: Context, cubin: Uint8Array, name: string): Module {
     const out = new OutPointer();
-    const { api } = context;
-    callCuda(api, "cuModuleLoadData", [out.array, cubin], name);
-    return new Module(api, out.value, context, name);
+    callCuda(context.api, "cuModuleLoadData", [out.array, cubin], name);
+    return new Module(context, out.value, name);
   }
 
   /** The `extern "C"` kernel called `entry`. It lives as long as the module. */
@@ -28,10 +28,6 @@ export class Module extends Handle {
     const out = new OutPointer();
     callCuda(this.api, "cuModuleGetFunction", [out.array, this.value, entry], `${entry} in ${this.name}`);
     return new KernelFunction(this, entry, out.value);
-  }
-
-  protected override release(value: number): void {
-    callCuda(this.api, "cuModuleUnload", [value]);
   }
 }
 

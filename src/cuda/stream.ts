@@ -1,24 +1,17 @@
 import type { Context } from "./context.ts";
-import { type CudaApi, CudaStatus, EVENT_DISABLE_TIMING, STREAM_NON_BLOCKING } from "./driver-symbols.ts";
+import { DriverHandle } from "./driver-handle.ts";
+import { CudaStatus, EVENT_DISABLE_TIMING, STREAM_NON_BLOCKING } from "./driver-symbols.ts";
 import { callCuda, checkCuda } from "./errors.ts";
 import { type Address, OutPointer } from "./ffi.ts";
-import { Handle } from "./handle.ts";
 
 /** A queue of device work: in order within itself, independent of other streams. */
-export class Stream extends Handle {
-  private constructor(
-    readonly context: Context,
-    private readonly api: CudaApi,
-    value: number,
-  ) {
-    super(value, context);
-  }
+export class Stream extends DriverHandle {
+  protected readonly destroy = "cuStreamDestroy_v2";
 
   static create(context: Context): Stream {
-    const { api } = context;
     const out = new OutPointer();
-    callCuda(api, "cuStreamCreate", [out.array, STREAM_NON_BLOCKING]);
-    return new Stream(context, api, out.value);
+    callCuda(context.api, "cuStreamCreate", [out.array, STREAM_NON_BLOCKING]);
+    return new Stream(context, out.value);
   }
 
   /** Waits on this thread for everything enqueued. */
@@ -40,28 +33,17 @@ export class Stream extends Handle {
   fill(target: number, byte: number, byteLength: number): void {
     callCuda(this.api, "cuMemsetD8Async", [target, byte, byteLength, this.value]);
   }
-
-  protected override release(value: number): void {
-    callCuda(this.api, "cuStreamDestroy_v2", [value]);
-  }
 }
 
 /** A point in a stream's work that the host can wait for. */
-export class Event extends Handle {
-  private constructor(
-    private readonly api: CudaApi,
-    value: number,
-    context: Context,
-  ) {
-    super(value, context);
-  }
+export class Event extends DriverHandle {
+  protected readonly destroy = "cuEventDestroy_v2";
 
   /** @param options.timing Keep a timestamp, for `elapsedSince`. Default false. */
   static create(context: Context, { timing = false } = {}): Event {
-    const { api } = context;
     const out = new OutPointer();
-    callCuda(api, "cuEventCreate", [out.array, timing ? 0 : EVENT_DISABLE_TIMING]);
-    return new Event(api, out.value, context);
+    callCuda(context.api, "cuEventCreate", [out.array, timing ? 0 : EVENT_DISABLE_TIMING]);
+    return new Event(context, out.value);
   }
 
   /** Marks this point of `stream`. Recording again moves the mark. */
@@ -87,9 +69,5 @@ export class Event extends Handle {
     const milliseconds = new Float32Array(1);
     callCuda(this.api, "cuEventElapsedTime", [milliseconds, start.value, this.value]);
     return milliseconds[0]!;
-  }
-
-  protected override release(value: number): void {
-    callCuda(this.api, "cuEventDestroy_v2", [value]);
   }
 }
