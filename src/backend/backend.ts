@@ -14,7 +14,7 @@ import type { Weight } from "./weight.ts";
  */
 export interface Backend {
   readonly name: "cpu" | "cuda";
-  /** What it computes in: dtype of what ops take and give, unless they say otherwise. */
+  /** Dtype of ops' inputs and outputs, unless they say otherwise. */
   readonly activationDtype: FloatDType;
 
   // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +123,7 @@ export interface Backend {
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void;
 }
 
-/** What a model's ops are specialised by. */
+/** The sizes that a model's ops are specialised by. */
 export interface ModelShape {
   readonly hiddenSize: number;
   readonly intermediateSize: number;
@@ -175,7 +175,7 @@ export interface RmsNormSpec {
   readonly eps: number;
 }
 
-/** What surrounds a product y[T, N], in the order in which it happens. */
+/** The steps around a product y[T, N], in their order. */
 export interface LinearFusion {
   /** x is normalised first, with weight[K]; the tensor x stays as it is. */
   readonly norm?: RmsNormSpec | undefined;
@@ -291,7 +291,7 @@ export const COUNT_IN_PROMPT = 0x8000_0000;
 /** Bits of `SlotWord.flags`: which processing a slot needs at all. */
 export const SlotFlag = { penalties: 1, edits: 2, allowed: 4, badWords: 8 } as const;
 
-/** Where the N rows of logits to sample come from. */
+/** The origin of the N rows of logits to sample. */
 export interface SampleRows {
   /** int32 [N]: the slot whose parameters apply. */
   readonly slots: Tensor;
@@ -315,7 +315,7 @@ export interface HeadNormSpec {
   readonly eps: number;
 }
 
-/** How a layer attends. */
+/** The form of a layer's attention. */
 export interface AttentionSpec {
   readonly numHeads: number;
   readonly numKvHeads: number;

@@ -18,8 +18,7 @@ import type { Tensor } from "./tensor.ts";
 import type { Weight } from "./weight.ts";
 
 /**
- * What every backend checks before an op runs: dtypes, shapes and overlap, from what the host knows. One function an
- * op; each throws `InvariantError` that names the op and the tensor, and returns the extents that the op works with.
+ * The checks before an op runs, the same for every backend: dtypes, shapes and overlap. One function an op; each throws `InvariantError` that names the op and the tensor, and returns the extents that the op works with.
  * A step runs hundreds of ops, so messages are built only when a check fails.
  */
 

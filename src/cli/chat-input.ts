@@ -25,7 +25,7 @@ export class ChatInput implements Disposable {
   #closed = false;
   /** A line is waited for. */
   #reading = false;
-  /** What was typed since the last message is dropped. */
+  /** The text typed since the last message is dropped. */
   #cancelled = false;
   #wake = () => {};
 

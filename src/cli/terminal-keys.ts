@@ -75,7 +75,7 @@ export class TerminalKeys {
     return true;
   }
 
-  /** What the line shows of a pasted text. */
+  /** A pasted text as the line shows it. */
   #shown(text: string): string {
     const lines = text.split("\n").length;
     if (lines === 1 && text.length <= MAX_SHOWN) return text;
@@ -91,7 +91,7 @@ function clean(text: string): string {
   return text.replace(/\r\n?/g, "\n").replace(/[^\P{Cc}\n\t]/gu, "");
 }
 
-/** What of the keys was typed. */
+/** The keys that were typed, without pasted text. */
 function typed(keys: string): string {
   const [first, ...pastes] = keys.split(PASTE_BEGIN);
   return first + pastes.map((part) => part.split(PASTE_END)[1] ?? "").join("");

@@ -12,7 +12,7 @@ export class WordWrap {
   /** @param columns of the terminal, which may change. */
   constructor(private readonly columns: () => number) {}
 
-  /** What of the text so far can be written. */
+  /** Takes more text; returns the part of all text so far that can be written. */
   push(text: string): string {
     let out = "";
     for (const character of text) {

@@ -9,7 +9,7 @@ import { PrefixCache } from "./prefix-cache.ts";
 export class BlockManager {
   readonly numBlocks: number;
   readonly blockSize: number;
-  /** What the blocks hold; undefined without prefix caching. */
+  /** The blocks by content; undefined without prefix caching. */
   readonly cache: PrefixCache | undefined;
   readonly #refCounts: Int32Array;
   /** A ring through the free blocks, next to be reused first; index `numBlocks` is its anchor. */

@@ -29,7 +29,7 @@ export class PrefixCache {
   readonly #blocks = new Map<string, number>();
   /** [numBlocks] */
   readonly #keys: (string | undefined)[];
-  /** What is hashed for a block: BLOCK, the parent's key, the token ids. Used for every block. */
+  /** The bytes hashed for a block: BLOCK, the parent's key, the token ids. Used for every block. */
   readonly #message: Uint8Array;
   readonly #tokens: Int32Array;
   /** The message's 32 bytes for the parent's key; every digest is read out of them. */

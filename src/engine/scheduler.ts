@@ -4,12 +4,12 @@ import type { BlockManager } from "./block-manager.ts";
 import type { Sequence } from "./sequence.ts";
 import { SequenceList } from "./sequence-list.ts";
 
-/** A batch and whose rows it has. Joins and block-table updates are all of sequences with a row. */
+/** A batch and the sequences of its rows, which all joins and block-table updates belong to. */
 export interface ScheduledStep {
   readonly batch: ScheduledBatch;
   /** The sequence of each row. */
   readonly sequences: readonly Sequence[];
-  /** Those that just got a slot. */
+  /** The sequences that just got a slot. */
   readonly admitted: readonly Sequence[];
 }
 
@@ -23,7 +23,7 @@ export interface SchedulerLimits {
 }
 
 /**
- * Decides who computes what in the next step: first the running sequences with one token to compute, and drafts where
+ * Decides which tokens are computed in the next step: first the running sequences with one token to compute, and drafts where
  * there is room for them, then prompts in order of arrival, in chunks, under one token budget. Owns the queues, the slots
  * and the sequences' blocks.
  *

@@ -4,7 +4,7 @@ import { BlockChain } from "./prefix-cache.ts";
 /** `waiting` holds no blocks and no slot; `finished` may hold them until its steps in flight are collected. */
 export type SequenceStatus = "waiting" | "running" | "finished";
 
-/** What never changes about a sequence. */
+/** The constants of a sequence. */
 export interface SequenceInit {
   /** Order of arrival among all sequences of the engine. */
   readonly ordinal: number;

@@ -6,7 +6,7 @@ import type { ForwardContext } from "./forward-context.ts";
 import type { Parameters } from "./parameters.ts";
 
 /**
- * How ranks divide y[N] = weight[N, K] · x[K]: by `columns`, each computes some of the outputs; by `rows`, each has some
+ * The division of y[N] = weight[N, K] · x[K] among ranks: by `columns`, each computes some of the outputs; by `rows`, each has some
  * of the inputs and its outputs are terms of a sum; `none`, each computes all.
  */
 export type Split = "columns" | "rows" | "none";
@@ -24,7 +24,7 @@ export interface LinearShape {
 export interface Projection {
   /** The checkpoint's name without `.weight`, e.g. `model.layers.0.self_attn.q_proj`. */
   readonly source: string;
-  /** What is divided among ranks as a whole, such as attention heads. */
+  /** Groups of outputs that ranks do not divide further, such as attention heads. */
   readonly units: number;
   /** Outputs of a unit. Default 1. */
   readonly unitSize?: number;

@@ -6,8 +6,8 @@ import type { Shard } from "../base/shard.ts";
 import type { WeightScheme } from "./weight-scheme.ts";
 
 /**
- * Where layers get their parameters while they are built. A model is built twice: once to learn what it needs, once with
- * what was loaded, so that a layer says a parameter's name and shape in one place.
+ * The source of layers' parameters while they are built. A model is built twice, once to list its parameters and once
+ * with those that were loaded, so that a layer says a parameter's name and shape in one place.
  */
 export interface Parameters {
   /** The rank that the layers are built for. */

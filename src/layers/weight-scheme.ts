@@ -23,8 +23,8 @@ export interface MatrixPart {
 }
 
 /**
- * How a checkpoint stores the matrices that layers multiply by: it knows which parameters one consists of, and puts them
- * together as a `Weight`.
+ * A way to store the matrices that layers multiply by: the parameters that a matrix consists of, and how they make a
+ * `Weight`.
  */
 export interface WeightScheme {
   /** @param get the parameter that a spec describes; called while specs are gathered, and again when they are loaded. */

@@ -19,8 +19,8 @@ export interface ChunkRead {
 }
 
 /**
- * Where only some columns are wanted, the shortest part of a row that is read by itself: below, what lies between is on the
- * same pages anyway.
+ * The shortest part of a row that is read by itself, where only some columns are wanted: below, what lies between is on
+ * the same pages anyway.
  */
 const MIN_PIECE_BYTES = 4096;
 

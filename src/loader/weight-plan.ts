@@ -12,7 +12,7 @@ export const LOADABLE: ReadonlyMap<string, FloatDType> = new Map([
   ["F16", "float16"],
 ]);
 
-/** What is read, and the elements of a parameter, one-dimensional, that it becomes. */
+/** A read, and the elements of a parameter, one-dimensional, that it becomes. */
 export interface WeightChunk {
   readonly read: ChunkRead;
   readonly target: Tensor;

@@ -18,7 +18,7 @@ const MAX_READERS = 8;
 const LISTED_NAMES = 5;
 
 export interface LoadWeightsOptions {
-  /** What parameters are converted to, whatever float the checkpoint holds. */
+  /** Dtype of the loaded parameters, whatever float the checkpoint holds. */
   readonly dtype: FloatDType;
   /** Checkpoint tensors that no parameter needs and that are no error, e.g. `rotary_emb.inv_freq`. */
   readonly ignored: readonly RegExp[];

@@ -144,7 +144,7 @@ function readDtype(json: JsonFields): FloatDType | undefined {
 }
 
 /**
- * Which layers have the sliding window: those that `layer_types` names; without it all from `max_window_layers` on.
+ * The window of each layer. Those that `layer_types` names have one; without it all from `max_window_layers` on.
  * `use_sliding_window: false`, Qwen's default, turns it off.
  */
 function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers: number): number[] {

@@ -1,4 +1,4 @@
-/** What transformers' configuration class of a family fills in for fields that a config.json does not mention. */
+/** The defaults of fields that a config.json does not mention, as transformers' configuration class of the family has them. */
 export interface FamilyDefaults {
   readonly vocabSize: number;
   readonly hiddenSize: number;

@@ -2,7 +2,7 @@ import type { SamplingParams } from "../base/sampling-params.ts";
 import type { ModelConfig } from "./config.ts";
 import { JsonFields } from "./json-fields.ts";
 
-/** What a model's authors recommend for generation. */
+/** The recommendations of a model's authors for generation. */
 export interface GenerationConfig {
   /** Tokens that end a sequence. */
   readonly eosTokenIds: readonly number[];

@@ -16,7 +16,7 @@ export interface CausalLM {
   logits(backend: Backend, out: Tensor, hidden: Tensor): void;
 }
 
-/** What this rank keeps of a token, in each of its layers. */
+/** The key/value heads that a rank caches for each token, in each layer. */
 export interface KvHeads {
   readonly numLayers: number;
   readonly numKvHeads: number;
@@ -42,7 +42,7 @@ export interface ModelPart {
   readonly scheme: WeightScheme;
 }
 
-/** How a config of one family becomes a model. */
+/** A family of models: makes a model of its configs. */
 export interface ModelFamily {
   define(config: ModelConfig, part: ModelPart): ModelDefinition;
 }

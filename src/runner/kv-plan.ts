@@ -17,7 +17,7 @@ type Options = Pick<
 /** Block-table entries, and tokens of the pool, are numbered with an int32. */
 const MAX_NUMBERED = 2 ** 31 - 1;
 
-/** Decides how long sequences may be and how many KV blocks there are. */
+/** The plan of the KV pool: the length that sequences may have, and the number of blocks. */
 export class KvPlan {
   /** Prompt plus output tokens that one sequence can have; when it is a default, as far as the pool holds them. */
   readonly maxModelLen: number;

@@ -24,7 +24,7 @@ export interface ModelRunnerOptions {
   readonly maxModelLen: number;
   readonly maxNumBatchedTokens: number;
   readonly blockSize: number;
-  /** What keys and values are stored in. */
+  /** Dtype of keys and values. */
   readonly kvDtype: FloatDType;
   /** Do not capture graphs even if the backend can. */
   readonly enforceEager: boolean;

@@ -13,7 +13,7 @@ import {
 } from "./logprob-reader.ts";
 import type { LogprobRows, ScheduledRow, SlotJoin } from "./types.ts";
 
-/** What one row asked about its prompt positions, on its way to the host in chunks. */
+/** Log-probabilities and logits of one row's prompt positions, on their way to the host in chunks. */
 export interface PendingPromptRow {
   readonly row: number;
   readonly logprobs: readonly PendingLogprobs[];
@@ -23,7 +23,7 @@ export interface PendingPromptRow {
 /** A slot's prompt, of which some row may ask. All of its rows do, or none. */
 interface Prompt {
   readonly tokens: Int32Array;
-  /** Where the next row starts: in a prompt the host knows. */
+  /** Start of the next row: within a prompt the host knows it. */
   numComputedTokens: number;
 }
 

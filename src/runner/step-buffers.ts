@@ -10,10 +10,10 @@ import type { Tensor } from "../backend/tensor.ts";
 import type { DType } from "../base/dtype.ts";
 import type { ScheduledRow } from "./types.ts";
 
-/** A row as the device needs to know it. */
+/** The part of a row that the device is told. */
 export type StepRow = Pick<ScheduledRow, "slot" | "count" | "sample">;
 
-/** The most that a step has, and what its tensors are shaped by. */
+/** The largest step, which the buffers are made for. */
 export interface StepLimits {
   readonly maxTokens: number;
   readonly maxRows: number;
@@ -23,16 +23,16 @@ export interface StepLimits {
   readonly blockSize: number;
 }
 
-/** What a step has; `numSamples` of its rows are sampled. */
+/** The sizes of a step; `numSamples` of its rows are sampled. */
 export type StepExtents = Pick<BatchTensors, "numTokens" | "numRows" | "decodeRows" | "maxQueryLen"> & {
   readonly numSamples: number;
 };
 
 /** The parts of `StepBuffers` that a step of some extents reads and writes. */
 export interface StepTensors {
-  /** int32 [R, ROW_WORDS]: what the host says of the rows. */
+  /** int32 [R, ROW_WORDS]: the records of the rows, from the host. */
   readonly rows: Tensor;
-  /** What `prepareBatch` derives from them. */
+  /** Derived from the rows by `prepareBatch`. */
   readonly batch: BatchTensors;
   readonly samples: SampleRows;
   /** float32 [N, V]. */

@@ -45,7 +45,7 @@ export interface BlockTableUpdate {
 /** Tokens of one sequence to compute in this step. They start where the step before, or the join, left off. */
 export interface ScheduledRow {
   readonly slot: number;
-  /** How many tokens to compute, at least 1. */
+  /** Tokens to compute, at least 1. */
   readonly count: number;
   /** Draw the token that follows the last one. */
   readonly sample: boolean;

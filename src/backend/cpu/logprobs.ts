@@ -1,4 +1,4 @@
-/** Where one row's results go: `row` of chosen[R], ranks[R], topIds[R, top] and topLogprobs[R, top]. */
+/** The results of all rows: chosen[R], ranks[R], topIds[R, top] and topLogprobs[R, top]. */
 export interface LogprobArrays {
   readonly chosen: Float32Array;
   readonly ranks: Int32Array;
@@ -8,7 +8,7 @@ export interface LogprobArrays {
 }
 
 /**
- * Log-softmax of one row of logits [V] at `token`, the number of tokens that are strictly more likely, and the `top`
+ * Writes row `row` of `out`: the log-softmax of logits [V] at `token`, the number of tokens that are strictly more likely, and the `top`
  * most likely, lowest id first on ties. A token outside the vocabulary (−1, of a failed row) has NaN and rank −1.
  */
 export function logprobsRow(out: LogprobArrays, row: number, logits: Float32Array, token: number): void {

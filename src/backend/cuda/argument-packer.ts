@@ -1,7 +1,7 @@
 import { InvariantError } from "../../base/errors.ts";
 import type { KernelParameter, ParameterType } from "./kernel-signature.ts";
 
-/** What a pointer argument points to: a tensor, a buffer. */
+/** The target of a pointer argument: a tensor, a buffer. */
 export interface Addressed {
   readonly address: number;
 }

@@ -3,13 +3,13 @@ import { NvrtcError } from "../../cuda/errors.ts";
 import type { CompileRequest, CompileResult } from "../../cuda/nvrtc.ts";
 import type { NvrtcFiles } from "../../cuda/open-cuda.ts";
 
-/** What a compile worker is sent. */
+/** A message to a compile worker. */
 export interface CompileTask {
   readonly files: NvrtcFiles;
   readonly request: CompileRequest;
 }
 
-/** What it answers. Errors lose their class on the way, so fields travel. */
+/** The worker's answer. Errors lose their class on the way, so fields travel. */
 export type CompileReply =
   | CompileResult
   | { readonly failure: Pick<NvrtcError, "call" | "status" | "statusText" | "log"> }

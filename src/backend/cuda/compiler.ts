@@ -14,7 +14,7 @@ export interface CompilerOptions {
   readonly arch: string;
   /** More compiler options, e.g. `--generate-line-info` for profiling. */
   readonly extraOptions?: readonly string[];
-  /** Where cubins are kept. Default: see `cubinCacheFolder`. */
+  /** The folder of the disk cache. Default: see `cubinCacheFolder`. */
   readonly cacheFolder?: string;
   /** Allows Workers, each with an NVRTC of its own, when several units miss the cache. */
   readonly nvrtcFiles?: NvrtcFiles;

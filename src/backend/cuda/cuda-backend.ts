@@ -33,7 +33,7 @@ import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
 import { Staging } from "./staging.ts";
 
-/** What cuBLASLt may use besides its operands: NVIDIA's advice for Hopper. */
+/** Scratch memory of cuBLASLt: NVIDIA's advice for Hopper. */
 const GEMM_WORKSPACE_BYTES = 32 * 2 ** 20;
 /** Major compute capability from which kernels may overlap with the one ahead of them. */
 const DEPENDENT_LAUNCH_CAPABILITY = 9;

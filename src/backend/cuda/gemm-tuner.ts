@@ -17,7 +17,7 @@ const REPLAYS = 3;
 /** Weights that a timing cycles through come to at least this many times the L2 cache, where the model has them. */
 const L2_MULTIPLE = 3;
 
-/** What a weight is multiplied in: everything of a shape but the number of tokens. */
+/** A shape without its number of tokens, which is the same for all products of a weight. */
 type WeightShape = Omit<LinearShape, "tokens">;
 
 /** A chosen algorithm as it is kept on disk. */
@@ -152,7 +152,7 @@ export class GemmTuner {
   }
 }
 
-/** What `run` returns; undefined when the device refused, but goes on. */
+/** The result of `run`; undefined when the device refused, but goes on. */
 function attempt<T>(run: () => T): T | undefined {
   try {
     return run();

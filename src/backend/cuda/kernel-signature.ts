@@ -1,6 +1,6 @@
 import { InvariantError } from "../../base/errors.ts";
 
-/** How a kernel takes an argument. */
+/** The type of a kernel's parameter. */
 export type ParameterType = "pointer" | "int32" | "uint32" | "int64" | "float32";
 
 export interface KernelParameter {

@@ -11,7 +11,7 @@ export interface KernelUnit {
   readonly file: string;
   /** Constants that the file shares with its wrapper, the same in all of its units. */
   readonly constants?: Macros;
-  /** What specialises this unit. */
+  /** Macros that specialise this unit. */
   readonly defines?: Macros;
 }
 
