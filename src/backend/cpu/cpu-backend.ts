@@ -149,7 +149,7 @@ export class CpuBackend implements Backend {
   prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void {
     const shape = checks.checkPrepareBatch(batch, samples, rows, slots);
     prepareBatch(
-      hostBatch(batch),
+      { ...hostBatch(batch), tokenIds: ints(batch.tokenIds) },
       {
         slots: ints(samples.slots),
         positions: ints(samples.positions),
@@ -213,9 +213,8 @@ function rowOf(matrix: Float32Array, row: number, width: number): Float32Array {
   return matrix.subarray(row * width, (row + 1) * width);
 }
 
-function hostBatch(batch: BatchTensors): BatchMetadata {
+function hostBatch(batch: BatchTensors): Omit<BatchMetadata, "tokenIds"> {
   return {
-    tokenIds: ints(batch.tokenIds),
     positions: ints(batch.positions),
     slotMapping: ints(batch.slotMapping),
     cuSeqlensQ: ints(batch.cuSeqlensQ),

@@ -112,12 +112,12 @@ describe("tuning", () => {
   });
 
   test("cycles through as many weights as overflow the L2 cache", () => {
-    const x = backend.empty("bfloat16", [1, 2048]);
-    const out = backend.empty("bfloat16", [1, 8192]);
+    const x = backend.empty("bfloat16", [16, 2048]);
+    const out = backend.empty("bfloat16", [16, 8192]);
     const weights = [0, 1, 2, 3, 4, 5].map(() => backend.empty("bfloat16", [8192, 2048]));
     for (const weight of weights) backend.linear(out, x, denseWeight(weight));
     machine.cublas.matmuls.length = 0;
-    backend.tuneLinear([1]);
+    backend.tuneLinear([16]);
     const used = new Set(machine.cublas.matmuls.map(({ weight }) => weight));
     expect(used.size).toBe(Math.ceil((3 * 50) / 32));
   });
