@@ -178,9 +178,11 @@ describe("the engine's death", () => {
 
   test("no progress shows", async () => {
     const asyncLLM = await failing("hang");
+    const idleUntil = performance.now();
     await asyncLLM.submit(TOKENS);
     await Bun.sleep(100);
     expect(asyncLLM.secondsWithoutProgress).toBeGreaterThan(0.09);
+    expect(asyncLLM.secondsWithoutProgress).toBeLessThanOrEqual((performance.now() - idleUntil) / 1000);
     expect(asyncLLM.numUnfinished).toBe(1);
     void asyncLLM.dispose();
     expect(asyncLLM.numUnfinished).toBe(0);
@@ -215,6 +217,8 @@ test("a text that does not end fails, and those behind it; the next text gets a 
   const errors = await Promise.all(["hang", "two"].map((prompt) => rejection(asyncLLM.submit(prompt))));
   for (const error of errors) expect(error).toMatchObject({ code: "text_timeout" });
   await expectGoingOn(asyncLLM, running);
+  // Alone, too: no other text's reply starts its clock.
+  expect(await rejection(asyncLLM.submit("hang"))).toMatchObject({ code: "text_timeout" });
 });
 
 async function expectGoingOn(asyncLLM: AsyncLLM, running: Promise<RequestOutput>): Promise<void> {

@@ -269,6 +269,13 @@ describe("tokens and text", () => {
   });
 });
 
+test("draining waits for the last of several", async () => {
+  const limits = [2, 40].map((maxTokens) => ({ ...GREEDY, maxTokens, ignoreEos: true }));
+  await Promise.all(limits.map((params) => asyncLLM.submit(PROMPT, params)));
+  await asyncLLM.drain(60);
+  expect(asyncLLM.numUnfinished).toBe(0);
+});
+
 test("draining waits for what runs, and no longer than asked", async () => {
   const stream = await asyncLLM.submit(PROMPT, { ...GREEDY, maxTokens: 100, ignoreEos: true });
   expect(asyncLLM.numUnfinished).toBe(1);

@@ -108,12 +108,15 @@ describe("stream", () => {
   });
 
   test("cumulative items grow to the whole", async () => {
-    const items = await collect(llm.stream(PROMPT, { ...SAMPLED, outputKind: "cumulative" }));
+    const params = { ...SAMPLED, logprobs: 1, outputKind: "cumulative" as const };
+    const items = await collect(llm.stream(PROMPT, params));
     const whole = await complete(llm, SAMPLED);
     expect(items.length).toBeGreaterThan(8);
-    for (const [i, { text, tokenIds }] of items.entries()) {
+    for (const [i, { text, tokenIds, logprobs }] of items.entries()) {
       expect(whole.text).toStartWith(text);
       expect(whole.tokenIds.slice(0, tokenIds.length)).toEqual([...tokenIds]);
+      expect(logprobs).toHaveLength(tokenIds.length);
+      if (i > 0) expect(tokenIds.length).toBeGreaterThan(items[i - 1]!.tokenIds.length);
       if (i > 0) expect(text.length).toBeGreaterThan(items[i - 1]!.text.length);
     }
     expect(items.at(-1)).toMatchObject({ text: whole.text, finishReason: "length" });

@@ -97,7 +97,11 @@ test("n completions have their own seeds and compute the prompt once", () => {
   const tokens = outcomes.completions(request.id).map(({ tokenIds }) => tokenIds);
   expect(tokens).toEqual([0, 1, 2].map((i) => tokensOf(request, i)));
   expect(new Set(tokens.map(String)).size).toBe(3);
-  expect(outcomes.finished.get(request.id)).toMatchObject({ cachedTokens: 0, completionTokens: [4, 4, 4] });
+  const summary = outcomes.finished.get(request.id)!;
+  expect(summary).toMatchObject({ cachedTokens: 0, completionTokens: [4, 4, 4] });
+  // The first of all, though the other completions begin a step later.
+  const { firstTokenTime } = outcomes.prompts.get(request.id)!.metrics;
+  expect(summary.metrics.firstTokenTime).toBe(firstTokenTime!);
   expect(engine.stats()).toMatchObject({ prefixQueries: 39, prefixHits: 24 });
   const computed = runner.launched.reduce((sum, { numTokens }) => sum + numTokens, 0);
   expect(computed).toBe(13 + 1 + 1 + 3 * 3);
@@ -113,6 +117,18 @@ test("a later request with the same prefix reads it from the cache, one with ano
   expect(cached).toEqual([0, 8, 0]);
   expect(engine.resetPrefixCache()).toBe(true);
   expect(engine.stats().cachedBlocks).toBe(0);
+});
+
+test("a preempted sequence publishes anew what it computes anew", () => {
+  const { engine } = makeEngine({}, { numBlocks: 7 });
+  // The first grows into every block of the pool, and out of the cache what the second had published.
+  add(engine, makeRequest(range(0, 12), { maxTokens: 16 }));
+  add(engine, makeRequest(range(5, 12)));
+  drain(engine);
+  expect(engine.stats().preemptions).toBe(1);
+  const later = makeRequest(range(5, 12));
+  add(engine, later);
+  expect(drain(engine).finished.get(later.id)!.cachedTokens).toBe(8);
 });
 
 test("abort ends a request in any state with one final delta, and twice is once", () => {

@@ -127,3 +127,16 @@ test("finds the longest prefix of one salt that is held, and reuses the least re
   );
   fc.assert(property, { numRuns: 500 });
 });
+
+test("a key is the SHA-256 of a tag, the parent's key and the tokens; the first parent's, of a tag and the salt", () => {
+  const hash = (...parts: Parameters<Bun.CryptoHasher["update"]>[0][]) => {
+    const hasher = new Bun.CryptoHasher("sha256");
+    for (const part of parts) hasher.update(part);
+    return hasher.digest();
+  };
+  const tokens = Int32Array.of(7, -1, 2 ** 31 - 1, 0);
+  const chain = new BlockChain("a\u00e9\ud800");
+  new BlockManager(4, 2, sha256).cache!.match(chain, tokens, 1);
+  const root = hash(Uint32Array.of(0, 6), Uint16Array.of(0x61, 0xe9, 0xd800));
+  expect(chain.keys).toEqual([hash(Uint32Array.of(1), root, tokens.subarray(0, 2)).toString("latin1")]);
+});

@@ -156,4 +156,12 @@ describe("a stream of several requests", () => {
     expect(await collect(stream)).toEqual([]);
     expect(streaming.engine.stats().generationTokens).toBeLessThan(32);
   });
+
+  test("a reader that has left is not told of a failure", async () => {
+    const streaming = new StreamingEngine();
+    const stream = streaming.stream([{ maxTokens: 16 }]);
+    await stream.return();
+    streaming.loop.stop(new EngineDeadError("enough"));
+    expect(await collect(stream)).toEqual([]);
+  });
 });

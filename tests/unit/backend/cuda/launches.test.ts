@@ -79,6 +79,15 @@ function launch(run: () => void): FakeLaunch {
   return all[0]!;
 }
 
+/** The macros that `file` was compiled with for heads of this shape. */
+function macrosOf(file: string, group: number, headDim: number): Readonly<Record<string, number>> {
+  const call = requested.mock.calls.find(
+    ([{ file: name, defines }]) =>
+      name === file && defines?.["HEAD_DIM"] === headDim && defines["GROUP_SIZE"] === group,
+  );
+  return { ...call![0].constants, ...call![0].defines } as Record<string, number>;
+}
+
 const f = Math.fround;
 const address = (tensor: Tensor) => tensor.address;
 
@@ -347,6 +356,8 @@ describe("attend", () => {
     expect([store!.entry, more]).toEqual(["rope_store", []]);
     const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
     expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
+    const { DECODE_WARPS, WARP } = macrosOf("attention_decode.cu", group, headDim);
+    expect(decode!.block).toEqual([DECODE_WARPS! * WARP!, 1, 1]);
     const { partials, partial_stats, counters, ...rest } = namedArguments(decode!);
     expect(rest).toEqual({
       ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
@@ -381,6 +392,12 @@ describe("attend", () => {
       const rows = headDim <= 128 ? 128 : 64;
       const tiles = Math.ceil((step.maxQueryLen * group) / rows);
       expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
+      const macros = macrosOf("attention_prefill.cu", group, headDim);
+      const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_PADDING, PREFILL_WARPS, WARP } = macros;
+      expect(prompt!.block).toEqual([PREFILL_WARPS! * WARP!, 1, 1]);
+      // As the kernel's comment has it, in elements of 2 bytes.
+      const stride = headDim + PREFILL_PADDING!;
+      expect(prompt!.sharedBytes).toBe((PREFILL_ROWS! + 2 * PREFILL_KEYS!) * stride * 2);
       expect(namedArguments(prompt!)).toEqual({
         ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
         ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
