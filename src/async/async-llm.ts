@@ -16,7 +16,7 @@ import {
   PromptEncoder,
 } from "../tokenizer/prompt-encoder.ts";
 import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
-import { TextClient } from "./text-client.ts";
+import { TextPool, type TextPoolOptions } from "./text-pool.ts";
 
 export interface SubmitOptions {
   /** Ends the request early; its completions then finish with "abort". */
@@ -39,8 +39,7 @@ export interface Tokenization {
 export interface WorkerScripts {
   readonly engine: URL;
   readonly text: URL;
-  /** Milliseconds that a text job may take; default 30 s. */
-  readonly textDeadline?: number;
+  readonly textPool?: TextPoolOptions;
 }
 
 export const WORKER_SCRIPTS: WorkerScripts = {
@@ -52,8 +51,8 @@ export const WORKER_SCRIPTS: WorkerScripts = {
 const TOKENS_ONLY = new PromptEncoder(undefined, undefined);
 
 /**
- * A model and its engine in a Worker, for servers: this thread neither computes nor tokenizes. Text is prepared in a
- * second Worker. Dispose of it, or the process does not end.
+ * A model and its engine in a Worker, for servers: this thread neither computes nor tokenizes. Text is prepared in
+ * Workers of its own. Dispose of it, or the process does not end.
  */
 export class AsyncLLM implements AsyncDisposable {
   #numUnfinished = 0;
@@ -72,7 +71,7 @@ export class AsyncLLM implements AsyncDisposable {
   }
 
   /**
-   * Starts both Workers; the text worker loads the tokenizer while the other loads weights.
+   * Starts the engine worker and a text worker, which loads the tokenizer while the other loads weights.
    * @internal Use `AsyncLLM.create`.
    */
   static async start(
@@ -84,9 +83,7 @@ export class AsyncLLM implements AsyncDisposable {
     const folder = Promise.withResolvers<string>();
     const listeners = { onProgress, onFolder: folder.resolve };
     const starting = EngineClient.start(scripts.engine, { model, config }, listeners);
-    const text = config.skipTokenizerInit
-      ? undefined
-      : new TextClient(scripts.text, config, scripts.textDeadline);
+    const text = config.skipTokenizerInit ? undefined : new TextPool(scripts.text, config, scripts.textPool);
     const opening = text && folder.promise.then((path) => text.open(path));
     opening?.catch(() => {}); // Reported where it is awaited, unless the engine fails first.
     let engine: EngineClient | undefined;
@@ -103,7 +100,7 @@ export class AsyncLLM implements AsyncDisposable {
 
   private constructor(
     private readonly engine: EngineClient,
-    private readonly text: TextClient | undefined,
+    private readonly text: TextPool | undefined,
     /** The options this model was created with, defaults filled in. */
     readonly config: EngineConfig,
   ) {}
@@ -214,9 +211,8 @@ export class AsyncLLM implements AsyncDisposable {
     const kept = this.#keptTokens(options, 0);
     const { text, tokenIds } = await this.#encode(prompt, options);
     const ids = checkTokens("promptTokenIds", tokenIds.slice(-kept), this.modelConfig.vocabSize);
-    const list = Array.from(ids);
-    const tokenStrings = await this.#textJobs("prompt").call("tokenStrings", ids, [ids.buffer]);
-    return { prompt: text, tokenIds: list, tokenStrings };
+    const tokenStrings = await this.#textJobs("prompt").call("tokenStrings", ids);
+    return { prompt: text, tokenIds: Array.from(ids), tokenStrings };
   }
 
   /** The text of tokens; special ones are left out unless they are asked for. @throws InvalidRequestError */
@@ -226,7 +222,7 @@ export class AsyncLLM implements AsyncDisposable {
   ): Promise<string> {
     this.engine.assertAlive();
     const ids = checkTokens("tokenIds", tokenIds, this.modelConfig.vocabSize);
-    return this.#textJobs("tokenIds").call("detokenize", { ids, skipSpecialTokens }, [ids.buffer]);
+    return this.#textJobs("tokenIds").call("detokenize", { ids, skipSpecialTokens });
   }
 
   /** Forgets all cached prefixes. False when requests are running, which hold theirs. */
@@ -327,7 +323,7 @@ export class AsyncLLM implements AsyncDisposable {
     return Math.max(1, Math.min(maxModelLen, poolTokens) - output);
   }
 
-  #textJobs(param: string): TextClient {
+  #textJobs(param: string): TextPool {
     if (!this.text) throw new InvalidRequestError(param, "there is no tokenizer");
     return this.text;
   }

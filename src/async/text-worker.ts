@@ -2,43 +2,39 @@ import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { encodeError } from "./error-codec.ts";
-import type {
-  EncodedText,
-  OpenTextMessage,
-  TextJobName,
-  TextJobs,
-  TextMessage,
-  TextReply,
-} from "./worker-protocol.ts";
+import type { EncodedText, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
 
 declare const self: Worker;
 
-type Jobs = { [K in TextJobName]: (input: TextJobs[K]["input"]) => TextJobs[K]["output"] };
-
-self.onmessage = ({ data: { folder, config } }: MessageEvent<OpenTextMessage>) => {
-  const opened = loadTokenizer(folder, config).then((tokenizer) =>
-    jobs(createPromptEncoder(tokenizer, config)),
-  );
-  // Each job reports that loading failed.
-  opened.catch(() => {});
-  self.onmessage = async ({ data: { call, job, input } }: MessageEvent<TextMessage>) => {
-    try {
-      const perform = (await opened)[job] as (input: unknown) => unknown;
-      const output = perform(input);
-      post({ call, output }, job === "encode" ? [(output as EncodedText).tokenIds.buffer] : []);
-    } catch (error) {
-      post({ call, error: encodeError(error instanceof OctavoError ? error : textFailed(error)) });
-    }
-  };
+type Jobs = {
+  [K in Exclude<TextJobName, "open">]: (input: TextJobs[K]["input"]) => TextJobs[K]["output"];
 };
+
+self.onmessage = ({ data: { input } }: MessageEvent<TextMessage<"open">>) =>
+  answer(async () => {
+    const tokenizer = await loadTokenizer(input.folder, input.config);
+    const jobs = jobsOf(createPromptEncoder(tokenizer, input.config));
+    self.onmessage = ({ data: { job, input } }: MessageEvent<TextMessage<keyof Jobs>>) =>
+      answer(() => (jobs[job] as (input: unknown) => unknown)(input));
+  });
+
+/** Posts the result of a job, or its error. */
+async function answer(perform: () => unknown): Promise<void> {
+  try {
+    const output = await perform();
+    const tokenIds = (output as Partial<EncodedText> | undefined)?.tokenIds;
+    post({ output }, tokenIds && [tokenIds.buffer]);
+  } catch (error) {
+    post({ error: encodeError(error instanceof OctavoError ? error : textFailed(error)) });
+  }
+}
 
 function post(reply: TextReply, transfer: ArrayBuffer[] = []): void {
   self.postMessage(reply, transfer);
 }
 
-function jobs(encoder: PromptEncoder): Jobs {
+function jobsOf(encoder: PromptEncoder): Jobs {
   return {
-    open: () => undefined,
     encode: ({ prompt, addSpecialTokens }) => {
       const { tokenIds, ...encoded } = encoder.encode(prompt, addSpecialTokens);
       return { ...encoded, tokenIds: new Int32Array(tokenIds) };

@@ -56,16 +56,13 @@ export interface EngineInfo
   readonly timeOrigin: number;
 }
 
-/** The first message to the text worker. */
-export interface OpenTextMessage {
-  readonly folder: string;
-  readonly config: EngineConfig;
-}
-
-/** The jobs of the text worker and their results. Token ids are transferred. */
+/** The jobs of a text worker and their results. Token ids that result are transferred. */
 export interface TextJobs {
-  /** Resolves once the tokenizer is loaded. */
-  readonly open: { readonly input: undefined; readonly output: undefined };
+  /** Loads the tokenizer; the first job of each worker. */
+  readonly open: {
+    readonly input: { readonly folder: string; readonly config: EngineConfig };
+    readonly output: undefined;
+  };
   readonly encode: {
     readonly input: {
       readonly prompt: Prompt | ChatPrompt;
@@ -97,13 +94,10 @@ export interface EncodedText {
 
 export type TextJobName = keyof TextJobs;
 
-/** Jobs are done in the order of their arrival. */
+/** A text worker gets a job when it has answered the one before. */
 export interface TextMessage<K extends TextJobName = TextJobName> {
-  readonly call: number;
   readonly job: K;
   readonly input: TextJobs[K]["input"];
 }
 
-export type TextReply =
-  | { readonly call: number; readonly output: unknown }
-  | { readonly call: number; readonly error: EncodedError };
+export type TextReply = { readonly output: unknown } | { readonly error: EncodedError };

@@ -12,7 +12,6 @@ import {
   ModelDataError,
   ModelNotFoundError,
   RequestFailedError,
-  type RequestOutput,
 } from "../../src/index.ts";
 import { temporaryFolder } from "../support.ts";
 import {
@@ -189,43 +188,23 @@ describe("the engine's death", () => {
   });
 });
 
-/** A real engine behind a text worker that fails on request. */
-function withFailingText(textDeadline = 30_000): Promise<AsyncLLM> {
+test("a text that kills its worker, or does not end, fails alone", async () => {
   const text = new URL("./failing-text-worker.ts", import.meta.url);
-  return AsyncLLMClass.start(
-    { ...WORKER_SCRIPTS, text, textDeadline },
-    undefined,
-    resolveEngineConfig(SMALL),
-  );
-}
-
-test("the text worker's death fails the texts it had; the next text gets a new one", async () => {
-  await using asyncLLM = await withFailingText();
+  const scripts = { ...WORKER_SCRIPTS, text, textPool: { deadline: 1000 } };
+  await using asyncLLM = await AsyncLLMClass.start(scripts, undefined, resolveEngineConfig(SMALL));
   const running = asyncLLM.generate("one", { ...LONG, maxTokens: 40 });
-  const errors = await Promise.all(["crash", "two"].map((prompt) => rejection(asyncLLM.submit(prompt))));
-  for (const error of errors) {
-    expect(error).toBeInstanceOf(RequestFailedError);
-    expect(error).toMatchObject({ code: "text_failed" });
-    expect((error as Error).message).toContain("the text is too much");
-  }
-  await expectGoingOn(asyncLLM, running);
-});
-
-test("a text that does not end fails, and those behind it; the next text gets a new worker", async () => {
-  await using asyncLLM = await withFailingText(500);
-  const running = asyncLLM.generate("one", { ...LONG, maxTokens: 40 });
-  const errors = await Promise.all(["hang", "two"].map((prompt) => rejection(asyncLLM.submit(prompt))));
-  for (const error of errors) expect(error).toMatchObject({ code: "text_timeout" });
-  await expectGoingOn(asyncLLM, running);
+  const failing = ["crash", "hang"].map((prompt) => rejection(asyncLLM.submit(prompt)));
+  expect((await asyncLLM.generate("two", GREEDY)).promptTokenIds).toEqual([5]);
+  const errors = await Promise.all(failing);
+  for (const error of errors) expect(error).toBeInstanceOf(RequestFailedError);
+  expect(errors).toMatchObject([{ code: "text_failed" }, { code: "text_timeout" }]);
+  expect((errors[0] as Error).message).toContain("the text is too much");
   // Alone, too: no other text's reply starts its clock.
   expect(await rejection(asyncLLM.submit("hang"))).toMatchObject({ code: "text_timeout" });
-});
-
-async function expectGoingOn(asyncLLM: AsyncLLM, running: Promise<RequestOutput>): Promise<void> {
   expect((await asyncLLM.generate("three", GREEDY)).promptTokenIds).toEqual([5]);
   expect((await running).outputs[0]!.tokenIds).toHaveLength(40);
   await expectIdle(asyncLLM);
-}
+});
 
 describe("the end", () => {
   test("what is pending fails, what comes later is refused, twice is no harm", async () => {

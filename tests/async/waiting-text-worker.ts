@@ -1,4 +1,4 @@
-import type { OpenTextMessage } from "../../src/async/worker-protocol.ts";
+import type { TextMessage } from "../../src/async/worker-protocol.ts";
 
 declare const self: Worker;
 
@@ -7,6 +7,6 @@ const channel = new BroadcastChannel("text worker");
 new BroadcastChannel("engine worker").onmessage = () => channel.postMessage("started");
 channel.postMessage("started");
 
-self.onmessage = ({ data: { folder } }: MessageEvent<OpenTextMessage>) => {
-  channel.postMessage(folder);
+self.onmessage = ({ data: { input } }: MessageEvent<TextMessage<"open">>) => {
+  channel.postMessage(input.folder);
 };

@@ -60,7 +60,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   async: {
     knows:
-      "the public `AsyncLLM`: engine worker, text worker, and the messages between them and the main thread",
+      "the public `AsyncLLM`: engine worker, text workers, and the messages between them and the main thread",
     imports: ["cuda", "engine", "llm", "models", "tokenizer"],
   },
   server: {

@@ -26,6 +26,7 @@ describe("errors between threads", () => {
     new errors.DownloadError("refused", 403),
     new errors.DeviceError("none"),
     new errors.InvalidRequestError("topP", "too large", "some_code"),
+    new errors.NoTokenAllowedError("allowedTokenIds", "none is left"),
     new errors.ContextLengthError("prompt", "too long", 10, 5),
     new errors.ChatTemplateError("fails"),
     new errors.RequestFailedError("NaN", "numerical_error"),
