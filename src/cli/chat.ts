@@ -1,10 +1,10 @@
 import type { Command } from "commander";
 import { AsyncLLM } from "../async/async-llm.ts";
-import { ConfigError, ExitCode, InvalidRequestError, RequestFailedError } from "../base/errors.ts";
+import { ExitCode, InvalidRequestError, RequestFailedError } from "../base/errors.ts";
 import { ChatInput } from "./chat-input.ts";
 import { ChatSession } from "./chat-session.ts";
 import { createCommand, modelOf, printNote, say } from "./command.ts";
-import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { messageInFlags } from "./flag-names.ts";
 import { objectValue } from "./flag-values.ts";
 import { ProgressBar } from "./progress.ts";
@@ -50,11 +50,10 @@ export function chatCommand(name: string): Command {
 
 async function chat(model: string | undefined, flags: ChatFlags, command: Command): Promise<void> {
   const sampling = samplingParams(command);
-  if (engineOptions(command).skipTokenizerInit)
-    throw new ConfigError("skipTokenizerInit", "text needs a tokenizer: leave --skip-tokenizer-init out");
+  const engineOptions = textEngineOptions(command);
   const bar = new ProgressBar();
   await using llm = await AsyncLLM.create(modelOf(command, model), {
-    ...engineOptions(command),
+    ...engineOptions,
     onProgress: (progress) => bar.load(progress),
   });
   bar.stop();

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import type { EngineOptions } from "../base/config.ts";
+import { ConfigError } from "../base/errors.ts";
 import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
 import { integerValue, numberValue, quantityValue } from "./flag-values.ts";
 import { addEffectlessFlags, EFFECTLESS_ENGINE_FLAGS } from "./vllm-flags.ts";
@@ -75,4 +76,12 @@ export function engineOptions(command: Command): EngineOptions {
   type Given = Omit<EngineOptions, "maxModelLen"> & { readonly maxModelLen?: number | typeof AUTO };
   const { maxModelLen, ...options } = givenFlags<Given>(command, ENGINE_FLAGS);
   return { ...options, ...(typeof maxModelLen === "number" && { maxModelLen }) };
+}
+
+/** The same for a command that reads and writes text. @throws ConfigError for one that has no tokenizer. */
+export function textEngineOptions(command: Command): EngineOptions {
+  const options = engineOptions(command);
+  if (options.skipTokenizerInit)
+    throw new ConfigError("skipTokenizerInit", "text needs a tokenizer: leave --skip-tokenizer-init out");
+  return options;
 }

@@ -4,7 +4,7 @@ import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import { LLM } from "../llm/llm.ts";
 import { createCommand, printNote, say } from "./command.ts";
-import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { ProgressBar } from "./progress.ts";
 import { DEFAULT_PROMPT, readPrompts } from "./prompts.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
@@ -44,15 +44,14 @@ async function generate(given: string[], flags: GenerateFlags, command: Command)
   if (command.getOptionValue("logprobs") !== undefined && !flags.json)
     throw new ConfigError("logprobs", "--logprobs needs --json");
   const params = samplingParams(command, { maxTokens: DEFAULT_MAX_TOKENS });
-  if (engineOptions(command).skipTokenizerInit)
-    throw new ConfigError("skipTokenizerInit", "text needs a tokenizer: leave --skip-tokenizer-init out");
+  const engineOptions = textEngineOptions(command);
   const prompts = await readPrompts(given, flags.file, () =>
     say(`nothing comes from standard input: continuing "${DEFAULT_PROMPT}"`),
   );
   const bar = new ProgressBar();
   const started = performance.now();
   await using llm = await LLM.create(flags.model, {
-    ...engineOptions(command),
+    ...engineOptions,
     onProgress: (progress) => bar.load(progress),
   });
   bar.stop();

@@ -73,20 +73,13 @@ export class Engine {
   #generationTokens = 0;
 
   constructor(deps: EngineDeps) {
-    const { runner, hasher, enablePrefixCaching, maxNumBatchedTokens } = deps;
+    const { runner, maxNumBatchedTokens, eosTokenIds } = deps;
+    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts } = runner;
     this.#deps = deps;
-    this.#blocks = new BlockManager(
-      runner.numBlocks,
-      runner.blockSize,
-      enablePrefixCaching ? hasher : undefined,
-    );
+    this.#blocks = new BlockManager(numBlocks, blockSize, deps.enablePrefixCaching ? deps.hasher : undefined);
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
-    const { maxDrafts } = runner;
     this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens, maxDrafts });
-    const { numBlocks, blockSize } = runner;
     this.cacheConfig = { blockSize, numBlocks };
-    const { maxModelLen, vocabSize } = runner;
-    const { eosTokenIds } = deps;
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);

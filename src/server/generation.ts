@@ -1,4 +1,3 @@
-import type { SubmitOptions } from "../async/async-llm.ts";
 import { InvalidRequestError } from "../base/errors.ts";
 import type { GenerationStream } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
@@ -9,7 +8,7 @@ import type { RequestContext, ServerContext } from "./context.ts";
 import { type ApiError, invalidValue, toApiError } from "./errors.ts";
 import type { ReplyFormat } from "./reply-format.ts";
 import { admitRequest, type RequestLifetime } from "./request-lifetime.ts";
-import type { GenerationBody } from "./schemas/request-body.ts";
+import { type GenerationBody, tokenizeOptions } from "./schemas/request-body.ts";
 import { DONE, event, eventStream, SSE_HEADERS } from "./sse.ts";
 import { UsageCounter } from "./usage.ts";
 
@@ -73,12 +72,7 @@ class Generation {
   /** Submits all prompts or, if one is refused, none. */
   async start(): Promise<void> {
     const { body, prompts, sampling } = this.request;
-    const { truncate_prompt_tokens: truncate, add_special_tokens: special } = body;
-    const options: SubmitOptions = {
-      signal: this.#lifetime.signal,
-      ...(typeof truncate === "number" && { truncatePromptTokens: truncate }),
-      ...(typeof special === "boolean" && { addSpecialTokens: special }),
-    };
+    const options = { signal: this.#lifetime.signal, ...tokenizeOptions(body) };
     const { isolateCacheByKey } = this.context.config;
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);
     const salted = prompts.map((prompt) => withSalt(prompt, salt));

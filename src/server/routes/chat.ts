@@ -4,7 +4,8 @@ import { type RequestContext, type ServerApp, type ServerContext, servedModel } 
 import { generate } from "../generation.ts";
 import { mount } from "../router.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
-import { textJob, tokenizeOptions } from "./tokenize.ts";
+import { tokenizeOptions } from "../schemas/request-body.ts";
+import { textJob } from "./tokenize.ts";
 
 /** `/v1/chat/completions` and its rendering to tokens. */
 export function chatRoutes(app: ServerApp, context: ServerContext): void {

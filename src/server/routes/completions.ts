@@ -7,7 +7,8 @@ import { type RequestContext, type ServerApp, type ServerContext, servedModel } 
 import { generate } from "../generation.ts";
 import { mount } from "../router.ts";
 import type { PromptInput } from "../schemas/prompt.ts";
-import { textJob, tokenizeOptions } from "./tokenize.ts";
+import { tokenizeOptions } from "../schemas/request-body.ts";
+import { textJob } from "./tokenize.ts";
 
 /** `/v1/completions` and its rendering to tokens. */
 export function completionRoutes(app: ServerApp, context: ServerContext): void {

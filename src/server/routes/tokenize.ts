@@ -1,4 +1,3 @@
-import type { SubmitOptions } from "../../async/async-llm.ts";
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { admitTextRequest } from "../request-lifetime.ts";
@@ -41,16 +40,4 @@ export async function textJob<T>(
 ): Promise<T> {
   using lifetime = admitTextRequest(c, context);
   return await lifetime.race(run());
-}
-
-/** The options of tokenization that a body holds. */
-export function tokenizeOptions(body: {
-  readonly add_special_tokens?: boolean | null | undefined;
-  readonly truncate_prompt_tokens?: number | null | undefined;
-}): SubmitOptions {
-  const { add_special_tokens: special, truncate_prompt_tokens: truncate } = body;
-  return {
-    ...(typeof truncate === "number" && { truncatePromptTokens: truncate }),
-    ...(typeof special === "boolean" && { addSpecialTokens: special }),
-  };
 }

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { SubmitOptions } from "../../async/async-llm.ts";
 import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
 import { type ApiError, invalidValue, unsupported } from "../errors.ts";
 import { samplingShape } from "./sampling.ts";
@@ -93,6 +94,18 @@ export function checkGeneration(body: GenerationBody & { readonly prompt_logprob
     throw invalidValue("stream_options", "stream_options needs stream: true");
   if (body.stream && body.prompt_logprobs !== undefined && body.prompt_logprobs !== null)
     throw invalidValue("prompt_logprobs", "prompt_logprobs cannot be streamed");
+}
+
+/** The options of tokenization that a body holds. */
+export function tokenizeOptions(body: {
+  readonly add_special_tokens?: boolean | null | undefined;
+  readonly truncate_prompt_tokens?: number | null | undefined;
+}): SubmitOptions {
+  const { add_special_tokens: special, truncate_prompt_tokens: truncate } = body;
+  return {
+    ...(typeof truncate === "number" && { truncatePromptTokens: truncate }),
+    ...(typeof special === "boolean" && { addSpecialTokens: special }),
+  };
 }
 
 function issueError(issue: z.core.$ZodIssue): ApiError {

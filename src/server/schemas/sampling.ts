@@ -29,7 +29,7 @@ const STOP_DOCUMENT = {
 };
 
 /** The sampling fields that both endpoints share, by their names in requests. */
-export const SAMPLING_FIELDS: Readonly<Record<string, SamplingField>> = {
+const SAMPLING_FIELDS: Readonly<Record<string, SamplingField>> = {
   n: field("n", z.int()),
   temperature: field("temperature", z.number()),
   top_p: field("topP", z.number()),
