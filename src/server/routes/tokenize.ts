@@ -2,6 +2,7 @@ import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { admitTextRequest } from "../request-lifetime.ts";
 import { mount } from "../router.ts";
+import { tokenizeOptions } from "../schemas/request-body.ts";
 
 /** `/tokenize` and `/detokenize`. */
 export function tokenizeRoutes(app: ServerApp, context: ServerContext): void {
