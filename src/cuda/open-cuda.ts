@@ -99,7 +99,7 @@ export function openDriver(machine: Machine): OpenedDriver {
   const version = raw[0]!;
   if (status === CudaStatus.success && version < MIN_DRIVER_VERSION) {
     throw new DeviceError(
-      `the NVIDIA driver supports CUDA ${dotted(version)}, Octavo needs 12.0: update the driver to 525 or newer`,
+      `the NVIDIA driver supports CUDA ${majorMinor(version).join(".")}, Octavo needs 12.0: update the driver to 525 or newer`,
     );
   }
   const { api } = openFirst(machine, "cuda", [library], driverSymbols, 13);
@@ -112,7 +112,7 @@ export function openDriver(machine: Machine): OpenedDriver {
       { cause: cudaError(api, "cuInit", initialised) },
     );
   }
-  return { api, version: [Math.floor(version / 1000), Math.floor((version % 1000) / 10)], library };
+  return { api, version: majorMinor(version), library };
 }
 
 function openDevice(driver: OpenedDriver, ordinal: number, machine: Machine): Device {
@@ -210,6 +210,7 @@ function noGpu({ host }: Machine): DeviceError {
   return new DeviceError(`the NVIDIA driver shows no GPU: ${remedy}`);
 }
 
-function dotted(version: number): string {
-  return `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`;
+/** 12040 → [12, 4]. */
+function majorMinor(version: number): readonly [number, number] {
+  return [Math.floor(version / 1000), Math.floor((version % 1000) / 10)];
 }

@@ -25,7 +25,7 @@ export class Checkpoint implements Disposable {
   ) {}
 
   /**
-   * Opens and validates every file of the checkpoint. The caller closes it.
+   * Opens and validates every file of the checkpoint, which the caller disposes of.
    * @throws ModelNotFoundError when there are no weights; UnsupportedModelError when there are only pickled ones;
    * ModelDataError when a file is malformed or index and shards disagree.
    */
@@ -69,13 +69,9 @@ export class Checkpoint implements Disposable {
     }
   }
 
-  /** Safe to call twice. */
-  close(): void {
-    for (const file of this.files) file.close();
-  }
-
+  /** Closes every file. Safe to call twice. */
   [Symbol.dispose](): void {
-    this.close();
+    for (const file of this.files) file.close();
   }
 }
 

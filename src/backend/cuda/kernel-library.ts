@@ -12,8 +12,8 @@ import { type KernelUnit, unitKey, unitName } from "./kernel-source.ts";
 /** The folder of Octavo's own kernels. */
 export const KERNEL_FOLDER = fileURLToPath(new URL("../../../kernels-cu", import.meta.url));
 
-/** The kernels of a source folder in one context, compiled and loaded when first asked for. */
-export class KernelLibrary implements Disposable {
+/** The kernels of a source folder in one context, which owns them; compiled and loaded when first asked for. */
+export class KernelLibrary {
   readonly #modules = new Map<string, Module>();
   readonly #kernels = new Map<string, Kernel<object>>();
   /** Parameters of the kernels of each file that was asked about. */
@@ -79,17 +79,6 @@ export class KernelLibrary implements Disposable {
     // Whoever wanted the kernels may have given up meanwhile.
     if (this.context.isDisposed) return;
     for (const [i, unit] of missing.entries()) this.#load(unit, cubins[i]!);
-  }
-
-  /** Unloads everything; kernels throw from then on. */
-  dispose(): void {
-    for (const module of this.#modules.values()) module.dispose();
-    this.#modules.clear();
-    this.#kernels.clear();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
   }
 
   #module(unit: KernelUnit): Module {

@@ -35,7 +35,7 @@ function openCheckpoint(tensors: Record<string, TensorData>): Disposable & { che
   return {
     checkpoint,
     [Symbol.dispose]() {
-      checkpoint.close();
+      checkpoint[Symbol.dispose]();
       folder[Symbol.dispose]();
     },
   };

@@ -49,7 +49,7 @@ describe("Checkpoint.open", () => {
     {
       using checkpoint = Checkpoint.open(folder.path);
       expect(numOpen()).toBe(before + 2);
-      checkpoint.close();
+      checkpoint[Symbol.dispose]();
       expect(numOpen()).toBe(before);
       expect(() => checkpoint.tensors.get("a")!.file.fd).toThrow("read after close()");
     }

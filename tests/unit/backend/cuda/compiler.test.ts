@@ -243,9 +243,8 @@ describe("the kernel library", () => {
     expect(nvrtc.requests).toHaveLength(2);
     library.kernel(unit({ A: 1 }), "entry");
     expect(nvrtc.requests).toHaveLength(2);
-    library.dispose();
-    expect(fake.alive("module")).toEqual([]);
     context.dispose();
+    expect(fake.alive("module")).toEqual([]);
   });
 
   test("compiles for the context's GPU", () => {
