@@ -7,7 +7,7 @@
 // outputs is N, or N / 2 with GATED: act(first half) · second half.
 //
 // Parallelisation: a CTA takes tiles of TILE_ROWS weight rows, one every gridDim.x. A producer warp streams their weights
-// through a ring of SLOTS chunks of CHUNK columns in shared memory; WARPS warps take every WARPSth step of 32 columns and add
+// through a ring of STAGES chunks of CHUNK columns in shared memory; WARPS warps take every WARPSth step of 32 columns and add
 // up through shared memory in warp order, so that results repeat bit for bit and do not depend on the other tokens. The
 // weights are the 16-wide side of mma.m16n8k16, the tokens the 8-wide side: 1 to 8 tokens cost about the same. The order of k
 // is free, so a 16-byte load of 8 consecutive k lands directly in a fragment.
@@ -23,8 +23,8 @@
 #include "activation.cuh"
 #include "hopper.cuh"
 
-#if !defined(IN_FEATURES) || !defined(TILE_ROWS) || !defined(CHUNK) || !defined(SLOTS) || !defined(STAGED_TOKENS)
-#error "IN_FEATURES, TILE_ROWS, CHUNK, SLOTS and STAGED_TOKENS come from src/backend/cuda/ops/small-linear.ts"
+#if !defined(IN_FEATURES) || !defined(TILE_ROWS) || !defined(CHUNK) || !defined(STAGES) || !defined(STAGED_TOKENS)
+#error "IN_FEATURES, TILE_ROWS, CHUNK, STAGES and STAGED_TOKENS come from src/backend/cuda/ops/small-linear.ts"
 #endif
 #if !defined(NORM) || !defined(GATED) || !defined(OUT_FLOAT) || !defined(MIN_CTAS) || !defined(LINEAR_SHARED_BYTES)
 #error "NORM, GATED, OUT_FLOAT, MIN_CTAS and LINEAR_SHARED_BYTES come from src/backend/cuda/ops/small-linear.ts"
@@ -43,7 +43,7 @@ static_assert(TILE_ROWS == 16 || (TILE_ROWS == 8 && !GATED), "a tile is 16 rows,
 static_assert(MAX_TOKENS == 8, "mma has 8 columns");
 
 // A lane of 8 reads rows 2i and 2i + 1: the padding keeps them on different banks.
-constexpr uint32 ROW_BYTES = CHUNK * 2, ROW_PITCH = ROW_BYTES + LINEAR_ROW_PADDING, SLOT_BYTES = TILE_ROWS * ROW_PITCH;
+constexpr uint32 ROW_BYTES = CHUNK * 2, ROW_PITCH = ROW_BYTES + LINEAR_ROW_PADDING, STAGE_BYTES = TILE_ROWS * ROW_PITCH;
 static_assert(ROW_PITCH % 128 == 64, "neighbouring rows must start half a line apart");
 constexpr int OUT_ROWS = GATED ? TILE_ROWS / 2 : TILE_ROWS;
 constexpr int SUM_PITCH = TILE_ROWS + LINEAR_SUM_PADDING;
@@ -63,22 +63,22 @@ __device__ __forceinline__ void store_out(out_t* p, float y) { *p = from_float(y
 #endif
 
 struct Shared {
-  unsigned char slots[SLOTS][SLOT_BYTES];
+  unsigned char stages[STAGES][STAGE_BYTES];
 #if STAGED_TOKENS > 0
   unsigned char x[STAGED_TOKENS][IN_FEATURES * 2];
 #endif
   float partial[2][WARPS][MAX_TOKENS][SUM_PITCH];
   float squares[WARPS][MAX_TOKENS];
-  uint64 full[SLOTS], empty[SLOTS];
+  uint64 full[STAGES], empty[STAGES];
 };
 static_assert(sizeof(Shared) <= LINEAR_SHARED_BYTES, "the host must ask for room for Shared");
 
-// Where a ring of slots stands.
+// Where a ring of stages stands.
 struct Position {
-  int slot = 0;
+  int stage = 0;
   uint32 phase = 0;
   __device__ __forceinline__ void advance() {
-    if (++slot == SLOTS) slot = 0, phase ^= 1;
+    if (++stage == STAGES) stage = 0, phase ^= 1;
   }
 };
 
@@ -90,12 +90,12 @@ __device__ __forceinline__ void produce(Shared& shared, const elem_t* weight, in
     const elem_t* source = weight + static_cast<int64>(row) * IN_FEATURES;
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++, at.advance()) {
-      barrier_wait(shared_address(&shared.empty[at.slot]), at.phase ^ 1);
-      const uint32 full = shared_address(&shared.full[at.slot]);
+      barrier_wait(shared_address(&shared.empty[at.stage]), at.phase ^ 1);
+      const uint32 full = shared_address(&shared.full[at.stage]);
       if (lane == 0) barrier_expect(full, TILE_ROWS * ROW_BYTES);
       __syncwarp();
       if (lane < TILE_ROWS)
-        copy_bytes(shared_address(shared.slots[at.slot]) + lane * ROW_PITCH, source + chunk * CHUNK, ROW_BYTES, full);
+        copy_bytes(shared_address(shared.stages[at.stage]) + lane * ROW_PITCH, source + chunk * CHUNK, ROW_BYTES, full);
     }
   }
 }
@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + WARP, MIN_CTAS)
   if (trigger_early) GRID_DEPENDENCY_LAUNCH();
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, r = lane / 4, c = lane % 4;
   if (threadIdx.x == CONSUMERS) {
-    for (int i = 0; i < SLOTS; i++)
+    for (int i = 0; i < STAGES; i++)
       barrier_init(shared_address(&shared.full[i]), 1), barrier_init(shared_address(&shared.empty[i]), WARPS);
     barrier_init_fence();
   }
@@ -201,12 +201,12 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + WARP, MIN_CTAS)
     }
     float d[4][4] = {};  // four chains hide the latency of mma
     const auto multiply_chunk = [&](const uint4(&v)[CHUNK_STEPS]) {
-      barrier_wait(shared_address(&shared.full[at.slot]), at.phase);
-      const unsigned char* slot = shared.slots[at.slot] + r * ROW_PITCH + k0 * 2;
+      barrier_wait(shared_address(&shared.full[at.stage]), at.phase);
+      const unsigned char* rows = shared.stages[at.stage] + r * ROW_PITCH + k0 * 2;
 #pragma unroll
       for (int s = 0; s < CHUNK_STEPS; s++) {
-        const uint4 low = load16(slot + s * STEP * WARPS * 2);
-        const uint4 high = TILE_ROWS == 16 ? load16(slot + 8 * ROW_PITCH + s * STEP * WARPS * 2) : make_uint4(0, 0, 0, 0);
+        const uint4 low = load16(rows + s * STEP * WARPS * 2);
+        const uint4 high = TILE_ROWS == 16 ? load16(rows + 8 * ROW_PITCH + s * STEP * WARPS * 2) : make_uint4(0, 0, 0, 0);
         mma_m16n8k16(d[s % 2 * 2], low.x, high.x, low.y, high.y, v[s].x, v[s].y);
         mma_m16n8k16(d[s % 2 * 2 + 1], low.z, high.z, low.w, high.w, v[s].z, v[s].w);
       }
@@ -214,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + WARP, MIN_CTAS)
       // out wrong whenever the ring was full.
       async_proxy_fence();
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared_address(&shared.empty[at.slot]));
+      if (lane == 0) barrier_arrive(shared_address(&shared.empty[at.stage]));
       at.advance();
     };
     if constexpr (KEEPS_X) {

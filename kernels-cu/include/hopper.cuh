@@ -28,7 +28,7 @@ __device__ __forceinline__ void barrier_expect(uint32 barrier, uint32 bytes) {
 __device__ __forceinline__ void barrier_arrive(uint32 barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Waits until the phase of this parity is complete. The warp's lanes leave together: a slot that one lane gives back is
+// Waits until the phase of this parity is complete. The warp's lanes leave together: a stage that one lane gives back is
 // then nobody's.
 __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
   uint32 done;

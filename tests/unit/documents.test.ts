@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { Glob } from "bun";
+
+setDefaultTimeout(300_000);
 
 const ROOT = join(import.meta.dir, "../..");
 const DOCUMENTS = ["README.md", ...new Glob("docs/*.md").scanSync(ROOT)].sort();

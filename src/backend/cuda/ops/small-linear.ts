@@ -63,7 +63,7 @@ interface SmallPlan {
   readonly tiles: number;
   readonly chunk: number;
   /** Chunks of weights that are on their way or in use. */
-  readonly slots: number;
+  readonly stages: number;
   readonly blocks: number;
   readonly sharedBytes: number;
   /** Two blocks fit a multiprocessor, so that the next kernel's weights can be fetched early. */
@@ -144,18 +144,19 @@ export class SmallLinear {
     if (chunk === undefined || outFeatures % tileRows !== 0) return undefined;
     const tiles = outFeatures / tileRows;
     const rounds = Math.ceil(tiles / smCount);
-    const slotBytes = tileRows * (chunk * dtypeSize(this.dtype) + LINEAR_ROW_PADDING);
+    const stageBytes = tileRows * (chunk * dtypeSize(this.dtype) + LINEAR_ROW_PADDING);
     const sums = 2 * LINEAR_WARPS * MAX_SMALL_TOKENS * (tileRows + LINEAR_SUM_PADDING) * 4;
     const squares = LINEAR_WARPS * MAX_SMALL_TOKENS * 4;
     const stagedBytes = staged ? STAGED_TOKENS * inFeatures * dtypeSize(this.dtype) : 0;
-    const bytesFor = (slots: number) => slots * (slotBytes + 16) + stagedBytes + sums + squares + SLACK_BYTES;
+    const bytesFor = (stages: number) =>
+      stages * (stageBytes + 16) + stagedBytes + sums + squares + SLACK_BYTES;
     const wanted = rounds * (inFeatures / chunk);
     const shares = bytesFor(wanted) <= Math.min(sharedBytesPerBlock, sharedBytesPerSm / 2 - RESERVED_BYTES);
-    const most = Math.floor((sharedBytesPerBlock - bytesFor(0)) / (slotBytes + 16));
-    const slots = shares ? wanted : Math.min(wanted, most);
-    if (slots < 2) return undefined;
+    const most = Math.floor((sharedBytesPerBlock - bytesFor(0)) / (stageBytes + 16));
+    const stages = shares ? wanted : Math.min(wanted, most);
+    if (stages < 2) return undefined;
     const blocks = Math.ceil(tiles / rounds);
-    return { tileRows, tiles, chunk, slots, blocks, sharedBytes: bytesFor(slots), shares };
+    return { tileRows, tiles, chunk, stages, blocks, sharedBytes: bytesFor(stages), shares };
   }
 }
 
@@ -165,7 +166,7 @@ function keepsX(inFeatures: number): boolean {
 
 function defines({ inFeatures, norm, gated, floatOut, staged }: SmallShape, plan: SmallPlan): Macros {
   return {
-    ...{ IN_FEATURES: inFeatures, TILE_ROWS: plan.tileRows, CHUNK: plan.chunk, SLOTS: plan.slots },
+    ...{ IN_FEATURES: inFeatures, TILE_ROWS: plan.tileRows, CHUNK: plan.chunk, STAGES: plan.stages },
     ...{ NORM: norm ? 1 : 0, GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0 },
     STAGED_TOKENS: staged ? STAGED_TOKENS : 0,
     ...{ LINEAR_SHARED_BYTES: plan.sharedBytes, MIN_CTAS: plan.shares ? 2 : 1 },

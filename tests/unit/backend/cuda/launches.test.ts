@@ -283,6 +283,25 @@ describe("linear", () => {
     expect(machine.cublas.matmuls.at(-1)).toMatchObject({ out: out.address, x: x.address });
   });
 
+  test("of few tokens is left to cuBLASLt where memory does not start at a vector", () => {
+    const shifted = (of: Tensor) => new Tensor(of.buffer, "bfloat16", [of.dim(0), 1024], 2);
+    const x = bf16(1, 1024);
+    const w = denseWeight(bf16(2048, 1024));
+    const oddX = shifted(bf16(1, 1032));
+    const oddWeight = denseWeight(shifted(bf16(2048, 1032)));
+    const oddNorm = { weight: new Tensor(bf16(1032).buffer, "bfloat16", [1024], 2), eps: 1e-6 };
+    for (const run of [
+      () => backend.linear(bf16(1, 2048), oddX, w),
+      () => backend.linear(bf16(1, 2048), x, oddWeight),
+      () => backend.linear(bf16(1, 2048), x, w, { norm: oddNorm }),
+    ]) {
+      const products = machine.cublas.matmuls.length;
+      const entries = launches(run).map(({ entry }) => entry);
+      expect(entries).not.toContain("linear_small");
+      expect(machine.cublas.matmuls).toHaveLength(products + 1);
+    }
+  });
+
   test("before bulk copies, few tokens are left to cuBLASLt, too", () => {
     using older = new FakeMachine({ computeCapability: [8, 9] });
     using owner = { backend: older.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
@@ -417,6 +436,9 @@ describe("attend", () => {
     const tiles = Math.ceil((step.maxQueryLen * group) / 128) * prefill.length * 4;
     const grid = [Math.min(MULTIPROCESSORS, tiles), 1, 1];
     expect(prompt).toMatchObject({ entry: "attention_prefill_hopper", grid, block: [384, 1, 1] });
+    // Queries, two stages of keys and of values, and what the warps tell each other.
+    const [keys, queryStages] = headDim <= 128 ? [128, 2] : [64, 1];
+    expect(prompt!.sharedBytes).toBe((128 * queryStages + 4 * keys) * headDim * 2 + 256);
     const { maps, queue, ...rest } = namedArguments(prompt!);
     expect(rest).toEqual({
       ...{ out: out.address, qkv: qkv.address, num_kv_heads: 4, num_rows: prefill.length },
