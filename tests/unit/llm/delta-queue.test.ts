@@ -1,7 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { RequestFailedError } from "../../../src/base/errors.ts";
 import type { OwnedDelta } from "../../../src/engine/step-output.ts";
 import { DeltaQueue } from "../../../src/llm/delta-queue.ts";
+
+setDefaultTimeout(300_000);
 
 const delta = (text: string, tokenIds: number[], rest: Partial<OwnedDelta> = {}): OwnedDelta => ({
   ...{ requestId: "0", index: 0, text, tokenIds, finishReason: null, stopReason: null, ...rest },
