@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { ConfigError, ExitCode } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { LLM } from "../llm/llm.ts";
+import { type GenerateProgress, LLM } from "../llm/llm.ts";
 import { createCommand, printNote, say } from "./command.ts";
 import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { ProgressBar } from "./progress.ts";
@@ -107,13 +107,8 @@ class Run {
     const started = performance.now();
     const options = {
       signal: this.signal,
-      onProgress: (progress: { finishedPrompts: number; totalPrompts: number; outputTokens: number }) =>
-        this.bar.update(
-          "Generating",
-          progress.finishedPrompts,
-          progress.totalPrompts,
-          `${progress.outputTokens} tokens`,
-        ),
+      onProgress: ({ finishedPrompts, totalPrompts, outputTokens }: GenerateProgress) =>
+        this.bar.update("Generating", finishedPrompts, totalPrompts, `${outputTokens} tokens`),
     };
     const outputs = this.flags.chat
       ? await this.llm.chat(

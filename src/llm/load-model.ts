@@ -121,10 +121,8 @@ export async function loadModel(
     });
     const seeds = new SplitMix64(config.seed);
     const engine = new Engine({
+      ...config,
       runner,
-      enablePrefixCaching: config.enablePrefixCaching,
-      maxNumSeqs: config.maxNumSeqs,
-      maxNumBatchedTokens: config.maxNumBatchedTokens,
       overlap: config.overlapScheduling ?? backend.name === "cuda",
       eosTokenIds: generation.eosTokenIds,
       hasher,
@@ -140,15 +138,11 @@ export async function loadModel(
       }),
     });
     return {
-      ...{
-        name: model ?? "tiny-stories",
-        modelConfig,
-        device: backend.name,
-        dtype: backend.activationDtype,
-      },
-      ...{ tokenizer, encoder },
+      ...{ modelConfig, tokenizer, encoder, engine },
+      name: model ?? "tiny-stories",
+      device: backend.name,
+      dtype: backend.activationDtype,
       defaultSampling: config.generationConfig === "auto" ? generation.sampling : {},
-      engine,
       dispose: () => {
         try {
           engine.dispose();

@@ -103,10 +103,7 @@ function checkCheckpoint(
   for (const [name, expected] of sources) {
     const tensor = checkpoint.tensors.get(name);
     if (tensor === undefined) missing.push(name);
-    else if (
-      tensor.shape.length !== expected.length ||
-      tensor.shape.some((extent, i) => extent !== expected[i])
-    )
+    else if (tensor.shape.join() !== expected.join())
       misshapen.push(`${name} (expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}])`);
     else if (!LOADABLE.has(tensor.dtype)) unsupported.push(`${name} (${tensor.dtype})`);
   }

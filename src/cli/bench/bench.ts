@@ -113,15 +113,8 @@ async function benchServe(flags: BenchFlags): Promise<void> {
   };
   console.log(formatReport(report));
   if (flags.json !== undefined) {
-    const document = {
-      model,
-      baseUrl,
-      date: new Date().toISOString(),
-      requests: requests.length,
-      ...load,
-      seed,
-    };
-    writeReport(flags.json, { ...document, ...report });
+    const run = { model, baseUrl, date: new Date().toISOString(), requests: requests.length };
+    writeReport(flags.json, { ...run, ...load, seed, ...report });
   }
   if (report.completed === 0) throw new EndpointError(`${baseUrl}: no request succeeded`);
 }
