@@ -32,9 +32,11 @@ interface PackedPrompt {
   readonly promptLogprobs: PackedLogprobs | undefined;
 }
 
-const HEADER = 5;
+/** Words of a delta before its tokens: the request's id in two, its index, characters, log-probabilities, tokens. */
+const HEADER = 6;
+const WORD = 2 ** 32;
 
-/** Request ids must be decimal numbers below 2^31. Log-probabilities are packed in the order `prompts`, `deltas`. */
+/** Request ids must be decimal safe integers. Log-probabilities are packed in the order `prompts`, `deltas`. */
 export function packStep(
   { deltas, prompts, finished, numBatchedTokens }: StepOutput,
   packer: LogprobPacker,
@@ -52,7 +54,9 @@ export function packStep(
   for (let i = 0; i < deltas.length; i++) {
     const delta = deltas[i]!;
     const { tokenIds, logprobs, finishReason, stopReason, error } = delta;
-    words[at++] = Number(delta.requestId);
+    const id = Number(delta.requestId);
+    words[at++] = id % WORD;
+    words[at++] = Math.floor(id / WORD);
     words[at++] = delta.index;
     words[at++] = delta.text.length;
     words[at++] = logprobs?.length ?? -1;
@@ -84,7 +88,8 @@ export function unpackStep(step: PackedStep, unpacker: LogprobUnpacker): StepOut
   let textAt = 0;
   let positionAt = 0;
   for (let at = 0, i = 0; at < words.length; i++) {
-    const requestId = String(words[at++]);
+    const lowId = words[at++]! >>> 0;
+    const requestId = String(words[at++]! * WORD + lowId);
     const index = words[at++]!;
     const textEnd = textAt + words[at++]!;
     const numPositions = words[at++]!;

@@ -9,6 +9,7 @@ import {
 import type { Tensor } from "../backend/tensor.ts";
 import type { Workspace } from "../backend/workspace.ts";
 import type { DType } from "../base/dtype.ts";
+import { invariant } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import { SCRATCH_BLOCK } from "./kv-cache.ts";
 import { packSlotRecord } from "./slot-record.ts";
@@ -37,7 +38,8 @@ export class BatchState {
   ) {
     const { maxNumSeqs, maxModelLen, blockSize, vocabSize } = shape;
     this.#maxBlocks = Math.ceil(maxModelLen / blockSize);
-    // One slot more than sequences stays vacant, for padding: its every block is the scratch block, and it samples greedily.
+    // One slot more than sequences stays vacant, for padding: zeros, so its every block is the scratch block, and it samples
+    // greedily.
     const table = (dtype: DType, ...rest: number[]) => {
       const tensor = backend.empty(dtype, [maxNumSeqs + 1, ...rest]);
       backend.fill(tensor, 0);
@@ -54,7 +56,7 @@ export class BatchState {
       allowed: table("uint32", Math.ceil(vocabSize / 32)),
       counts: table("uint32", vocabSize),
     };
-    backend.fill(this.slots.blockTables, SCRATCH_BLOCK);
+    invariant(SCRATCH_BLOCK === 0, "zeros must name the scratch block");
   }
 
   /** A row that computes a token and draws the next for nobody. */

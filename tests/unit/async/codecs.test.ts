@@ -112,6 +112,9 @@ test("steps come out as they went in, their token ids moved and not copied", () 
       deltas: [
         delta("4", { text: "b", tokenIds: [8, 7], logprobs: [logprobs(8, 7), logprobs(7, 5)] }),
         delta("4", { finishReason: "length", logprobs: [] }),
+        ...["2147483648", "4294967297", String(Number.MAX_SAFE_INTEGER)].map((id) =>
+          delta(id, { text: "c" }),
+        ),
       ],
       ...{ prompts: [], finished: [], numBatchedTokens: 1 },
     },
