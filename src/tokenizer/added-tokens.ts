@@ -1,8 +1,14 @@
-import type { Normalizer } from "./normalizer.ts";
 import type { AddedToken } from "./tokenizer-files.ts";
 
-/** A stretch of text between added tokens, or the id of one. */
-export type Section = number | { readonly text: string; readonly isFirst: boolean };
+type Normalize = (text: string) => string;
+
+/** An added token, as it is spelled, or a stretch of text between added tokens. */
+export interface Section {
+  readonly text: string;
+  readonly isAdded: boolean;
+  /** Whether it is where the whole text begins. */
+  readonly isFirst: boolean;
+}
 
 const WORD = "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]";
 const WORD_AT_START = new RegExp(`^${WORD}`, "v");
@@ -10,16 +16,16 @@ const WORD_AT_END = new RegExp(`${WORD}$`, "v");
 const SPACE = /^\p{White_Space}$/u;
 
 /**
- * Finds added tokens in a text, as `tokenizers` does: those that are not normalised in the text as it is, the others in
+ * Finds added tokens in a text, as the Rust library does: those that are not normalised in the text as it is, the others in
  * what the normaliser makes of the stretches between. The longest that begins first wins; a token may take the white
  * space beside it, or be none within a word.
  */
 export class AddedTokens {
   readonly #literal: TokenTrie;
   readonly #normalized: TokenTrie;
-  readonly #normalize: Normalizer;
+  readonly #normalize: Normalize;
 
-  constructor(tokens: readonly AddedToken[], normalize: Normalizer) {
+  constructor(tokens: readonly AddedToken[], normalize: Normalize) {
     const isNormalized = (token: AddedToken) => token.normalized ?? !token.special;
     this.#normalize = normalize;
     this.#literal = new TokenTrie(
@@ -33,9 +39,8 @@ export class AddedTokens {
   /** The tokens of `text` and the normalised stretches between them, in order; none of these is empty. */
   split(text: string): Section[] {
     return sections(text, this.#literal, true).flatMap((section) => {
-      if (typeof section === "number") return section;
-      const { isFirst } = section;
-      return sections(this.#normalize(section.text), this.#normalized, isFirst);
+      if (section.isAdded) return section;
+      return sections(this.#normalize(section.text), this.#normalized, section.isFirst);
     });
   }
 }
@@ -82,7 +87,8 @@ function sections(text: string, trie: TokenTrie, isFirst: boolean): Section[] {
   /** Where what has not been told yet begins. */
   let open = 0;
   const tell = (end: number) => {
-    if (end > open) result.push({ text: text.slice(open, end), isFirst: isFirst && open === 0 });
+    if (end > open)
+      result.push({ text: text.slice(open, end), isAdded: false, isFirst: isFirst && open === 0 });
   };
   for (let at = trie.isEmpty ? text.length : 0; at < text.length; ) {
     const found = trie.longest(text, at);
@@ -95,7 +101,7 @@ function sections(text: string, trie: TokenTrie, isFirst: boolean): Section[] {
       WORD_AT_END.test(text.slice(Math.max(0, at - 2), at)) || WORD_AT_START.test(text.slice(end, end + 2));
     if (!(token.single_word && inWord)) {
       tell(token.lstrip ? Math.max(open, spaceBefore(text, at)) : at);
-      result.push(token.id);
+      result.push({ text: token.content, isAdded: true, isFirst: false });
       open = token.rstrip ? spaceAfter(text, end) : end;
     }
     at = end;

@@ -2,51 +2,38 @@
 const POSITIONS = 2 ** 30;
 const CACHED_WORDS = 10_000;
 const CACHED_WORD_LENGTH = 64;
-const encoder = new TextEncoder();
 
-export interface BytePairOptions {
-  /** What stands for a character that the vocabulary lacks; without one the character is dropped. */
-  readonly unknownId?: number | undefined;
-  /** One such token for a run of such characters. Default false. */
-  readonly fuseUnknown?: boolean;
-  /** Spell such a character with tokens of its bytes, `<0xNN>`, if they are all there. Default false. */
-  readonly byteFallback?: boolean;
-  /** A word that is a token is that token, whether merges lead there or not. Default false. */
-  readonly ignoreMerges?: boolean;
-}
+/** Each is a piece, or a run of them is, or they are left out. */
+export type UnknownCharacters = "apart" | "fused" | "dropped";
 
 /**
  * Byte-pair encoding of one word: merges the adjacent pair of lowest rank, leftmost first, until none is left.
- * O(n log n) in the word's length.
+ * O(n log n) in the word's length. Characters outside the vocabulary are never merged.
  */
 export class BytePairEncoder {
   readonly #ids: ReadonlyMap<string, number>;
-  readonly #options: BytePairOptions;
-  /** By byte, with `byteFallback`: its token. */
-  readonly #byteIds: readonly (number | undefined)[];
+  readonly #unknown: UnknownCharacters;
   /** By rank: the ids of the pair, and of what it makes. */
   readonly #left: Int32Array;
   readonly #right: Int32Array;
   readonly #merged: Int32Array;
   /** Open addressing with linear probing: rank + 1, or 0 where empty. At most half full. */
   readonly #table: Int32Array;
-  readonly #cache = new Map<string, readonly number[]>();
+  readonly #cache = new Map<string, string[]>();
 
   /**
    * @param ids token → id, every id in [0, 2^31)
    * @param merges pairs in order of rank
+   * @param unknown what becomes of characters outside the vocabulary, before anything is merged
    * @throws RangeError if a pair, or what it makes, is not in `ids`
    */
   constructor(
     ids: ReadonlyMap<string, number>,
     merges: readonly (readonly [string, string])[],
-    options: BytePairOptions = {},
+    unknown: UnknownCharacters,
   ) {
     this.#ids = ids;
-    this.#options = options;
-    this.#byteIds = Array.from({ length: options.byteFallback ? 256 : 0 }, (_, byte) =>
-      ids.get(`<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`),
-    );
+    this.#unknown = unknown;
     this.#left = new Int32Array(merges.length);
     this.#right = new Int32Array(merges.length);
     this.#merged = new Int32Array(merges.length);
@@ -79,59 +66,41 @@ export class BytePairEncoder {
     }
   }
 
-  /** Appends the ids of `word` to `output`. */
-  encode(word: string, output: number[]): void {
-    let ids = this.#cache.get(word);
-    if (ids === undefined) {
-      const whole = this.#options.ignoreMerges ? this.#ids.get(word) : undefined;
-      ids = whole === undefined ? this.#merge(this.#symbols(word)) : [whole];
-      if (word.length <= CACHED_WORD_LENGTH) {
-        if (this.#cache.size >= CACHED_WORDS) this.#cache.clear();
-        this.#cache.set(word, ids);
-      }
+  /** The pieces of `word`, in order; together they are `word`, but for what is dropped. */
+  split(word: string): string[] {
+    const cached = this.#cache.get(word);
+    if (cached !== undefined) return cached;
+    const pieces = this.#merge(word);
+    if (word.length <= CACHED_WORD_LENGTH) {
+      if (this.#cache.size >= CACHED_WORDS) this.#cache.clear();
+      this.#cache.set(word, pieces);
     }
-    for (const id of ids) output.push(id);
+    return pieces;
   }
 
-  /** The ids of the word's characters before any merge. */
-  #symbols(word: string): Int32Array {
-    const { unknownId, fuseUnknown } = this.#options;
-    const symbols: number[] = [];
-    /** An unknown character waits for the next known one, so that more may join it. */
-    let waits = false;
-    for (const character of word) {
-      const id = this.#ids.get(character);
-      if (id !== undefined) {
-        if (waits) symbols.push(unknownId!);
-        waits = false;
-        symbols.push(id);
-        continue;
-      }
-      const bytes = this.#bytes(character);
-      if (bytes !== undefined) symbols.push(...bytes);
-      else if (unknownId !== undefined) {
-        if (waits && !fuseUnknown) symbols.push(unknownId);
-        waits = true;
-      }
+  /** What merging begins with. */
+  #symbols(word: string): string[] {
+    const symbols = Array.from(word);
+    if (this.#unknown === "apart") return symbols;
+    if (this.#unknown === "dropped") return symbols.filter((symbol) => this.#ids.has(symbol));
+    const fused: string[] = [];
+    /** Where the run of unknown characters before this one begins. */
+    let open = 0;
+    for (const [i, symbol] of symbols.entries()) {
+      if (!this.#ids.has(symbol)) continue;
+      if (i > open) fused.push(symbols.slice(open, i).join(""));
+      fused.push(symbol);
+      open = i + 1;
     }
-    if (waits) symbols.push(unknownId!);
-    return Int32Array.from(symbols);
-  }
-
-  #bytes(character: string): number[] | undefined {
-    if (!this.#options.byteFallback) return undefined;
-    const ids: number[] = [];
-    for (const byte of encoder.encode(character)) {
-      const id = this.#byteIds[byte];
-      if (id === undefined) return undefined;
-      ids.push(id);
-    }
-    return ids;
+    if (symbols.length > open) fused.push(symbols.slice(open).join(""));
+    return fused;
   }
 
   /** Symbols form a linked list over their positions; a stale heap entry no longer has its rank at its position. */
-  #merge(id: Int32Array): number[] {
-    const count = id.length;
+  #merge(word: string): string[] {
+    const symbols = this.#symbols(word);
+    const count = symbols.length;
+    const id = Int32Array.from(symbols, (symbol) => this.#ids.get(symbol) ?? -1);
     const next = Int32Array.from({ length: count }, (_, i) => i + 1);
     const previous = Int32Array.from({ length: count }, (_, i) => i - 1);
     const rankAt = (position: number): number => {
@@ -160,9 +129,11 @@ export class BytePairEncoder {
       if (previous[position]! >= 0) offer(previous[position]!);
     }
 
-    const ids: number[] = [];
-    for (let start = 0; start < count; start = next[start]!) ids.push(id[start]!);
-    return ids;
+    const pieces: string[] = [];
+    for (let start = 0; start < count; start = next[start]!) {
+      pieces.push(next[start] === start + 1 ? symbols[start]! : symbols.slice(start, next[start]!).join(""));
+    }
+    return pieces;
   }
 }
 

@@ -1,96 +1,67 @@
 import { ModelDataError, UnsupportedModelError } from "../base/errors.ts";
-import { flattenSteps, type Step } from "./normalizer.ts";
+import { isJsonObject } from "../base/json-object.ts";
+import { list, readStep, type Step } from "./steps.ts";
 import type { TokenizerFiles } from "./tokenizer-files.ts";
 
-/** Ids that are put around those of a text. */
-export interface Surroundings {
-  readonly before: readonly number[];
-  readonly after: readonly number[];
-}
-
 /**
- * What the post-processor adds to a single text. It alone decides, as in transformers 5, but for the classes of Llama
- * and Gemma where tokenizer_config.json says `add_bos_token` or `add_eos_token`, or where there is no post-processor:
- * such files are of transformers 4, which went by these flags, and by default began with that token.
+ * What adds tokens around a single text, for the library. The post-processor of tokenizer.json alone decides, as in
+ * transformers 5, but for the classes of Llama and Gemma where tokenizer_config.json says `add_bos_token` or
+ * `add_eos_token`, or where there is no post-processor: such files are of transformers 4, which went by these flags,
+ * and by default began with that token.
  * @throws ModelDataError or UnsupportedModelError
  */
-export function readSurroundings(
-  files: TokenizerFiles,
-  idOf: (token: string) => number | undefined,
-): Surroundings {
-  const { definition, config, specialTokens, path } = files;
+export function readPostProcessor(files: TokenizerFiles): Step | null {
+  const { definition, config, specialTokens, tokens, path } = files;
   const { add_bos_token: bos, add_eos_token: eos } = config;
-  const steps = flattenSteps(definition["post_processor"], "processors", path);
+  const step = readStep(definition["post_processor"], path);
   const goesByFlags = /^(Code)?(Llama|Gemma)Tokenizer(Fast)?$/.test(String(config["tokenizer_class"]));
   const hasFlags = typeof bos === "boolean" || typeof eos === "boolean";
-  if (!goesByFlags || (steps.length > 0 && !hasFlags)) {
-    return steps.reduce((inner, step) => around(inner, step, path, idOf), NOTHING);
-  }
-  const named = (name: string, wanted: unknown) => {
-    const id = wanted === true ? idOf(specialTokens[name] ?? "") : undefined;
-    return id === undefined ? [] : [id];
+  if (!goesByFlags || (step && !hasFlags)) return step && namedByIds(step, files);
+  const added = (name: string, wanted: unknown) => {
+    const token = wanted === true ? specialTokens[name] : undefined;
+    return token !== undefined && tokens.includes(token) ? [special(token)] : [];
   };
-  return { before: named("bos_token", bos ?? true), after: named("eos_token", eos) };
+  return template([...added("bos_token", bos ?? true), TEXT, ...added("eos_token", eos)]);
 }
 
-const NOTHING: Surroundings = { before: [], after: [] };
+const TEXT = { Sequence: { id: "A", type_id: 0 } };
+const special = (id: string) => ({ SpecialToken: { id, type_id: 0 } });
+const template = (single: object[]): Step => ({ type: "TemplateProcessing", single, pair: [] });
 
-function around(
-  inner: Surroundings,
-  step: Step,
-  file: string,
-  idOf: (token: string) => number | undefined,
-): Surroundings {
-  switch (step["type"]) {
+/** The step with each token called by the name that its id has: the library goes by names, the Rust library by ids. */
+function namedByIds(step: Step, files: TokenizerFiles): Step {
+  const { tokens, path } = files;
+  const nameOf = (id: unknown, called: unknown): string => {
+    const name = tokens[id as number];
+    if (name !== undefined) return name;
+    const message = `the post_processor adds a token that does not exist: ${JSON.stringify(called)}`;
+    throw new ModelDataError(path, message);
+  };
+  switch (step.type) {
     case "ByteLevel":
-      return inner;
-    case "TemplateProcessing":
-      return template(inner, step, file, idOf);
+      return step;
+    case "Sequence": {
+      const inner = list(step, "processors", path).flatMap((each) => readStep(each, path) ?? []);
+      return { ...step, processors: inner.map((each) => namedByIds(each, files)) };
+    }
     case "BertProcessing":
-    case "RobertaProcessing":
-      return {
-        before: [pairId(step, "cls", file), ...inner.before],
-        after: [...inner.after, pairId(step, "sep", file)],
-      };
-  }
-  throw new UnsupportedModelError(file, `the post-processor ${step["type"]} is not supported`);
-}
-
-/** `single` names the text once, and special tokens before and after it; `special_tokens` has their ids. */
-function template(
-  inner: Surroundings,
-  step: Step,
-  file: string,
-  idOf: (token: string) => number | undefined,
-): Surroundings {
-  const invalid = (what: string) => new ModelDataError(file, `the post_processor ${what}`);
-  if (!Array.isArray(step["single"])) throw invalid("has no template");
-  const table = (step["special_tokens"] ?? {}) as Record<string, { ids?: unknown } | undefined>;
-  const sides: [number[], number[]] = [[], []];
-  let texts = 0;
-  for (const piece of step["single"] as (Record<string, { id?: unknown } | undefined> | null)[]) {
-    if (piece?.["Sequence"] !== undefined) {
-      texts++;
-      continue;
+    case "RobertaProcessing": {
+      const [cls, sep] = [list(step, "cls", path), list(step, "sep", path)];
+      return { ...step, cls: [nameOf(cls[1], cls)], sep: [nameOf(sep[1], sep)] };
     }
-    const token = piece?.["SpecialToken"]?.id;
-    if (typeof token !== "string") throw invalid("has a template of unknown pieces");
-    const ids = Object.hasOwn(table, token) ? table[token]?.ids : undefined;
-    const known = Array.isArray(ids) ? ids : [idOf(token)];
-    if (!known.every((id) => Number.isSafeInteger(id) && id >= 0)) {
-      throw invalid(`adds a token that does not exist: ${JSON.stringify(token)}`);
+    case "TemplateProcessing": {
+      const table = isJsonObject(step["special_tokens"]) ? step["special_tokens"] : {};
+      const single = list(step, "single", path) as ({ [kind: string]: { id?: unknown } } | null)[];
+      const pieces = single.flatMap((piece): object | object[] => {
+        if (piece?.["Sequence"] !== undefined) return TEXT;
+        const name = piece?.["SpecialToken"]?.id;
+        if (typeof name !== "string") throw new ModelDataError(path, "the post_processor has unknown pieces");
+        const ids = (table[name] as { ids?: unknown } | undefined)?.ids;
+        return (Array.isArray(ids) ? ids : [tokens.indexOf(name)]).map((id) => special(nameOf(id, name)));
+      });
+      if (pieces.filter((piece) => piece === TEXT).length === 1) return template(pieces);
+      throw new ModelDataError(path, "the post_processor does not place the text once");
     }
-    sides[texts === 0 ? 0 : 1].push(...(known as number[]));
   }
-  if (texts !== 1) throw invalid("does not place the text once");
-  return { before: [...sides[0], ...inner.before], after: [...inner.after, ...sides[1]] };
-}
-
-function pairId(step: Step, name: string, file: string): number {
-  const pair = step[name];
-  const id: unknown = Array.isArray(pair) ? pair[1] : undefined;
-  if (!Number.isSafeInteger(id) || (id as number) < 0) {
-    throw new ModelDataError(file, `the post_processor's ${name} is not a token with an id`);
-  }
-  return id as number;
+  throw new UnsupportedModelError(path, `the post-processor ${step.type} is not supported`);
 }

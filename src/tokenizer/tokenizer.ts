@@ -1,5 +1,5 @@
+import type { Tokenizer as Pipeline } from "@huggingface/tokenizers";
 import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
-import { TokenEncoder } from "./token-encoder.ts";
 import { readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
 
 export interface EncodeOptions {
@@ -35,9 +35,9 @@ export class Tokenizer {
 
   /** Until the encoder has been built. */
   #files: TokenizerFiles | undefined;
-  #encoder: TokenEncoder | undefined;
+  #encoder: Pipeline | undefined;
   readonly #tokens: readonly (string | undefined)[];
-  readonly #ids: ReadonlyMap<string, number>;
+  readonly #ids: Map<string, number>;
   readonly #added: ReadonlySet<number>;
   readonly #special: ReadonlySet<number>;
   readonly #spelling: TokenBytes;
@@ -82,7 +82,7 @@ export class Tokenizer {
 
   /** @throws as `prepareEncoder`. */
   encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): number[] {
-    return this.#withEncoder().encode(text, addSpecialTokens);
+    return this.#withEncoder().encode(text, { add_special_tokens: addSpecialTokens }).ids;
   }
 
   /**
@@ -118,9 +118,11 @@ export class Tokenizer {
     return this.#bytes[id];
   }
 
-  #withEncoder(): TokenEncoder {
+  #withEncoder(): Pipeline {
     if (!this.#encoder) {
-      this.#encoder = new TokenEncoder(this.#files!, (token) => this.tokenToId(token));
+      // The library takes 10 to 20 ms to load, which threads that only decode do without.
+      const { createPipeline } = require("./pipeline.ts") as typeof import("./pipeline.ts");
+      this.#encoder = createPipeline(this.#files!, this.#ids);
       this.#files = undefined;
     }
     return this.#encoder;

@@ -37,7 +37,8 @@ export function nativeFinder(expression: RegExp): Finder {
   };
 }
 
-function occurrences(text: string, wanted: string): number[] {
+/** As a `Finder`. */
+export function occurrences(text: string, wanted: string): number[] {
   const found: number[] = [];
   if (wanted === "") return found;
   for (let at = text.indexOf(wanted); at >= 0; at = text.indexOf(wanted, at + wanted.length)) {

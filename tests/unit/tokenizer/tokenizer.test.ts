@@ -1,4 +1,5 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { KNOWN_PATTERNS } from "../../../src/tokenizer/pattern/known-patterns.ts";
 import { nativeExpression } from "../../../src/tokenizer/pattern/native.ts";
@@ -69,6 +70,69 @@ describe("what is put around a text", () => {
     expect(tokenizer.encode("hello")).toEqual(ids);
     expect(tokenizer.encode("hello", { addSpecialTokens: false })).toEqual([268]);
   });
+});
+
+describe("where the library's steps do otherwise than the Rust library", () => {
+  const definition = sentencePiece()["tokenizer.json"];
+  const load = (model: object, steps: object) => {
+    const changed = { ...definition.model, byte_fallback: false, ...model };
+    return loadFiles({ "tokenizer.json": { ...definition, normalizer: null, ...steps, model: changed } });
+  };
+  const normalizers = (...steps: object[]) => ({
+    normalizer: { type: "Sequence", normalizers: steps },
+  });
+  const words = (...steps: object[]) => ({ type: "Sequence", pretokenizers: steps });
+  const at = (text: string, behavior: string) => ({ type: "Split", pattern: { String: text }, behavior });
+  const first = { type: "Metaspace", replacement: "▁", prepend_scheme: "first", split: false };
+  const strip = { type: "Strip", strip_left: true, strip_right: true };
+  const prepend = { type: "Prepend", prepend: "h" };
+  const replace = { type: "Replace", pattern: { String: "e" }, content: "$$" };
+
+  test.each<[string, object, object, string, number[]]>([
+    [
+      "unknown characters of two words",
+      { fuse_unk: true },
+      { pre_tokenizer: at("z", "Removed") },
+      "éézéé",
+      [0, 0],
+    ],
+    ["unknown characters apart", {}, {}, "ééh", [0, 0, 260]],
+    ["dropped before merging", { unk_token: null }, {}, "éeélo", [265, 263]],
+    ["an empty text, prepended", {}, normalizers(strip, prepend), "  ", []],
+    ["a text, prepended", {}, normalizers(strip, prepend), " e ", [260, 261]],
+    ["white space is not JavaScript's", {}, normalizers(strip), "\x85h\ufeff\x85", [260, 0]],
+    ["a replacement is literal", {}, normalizers(replace), "heh", [260, 0, 0, 260]],
+    [
+      "the first of several words",
+      {},
+      { pre_tokenizer: words(at("h", "Isolated"), first) },
+      "heh",
+      [264, 261, 260],
+    ],
+    [
+      "the same in a nested sequence",
+      {},
+      { pre_tokenizer: words(at("h", "Isolated"), words(first)) },
+      "heh",
+      [264, 261, 260],
+    ],
+  ])("%s", async (_, model, steps, text, ids) => {
+    expect((await load(model, steps)).encode(text, { addSpecialTokens: false })).toEqual(ids);
+  });
+});
+
+test("a thread that only decodes does not load the library", () => {
+  const script = `
+    const { Tokenizer } = await import("./src/tokenizer/tokenizer.ts");
+    const isLoaded = () => Object.keys(require.cache).some((path) => path.includes("@huggingface/tokenizers"));
+    const tokenizer = await Tokenizer.load("models/tiny-stories");
+    tokenizer.decode([300]);
+    const before = isLoaded();
+    tokenizer.encode("a");
+    console.log(before, isLoaded());
+  `;
+  const { stdout } = Bun.spawnSync(["bun", "-e", script], { cwd: join(import.meta.dir, "../../..") });
+  expect(stdout.toString().trim()).toBe("false true");
 });
 
 describe("tokens", () => {
