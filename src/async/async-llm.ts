@@ -4,7 +4,7 @@ import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
 import type { EngineStats } from "../engine/engine.ts";
-import { checkRequest, checkTokens, type TokenIds } from "../engine/request.ts";
+import { checkRequest, checkTokens, roomOf, type TokenIds } from "../engine/request.ts";
 import type { CreateOptions } from "../llm/llm.ts";
 import { readDeltas, readOutputs } from "../llm/read-stream.ts";
 import { isList, resolveSampling } from "../llm/resolve-sampling.ts";
@@ -14,6 +14,7 @@ import {
   type EncodedPrompt,
   type Prompt,
   PromptEncoder,
+  type PromptOptions,
 } from "../tokenizer/prompt-encoder.ts";
 import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
 import { TextPool, type TextPoolOptions } from "./text-pool.ts";
@@ -209,7 +210,8 @@ export class AsyncLLM implements AsyncDisposable {
   async tokenize(prompt: Prompt | ChatPrompt, options: SubmitOptions = {}): Promise<Tokenization> {
     this.engine.assertAlive();
     const kept = this.#keptTokens(options, 0);
-    const { text, tokenIds } = await this.#encode(prompt, options);
+    const { addSpecialTokens } = options;
+    const { text, tokenIds } = await this.#encode(prompt, { addSpecialTokens });
     const ids = checkTokens("promptTokenIds", tokenIds.slice(-kept), this.modelConfig.vocabSize);
     const tokenStrings = await this.#textJobs("prompt").call("tokenStrings", ids);
     return { prompt: text, tokenIds: Array.from(ids), tokenStrings };
@@ -277,10 +279,11 @@ export class AsyncLLM implements AsyncDisposable {
   ): Promise<GenerationStream> {
     const { limits, timeOrigin } = this.engine.info;
     const arrivalTime = (performance.timeOrigin - timeOrigin + performance.now()) / 1000;
+    const { addSpecialTokens } = options;
     const prepare = async (prompt: Prompt | ChatPrompt, sampling: ResolvedSamplingParams) => {
       const kept = this.#keptTokens(options, sampling.maxTokens ?? 1);
       const [{ text, tokenIds, cacheSalt }, badWordTokens] = await Promise.all([
-        this.#encode(prompt, options),
+        this.#encode(prompt, { addSpecialTokens, room: kept === Infinity ? roomOf(limits) : undefined }),
         sampling.badWords.length > 0
           ? this.#textJobs("badWords").call("badWordTokens", sampling.badWords)
           : [],
@@ -302,11 +305,11 @@ export class AsyncLLM implements AsyncDisposable {
 
   async #encode(
     prompt: Prompt | ChatPrompt,
-    { addSpecialTokens }: SubmitOptions,
+    options: PromptOptions,
   ): Promise<Omit<EncodedPrompt, "tokenIds"> & { readonly tokenIds: TokenIds }> {
     const isTokens = typeof prompt === "object" && prompt !== null && "promptTokenIds" in prompt;
-    if (isTokens || this.text === undefined) return TOKENS_ONLY.encode(prompt, addSpecialTokens);
-    return this.text.call("encode", { prompt, addSpecialTokens });
+    if (isTokens || this.text === undefined) return TOKENS_ONLY.encode(prompt);
+    return this.text.call("encode", { prompt, ...options });
   }
 
   /** Number of a prompt's last tokens that stay; −1 asks for what leaves room for `output` tokens. */
@@ -319,8 +322,7 @@ export class AsyncLLM implements AsyncDisposable {
       const message = "truncatePromptTokens must be a positive integer, or -1";
       throw new InvalidRequestError("truncatePromptTokens", message);
     }
-    const { maxModelLen, poolTokens } = this.engine.info.limits;
-    return Math.max(1, Math.min(maxModelLen, poolTokens) - output);
+    return Math.max(1, roomOf(this.engine.info.limits) - output);
   }
 
   #textJobs(param: string): TextPool {

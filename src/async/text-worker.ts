@@ -35,8 +35,8 @@ function post(reply: TextReply, transfer: ArrayBuffer[] = []): void {
 
 function jobsOf(encoder: PromptEncoder): Jobs {
   return {
-    encode: ({ prompt, addSpecialTokens }) => {
-      const { tokenIds, ...encoded } = encoder.encode(prompt, addSpecialTokens);
+    encode: ({ prompt, ...options }) => {
+      const { tokenIds, ...encoded } = encoder.encode(prompt, options);
       return { ...encoded, tokenIds: new Int32Array(tokenIds) };
     },
     badWordTokens: (badWords) => encoder.badWordTokens(badWords),

@@ -3,7 +3,7 @@ import type { SamplingParams } from "../base/sampling-params.ts";
 import type { Engine, EngineStats } from "../engine/engine.ts";
 import type { EngineRequest } from "../engine/request.ts";
 import type { LoadedModel, LoadProgress } from "../llm/load-model.ts";
-import type { ChatPrompt, Prompt } from "../tokenizer/prompt-encoder.ts";
+import type { ChatPrompt, Prompt, PromptOptions } from "../tokenizer/prompt-encoder.ts";
 import type { EncodedError } from "./error-codec.ts";
 import type { PackedStep } from "./step-codec.ts";
 
@@ -64,10 +64,7 @@ export interface TextJobs {
     readonly output: undefined;
   };
   readonly encode: {
-    readonly input: {
-      readonly prompt: Prompt | ChatPrompt;
-      readonly addSpecialTokens: boolean | undefined;
-    };
+    readonly input: PromptOptions & { readonly prompt: Prompt | ChatPrompt };
     readonly output: EncodedText;
   };
   readonly badWordTokens: {

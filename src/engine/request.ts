@@ -43,6 +43,11 @@ export interface EngineRequest extends RequestDraft {
   readonly bannedTokens: readonly number[];
 }
 
+/** Tokens of prompt and output that one sequence can have. */
+export function roomOf({ maxModelLen, poolTokens }: RequestLimits): number {
+  return Math.min(maxModelLen, poolTokens);
+}
+
 /** The bounds that a request must fit into, in tokens. */
 export interface RequestLimits {
   readonly maxModelLen: number;
@@ -142,10 +147,10 @@ function outputLimit(
   promptLength: number,
   { maxTokens, isMaxTokensDefault, minTokens }: ResolvedSamplingParams,
   logits: boolean,
-  { maxModelLen, poolTokens }: RequestLimits,
+  limits: RequestLimits,
 ): number {
-  const limit = Math.min(maxModelLen, poolTokens);
-  const where = poolTokens < maxModelLen ? "the KV cache" : "the context";
+  const limit = roomOf(limits);
+  const where = limits.poolTokens < limits.maxModelLen ? "the KV cache" : "the context";
   const least = promptLength + (logits ? 0 : 1);
   if (least > limit) {
     const message = `the prompt has ${promptLength} tokens, ${where} holds ${limit}, output included`;

@@ -3,7 +3,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { EngineDeadError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { checkRequest } from "../engine/request.ts";
+import { checkRequest, roomOf } from "../engine/request.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
 import type { ChatOptions, ChatPrompt, Prompt, PromptEncoder } from "../tokenizer/prompt-encoder.ts";
@@ -215,7 +215,7 @@ export class LLM {
     });
     const checked = prompts.map((prompt, i) => {
       const sampling = finalOnly ? { ...samplings[i]!, outputKind: "finalOnly" as const } : samplings[i]!;
-      const { text, tokenIds, cacheSalt } = this.#encoder.encode(prompt);
+      const { text, tokenIds, cacheSalt } = this.#encoder.encode(prompt, { room: roomOf(engine.limits) });
       const badWordTokens = this.#encoder.badWordTokens(sampling.badWords);
       const id = String(this.#nextRequest++);
       const draft = { id, promptTokenIds: tokenIds, sampling, badWordTokens, cacheSalt, arrivalTime, logits };

@@ -2,20 +2,20 @@ const encoder = new TextEncoder();
 const PLAIN = /^[!-~]*$/;
 
 /** GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on. By byte. */
-const CHARACTERS: readonly string[] = (() => {
+export const ALPHABET: readonly string[] = (() => {
   let stand = 256;
   return Array.from({ length: 256 }, (_, byte) => {
     const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte !== 0xad);
     return String.fromCharCode(printable ? byte : stand++);
   });
 })();
-const BYTES: ReadonlyMap<string, number> = new Map(CHARACTERS.map((character, byte) => [character, byte]));
+const BYTES: ReadonlyMap<string, number> = new Map(ALPHABET.map((character, byte) => [character, byte]));
 
 /** The text's UTF-8 bytes in the alphabet. */
 export function toAlphabet(text: string): string {
   if (PLAIN.test(text)) return text;
   let spelled = "";
-  for (const byte of encoder.encode(text)) spelled += CHARACTERS[byte];
+  for (const byte of encoder.encode(text)) spelled += ALPHABET[byte];
   return spelled;
 }
 

@@ -1,4 +1,4 @@
-import { InvalidRequestError } from "../base/errors.ts";
+import { ContextLengthError, InvalidRequestError } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS } from "../base/sampling-params.ts";
 import type { ChatMessage, ChatTemplate } from "./chat-template.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -42,6 +42,13 @@ export interface EncodedPrompt {
   readonly cacheSalt: string | undefined;
 }
 
+export interface PromptOptions {
+  /** Default true for text; false for conversations, whose template writes special tokens itself. */
+  readonly addSpecialTokens?: boolean | undefined;
+  /** Tokens of prompt and output that there is room for; a text that is certain to have more is not encoded. Default any. */
+  readonly room?: number | undefined;
+}
+
 export function isChat(prompt: Prompt | ChatPrompt): prompt is ChatPrompt {
   return typeof prompt === "object" && prompt !== null && "messages" in prompt;
 }
@@ -57,15 +64,19 @@ export class PromptEncoder {
   }
 
   /**
-   * @param addSpecialTokens default true for text; false for conversations, whose template writes them itself.
-   * @throws InvalidRequestError for an empty or malformed prompt, or text without a tokenizer; ChatTemplateError. Token
-   * ids and the length of the salt are checked by the engine.
+   * @throws InvalidRequestError for an empty or malformed prompt, or text without a tokenizer; ContextLengthError for a
+   * text that is far too long; ChatTemplateError. The number of tokens, their ids and the length of the salt are checked
+   * by the engine.
    */
-  encode(prompt: Prompt | ChatPrompt, addSpecialTokens?: boolean): EncodedPrompt {
+  encode(prompt: Prompt | ChatPrompt, options: PromptOptions = {}): EncodedPrompt {
     if (isChat(prompt)) {
       const { messages, chat, ...rest } = prompt;
+      const { addSpecialTokens } = options;
       const text = this.renderChat(messages, chat);
-      return this.encode({ ...rest, prompt: text }, addSpecialTokens ?? false);
+      return this.encode(
+        { ...rest, prompt: text },
+        { ...options, addSpecialTokens: addSpecialTokens ?? false },
+      );
     }
     const given = typeof prompt === "string" ? { prompt } : prompt;
     if (typeof given !== "object" || given === null)
@@ -86,7 +97,9 @@ export class PromptEncoder {
     if (!text.isWellFormed())
       throw new InvalidRequestError("prompt", "the prompt holds half of a surrogate pair", "invalid_unicode");
     if (text === "") throw new InvalidRequestError("prompt", "the prompt is empty", "empty_prompt");
-    const tokenIds = this.tokenizer.encode(text, { addSpecialTokens: addSpecialTokens ?? true });
+    const { addSpecialTokens = true, room = Infinity } = options;
+    this.#checkLength(this.tokenizer, text, room);
+    const tokenIds = this.tokenizer.encode(text, { addSpecialTokens });
     return { text, tokenIds, cacheSalt };
   }
 
@@ -106,6 +119,15 @@ export class PromptEncoder {
       ...chatTemplateKwargs,
       ...{ tools, addGenerationPrompt, continueFinalMessage },
     });
+  }
+
+  /** Encoding takes seconds for megabytes, which is too much to learn that a text does not fit. */
+  #checkLength({ mostBytesPerToken }: Tokenizer, text: string, room: number): void {
+    const bytes = Buffer.byteLength(text);
+    const least = Math.ceil(bytes / mostBytesPerToken) + 1;
+    if (least <= room) return;
+    const message = `the prompt has ${bytes} bytes, ${least - 1} tokens or more; there is room for ${room}, output included`;
+    throw new ContextLengthError("prompt", message, least, room);
   }
 
   /** Token sequences of each bad word, at the start of a text and after a space. Needs a tokenizer. */

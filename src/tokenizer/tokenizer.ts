@@ -36,6 +36,8 @@ export class Tokenizer {
   /** Until the encoder has been built. */
   #files: TokenizerFiles | undefined;
   #encoder: Pipeline | undefined;
+  /** Known once the encoder has been built. */
+  #mostBytesPerToken = Number.POSITIVE_INFINITY;
   readonly #tokens: readonly (string | undefined)[];
   readonly #ids: Map<string, number>;
   readonly #added: ReadonlySet<number>;
@@ -73,6 +75,15 @@ export class Tokenizer {
   /** Whether this tokenizer holds the tables that encoding needs, merges above all. */
   get hasEncoder(): boolean {
     return this.#encoder !== undefined;
+  }
+
+  /**
+   * A text of more UTF-8 bytes than this times n has more than n tokens. Infinity where that cannot be told. Builds the
+   * tables that encoding needs.
+   */
+  get mostBytesPerToken(): number {
+    this.#withEncoder();
+    return this.#mostBytesPerToken;
   }
 
   /** Builds the tables that encoding needs, unless they exist. @throws ModelDataError if the model's are inconsistent. */
@@ -122,7 +133,9 @@ export class Tokenizer {
     if (!this.#encoder) {
       // The library takes 10 to 20 ms to load, which threads that only decode do without.
       const { createPipeline } = require("./pipeline.ts") as typeof import("./pipeline.ts");
+      const { mostBytesPerToken } = require("./bytes-per-token.ts") as typeof import("./bytes-per-token.ts");
       this.#encoder = createPipeline(this.#files!, this.#ids);
+      this.#mostBytesPerToken = mostBytesPerToken(this.#files!);
       this.#files = undefined;
     }
     return this.#encoder;

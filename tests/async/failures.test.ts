@@ -40,6 +40,13 @@ describe("a request that is refused starts nothing", () => {
 
   const cases: readonly (readonly [string, unknown, object, object])[] = [
     ["too long a text", "word ".repeat(1100), {}, { code: "context_length_exceeded", param: "prompt" }],
+    ["megabytes of text", "word ".repeat(800_000), {}, { message: expect.stringContaining("bytes") }],
+    [
+      "a conversation of megabytes",
+      { messages: [{ role: "user", content: "word ".repeat(800_000) }] },
+      {},
+      { code: "context_length_exceeded", message: expect.stringContaining("bytes") },
+    ],
     ["prompt and output too long", PROMPT, { maxTokens: 1021 }, { requested: 1025, limit: 1024 }],
     ["an empty prompt", "", {}, { code: "empty_prompt" }],
     ["no tokens", { promptTokenIds: [] }, {}, { code: "empty_prompt" }],

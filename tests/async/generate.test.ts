@@ -261,6 +261,9 @@ describe("tokens and text", () => {
     };
     expect(await submit(3)).toEqual([1397, 1398, 1399]);
     expect(await submit(-1)).toEqual(promptTokenIds.slice(-1020));
+    const text = "a dog ".repeat(20_000);
+    const stream = await asyncLLM.submit(text, { maxTokens: 1 }, { truncatePromptTokens: 2 });
+    expect(stream.requests[0]!.promptTokenIds).toHaveLength(2);
     expect(await rejection(submit(0))).toMatchObject({ param: "truncatePromptTokens" });
     expect((await asyncLLM.tokenize("Hello there", { truncatePromptTokens: 1 })).tokenStrings).toEqual([
       "Ġthere",

@@ -111,6 +111,12 @@ describe("a request that is refused starts nothing", () => {
   const long = { promptTokenIds: new Array<number>(1024).fill(1) };
   const cases: readonly (readonly [string, unknown, object, object])[] = [
     ["a prompt longer than the context", long, {}, { code: "context_length_exceeded", param: "prompt" }],
+    [
+      "megabytes of text, before it is encoded",
+      "word ".repeat(800_000),
+      {},
+      { code: "context_length_exceeded", message: expect.stringContaining("4000000 bytes") },
+    ],
     ["prompt and maxTokens longer than it", PROMPT, { maxTokens: 1021 }, { requested: 1025, limit: 1024 }],
     ["minTokens longer than it", PROMPT, { maxTokens: null, minTokens: 1021 }, { param: "minTokens" }],
     ["an empty prompt", "", {}, { code: "empty_prompt" }],

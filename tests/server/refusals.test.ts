@@ -287,3 +287,13 @@ describe("near the end of the context", () => {
     });
   });
 });
+
+test.each([
+  ["/v1/completions", { prompt: "Hi ".repeat(1_300_000) }, "prompt"],
+  ["/v1/completions", { prompt: ["Hi", "Hi ".repeat(1_300_000)] }, "prompt"],
+  ["/v1/chat/completions", { messages: [{ role: "user", content: "Hi ".repeat(1_300_000) }] }, "messages"],
+])("megabytes of text are refused before they are tokenized: %s", async (path, body, param) => {
+  const error = await refuse(path, body);
+  expect(error).toMatchObject({ status: 400, code: "context_length_exceeded", param });
+  expect(error.message).toMatch(/has 39\d\d\d\d\d bytes/);
+});

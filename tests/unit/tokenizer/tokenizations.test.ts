@@ -53,6 +53,70 @@ describe("as the Rust library", () => {
   });
 });
 
+/** Texts that tokenizers shrink, drop, or have no tokens for. */
+const SHRINKING = [
+  " ".repeat(5000),
+  "\n".repeat(5000),
+  `${" ".repeat(5000)}<|end|>${"\t".repeat(5000)}`,
+  // Three or four bytes each, of which normalisation and lower case make one or two.
+  "\u212a".repeat(2000),
+  "\u1fbe\u0308\u0341".repeat(2000),
+  "\u{1d400}\u{1d42e}\u0308\u0304".repeat(2000),
+  "\u1112\u1161\u11ab".repeat(2000),
+  "e\u0301\u0301\u0301".repeat(2000),
+  "\u{10fffd}".repeat(2000),
+  "\u2581".repeat(2000),
+  "=".repeat(5000),
+  "....!!!!".repeat(1000),
+];
+
+describe("a token stands for no more bytes than the tokenizer says", () => {
+  test.each(Object.keys(ids))("%s", async (name) => {
+    const tokenizer = await load(name);
+    const { mostBytesPerToken } = tokenizer;
+    expect(mostBytesPerToken).toBeGreaterThanOrEqual(1);
+    const longest = Array.from({ length: tokenizer.vocabSize }, (_, id) => tokenizer.decode([id]))
+      .sort((a, b) => b.length - a.length)
+      .slice(0, 50);
+    for (const text of [...texts, ...SHRINKING, ...longest, ...longest.map((each) => each.repeat(50))]) {
+      const tokens = tokenizer.encode(text, { addSpecialTokens: false }).length;
+      const bytes = Buffer.byteLength(text);
+      if (bytes > tokens * mostBytesPerToken)
+        throw new Error(`${bytes} bytes, ${tokens} tokens: ${text.slice(0, 50)}`);
+    }
+  });
+
+  test("which is known for the usual ones, and not for those that drop text", async () => {
+    const known = {
+      llama2: 48,
+      llama3_2: 128,
+      deepseek_v3: 128,
+      qwen3: 512,
+      NFC: 512,
+      "metaspace, first": 128,
+    };
+    const dropping = ["split, Removed", "white space", "StripAccents", "strip True False", "replace"];
+    const others = ["unknown, fused", "unknown, dropped", "added tokens", "bert's"];
+    const unknown = [...dropping, ...others].map((name) => [name, Infinity] as const);
+    for (const [name, bytes] of [...Object.entries(known), ...unknown]) {
+      expect({ name, bytes: (await load(name)).mostBytesPerToken }).toEqual({ name, bytes });
+    }
+  });
+
+  test("no form of Unicode shrinks a character by more than four, nor does lower case", () => {
+    const shrink = (text: string, changed: string) => Buffer.byteLength(text) / Buffer.byteLength(changed);
+    let most = 0;
+    for (let code = 0; code < 0x110000; code++) {
+      if (code >= 0xd800 && code < 0xe000) continue;
+      const text = String.fromCodePoint(code);
+      for (const form of ["NFC", "NFD", "NFKC", "NFKD"])
+        most = Math.max(most, shrink(text, text.normalize(form)));
+      most = Math.max(most, shrink(text, text.toLowerCase()));
+    }
+    expect(most).toBe(4);
+  });
+});
+
 describe("patterns, in either engine, as Oniguruma", () => {
   test.each(patterns)("%s", (source, pieces) => {
     const pattern = parsePattern(source);
