@@ -4,7 +4,7 @@ import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
 import type { EngineStats } from "../engine/engine.ts";
-import { checkRequest, checkTokens, roomOf, type TokenIds } from "../engine/request.ts";
+import { checkRequest, checkTokens, type EngineRequest, roomOf, type TokenIds } from "../engine/request.ts";
 import type { CreateOptions } from "../llm/llm.ts";
 import { readDeltas, readOutputs } from "../llm/read-stream.ts";
 import { isList, resolveSampling } from "../llm/resolve-sampling.ts";
@@ -16,6 +16,7 @@ import {
   PromptEncoder,
   type PromptOptions,
 } from "../tokenizer/prompt-encoder.ts";
+import { type PackedTokens, TokenTable } from "../tokenizer/token-table.ts";
 import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
 import { TextPool, type TextPoolOptions } from "./text-pool.ts";
 
@@ -26,6 +27,10 @@ export interface SubmitOptions {
   readonly addSpecialTokens?: boolean;
   /** Keep only the last N prompt tokens; −1: as many as fit beside `maxTokens`. Default all. */
   readonly truncatePromptTokens?: number;
+  /** The most tokens of a completion whose `maxTokens` was left out, or null. Default what the parameters say. */
+  readonly maxOutputTokens?: number;
+  /** Called with all requests once they are checked, before any is queued; an error that it throws refuses them all. */
+  readonly onChecked?: (requests: readonly EngineRequest[]) => void;
 }
 
 export interface Tokenization {
@@ -85,13 +90,12 @@ export class AsyncLLM implements AsyncDisposable {
     const listeners = { onProgress, onFolder: folder.resolve };
     const starting = EngineClient.start(scripts.engine, { model, config }, listeners);
     const text = config.skipTokenizerInit ? undefined : new TextPool(scripts.text, config, scripts.textPool);
-    const opening = text && folder.promise.then((path) => text.open(path));
+    const opening = text && folder.promise.then((path) => openText(text, path));
     opening?.catch(() => {}); // Reported where it is awaited, unless the engine fails first.
     let engine: EngineClient | undefined;
     try {
       engine = await starting;
-      await opening;
-      return new AsyncLLM(engine, text, config);
+      return new AsyncLLM(engine, text, config, new TokenTable(await opening));
     } catch (error) {
       const reason = new EngineDeadError("the model could not be loaded", { cause: error });
       await Promise.all([engine?.close(reason), text?.close(reason)]);
@@ -104,6 +108,8 @@ export class AsyncLLM implements AsyncDisposable {
     private readonly text: TextPool | undefined,
     /** The options this model was created with, defaults filled in. */
     readonly config: EngineConfig,
+    /** The bytes of each token. */
+    readonly tokenTable: TokenTable,
   ) {}
 
   /** Name or folder of the model. */
@@ -280,7 +286,8 @@ export class AsyncLLM implements AsyncDisposable {
     const { limits, timeOrigin } = this.engine.info;
     const arrivalTime = (performance.timeOrigin - timeOrigin + performance.now()) / 1000;
     const { addSpecialTokens } = options;
-    const prepare = async (prompt: Prompt | ChatPrompt, sampling: ResolvedSamplingParams) => {
+    const prepare = async (prompt: Prompt | ChatPrompt, given: ResolvedSamplingParams) => {
+      const sampling = bounded(given, options.maxOutputTokens);
       const kept = this.#keptTokens(options, sampling.maxTokens ?? 1);
       const [{ text, tokenIds, cacheSalt }, badWordTokens] = await Promise.all([
         this.#encode(prompt, { addSpecialTokens, room: kept === Infinity ? roomOf(limits) : undefined }),
@@ -296,6 +303,7 @@ export class AsyncLLM implements AsyncDisposable {
     this.#numUnfinished += prompts.length;
     try {
       const checked = await Promise.all(prompts.map((prompt, i) => prepare(prompt, samplings[i]!)));
+      options.onChecked?.(checked.map(({ request }) => request));
       return this.engine.add(checked, { signal: options.signal, onEnd: () => this.#ended(1) });
     } catch (error) {
       this.#ended(prompts.length);
@@ -336,4 +344,17 @@ export class AsyncLLM implements AsyncDisposable {
     this.#idle.resolve();
     this.#idle = Promise.withResolvers();
   }
+}
+
+/** Loads the tokenizer. @returns its vocabulary. */
+async function openText(text: TextPool, folder: string): Promise<PackedTokens> {
+  await text.open(folder);
+  return text.call("tokens", undefined);
+}
+
+/** Bounds the output of a request that does not say how much it wants. */
+function bounded(sampling: ResolvedSamplingParams, most: number | undefined): ResolvedSamplingParams {
+  const { maxTokens, isMaxTokensDefault } = sampling;
+  if (most === undefined || (maxTokens !== undefined && !isMaxTokensDefault)) return sampling;
+  return { ...sampling, maxTokens: Math.min(maxTokens ?? most, most), isMaxTokensDefault: true };
 }

@@ -1,6 +1,7 @@
 import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
+import { packTokens } from "../tokenizer/token-table.ts";
 import { encodeError } from "./error-codec.ts";
 import type { EncodedText, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
 
@@ -35,6 +36,7 @@ function post(reply: TextReply, transfer: ArrayBuffer[] = []): void {
 
 function jobsOf(encoder: PromptEncoder): Jobs {
   return {
+    tokens: () => packTokens(encoder.tokenizer!),
     encode: ({ prompt, ...options }) => {
       const { tokenIds, ...encoded } = encoder.encode(prompt, options);
       return { ...encoded, tokenIds: new Int32Array(tokenIds) };

@@ -4,6 +4,7 @@ import type { Engine, EngineStats } from "../engine/engine.ts";
 import type { EngineRequest } from "../engine/request.ts";
 import type { LoadedModel, LoadProgress } from "../llm/load-model.ts";
 import type { ChatPrompt, Prompt, PromptOptions } from "../tokenizer/prompt-encoder.ts";
+import type { PackedTokens } from "../tokenizer/token-table.ts";
 import type { EncodedError } from "./error-codec.ts";
 import type { PackedStep } from "./step-codec.ts";
 
@@ -63,6 +64,8 @@ export interface TextJobs {
     readonly input: { readonly folder: string; readonly config: EngineConfig };
     readonly output: undefined;
   };
+  /** The vocabulary. */
+  readonly tokens: { readonly input: undefined; readonly output: PackedTokens };
   readonly encode: {
     readonly input: PromptOptions & { readonly prompt: Prompt | ChatPrompt };
     readonly output: EncodedText;

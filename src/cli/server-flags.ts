@@ -25,6 +25,11 @@ export const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
     originsValue,
   ],
   maxRequestBytes: ["--max-request-bytes <bytes>", "largest request body (default: 4194304)", integerValue],
+  maxReplyLogprobs: [
+    "--max-reply-logprobs <count>",
+    "log-probabilities that a reply may have (default: 1048576)",
+    integerValue,
+  ],
   maxQueueLength: [
     "--max-queue-length <count>",
     "completions that may wait; more get 503 (default: 2048)",

@@ -16,6 +16,8 @@ export interface ServerOptions {
   corsOrigins?: readonly string[];
   /** Largest request body in bytes; larger ones get 413. Default 4 MiB. */
   maxRequestBytes?: number;
+  /** Log-probabilities that a reply may have: prompts × n × tokens × (logprobs + 1). Larger ones get 400. Default 2^20. */
+  maxReplyLogprobs?: number;
   /** Completions that may wait besides the `maxNumSeqs` that run; more get 503. Default 2048. */
   maxQueueLength?: number;
   /** Requests of one key (or of all without keys) under way at once; more get 429. 0: no limit. Default 0. */
@@ -58,6 +60,7 @@ export const SERVER_DEFAULTS = {
   allowUnauthenticated: false,
   corsOrigins: [] as readonly string[],
   maxRequestBytes: 4 * 2 ** 20,
+  maxReplyLogprobs: 2 ** 20,
   maxQueueLength: 2048,
   maxConcurrentPerKey: 0,
   requestTimeoutSeconds: 600,
@@ -89,6 +92,7 @@ const KINDS: Readonly<Record<keyof ServerOptions, Kind>> = {
   allowUnauthenticated: FLAG,
   corsOrigins: TEXTS,
   maxRequestBytes: integer(1, 2 ** 30),
+  maxReplyLogprobs: integer(1, 2 ** 31),
   maxQueueLength: integer(0, 2 ** 31),
   maxConcurrentPerKey: integer(0, 2 ** 31),
   requestTimeoutSeconds: SECONDS,

@@ -1,7 +1,7 @@
 import { readRequest } from "../body/read-request.ts";
-import { ChatFormat } from "../chat-format.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
-import { generate } from "../generation.ts";
+import { ChatFormat, type Speaker } from "../replies/chat-format.ts";
+import { generate } from "../replies/generation.ts";
 import { mount } from "../router.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
 import { tokenizeOptions } from "../schemas/request-body.ts";
@@ -23,13 +23,18 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
         ...{ prompt: "messages", promptTokenIds: "messages", logprobs: "top_logprobs" },
         ...(typeof body.max_completion_tokens === "number" && { maxTokens: "max_completion_tokens" }),
       };
-      const { role, echoed } = speaker(chat);
-      const echo = async () => ({ text: echoed, scores: [] });
+      const { promptLogprobs: top } = sampling;
+      const promptScores = { tops: typeof top === "number" ? [top] : [], inChoices: false };
       return generate(
         c,
         context,
-        { body, model, sampling, names, prompts: [prompt], ...(echoed !== "" && { echo }) },
-        new ChatFormat(body, { suffix: tracked.replyId(body.request_id), model }, role),
+        { body, model, sampling, names, prompts: [prompt], promptScores },
+        new ChatFormat(
+          body,
+          { suffix: tracked.replyId(body.request_id), model },
+          llm.tokenTable,
+          speaker(chat),
+        ),
       );
     },
   });
@@ -45,10 +50,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
 }
 
 /** The role of the reply's message, and the text that `echo` puts before it: the final message's, if its role is the same. */
-function speaker({ body, prompt: { messages } }: ChatRequest): {
-  readonly role: string;
-  readonly echoed: string;
-} {
+function speaker({ body, prompt: { messages } }: ChatRequest): Speaker {
   const final = messages.at(-1)!;
   const opened = body.add_generation_prompt ?? !body.continue_final_message;
   const role = opened ? "assistant" : final.role;

@@ -1,11 +1,11 @@
 import type { SubmittedRequest } from "../../base/outputs.ts";
 import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { readRequest } from "../body/read-request.ts";
-import { type Echo, scored } from "../chunks.ts";
-import { CompletionFormat } from "../completion-format.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
-import { generate } from "../generation.ts";
+import { CompletionFormat } from "../replies/completion-format.ts";
+import { generate } from "../replies/generation.ts";
 import { mount } from "../router.ts";
+import type { CompletionsRequest } from "../schemas/completions.ts";
 import type { PromptInput } from "../schemas/prompt.ts";
 import { tokenizeOptions } from "../schemas/request-body.ts";
 import { textJob } from "./tokenize.ts";
@@ -17,16 +17,18 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
 
   mount(app, "/v1/completions", {
     POST: async (c) => {
-      const { body, prompts, sampling, promptOnly } = await read(c);
+      const request = await read(c);
+      const { body, prompts, sampling, promptOnly, promptScores } = request;
       const tracked = c.get("tracked");
       if (config.logPrompts) tracked.record.prompt = prompts;
       const model = servedModel(context, body.model);
-      const echo = body.echo && ((request: SubmittedRequest) => echoOf(context, request, body));
+      const echo = (submitted: SubmittedRequest) => echoOf(context, submitted, request);
+      const suffix = tracked.replyId(body.request_id);
       return generate(
         c,
         context,
-        { body, model, sampling, promptOnly, prompts: prompts.map(promptOf), ...(echo && { echo }) },
-        new CompletionFormat(body, { suffix: tracked.replyId(body.request_id), model }),
+        { body, model, sampling, promptOnly, promptScores, prompts: prompts.map(promptOf) },
+        new CompletionFormat(request, { suffix, model }, llm.tokenTable, body.echo ? echo : undefined),
       );
     },
   });
@@ -47,17 +49,14 @@ function promptOf(prompt: PromptInput): Prompt {
   return typeof prompt === "string" ? { prompt } : { promptTokenIds: prompt };
 }
 
-/** The prompt as the beginning of the reply. */
+/** The text of the prompt, as it was given where it was; token ids without a tokenizer have none. */
 async function echoOf(
   { llm }: ServerContext,
-  request: SubmittedRequest,
-  body: { readonly truncate_prompt_tokens?: number | null | undefined },
-): Promise<Echo> {
-  const { prompt, promptTokenIds, promptLogprobs } = request;
+  { prompt, promptTokenIds }: SubmittedRequest,
+  { body, sampling }: CompletionsRequest,
+): Promise<string> {
   const whole = (body.truncate_prompt_tokens ?? undefined) === undefined;
-  const text = whole && prompt !== undefined ? prompt : await llm.detokenize(promptTokenIds);
-  if (!promptLogprobs) return { text, scores: [] };
-  const [first, ...rest] = promptTokenIds;
-  const opening = { id: first!, text: await llm.detokenize([first!]), position: null };
-  return { text, scores: [opening, ...rest.map((id, i) => scored(id, promptLogprobs[i + 1]!))] };
+  if (whole && prompt !== undefined) return prompt;
+  if (llm.config.skipTokenizerInit) return "";
+  return llm.detokenize(promptTokenIds, { skipSpecialTokens: sampling.skipSpecialTokens ?? true });
 }

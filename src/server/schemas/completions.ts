@@ -27,6 +27,8 @@ export interface CompletionsRequest {
   readonly sampling: SamplingParams;
   /** `echo` with `max_tokens` 0: nothing is generated, the prompt alone is returned. */
   readonly promptOnly: boolean;
+  /** The log-probabilities of the prompt that each choice repeats: those of the echo and `prompt_logprobs`. */
+  readonly promptScores: { readonly tops: readonly number[]; readonly inChoices: true };
 }
 
 /**
@@ -45,6 +47,7 @@ export function parseCompletions(
   const echo = body.echo ?? false;
   const promptOnly = echo && params.maxTokens === 0;
   const logprobs = body.logprobs ?? undefined;
+  const tops = [params.promptLogprobs, echo ? logprobs : undefined].filter((top) => typeof top === "number");
   if (echo && logprobs !== undefined) {
     if (params.promptLogprobs !== undefined && params.promptLogprobs !== logprobs)
       throw invalidValue("prompt_logprobs", "prompt_logprobs must equal logprobs when the prompt is echoed");
@@ -54,7 +57,7 @@ export function parseCompletions(
   // One token is the least that the engine computes; the reply leaves it out.
   if (promptOnly) params.maxTokens = 1;
   const prompts = parsePrompts(prompt, maxPromptTokens, body.truncate_prompt_tokens ?? undefined);
-  return { body, prompts, sampling: params, promptOnly };
+  return { body, prompts, sampling: params, promptOnly, promptScores: { tops, inChoices: true } };
 }
 
 function checkBestOf(bestOf: number | null | undefined, n: number): void {

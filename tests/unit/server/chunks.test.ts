@@ -5,7 +5,7 @@ import type {
   PositionLogprobs,
   SubmittedRequest,
 } from "../../../src/base/outputs.ts";
-import { append, type Chunk, type ChunkOptions, chunksOf } from "../../../src/server/chunks.ts";
+import { type Chunk, type ChunkOptions, chunksOf } from "../../../src/server/replies/chunks.ts";
 
 setDefaultTimeout(300_000);
 
@@ -24,8 +24,10 @@ const delta = (
   ...{ finishReason: null, stopReason: null, ...fields },
 });
 
+const prompt = async ({ id }: SubmittedRequest) => `prompt ${id}:`;
+
 /** The chunks of these deltas, and whether the requests have been ended. */
-async function chunks(deltas: readonly CompletionDelta[], options: Partial<ChunkOptions> = {}) {
+async function chunks(deltas: readonly CompletionDelta[], options: Partial<ChunkOptions<string>> = {}) {
   let ended = 0;
   const stream: GenerationStream = {
     requests: REQUESTS,
@@ -34,11 +36,11 @@ async function chunks(deltas: readonly CompletionDelta[], options: Partial<Chunk
       yield* deltas;
     },
   };
-  const list: Chunk[] = [];
+  const list: Chunk<string>[] = [];
   let error: unknown;
   try {
     const signal = new AbortController().signal;
-    for await (const chunk of chunksOf(stream, { interval: 1, signal, ...options })) list.push(chunk);
+    for await (const chunk of chunksOf(stream, { interval: 1, signal, prompt, ...options })) list.push(chunk);
   } catch (cause) {
     error = cause;
   }
@@ -46,8 +48,11 @@ async function chunks(deltas: readonly CompletionDelta[], options: Partial<Chunk
   return { list, error };
 }
 
-const brief = (list: readonly Chunk[]) =>
-  list.map(({ choice, first, text, finishReason }) => `${choice}${first ? "!" : ""} ${text} ${finishReason}`);
+const brief = (list: readonly Chunk<string>[]) =>
+  list.map(
+    ({ choice, prompt, text, finishReason }) =>
+      `${choice}${prompt === undefined ? "" : "!"} ${text} ${finishReason}`,
+  );
 
 describe("chunks", () => {
   test("are numbered through all completions of all prompts, and say which are first", async () => {
@@ -69,24 +74,27 @@ describe("chunks", () => {
     expect(told).toEqual([...[1, 1, 1, 1, 1].map((count) => [0, count]), [1, 1], [0, 2]]);
   });
 
-  test("begin with the prompt where it is asked for, made once for each", async () => {
+  test("begin with the part of their prompt, made once for each", async () => {
     const asked: string[] = [];
     const position: PositionLogprobs = new Map([[5, { logprob: -1, rank: 1, decodedToken: "five" }]]);
-    const echo = async ({ id }: SubmittedRequest) => {
-      asked.push(id);
-      return { text: `prompt ${id}:`, scores: [{ id: 4, text: "four", position: null }] };
+    const made = (request: SubmittedRequest) => {
+      asked.push(request.id);
+      return prompt(request);
     };
     const deltas = [delta("7", 0, [5], { logprobs: [position] }), delta("7", 1, [6]), delta("7", 0, [7])];
-    const { list } = await chunks(deltas, { echo });
-    expect(list.map(({ text }) => text)).toEqual(["prompt 7:<5>", "prompt 7:<6>", "<7>"]);
-    expect(list[0]!.scores!.map(({ text }) => text)).toEqual(["four", "five"]);
+    const { list } = await chunks(deltas, { prompt: made });
+    expect(list.map((chunk) => [chunk.prompt, chunk.text])).toEqual([
+      ...[["prompt 7:", "<5>"] as const, ["prompt 7:", "<6>"] as const, [undefined, "<7>"] as const],
+    ]);
+    expect(list[0]!.scores).toEqual([{ id: 5, position }]);
     expect(list[1]).not.toHaveProperty("scores");
     expect(asked).toEqual(["7"]);
 
     const generated = delta("7", 0, [5], { logprobs: [position], finishReason: "stop" });
-    const alone = await chunks([generated], { echo, promptOnly: true });
-    expect(alone.list).toMatchObject([{ text: "prompt 7:", tokenIds: [], finishReason: "length" }]);
-    expect(alone.list[0]!.scores).toHaveLength(1);
+    const alone = await chunks([generated], { promptOnly: true });
+    expect(alone.list).toMatchObject([
+      { prompt: "prompt 7:", text: "", tokenIds: [], scores: [], finishReason: "length" },
+    ]);
   });
 
   test("end with the failure of a completion", async () => {
@@ -113,14 +121,11 @@ describe("chunks", () => {
     const position = (id: number): PositionLogprobs =>
       new Map([[id, { logprob: -id, rank: 1, decodedToken: "" }]]);
     const deltas = [1, 2, 3].map((id) => delta("7", 0, [id], { logprobs: [position(id)] }));
-    const { list } = await chunks([...deltas, delta("7", 0, [4], { finishReason: "stop", stopReason: 4 })]);
-    const whole = list.reduce(append);
-    expect(whole).toMatchObject({
-      text: "<1><2><3><4>",
-      tokenIds: [1, 2, 3, 4],
-      finishReason: "stop",
-      stopReason: 4,
+    const last = delta("7", 0, [4], { finishReason: "stop", stopReason: 4 });
+    const { list } = await chunks([...deltas, last], { interval: 9 });
+    expect(list[1]).toMatchObject({
+      ...{ text: "<2><3><4>", tokenIds: [2, 3, 4], finishReason: "stop", stopReason: 4 },
     });
-    expect(whole.scores!.map(({ id }) => id)).toEqual([1, 2, 3]);
+    expect(list[1]!.scores!.map(({ id }) => id)).toEqual([2, 3]);
   });
 });

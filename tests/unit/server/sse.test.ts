@@ -1,10 +1,12 @@
 import { afterEach, describe, expect, jest, setDefaultTimeout, test } from "bun:test";
 import { RequestFailedError } from "../../../src/base/errors.ts";
 import type { ApiError } from "../../../src/server/errors.ts";
-import { DONE, event, eventStream } from "../../../src/server/sse.ts";
+import { DONE, event, eventStream } from "../../../src/server/replies/sse.ts";
 import { eventually } from "../../support.ts";
 
 setDefaultTimeout(300_000);
+
+const sse = (data: object) => [...event([JSON.stringify(data)])].join("");
 
 afterEach(() => void jest.useRealTimers());
 
@@ -30,14 +32,14 @@ async function* fromList(list: readonly string[]): AsyncGenerator<string, void, 
 
 describe("eventStream", () => {
   test("passes events on and ends once", async () => {
-    const { body, seen } = open(fromList([event({ a: "x\ny" }), DONE]));
+    const { body, seen } = open(fromList([sse({ a: "x\ny" }), DONE]));
     expect(await new Response(body).text()).toBe('data: {"a":"x\\ny"}\n\ndata: [DONE]\n\n');
     expect(seen).toEqual({ aborted: [], ended: ["well"] });
   });
 
   test("an error is the last event", async () => {
     const failing = async function* () {
-      yield event({ a: 1 });
+      yield sse({ a: 1 });
       throw new RequestFailedError("at 0x7fff1234", "numerical_error");
     };
     const { body, seen } = open(failing());
@@ -54,7 +56,7 @@ describe("eventStream", () => {
   test("takes an event only when it is asked for", async () => {
     let taken = 0;
     const counting = async function* () {
-      for (;;) yield event({ n: taken++ });
+      for (;;) yield sse({ n: taken++ });
     };
     const { body } = open(counting());
     const reader = body.getReader();
@@ -72,7 +74,7 @@ describe("eventStream", () => {
     const { promise, resolve } = Promise.withResolvers<void>();
     const late = async function* () {
       await promise;
-      yield event({ a: 1 });
+      yield sse({ a: 1 });
     };
     const reader = open(late()).body.getReader();
     const text = async () => Buffer.from((await reader.read()).value ?? []).toString();
@@ -92,7 +94,7 @@ describe("eventStream", () => {
     let closed = false;
     const endless = async function* () {
       try {
-        for (;;) yield event({});
+        for (;;) yield sse({});
       } finally {
         closed = true;
       }
@@ -108,7 +110,7 @@ describe("eventStream", () => {
   test("a reader that leaves is not found to be stalled later", async () => {
     jest.useFakeTimers();
     const endless = async function* () {
-      for (;;) yield event({});
+      for (;;) yield sse({});
     };
     const { body, seen } = open(endless(), 30);
     const reader = body.getReader();
@@ -122,7 +124,7 @@ describe("eventStream", () => {
   test("a reader that stalls is told once, however late it reads on", async () => {
     jest.useFakeTimers();
     const endless = async function* () {
-      for (;;) yield event({});
+      for (;;) yield sse({});
     };
     const { body, seen } = open(endless(), 30);
     const reader = body.getReader();

@@ -1,4 +1,4 @@
-import type { SubmittedRequest } from "../base/outputs.ts";
+import type { SubmittedRequest } from "../../base/outputs.ts";
 import type { Chunk } from "./chunks.ts";
 
 /** OpenAI's `usage`. */
@@ -19,8 +19,7 @@ export class UsageCounter {
     private readonly withDetails: boolean,
   ) {}
 
-  add(chunk: Chunk): void {
-    const { choice, tokenIds } = chunk;
+  add({ choice, tokenIds }: Pick<Chunk<unknown>, "choice" | "tokenIds">): void {
     this.completionTokens += tokenIds.length;
     this.#byChoice.set(choice, (this.#byChoice.get(choice) ?? 0) + tokenIds.length);
   }

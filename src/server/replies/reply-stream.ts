@@ -1,27 +1,13 @@
-import { ApiError, errorBody, toApiError } from "./errors.ts";
-import { clientClosed } from "./request-lifetime.ts";
+import { ApiError, toApiError } from "../errors.ts";
+import { clientClosed } from "../request-lifetime.ts";
 
-/** Silence after which proxies, and Bun itself, take a connection for dead. */
-const KEEP_ALIVE_MS = 5000;
-const KEEP_ALIVE = ": keep-alive\n\n";
-
-export const SSE_HEADERS = {
-  "Content-Type": "text/event-stream; charset=utf-8",
-  "Cache-Control": "no-cache",
-  /** nginx would collect events before passing them on. */
-  "X-Accel-Buffering": "no",
-} as const;
-
-/** The text of one event. JSON has no line breaks of its own. */
-export function event(data: object): string {
-  return `data: ${JSON.stringify(data)}\n\n`;
-}
-
-export const DONE = "data: [DONE]\n\n";
-
-export interface EventStreamOptions {
+export interface ReplyStreamOptions {
   /** A client that reads nothing for so long is dropped. */
   readonly writeStallSeconds: number;
+  /** Sent while nothing else comes, every so many milliseconds. Default nothing. */
+  readonly keepAlive?: { readonly text: string; readonly milliseconds: number };
+  /** The text of the error that ends the reply; without it the connection is reset. */
+  readonly lastWords?: (told: ApiError) => string;
   /** Ends the request, while the stream goes on until its source has ended. */
   readonly abort: (reason: ApiError) => void;
   /** Called once when the stream has ended; after a failure with the error sent to the client, and its cause. */
@@ -29,12 +15,12 @@ export interface EventStreamOptions {
 }
 
 /**
- * The body of a streaming reply. An event is taken from `events` only when the client has room for it, so at most one
- * waits here. An error in `events` becomes the last event, and no `[DONE]` follows.
+ * The body of a reply that is written as it is made. A part is taken from `parts` only when the client has room for it, so at
+ * most one waits here.
  */
-export function eventStream(
-  events: AsyncGenerator<string, void, undefined>,
-  { writeStallSeconds, abort, onEnd }: EventStreamOptions,
+export function replyStream(
+  parts: AsyncGenerator<string, void, undefined>,
+  { writeStallSeconds, keepAlive, lastWords, abort, onEnd }: ReplyStreamOptions,
 ): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
   let next: Promise<IteratorResult<string, void>> | undefined;
@@ -51,7 +37,7 @@ export function eventStream(
     abort(reason);
     end(reason);
     // The error that the abort makes the source throw has been reported.
-    void events.return().catch(() => {});
+    void parts.return().catch(() => {});
   };
   const send = (controller: ReadableStreamDefaultController<Uint8Array>, text: string) => {
     controller.enqueue(encoder.encode(text));
@@ -68,11 +54,11 @@ export function eventStream(
       async pull(controller) {
         clearTimeout(stallTimer);
         try {
-          next ??= events.next();
-          const result = await within(next, KEEP_ALIVE_MS);
+          next ??= parts.next();
+          const result = keepAlive ? await within(next, keepAlive.milliseconds) : await next;
           if (ended) return;
           if (result === undefined) {
-            send(controller, KEEP_ALIVE);
+            send(controller, keepAlive!.text);
             return;
           }
           next = undefined;
@@ -84,8 +70,12 @@ export function eventStream(
         } catch (error) {
           if (ended) return;
           const failure = toApiError(error);
-          controller.enqueue(encoder.encode(event(errorBody(failure))));
           end(failure, error);
+          if (!lastWords) {
+            controller.error(failure);
+            return;
+          }
+          controller.enqueue(encoder.encode(lastWords(failure)));
         }
         controller.close();
       },

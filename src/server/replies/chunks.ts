@@ -2,24 +2,17 @@ import type {
   CompletionDelta,
   FinishReason,
   GenerationStream,
-  PositionLogprobs,
   SubmittedRequest,
-} from "../base/outputs.ts";
-
-/** A token and the log-probabilities at its position; null for the first of a prompt, which nothing predicts. */
-export interface ScoredToken {
-  readonly id: number;
-  readonly text: string;
-  readonly position: PositionLogprobs | null;
-}
+} from "../../base/outputs.ts";
+import type { ScoredToken } from "./logprobs.ts";
 
 /** New text and tokens of one choice of a reply. Concatenated, a choice's chunks are the choice. */
-export interface Chunk {
+export interface Chunk<Prompt> {
   /** Index among all choices of the reply: prompt × n + completion. */
   readonly choice: number;
   readonly request: SubmittedRequest;
-  /** Whether it is the first of its choice. */
-  readonly first: boolean;
+  /** With the first chunk of its choice: the part of the reply that its prompt makes. */
+  readonly prompt: Prompt | undefined;
   text: string;
   tokenIds: number[];
   /** Present if the request asked for log-probabilities. */
@@ -28,11 +21,11 @@ export interface Chunk {
   stopReason: string | number | null;
 }
 
-export interface ChunkOptions {
+export interface ChunkOptions<Prompt> {
   /** Tokens per chunk, after the first. */
   readonly interval: number;
-  /** Put before the first chunk of each choice. */
-  readonly echo?: (request: SubmittedRequest) => Promise<Echo>;
+  /** The part of the reply that a prompt makes; called once for each. */
+  readonly prompt: (request: SubmittedRequest) => Promise<Prompt>;
   /** Leave out what was generated. */
   readonly promptOnly?: boolean;
   /** Aborted, with an error as reason, to end the reply. */
@@ -41,28 +34,22 @@ export interface ChunkOptions {
   readonly onTokens?: (choice: number, count: number) => void;
 }
 
-/** The prompt at the beginning of a reply: its text and, if asked for, its tokens' log-probabilities. */
-export interface Echo {
-  readonly text: string;
-  readonly scores: readonly ScoredToken[];
-}
-
 /**
  * The chunks of a reply in the order in which they come, for streaming and other replies alike. However it ends, the
  * requests end too.
  * @throws the error of a completion that failed, or the signal's reason.
  */
-export async function* chunksOf(
+export async function* chunksOf<Prompt>(
   stream: GenerationStream,
-  options: ChunkOptions,
-): AsyncGenerator<Chunk, void, undefined> {
-  const { signal, promptOnly, echo, onTokens, interval } = options;
+  options: ChunkOptions<Prompt>,
+): AsyncGenerator<Chunk<Prompt>, void, undefined> {
+  const { signal, promptOnly, onTokens, interval } = options;
   const places = new Map(
     stream.requests.map((request, i) => [request.id, { request, base: i * request.sampling.n }]),
   );
-  const echoes = new Map<string, Promise<Echo>>();
-  const held = new Map<number, Chunk>();
-  const seen = new Set<number>();
+  const prompts = new Map<string, Promise<Prompt>>();
+  const held = new Map<number, Chunk<Prompt>>();
+  const begun = new Set<number>();
   try {
     for await (const delta of stream) {
       if (delta.error) throw delta.error;
@@ -70,21 +57,21 @@ export async function* chunksOf(
       const { request, base } = places.get(delta.requestId)!;
       const choice = base + delta.index;
       onTokens?.(choice, delta.tokenIds.length);
-      const first = !seen.has(choice);
-      let chunk = chunkOf(delta, choice, request, first);
-      if (promptOnly) chunk = withoutOutput(chunk);
-      if (first && echo) {
-        if (!echoes.has(request.id)) echoes.set(request.id, echo(request));
-        chunk = prepend(await echoes.get(request.id)!, chunk);
+      let prompt: Prompt | undefined;
+      if (!begun.has(choice)) {
+        begun.add(choice);
+        if (!prompts.has(request.id)) prompts.set(request.id, options.prompt(request));
+        prompt = await prompts.get(request.id)!;
       }
+      let chunk = chunkOf(delta, choice, request, prompt);
+      if (promptOnly) chunk = withoutOutput(chunk);
       const before = held.get(choice);
       if (before) chunk = append(before, chunk);
-      if (chunk.finishReason === null && !first && chunk.tokenIds.length < interval) {
+      if (chunk.finishReason === null && chunk.prompt === undefined && chunk.tokenIds.length < interval) {
         held.set(choice, chunk);
         continue;
       }
       held.delete(choice);
-      seen.add(choice);
       yield chunk;
     }
   } finally {
@@ -93,7 +80,7 @@ export async function* chunksOf(
 }
 
 /** Puts `after` at the end of `before`, which it changes. */
-export function append(before: Chunk, after: Chunk): Chunk {
+function append<Prompt>(before: Chunk<Prompt>, after: Chunk<Prompt>): Chunk<Prompt> {
   before.text += after.text;
   for (const id of after.tokenIds) before.tokenIds.push(id);
   for (const token of after.scores ?? []) before.scores?.push(token);
@@ -102,25 +89,20 @@ export function append(before: Chunk, after: Chunk): Chunk {
   return before;
 }
 
-function chunkOf(delta: CompletionDelta, choice: number, request: SubmittedRequest, first: boolean): Chunk {
+function chunkOf<Prompt>(
+  delta: CompletionDelta,
+  choice: number,
+  request: SubmittedRequest,
+  prompt: Prompt | undefined,
+): Chunk<Prompt> {
   const { text, tokenIds, logprobs, finishReason, stopReason } = delta;
   return {
-    ...{ choice, request, first, text, tokenIds: [...tokenIds], finishReason, stopReason },
-    ...(logprobs && { scores: logprobs.map((position, i) => scored(tokenIds[i]!, position)) }),
+    ...{ choice, request, prompt, text, tokenIds: [...tokenIds], finishReason, stopReason },
+    ...(logprobs && { scores: logprobs.map((position, i) => ({ id: tokenIds[i]!, position })) }),
   };
 }
 
-/** A token with the text and log-probability that its own position gives it. */
-export function scored(id: number, position: PositionLogprobs): ScoredToken {
-  return { id, text: position.get(id)?.decodedToken ?? "", position };
-}
-
-function prepend(echo: Echo, chunk: Chunk): Chunk {
-  const scores = chunk.scores && [...echo.scores, ...chunk.scores];
-  return { ...chunk, text: echo.text + chunk.text, ...(scores && { scores }) };
-}
-
-function withoutOutput(chunk: Chunk): Chunk {
+function withoutOutput<Prompt>(chunk: Chunk<Prompt>): Chunk<Prompt> {
   const finishReason = chunk.finishReason === null ? null : "length";
   return { ...chunk, text: "", tokenIds: [], finishReason, ...(chunk.scores && { scores: [] }) };
 }

@@ -1,26 +1,30 @@
-import { InvalidRequestError } from "../base/errors.ts";
-import type { GenerationStream } from "../base/outputs.ts";
-import type { SamplingParams } from "../base/sampling-params.ts";
-import type { ChatPrompt, Prompt } from "../tokenizer/prompt-encoder.ts";
-import { cacheSalt } from "./auth.ts";
-import { append, type Chunk, type ChunkOptions, chunksOf } from "./chunks.ts";
-import type { RequestContext, ServerContext } from "./context.ts";
-import { type ApiError, invalidValue, toApiError } from "./errors.ts";
+import type { SubmitOptions } from "../../async/async-llm.ts";
+import { InvalidRequestError } from "../../base/errors.ts";
+import type { GenerationStream } from "../../base/outputs.ts";
+import type { SamplingParams } from "../../base/sampling-params.ts";
+import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
+import { cacheSalt } from "../auth.ts";
+import type { RequestContext, ServerContext } from "../context.ts";
+import { type ApiError, invalidValue, toApiError } from "../errors.ts";
+import { admitRequest, type RequestLifetime } from "../request-lifetime.ts";
+import { type GenerationBody, tokenizeOptions } from "../schemas/request-body.ts";
+import { type Chunk, chunksOf } from "./chunks.ts";
+import { merged } from "./json-parts.ts";
 import type { ReplyFormat } from "./reply-format.ts";
-import { admitRequest, type RequestLifetime } from "./request-lifetime.ts";
-import { type GenerationBody, tokenizeOptions } from "./schemas/request-body.ts";
+import { checkReplySize, outputBound, type PromptScores } from "./reply-size.ts";
+import { replyStream } from "./reply-stream.ts";
 import { DONE, event, eventStream, SSE_HEADERS } from "./sse.ts";
 import { UsageCounter } from "./usage.ts";
 
-/** Longest prompt that may be scored, in tokens: log-probabilities of all of them are kept. */
-const MAX_SCORED_PROMPT = 8192;
-
 /** A body of either completions endpoint, checked and in the engine's terms. */
-export interface GenerationRequest extends Pick<ChunkOptions, "echo" | "promptOnly"> {
+export interface GenerationRequest {
   readonly body: GenerationBody;
   readonly model: string;
   readonly prompts: readonly (Prompt | ChatPrompt)[];
   readonly sampling: SamplingParams;
+  /** Leave out what is generated. Default false. */
+  readonly promptOnly?: boolean;
+  readonly promptScores: PromptScores;
   /** The endpoint's names of the engine's parameters, where they differ from the usual. */
   readonly names?: Readonly<Record<string, string>>;
 }
@@ -29,26 +33,26 @@ export interface GenerationRequest extends Pick<ChunkOptions, "echo" | "promptOn
  * Runs a request and replies in the endpoint's format.
  * @throws whatever stops it before anything of the reply is sent.
  */
-export async function generate(
+export async function generate<Prompt>(
   c: RequestContext,
   context: ServerContext,
   request: GenerationRequest,
-  format: ReplyFormat,
+  format: ReplyFormat<Prompt>,
 ): Promise<Response> {
-  const run = new Generation(c, context, request);
+  const run = new Generation(c, context, request, format);
   try {
     await run.start();
-    if (!request.body.stream) return c.json(await run.document(format));
+    return request.body.stream ? run.stream() : await run.whole();
   } catch (error) {
     run.close();
     throw error;
   }
-  return run.stream(format);
 }
 
 /** A request from its admission to the end of its reply. */
-class Generation {
+class Generation<Prompt> {
   readonly #lifetime: RequestLifetime;
+  readonly #completions: number;
   #stream: GenerationStream | undefined;
   #usage: UsageCounter | undefined;
   #closed = false;
@@ -57,23 +61,32 @@ class Generation {
     private readonly c: RequestContext,
     private readonly context: ServerContext,
     private readonly request: GenerationRequest,
+    private readonly format: ReplyFormat<Prompt>,
   ) {
     const { prompts, sampling, model } = request;
     this.c.get("tracked").record.model = model;
     // Invalid counts are the engine's to refuse.
     const n = Number.isInteger(sampling.n) ? Math.min(Math.max(sampling.n!, 1), 128) : 1;
+    this.#completions = prompts.length * n;
     const started = () =>
       this.#stream !== undefined &&
       (context.llm.stats.waiting === 0 ||
         this.#stream.requests.some(({ metrics }) => metrics.firstScheduledTime !== undefined));
-    this.#lifetime = admitRequest(c, context, prompts.length * n, started);
+    this.#lifetime = admitRequest(c, context, this.#completions, started);
   }
 
   /** Submits all prompts or, if one is refused, none. */
   async start(): Promise<void> {
     const { body, prompts, sampling } = this.request;
-    const options = { signal: this.#lifetime.signal, ...tokenizeOptions(body) };
-    const { isolateCacheByKey } = this.context.config;
+    const { isolateCacheByKey, maxReplyLogprobs } = this.context.config;
+    const { names, promptScores } = this.request;
+    const asks = sampling.logprobs === undefined ? "prompt_logprobs" : (names?.["logprobs"] ?? "logprobs");
+    const maxOutputTokens = outputBound(this.#completions, sampling.logprobs, maxReplyLogprobs);
+    const options: SubmitOptions = {
+      ...{ signal: this.#lifetime.signal, ...tokenizeOptions(body) },
+      ...(maxOutputTokens !== undefined && { maxOutputTokens }),
+      onChecked: (requests) => checkReplySize(requests, promptScores, maxReplyLogprobs, asks),
+    };
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);
     const salted = prompts.map((prompt) => withSalt(prompt, salt));
     // Prompts submitted after the lifetime's end are aborted by its signal.
@@ -83,44 +96,31 @@ class Generation {
     } catch (error) {
       throw this.#renamed(error);
     }
-    const { requests } = this.#stream;
-    for (const { numPromptTokens, sampling } of requests) {
-      if (sampling.promptLogprobs !== undefined && numPromptTokens > MAX_SCORED_PROMPT)
-        throw invalidValue(
-          "logprobs",
-          `log-probabilities of prompts are limited to ${MAX_SCORED_PROMPT} tokens`,
-        );
-    }
-    this.#usage = new UsageCounter(requests, this.context.config.enablePromptTokensDetails);
+    this.#usage = new UsageCounter(this.#stream.requests, this.context.config.enablePromptTokensDetails);
   }
 
-  /** The whole reply. */
-  async document(format: ReplyFormat): Promise<object> {
-    const choices: Chunk[] = [];
-    for await (const chunk of this.#chunks(Number.POSITIVE_INFINITY)) {
-      const before = choices[chunk.choice];
-      choices[chunk.choice] = before ? append(before, chunk) : chunk;
+  /** The whole reply: a long one is written as the client reads it. */
+  async whole(): Promise<Response> {
+    for await (const chunk of this.#chunks(Number.POSITIVE_INFINITY)) this.format.add(chunk);
+    const parts = merged(this.format.document(this.#usage!.usage()));
+    const headers = { "Content-Type": "application/json" };
+    const first = parts.next().value ?? "";
+    const second = parts.next();
+    if (second.done) {
+      this.close();
+      return this.c.body(first, 200, headers);
     }
-    const document = format.document(choices, this.#usage!.usage());
-    this.close();
-    return document;
+    const { value } = second;
+    async function* all(): AsyncGenerator<string, void, undefined> {
+      yield* [first, value];
+      yield* parts;
+    }
+    return this.c.body(replyStream(all(), this.#writing()), 200, headers);
   }
 
   /** The reply as events. */
-  stream(format: ReplyFormat): Response {
-    const tracked = this.c.get("tracked");
-    tracked.streaming = true;
-    const onEnd = (told?: ApiError, error?: unknown) => {
-      if (told) tracked.failed(error, told);
-      this.close();
-      tracked.finish(told?.status ?? 200);
-    };
-    const body = eventStream(this.#events(format), {
-      writeStallSeconds: this.context.config.writeStallSeconds,
-      abort: (reason) => this.#lifetime.abort(reason),
-      onEnd,
-    });
-    return this.c.body(body, 200, SSE_HEADERS);
+  stream(): Response {
+    return this.c.body(eventStream(this.#events(), this.#writing()), 200, SSE_HEADERS);
   }
 
   /** Ends what still runs and counts the request out. Safe to call twice. */
@@ -136,20 +136,35 @@ class Generation {
     for (const tokens of this.#usage.longest()) this.context.metrics.observeLongest(tokens);
   }
 
-  async *#events(format: ReplyFormat): AsyncGenerator<string, void, undefined> {
+  /** The request is under way until its reply has been written. */
+  #writing() {
+    const tracked = this.c.get("tracked");
+    tracked.streaming = true;
+    return {
+      writeStallSeconds: this.context.config.writeStallSeconds,
+      abort: (reason: ApiError) => this.#lifetime.abort(reason),
+      onEnd: (told?: ApiError, error?: unknown) => {
+        if (told) tracked.failed(error, told);
+        this.close();
+        tracked.finish(told?.status ?? 200);
+      },
+    };
+  }
+
+  async *#events(): AsyncGenerator<string, void, undefined> {
     const { stream_options: options, stream_interval: interval } = this.request.body;
     const withUsage = options?.continuous_usage_stats ?? false;
     const usage = this.#usage!;
     for await (const chunk of this.#chunks(interval ?? this.context.config.streamInterval)) {
-      for (const data of format.events(chunk))
-        yield event(withUsage ? { ...data, usage: usage.usage() } : data);
+      for (const data of this.format.events(chunk, withUsage ? usage.usage() : undefined))
+        yield* merged(event(data));
     }
-    if (options?.include_usage) yield event(format.usageEvent(usage.usage()));
+    if (options?.include_usage) yield* merged(event(this.format.usageEvent(usage.usage())));
     yield DONE;
   }
 
-  async *#chunks(interval: number): AsyncGenerator<Chunk, void, undefined> {
-    const { echo, promptOnly } = this.request;
+  async *#chunks(interval: number): AsyncGenerator<Chunk<Prompt>, void, undefined> {
+    const { promptOnly } = this.request;
     const { metrics } = this.context;
     const latest = new Map<number, number>();
     const onTokens = (choice: number, count: number) => {
@@ -160,7 +175,7 @@ class Generation {
     };
     const chunks = chunksOf(this.#stream!, {
       ...{ interval, onTokens, signal: this.#lifetime.signal },
-      ...(echo && { echo }),
+      prompt: (request) => this.format.prompt(request),
       ...(promptOnly && { promptOnly }),
     });
     for await (const chunk of chunks) {

@@ -1,0 +1,75 @@
+import type { SubmittedRequest } from "../../base/outputs.ts";
+import type { Chunk } from "./chunks.ts";
+import type { Usage } from "./usage.ts";
+
+/** Parts of a text, one after the other. */
+export type Parts = Iterable<string>;
+
+/**
+ * The JSON form of an endpoint's replies, in parts. One instance serves one reply, streamed or whole. `Prompt` is what it
+ * repeats of a prompt in each of its choices.
+ */
+export interface ReplyFormat<Prompt> {
+  /** Made once for each prompt when its first tokens have come. */
+  prompt(request: SubmittedRequest): Promise<Prompt>;
+  /** The documents of the events of a chunk of a streaming reply. @param usage to add to each. */
+  events(chunk: Chunk<Prompt>, usage: Usage | undefined): readonly Parts[];
+  /** The document of the event that carries only the usage. */
+  usageEvent(usage: Usage): Parts;
+  /** Takes a chunk of a reply that is not streamed. */
+  add(chunk: Chunk<Prompt>): void;
+  /** The whole reply, once all its chunks have been added. */
+  document(usage: Usage): Parts;
+}
+
+/** The fields that begin every document of a reply. */
+export interface ReplyHead {
+  readonly id: string;
+  readonly object: string;
+  /** Unix time in seconds. */
+  readonly created: number;
+  readonly model: string;
+}
+
+/** The head of a reply that begins now. */
+export function replyHead(
+  prefix: "chatcmpl" | "cmpl",
+  object: string,
+  { suffix, model }: ReplyNames,
+): ReplyHead {
+  return { id: `${prefix}-${suffix}`, object, created: Math.floor(Date.now() / 1000), model };
+}
+
+/** The name of a reply and of the model that gives it. */
+export interface ReplyNames {
+  /** The part of the reply's id after the prefix; unique to it. */
+  readonly suffix: string;
+  /** The served name that the request asked for. */
+  readonly model: string;
+}
+
+/** A document: the head, the choices, each in parts, and further fields. */
+export function* documentOf(
+  head: ReplyHead,
+  choices: Iterable<Parts>,
+  fields: Readonly<Record<string, unknown>>,
+  more: Parts = [],
+): Generator<string, void, undefined> {
+  yield `${JSON.stringify(head).slice(0, -1)},"choices":[`;
+  let isFirst = true;
+  for (const choice of choices) {
+    if (!isFirst) yield ",";
+    isFirst = false;
+    yield* choice;
+  }
+  yield "]";
+  yield fieldsOf(fields);
+  yield* more;
+  yield "}";
+}
+
+/** The JSON of further fields of an object, each after a comma; undefined ones are left out. */
+export function fieldsOf(fields: Readonly<Record<string, unknown>>): string {
+  const text = JSON.stringify(fields).slice(1, -1);
+  return text === "" ? "" : `,${text}`;
+}

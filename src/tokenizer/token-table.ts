@@ -1,0 +1,47 @@
+import type { Tokenizer } from "./tokenizer.ts";
+
+/** A vocabulary as plain data, which crosses threads at no cost. */
+export interface PackedTokens {
+  /** The bytes of all tokens, one after the other. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /** [vocabSize + 1]: token i has the bytes from starts[i] up to starts[i + 1]. */
+  readonly starts: Int32Array<ArrayBuffer>;
+  /** [vocabSize]: 1 for special tokens. */
+  readonly special: Uint8Array<ArrayBuffer>;
+}
+
+export function packTokens(tokenizer: Tokenizer): PackedTokens {
+  const { vocabSize } = tokenizer;
+  const tokens = Array.from({ length: vocabSize }, (_, id) => tokenizer.tokenBytes(id));
+  const starts = new Int32Array(vocabSize + 1);
+  for (const [id, { length }] of tokens.entries()) starts[id + 1] = starts[id]! + length;
+  const bytes = new Uint8Array(starts[vocabSize]!);
+  for (const [id, token] of tokens.entries()) bytes.set(token, starts[id]);
+  return { bytes, starts, special: Uint8Array.from(tokens, (_, id) => Number(tokenizer.isSpecial(id))) };
+}
+
+/** The bytes that each token stands for, where the tokenizer itself is in another thread. */
+export class TokenTable {
+  readonly #tokens: PackedTokens | undefined;
+
+  /** @param tokens undefined without a tokenizer: no token stands for anything. */
+  constructor(tokens: PackedTokens | undefined) {
+    this.#tokens = tokens;
+  }
+
+  /** Possibly a part of a character; none for an id without a token. Do not modify. */
+  bytes(id: number): Uint8Array {
+    const { bytes, starts } = this.#tokens ?? NONE;
+    return bytes.subarray(starts[id] ?? 0, starts[id + 1] ?? 0);
+  }
+
+  isSpecial(id: number): boolean {
+    return this.#tokens?.special[id] === 1;
+  }
+}
+
+const NONE: PackedTokens = {
+  bytes: new Uint8Array(0),
+  starts: new Int32Array(1),
+  special: new Uint8Array(0),
+};
