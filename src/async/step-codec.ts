@@ -79,7 +79,7 @@ export function transfersOf({ words, logprobs, prompts }: PackedStep): ArrayBuff
 /** Steps must be unpacked in the order of packing. */
 export function unpackStep(step: PackedStep, unpacker: LogprobUnpacker): StepOutput {
   const prompts = step.prompts.map(({ progress, promptLogprobs }) => {
-    return promptLogprobs ? { ...progress, promptLogprobs: unpacker.unpack(promptLogprobs) } : progress;
+    return promptLogprobs ? { ...progress, promptLogprobs: unpacker.unpackLazily(promptLogprobs) } : progress;
   });
   const { words, text, ends, finished, numBatchedTokens } = step;
   // No position of an output is null.

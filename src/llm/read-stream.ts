@@ -26,7 +26,9 @@ export async function readOutputs(
     requestId: id,
     ...(prompt !== undefined && { prompt }),
     promptTokenIds,
-    ...(promptLogprobs && { promptLogprobs }),
+    ...(promptLogprobs && {
+      promptLogprobs: promptLogprobs.map((position) => position && new Map(position)),
+    }),
     outputs: completions.get(id)!.map(completionOutput),
     ...{ finished: true, numCachedTokens, metrics },
   }));

@@ -8,7 +8,7 @@ import * as errors from "../../../src/base/errors.ts";
 import type { PositionLogprobs } from "../../../src/base/outputs.ts";
 import { CudaError, CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
 import { checkRequest } from "../../../src/engine/request.ts";
-import type { OwnedDelta, StepOutput } from "../../../src/engine/step-output.ts";
+import type { OwnedDelta, PromptProgress, StepOutput } from "../../../src/engine/step-output.ts";
 import { StepLoop } from "../../../src/llm/step-loop.ts";
 import { eventually } from "../../support.ts";
 import { makeEngine, makeRequest } from "../engine/helpers.ts";
@@ -126,7 +126,37 @@ test("steps come out as they went in, their token ids moved and not copied", () 
     const sent = structuredClone(packed, { transfer: transfersOf(packed) });
     expect(packed.words).toHaveLength(0);
     expect(packed.logprobs?.values ?? []).toHaveLength(0);
-    expect(unpackStep(sent, unpacker)).toEqual(step);
+    const { prompts, ...rest } = unpackStep(sent, unpacker);
+    expect({ ...rest, prompts: prompts.map(readPositions) }).toEqual(step);
+  }
+});
+
+/** With maps in place of what stands for them until it is read. */
+function readPositions(prompt: PromptProgress): PromptProgress {
+  const positions = prompt.promptLogprobs?.map((position) => position && new Map(position));
+  return positions ? { ...prompt, promptLogprobs: positions } : prompt;
+}
+
+test("a position of a prompt is a map, whichever way it is read first", () => {
+  const position = logprobs(8, 6, 7);
+  const reads: readonly ((map: PositionLogprobs) => unknown)[] = [
+    (map) => [...map],
+    (map) => [...map.entries()],
+    (map) => [...map.keys()],
+    (map) => [...map.values()],
+    (map) => [map.size, map.get(6), map.get(5), map.has(7), map.has(5)],
+    (map) => {
+      const seen: unknown[] = [];
+      map.forEach((value, key) => void seen.push([key, value]));
+      return seen;
+    },
+  ];
+  for (const read of reads) {
+    const packed = new LogprobPacker().pack([null, position]);
+    const [none, unpacked] = new LogprobUnpacker().unpackLazily(packed);
+    expect(none).toBeNull();
+    expect(read(unpacked!)).toEqual(read(position));
+    expect(read(unpacked!)).toEqual(read(position));
   }
 });
 

@@ -83,8 +83,8 @@ describe("chunks", () => {
     };
     const deltas = [delta("7", 0, [5], { logprobs: [position] }), delta("7", 1, [6]), delta("7", 0, [7])];
     const { list } = await chunks(deltas, { prompt: made });
-    expect(list.map((chunk) => [chunk.prompt, chunk.text])).toEqual([
-      ...[["prompt 7:", "<5>"] as const, ["prompt 7:", "<6>"] as const, [undefined, "<7>"] as const],
+    expect(list.map(({ prompt, text }) => `${prompt} ${text}`)).toEqual([
+      ...["prompt 7: <5>", "prompt 7: <6>", "undefined <7>"],
     ]);
     expect(list[0]!.scores).toEqual([{ id: 5, position }]);
     expect(list[1]).not.toHaveProperty("scores");
