@@ -126,8 +126,9 @@ test("steps come out as they went in, their token ids moved and not copied", () 
     const sent = structuredClone(packed, { transfer: transfersOf(packed) });
     expect(packed.words).toHaveLength(0);
     expect(packed.logprobs?.values ?? []).toHaveLength(0);
-    const { prompts, ...rest } = unpackStep(sent, unpacker);
-    expect({ ...rest, prompts: prompts.map(readPositions) }).toEqual(step);
+    const unpacked = unpackStep(sent, unpacker);
+    const read: StepOutput = { ...unpacked, prompts: unpacked.prompts.map(readPositions) };
+    expect(read).toEqual(step);
   }
 });
 
