@@ -1,5 +1,4 @@
 const encoder = new TextEncoder();
-const PLAIN = /^[!-~]*$/;
 
 /** GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on. By byte. */
 export const ALPHABET: readonly string[] = (() => {
@@ -13,7 +12,6 @@ const BYTES: ReadonlyMap<string, number> = new Map(ALPHABET.map((character, byte
 
 /** The text's UTF-8 bytes in the alphabet. */
 export function toAlphabet(text: string): string {
-  if (PLAIN.test(text)) return text;
   let spelled = "";
   for (const byte of encoder.encode(text)) spelled += ALPHABET[byte];
   return spelled;

@@ -1,7 +1,7 @@
+import { WordCache } from "./word-cache.ts";
+
 /** Heap keys pack a merge's rank above a position; both parts and their sum stay exact in a double. */
 const POSITIONS = 2 ** 30;
-const CACHED_WORDS = 10_000;
-const CACHED_WORD_LENGTH = 64;
 
 /** Each is a piece, or a run of them is, or they are left out. */
 export type UnknownCharacters = "apart" | "fused" | "dropped";
@@ -19,7 +19,7 @@ export class BytePairEncoder {
   readonly #merged: Int32Array;
   /** Open addressing with linear probing: rank + 1, or 0 where empty. At most half full. */
   readonly #table: Int32Array;
-  readonly #cache = new Map<string, string[]>();
+  readonly #cache = new WordCache((word) => this.#merge(word));
 
   /**
    * @param ids token → id, every id in [0, 2^31)
@@ -68,14 +68,7 @@ export class BytePairEncoder {
 
   /** The pieces of `word`, in order; together they are `word`, but for what is dropped. */
   split(word: string): string[] {
-    const cached = this.#cache.get(word);
-    if (cached !== undefined) return cached;
-    const pieces = this.#merge(word);
-    if (word.length <= CACHED_WORD_LENGTH) {
-      if (this.#cache.size >= CACHED_WORDS) this.#cache.clear();
-      this.#cache.set(word, pieces);
-    }
-    return pieces;
+    return this.#cache.of(word);
   }
 
   /** What merging begins with. */
@@ -84,15 +77,13 @@ export class BytePairEncoder {
     if (this.#unknown === "apart") return symbols;
     if (this.#unknown === "dropped") return symbols.filter((symbol) => this.#ids.has(symbol));
     const fused: string[] = [];
-    /** Where the run of unknown characters before this one begins. */
-    let open = 0;
-    for (const [i, symbol] of symbols.entries()) {
-      if (!this.#ids.has(symbol)) continue;
-      if (i > open) fused.push(symbols.slice(open, i).join(""));
-      fused.push(symbol);
-      open = i + 1;
+    let followsUnknown = false;
+    for (const symbol of symbols) {
+      const isUnknown = !this.#ids.has(symbol);
+      if (isUnknown && followsUnknown) fused[fused.length - 1] += symbol;
+      else fused.push(symbol);
+      followsUnknown = isUnknown;
     }
-    if (symbols.length > open) fused.push(symbols.slice(open).join(""));
     return fused;
   }
 

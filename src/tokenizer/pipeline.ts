@@ -29,7 +29,9 @@ function assemble(files: TokenizerFiles, ids: Map<string, number>): Pipeline {
   const { definition, vocabulary, addedTokens, path } = files;
   const { unk_token: unknown, fuse_unk, byte_fallback, ignore_merges } = definition["model"] as JsonObject;
   const unk_token = vocabulary.has(unknown as string) ? unknown : null;
-  const model = { type: "BPE", vocab: {}, merges: [], unk_token, byte_fallback, ignore_merges };
+  /** Files say so of vocabularies without bytes, too. */
+  const spellsBytes = byte_fallback === true && vocabulary.has("<0x00>");
+  const model = { type: "BPE", vocab: {}, merges: [], unk_token, byte_fallback: spellsBytes, ignore_merges };
   const post_processor = readPostProcessor(files);
   const steps = { normalizer: null, pre_tokenizer: null, post_processor, decoder: null };
   const pipeline = new Pipeline({ model, ...steps, added_tokens: [] }, {});
@@ -38,9 +40,8 @@ function assemble(files: TokenizerFiles, ids: Map<string, number>): Pipeline {
 
   // The library merges slower, fuses unknown characters across words, and drops them only when all is merged.
   const bpe = pipeline.model as BPE;
-  const isDropped = unk_token === null && byte_fallback !== true;
-  const unknowns = isDropped ? "dropped" : fuse_unk === true ? "fused" : "apart";
-  const encoder = new BytePairEncoder(vocabulary, files.merges, unknowns);
+  const withoutBytes = unk_token === null ? "dropped" : fuse_unk === true ? "fused" : "apart";
+  const encoder = new BytePairEncoder(vocabulary, files.merges, spellsBytes ? "apart" : withoutBytes);
   bpe.tokens_to_ids = ids;
   bpe.bpe = (word) => encoder.split(word);
 

@@ -34,15 +34,7 @@ export function split(text: string, found: ReturnType<Finder>, behavior: Behavio
     ends.push(text.length);
     matches.push(invert);
   }
-  return pieces(text, ends, matches, behavior);
-}
 
-function pieces(
-  text: string,
-  ends: readonly number[],
-  matches: readonly boolean[],
-  behavior: Behavior,
-): string[] {
   const result: string[] = [];
   let start = 0;
   for (let i = 0; i < ends.length; i++) {

@@ -16,6 +16,7 @@ import { isJsonObject, type JsonObject } from "../base/json-object.ts";
 import { toAlphabet } from "./byte-alphabet.ts";
 import { compilePattern, nativeFinder, occurrences } from "./pattern/pattern.ts";
 import { behaviorOf, split } from "./splitting.ts";
+import { WordCache } from "./word-cache.ts";
 
 /** A step of tokenizer.json: an object with a type. */
 export type Step = JsonObject & { readonly type: string };
@@ -63,7 +64,7 @@ const NORMALIZERS: Steps<Normalizer> = {
 
 /** The pre-tokenizers, as `NORMALIZERS`. */
 const PRE_TOKENIZERS: Steps<PreTokenizer> = {
-  // Its expression takes `\s` as JavaScript does; spelling bytes takes it several times as long.
+  // Its expression takes `\s` as JavaScript does; it spells the bytes of each word anew, and slowly.
   ByteLevel: (step) => new ByteLevel(step as never),
   // Ignores `split` and `add_prefix_space`, and takes every word of a first piece of text for the first.
   Metaspace: (step, file) => new Metaspace(step, file),
@@ -167,10 +168,12 @@ function matching(source: string): PreTokenizer {
 
 /** Words of GPT-2, unless `use_regex` is false, in its alphabet of bytes. */
 class ByteLevel extends ByteLevelPreTokenizer {
+  readonly #spelled = new WordCache(toAlphabet);
+
   override pre_tokenize_text(text: string): string[] {
     const whole = this.add_prefix_space && !text.startsWith(" ") ? ` ${text}` : text;
     const words = this.use_regex ? (whole.match(GPT2) ?? []) : [whole];
-    return words.map(toAlphabet);
+    return words.map((word) => this.#spelled.of(word));
   }
 }
 
@@ -202,15 +205,13 @@ class Metaspace extends MetaspacePreTokenizer {
 }
 
 function replaceAll(text: string, found: readonly number[], content: string): string {
-  if (found.length === 0) return text;
-  const pieces: string[] = [];
+  let result = "";
   let at = 0;
   for (let i = 0; i < found.length; i += 2) {
-    pieces.push(text.slice(at, found[i]), content);
+    result += text.slice(at, found[i]) + content;
     at = found[i + 1]!;
   }
-  pieces.push(text.slice(at));
-  return pieces.join("");
+  return result + text.slice(at);
 }
 
 /** A field that must be a text. */

@@ -5,6 +5,7 @@ import { KNOWN_PATTERNS } from "../../../src/tokenizer/pattern/known-patterns.ts
 import { nativeExpression } from "../../../src/tokenizer/pattern/native.ts";
 import { nativeFinder } from "../../../src/tokenizer/pattern/pattern.ts";
 import { parsePattern } from "../../../src/tokenizer/pattern/syntax.ts";
+import { createPreTokenizer } from "../../../src/tokenizer/steps.ts";
 import { cpuClock } from "../../support.ts";
 import { loadFiles, sentencePiece, TEXTS, tokenizers } from "./models.ts";
 
@@ -78,6 +79,9 @@ describe("where the library's steps do otherwise than the Rust library", () => {
     const changed = { ...definition.model, byte_fallback: false, ...model };
     return loadFiles({ "tokenizer.json": { ...definition, normalizer: null, ...steps, model: changed } });
   };
+  const withoutBytes = Object.fromEntries(
+    Object.entries(definition.model.vocab).filter(([token]) => !token.startsWith("<0x")),
+  );
   const normalizers = (...steps: object[]) => ({
     normalizer: { type: "Sequence", normalizers: steps },
   });
@@ -97,6 +101,13 @@ describe("where the library's steps do otherwise than the Rust library", () => {
       [0, 0],
     ],
     ["unknown characters apart", {}, {}, "ééh", [0, 0, 260]],
+    [
+      "unknown characters without bytes",
+      { fuse_unk: true, byte_fallback: true, vocab: withoutBytes },
+      {},
+      "ééh",
+      [0, 260],
+    ],
     ["dropped before merging", { unk_token: null }, {}, "éeélo", [265, 263]],
     ["an empty text, prepended", {}, normalizers(strip, prepend), "  ", []],
     ["a text, prepended", {}, normalizers(strip, prepend), " e ", [260, 261]],
@@ -119,6 +130,19 @@ describe("where the library's steps do otherwise than the Rust library", () => {
   ])("%s", async (_, model, steps, text, ids) => {
     expect((await load(model, steps)).encode(text, { addSpecialTokens: false })).toEqual(ids);
   });
+});
+
+test("a long run of unknown characters is spelled in bytes", async () => {
+  const files = sentencePiece();
+  const model = { ...files["tokenizer.json"].model, fuse_unk: true };
+  const tokenizer = await loadFiles({ "tokenizer.json": { ...files["tokenizer.json"], model } });
+  const text = "é".repeat(200_000);
+  expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+});
+
+test("GPT-2's words are split at white space that is not JavaScript's", () => {
+  const step = createPreTokenizer({ type: "ByteLevel" }, "tokenizer.json")!;
+  expect(step.pre_tokenize("a \ufeff!b\x85\x85!")).toEqual(["a", "Ġï»¿!", "b", "Âħ", "Âħ", "!"]);
 });
 
 test("a thread that only decodes does not load the library", () => {
