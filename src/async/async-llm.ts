@@ -16,7 +16,7 @@ import {
   PromptEncoder,
   type PromptOptions,
 } from "../tokenizer/prompt-encoder.ts";
-import { type PackedTokens, TokenTable } from "../tokenizer/token-table.ts";
+import { TokenTable } from "../tokenizer/token-table.ts";
 import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
 import { TextPool, type TextPoolOptions } from "./text-pool.ts";
 
@@ -63,6 +63,7 @@ const TOKENS_ONLY = new PromptEncoder(undefined, undefined);
 export class AsyncLLM implements AsyncDisposable {
   #numUnfinished = 0;
   #nextRequest = 0;
+  #tokens: Promise<TokenTable> | undefined;
   /** Resolved, and replaced, when nothing is left to do. */
   #idle = Promise.withResolvers<void>();
 
@@ -90,12 +91,13 @@ export class AsyncLLM implements AsyncDisposable {
     const listeners = { onProgress, onFolder: folder.resolve };
     const starting = EngineClient.start(scripts.engine, { model, config }, listeners);
     const text = config.skipTokenizerInit ? undefined : new TextPool(scripts.text, config, scripts.textPool);
-    const opening = text && folder.promise.then((path) => openText(text, path));
+    const opening = text && folder.promise.then((path) => text.open(path));
     opening?.catch(() => {}); // Reported where it is awaited, unless the engine fails first.
     let engine: EngineClient | undefined;
     try {
       engine = await starting;
-      return new AsyncLLM(engine, text, config, new TokenTable(await opening));
+      await opening;
+      return new AsyncLLM(engine, text, config);
     } catch (error) {
       const reason = new EngineDeadError("the model could not be loaded", { cause: error });
       await Promise.all([engine?.close(reason), text?.close(reason)]);
@@ -108,8 +110,6 @@ export class AsyncLLM implements AsyncDisposable {
     private readonly text: TextPool | undefined,
     /** The options this model was created with, defaults filled in. */
     readonly config: EngineConfig,
-    /** The bytes of each token. */
-    readonly tokenTable: TokenTable,
   ) {}
 
   /** Name or folder of the model. */
@@ -233,6 +233,16 @@ export class AsyncLLM implements AsyncDisposable {
     return this.#textJobs("tokenIds").call("detokenize", { ids, skipSpecialTokens });
   }
 
+  /** The bytes of each token, made when it is first asked for. Without a tokenizer no token has any. */
+  async tokenTable(): Promise<TokenTable> {
+    if (!this.text) return new TokenTable(undefined);
+    this.#tokens ??= this.text.call("tokens", undefined).then((tokens) => new TokenTable(tokens));
+    this.#tokens.catch(() => {
+      this.#tokens = undefined;
+    });
+    return this.#tokens;
+  }
+
   /** Forgets all cached prefixes. False when requests are running, which hold theirs. */
   resetPrefixCache(): Promise<boolean> {
     return this.engine.resetPrefixCache();
@@ -344,12 +354,6 @@ export class AsyncLLM implements AsyncDisposable {
     this.#idle.resolve();
     this.#idle = Promise.withResolvers();
   }
-}
-
-/** Loads the tokenizer. @returns its vocabulary. */
-async function openText(text: TextPool, folder: string): Promise<PackedTokens> {
-  await text.open(folder);
-  return text.call("tokens", undefined);
 }
 
 /** Bounds the output of a request that does not say how much it wants. */

@@ -9,7 +9,6 @@ import {
   fieldsOf,
   type Parts,
   type ReplyFormat,
-  type ReplyHead,
   type ReplyNames,
   replyHead,
 } from "./reply-format.ts";
@@ -40,7 +39,7 @@ export interface Speaker {
 
 /** The replies of `/v1/chat/completions`. */
 export class ChatFormat implements ReplyFormat<PromptPart> {
-  readonly #head: ReplyHead;
+  readonly #head: string;
   readonly #spelling: TokenSpelling;
   readonly #choices: Choice[] = [];
 

@@ -9,7 +9,6 @@ import {
   fieldsOf,
   type Parts,
   type ReplyFormat,
-  type ReplyHead,
   type ReplyNames,
   replyHead,
 } from "./reply-format.ts";
@@ -42,7 +41,7 @@ type Body = CompletionsRequest["body"] & { readonly prompt_logprobs?: unknown };
 export class CompletionFormat implements ReplyFormat<PromptPart> {
   readonly #body: Body;
   readonly #skipsSpecial: boolean;
-  readonly #head: ReplyHead;
+  readonly #head: string;
   readonly #spelling: TokenSpelling;
   readonly #offsets = new Map<number, TextOffsets>();
   /** Code points of the text sent so far, by choice. */

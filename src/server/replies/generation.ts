@@ -3,6 +3,7 @@ import { InvalidRequestError } from "../../base/errors.ts";
 import type { GenerationStream } from "../../base/outputs.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
+import { TokenTable } from "../../tokenizer/token-table.ts";
 import { cacheSalt } from "../auth.ts";
 import type { RequestContext, ServerContext } from "../context.ts";
 import { type ApiError, invalidValue, toApiError } from "../errors.ts";
@@ -27,6 +28,15 @@ export interface GenerationRequest {
   readonly promptScores: PromptScores;
   /** The endpoint's names of the engine's parameters, where they differ from the usual. */
   readonly names?: Readonly<Record<string, string>>;
+}
+
+/** The tokens' bytes for a reply that names tokens; a table of none for another, which needs no text worker then. */
+export async function tokensFor(
+  { llm }: ServerContext,
+  { logprobs, promptLogprobs }: SamplingParams,
+): Promise<TokenTable> {
+  const namesTokens = (logprobs ?? promptLogprobs ?? undefined) !== undefined;
+  return namesTokens ? llm.tokenTable() : new TokenTable(undefined);
 }
 
 /**

@@ -22,22 +22,14 @@ export interface ReplyFormat<Prompt> {
   document(usage: Usage): Parts;
 }
 
-/** The fields that begin every document of a reply. */
-export interface ReplyHead {
-  readonly id: string;
-  readonly object: string;
-  /** Unix time in seconds. */
-  readonly created: number;
-  readonly model: string;
-}
-
-/** The head of a reply that begins now. */
+/** The beginning of every document of a reply that begins now, as JSON. */
 export function replyHead(
   prefix: "chatcmpl" | "cmpl",
   object: string,
   { suffix, model }: ReplyNames,
-): ReplyHead {
-  return { id: `${prefix}-${suffix}`, object, created: Math.floor(Date.now() / 1000), model };
+): string {
+  const created = Math.floor(Date.now() / 1000);
+  return JSON.stringify({ id: `${prefix}-${suffix}`, object, created, model }).slice(0, -1);
 }
 
 /** The name of a reply and of the model that gives it. */
@@ -50,12 +42,12 @@ export interface ReplyNames {
 
 /** A document: the head, the choices, each in parts, and further fields. */
 export function* documentOf(
-  head: ReplyHead,
+  head: string,
   choices: Iterable<Parts>,
   fields: Readonly<Record<string, unknown>>,
   more: Parts = [],
 ): Generator<string, void, undefined> {
-  yield `${JSON.stringify(head).slice(0, -1)},"choices":[`;
+  yield `${head},"choices":[`;
   let isFirst = true;
   for (const choice of choices) {
     if (!isFirst) yield ",";

@@ -1,7 +1,7 @@
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { ChatFormat, type Speaker } from "../replies/chat-format.ts";
-import { generate } from "../replies/generation.ts";
+import { generate, tokensFor } from "../replies/generation.ts";
 import { mount } from "../router.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
 import { tokenizeOptions } from "../schemas/request-body.ts";
@@ -32,7 +32,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
         new ChatFormat(
           body,
           { suffix: tracked.replyId(body.request_id), model },
-          llm.tokenTable,
+          await tokensFor(context, sampling),
           speaker(chat),
         ),
       );

@@ -3,7 +3,7 @@ import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { CompletionFormat } from "../replies/completion-format.ts";
-import { generate } from "../replies/generation.ts";
+import { generate, tokensFor } from "../replies/generation.ts";
 import { mount } from "../router.ts";
 import type { CompletionsRequest } from "../schemas/completions.ts";
 import type { PromptInput } from "../schemas/prompt.ts";
@@ -28,7 +28,12 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
         c,
         context,
         { body, model, sampling, promptOnly, promptScores, prompts: prompts.map(promptOf) },
-        new CompletionFormat(request, { suffix, model }, llm.tokenTable, body.echo ? echo : undefined),
+        new CompletionFormat(
+          request,
+          { suffix, model },
+          await tokensFor(context, sampling),
+          body.echo ? echo : undefined,
+        ),
       );
     },
   });
