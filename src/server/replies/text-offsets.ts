@@ -51,9 +51,7 @@ export class GivenTextOffsets {
     const spelled = this.#at === 0 && !this.text.startsWith(part) ? part.trimStart() : part;
     const isThere = this.text.startsWith(spelled, this.#at);
     if (!isThere && this.tokens.isSpecial(id)) return offset;
-    const end = isThere
-      ? this.#at + spelled.length
-      : wholeCharacters(this.text, Math.min(this.#at + spelled.length, this.text.length));
+    const end = Math.min(this.#at + spelled.length, this.text.length);
     this.#offset += codePoints(this.text.slice(this.#at, end));
     this.#at = end;
     return offset;
@@ -65,11 +63,6 @@ export function codePoints(text: string): number {
   let count = text.length;
   for (let i = 0; i < text.length; i++) if (isLowSurrogate(text, i)) count--;
   return count;
-}
-
-/** The next end of a character at or after `at`. */
-function wholeCharacters(text: string, at: number): number {
-  return isLowSurrogate(text, at) ? at + 1 : at;
 }
 
 function isLowSurrogate(text: string, at: number): boolean {
