@@ -31,6 +31,7 @@ const UNSUPPORTED: Readonly<Record<string, unknown>> = {
   ...{ function_call: "auto", bootstrap_host: "a", bootstrap_port: 1, bootstrap_room: 1 },
   ...{ disagg_prefill_dp_rank: 0, data_parallel_rank: 1, return_hidden_states: true, lora_path: "a" },
   ...{ session_params: {}, custom_logit_processor: "x", regex: "a", ebnf: "a" },
+  ...{ disaggregated_params: { request_type: "generation_only" }, ec_transfer_params: {} },
 };
 
 describe("what is not supported is named", () => {

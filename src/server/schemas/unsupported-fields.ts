@@ -39,11 +39,13 @@ export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   logprob_token_ids: notYet,
   prompt_embeds: notYet,
   kv_transfer_params: notYet,
+  ec_transfer_params: notYet,
   // A router that has a prompt computed elsewhere would get a second computation, and another reply.
   bootstrap_host: notYet,
   bootstrap_port: notYet,
   bootstrap_room: notYet,
   disagg_prefill_dp_rank: notYet,
+  disaggregated_params: notYet,
   data_parallel_rank: unless(0),
   return_hidden_states: unless(false),
   lora_path: notYet,
