@@ -60,19 +60,17 @@ export function writeRecord(file: string, record: BenchRecord<unknown>): void {
   writeFileSync(file, `${JSON.stringify(record, null, 2)}\n`);
 }
 
-/** From git, or where there is none from OCTAVO_COMMIT: what `git describe --always --dirty` prints. */
+/** OCTAVO_COMMIT, what `git describe --always --dirty` prints where a copy was made; without it, from git. */
 export function findRevision(
   env: Readonly<Record<string, string | undefined>> = process.env,
   run: RunCommand = runCommand,
 ): Revision {
-  const commit = run(["git", "rev-parse", "HEAD"])?.trim();
-  if (commit !== undefined) {
-    const changes = run(["git", "status", "--porcelain", "--untracked-files=no"]);
-    return { commit, dirty: changes === undefined ? null : changes.trim() !== "" };
-  }
   const given = env["OCTAVO_COMMIT"];
-  if (!given) return { commit: null, dirty: null };
-  return { commit: given.replace(/-dirty$/, ""), dirty: given.endsWith("-dirty") };
+  if (given) return { commit: given.replace(/-dirty$/, ""), dirty: given.endsWith("-dirty") };
+  const commit = run(["git", "rev-parse", "HEAD"])?.trim();
+  if (commit === undefined) return { commit: null, dirty: null };
+  const changes = run(["git", "status", "--porcelain", "--untracked-files=no"]);
+  return { commit, dirty: changes === undefined ? null : changes.trim() !== "" };
 }
 
 export function describeMachine(): Machine {
