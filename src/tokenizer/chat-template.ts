@@ -194,16 +194,19 @@ export class ChatTemplate {
   #normalise(message: ChatMessage, continued: boolean): ChatMessage {
     const content = this.#content(message, continued);
     const { tool_calls: calls, content: _, ...fields } = message;
-    const given = Object.entries(fields).filter(([, value]) => value !== undefined && value !== null);
-    const called = Array.isArray(calls) && calls.length > 0;
     const reasoning = fields["reasoning_content"] ?? fields["thinking"] ?? fields["reasoning"] ?? undefined;
+    // In the client's order, which a template that prints a message as JSON shows.
+    const given = Object.entries({
+      ...message,
+      content,
+      tool_calls: Array.isArray(calls) && calls.length > 0 ? calls.map(parseArguments) : undefined,
+      ...(reasoning !== undefined && { thinking: fields["thinking"] ?? reasoning, reasoning_content: reasoning }),
+    });
     return {
-      ...(reasoning !== undefined && { thinking: reasoning }),
-      ...Object.fromEntries(given),
-      ...(reasoning !== undefined && { reasoning_content: reasoning }),
+      ...Object.fromEntries(
+        given.filter(([name, value]) => value !== undefined && (value !== null || name === "content")),
+      ),
       role: message.role,
-      ...(content !== undefined && { content }),
-      ...(called && { tool_calls: calls.map(parseArguments) }),
     };
   }
 

@@ -241,6 +241,12 @@ describe("refuses", () => {
   });
 });
 
+test("a message's fields keep the client's order", () => {
+  const template = new ChatTemplate("{{ messages[0] | tojson }}", {}, "template");
+  const message = { role: "tool", content: "c", tool_call_id: "1", name: "n" };
+  expect(template.render([message])).toBe(JSON.stringify(message).replace(/([:,])/g, "$1 "));
+});
+
 describe("hostile templates end within their limits", () => {
   const twice = (count: number) => "{% set s = s ~ s %}".repeat(count);
   const half = `{% set s = 'x' %}${twice(19)}`;
