@@ -200,7 +200,10 @@ export class ChatTemplate {
       ...message,
       content,
       tool_calls: Array.isArray(calls) && calls.length > 0 ? calls.map(parseArguments) : undefined,
-      ...(reasoning !== undefined && { thinking: fields["thinking"] ?? reasoning, reasoning_content: reasoning }),
+      ...(reasoning !== undefined && {
+        thinking: fields["thinking"] ?? reasoning,
+        reasoning_content: reasoning,
+      }),
     });
     return {
       ...Object.fromEntries(
