@@ -44,13 +44,13 @@ export function parseMessages(value: unknown): readonly ChatMessage[] {
 
 function parseMessage(message: unknown, where: string): ChatMessage {
   if (!isJsonObject(message)) throw invalidValue(where, `${where} must be an object`);
-  const { role, content, ...fields } = message;
+  const { role, content } = message;
   if (!ROLES.has(role))
     throw invalidValue(`${where}.role`, `${where}.role must be one of ${[...ROLES].join(", ")}`);
   if ((content === undefined || content === null) && role !== "assistant")
     throw invalidValue(`${where}.content`, `${where}.content is missing`);
   return {
-    ...fields,
+    ...message,
     role: role === "developer" ? "system" : (role as string),
     content: parseContent(content, `${where}.content`),
   };
