@@ -272,6 +272,9 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
     // Rows 16·warp + lane / 4 (+ 8) of the warpgroup: running maximum of log2 scores, and this lane's part of the sum.
     float row_max[2] = {-infinity(), -infinity()}, row_sum[2] = {0, 0}, factor[2];
     Output output;
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; i++) output[i] = 0;
+    wgmma_pin(output);
     Scores scores;
     Probabilities probabilities;
 
@@ -344,6 +347,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
       for (int n = 0; n < HEAD_DIM / 8; n++)
 #pragma unroll
         for (int j = 0; j < 4; j++) output[n * 4 + j] *= factor[j / 2];
+      wgmma_pin(output);
     };
 
     barrier_wait(shared_address(&control.queries_full[query_ring.stage]), query_ring.phase);

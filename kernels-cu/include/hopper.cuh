@@ -90,6 +90,13 @@ __device__ __forceinline__ uint32 matrix_offset(int row, int column, uint32 grou
   return row / 8 * group_bytes + column / 8 * 1024 + row % 8 * 128 + (column ^ row) % 8 * 16;
 }
 
+// An accumulator that has been written to is complete here: what defines it must not drift between products that are under
+// way, or the compiler lets them run one after another.
+template <int N>
+__device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
 // Registers and shared memory written before are visible to the products that follow.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -97,8 +104,7 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int PENDING, int N>
 __device__ __forceinline__ void wgmma_wait(float (&d)[N]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-#pragma unroll
-  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+  wgmma_pin(d);
 }
 
 #if defined(DTYPE_BF16)
