@@ -6,7 +6,7 @@ import { type KvCacheShape, kvBlockBytes } from "./kv-cache.ts";
 
 /** KV pool where memory is the host's, unless `kvCacheMemoryBytes` says otherwise. */
 const HOST_POOL_BYTES = 2 ** 30;
-/** Share of a GPU's lease that activations and batch state are assumed to leave, before they are measured. */
+/** Share of the memory granted on a GPU that activations and batch state are assumed to leave, until measured. */
 const POOL_SHARE_ESTIMATE = 0.8;
 
 type Options = Pick<
