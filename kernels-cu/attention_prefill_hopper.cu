@@ -19,6 +19,7 @@
 // 2k, 8k, 16k and 32k tokens; attention_prefill.cu 150, 265, 324 and 318, cuDNN in the same run 315, 561, 568 and 598.
 #include "attention.cuh"
 #include "hopper.cuh"
+#include "query_tiles.cuh"
 
 #if !defined(PREFILL_KEYS) || !defined(PREFILL_CONSUMERS) || !defined(PREFILL_STAGES) || !defined(PREFILL_CONTROL_BYTES)
 #error "PREFILL_KEYS, PREFILL_CONSUMERS, PREFILL_STAGES and PREFILL_CONTROL_BYTES come from src/backend/cuda/ops/hopper-prefill.ts"
@@ -47,11 +48,6 @@ constexpr uint32 ROW_BYTES = HEAD_DIM * 2, GROUP_BYTES = 8 * ROW_BYTES, QUERY_BY
 // Named barriers, one for each consumer; 0 is __syncthreads.
 enum NamedBarrier : int { TURN = 1, VALUES_CLEARED = TURN + CONSUMERS };
 
-// A query tile to compute. packed_rows 0: there are no more.
-struct Ticket {
-  int kv_head, slot, first_token, num_queries, context, first_packed, packed_rows, padding;
-};
-
 // Shared memory begins with queries [QUERY_STAGES], keys [STAGES] and values [STAGES].
 struct Control {
   Ticket tickets[TICKETS];
@@ -75,58 +71,6 @@ struct Span {
   }
 };
 
-// Where a ring of STAGES stages stands. A stage's full barrier completes phase after phase; the writer waits for the empty
-// barrier's phase before, which a new barrier counts as complete.
-template <int STAGES_>
-struct Ring {
-  int stage = 0;
-  uint32 phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES_) stage = 0, phase ^= 1;
-  }
-};
-
-// Finds query tiles by their number in the queue: row by row, the last tile of a row first, KV heads together.
-struct TileFinder {
-  const int *cu_seqlens_q, *context_lens, *row_slots;
-  int first_row, num_rows, num_kv_heads;
-  int base_row = 0, base_tile = 0;  // tiles of the rows before base_row
-
-  // All lanes call it, with numbers that grow.
-  __device__ __forceinline__ Ticket find(int number, int lane) {
-    const int tile = number / num_kv_heads;
-    Ticket ticket = {};
-    ticket.kv_head = number % num_kv_heads;
-    for (; base_row < num_rows; base_row += WARP) {
-      const int row = first_row + base_row + lane;
-      const bool exists = base_row + lane < num_rows;
-      const int first_token = exists ? cu_seqlens_q[row] : 0;
-      const int num_queries = exists ? cu_seqlens_q[row + 1] - first_token : 0;
-      const int tiles = ceil_div(num_queries * GROUP_SIZE, ROWS);
-      int end = tiles;
-#pragma unroll
-      for (int offset = 1; offset < WARP; offset *= 2) {
-        const int before = __shfl_up_sync(FULL_MASK, end, offset);
-        if (lane >= offset) end += before;
-      }
-      const int all = __shfl_sync(FULL_MASK, end, WARP - 1);
-      if (tile < base_tile + all) {
-        const int owner = __ffs(__ballot_sync(FULL_MASK, tile < base_tile + end)) - 1;
-        const int context = exists ? context_lens[row] : 0, slot = exists ? row_slots[row] : 0;
-        ticket.slot = __shfl_sync(FULL_MASK, slot, owner);
-        ticket.first_token = __shfl_sync(FULL_MASK, first_token, owner);
-        ticket.num_queries = __shfl_sync(FULL_MASK, num_queries, owner);
-        ticket.context = __shfl_sync(FULL_MASK, context, owner);
-        ticket.first_packed = (base_tile + __shfl_sync(FULL_MASK, end, owner) - 1 - tile) * ROWS;
-        ticket.packed_rows = ticket.num_queries * GROUP_SIZE;
-        return ticket;
-      }
-      base_tile += all;
-    }
-    return ticket;
-  }
-};
-
 __device__ __forceinline__ void fetch_tile(const TensorMap* map, uint32 target, uint64& full, int pool_row, int pages,
                                            int lane) {
   const uint32 barrier = shared_address(&full);
@@ -138,7 +82,7 @@ __device__ __forceinline__ void fetch_tile(const TensorMap* map, uint32 target, 
 // One warp: takes tickets, hands them on, and fetches their keys and values from the last tile to the first: the diagonal
 // comes first, so that only the first tiles mask.
 __device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMap* value_map, uint32 shared,
-                                        Control& control, const int* block_tables, int max_blocks, TileFinder finder,
+                                        Control& control, const int* block_tables, int max_blocks, TileFinder<ROWS> finder,
                                         uint32* queue, int window) {
   const int lane = threadIdx.x % WARP;
   tensor_map_fence(key_map);
@@ -447,7 +391,7 @@ extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     release_registers<40>();
     const int warp = threadIdx.x / WARP % 4;
     if (warp == 0) {
-      const TileFinder finder = {cu_seqlens_q, context_lens, row_slots, first_row, num_rows, num_kv_heads};
+      const TileFinder<ROWS> finder = {cu_seqlens_q, context_lens, row_slots, first_row, num_rows, num_kv_heads};
       produce(maps, maps + 1, shared_address(dynamic), control, block_tables, max_blocks, finder, queue, window);
     } else {
       fetch_queries(shared_address(dynamic), control, qkv, num_kv_heads, threadIdx.x - (CONSUMERS * 4 + 1) * WARP);
