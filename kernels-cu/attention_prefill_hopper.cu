@@ -16,7 +16,8 @@
 // whole rows: with a copy for each 64 columns, pages of 16 tokens cost a sixth of the speed.
 //
 // Measured on an H100 (D 128, 16 query and 8 KV heads, pages of 16, causal): 380, 627, 587 and 615 TFLOP/s for one prompt of
-// 2k, 8k, 16k and 32k tokens; attention_prefill.cu 150, 265, 324 and 318, cuDNN in the same run 315, 561, 568 and 598.
+// 2k, 8k, 16k and 32k tokens; attention_prefill.cu in the same run 147, 264, 324 and 316, cuDNN in another 315, 561, 568 and
+// 598.
 #include "attention.cuh"
 #include "hopper.cuh"
 #include "query_tiles.cuh"

@@ -19,7 +19,7 @@
 //
 // Measured on an H100 (read ceiling 3.13 TB/s), four products of a layer without attention, PDL, µs at 1 / 4 / 8 tokens:
 // Qwen3-0.6B 13.3 / 14.7 / 16.3 (floor 10.0; cuBLASLt with norm and activation kernels 27.6 / 27.9 / 28.3), Qwen3-8B 136 /
-// 148 / 151 (floor 123).
+// 148 / 151 (floor 123). These are from before the fence that follows a stage's reads; cuBLASLt's are of another run.
 #include "activation.cuh"
 #include "hopper.cuh"
 
