@@ -3,6 +3,7 @@ import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import { type Kernel, STATIC_SHARED_BYTES } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { attentionArguments } from "./attention-arguments.ts";
 import type { AttentionOptions } from "./attention-options.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
 import { type ArgumentsOf, KernelVariants, WARP } from "./kernel-variants.ts";
@@ -78,18 +79,13 @@ export class DecodeAttention {
     spec: AttentionSpec,
     shape: HeadShape,
   ): void {
-    const { decodeRows, blockTables } = batch;
+    const { decodeRows } = batch;
     const { kernel, threads, partials, stats, counters } = this.#variant(shape);
     const { splits, minTiles } = decodeSplits(decodeRows, spec.numKvHeads, this.options.smCount);
     kernel.launch(stream, spec.numKvHeads, decodeRows, splits, threads, 0, {
       ...{ out, qkv, keys, values },
-      block_tables: blockTables,
-      row_slots: batch.rowSlots,
-      context_lens: batch.contextLens,
+      ...attentionArguments(batch, spec),
       ...{ partials, partial_stats: stats, counters },
-      max_blocks: blockTables.dim(1),
-      scale_log2: spec.scale * Math.LOG2E,
-      window: spec.window,
       min_split_tiles: minTiles,
     });
   }

@@ -4,6 +4,7 @@ import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { attentionArguments } from "./attention-arguments.ts";
 import type { AttentionOptions } from "./attention-options.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
@@ -73,7 +74,7 @@ export class HopperPrefill {
     spec: AttentionSpec,
     shape: HeadShape,
   ): void {
-    const { decodeRows, numRows, blockTables } = batch;
+    const { decodeRows, numRows } = batch;
     const { numKvHeads } = spec;
     const { smCount, dtype, allocateZeroed } = this.options;
     const rows = numRows - decodeRows;
@@ -85,16 +86,11 @@ export class HopperPrefill {
       .get(headKey(shape), defines(shape))
       .launch(stream, Math.min(smCount, tiles), 1, 1, (PREFILL_CONSUMERS + 1) * 4 * WARP, sharedBytes, {
         ...{ out, qkv, maps: this.#mapsOf(cache, shape), queue: this.#queue },
-        block_tables: blockTables,
-        row_slots: batch.rowSlots,
+        ...attentionArguments(batch, spec),
         cu_seqlens_q: batch.cuSeqlensQ,
-        context_lens: batch.contextLens,
         num_kv_heads: numKvHeads,
         first_row: decodeRows,
         num_rows: rows,
-        max_blocks: blockTables.dim(1),
-        scale_log2: spec.scale * Math.LOG2E,
-        window: spec.window,
       });
   }
 

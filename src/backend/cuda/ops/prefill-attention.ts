@@ -3,6 +3,7 @@ import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { attentionArguments } from "./attention-arguments.ts";
 import type { AttentionOptions } from "./attention-options.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
@@ -49,7 +50,7 @@ export class PrefillAttention {
     spec: AttentionSpec,
     shape: HeadShape,
   ): void {
-    const { decodeRows, numRows, blockTables } = batch;
+    const { decodeRows, numRows } = batch;
     const rows = prefillRows(shape);
     const rowBytes = (shape.headDim + PREFILL_PADDING) * dtypeSize(this.options.dtype);
     this.#kernels
@@ -63,14 +64,9 @@ export class PrefillAttention {
         (rows + 2 * PREFILL_KEYS) * rowBytes,
         {
           ...{ out, qkv, keys, values },
-          block_tables: blockTables,
-          row_slots: batch.rowSlots,
+          ...attentionArguments(batch, spec),
           cu_seqlens_q: batch.cuSeqlensQ,
-          context_lens: batch.contextLens,
           first_row: decodeRows,
-          max_blocks: blockTables.dim(1),
-          scale_log2: spec.scale * Math.LOG2E,
-          window: spec.window,
         },
       );
   }
