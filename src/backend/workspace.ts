@@ -3,6 +3,15 @@ import { invariant } from "../base/errors.ts";
 import type { Backend } from "./backend.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "./tensor.ts";
 
+const LEAST_BYTES = 256;
+const GROWTH = 1.5;
+
+/** Bytes to allocate for `byteLength`: more than those when a buffer is outgrown, so that it is not outgrown again and again. */
+export function grownLength(byteLength: number, outgrown = 0): number {
+  const grown = outgrown === 0 ? LEAST_BYTES : Math.ceil((GROWTH * outgrown) / LEAST_BYTES) * LEAST_BYTES;
+  return Math.max(byteLength, grown);
+}
+
 /**
  * Named scratch memory for activations. A name always gives the same memory, so a step allocates nothing, layers
  * share their intermediates, and addresses stay valid for captured graphs. Contents do not survive the next use of
@@ -19,6 +28,7 @@ export class Workspace {
     const bytes = byteLengthOf(dtype, shape);
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.byteLength < bytes) {
+      const outgrown = buffer?.byteLength;
       invariant(
         !this.#frozen.has(name),
         `workspace buffer "${name}" is captured and cannot grow to ${bytes} bytes`,
@@ -26,7 +36,7 @@ export class Workspace {
       // A buffer that is gone must not be found again when there is no memory for its successor.
       this.#buffers.delete(name);
       buffer?.dispose();
-      buffer = this.backend.allocate(Math.max(bytes, 256));
+      buffer = this.backend.allocate(grownLength(bytes, outgrown));
       this.#buffers.set(name, buffer);
     }
     return new Tensor(buffer, dtype, shape);

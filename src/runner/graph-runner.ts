@@ -1,5 +1,5 @@
 import type { CapturedGraph } from "../backend/backend.ts";
-import { invariant } from "../base/errors.ts";
+import { InvariantError } from "../base/errors.ts";
 
 /** Batch sizes that decode steps are padded to: few enough to capture at start-up, close enough to waste little. */
 export function decodeBuckets(maxNumSeqs: number): readonly number[] {
@@ -37,7 +37,7 @@ export class GraphRunner {
   /** Enqueues the decode step of a captured batch size. */
   launch(bucket: number): void {
     const graph = this.#graphs.get(bucket);
-    invariant(graph !== undefined, `no graph was captured for ${bucket} rows`);
+    if (graph === undefined) throw new InvariantError(`no graph was captured for ${bucket} rows`);
     graph.launch();
   }
 

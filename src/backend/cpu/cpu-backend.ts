@@ -1,5 +1,5 @@
 import type { DType } from "../../base/dtype.ts";
-import { invariant } from "../../base/errors.ts";
+import { InvariantError, invariant } from "../../base/errors.ts";
 import type {
   Activation,
   AttentionSpec,
@@ -65,7 +65,8 @@ export class CpuBackend implements Backend {
   }
 
   upload(target: Tensor, data: ArrayBufferView): void {
-    invariant(data.byteLength === target.byteLength, `upload: ${data.byteLength} bytes to ${target}`);
+    if (data.byteLength !== target.byteLength)
+      throw new InvariantError(`upload of ${data.byteLength} bytes to ${target}`);
     bytes(target).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
 

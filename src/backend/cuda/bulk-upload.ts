@@ -1,4 +1,4 @@
-import { invariant } from "../../base/errors.ts";
+import { InvariantError } from "../../base/errors.ts";
 import type { Context } from "../../cuda/context.ts";
 import type { PinnedMemory } from "../../cuda/memory.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
@@ -49,10 +49,8 @@ class PinnedUploadBuffer implements UploadBuffer {
   }
 
   commit(target: Tensor): void {
-    invariant(
-      target.byteLength <= BUFFER_BYTES,
-      `upload of ${target} from a buffer of ${BUFFER_BYTES} bytes`,
-    );
+    if (target.byteLength > BUFFER_BYTES)
+      throw new InvariantError(`upload of ${target} from a buffer of ${BUFFER_BYTES} bytes`);
     this.stream.upload(target.address, this.address, target.byteLength);
     this.copied.record(this.stream);
   }

@@ -1,5 +1,5 @@
 import type { DType, FloatDType } from "../../base/dtype.ts";
-import { ConfigError, invariant } from "../../base/errors.ts";
+import { ConfigError, InvariantError, invariant } from "../../base/errors.ts";
 import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
@@ -51,6 +51,8 @@ export class CudaBackend implements Backend {
   readonly #tuner: GemmTuner;
   readonly #ops: KernelOps;
   readonly #linear: LinearOps;
+  /** From the first capture on, graphs may hold the addresses of ops' own memory. */
+  #hasCaptured = false;
 
   /**
    * @param cuda the opened driver and libraries
@@ -83,15 +85,15 @@ export class CudaBackend implements Backend {
         hopper: device.computeCapability[0] === HOPPER_CAPABILITY,
         upload: (address, bytes) => this.#staging.upload(address, bytes),
         encodeTensorMap: (shape) => encodeTensorMap(cuda.driver.api, shape),
-        allocate: (byteLength) => this.allocate(byteLength),
+        allocate: (byteLength) => this.#allocateForOps(byteLength),
         allocateZeroed: (byteLength) => {
-          const buffer = this.allocate(byteLength);
+          const buffer = this.#allocateForOps(byteLength);
           this.#stream.fill(buffer.address, 0, byteLength);
           return buffer;
         },
       });
       const { smallLinear: small, norm, activation } = this.#ops;
-      const allocate = (byteLength: number) => this.allocate(byteLength);
+      const allocate = (byteLength: number) => this.#allocateForOps(byteLength);
       this.#linear = new LinearOps(activationDtype, { small, gemm: this.#gemm, norm, activation, allocate });
     } catch (error) {
       try {
@@ -118,7 +120,8 @@ export class CudaBackend implements Backend {
   }
 
   upload(target: Tensor, data: ArrayBufferView): void {
-    invariant(data.byteLength === target.byteLength, `upload of ${data.byteLength} bytes to ${target}`);
+    if (data.byteLength !== target.byteLength)
+      throw new InvariantError(`upload of ${data.byteLength} bytes to ${target}`);
     this.#staging.upload(target.address, data);
   }
 
@@ -154,6 +157,7 @@ export class CudaBackend implements Backend {
   }
 
   capture(enqueue: () => void): CapturedGraph {
+    this.#hasCaptured = true;
     using graph = Graph.capture(this.#stream, enqueue);
     const replay = graph.instantiate();
     try {
@@ -173,6 +177,16 @@ export class CudaBackend implements Backend {
 
   dispose(): void {
     this.#context.dispose();
+  }
+
+  /** Memory of ops, which they may dispose of when it is outgrown: it is kept if a graph may hold it. */
+  #allocateForOps(byteLength: number): DeviceBuffer {
+    const buffer = this.allocate(byteLength);
+    const { address } = buffer;
+    const dispose = () => {
+      if (!this.#hasCaptured) buffer.dispose();
+    };
+    return { byteLength, address, dispose };
   }
 
   embedding(out: Tensor, table: Tensor, ids: Tensor): void {

@@ -1,9 +1,11 @@
 import type { DType } from "../../base/dtype.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
+import { grownLength } from "../workspace.ts";
 
 /**
- * Memory of an op's own, between one of its kernels and the next. Grown buffers are kept: a captured graph may hold their
- * addresses. Growing allocates, which capturing forbids, so run the op at its largest once before.
+ * Memory of an op's own, between one of its kernels and the next. It grows by a factor, and gives back what it outgrew: the
+ * allocator keeps that as long as a captured graph may hold its address. Growing allocates, which capturing forbids, so run
+ * the op at its largest once before.
  */
 export class Scratch {
   #current: DeviceBuffer | undefined;
@@ -12,8 +14,10 @@ export class Scratch {
 
   /** At least `byteLength` bytes. */
   atLeast(byteLength: number): DeviceBuffer {
-    if (this.#current === undefined || this.#current.byteLength < byteLength)
-      this.#current = this.allocate(byteLength);
+    const outgrown = this.#current;
+    if (outgrown !== undefined && outgrown.byteLength >= byteLength) return outgrown;
+    this.#current = this.allocate(grownLength(byteLength, outgrown?.byteLength));
+    outgrown?.dispose();
     return this.#current;
   }
 

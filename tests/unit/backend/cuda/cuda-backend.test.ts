@@ -151,6 +151,24 @@ describe("a captured graph", () => {
     expect(machine.cuda.alive("graph")).toEqual([]);
   });
 
+  test("keeps the memory of ops that it may hold; before it, what they outgrow is given back", () => {
+    const weight = denseWeight(backend.empty("bfloat16", [64, 64]));
+    const [gamma, out] = [backend.empty("bfloat16", [64]), backend.empty("bfloat16", [4000, 64])];
+    const x = backend.empty("bfloat16", [4000, 64]);
+    const run = (tokens: number) =>
+      backend.linear(out.rows(0, tokens), x.rows(0, tokens), weight, { norm: { weight: gamma, eps: 1e-6 } });
+    const alive = () => machine.cuda.alive("device memory").length;
+    run(20);
+    const before = alive();
+    run(200);
+    expect(alive()).toBe(before);
+    const graph = backend.capture(() => run(200));
+    run(4000);
+    expect(alive()).toBe(before + 1);
+    graph.launch();
+    graph.dispose();
+  });
+
   test("whose recording fails leaves nothing, and the stream usable", () => {
     const run = norm();
     const live = machine.cuda.live.size;

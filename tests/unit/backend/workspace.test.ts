@@ -1,0 +1,66 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+import { Scratch } from "../../../src/backend/cuda/scratch.ts";
+import type { DeviceBuffer } from "../../../src/backend/tensor.ts";
+import { Workspace } from "../../../src/backend/workspace.ts";
+import { InvariantError } from "../../../src/base/errors.ts";
+
+setDefaultTimeout(300_000);
+
+/** Keeps count of what is alive. */
+class CountingBackend extends CpuBackend {
+  allocations = 0;
+  readonly alive = new Set<DeviceBuffer>();
+
+  override allocate(byteLength: number): DeviceBuffer {
+    const buffer = super.allocate(byteLength);
+    this.allocations++;
+    this.alive.add(buffer);
+    const { dispose } = buffer;
+    buffer.dispose = () => {
+      this.alive.delete(buffer);
+      dispose.call(buffer);
+    };
+    return buffer;
+  }
+
+  get aliveBytes(): number {
+    return [...this.alive].reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+}
+
+const SIZES = Array.from({ length: 1000 }, (_, i) => 1000 + 100 * i);
+
+test.each([
+  ["a workspace", (backend: CountingBackend) => new Workspace(backend)],
+  ["scratch memory", (backend: CountingBackend) => new Scratch((bytes) => backend.allocate(bytes))],
+] as const)("%s that is asked for ever more allocates a few times, and keeps one buffer", (_name, make) => {
+  const backend = new CountingBackend();
+  const memory = make(backend);
+  const tensorOf = (bytes: number) =>
+    memory instanceof Workspace
+      ? memory.tensor("x", "uint32", [bytes / 4])
+      : memory.tensor("uint32", [bytes / 4]);
+  // What is asked for first is likely the largest there is: no more is taken.
+  tensorOf(SIZES[0]!);
+  expect(backend.aliveBytes).toBe(SIZES[0]!);
+  for (const bytes of SIZES) expect(tensorOf(bytes).byteLength).toBe(bytes);
+  expect(backend.allocations).toBeLessThan(15);
+  expect(backend.alive.size).toBe(1);
+  expect(backend.aliveBytes).toBeLessThan(2 * SIZES.at(-1)!);
+  backend.dispose();
+});
+
+test("a frozen buffer does not grow, others do until they are frozen too", () => {
+  const backend = new CpuBackend();
+  const workspace = new Workspace(backend);
+  const captured = workspace.tensor("captured", "uint32", [100]);
+  workspace.freeze();
+  expect(workspace.tensor("captured", "uint32", [100]).buffer).toBe(captured.buffer);
+  expect(() => workspace.tensor("captured", "uint32", [101])).toThrow(InvariantError);
+  workspace.tensor("later", "uint32", [100]);
+  expect(workspace.tensor("later", "uint32", [101]).size).toBe(101);
+  workspace.freeze();
+  expect(() => workspace.tensor("later", "uint32", [1000])).toThrow(InvariantError);
+  backend.dispose();
+});
