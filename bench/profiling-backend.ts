@@ -58,6 +58,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   scatter: "batch update",
   processLogits: "sampling",
   sample: "sampling",
+  drawTokens: "LM head",
   logprobs: "sampling",
 };
 
@@ -229,7 +230,7 @@ export class Profiler {
   #after(backend: TimedBackend, name: PropertyKey, opClass: OpClass, [out]: unknown[]): void {
     const recording = this.#recording;
     if (recording === undefined) return;
-    if (name === "sample") recording.rows = (out as Tensor).dim(0);
+    if (name === "sample" || name === "drawTokens") recording.rows = (out as Tensor).dim(0);
     // The last product of a step gives the logits.
     if (name === "processLogits") recording.classes[recording.classes.lastIndexOf("linear")] = "LM head";
     recording.classes.push(opClass);

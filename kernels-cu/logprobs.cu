@@ -1,6 +1,7 @@
 // logprob_tiles, logprob_rows: log-softmax of a row at one token, that token's rank, and the most likely tokens.
 //
-//   logits    float [rows, vocab]        tokens        int32 [rows]; outside the vocabulary: NaN and rank −1
+//   logits    float [samples, vocab]     tokens        int32 [samples]; outside the vocabulary: NaN and rank −1
+//   rows      int32 [rows], of logits and tokens; below 0: nothing is computed. Null: all rows, in order
 //   chosen    float [rows]               ranks         int32 [rows]: tokens that are strictly more likely
 //   top_ids   int32 [rows, top]          top_logprobs  float [rows, top], best first, lowest id first among equals
 //   stats     TileSum [rows, tiles]
@@ -24,12 +25,14 @@ struct TileSum {
 static_assert(sizeof(TileSum) == TILE_SUM_BYTES, "TILE_SUM_BYTES must be those of a TileSum");
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    logprob_tiles(TileSum* __restrict__ stats, const float* __restrict__ logits, int32 vocab, int32 tiles) {
+    logprob_tiles(TileSum* __restrict__ stats, const float* __restrict__ logits, const int32* __restrict__ rows,
+                  int32 vocab, int32 tiles) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int tile = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
-  if (tile >= tiles) return;
-  const TileLogits tile_logits = load_tile(logits + static_cast<int64>(blockIdx.y) * vocab, tile, vocab);
+  const int row = rows ? rows[blockIdx.y] : static_cast<int>(blockIdx.y);
+  if (tile >= tiles || row < 0) return;
+  const TileLogits tile_logits = load_tile(logits + static_cast<int64>(row) * vocab, tile, vocab);
   const float most = tile_maximum(tile_logits);
   const float exp_sum = tile_exp_sum(tile_logits, most, 1);
   if (threadIdx.x % WARP == 0) stats[static_cast<int64>(blockIdx.y) * tiles + tile] = {most, exp_sum};
@@ -66,12 +69,14 @@ __device__ __forceinline__ uint64 write_top(int32* ids, float* logprobs, const L
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
     logprob_rows(float* __restrict__ chosen, int32* __restrict__ ranks, int32* __restrict__ top_ids,
                  float* __restrict__ top_logprobs, const float* __restrict__ logits, const TileSum* __restrict__ stats,
-                 const int32* __restrict__ tokens, int32 vocab, int32 tiles, int32 top) {
+                 const int32* __restrict__ tokens, const int32* __restrict__ rows, int32 vocab, int32 tiles, int32 top) {
   extern __shared__ float tile_most[];  // [tiles]
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int64 index = blockIdx.x;
-  const LogitRow row = {logits + index * vocab, tile_most, vocab, tiles};
+  const int sample = rows ? rows[index] : static_cast<int>(index);
+  if (sample < 0) return;
+  const LogitRow row = {logits + static_cast<int64>(sample) * vocab, tile_most, vocab, tiles};
   stats += index * tiles;
 
   float most = -infinity();
@@ -85,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
     if (stats[tile].exp_sum != 0) sum += stats[tile].exp_sum * expf(stats[tile].most - most);
   const float log_normaliser = most + logf(block_sum(sum));
 
-  const int token = tokens[index];
+  const int token = tokens[sample];
   const bool valid = 0 <= token && token < vocab;
   const float logit = valid ? row.logits[token] : 0;
   int more_likely = 0;

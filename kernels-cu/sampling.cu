@@ -1,6 +1,7 @@
 // process_logits: penalties, edits, masks and bad words.  sample_tiles, sample_rows: draw one token a row.
 //
 //   logits, out   float [rows, vocab]               row_slots, positions  int32 [rows]
+//   processed     float [rows, vocab], of which only rows of slots with flags are read; may be logits
 //   params        uint32 [slots, SLOT_WORDS]        tokens    int32 [slots, capacity], of which lengths int32 [slots]
 //   edits         Edit [slots, MAX_LOGIT_EDITS]     bad_words uint32 [slots, MAX_BAD_WORD_TOKENS]
 //   allowed       uint32 [slots, ceil(vocab / 32)]  counts    uint32 [slots, vocab]
@@ -74,7 +75,7 @@ __device__ __forceinline__ float penalise(float logit, uint32 seen, const SlotPa
   return generated == 0 ? logit : logit - (slot.frequency_penalty * generated + slot.presence_penalty);
 }
 
-// `out` may be `logits`.
+// `out` may be `logits`. Rows without work are not written.
 extern "C" __global__ void process_logits(float* out, const float* logits, const int32* __restrict__ row_slots,
                                           const int32* __restrict__ positions, const uint32* __restrict__ params,
                                           const int32* __restrict__ tokens, const Edit* __restrict__ edits,
@@ -90,7 +91,7 @@ extern "C" __global__ void process_logits(float* out, const float* logits, const
   const int position = positions[row];
   logits += static_cast<int64>(row) * vocab;
   out += static_cast<int64>(row) * vocab;
-  if (slot.flags == 0 && out == logits) return;
+  if (slot.flags == 0) return;
 
   if (slot.flags & BAD_WORDS)
     find_banned(banned, bad_words + slot_index * MAX_BAD_WORD_TOKENS, tokens + slot_index * capacity, position);
@@ -228,16 +229,17 @@ __device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const f
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    sample_tiles(TileStats* __restrict__ stats, const float* __restrict__ logits, const int32* __restrict__ row_slots,
-                 const int32* __restrict__ positions, const uint32* __restrict__ params, int32 vocab, int32 tiles) {
+    sample_tiles(TileStats* __restrict__ stats, const float* __restrict__ logits, const float* __restrict__ processed,
+                 const int32* __restrict__ row_slots, const int32* __restrict__ positions,
+                 const uint32* __restrict__ params, int32 vocab, int32 tiles) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int row = blockIdx.y;
   const int tile = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
   if (tile >= tiles) return;
-  const float* row_logits = logits + static_cast<int64>(row) * vocab;
-  const TileLogits tile_logits = load_tile(row_logits, tile, vocab);
   const SlotParams slot = load_slot_params(params, row_slots[row]);
+  const float* row_logits = (slot.flags == 0 ? logits : processed) + static_cast<int64>(row) * vocab;
+  const TileLogits tile_logits = load_tile(row_logits, tile, vocab);
   const int position = positions[row];
 
   const float most = tile_maximum(tile_logits);
@@ -308,10 +310,10 @@ __device__ __forceinline__ int draw_filtered(const LogitRow& row, const TileStat
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
-    sample_rows(int32* __restrict__ out, const float* __restrict__ logits, const TileStats* __restrict__ stats,
-                const int32* __restrict__ row_slots, const int32* __restrict__ positions,
-                const uint32* __restrict__ params, int32* __restrict__ tokens, int32* __restrict__ lengths,
-                uint32* __restrict__ counts, int32 vocab, int32 tiles, int32 capacity) {
+    sample_rows(int32* __restrict__ out, const float* __restrict__ logits, const float* __restrict__ processed,
+                const TileStats* __restrict__ stats, const int32* __restrict__ row_slots,
+                const int32* __restrict__ positions, const uint32* __restrict__ params, int32* __restrict__ tokens,
+                int32* __restrict__ lengths, uint32* __restrict__ counts, int32 vocab, int32 tiles, int32 capacity) {
   extern __shared__ float tile_most[];  // [tiles]
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
@@ -339,7 +341,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
   winner = block_max_key(winner);
   int token = key_token(winner);
   if (slot.temperature > 0 && (slot.top_p < 1 || slot.min_p > 0 || slot.top_k > 0)) {
-    const LogitRow logit_row = {logits + static_cast<int64>(row) * vocab, tile_most, vocab, tiles};
+    const float* row_logits = (slot.flags == 0 ? logits : processed) + static_cast<int64>(row) * vocab;
+    const LogitRow logit_row = {row_logits, tile_most, vocab, tiles};
     token = draw_filtered(logit_row, stats, winner, most, slot, position);
   }
   if (threadIdx.x != 0) return;

@@ -105,22 +105,39 @@ export interface Backend {
   /**
    * out[N, V] = logits after the slot's repetition, presence and frequency penalties, logit edits (bias, bans),
    * allowed-token mask and bad words, for the token that follows position `samples.positions`. Mask, bad words and edits
-   * come first, edits of one token add up, then the penalties, as in vLLM. `out` may be `logits`.
+   * come first, edits of one token add up, then the penalties, as in vLLM. Rows of slots without any `SlotFlag` are not
+   * written. `out` may be `logits`.
    */
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void;
   /**
    * Draws one token per row into out[N] (int32; a `NotDrawn` where there is none to draw): temperature, then min-p,
    * top-k, top-p, then Gumbel-max with noise from Philox4x32-10(key = slot seed, counter = (token / 4, position + 1));
-   * temperature 0 is argmax, lowest id first on ties. A token drawn is appended to its slot's tokens, and counted if the
-   * slot has penalties.
+   * temperature 0 is argmax, lowest id first on ties. Rows of slots with a `SlotFlag` draw from processed[N, V], which may
+   * be `logits`, all others from logits[N, V]. A token drawn is appended to its slot's tokens, and counted if the slot has
+   * penalties.
    */
-  sample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void;
+  sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void;
   /**
-   * Log-probabilities (log-softmax of unprocessed logits[R, V]): of `tokens[R]` into `chosen` float32 [R], its rank
-   * (the number of strictly greater logits) into `ranks` int32 [R], and the K most likely into topIds int32 [R, K] and
-   * topLogprobs float32 [R, K], best first, lowest id first on ties. K may be 0. A token below 0 gives NaN and rank −1.
+   * `sample` from the logits after hidden[N, H], for rows of slots that ask for no more than a temperature: no `SlotFlag`,
+   * and no min-p, top-k or top-p unless the temperature is 0. The tokens are those that `linear` into `logits` and `sample`
+   * would draw. `logits` is room for them, undefined afterwards.
    */
-  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void;
+  drawTokens(
+    out: Tensor,
+    hidden: Tensor,
+    head: LmHead,
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void;
+  /**
+   * Log-probabilities (log-softmax of unprocessed logits[N, V]) of rows[R], indices into `logits` and `tokens`; by default
+   * of all N. Of `tokens[N]` into `chosen` float32 [R], its rank (the number of strictly greater logits) into `ranks` int32
+   * [R], and the K most likely into topIds int32 [R, K] and topLogprobs float32 [R, K], best first, lowest id first on
+   * ties. K may be 0. A token below 0 gives NaN and rank −1. For a row below 0 nothing is computed: its outputs are left
+   * alone.
+   */
+  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void;
 }
 
 /** The sizes that a model's ops are specialised by. */
@@ -173,6 +190,12 @@ export type Activation = "silu" | "gelu" | "gelu_tanh";
 export interface RmsNormSpec {
   readonly weight: Tensor;
   readonly eps: number;
+}
+
+/** What turns the residual stream into logits: logits[N, V] = norm(x[N, H]) · weight[V, H]ᵀ. */
+export interface LmHead {
+  readonly weight: Weight;
+  readonly norm?: RmsNormSpec | undefined;
 }
 
 /** The steps around a product y[T, N], in their order. */

@@ -7,6 +7,7 @@ import {
   JOIN_WORDS,
   type LayerCache,
   type LinearFusion,
+  type LmHead,
   LOGIT_EDIT_WORDS,
   type LogprobTensors,
   ROW_WORDS,
@@ -270,27 +271,60 @@ export function checkProcessLogits(out: Tensor, logits: Tensor, samples: SampleR
   return shape;
 }
 
-export function checkSample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors) {
+export function checkSample(
+  out: Tensor,
+  logits: Tensor,
+  processed: Tensor,
+  samples: SampleRows,
+  slots: SlotTensors,
+) {
   const op = "sample";
   const shape = checkSampleRows(op, logits, samples, slots);
+  check(op, "processed", processed, "float32", shape.rows, shape.vocab);
   check(op, "out", out, "int32", shape.rows);
-  disjoint(op, out, { logits, "samples.slots": samples.slots, "samples.positions": samples.positions });
+  const { slots: rowSlots, positions } = samples;
+  disjoint(op, out, { logits, processed, "samples.slots": rowSlots, "samples.positions": positions });
   return shape;
 }
 
-export function checkLogprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor) {
+export function checkDrawTokens(
+  dtype: FloatDType,
+  out: Tensor,
+  hidden: Tensor,
+  { weight, norm }: LmHead,
+  logits: Tensor,
+  samples: SampleRows,
+  slots: SlotTensors,
+) {
+  const op = "drawTokens";
+  const shape = checkSampleRows(op, logits, samples, slots);
+  check(op, "hidden", hidden, dtype, shape.rows, "H");
+  const width = hidden.dim(1);
+  check(op, "head.weight", weight.data, dtype, shape.vocab, width);
+  if (norm !== undefined) check(op, "head.norm.weight", norm.weight, dtype, width);
+  check(op, "out", out, "int32", shape.rows);
+  const read = { hidden, weight: weight.data, norm: norm?.weight };
+  disjoint(op, logits, read, "logits");
+  const { slots: rowSlots, positions } = samples;
+  disjoint(op, out, { ...read, logits, "samples.slots": rowSlots, "samples.positions": positions });
+  return { ...shape, width };
+}
+
+export function checkLogprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor) {
   const op = "logprobs";
-  check(op, "logits", logits, "float32", "R", "V");
-  const [rows, vocab] = [logits.dim(0), logits.dim(1)];
-  check(op, "tokens", tokens, "int32", rows);
-  check(op, "chosen", out.chosen, "float32", rows);
-  check(op, "ranks", out.ranks, "int32", rows);
-  check(op, "topIds", out.topIds, "int32", rows, "K");
+  check(op, "logits", logits, "float32", "N", "V");
+  const [samples, vocab] = [logits.dim(0), logits.dim(1)];
+  check(op, "tokens", tokens, "int32", samples);
+  if (rows !== undefined) check(op, "rows", rows, "int32", "R");
+  const count = rows?.dim(0) ?? samples;
+  check(op, "chosen", out.chosen, "float32", count);
+  check(op, "ranks", out.ranks, "int32", count);
+  check(op, "topIds", out.topIds, "int32", count, "K");
   const top = out.topIds.dim(1);
-  check(op, "topLogprobs", out.topLogprobs, "float32", rows, top);
+  check(op, "topLogprobs", out.topLogprobs, "float32", count, top);
   if (top > vocab) refuse(op, `the ${top} most likely of ${vocab} tokens`);
   for (const name of ["chosen", "ranks", "topIds", "topLogprobs"] as const) {
-    disjoint(op, out[name], { logits, tokens }, name);
+    disjoint(op, out[name], { logits, tokens, rows }, name);
   }
-  return { rows, vocab, top };
+  return { rows: count, samples, vocab, top };
 }

@@ -1,6 +1,6 @@
-import type { Backend, LayerCache } from "../backend/backend.ts";
+import type { Backend, LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
-import { denseWeight, type Weight } from "../backend/weight.ts";
+import { denseWeight } from "../backend/weight.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import { Embedding } from "../layers/embedding.ts";
 import type { ForwardContext } from "../layers/forward-context.ts";
@@ -55,8 +55,7 @@ export function defineDecoder(
 class Decoder implements CausalLM {
   readonly #embedding: Embedding;
   readonly #layers: readonly DecoderLayer[];
-  readonly #norm: RmsNorm;
-  readonly #lmHead: Weight;
+  readonly #head: LmHead;
 
   constructor(
     readonly config: ModelConfig,
@@ -71,14 +70,15 @@ class Decoder implements CausalLM {
       const [name, source] = [`layers.${index}`, `model.layers.${index}`];
       return createLayer({ parameters, index, name, source, cosSin });
     });
-    this.#norm = new RmsNorm(parameters, "norm", "model.norm", hiddenSize, rmsNormEps);
-    this.#lmHead = tieWordEmbeddings
+    const norm = new RmsNorm(parameters, "norm", "model.norm", hiddenSize, rmsNormEps);
+    const weight = tieWordEmbeddings
       ? denseWeight(this.#embedding.table)
       : new Linear(parameters, "lmHead", {
           inputSize: hiddenSize,
           projections: [{ source: "lm_head", units: vocabSize }],
           ...{ split: "columns", bias: false },
         }).weight;
+    this.#head = { weight, norm };
   }
 
   forward(context: ForwardContext): Tensor {
@@ -91,6 +91,18 @@ class Decoder implements CausalLM {
   }
 
   logits(backend: Backend, out: Tensor, hidden: Tensor): void {
-    backend.linear(out, hidden, this.#lmHead, { norm: this.#norm });
+    const { weight, norm } = this.#head;
+    backend.linear(out, hidden, weight, { norm });
+  }
+
+  drawTokens(
+    backend: Backend,
+    out: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void {
+    backend.drawTokens(out, hidden, this.#head, logits, samples, slots);
   }
 }

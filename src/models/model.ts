@@ -1,4 +1,4 @@
-import type { Backend } from "../backend/backend.ts";
+import type { Backend, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
@@ -14,6 +14,15 @@ export interface CausalLM {
   forward(context: ForwardContext): Tensor;
   /** Writes logits float32 [R, V] of rows hidden[R, H] of that stream to `out`. */
   logits(backend: Backend, out: Tensor, hidden: Tensor): void;
+  /** Draws a token after each of rows hidden[R, H], for slots that need no logits; see `Backend.drawTokens`. */
+  drawTokens(
+    backend: Backend,
+    out: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void;
 }
 
 /** The key/value heads that a rank caches for each token, in each layer. */

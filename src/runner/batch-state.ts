@@ -12,7 +12,7 @@ import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import { SCRATCH_BLOCK } from "./kv-cache.ts";
-import { packSlotRecord } from "./slot-record.ts";
+import { isPlain, packSlotRecord } from "./slot-record.ts";
 import type { StepRow } from "./step-buffers.ts";
 import type { BlockTableUpdate, ScheduledBatch, SlotJoin } from "./types.ts";
 
@@ -30,6 +30,8 @@ export interface BatchStateShape {
 export class BatchState {
   readonly slots: SlotTensors;
   readonly #maxBlocks: number;
+  /** By slot, the vacant one's included. */
+  readonly #plain: boolean[];
 
   constructor(
     private readonly backend: Backend,
@@ -38,6 +40,7 @@ export class BatchState {
   ) {
     const { maxNumSeqs, maxModelLen, blockSize, vocabSize } = shape;
     this.#maxBlocks = Math.ceil(maxModelLen / blockSize);
+    this.#plain = Array(maxNumSeqs + 1).fill(true);
     // One slot more than sequences stays vacant, for padding: zeros, so its every block is the scratch block, and it samples
     // greedily.
     const table = (dtype: DType, ...rest: number[]) => {
@@ -64,6 +67,11 @@ export class BatchState {
     return { slot: this.shape.maxNumSeqs, count: 1, sample: true };
   }
 
+  /** Whether the slot's sequence needs no logits: a temperature is all that it asks for. */
+  isPlain(slot: number): boolean {
+    return this.#plain[slot]!;
+  }
+
   /** Brings slots up to date: sequences that join, and new blocks. */
   apply({ joins, blockTableUpdates }: Pick<ScheduledBatch, "joins" | "blockTableUpdates">): void {
     for (const join of joins) this.#uploadSlot(join);
@@ -76,6 +84,7 @@ export class BatchState {
   }
 
   #uploadSlot({ slot, tokens, sampling }: SlotJoin): void {
+    this.#plain[slot] = isPlain(sampling);
     const record = packSlotRecord(sampling, this.shape.vocabSize);
     const put = (table: Tensor, data: Int32Array | Uint32Array) => {
       const row = table.rows(slot, slot + 1);

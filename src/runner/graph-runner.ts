@@ -1,5 +1,4 @@
 import type { CapturedGraph } from "../backend/backend.ts";
-import { InvariantError } from "../base/errors.ts";
 
 /** Batch sizes that decode steps are padded to: few enough to capture at start-up, close enough to waste little. */
 export function decodeBuckets(maxNumSeqs: number): readonly number[] {
@@ -14,19 +13,25 @@ function nextBucket(size: number): number {
   return size + 64;
 }
 
-/** One captured decode step for each batch size of a list. */
+/** How a captured step draws its tokens: straight from hidden states, or from logits that it processes. */
+export type DrawKind = "plain" | "full";
+
+/** Captured decode steps: one for each batch size of a list, and each kind of drawing. */
 export class GraphRunner {
-  readonly #graphs = new Map<number, CapturedGraph>();
+  readonly #graphs = {
+    plain: new Map<number, CapturedGraph>(),
+    full: new Map<number, CapturedGraph>(),
+  } satisfies Record<DrawKind, unknown>;
 
   /**
-   * @param capture records the decode step of a batch size. The largest comes first, so that smaller ones find the
-   * memory it uses.
+   * @param capture records the decode step of a batch size. Plain ones are recorded at once, the largest first, so that
+   * smaller ones find the memory it uses; full ones when they are first launched.
    */
   constructor(
     readonly buckets: readonly number[],
-    capture: (bucket: number) => CapturedGraph,
+    private readonly capture: (bucket: number, kind: DrawKind) => CapturedGraph,
   ) {
-    for (const bucket of [...buckets].sort((a, b) => b - a)) this.#graphs.set(bucket, capture(bucket));
+    for (const bucket of [...buckets].sort((a, b) => b - a)) this.#graph(bucket, "plain");
   }
 
   /** The smallest captured batch size that holds `rows`; undefined when none does. */
@@ -35,14 +40,23 @@ export class GraphRunner {
   }
 
   /** Enqueues the decode step of a captured batch size. */
-  launch(bucket: number): void {
-    const graph = this.#graphs.get(bucket);
-    if (graph === undefined) throw new InvariantError(`no graph was captured for ${bucket} rows`);
-    graph.launch();
+  launch(bucket: number, kind: DrawKind): void {
+    this.#graph(bucket, kind).launch();
   }
 
   dispose(): void {
-    for (const graph of this.#graphs.values()) graph.dispose();
-    this.#graphs.clear();
+    for (const graphs of Object.values(this.#graphs)) {
+      for (const graph of graphs.values()) graph.dispose();
+      graphs.clear();
+    }
+  }
+
+  #graph(bucket: number, kind: DrawKind): CapturedGraph {
+    const graphs = this.#graphs[kind];
+    const known = graphs.get(bucket);
+    if (known !== undefined) return known;
+    const graph = this.capture(bucket, kind);
+    graphs.set(bucket, graph);
+    return graph;
   }
 }

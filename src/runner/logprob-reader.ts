@@ -6,7 +6,6 @@ import type { LogprobRows } from "./types.ts";
 /** Log-probabilities of some rows on their way to the host. */
 export interface PendingLogprobs {
   readonly topCount: number;
-  readonly chosenIds: Readback;
   readonly chosen: Readback;
   readonly ranks: Readback;
   readonly topIds: Readback;
@@ -16,26 +15,29 @@ export interface PendingLogprobs {
 /** Enqueues a copy to the host, as `Backend.readback` does. */
 export type EnqueueCopy = (source: Tensor) => Readback;
 
-/** Enqueues the log-softmax of logits[R, V], its value at tokens[R], and its `topCount` best entries. */
+/**
+ * Enqueues the log-softmax of logits[N, V], its value at tokens[N], and its `topCount` best entries: of the rows int32 [R]
+ * if given, else of all.
+ */
 export function enqueueLogprobs(
   backend: Backend,
   workspace: Workspace,
   logits: Tensor,
   tokens: Tensor,
+  rows: Tensor | undefined,
   topCount: number,
   readback: EnqueueCopy,
 ): PendingLogprobs {
-  const rows = logits.dim(0);
+  const count = rows?.dim(0) ?? logits.dim(0);
   const out: LogprobTensors = {
-    chosen: workspace.tensor("chosenLogprobs", "float32", [rows]),
-    ranks: workspace.tensor("chosenRanks", "int32", [rows]),
-    topIds: workspace.tensor("topIds", "int32", [rows, topCount]),
-    topLogprobs: workspace.tensor("topLogprobs", "float32", [rows, topCount]),
+    chosen: workspace.tensor("chosenLogprobs", "float32", [count]),
+    ranks: workspace.tensor("chosenRanks", "int32", [count]),
+    topIds: workspace.tensor("topIds", "int32", [count, topCount]),
+    topLogprobs: workspace.tensor("topLogprobs", "float32", [count, topCount]),
   };
-  backend.logprobs(out, logits, tokens);
+  backend.logprobs(out, logits, tokens, rows);
   return {
     topCount,
-    chosenIds: readback(tokens),
     chosen: readback(out.chosen),
     ranks: readback(out.ranks),
     topIds: readback(out.topIds),
@@ -43,11 +45,11 @@ export function enqueueLogprobs(
   };
 }
 
-/** Waits for the copies. Ranks count from 1. */
-export function readLogprobs(pending: PendingLogprobs): LogprobRows {
+/** Waits for the copies. `chosenIds` are the tokens that they are of, row by row. Ranks count from 1. */
+export function readLogprobs(pending: PendingLogprobs, chosenIds: Int32Array): LogprobRows {
   return {
     topCount: pending.topCount,
-    chosenIds: asInt32(pending.chosenIds.wait()),
+    chosenIds,
     chosenLogprobs: asFloat32(pending.chosen.wait()),
     chosenRanks: asInt32(pending.ranks.wait()).map((rank) => rank + 1),
     topIds: asInt32(pending.topIds.wait()),

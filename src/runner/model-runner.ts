@@ -5,7 +5,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
-import { decodeBuckets, GraphRunner } from "./graph-runner.ts";
+import { type DrawKind, decodeBuckets, GraphRunner } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
 import {
   asInt32,
@@ -100,7 +100,7 @@ export class ModelRunner implements Runner {
       const buckets = decodeBuckets(maxRows);
       backend.tuneLinear?.(buckets);
       this.#workspace.freeze();
-      this.#graphs = new GraphRunner(buckets, (rows) => this.#captureDecode(rows));
+      this.#graphs = new GraphRunner(buckets, (...shape) => this.#captureDecode(...shape));
     }
   }
 
@@ -136,33 +136,41 @@ export class ModelRunner implements Runner {
   #launch(step: ScheduledBatch): PendingStep {
     for (const join of step.joins) this.#prompts.join(join);
     this.#state.apply(step);
-    const bucket = isPlainDecode(step) ? this.#graphs?.bucketFor(step.rows.length) : undefined;
-    return bucket === undefined ? this.#launchEager(step) : this.#replay(step, bucket);
+    const plain = step.rows.every(({ sample, slot }) => !sample || this.#state.isPlain(slot));
+    const bucket = isDecode(step) ? this.#graphs?.bucketFor(step.rows.length) : undefined;
+    return bucket === undefined ? this.#launchEager(step, plain) : this.#replay(step, bucket, plain);
   }
 
-  #launchEager({ rows, decodeRows }: ScheduledBatch): PendingStep {
+  /** `plain`: all samples are of slots that need no logits. */
+  #launchEager({ rows, decodeRows }: ScheduledBatch, plain: boolean): PendingStep {
     const extents = this.#buffers.stage(rows, decodeRows);
     const step = this.#buffers.view(extents);
     const hidden = this.#forward(step);
     const prompt = this.#prompts.enqueue(rows, hidden);
     if (extents.numSamples === 0) return { rows, tokens: undefined, logprobs: undefined, prompt };
 
-    const topCount = rows.reduce((most, { logprobs }) => Math.max(most, logprobs ?? -1), -1);
-    const wanted = topCount >= 0;
+    const sampled = rows.filter(({ sample }) => sample);
+    const wanted = sampled.flatMap(({ logprobs }, i) => (logprobs === undefined ? [] : [i]));
+    const { logits, sampled: tokens } = step;
+    const copy = this.#readback.bind(this);
+    if (wanted.length === 0) {
+      if (plain) this.#drawPlain(step, hidden);
+      else this.#draw(step, hidden, logits);
+      return { rows, tokens: copy(tokens), logprobs: undefined, prompt };
+    }
     // Log-probabilities are those of the unprocessed logits, which processing in place would lose.
-    const { logits } = step;
-    this.#draw(step, hidden, wanted ? this.#workspace.tensor("processed", "float32", logits.shape) : logits);
-    const [tokens, copy] = [step.sampled, this.#readback.bind(this)];
-    const logprobs = wanted
-      ? enqueueLogprobs(this.backend, this.#workspace, logits, tokens, topCount, copy)
-      : undefined;
+    this.#draw(step, hidden, plain ? logits : this.#workspace.tensor("processed", "float32", logits.shape));
+    const asked = this.#workspace.tensor("logprobRows", "int32", [wanted.length]);
+    this.backend.upload(asked, Int32Array.from(wanted));
+    const topCount = Math.max(...wanted.map((i) => sampled[i]!.logprobs!));
+    const logprobs = enqueueLogprobs(this.backend, this.#workspace, logits, tokens, asked, topCount, copy);
     return { rows, tokens: copy(tokens), logprobs, prompt };
   }
 
-  #replay({ rows }: ScheduledBatch, bucket: number): PendingStep {
+  #replay({ rows }: ScheduledBatch, bucket: number, plain: boolean): PendingStep {
     const padding = Array.from({ length: bucket - rows.length }, () => this.#state.paddingRow);
     this.#buffers.stage([...rows, ...padding], bucket);
-    this.#graphs!.launch(bucket);
+    this.#graphs!.launch(bucket, plain ? "plain" : "full");
     const tokens = this.#readback(this.#buffers.sampled(rows.length));
     return { rows, tokens, logprobs: undefined, prompt: [] };
   }
@@ -185,10 +193,14 @@ export class ModelRunner implements Runner {
   }
 
   /** A whole decode step of `rows` rows: from the staged rows to the drawn tokens. */
-  #captureDecode(rows: number) {
+  #captureDecode(rows: number, kind: DrawKind) {
     const extents = { numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1, numSamples: rows };
     const step = this.#buffers.view(extents);
-    return this.backend.capture!(() => this.#draw(step, this.#forward(step), step.logits));
+    return this.backend.capture!(() => {
+      const hidden = this.#forward(step);
+      if (kind === "plain") this.#drawPlain(step, hidden);
+      else this.#draw(step, hidden, step.logits);
+    });
   }
 
   /** The residual stream [T, H] after the last layer; slots of the rows advance. */
@@ -198,22 +210,37 @@ export class ModelRunner implements Runner {
     return this.model.forward({ backend, workspace: this.#workspace, batch, kvCache: this.#cache.layers });
   }
 
+  /** Draws a token for each sample of the step, none of which needs logits. */
+  #drawPlain(step: StepTensors, hidden: Tensor): void {
+    const { samples, logits, sampled } = step;
+    const { slots } = this.#state;
+    this.model.drawTokens(this.backend, sampled, this.#sampledHidden(step, hidden), logits, samples, slots);
+  }
+
   /** Draws a token for each sample of the step; `processed` float32 [N, V] may be the step's logits. */
-  #draw({ batch, samples, logits, sampled }: StepTensors, hidden: Tensor, processed: Tensor): void {
-    // Where every token is sampled after, they are in order.
-    const all = sampled.size === batch.numTokens;
-    if (all) this.model.logits(this.backend, logits, hidden);
-    else this.#logits(logits, hidden, samples.tokenIndices);
-    this.backend.processLogits(processed, logits, samples, this.#state.slots);
-    this.backend.sample(sampled, processed, samples, this.#state.slots);
+  #draw(step: StepTensors, hidden: Tensor, processed: Tensor): void {
+    const { samples, logits, sampled } = step;
+    const { slots } = this.#state;
+    this.model.logits(this.backend, logits, this.#sampledHidden(step, hidden));
+    this.backend.processLogits(processed, logits, samples, slots);
+    this.backend.sample(sampled, logits, processed, samples, slots);
+  }
+
+  /** hidden[T, H] at the step's samples, [N, H]. Where every token is sampled after, they are in order. */
+  #sampledHidden({ batch, samples, sampled }: StepTensors, hidden: Tensor): Tensor {
+    return sampled.size === batch.numTokens ? hidden : this.#gather(hidden, samples.tokenIndices);
   }
 
   /** out float32 [N, V] = logits after the batch's tokens at indices[N]. */
   #logits(out: Tensor, hidden: Tensor, indices: Tensor): Tensor {
+    this.model.logits(this.backend, out, this.#gather(hidden, indices));
+    return out;
+  }
+
+  #gather(hidden: Tensor, indices: Tensor): Tensor {
     const gathered = this.#workspace.tensor("gathered", hidden.dtype, [indices.dim(0), hidden.dim(1)]);
     this.backend.gatherRows(gathered, hidden, indices);
-    this.model.logits(this.backend, out, gathered);
-    return out;
+    return gathered;
   }
 
   /**
@@ -235,14 +262,16 @@ export class ModelRunner implements Runner {
     this.#logits(this.#buffers.logits(maxLogits), hidden, indices);
     const decodes = Array.from({ length: maxRows }, () => paddingRow);
     const step = this.#buffers.view(this.#buffers.stage(decodes, maxRows));
-    this.#draw(step, this.#forward(step), step.logits);
+    const states = this.#forward(step);
+    this.#drawPlain(step, states);
+    this.#draw(step, states, step.logits);
     backend.synchronize();
     indices.buffer.dispose();
   }
 }
 
 /** Only draws one token for each row: what captured graphs do. */
-function isPlainDecode({ rows, decodeRows }: ScheduledBatch): boolean {
+function isDecode({ rows, decodeRows }: ScheduledBatch): boolean {
   return (
     decodeRows === rows.length &&
     rows.every(
@@ -255,13 +284,17 @@ function isPlainDecode({ rows, decodeRows }: ScheduledBatch): boolean {
 /** Waits for the copies. A sampled row has drawn one token. */
 function readStep({ rows, ...step }: PendingStep): StepResult {
   const tokens = step.tokens ? asInt32(step.tokens.wait()) : new Int32Array(0);
-  const all = step.logprobs && readLogprobs(step.logprobs);
   const offsets = new Int32Array(rows.length + 1);
+  for (const [i, { sample }] of rows.entries()) offsets[i + 1] = offsets[i]! + Number(sample);
   const logprobs = new Map<number, LogprobRows>();
-  for (const [i, { sample, logprobs: topCount }] of rows.entries()) {
-    const [start, end] = [offsets[i]!, offsets[i]! + Number(sample)];
-    offsets[i + 1] = end;
-    if (all && topCount !== undefined) logprobs.set(i, sliceLogprobs(all, start, end, topCount));
+  if (step.logprobs !== undefined) {
+    const asked = [...rows.keys()].filter((i) => rows[i]!.sample && rows[i]!.logprobs !== undefined);
+    const all = readLogprobs(
+      step.logprobs,
+      Int32Array.from(asked, (i) => tokens[offsets[i]!]!),
+    );
+    for (const [at, i] of asked.entries())
+      logprobs.set(i, sliceLogprobs(all, at, at + 1, rows[i]!.logprobs!));
   }
   return { tokens, offsets, logprobs, ...readPromptRows(step.prompt) };
 }

@@ -13,10 +13,16 @@ import {
 } from "./logprob-reader.ts";
 import type { LogprobRows, ScheduledRow, SlotJoin } from "./types.ts";
 
+/** Log-probabilities of a chunk of prompt positions, and the prompt's tokens that follow them. */
+interface PendingPromptLogprobs {
+  readonly values: PendingLogprobs;
+  readonly tokens: Int32Array;
+}
+
 /** Log-probabilities and logits of one row's prompt positions, on their way to the host in chunks. */
 export interface PendingPromptRow {
   readonly row: number;
-  readonly logprobs: readonly PendingLogprobs[];
+  readonly logprobs: readonly PendingPromptLogprobs[];
   readonly logits: readonly Readback[];
 }
 
@@ -65,7 +71,7 @@ export class PromptReader {
     invariant(prompt !== undefined, `slot ${slot} never joined`);
     const { tokens, numComputedTokens: start } = prompt;
     prompt.numComputedTokens += count;
-    const logprobs: PendingLogprobs[] = [];
+    const logprobs: PendingPromptLogprobs[] = [];
     const logits: Readback[] = [];
     for (let offset = 0; offset < count; offset += LOGITS_CHUNK) {
       const length = Math.min(LOGITS_CHUNK, count - offset);
@@ -76,9 +82,17 @@ export class PromptReader {
       // The last position of the prompt predicts no prompt token.
       const predicted = Math.min(length, tokens.length - 1 - first);
       if (promptLogprobs === undefined || predicted <= 0) continue;
-      const next = this.#upload("promptTokens", tokens.slice(first + 1, first + 1 + predicted));
-      const rows = chunk.rows(0, predicted);
-      logprobs.push(enqueueLogprobs(this.backend, this.workspace, rows, next, promptLogprobs, this.readback));
+      const next = tokens.slice(first + 1, first + 1 + predicted);
+      const values = enqueueLogprobs(
+        this.backend,
+        this.workspace,
+        chunk.rows(0, predicted),
+        this.#upload("promptTokens", next),
+        undefined,
+        promptLogprobs,
+        this.readback,
+      );
+      logprobs.push({ values, tokens: next });
     }
     return { row, logprobs, logits };
   }
@@ -96,7 +110,10 @@ export function readPromptRows(pending: readonly PendingPromptRow[]) {
   const logits = new Map<number, Float32Array>();
   for (const answer of pending) {
     if (answer.logprobs.length > 0)
-      promptLogprobs.set(answer.row, concatLogprobs(answer.logprobs.map(readLogprobs)));
+      promptLogprobs.set(
+        answer.row,
+        concatLogprobs(answer.logprobs.map(({ values, tokens }) => readLogprobs(values, tokens))),
+      );
     if (answer.logits.length > 0)
       logits.set(answer.row, concat(answer.logits.map((chunk) => asFloat32(chunk.wait()))));
   }

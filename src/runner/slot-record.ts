@@ -20,6 +20,14 @@ export function hasPenalties({
   return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
 }
 
+/** Whether the slot's tokens are drawn from what the model gives and a temperature alone; see `Backend.drawTokens`. */
+export function isPlain(sampling: SlotSampling): boolean {
+  const { temperature, topP, topK, minP, logitBias, bannedTokens, badWords, allowedTokenIds } = sampling;
+  const filtered = temperature > 0 && (topP < 1 || topK > 0 || minP > 0);
+  const edited = logitBias.length + bannedTokens.length + badWords.length > 0;
+  return !filtered && !edited && allowedTokenIds === undefined && !hasPenalties(sampling);
+}
+
 /** First position of an edit that never ends. */
 const FOREVER = 0x7fffffff;
 

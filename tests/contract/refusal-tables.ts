@@ -8,6 +8,7 @@ import {
   SLOT_WORDS,
   type SlotTensors,
 } from "../../src/backend/backend.ts";
+import { denseWeight } from "../../src/backend/weight.ts";
 import type { FloatDType } from "../../src/base/dtype.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../src/base/sampling-params.ts";
 import type { Extents, Operands, Refusals, Scalars } from "./refusals.ts";
@@ -116,12 +117,46 @@ export function refusals(float: FloatDType): Refusals[] {
     },
     {
       op: "sample",
-      operands: { ...sampled, ...edited, out: ["int32", 2] },
+      operands: { ...sampled, ...edited, processed: ["float32", 2, 40], out: ["int32", 2] },
       unchecked: Object.keys(edited),
       free: { tokens: [1] },
-      apart: { out: ["logits", "sampleSlots", "samplePositions"] },
-      run: (backend, { out, logits, ...operands }) =>
-        backend.sample(out!, logits!, samplesOf(operands), slotsOf(operands)),
+      apart: { out: ["logits", "processed", "sampleSlots", "samplePositions"] },
+      run: (backend, { out, logits, processed, ...operands }) =>
+        backend.sample(out!, logits!, processed!, samplesOf(operands), slotsOf(operands)),
+    },
+    {
+      op: "drawTokens",
+      operands: {
+        ...{ ...sampled, ...edited, hidden: [float, 2, 8], weight: [float, 40, 8], norm: [float, 8] },
+        out: ["int32", 2],
+      },
+      unchecked: Object.keys(edited),
+      free: { tokens: [1] },
+      apart: {
+        logits: ["hidden", "weight", "norm"],
+        out: ["hidden", "weight", "norm", "logits", "sampleSlots", "samplePositions"],
+      },
+      run: (backend, { out, hidden, weight, norm, logits, ...operands }) => {
+        const head = { weight: denseWeight(weight!), norm: { weight: norm!, eps: 1e-6 } };
+        backend.drawTokens(out!, hidden!, head, logits!, samplesOf(operands), slotsOf(operands));
+      },
+    },
+    {
+      op: "logprobs",
+      title: "of rows",
+      operands: {
+        ...{ logits: ["float32", 3, 5], tokens: ["int32", 3], rows: ["int32", 2], chosen: ["float32", 2] },
+        ...{ ranks: ["int32", 2], topIds: ["int32", 2, 3], topLogprobs: ["float32", 2, 3] },
+      },
+      free: { logits: [1] },
+      apart: {
+        ...{ chosen: ["logits", "tokens", "rows"], ranks: ["logits", "tokens", "rows"] },
+        ...{ topIds: ["logits", "tokens", "rows"], topLogprobs: ["logits", "tokens", "rows"] },
+      },
+      run: (backend, { logits, tokens, rows, chosen, ranks, topIds, topLogprobs }) => {
+        const out = { chosen: chosen!, ranks: ranks!, topIds: topIds!, topLogprobs: topLogprobs! };
+        backend.logprobs(out, logits!, tokens!, rows!);
+      },
     },
     {
       op: "logprobs",

@@ -7,6 +7,7 @@ import type {
   BatchTensors,
   LayerCache,
   LinearFusion,
+  LmHead,
   LogprobTensors,
   Readback,
   SampleRows,
@@ -174,26 +175,43 @@ export class CpuBackend implements Backend {
 
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
     const shape = checks.checkProcessLogits(out, logits, samples, slots);
-    const [result, rowSlots, positions] = [floats(out), ints(samples.slots), ints(samples.positions)];
+    const [rowSlots, positions] = [ints(samples.slots), ints(samples.positions)];
     const host = hostSlots(slots, shape);
-    result.set(floats(logits));
-    for (let row = 0; row < shape.rows; row++) {
-      processRow(rowOf(result, row, shape.vocab), new Slot(host, rowSlots[row]!), positions[row]!);
-    }
-  }
-
-  sample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
-    const shape = checks.checkSample(out, logits, samples, slots);
-    const [result, rowSlots, positions] = [ints(out), ints(samples.slots), ints(samples.positions)];
-    const [input, host] = [floats(logits), hostSlots(slots, shape)];
     for (let row = 0; row < shape.rows; row++) {
       const slot = new Slot(host, rowSlots[row]!);
-      result[row] = sampleRow(rowOf(input, row, shape.vocab), slot, positions[row]!);
+      if (slot.word("flags") === 0) continue;
+      const result = rowOf(floats(out), row, shape.vocab);
+      result.set(rowOf(floats(logits), row, shape.vocab));
+      processRow(result, slot, positions[row]!);
     }
   }
 
-  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void {
-    const { rows, vocab, top } = checks.checkLogprobs(out, logits, tokens);
+  sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    const shape = checks.checkSample(out, logits, processed, samples, slots);
+    const [result, rowSlots, positions] = [ints(out), ints(samples.slots), ints(samples.positions)];
+    const host = hostSlots(slots, shape);
+    for (let row = 0; row < shape.rows; row++) {
+      const slot = new Slot(host, rowSlots[row]!);
+      const from = floats(slot.word("flags") === 0 ? logits : processed);
+      result[row] = sampleRow(rowOf(from, row, shape.vocab), slot, positions[row]!);
+    }
+  }
+
+  drawTokens(
+    out: Tensor,
+    hidden: Tensor,
+    head: LmHead,
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void {
+    checks.checkDrawTokens("float32", out, hidden, head, logits, samples, slots);
+    this.linear(logits, hidden, head.weight, { norm: head.norm });
+    this.sample(out, logits, logits, samples, slots);
+  }
+
+  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
+    const { rows: count, samples, vocab, top } = checks.checkLogprobs(out, logits, tokens, rows);
     const result = {
       chosen: floats(out.chosen),
       ranks: ints(out.ranks),
@@ -201,8 +219,13 @@ export class CpuBackend implements Backend {
       topLogprobs: floats(out.topLogprobs),
       top,
     };
-    const [input, ids] = [floats(logits), ints(tokens)];
-    for (let row = 0; row < rows; row++) logprobsRow(result, row, rowOf(input, row, vocab), ids[row]!);
+    const [input, ids, indices] = [floats(logits), ints(tokens), rows && ints(rows)];
+    for (let i = 0; i < count; i++) {
+      const row = indices === undefined ? i : indices[i]!;
+      if (row < 0) continue;
+      invariant(row < samples, `logprobs: row ${row} of ${samples}`);
+      logprobsRow(result, i, rowOf(input, row, vocab), ids[row]!);
+    }
   }
 }
 

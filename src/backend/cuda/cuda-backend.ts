@@ -16,12 +16,14 @@ import type {
   CapturedGraph,
   LayerCache,
   LinearFusion,
+  LmHead,
   LogprobTensors,
   ModelShape,
   Readback,
   SampleRows,
   SlotTensors,
 } from "../backend.ts";
+import { checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
@@ -233,11 +235,24 @@ export class CudaBackend implements Backend {
     this.#ops.sampling.processLogits(this.#stream.value, out, logits, samples, slots);
   }
 
-  sample(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
-    this.#ops.sampling.sample(this.#stream.value, out, logits, samples, slots);
+  sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    this.#ops.sampling.sample(this.#stream.value, out, logits, processed, samples, slots);
   }
 
-  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor): void {
-    this.#ops.logprobs.logprobs(this.#stream.value, out, logits, tokens);
+  drawTokens(
+    out: Tensor,
+    hidden: Tensor,
+    head: LmHead,
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void {
+    checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots);
+    this.linear(logits, hidden, head.weight, { norm: head.norm });
+    this.sample(out, logits, logits, samples, slots);
+  }
+
+  logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
+    this.#ops.logprobs.logprobs(this.#stream.value, out, logits, tokens, rows);
   }
 }

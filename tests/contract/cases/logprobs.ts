@@ -58,6 +58,26 @@ export function logprobsCases(addCase: Case): void {
     });
   }
 
+  addCase("logprobs", "of some rows, in any order; entries below 0 leave their outputs alone", (fixture) => {
+    const [samples, vocab, top] = [6, 700, 4];
+    const logits = fixture.input(fixture.random.normals(samples * vocab, 4), [samples, vocab], "float32");
+    const tokens = fixture.ints(Array.from({ length: samples }, () => fixture.random.int(vocab)));
+    const all = outputs(fixture, samples, top);
+    fixture.backend.logprobs(all, logits.tensor, tokens);
+    const rows = [4, -1, 0, 5, -1];
+    const some = outputs(fixture, rows.length, top);
+    fixture.backend.logprobs(some, logits.tensor, tokens, fixture.ints(rows));
+    for (const name of ["chosen", "ranks", "topIds", "topLogprobs"] as const) {
+      const [actual, expected] = [some, all].map((out) => fixture.readWords(out[name]));
+      const width = actual!.length / rows.length;
+      for (const [i, row] of rows.entries()) {
+        const poison = new Uint32Array(width).fill(0xffffffff);
+        const right = row < 0 ? poison : expected!.subarray(row * width, (row + 1) * width);
+        expectEqual(`${name} of entry ${i}`, actual!.subarray(i * width, (i + 1) * width), right);
+      }
+    }
+  });
+
   addCase("logprobs", "ties: the lowest id comes first, and tied tokens share a rank", (fixture) => {
     const logits = fixture.input(Float32Array.of(1, 3, 2, 3, 3, 2), [1, 6], "float32");
     const out = outputs(fixture, 1, 5);

@@ -62,6 +62,11 @@ export function processLogitsCases(addCase: Case): void {
             const span = [row * vocab, (row + 1) * vocab] as const;
             const { tokens = [] } = params[slot]!;
             const input = values.subarray(...span);
+            if (!inPlace && Object.keys(params[slot]!).join() === "tokens") {
+              if (!actual.subarray(...span).every(Number.isNaN))
+                throw new Error("a row without work was written");
+              continue;
+            }
             const expected = reference.processLogits(input, params[slot]!, tokens);
             const magnitudes = expected.map((value, i) => Math.abs(value) + Math.abs(input[i]!) + 4);
             const precision = { dtype: "float32", reduction: 1 } as const;

@@ -20,7 +20,7 @@ function sample(
   const rows = sampleRows(fixture, rowSlots, positions);
   const out = fixture.output("int32", [rowSlots.length]);
   const input = fixture.input(logits, [rowSlots.length, vocab], "float32");
-  fixture.backend.sample(out, input.tensor, rows, slots);
+  fixture.backend.sample(out, input.tensor, input.tensor, rows, slots);
   return {
     tokens: [...fixture.readInts(out)],
     history: fixture.readInts(slots.tokens),
@@ -161,6 +161,36 @@ function distributionCases(addCase: Case): void {
 }
 
 function recordCases(addCase: Case): void {
+  addCase(
+    "sample",
+    "slots with flags draw from the processed logits, all others from the unprocessed",
+    (fixture) => {
+      const [vocab, rows] = [600, 4];
+      const flagged: SlotParams = { allowed: [1] };
+      const filters: SlotParams[] = [{ temperature: 0 }, { temperature: 1, topK: 3, topP: 0.9 }];
+      const params = filters.flatMap((filter) => [filter, { ...filter, ...flagged }]);
+      const slots = slotTensors(fixture, params, { vocab });
+      const peak = (token: number) => {
+        const logits = new Float32Array(rows * vocab).fill(Number.NaN);
+        return (row: number) => {
+          logits.fill(0, row * vocab, (row + 1) * vocab);
+          logits[row * vocab + token] = 50;
+          return logits;
+        };
+      };
+      const [plain, processed] = [peak(7), peak(550)];
+      for (const row of [0, 2]) plain(row);
+      for (const row of [1, 3]) processed(row);
+      const shape = [rows, vocab];
+      const [from, other] = [plain(0), processed(1)].map(
+        (values) => fixture.input(values, shape, "float32").tensor,
+      );
+      const out = fixture.output("int32", [rows]);
+      fixture.backend.sample(out, from!, other!, sampleRows(fixture, counting(rows), [0, 0, 0, 0]), slots);
+      expectEqual("tokens", fixture.readInts(out), [7, 550, 7, 550]);
+    },
+  );
+
   addCase(
     "sample",
     "a row with a NaN, or with nothing above −∞, draws no token, says why and records nothing",

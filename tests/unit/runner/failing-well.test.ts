@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { Readback, SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
+import type { Readback } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { Workspace } from "../../../src/backend/workspace.ts";
@@ -48,12 +48,12 @@ class UnluckyBackend extends CpuBackend {
     return super.allocate(byteLength);
   }
 
-  override processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+  override sample(...[out, logits, processed, samples, slots]: Parameters<CpuBackend["sample"]>): void {
     if (this.loss !== undefined) throw this.loss;
     const rowSlots = new Int32Array(this.download(samples.slots).buffer);
     for (const [row, slot] of rowSlots.entries())
       if (slot === this.poisonedSlot) this.fill(logits.rows(row, row + 1), 0xff);
-    super.processLogits(out, logits, samples, slots);
+    super.sample(out, logits, processed, samples, slots);
   }
 }
 

@@ -67,13 +67,13 @@ test("ranks from the device count from 0, those of the result from 1", () => {
     wait: () => new Uint8Array(array.buffer, array.byteOffset, array.byteLength),
   });
   const { chosenRanks, ...others } = rows(0, 2, 2);
-  const read = readLogprobs({
+  const pending = {
     topCount: 2,
-    chosenIds: readback(others.chosenIds),
     chosen: readback(others.chosenLogprobs),
     ranks: readback(Int32Array.of(0, 1)),
     topIds: readback(others.topIds),
     topLogprobs: readback(others.topLogprobs),
-  });
+  };
+  const read = readLogprobs(pending, others.chosenIds);
   expect(read).toEqual({ ...others, chosenRanks });
 });

@@ -1,7 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { SLOT_WORDS, SlotFlag, SlotWord } from "../../../src/backend/backend.ts";
 import { InvariantError } from "../../../src/base/errors.ts";
-import { hasPenalties, packSlotRecord } from "../../../src/runner/slot-record.ts";
+import { hasPenalties, isPlain, packSlotRecord } from "../../../src/runner/slot-record.ts";
 import type { SlotSampling } from "../../../src/runner/types.ts";
 
 setDefaultTimeout(300_000);
@@ -26,6 +26,25 @@ function edits(words: Uint32Array): number[][] {
     words[3 * i + 2]!,
   ]);
 }
+
+test("a slot is plain while a temperature is all that it asks for", () => {
+  const plain = (sampling: Partial<SlotSampling>) => isPlain({ ...PLAIN, ...sampling });
+  expect([plain({}), plain({ temperature: 1.5, seed: 9n })]).toEqual([true, true]);
+  const filters: Partial<SlotSampling>[] = [{ topP: 0.9 }, { topK: 1 }, { minP: 0.1 }];
+  for (const filter of filters) {
+    expect(plain({ ...filter, temperature: 0 })).toBe(true);
+    expect(plain({ ...filter, temperature: 1 })).toBe(false);
+  }
+  for (const edit of [
+    ...[{ repetitionPenalty: 1.1 }, { presencePenalty: 1 }, { frequencyPenalty: -1 }],
+    ...[{ logitBias: [[1, 2]] as const }, { bannedTokens: [1], bannedUntil: 4 }],
+    ...[{ allowedTokenIds: [3] }, { allowedTokenIds: [] }, { badWords: [[1]] }],
+  ] satisfies Partial<SlotSampling>[]) {
+    expect(plain({ ...edit, temperature: 0 })).toBe(false);
+    // Exactly those whose record has a flag.
+    expect(pack(edit).params[SlotWord.flags]).not.toBe(0);
+  }
+});
 
 describe("the parameter words", () => {
   test("floats are stored as their bits, integers as they are", () => {

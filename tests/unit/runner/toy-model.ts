@@ -1,4 +1,4 @@
-import type { Backend } from "../../../src/backend/backend.ts";
+import type { Backend, SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import type { ForwardContext } from "../../../src/layers/forward-context.ts";
 import type { ModelConfig } from "../../../src/models/config.ts";
@@ -46,6 +46,18 @@ export class ToyModel implements CausalLM {
     const states = new Float32Array(backend.download(hidden).buffer);
     const rows = range(hidden.dim(0)).map((i) => logitsAfter(states[2 * i]!, states[2 * i + 1]!));
     backend.upload(out, Float32Array.from(rows.flat()));
+  }
+
+  drawTokens(
+    backend: Backend,
+    out: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void {
+    this.logits(backend, logits, hidden);
+    backend.sample(out, logits, logits, samples, slots);
   }
 }
 

@@ -15,13 +15,13 @@ const SOURCE = { file: "logprobs.cu", constants: { ...LOGIT_CONSTANTS, TILE_SUM_
 const LOGPROB_TILES = {
   ...SOURCE,
   entry: "logprob_tiles",
-  pointers: ["stats", "logits"],
+  pointers: ["stats", "logits", "rows"],
   scalars: ["vocab", "tiles"],
 } as const;
 const LOGPROB_ROWS = {
   ...SOURCE,
   entry: "logprob_rows",
-  pointers: ["chosen", "ranks", "top_ids", "top_logprobs", "logits", "stats", "tokens"],
+  pointers: ["chosen", "ranks", "top_ids", "top_logprobs", "logits", "stats", "tokens", "rows"],
   scalars: ["vocab", "tiles", "top"],
 } as const;
 
@@ -47,14 +47,15 @@ export class LogprobOps {
   }
 
   /** See `Backend.logprobs`. A token outside the vocabulary (−1, of a failed row) has NaN and rank −1. */
-  logprobs(stream: number, out: LogprobTensors, logits: Tensor, tokens: Tensor): void {
-    const { rows, vocab, top } = checkLogprobs(out, logits, tokens);
-    if (rows === 0) return;
+  logprobs(stream: number, out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
+    const { rows: count, vocab, top } = checkLogprobs(out, logits, tokens, rows);
+    if (count === 0) return;
     const tiles = Math.ceil(vocab / LOGIT_TILE);
-    const stats = this.#scratch.atLeast(rows * tiles * TILE_SUM_BYTES);
+    const stats = this.#scratch.atLeast(count * tiles * TILE_SUM_BYTES);
     const blocks = Math.ceil(tiles / TILES_PER_BLOCK);
-    this.#tiles.get().launch(stream, blocks, rows, 1, TILE_THREADS, 0, { stats, logits, vocab, tiles });
-    this.#rows.get().launch(stream, rows, 1, 1, ROW_THREADS, 4 * tiles, {
+    const ofTiles = { stats, logits, rows: rows ?? null, vocab, tiles };
+    this.#tiles.get().launch(stream, blocks, count, 1, TILE_THREADS, 0, ofTiles);
+    this.#rows.get().launch(stream, count, 1, 1, ROW_THREADS, 4 * tiles, {
       chosen: out.chosen,
       ranks: out.ranks,
       top_ids: out.topIds,
@@ -62,6 +63,7 @@ export class LogprobOps {
       logits,
       stats,
       tokens,
+      rows: rows ?? null,
       vocab,
       tiles,
       top,

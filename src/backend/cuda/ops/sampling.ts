@@ -42,13 +42,16 @@ const PROCESS_LOGITS = {
 const SAMPLE_TILES = {
   ...SOURCE,
   entry: "sample_tiles",
-  pointers: ["stats", "logits", "row_slots", "positions", "params"],
+  pointers: ["stats", "logits", "processed", "row_slots", "positions", "params"],
   scalars: ["vocab", "tiles"],
 } as const;
 const SAMPLE_ROWS = {
   ...SOURCE,
   entry: "sample_rows",
-  pointers: ["out", "logits", "stats", "row_slots", "positions", "params", "tokens", "lengths", "counts"],
+  pointers: [
+    ...(["out", "logits", "processed", "stats", "row_slots", "positions", "params"] as const),
+    ...(["tokens", "lengths", "counts"] as const),
+  ],
   scalars: ["vocab", "tiles", "capacity"],
 } as const;
 
@@ -97,19 +100,27 @@ export class SamplingOps {
   }
 
   /** See `Backend.sample`. */
-  sample(stream: number, out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
-    const { rows, vocab, capacity } = checkSample(out, logits, samples, slots);
+  sample(
+    stream: number,
+    out: Tensor,
+    logits: Tensor,
+    processed: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void {
+    const { rows, vocab, capacity } = checkSample(out, logits, processed, samples, slots);
     if (rows === 0) return;
     const tiles = Math.ceil(vocab / LOGIT_TILE);
     const stats = this.#scratch.atLeast(rows * tiles * TILE_STATS_BYTES);
     const { slots: row_slots, positions } = samples;
     const { params, tokens, lengths, counts } = slots;
     const blocks = Math.ceil(tiles / TILES_PER_BLOCK);
-    const ofTiles = { stats, logits, row_slots, positions, params, vocab, tiles };
+    const ofTiles = { stats, logits, processed, row_slots, positions, params, vocab, tiles };
     this.#sampleTiles.get().launch(stream, blocks, rows, 1, TILE_THREADS, 0, ofTiles);
     const ofRows = {
       out,
       logits,
+      processed,
       stats,
       row_slots,
       positions,

@@ -546,27 +546,28 @@ describe("logits", () => {
       capacity: 1025,
     });
 
-    const [tile, row] = launches(() => backend.sample(out, logits, samples, slots));
+    const [tile, row] = launches(() => backend.sample(out, logits, logits, samples, slots));
     expect([tile!.entry, tile!.grid[1]]).toEqual(["sample_tiles", rows]);
     expect(tile!.grid[0]! * (tile!.block[0]! / 32)).toBeGreaterThanOrEqual(tiles);
     const { stats, ...tileArguments } = namedArguments(tile!);
-    expect(tileArguments).toEqual({ ...common, tiles });
+    expect(tileArguments).toEqual({ ...common, processed: address(logits), tiles });
     expect(machine.cuda.bytesOf(stats!).length).toBeGreaterThanOrEqual(rows * tiles * 16);
     expect(row).toMatchObject({ entry: "sample_rows", grid: [rows, 1, 1], sharedBytes: 4 * tiles });
     expect(namedArguments(row!)).toEqual({
-      ...{ ...common, out: address(out), stats: stats!, tokens: address(slots.tokens) },
+      ...{ ...common, processed: address(logits), out: address(out), stats: stats! },
+      tokens: address(slots.tokens),
       ...{ lengths: address(slots.lengths), counts: address(slots.counts), tiles, capacity: 1025 },
     });
 
     const ranked = { chosen: f32(rows), ranks: i32(rows), topIds: i32(rows, 5), topLogprobs: f32(rows, 5) };
     const [sums, ranks] = launches(() => backend.logprobs(ranked, logits, out));
     const { stats: sumsAt, ...sumArguments } = namedArguments(sums!);
-    expect(sumArguments).toEqual({ logits: address(logits), vocab, tiles });
+    expect(sumArguments).toEqual({ logits: address(logits), rows: 0, vocab, tiles });
     expect(machine.cuda.bytesOf(sumsAt!).length).toBeGreaterThanOrEqual(rows * tiles * 8);
     expect(namedArguments(ranks!)).toEqual({
       ...{ chosen: address(ranked.chosen), ranks: address(ranked.ranks), top_ids: address(ranked.topIds) },
       ...{ top_logprobs: address(ranked.topLogprobs), logits: address(logits), stats: sumsAt!, vocab, tiles },
-      ...{ tokens: address(out), top: 5 },
+      ...{ tokens: address(out), rows: 0, top: 5 },
     });
   });
 });
@@ -585,7 +586,7 @@ test("nothing is launched for no rows", () => {
     backend.scatter(slots.blockTables, i32(0), i32(0));
     backend.joinSlots(slots, i32(0, JOIN_WORDS));
     backend.processLogits(f32(0, 100), f32(0, 100), samples, slots);
-    backend.sample(i32(0), f32(0, 100), samples, slots);
+    backend.sample(i32(0), f32(0, 100), f32(0, 100), samples, slots);
   });
   expect(none).toEqual([]);
   expect(machine.cublas.matmuls.length).toBe(before);

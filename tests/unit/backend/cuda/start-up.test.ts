@@ -102,27 +102,35 @@ describe("a model that loads", () => {
 
   test("a captured layer launches nine times: five kernels and four products", async () => {
     const loaded = await load();
+    // The graph of one row was captured last: two layers, and the LM head.
+    const products = machine.cublas.matmuls.filter(({ shape }) => shape[0] === 1).slice(-9);
     add(loaded.engine, makeRequest(range(0, 5), { maxTokens: 3 }));
-    while (machine.cuda.count("cuGraphLaunch") === 0) loaded.engine.step();
+    drain(loaded.engine);
     const entries = machine.cuda.launches.map(({ entry }) => entry);
     const step = entries.slice(entries.lastIndexOf("prepare_batch"));
     const layer = ["rms_norm", "rope_store", "attention_decode", "rms_norm", "gated_activation"];
-    expect(step).toEqual([
-      ...["prepare_batch", "gather_rows", ...layer, ...layer, "rms_norm"],
-      ...["process_logits", "sample_tiles", "sample_rows"],
-    ]);
-    // The graph of one row was captured last: two layers, and the LM head.
-    const products = machine.cublas.matmuls.filter(({ shape }) => shape[0] === 1).slice(-9);
+    const model = ["prepare_batch", "gather_rows", ...layer, ...layer, "rms_norm"];
+    expect(step).toEqual([...model, "sample_tiles", "sample_rows"]);
     const residual = products[1]!.addTo;
     expect(residual).toBeGreaterThan(0);
     const sums = [undefined, residual, undefined, residual];
     expect(products.map(({ addTo }) => addTo)).toEqual([...sums, ...sums, undefined]);
+    // Once a sequence needs its logits, a step of its own kind is captured, once.
+    const instantiated = machine.cuda.count("cuGraphInstantiateWithFlags");
+    add(loaded.engine, makeRequest(range(0, 5), { maxTokens: 5, temperature: 1, topK: 3 }));
+    drain(loaded.engine);
+    expect(machine.cuda.count("cuGraphInstantiateWithFlags")).toBe(instantiated + 1);
+    const full = machine.cuda.launches.map(({ entry }) => entry);
+    const captured = full.slice(full.lastIndexOf("prepare_batch"));
+    expect(captured).toEqual([...model, "process_logits", "sample_tiles", "sample_rows"]);
     loaded.dispose();
   });
 
   test("answers requests, with steps overlapping, and allocates nothing while it does", async () => {
     const { engine, dispose } = await load();
-    const requests = [3, 20, 35].map((length) => makeRequest(range(0, length), { maxTokens: 6 }));
+    const requests = [3, 20, 35].map((length) =>
+      makeRequest(range(0, length), { maxTokens: 6, minP: length === 20 ? 0.1 : 0, temperature: 1 }),
+    );
     for (const request of requests) add(engine, request);
     const outcomes = new Outcomes();
     for (let i = 0; i < 3; i++) outcomes.take(engine.step());
