@@ -5,13 +5,16 @@ import { createBackend, type LoadedModel, loadModel } from "../src/llm/load-mode
 import { OpenRequests } from "../src/llm/open-requests.ts";
 import { readOutputs } from "../src/llm/read-stream.ts";
 import { StepLoop } from "../src/llm/step-loop.ts";
+import type { ModelConfig } from "../src/models/config.ts";
 import {
   type ClassTime,
   type DecodeProfiles,
+  type OpClass,
   Profiler,
   type StepTime,
   timeByClass,
 } from "./profiling-backend.ts";
+import { type DeviceLimits, decodeLimit } from "./roofline.ts";
 import { median, percentile, sum } from "./stats.ts";
 import { checkOutputs, type NamedWorkload, samplingOf, streams } from "./workload.ts";
 
@@ -43,6 +46,8 @@ export interface DecodeShares {
   /** Milliseconds of the step as it runs, and op by op: the latter keeps apart what overlaps in a graph. */
   readonly graphMilliseconds: number;
   readonly opMilliseconds: number;
+  /** Reading the weights and the keys and values once, where the GPU's limits are known. */
+  readonly limitMilliseconds?: number;
   /** Op-by-op steps behind the figures, medians all. */
   readonly samples: number;
   readonly classes: readonly ClassShare[];
@@ -51,6 +56,8 @@ export interface DecodeShares {
 export interface ClassShare extends ClassTime {
   /** Of `opMilliseconds`, 0–1. */
   readonly share: number;
+  /** Of all ops of the class, for those that read weights, keys or values. */
+  readonly limitMilliseconds?: number;
 }
 
 export interface Profile {
@@ -59,13 +66,20 @@ export interface Profile {
   readonly decode: readonly DecodeShares[];
 }
 
+export interface ProfileOptions {
+  /** What stands beside the times. */
+  readonly limits?: DeviceLimits;
+  /** Default `createBackend`; replaceable, so that tests need no GPU. */
+  readonly openBackend?: typeof createBackend;
+}
+
 /** Loads the model once more, with timestamps, and runs the workloads on it. Needs a GPU. */
 export async function profile(
   model: string | undefined,
   options: EngineOptions,
   workloads: readonly NamedWorkload[],
   batches: readonly number[],
-  openBackend = createBackend,
+  { limits, openBackend = createBackend }: ProfileOptions = {},
 ): Promise<Profile> {
   const config = resolveEngineConfig(options);
   const profiler = new Profiler();
@@ -75,7 +89,10 @@ export async function profile(
   try {
     const decode = config.enforceEager
       ? []
-      : batches.map((batch) => decodeShares(loaded, profiler, Math.min(batch, config.maxNumSeqs)));
+      : batches.map((batch) => {
+          const shares = decodeShares(loaded, profiler, Math.min(batch, config.maxNumSeqs));
+          return limits ? besideLimit(shares, loaded.modelConfig, limits) : shares;
+        });
     // One loop steps the engine: a second would take its deltas.
     const open = new OpenRequests();
     const loop = new StepLoop(loaded.engine, open);
@@ -129,6 +146,21 @@ export function summarize(
   };
 }
 
+function besideLimit(shares: DecodeShares, model: ModelConfig, limits: DeviceLimits): DecodeShares {
+  const contexts = Array<number>(shares.batch).fill(shares.contextTokens);
+  const limit = decodeLimit(model, contexts, limits);
+  const known = new Map<OpClass, number>([
+    ["linear", limit.layers],
+    ["attention", limit.attention],
+    ["LM head", limit.head],
+  ]);
+  const classes = shares.classes.map((entry) => {
+    const seconds = known.get(entry.class);
+    return { ...entry, ...(seconds !== undefined && { limitMilliseconds: 1000 * seconds }) };
+  });
+  return { ...shares, limitMilliseconds: 1000 * limit.step, classes };
+}
+
 /** Steps the engine by hand: prompts first, then decode steps of the whole batch. */
 function decodeShares(loaded: LoadedModel, profiler: Profiler, batch: number): DecodeShares {
   const { engine } = loaded;
@@ -172,7 +204,7 @@ function requestsOf({ engine }: LoadedModel, workload: NamedWorkload): EngineReq
   const { limits } = engine;
   const arrivalTime = performance.now() / 1000;
   return samplingOf(workload).map((params, i) => {
-    const sampling = resolveSamplingParams(params, { vocabSize: limits.vocabSize, maxLogprobs: 0 }, {});
+    const sampling = resolveSamplingParams(params, { vocabSize: limits.vocabSize, maxLogprobs: 1 }, {});
     const { promptTokenIds } = workload.requests[i]!;
     return checkRequest({ id: `${workload.name} ${i}`, promptTokenIds, sampling, arrivalTime }, limits);
   });

@@ -1,8 +1,9 @@
 import { dtypeSize } from "../src/base/dtype.ts";
+import type { Workload } from "../src/cli/bench/workload.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import { defineModel } from "../src/models/registry.ts";
 
-/** What a GPU can do at best, as measured on it. */
+/** What a GPU can do at best, as measured on it: see `measureCeilings`. */
 export interface DeviceLimits {
   /** Of a kernel that only reads. */
   readonly bytesPerSecond: number;
@@ -10,20 +11,17 @@ export interface DeviceLimits {
   readonly flopsPerSecond: number;
 }
 
-/** Measured limits by the driver's name of the GPU. Vendors' peaks are higher and never reached. */
-const KNOWN_LIMITS: Readonly<Record<string, DeviceLimits>> = {
-  "NVIDIA H200": { bytesPerSecond: 4.61e12, flopsPerSecond: 790e12 },
-};
-
-/** Undefined for a GPU that nobody has measured. */
-export function limitsOf(gpu: string | undefined): DeviceLimits | undefined {
-  return gpu === undefined ? undefined : KNOWN_LIMITS[gpu];
-}
-
 /** A request's lengths in tokens. */
 export interface RequestLengths {
   readonly prompt: number;
   readonly output: number;
+}
+
+export function requestLengths({ requests }: Workload): RequestLengths[] {
+  return requests.map(({ promptTokenIds, maxTokens }) => ({
+    prompt: promptTokenIds.length,
+    output: maxTokens,
+  }));
 }
 
 export interface RooflineOptions {
@@ -47,7 +45,7 @@ export interface Roofline {
 }
 
 /**
- * Every decode step reads the weights once and each running sequence's keys and values once, at the read ceiling;
+ * Limit A. Every decode step reads the weights once and each running sequence's keys and values once, at the read ceiling;
  * prompts cost their floating-point operations, or reading the weights once a step where that takes longer. Nothing
  * overlaps. A prompt's last position gives its first output token, so a request decodes `output − 1` times. Requests
  * start in order, as soon as fewer than `maxNumSeqs` run.
@@ -88,6 +86,34 @@ export function roofline(
     kvTokens: kvLayerTokens / config.numLayers,
     tokensPerSecond: outputTokens / seconds,
   };
+}
+
+/** The least seconds of a decode step over contexts of these lengths, the step's own token included, and of its parts. */
+export interface DecodeLimit {
+  readonly layers: number;
+  readonly attention: number;
+  readonly head: number;
+  readonly step: number;
+}
+
+/** The weights of the layers and of the LM head, and the keys and values of the contexts, are read once. */
+export function decodeLimit(
+  config: ModelConfig,
+  contextLengths: readonly number[],
+  { bytesPerSecond }: DeviceLimits,
+): DecodeLimit {
+  const bytes = dtypeSize("bfloat16");
+  const weights = weightCounts(config);
+  const read = contextLengths.flatMap((length) =>
+    config.layerWindows.map((window) => (window === 0 ? length : Math.min(length, window))),
+  );
+  const tokens = read.reduce((total, count) => total + count, 0);
+  const [layers, head, attention] = [
+    (weights.layers * bytes) / bytesPerSecond,
+    (weights.head * bytes) / bytesPerSecond,
+    (tokens * 2 * config.numKvHeads * config.headDim * bytes) / bytesPerSecond,
+  ];
+  return { layers, attention, head, step: layers + attention + head };
 }
 
 /** Weights that a step multiplies by: those of the layers, and the LM head. The embedding is looked up, not read. */

@@ -1,9 +1,12 @@
 import { basename } from "node:path";
+import { InvalidArgumentError } from "commander";
 import { readWorkload, type Workload } from "../src/cli/bench/workload.ts";
 import type { LLM, RequestOutput, SamplingParams } from "../src/index.ts";
 
 export interface NamedWorkload extends Workload {
   readonly name: string;
+  /** The first request asks for the log-probabilities of its tokens. */
+  readonly logprobs?: boolean;
 }
 
 /** A recorded workload, named after its file. @throws as `readWorkload`. */
@@ -11,30 +14,46 @@ export function recordedWorkload(file: string): NamedWorkload {
   return { ...readWorkload(file), name: basename(file, ".json") };
 }
 
-/** Greedy streams that differ in their first token, all of one length. */
+/** Greedy streams that differ in their first token, all of one length, e.g. `16x32+128`. */
 export function streams(count: number, promptTokens: number, maxTokens: number): NamedWorkload {
   const requests = Array.from({ length: count }, (_, stream) => ({
     promptTokenIds: Array.from({ length: promptTokens }, (_, i) => (stream * 131 + i * 17) % 256),
     maxTokens,
   }));
   return {
-    name: count === 1 ? "1 stream" : `${count} streams`,
+    name: `${count}x${promptTokens}+${maxTokens}`,
     temperature: 0,
     ignoreEos: true,
     requests,
   };
 }
 
-export function samplingOf(workload: Workload): SamplingParams[] {
-  const { temperature, ignoreEos, requests } = workload;
-  return requests.map(({ maxTokens }) => ({ temperature, ignoreEos, maxTokens }));
+/**
+ * Streams by their name: `COUNTxPROMPT+OUTPUT`, lengths in tokens; `:logprobs` at the end lets the first stream ask for
+ * log-probabilities.
+ * @throws InvalidArgumentError for another text.
+ */
+export function streamsValue(text: string, previous: readonly NamedWorkload[] = []): NamedWorkload[] {
+  const [, count, prompt, output, suffix] = /^(\d+)x(\d+)\+(\d+)(:logprobs)?$/.exec(text) ?? [];
+  const sizes = [count, prompt, output].map(Number) as [number, number, number];
+  if (!sizes.every((size) => size >= 1))
+    throw new InvalidArgumentError(`"${text}" is not COUNTxPROMPT+OUTPUT, as 16x32+128.`);
+  const workload = streams(...sizes);
+  return [...previous, suffix === undefined ? workload : { ...workload, name: text, logprobs: true }];
+}
+
+export function samplingOf({ temperature, ignoreEos, requests, logprobs }: NamedWorkload): SamplingParams[] {
+  return requests.map(({ maxTokens }, i) => ({
+    ...{ temperature, ignoreEos, maxTokens },
+    ...(logprobs && i === 0 && { logprobs: 1 }),
+  }));
 }
 
 /**
  * Seconds of one `LLM.generate` call: scheduling, sampling and read-back included.
  * @throws Error when any request got fewer or more tokens than the workload says.
  */
-export async function timeGenerate(llm: LLM, workload: Workload): Promise<number> {
+export async function timeGenerate(llm: LLM, workload: NamedWorkload): Promise<number> {
   const prompts = workload.requests.map(({ promptTokenIds }) => ({ promptTokenIds }));
   const params = samplingOf(workload);
   await forgetPrefixes(llm);
@@ -60,4 +79,14 @@ export function checkOutputs(workload: Workload, outputs: readonly RequestOutput
     if (workload.ignoreEos && completion!.tokenIds.length !== maxTokens)
       throw new Error(`request ${i} got ${completion!.tokenIds.length} of ${maxTokens} tokens`);
   }
+}
+
+/**
+ * Tokens that each running row of a decode step attends to, the step's own included: the first step is 1, and all requests
+ * have started before it.
+ */
+export function contextLengths({ requests }: Workload, step: number): number[] {
+  return requests
+    .filter(({ maxTokens }) => maxTokens - 1 >= step)
+    .map(({ promptTokenIds }) => promptTokenIds.length + step);
 }

@@ -4,14 +4,18 @@ import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 
 const STANDARD_DEVIATION = 0.02;
-/** Elements of one upload. */
-const SLICE = 2 ** 20;
+/** Values that a matrix is pieced together from: so many rows, and elements of a row. */
+const ROWS = 2 ** 13;
+const WIDTH = 2 ** 8;
+/** Rows that are copied at a time. */
+const SLICE_ROWS = 2 ** 18;
 
 /**
  * Random weights for `loadFormat: "dummy"`, the same for the same names, shapes, dtype and seed. To be fast for
- * billions of parameters, `normal` ones (mean 0, standard deviation 0.02) are slices, at pseudo-random offsets, of one
- * block of 2 M values: neighbours look independent, the whole is not. Fit for benchmarks and tests of the machinery,
- * not for statistics.
+ * billions of parameters, `normal` ones (mean 0, standard deviation 0.02) are pieced together on the device from the rows
+ * of one table of 2 M values in pseudo-random order: neighbours look independent, the whole is not. Fit for benchmarks and
+ * tests of the machinery, not for statistics.
+ * @param dtype that of the backend's activations
  */
 export function dummyWeights(
   specs: readonly ParameterSpec[],
@@ -19,29 +23,71 @@ export function dummyWeights(
   dtype: FloatDType,
   seed: number,
 ): Map<string, Tensor> {
-  const bytesPerElement = dtypeSize(dtype);
-  const ones = narrow(new Float32Array(SLICE).fill(1), dtype);
-  const normal = narrow(normalValues(2 * SLICE, seed), dtype);
-
-  const weights = new Map<string, Tensor>();
-  for (const spec of specs) {
-    const parameter = backend.empty(dtype, spec.shape);
-    weights.set(spec.name, parameter);
-    if (spec.dummy === "zeros") {
-      backend.fill(parameter, 0);
-      continue;
+  const source = new RandomTable(backend, dtype, seed);
+  try {
+    const weights = new Map<string, Tensor>();
+    for (const spec of specs) {
+      const parameter = backend.empty(dtype, spec.shape);
+      weights.set(spec.name, parameter);
+      if (spec.dummy === "zeros") backend.fill(parameter, 0);
+      else if (spec.dummy === "ones")
+        backend.upload(parameter, narrow(new Float32Array(parameter.size).fill(1), dtype));
+      else source.fill(parameter, Bun.hash.xxHash32(`${seed} ${spec.name}`));
     }
-    const elements = parameter.reshape(parameter.size);
-    const random = generator(Bun.hash.xxHash32(`${seed} ${spec.name}`));
-    for (let at = 0; at < parameter.size; at += SLICE) {
-      const end = Math.min(at + SLICE, parameter.size);
-      const offset = spec.dummy === "normal" ? Math.floor(random() * SLICE) : 0;
-      const block = spec.dummy === "normal" ? normal : ones;
-      const from = offset * bytesPerElement;
-      backend.upload(elements.rows(at, end), block.subarray(from, from + (end - at) * bytesPerElement));
-    }
+    return weights;
+  } finally {
+    source.dispose();
   }
-  return weights;
+}
+
+/** Normal values on the host, and on the device once something large is filled with them. */
+class RandomTable {
+  readonly #values: Uint8Array;
+  #table: Tensor | undefined;
+  #rows: Tensor | undefined;
+
+  constructor(
+    private readonly backend: Backend,
+    private readonly dtype: FloatDType,
+    seed: number,
+  ) {
+    this.#values = narrow(normalValues(ROWS * WIDTH, seed), dtype);
+  }
+
+  fill(target: Tensor, seed: number): void {
+    const random = generator(seed);
+    const draw = () => Math.floor(random() * ROWS);
+    const elements = target.reshape(target.size);
+    const whole = Math.floor(target.size / WIDTH);
+    for (let at = 0; at < whole; at += SLICE_ROWS) {
+      const count = Math.min(SLICE_ROWS, whole - at);
+      const slice = elements.rows(at * WIDTH, (at + count) * WIDTH).reshape(count, WIDTH);
+      const numbers = new Int32Array(count);
+      for (let i = 0; i < count; i++) numbers[i] = draw();
+      this.#copyRows(slice, numbers);
+    }
+    const rest = elements.rows(whole * WIDTH, target.size);
+    if (rest.size === 0) return;
+    const rowBytes = WIDTH * dtypeSize(this.dtype);
+    const from = draw() * rowBytes;
+    this.backend.upload(rest, this.#values.subarray(from, from + rest.byteLength));
+  }
+
+  dispose(): void {
+    for (const tensor of [this.#table, this.#rows]) tensor?.buffer.dispose();
+  }
+
+  #copyRows(target: Tensor, numbers: Int32Array): void {
+    const { backend } = this;
+    if (this.#table === undefined) {
+      this.#table = backend.empty(this.dtype, [ROWS, WIDTH]);
+      backend.upload(this.#table, this.#values);
+    }
+    this.#rows ??= backend.empty("int32", [SLICE_ROWS]);
+    const rows = this.#rows.rows(0, numbers.length);
+    backend.upload(rows, numbers);
+    backend.gatherRows(target, this.#table, rows);
+  }
 }
 
 /** Gaussian values by the Box–Muller transform. */

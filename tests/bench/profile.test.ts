@@ -1,75 +1,44 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { idleTimes, profile, summarize } from "../../bench/profile.ts";
-import { type Mark, Profiler } from "../../bench/profiling-backend.ts";
+import { Profiler } from "../../bench/profiling-backend.ts";
 import { streams } from "../../bench/workload.ts";
-import type { CapturedGraph } from "../../src/backend/backend.ts";
 import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
+import { FakeGpu } from "./fake-gpu.ts";
 
 setDefaultTimeout(300_000);
-
-/** A clock that only ops and fills move on, a millisecond each; graphs are ops called again. */
-class FakeGpu extends CpuBackend {
-  now = 0;
-  liveMarks = 0;
-
-  mark(): Mark & { readonly at: number } {
-    this.liveMarks++;
-    const { now } = this;
-    return {
-      at: now,
-      isDone: false,
-      elapsedSince: (start) => now - (start as Mark & { readonly at: number }).at,
-      dispose: () => {
-        this.liveMarks--;
-      },
-    };
-  }
-
-  capture(enqueue: () => void): CapturedGraph {
-    return { launch: enqueue, dispose: () => {} };
-  }
-
-  override fill(...args: Parameters<CpuBackend["fill"]>): void {
-    this.now++;
-    if (args[0].size < 2 ** 20) super.fill(...args);
-  }
-
-  override linear(...args: Parameters<CpuBackend["linear"]>): void {
-    this.now++;
-    super.linear(...args);
-  }
-
-  override attend(...args: Parameters<CpuBackend["attend"]>): void {
-    this.now += 3;
-    super.attend(...args);
-  }
-
-  override upload(...args: Parameters<CpuBackend["upload"]>): void {
-    this.now += 0.5;
-    super.upload(...args);
-  }
-}
 
 describe("profile", () => {
   test("finds steps, gaps and op classes of the embedded model", async () => {
     const gpu = new FakeGpu();
     const options = { maxModelLen: 64, maxNumSeqs: 2, enablePrefixCaching: false };
-    const { idle, decode } = await profile(undefined, options, [streams(2, 4, 6)], [2, 1], () => gpu);
+    const limits = { bytesPerSecond: 1e9, flopsPerSecond: 1e12 };
+    const openBackend = () => gpu;
+    const { idle, decode } = await profile(undefined, options, [streams(2, 4, 6)], [2, 1], {
+      limits,
+      openBackend,
+    });
     expect(gpu.liveMarks).toBe(0);
 
     // A prompt step and five decode steps; each of the latter uploads its rows first.
     expect(idle).toHaveLength(1);
-    expect(idle[0]).toMatchObject({ workload: "2 streams", steps: 6, p50: 500 });
+    expect(idle[0]).toMatchObject({ workload: "2x4+6", steps: 6, p50: 500 });
 
     const layers = 6;
     expect(decode.map(({ batch }) => batch)).toEqual([2, 1]);
-    for (const { classes, graphMilliseconds, opMilliseconds, contextTokens } of decode) {
+    for (const { classes, graphMilliseconds, opMilliseconds, contextTokens, limitMilliseconds } of decode) {
       const byName = Object.fromEntries(classes.map((entry) => [entry.class, entry]));
       expect(byName["attention"]).toMatchObject({ ops: layers, milliseconds: 3 * layers });
       expect(byName["linear"]).toMatchObject({ ops: 4 * layers, milliseconds: 4 * layers });
       expect(byName["LM head"]).toMatchObject({ ops: 1, milliseconds: 1 });
       // Greedy tokens are drawn with the LM head.
       expect(byName["sampling"]).toBeUndefined();
+      const parts = ["linear", "attention", "LM head"].map((name) => byName[name]!.limitMilliseconds!);
+      expect(Math.min(...parts)).toBeGreaterThan(0);
+      expect(limitMilliseconds).toBeCloseTo(
+        parts.reduce((total, part) => total + part),
+        9,
+      );
+      expect(byName["batch update"]!.limitMilliseconds).toBeUndefined();
       expect(graphMilliseconds).toBe(7 * layers + 1);
       expect(opMilliseconds).toBe(graphMilliseconds);
       expect(classes.reduce((total, { share }) => total + share, 0)).toBeCloseTo(1, 9);

@@ -1,6 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { type DeviceLimits, limitsOf, roofline } from "../../bench/roofline.ts";
+import { type DeviceLimits, decodeLimit, requestLengths, roofline } from "../../bench/roofline.ts";
 import { readWorkload } from "../../src/cli/bench/workload.ts";
 import { type ModelConfig, readModelConfig } from "../../src/models/config.ts";
 
@@ -10,10 +10,7 @@ const BENCH = join(import.meta.dir, "../../bench");
 const options = { maxNumSeqs: 256, maxNumBatchedTokens: 16384 };
 const small = readModelConfig(join(BENCH, "models/qwen3-0.6b"));
 const large = readModelConfig(join(BENCH, "models/qwen3-8b"));
-const requests = readWorkload(join(BENCH, "workloads/nano-vllm.json")).requests.map((request) => ({
-  prompt: request.promptTokenIds.length,
-  output: request.maxTokens,
-}));
+const requests = requestLengths(readWorkload(join(BENCH, "workloads/nano-vllm.json")));
 const copyRate: DeviceLimits = { bytesPerSecond: 4.3e12, flopsPerSecond: 700e12 };
 const readRate: DeviceLimits = { bytesPerSecond: 4.61e12, flopsPerSecond: 700e12 };
 
@@ -78,9 +75,15 @@ describe("roofline", () => {
     expect(kvTokens(windowed)).toBeCloseTo(8 + 9 + 10 + 10 + 10, 6);
   });
 
-  test("limits are known by the driver's name alone", () => {
-    expect(limitsOf("NVIDIA H200")?.bytesPerSecond).toBe(4.61e12);
-    expect(limitsOf("NVIDIA Unheard Of")).toBeUndefined();
-    expect(limitsOf(undefined)).toBeUndefined();
+  test("a decode step reads weights, heads and contexts once; a workload's steps add up to its roofline", () => {
+    const contexts = [33, 40, 7];
+    const { layers, attention, head, step } = decodeLimit(small, contexts, readRate);
+    expect(step).toBeCloseTo(layers + attention + head, 12);
+    const lengths = contexts.map((context) => ({ prompt: context - 1, output: 2 }));
+    const whole = roofline(small, lengths, readRate, options);
+    expect(whole.weightSeconds).toBeCloseTo(layers + head, 12);
+    expect(whole.kvSeconds).toBeCloseTo(attention, 12);
+    const windowed = { ...small, layerWindows: small.layerWindows.map(() => 10) };
+    expect(decodeLimit(windowed, contexts, readRate).attention).toBeCloseTo((attention * 27) / 80, 12);
   });
 });

@@ -38,6 +38,13 @@ export class FakeBackend {
     bytesOf(target).fill(byte);
   }
 
+  gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
+    const [from, to, { buffer, byteOffset, size }] = [bytesOf(x), bytesOf(out), rows];
+    const rowBytes = x.byteLength / x.dim(0);
+    for (const [i, row] of new Int32Array(buffer.host!, GUARD_BYTES + byteOffset, size).entries())
+      to.set(from.subarray(row * rowBytes, (row + 1) * rowBytes), i * rowBytes);
+  }
+
   /** Whether nothing was written outside of any tensor. */
   get guardsHold(): boolean {
     return this.#hosts.every(guardsHold);

@@ -1,0 +1,125 @@
+import type { AttentionSpec, BatchTensors, LayerCache } from "../src/backend/backend.ts";
+import { rotaryTable } from "../src/layers/rotary.ts";
+import type { CaseMemory, KernelCase } from "./kernel-case.ts";
+import { sum } from "./stats.ts";
+
+/** Heads of an attention layer. */
+export interface AttentionHeads {
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+}
+
+const BLOCK_SIZE = 16;
+const BYTES = 2;
+const NORM_EPS = 1e-6;
+const ROPE = { theta: 1e6, partialRotaryFactor: 1, scaling: { kind: "none" } } as const;
+
+/**
+ * `Backend.attend` of a decode step: one query a row, over contexts of these lengths in shuffled blocks. Each row's keys
+ * and values are read once; norm, rotation and the store of the new token are in the time and not in the bytes.
+ */
+export function decodeCase(
+  memory: CaseMemory,
+  group: string,
+  name: string,
+  heads: AttentionHeads,
+  contextLens: readonly number[],
+): KernelCase {
+  const tokenBytes = 2 * heads.numKvHeads * heads.headDim * BYTES;
+  const tokens = sum(contextLens);
+  const operands = memory.coldSets(tokens * tokenBytes);
+  return {
+    ...{ group, name, operands },
+    bytes: tokens * tokenBytes,
+    flops: 4 * tokens * heads.numHeads * heads.headDim,
+    prepare: () =>
+      attendLauncher(
+        memory,
+        heads,
+        contextLens,
+        contextLens.map(() => 1),
+        operands,
+      ),
+  };
+}
+
+/** `Backend.attend` of one whole prompt: each token sees those before it. */
+export function prefillCase(
+  memory: CaseMemory,
+  group: string,
+  heads: AttentionHeads,
+  length: number,
+): KernelCase {
+  const { numHeads, numKvHeads, headDim } = heads;
+  const operands = 2;
+  return {
+    ...{ group, name: `${length} tokens`, operands },
+    // Queries, keys and values in, the result out.
+    bytes: 2 * length * (numHeads + numKvHeads) * headDim * BYTES,
+    flops: 2 * length ** 2 * headDim * numHeads,
+    prepare: () => attendLauncher(memory, heads, [length], [length], operands),
+  };
+}
+
+/** Enqueues attention of rows with so many query tokens, at the ends of their contexts, on one of several caches. */
+function attendLauncher(
+  memory: CaseMemory,
+  { numHeads, numKvHeads, headDim }: AttentionHeads,
+  contextLens: readonly number[],
+  queryLens: readonly number[],
+  operands: number,
+): (i: number) => void {
+  const { backend } = memory;
+  const rows = contextLens.length;
+  const blocksOf = contextLens.map((length) => Math.ceil(length / BLOCK_SIZE));
+  const maxBlocks = Math.max(...blocksOf);
+  const order = shuffled(sum(blocksOf));
+  const [tables, positions, slotMapping] = [new Int32Array(rows * maxBlocks), [] as number[], [] as number[]];
+  const cuSeqlensQ = [0];
+  let next = 0;
+  for (const [row, length] of contextLens.entries()) {
+    const blocks = order.subarray(next, next + blocksOf[row]!);
+    next += blocks.length;
+    tables.set(blocks, row * maxBlocks);
+    for (let position = length - queryLens[row]!; position < length; position++) {
+      positions.push(position);
+      slotMapping.push(blocks[Math.floor(position / BLOCK_SIZE)]! * BLOCK_SIZE + (position % BLOCK_SIZE));
+    }
+    cuSeqlensQ.push(positions.length);
+  }
+  const numTokens = positions.length;
+  const batch: BatchTensors = {
+    ...{ numTokens, numRows: rows, blockSize: BLOCK_SIZE, maxQueryLen: Math.max(...queryLens) },
+    decodeRows: queryLens.filter((count) => count === 1).length,
+    tokenIds: memory.zeros("int32", numTokens),
+    positions: memory.ints(positions),
+    slotMapping: memory.ints(slotMapping),
+    cuSeqlensQ: memory.ints(cuSeqlensQ),
+    contextLens: memory.ints(contextLens),
+    rowSlots: memory.ints(Int32Array.from({ length: rows }, (_, row) => row)),
+    blockTables: memory.ints(tables, rows, maxBlocks),
+  };
+  const cosSin = memory.keep(rotaryTable(backend, headDim, Math.max(...contextLens), ROPE));
+  const spec: AttentionSpec = {
+    ...{ numHeads, numKvHeads, headDim, cosSin, scale: 1 / Math.sqrt(headDim), window: 0 },
+    headNorm: { query: memory.ones(headDim), key: memory.ones(headDim), eps: NORM_EPS },
+  };
+  const qkv = memory.random(numTokens, (numHeads + 2 * numKvHeads) * headDim);
+  const out = memory.empty(backend.activationDtype, numTokens, numHeads * headDim);
+  const pool = () => memory.random(order.length, numKvHeads, BLOCK_SIZE, headDim);
+  const caches = Array.from({ length: operands }, (): LayerCache => ({ keys: pool(), values: pool() }));
+  return (i) => backend.attend(out, qkv, caches[i % operands]!, batch, spec);
+}
+
+/** Whole numbers below `count` in an order without runs, the same every time. */
+function shuffled(count: number): Int32Array {
+  const order = Int32Array.from({ length: count }, (_, i) => i);
+  let state = 1;
+  for (let i = count - 1; i > 0; i--) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    const j = Math.floor((state / 2 ** 32) * (i + 1));
+    [order[i], order[j]] = [order[j]!, order[i]!];
+  }
+  return order;
+}

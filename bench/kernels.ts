@@ -1,0 +1,147 @@
+/**
+ * Each kernel's time beside the least it could take on this GPU: what it must read at the read ceiling, or what it must
+ * compute at the matrix rate, both measured in the same run. Through `Backend`, so that what is timed is what the engine
+ * runs, over memory that no cache holds.
+ *
+ *   bun run bench:kernels                                   all cases
+ *   bun run bench:kernels --only decode --only "linear 8B"  those whose line has one of these texts
+ *   bun run bench:kernels --json FILE                       writes a record, see bench/results/README.md
+ */
+import { join } from "node:path";
+import type { ModelShape } from "../src/backend/backend.ts";
+import { CudaBackend } from "../src/backend/cuda/cuda-backend.ts";
+import { createCommand, runCommand } from "../src/cli/command.ts";
+import { listValue } from "../src/cli/flag-values.ts";
+import { openCuda } from "../src/cuda/open-cuda.ts";
+import { rotaryDim } from "../src/layers/rotary.ts";
+import { readModelConfig } from "../src/models/config.ts";
+import { type AttentionHeads, decodeCase, prefillCase } from "./attention-cases.ts";
+import { describeCeilings, measureCeilings } from "./ceilings.ts";
+import { CaseMemory, type KernelCase, type KernelTime, timeCase } from "./kernel-case.ts";
+import { linearCases } from "./linear-cases.ts";
+import { describeMachine, makeRecord, writeRecord } from "./record.ts";
+import { rowCases } from "./row-cases.ts";
+import { headCases, samplingCases } from "./sampling-cases.ts";
+import { contextLengths, recordedWorkload } from "./workload.ts";
+
+interface Flags {
+  readonly only?: readonly string[];
+  readonly list?: true;
+  readonly json?: string;
+}
+
+const MODELS = { "0.6B": model("qwen3-0.6b"), "8B": model("qwen3-8b") } as const;
+/** Head shapes beside those of the models: of Llama 3.2 1B, and of Gemma 2 9B. */
+const OTHER_HEADS: Readonly<Record<string, AttentionHeads>> = {
+  d64: { numHeads: 32, numKvHeads: 8, headDim: 64 },
+  d256: { numHeads: 16, numKvHeads: 8, headDim: 256 },
+};
+const WORKLOAD_STEPS = [1, 150, 500];
+const PROMPT_LENGTHS = [2048, 8192, 16384, 32768];
+
+/** A group's cases on memory of their own. */
+type Group = (memory: CaseMemory) => KernelCase[];
+
+const command = createCommand("bench:kernels")
+  .description("Measures kernels beside what the GPU can do.")
+  .option("--only <text>", "cases whose line has this text; may be repeated", listValue)
+  .option("--list", "print the cases and run none")
+  .option("--json <file>", "write a record");
+command.action(async ({ only = [""], list, json }: Flags) => {
+  const wanted = ({ group, name }: KernelCase) => only.some((text) => `${group}: ${name}`.includes(text));
+  if (list) {
+    const nothing = new CaseMemory({ activationDtype: "bfloat16" } as CudaBackend);
+    for (const each of groups()
+      .flatMap((group) => group(nothing))
+      .filter(wanted))
+      console.log(`${each.group}: ${each.name}`);
+    return;
+  }
+  const machine = describeMachine();
+  const cuda = openCuda();
+  const limits = measureCeilings(cuda);
+  console.log(`${machine.gpu}: ${describeCeilings(limits)}`);
+  const backend = new CudaBackend(cuda, "bfloat16");
+  const kernels: KernelTime[] = [];
+  try {
+    await Promise.all(shapes().map((shape) => backend.prepare(shape)));
+    for (const group of groups()) {
+      using memory = new CaseMemory(backend);
+      for (const each of group(memory).filter(wanted)) {
+        kernels.push(timeCase(backend, each, limits));
+        console.log(describeKernel(kernels.at(-1)!));
+      }
+    }
+  } finally {
+    backend.dispose();
+  }
+  if (json === undefined) return;
+  const run = { benchmark: "kernels", model: "random operands", options: { only } };
+  writeRecord(json, makeRecord(run, { limits, kernels }, machine));
+  console.log(`wrote ${json}`);
+});
+await runCommand(command, process.argv.slice(2));
+
+function groups(): Group[] {
+  const models = Object.entries(MODELS);
+  const attention: [string, AttentionHeads][] = [...models, ...Object.entries(OTHER_HEADS)];
+  const workload = recordedWorkload(join(import.meta.dir, "workloads/nano-vllm.json"));
+  const contexts: [string, number[]][] = [
+    ...WORKLOAD_STEPS.map((step): [string, number[]] => {
+      const lengths = contextLengths(workload, step);
+      return [`${workload.name} step ${step}, ${lengths.length} rows`, lengths];
+    }),
+    ["1 × 32768", [32768]],
+    ["16 × 16384", Array<number>(16).fill(16384)],
+  ];
+  return [
+    ...models.map(
+      ([name, config]) =>
+        (memory: CaseMemory) =>
+          linearCases(memory, name, config),
+    ),
+    ...attention.flatMap(([name, heads]) =>
+      contexts.map(([context, lengths]) => (memory: CaseMemory) => [
+        decodeCase(memory, `decode attention ${name}`, context, heads, lengths),
+      ]),
+    ),
+    ...attention.flatMap(([name, heads]) =>
+      PROMPT_LENGTHS.map((length) => (memory: CaseMemory) => [
+        prefillCase(memory, `prefill attention ${name}`, heads, length),
+      ]),
+    ),
+    ...models.map(
+      ([, { hiddenSize }]) =>
+        (memory: CaseMemory) =>
+          rowCases(memory, hiddenSize),
+    ),
+    ...models.map(
+      ([name, config]) =>
+        (memory: CaseMemory) =>
+          headCases(memory, name, config),
+    ),
+    (memory) => samplingCases(memory, MODELS["0.6B"].vocabSize),
+  ];
+}
+
+/** What kernels are compiled for, ahead and in parallel. */
+function shapes(): ModelShape[] {
+  const blockSize = 16;
+  const models = Object.values(MODELS).map((config) => ({
+    ...{ ...config, blockSize, rotaryDim: rotaryDim(config.headDim, config.rope) },
+  }));
+  const others = Object.values(OTHER_HEADS).map((heads) => ({
+    ...{ ...models[0]!, ...heads, rotaryDim: heads.headDim },
+  }));
+  return [...models, ...others];
+}
+
+function model(name: string) {
+  return readModelConfig(join(import.meta.dir, "models", name));
+}
+
+function describeKernel({ group, name, bytes, flops, microseconds, limitMicroseconds, share }: KernelTime) {
+  const rate = `${(bytes / microseconds / 1e6).toFixed(2)} TB/s ${(flops / microseconds / 1e6).toFixed(0).padStart(4)} TFLOP/s`;
+  const times = `${microseconds.toFixed(2).padStart(9)} µs  limit ${limitMicroseconds.toFixed(2).padStart(9)} µs`;
+  return `${group.padEnd(26)} ${name.padEnd(32)} ${times}  ${rate}  ${(100 * share).toFixed(1).padStart(5)}%`;
+}
