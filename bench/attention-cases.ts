@@ -10,7 +10,8 @@ export interface AttentionHeads {
   readonly headDim: number;
 }
 
-const BLOCK_SIZE = 16;
+/** Tokens of a KV block: the engine's default. */
+export const BLOCK_SIZE = 16;
 const BYTES = 2;
 const NORM_EPS = 1e-6;
 const ROPE = { theta: 1e6, partialRotaryFactor: 1, scaling: { kind: "none" } } as const;

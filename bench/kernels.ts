@@ -12,10 +12,11 @@ import type { ModelShape } from "../src/backend/backend.ts";
 import { CudaBackend } from "../src/backend/cuda/cuda-backend.ts";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { listValue } from "../src/cli/flag-values.ts";
+import { Context } from "../src/cuda/context.ts";
 import { openCuda } from "../src/cuda/open-cuda.ts";
 import { rotaryDim } from "../src/layers/rotary.ts";
 import { readModelConfig } from "../src/models/config.ts";
-import { type AttentionHeads, decodeCase, prefillCase } from "./attention-cases.ts";
+import { type AttentionHeads, BLOCK_SIZE, decodeCase, prefillCase } from "./attention-cases.ts";
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
 import { CaseMemory, type KernelCase, type KernelTime, timeCase } from "./kernel-case.ts";
 import { linearCases } from "./linear-cases.ts";
@@ -39,8 +40,15 @@ const OTHER_HEADS: Readonly<Record<string, AttentionHeads>> = {
 const WORKLOAD_STEPS = [1, 150, 500];
 const PROMPT_LENGTHS = [2048, 8192, 16384, 32768];
 
-/** A group's cases on memory of their own. */
+/** Cases that share memory of their own. */
 type Group = (memory: CaseMemory) => KernelCase[];
+
+/** The groups of one model on a backend of their own: it remembers weights, and how they are multiplied by best. */
+interface Section {
+  /** What kernels are compiled for ahead, in parallel. */
+  readonly shape: ModelShape;
+  readonly groups: readonly Group[];
+}
 
 const command = createCommand("bench:kernels")
   .description("Measures kernels beside what the GPU can do.")
@@ -49,31 +57,35 @@ const command = createCommand("bench:kernels")
   .option("--json <file>", "write a record");
 command.action(async ({ only = [""], list, json }: Flags) => {
   const wanted = ({ group, name }: KernelCase) => only.some((text) => `${group}: ${name}`.includes(text));
+  const unmade = new CaseMemory({ activationDtype: "bfloat16" } as CudaBackend);
+  const selected = sections().map(({ shape, groups }) => ({
+    ...{ shape, groups: groups.filter((group) => group(unmade).some(wanted)) },
+  }));
   if (list) {
-    const nothing = new CaseMemory({ activationDtype: "bfloat16" } as CudaBackend);
-    for (const each of groups()
-      .flatMap((group) => group(nothing))
-      .filter(wanted))
-      console.log(`${each.group}: ${each.name}`);
+    const all = selected.flatMap(({ groups }) => groups.flatMap((group) => group(unmade)));
+    for (const { group, name } of all.filter(wanted)) console.log(`${group}: ${name}`);
     return;
   }
   const machine = describeMachine();
   const cuda = openCuda();
+  using _ = Context.retain(cuda.driver.api, cuda.device);
   const limits = measureCeilings(cuda);
   console.log(`${machine.gpu}: ${describeCeilings(limits)}`);
-  const backend = new CudaBackend(cuda, "bfloat16");
   const kernels: KernelTime[] = [];
-  try {
-    await Promise.all(shapes().map((shape) => backend.prepare(shape)));
-    for (const group of groups()) {
-      using memory = new CaseMemory(backend);
-      for (const each of group(memory).filter(wanted)) {
-        kernels.push(timeCase(backend, each, limits));
-        console.log(describeKernel(kernels.at(-1)!));
+  for (const { shape, groups } of selected.filter((section) => section.groups.length > 0)) {
+    const backend = new CudaBackend(cuda, "bfloat16");
+    try {
+      await backend.prepare(shape);
+      for (const group of groups) {
+        using memory = new CaseMemory(backend);
+        for (const each of group(memory).filter(wanted)) {
+          kernels.push(timeCase(backend, each, limits));
+          console.log(describeKernel(kernels.at(-1)!));
+        }
       }
+    } finally {
+      backend.dispose();
     }
-  } finally {
-    backend.dispose();
   }
   if (json === undefined) return;
   const run = { benchmark: "kernels", model: "random operands", options: { only } };
@@ -82,9 +94,25 @@ command.action(async ({ only = [""], list, json }: Flags) => {
 });
 await runCommand(command, process.argv.slice(2));
 
-function groups(): Group[] {
-  const models = Object.entries(MODELS);
-  const attention: [string, AttentionHeads][] = [...models, ...Object.entries(OTHER_HEADS)];
+function sections(): Section[] {
+  const models = Object.entries(MODELS).map(([name, config]): Section => {
+    const shape = { ...config, blockSize: BLOCK_SIZE, rotaryDim: rotaryDim(config.headDim, config.rope) };
+    const others: Group[] = [
+      (memory) => linearCases(memory, name, config),
+      (memory) => rowCases(memory, config.hiddenSize),
+      (memory) => headCases(memory, name, config),
+    ];
+    return { shape, groups: [...others, ...attentionGroups(name, config)] };
+  });
+  const { shape } = models[0]!;
+  const heads = Object.entries(OTHER_HEADS).map(([name, other]) => ({
+    ...{ shape: { ...shape, ...other, rotaryDim: other.headDim }, groups: attentionGroups(name, other) },
+  }));
+  const draws: Group = (memory) => samplingCases(memory, MODELS["0.6B"].vocabSize);
+  return [...models, ...heads, { shape, groups: [draws] }];
+}
+
+function attentionGroups(name: string, heads: AttentionHeads): Group[] {
   const workload = recordedWorkload(join(import.meta.dir, "workloads/nano-vllm.json"));
   const contexts: [string, number[]][] = [
     ...WORKLOAD_STEPS.map((step): [string, number[]] => {
@@ -95,45 +123,13 @@ function groups(): Group[] {
     ["16 × 16384", Array<number>(16).fill(16384)],
   ];
   return [
-    ...models.map(
-      ([name, config]) =>
-        (memory: CaseMemory) =>
-          linearCases(memory, name, config),
-    ),
-    ...attention.flatMap(([name, heads]) =>
-      contexts.map(([context, lengths]) => (memory: CaseMemory) => [
-        decodeCase(memory, `decode attention ${name}`, context, heads, lengths),
-      ]),
-    ),
-    ...attention.flatMap(([name, heads]) =>
-      PROMPT_LENGTHS.map((length) => (memory: CaseMemory) => [
-        prefillCase(memory, `prefill attention ${name}`, heads, length),
-      ]),
-    ),
-    ...models.map(
-      ([, { hiddenSize }]) =>
-        (memory: CaseMemory) =>
-          rowCases(memory, hiddenSize),
-    ),
-    ...models.map(
-      ([name, config]) =>
-        (memory: CaseMemory) =>
-          headCases(memory, name, config),
-    ),
-    (memory) => samplingCases(memory, MODELS["0.6B"].vocabSize),
+    ...contexts.map(([context, lengths]) => (memory: CaseMemory) => [
+      decodeCase(memory, `decode attention ${name}`, context, heads, lengths),
+    ]),
+    ...PROMPT_LENGTHS.map((length) => (memory: CaseMemory) => [
+      prefillCase(memory, `prefill attention ${name}`, heads, length),
+    ]),
   ];
-}
-
-/** What kernels are compiled for, ahead and in parallel. */
-function shapes(): ModelShape[] {
-  const blockSize = 16;
-  const models = Object.values(MODELS).map((config) => ({
-    ...{ ...config, blockSize, rotaryDim: rotaryDim(config.headDim, config.rope) },
-  }));
-  const others = Object.values(OTHER_HEADS).map((heads) => ({
-    ...{ ...models[0]!, ...heads, rotaryDim: heads.headDim },
-  }));
-  return [...models, ...others];
 }
 
 function model(name: string) {
