@@ -15,11 +15,11 @@ const PLAIN: SlotSampling = {
   ...{ repetitionPenalty: 1, presencePenalty: 0, frequencyPenalty: 0, seed: 1n },
   ...{ logitBias: [], bannedTokens: [], bannedUntil: 0, allowedTokenIds: undefined, badWords: [] },
 };
-/** The ways to draw. */
-const MODES: Readonly<Record<string, SlotSampling>> = {
-  greedy: { ...PLAIN, temperature: 0 },
-  temperature: PLAIN,
-  "top-k + top-p": { ...PLAIN, topK: 50, topP: 0.9 },
+/** The ways to draw; `plain` ones need no logits. */
+const MODES: Readonly<Record<string, { readonly sampling: SlotSampling; readonly plain: boolean }>> = {
+  greedy: { sampling: { ...PLAIN, temperature: 0 }, plain: true },
+  temperature: { sampling: PLAIN, plain: true },
+  "top-k + top-p": { sampling: { ...PLAIN, topK: 50, topP: 0.9 }, plain: false },
 };
 /** Logits by the rank of a token: nearly equal ones are hardest to cut, a long tail is what text is like. */
 const LOGITS: Readonly<Record<string, (rank: number) => number>> = {
@@ -31,7 +31,7 @@ const SLOT_TOKENS = 4096;
 /** Ranks are spread over the vocabulary by a multiplier without common factors. */
 const RANK_STEP = 48271;
 
-/** Final norm, LM head and draw, as a decode step ends. The head's weights come from memory, logits are in between. */
+/** Final norm, LM head and draw, as a decode step ends. The head's weights come from memory. */
 export function headCases(
   memory: CaseMemory,
   modelName: string,
@@ -43,7 +43,7 @@ export function headCases(
   const operands = memory.coldSets(bytes);
   const heads: Tensor[] = [];
   return rowCounts.flatMap((rows) =>
-    Object.entries(MODES).map(([mode, sampling]) => ({
+    Object.entries(MODES).map(([mode, { sampling, plain }]) => ({
       ...{ group: `LM head and sampling ${modelName}`, name: `${mode}, ${rows} rows` },
       ...{ bytes, flops: rows * bytes, operands },
       prepare: () => {
@@ -51,15 +51,17 @@ export function headCases(
         const hidden = memory.random(rows, hiddenSize);
         const norm = { weight: memory.ones(hiddenSize), eps: NORM_EPS };
         const logits = memory.zeros("float32", rows, vocabSize);
-        const draw = drawing(memory, rows, vocabSize, sampling);
-        const head = (i: number) =>
-          backend.linear(logits, hidden, denseWeight(heads[i % operands]!), { norm });
-        for (let i = 0; i < operands; i++) head(i);
-        backend.tuneLinear?.([rows]);
-        return (i: number) => {
-          head(i);
-          draw(logits);
+        const { out, samples, slots } = drawing(memory, rows, vocabSize, sampling);
+        const launch = (i: number) => {
+          const weight = denseWeight(heads[i % operands]!);
+          if (plain) return backend.drawTokens(out, hidden, { weight, norm }, logits, samples, slots);
+          backend.linear(logits, hidden, weight, { norm });
+          backend.processLogits(logits, logits, samples, slots);
+          backend.sample(out, logits, logits, samples, slots);
         };
+        for (let i = 0; i < operands; i++) launch(i);
+        backend.tuneLinear?.([rows]);
+        return launch;
       },
     })),
   );
@@ -70,7 +72,7 @@ export function samplingCases(memory: CaseMemory, vocabSize: number, rowCounts =
   const { backend } = memory;
   return rowCounts.flatMap((rows) =>
     Object.entries(LOGITS).flatMap(([shape, logitOf]) =>
-      Object.entries(MODES).map(([mode, sampling]) => ({
+      Object.entries(MODES).map(([mode, { sampling }]) => ({
         ...{ group: "sampling", name: `${mode}, ${shape} logits, ${rows} rows` },
         ...{ bytes: 4 * rows * vocabSize, flops: 0, operands: 1 },
         prepare: () => {
@@ -79,21 +81,25 @@ export function samplingCases(memory: CaseMemory, vocabSize: number, rowCounts =
             logitOf((i * RANK_STEP) % vocabSize),
           );
           for (let i = 0; i < rows; i++) backend.upload(logits.rows(i, i + 1), row);
-          const draw = drawing(memory, rows, vocabSize, sampling);
-          return () => draw(logits);
+          const { out, samples, slots } = drawing(memory, rows, vocabSize, sampling);
+          return () => {
+            backend.processLogits(logits, logits, samples, slots);
+            backend.sample(out, logits, logits, samples, slots);
+          };
         },
       })),
     ),
   );
 }
 
-/** Processing and a draw for each row, with slots of their own. */
-function drawing(
-  memory: CaseMemory,
-  rows: number,
-  vocabSize: number,
-  sampling: SlotSampling,
-): (logits: Tensor) => void {
+/** What a draw for each row reads and writes besides logits. Each row has a slot of its own. */
+interface Drawing {
+  readonly out: Tensor;
+  readonly samples: SampleRows;
+  readonly slots: SlotTensors;
+}
+
+function drawing(memory: CaseMemory, rows: number, vocabSize: number, sampling: SlotSampling): Drawing {
   const { backend } = memory;
   const record = packSlotRecord(sampling, vocabSize);
   const params = memory.empty("uint32", rows, SLOT_WORDS);
@@ -117,9 +123,5 @@ function drawing(
     positions: memory.zeros("int32", rows),
     tokenIndices: memory.ints(numbers),
   };
-  const sampled = memory.empty("int32", rows);
-  return (logits) => {
-    backend.processLogits(logits, logits, samples, slots);
-    backend.sample(sampled, logits, samples, slots);
-  };
+  return { out: memory.empty("int32", rows), samples, slots };
 }
