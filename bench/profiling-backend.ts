@@ -35,6 +35,7 @@ type Support =
       | "name"
       | "activationDtype"
       | "allocate"
+      | "allocateShared"
       | "empty"
       | "upload"
       | "bulkUpload"
@@ -42,7 +43,7 @@ type Support =
       | "readback"
       | "fill"
     )
-  | ("synchronize" | "memory" | "prepare" | "tuneLinear" | "capture" | "dispose");
+  | ("fence" | "synchronize" | "memory" | "prepare" | "tuneLinear" | "capture" | "dispose");
 
 const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   embedding: "embedding",
@@ -55,6 +56,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   attend: "attention",
   joinSlots: "batch update",
   prepareBatch: "batch update",
+  post: "batch update",
   scatter: "batch update",
   processLogits: "sampling",
   sample: "sampling",
@@ -124,7 +126,7 @@ export class Profiler {
     });
   };
 
-  /** The times of the steps that `run` takes. A step ends where its tokens are read back; one that reads none goes on. */
+  /** The times of the steps that `run` takes. A step ends where the host will wait for it. */
   async steps(run: () => Promise<unknown>): Promise<StepTime[]> {
     this.#mode = "steps";
     await run();
@@ -218,13 +220,13 @@ export class Profiler {
     for (let i = 0; i < this.#fills; i++) backend.fill(this.#filler!, i & 255);
   }
 
-  /** Steps that are not graphs begin with `prepareBatch` and end where the drawn tokens are read back. */
+  /** Steps that are not graphs begin with `prepareBatch` and end where the host marks their end. */
   #before(backend: TimedBackend, name: PropertyKey): void {
     if (this.#mode !== "steps" || this.#capturing) return;
     const last = this.#spans.at(-1);
     const open = last !== undefined && last.end === undefined;
     if (name === "prepareBatch" && !open) this.#spans.push({ start: backend.mark() });
-    if (name === "readback" && open) last.end = backend.mark();
+    if (name === "fence" && open) last.end = backend.mark();
   }
 
   #after(backend: TimedBackend, name: PropertyKey, opClass: OpClass, [out]: unknown[]): void {

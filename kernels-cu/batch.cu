@@ -1,19 +1,25 @@
 // join_slots: sequences take slots.  prepare_batch: the step's rows become metadata, and their slots advance.  scatter:
-// host values into slot tables.
+// host values into slot tables.  post: a step's results go to the host.
 //
-//   rows             int32 [num_rows, ROW_WORDS]    joins  int32 [grid, JOIN_WORDS]
+//   inbox            int32 [areas, area_words]: an area begins with int32 [num_rows, ROW_WORDS]   outbox the same, of results
+//   steps            uint32 [1]: steps begun; step s has area s mod areas, a power of two
+//   joins            int32 [grid, JOIN_WORDS]
 //   tokens           int32 [slots, capacity]        lengths, num_computed  int32 [slots]
 //   block_tables     int32 [slots, max_blocks]      counts uint32 [slots, vocab]
 //   token_ids, positions, slot_mapping  int32 [num_tokens]
 //   cu_seqlens_q     int32 [num_rows + 1]           context_lens, row_slots  int32 [num_rows]
 //   sample_slots, sample_positions, sample_tokens  int32 [samples]: at the index that a row says
 //
+// Inbox and outbox lie in the host's memory. A load from there takes over a microsecond, so prepare_batch has all of them
+// under way at once, and a store ends with the kernel, when the host may read.
+//
 // Parallelisation: prepare_batch: one block, so that no thread reads where a slot starts after another has advanced it; it
-// scans all rows' counts into shared memory, and each thread finds its tokens' rows by bisection. The launch depends on
-// the numbers of rows and tokens alone. scatter: a thread an entry. join_slots: one block a slot, as clearing its counts
+// scans all rows' counts in shared memory, and each thread finds its tokens' rows by bisection. The launch depends on
+// the numbers of rows and tokens alone. scatter, post: a thread an entry. join_slots: one block a slot, as clearing its counts
 // must precede counting.
-// Why this version: one kernel instead of a scan, an expansion and an update. A step of 16384 tokens gives each thread 16,
-// which is nothing beside the layers of such a step; a decode step gives it one.
+// Why this version: one kernel instead of a copy from the host, a scan, an expansion and an update. A copy ahead of the
+// kernel costs more than the step's whole pause: the GPU changes to a copy engine and back. A step of 16384 tokens gives
+// each thread 16, which is nothing beside the layers of such a step; a decode step gives it one.
 // Tokens past the last row's are padding: id 0, position 0, slot mapping −1, where nothing is stored.
 #include "slot.cuh"
 
@@ -24,40 +30,69 @@
 #error "PREPARE_THREADS comes from src/backend/cuda/ops/batch.ts"
 #endif
 
-// A row to compute, of rows int32 [num_rows, ROW_WORDS].
-struct Row {
-  int32 slot, count, sample;
-};
-__device__ __forceinline__ Row load_row(const int32* rows, int row) {
-  const int32* words = rows + row * ROW_WORDS;
-  return {words[ROW_WORD_SLOT], words[ROW_WORD_COUNT], words[ROW_WORD_SAMPLE]};
+// A step's area of inbox or outbox.
+template <typename T>
+__device__ __forceinline__ T* area_of(T* areas_start, uint32 step, int areas, int area_words) {
+  return areas_start + static_cast<int64>(step & (areas - 1)) * area_words;
 }
 
-// Exclusive sums of the rows' counts into offsets[num_rows + 1]. All threads call; offsets are ready on return.
-__device__ __forceinline__ void scan_counts(int32* offsets, const int32* rows, int num_rows) {
+__device__ __forceinline__ int32 load_from_host(const int32* p) {
+  int32 word;
+  asm volatile("ld.relaxed.sys.global.s32 %0, [%1];" : "=r"(word) : "l"(p));
+  return word;
+}
+
+// Copies `count` words of the host's memory. All threads call; the copy is complete after the next barrier.
+__device__ __forceinline__ void copy_from_host(int32* target, const int32* source, int count) {
+  constexpr int IN_FLIGHT = 8;
+  for (int base = threadIdx.x; base < count; base += IN_FLIGHT * blockDim.x) {
+    int32 words[IN_FLIGHT];
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      const int at = base + i * blockDim.x;
+      words[i] = at < count ? load_from_host(source + at) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      const int at = base + i * blockDim.x;
+      if (at < count) target[at] = words[i];
+    }
+  }
+}
+
+// A row to compute, and what takes its record's place once it has been read.
+constexpr int ROW_OFFSET = ROW_WORD_COUNT;  // its first token's index in the batch
+constexpr int ROW_START = ROW_WORD_SAMPLE;  // and that token's position
+struct Row {
+  int32 slot, count, sample, block_index, block;
+};
+__device__ __forceinline__ Row load_row(const int32* records, int row) {
+  const int32* words = records + row * ROW_WORDS;
+  return {words[ROW_WORD_SLOT], words[ROW_WORD_COUNT], words[ROW_WORD_SAMPLE], words[ROW_WORD_BLOCK_INDEX],
+          words[ROW_WORD_BLOCK]};
+}
+
+// The sum of `value` over the threads before this one, and over all. All threads call.
+struct Sums {
+  int before, total;
+};
+__device__ __forceinline__ Sums scan_block(int value) {
   __shared__ int32 warp_totals[WARP];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-  int carry = 0;
-  for (int base = 0; base < num_rows; base += blockDim.x) {
-    const int row = base + threadIdx.x;
-    int sum = row < num_rows ? load_row(rows, row).count : 0;
-    for (int offset = 1; offset < WARP; offset *= 2) {
-      const int below = __shfl_up_sync(FULL_MASK, sum, offset);
-      if (lane >= offset) sum += below;
-    }
-    if (lane == WARP - 1) warp_totals[warp] = sum;
-    __syncthreads();
-    int total = 0;
-    for (int i = 0; i < warps; i++) {
-      if (i < warp) sum += warp_totals[i];
-      total += warp_totals[i];
-    }
-    if (row < num_rows) offsets[row + 1] = carry + sum;
-    carry += total;
-    __syncthreads();
+  int sum = value;
+  for (int offset = 1; offset < WARP; offset *= 2) {
+    const int below = __shfl_up_sync(FULL_MASK, sum, offset);
+    if (lane >= offset) sum += below;
   }
-  if (threadIdx.x == 0) offsets[0] = 0;
   __syncthreads();
+  if (lane == WARP - 1) warp_totals[warp] = sum;
+  __syncthreads();
+  int total = 0;
+  for (int i = 0; i < warps; i++) {
+    if (i < warp) sum += warp_totals[i];
+    total += warp_totals[i];
+  }
+  return {sum - value, total};
 }
 
 extern "C" __global__ void join_slots(int32* __restrict__ lengths, int32* __restrict__ num_computed,
@@ -90,57 +125,77 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
     prepare_batch(int32* __restrict__ token_ids, int32* __restrict__ positions, int32* __restrict__ slot_mapping,
                   int32* __restrict__ cu_seqlens_q, int32* __restrict__ context_lens, int32* __restrict__ row_slots,
                   int32* __restrict__ sample_slots, int32* __restrict__ sample_positions,
-                  int32* __restrict__ sample_tokens, int32* __restrict__ num_computed, const int32* __restrict__ rows,
-                  const int32* __restrict__ tokens, const int32* __restrict__ lengths,
-                  const int32* __restrict__ block_tables, int32 num_tokens, int32 num_rows, int32 capacity,
-                  int32 max_blocks, int32 block_size) {
-  extern __shared__ int32 shared[];
-  int32* offsets = shared;                // [num_rows + 1]
-  int32* starts = shared + num_rows + 1;  // [num_rows]
+                  int32* __restrict__ sample_tokens, int32* num_computed, int32* block_tables, uint32* steps,
+                  const int32* inbox, const int32* tokens, const int32* lengths, int32 num_tokens, int32 num_rows,
+                  int32 capacity, int32 max_blocks, int32 block_size, int32 areas, int32 area_words) {
+  extern __shared__ int32 records[];  // [num_rows, ROW_WORDS]
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
-  scan_counts(offsets, rows, num_rows);
+  const uint32 step = load_coherent(steps);
+  copy_from_host(records, area_of(inbox, step, areas, area_words), num_rows * ROW_WORDS);
+  __syncthreads();
+  if (threadIdx.x == 0) *steps = step + 1;
 
-  for (int i = threadIdx.x; i < num_rows; i += blockDim.x) {
-    const Row row = load_row(rows, i);
-    const int start = num_computed[row.slot], end = start + row.count;
-    starts[i] = start;
-    cu_seqlens_q[i] = offsets[i];
+  int first_token = 0;
+  for (int base = 0; base < num_rows; base += blockDim.x) {
+    const int i = base + threadIdx.x;
+    const Row row = i < num_rows ? load_row(records, i) : Row{};
+    const Sums counts = scan_block(row.count);
+    const int offset = first_token + counts.before;
+    first_token += counts.total;
+    if (i >= num_rows) continue;
+    const int start = load_coherent(num_computed + row.slot), end = start + row.count;
+    records[i * ROW_WORDS + ROW_OFFSET] = offset;
+    records[i * ROW_WORDS + ROW_START] = start;
+    cu_seqlens_q[i] = offset;
     row_slots[i] = row.slot;
     context_lens[i] = end;
     if (row.sample >= 0) {
       sample_slots[row.sample] = row.slot;
       sample_positions[row.sample] = end - 1;
-      sample_tokens[row.sample] = offsets[i + 1] - 1;
+      sample_tokens[row.sample] = offset + row.count - 1;
     }
+    if (row.block_index >= 0)
+      block_tables[static_cast<int64>(row.slot) * max_blocks + row.block_index] = row.block;
     // Only a vacant slot has several rows, and it stays where it is.
-    if (lengths[row.slot] > 0) num_computed[row.slot] = end;
+    if (load_coherent(lengths + row.slot) > 0) num_computed[row.slot] = end;
   }
-  if (threadIdx.x == 0) cu_seqlens_q[num_rows] = offsets[num_rows];
+  if (threadIdx.x == 0) cu_seqlens_q[num_rows] = first_token;
   __syncthreads();
 
   for (int token = threadIdx.x; token < num_tokens; token += blockDim.x) {
-    if (token >= offsets[num_rows]) {
+    if (token >= first_token) {
       token_ids[token] = 0;
       positions[token] = 0;
       slot_mapping[token] = -1;
       continue;
     }
-    // The row with offsets[row] <= token < offsets[row + 1].
+    // The last row whose offset is <= token.
     int row = 0;
     for (int end = num_rows; end - row > 1;) {
       const int middle = (row + end) / 2;
-      if (offsets[middle] <= token)
+      if (records[middle * ROW_WORDS + ROW_OFFSET] <= token)
         row = middle;
       else
         end = middle;
     }
-    const int64 slot = load_row(rows, row).slot;
-    const int position = starts[row] + token - offsets[row];
-    token_ids[token] = tokens[slot * capacity + position];
+    const int32* record = records + row * ROW_WORDS;
+    const int64 slot = record[ROW_WORD_SLOT];
+    const int position = record[ROW_START] + token - record[ROW_OFFSET];
+    const int block = load_coherent(block_tables + slot * max_blocks + position / block_size);
+    token_ids[token] = load_coherent(tokens + slot * capacity + position);
     positions[token] = position;
-    slot_mapping[token] = block_tables[slot * max_blocks + position / block_size] * block_size + position % block_size;
+    slot_mapping[token] = block * block_size + position % block_size;
   }
+}
+
+// The outbox area of the step that was begun last becomes results[count].
+extern "C" __global__ void post(uint32* __restrict__ outbox, const uint32* results, const uint32* steps, int32 areas,
+                                int32 area_words, int32 count) {
+  GRID_DEPENDENCY_LAUNCH();
+  GRID_DEPENDENCY_WAIT();
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) area_of(outbox, load_coherent(steps) - 1, areas, area_words)[i] = load_coherent(results + i);
 }
 
 // target[indices[i]] = values[i]; the indices must differ.

@@ -121,6 +121,14 @@ __device__ __forceinline__ uint4 load16_coherent(const void* p) {
                : "memory");
   return v;
 }
+__device__ __forceinline__ uint32 load_coherent(const uint32* p) {
+  uint32 word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(p) : "memory");
+  return word;
+}
+__device__ __forceinline__ int32 load_coherent(const int32* p) {
+  return static_cast<int32>(load_coherent(reinterpret_cast<const uint32*>(p)));
+}
 #if !defined(DTYPE_F32)
 __device__ __forceinline__ elem_t load_coherent(const elem_t* p) {
   elem_t x;

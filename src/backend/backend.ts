@@ -21,6 +21,11 @@ export interface Backend {
 
   /** Uninitialised memory. Throws `DeviceError` when there is not enough. */
   allocate(byteLength: number): DeviceBuffer;
+  /**
+   * Uninitialised memory of the host, `host` of the buffer, that ops read and write in place: small and slow for the device.
+   * What the host wrote is seen by ops enqueued after that; what ops wrote, once the host has waited for them.
+   */
+  allocateShared(byteLength: number): DeviceBuffer;
   /** Shorthand: a tensor on memory of its own. */
   empty(dtype: DType, shape: readonly number[]): Tensor;
   /** Copies raw little-endian bytes of the tensor's dtype to the device; `data` may be reused on return. */
@@ -36,6 +41,8 @@ export interface Backend {
   readback(source: Tensor): Readback;
   /** Sets every byte of the tensor. */
   fill(target: Tensor, byte: number): void;
+  /** Marks the end of what is enqueued. */
+  fence(): Fence;
   /** Waits for everything enqueued. */
   synchronize(): void;
   /** Bytes of the device; undefined where memory is the host's. */
@@ -92,11 +99,14 @@ export interface Backend {
    */
   joinSlots(slots: SlotTensors, joins: Tensor): void;
   /**
-   * Turns the step's rows, int32 [R, ROW_WORDS] laid out by `RowWord`, into metadata: fills the tensors of `batch` and
-   * `samples`. A row starts where its slot's computed tokens end, and they now end where the row does. Rows of one slot
-   * must not repeat unless it is vacant.
+   * Begins a step: turns its rows, int32 [R, ROW_WORDS] laid out by `RowWord` at the start of the step's area of `inbox`, into
+   * metadata, which fills the tensors of `batch` and `samples`. A row starts where its slot's computed tokens end, and they
+   * now end where the row does; the block that it brings is in the slot's block table first. Rows of one slot must not repeat
+   * unless it is vacant.
    */
-  prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void;
+  prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void;
+  /** The first words of the area in `outbox` of the step that was begun last become results[N], 4-byte elements. */
+  post(outbox: StepAreas, results: Tensor): void;
   /** target[indices[i]] = values[i], all 4-byte, N entries each; the indices are distinct. */
   scatter(target: Tensor, indices: Tensor, values: Tensor): void;
 
@@ -178,6 +188,12 @@ export interface UploadBuffer {
   commit(target: Tensor): void;
 }
 
+/** A point in a backend's work. */
+export interface Fence {
+  /** Waits for what was enqueued before it. Call it once. */
+  wait(): void;
+}
+
 /** A copy to the host under way. */
 export interface Readback {
   /** Waits for the copy; the bytes are the caller's. Call it once. */
@@ -256,8 +272,22 @@ export const RowWord = {
   count: 1,
   /** Index in `SampleRows` at which to sample after the row's last token; −1: do not. */
   sample: 2,
+  /** Index in the slot's block table that becomes `block`; −1: none. */
+  blockIndex: 3,
+  block: 4,
 } as const;
-export const ROW_WORDS = 3;
+export const ROW_WORDS = 5;
+
+/**
+ * Areas of shared memory that steps have in turn. Which one is a step's the device counts for itself, so that a captured step
+ * finds another at each replay, and the host can use one while the step before has its own.
+ */
+export interface StepAreas {
+  /** uint32 [1]: steps begun since the start, modulo 2³². */
+  readonly steps: Tensor;
+  /** int32 [A, W] in memory of `allocateShared`: step s, from 0, has row s mod A. A is a power of two. */
+  readonly areas: Tensor;
+}
 
 /** Words of the record of a sequence that takes a slot; lengths in tokens. */
 export const JoinWord = { slot: 0, promptLength: 1, length: 2, numComputedTokens: 3 } as const;

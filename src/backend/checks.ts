@@ -14,6 +14,7 @@ import {
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
+  type StepAreas,
 } from "./backend.ts";
 import type { Tensor } from "./tensor.ts";
 import type { Weight } from "./weight.ts";
@@ -215,7 +216,7 @@ export function checkJoinSlots(slots: SlotTensors, joins: Tensor) {
 export function checkPrepareBatch(
   batch: BatchTensors,
   samples: SampleRows,
-  rows: Tensor,
+  inbox: StepAreas,
   slots: SlotTensors,
 ) {
   const op = "prepareBatch";
@@ -231,14 +232,32 @@ export function checkPrepareBatch(
   check(op, "samples.positions", samples.positions, "int32", numSamples);
   check(op, "samples.tokenIndices", samples.tokenIndices, "int32", numSamples);
   if (numSamples > numRows) refuse(op, `${numSamples} samples of ${numRows} rows`);
-  check(op, "rows", rows, "int32", numRows, ROW_WORDS);
+  const { areas, areaWords } = checkStepAreas(op, "inbox", inbox, numRows * ROW_WORDS);
   const { slots: count, capacity } = checkProgress(op, slots);
   check(op, "slots.blockTables", slots.blockTables, "int32", count, "max blocks");
   const maxBlocks = slots.blockTables.dim(1);
-  return { tokens, numRows, numSamples, slots: count, capacity, maxBlocks, blockSize: batch.blockSize };
+  const { blockSize } = batch;
+  return { tokens, numRows, numSamples, slots: count, capacity, maxBlocks, blockSize, areas, areaWords };
 }
 
 const FOUR_BYTES = ["int32", "uint32", "float32"] as const;
+
+/** Areas of at least `least` words. */
+function checkStepAreas(op: string, name: string, { steps, areas }: StepAreas, least: number) {
+  check(op, "steps", steps, "uint32", 1);
+  check(op, name, areas, "int32", "A", "W");
+  const [count, words] = [areas.dim(0), areas.dim(1)];
+  if (count === 0 || (count & (count - 1)) !== 0) refuse(op, `${name} of ${count} areas, no power of two`);
+  if (words < least) refuse(op, `${name} has ${words} words an area, ${least} are needed`);
+  return { areas: count, areaWords: words };
+}
+
+export function checkPost(outbox: StepAreas, results: Tensor) {
+  const op = "post";
+  check(op, "results", results, FOUR_BYTES, "N");
+  disjoint(op, outbox.areas, { results, steps: outbox.steps }, "outbox");
+  return { ...checkStepAreas(op, "outbox", outbox, results.size), count: results.size };
+}
 
 export function checkScatter(target: Tensor, indices: Tensor, values: Tensor) {
   const op = "scatter";

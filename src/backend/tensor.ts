@@ -6,7 +6,7 @@ export interface DeviceBuffer {
   readonly byteLength: number;
   /** The device address, or 0 for memory of the CPU backend. */
   readonly address: number;
-  /** The bytes themselves, for memory of the CPU backend. */
+  /** The bytes themselves, where the host can reach them: all memory of the CPU backend, and shared memory. */
   readonly host?: ArrayBuffer;
   /** Gives the memory back. Safe to call twice. */
   dispose(): void;

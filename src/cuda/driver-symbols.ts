@@ -138,6 +138,7 @@ export const STREAM_NON_BLOCKING = 1;
 export const FUNCTION_MAX_DYNAMIC_SHARED_BYTES = 8;
 export const EVENT_DISABLE_TIMING = 2;
 export const MEMHOSTALLOC_PORTABLE = 1;
+export const MEMHOSTALLOC_DEVICEMAP = 2;
 /** Other threads may keep allocating while this one captures. */
 export const CAPTURE_MODE_THREAD_LOCAL = 1;
 export const LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6;

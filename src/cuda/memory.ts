@@ -1,6 +1,6 @@
 import type { Context } from "./context.ts";
 import { DriverHandle } from "./driver-handle.ts";
-import { CudaStatus, MEMHOSTALLOC_PORTABLE } from "./driver-symbols.ts";
+import { CudaStatus, MEMHOSTALLOC_DEVICEMAP, MEMHOSTALLOC_PORTABLE } from "./driver-symbols.ts";
 import { CudaOutOfMemoryError, checkCuda, cudaStatusName, cudaStatusText } from "./errors.ts";
 import { OutPointer, viewMemory } from "./ffi.ts";
 
@@ -26,7 +26,7 @@ export class DeviceMemory extends DriverHandle {
 }
 
 /**
- * Page-locked host memory, which copies at full speed and asynchronously. Pinning costs about 0.5 s per GiB. `value`
+ * Page-locked host memory, which copies at full speed and asynchronously, and which kernels reach in place. Pinning costs about 0.5 s per GiB. `value`
  * is the address that copies and kernels take. Disposal detaches `bytes`, so a stale view reads as empty.
  */
 export class PinnedMemory extends DriverHandle {
@@ -46,7 +46,8 @@ export class PinnedMemory extends DriverHandle {
   /** Uninitialised memory, usable from every context. Throws `CudaOutOfMemoryError` when there is not enough. */
   static allocate(context: Context, byteLength: number): PinnedMemory {
     const out = new OutPointer();
-    const status = context.api.cuMemHostAlloc(out.array, byteLength, MEMHOSTALLOC_PORTABLE);
+    const flags = MEMHOSTALLOC_PORTABLE | MEMHOSTALLOC_DEVICEMAP;
+    const status = context.api.cuMemHostAlloc(out.array, byteLength, flags);
     checkAllocation(context, "cuMemHostAlloc", status, byteLength);
     return new PinnedMemory(context, out.value, byteLength);
   }

@@ -11,7 +11,7 @@ import type { Workspace } from "../backend/workspace.ts";
 import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
-import { SCRATCH_BLOCK } from "./kv-cache.ts";
+import { deviceBlock, SCRATCH_BLOCK } from "./kv-cache.ts";
 import { isPlain, packSlotRecord } from "./slot-record.ts";
 import type { StepRow } from "./step-buffers.ts";
 import type { BlockTableUpdate, ScheduledBatch, SlotJoin } from "./types.ts";
@@ -62,9 +62,9 @@ export class BatchState {
     invariant(SCRATCH_BLOCK === 0, "zeros must name the scratch block");
   }
 
-  /** A row that computes a token and draws the next for nobody. */
-  get paddingRow(): StepRow {
-    return { slot: this.shape.maxNumSeqs, count: 1, sample: true };
+  /** Rows that compute a token and draw the next for nobody. */
+  padding(rows: number): readonly StepRow[] {
+    return Array<StepRow>(rows).fill({ slot: this.shape.maxNumSeqs, count: 1, sample: true });
   }
 
   /** Whether the slot's sequence needs no logits: a temperature is all that it asks for. */
@@ -72,7 +72,7 @@ export class BatchState {
     return this.#plain[slot]!;
   }
 
-  /** Brings slots up to date: sequences that join, and new blocks. */
+  /** Brings slots up to date: sequences that join, and new blocks, those at least that rows do not bring themselves. */
   apply({ joins, blockTableUpdates }: Pick<ScheduledBatch, "joins" | "blockTableUpdates">): void {
     for (const join of joins) this.#uploadSlot(join);
     this.#join(joins);
@@ -115,7 +115,7 @@ export class BatchState {
     const words = new Int32Array(2 * updates.length);
     for (const [i, { slot, index, block }] of updates.entries()) {
       words[i] = slot * this.#maxBlocks + index;
-      words[updates.length + i] = block + SCRATCH_BLOCK + 1;
+      words[updates.length + i] = deviceBlock(block);
     }
     const staged = this.#upload("blockTableUpdates", words);
     const indices = staged.rows(0, updates.length);

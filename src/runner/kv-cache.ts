@@ -15,8 +15,13 @@ export function kvBlockBytes({ numLayers, numKvHeads, headDim, blockSize, kvDtyp
   return 2 * numLayers * numKvHeads * headDim * blockSize * dtypeSize(kvDtype);
 }
 
-/** Device block that padding rows read and write. The engine's block b is device block b + 1. */
+/** Device block that padding rows read and write. */
 export const SCRATCH_BLOCK = 0;
+
+/** The engine's block on the device, which has the scratch block besides. */
+export function deviceBlock(block: number): number {
+  return block + SCRATCH_BLOCK + 1;
+}
 
 /** The paged keys and values of all layers, plus the scratch block. */
 export class KvCache {

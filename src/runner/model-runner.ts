@@ -1,21 +1,24 @@
-import type { Backend, Readback } from "../backend/backend.ts";
+import type { Backend, Fence, Readback } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { DeviceError, EngineDeadError, invariant } from "../base/errors.ts";
+import { DeviceError, EngineDeadError, invariant, messageOf } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
 import { type DrawKind, decodeBuckets, GraphRunner } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
-import {
-  asInt32,
-  enqueueLogprobs,
-  type PendingLogprobs,
-  readLogprobs,
-  sliceLogprobs,
-} from "./logprob-reader.ts";
+import { enqueueLogprobs, type PendingLogprobs, readLogprobs, sliceLogprobs } from "./logprob-reader.ts";
+import { Mailbox } from "./mailbox.ts";
 import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
-import { StepBuffers, type StepRow, type StepTensors } from "./step-buffers.ts";
+import {
+  inboxWords,
+  StepBuffers,
+  type StepExtents,
+  type StepRow,
+  type StepTensors,
+  writeBlocks,
+  writeRows,
+} from "./step-buffers.ts";
 import type { LogprobRows, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
 
 export interface ModelRunnerOptions {
@@ -32,11 +35,12 @@ export interface ModelRunnerOptions {
   readonly planBlocks: () => number;
 }
 
-/** A launched step: copies on their way to the host. */
+/** A launched step. The tokens that it draws are its answer in the mailbox. */
 interface PendingStep {
   readonly rows: readonly ScheduledRow[];
-  /** Of the sampled rows; undefined when there is none. */
-  readonly tokens: Readback | undefined;
+  readonly numSamples: number;
+  readonly done: Fence;
+  /** On their way to the host. */
   readonly logprobs: PendingLogprobs | undefined;
   readonly prompt: readonly PendingPromptRow[];
 }
@@ -53,6 +57,7 @@ export class ModelRunner implements Runner {
   readonly #workspace: Workspace;
   readonly #state: BatchState;
   readonly #buffers: StepBuffers;
+  readonly #mailbox: Mailbox;
   readonly #prompts: PromptReader;
   readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
@@ -77,8 +82,16 @@ export class ModelRunner implements Runner {
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
     const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);
     const maxLogits = Math.max(maxRows, LOGITS_CHUNK);
-    this.#buffers = new StepBuffers(backend, this.#state.slots, {
-      ...{ maxTokens: maxNumBatchedTokens, maxRows, maxLogits, vocabSize: config.vocabSize, blockSize },
+    const limits = {
+      maxTokens: maxNumBatchedTokens,
+      maxRows,
+      maxLogits,
+      vocabSize: config.vocabSize,
+      blockSize,
+    };
+    this.#buffers = new StepBuffers(backend, this.#state.slots, limits);
+    this.#mailbox = new Mailbox(backend, {
+      ...{ depth: this.maxInFlight, inboxWords: inboxWords(limits), outboxWords: maxRows },
     });
     this.#prompts = new PromptReader(
       backend,
@@ -111,22 +124,32 @@ export class ModelRunner implements Runner {
     try {
       this.#pending.push(unlessLost(() => this.#launch(step)));
     } catch (error) {
-      if (!(error instanceof EngineDeadError)) this.#dropCopies();
+      if (!(error instanceof EngineDeadError)) this.#giveUp();
       throw error;
     }
+    this.#mailbox.send();
   }
 
   /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
   collect(): StepResult {
     const step = this.#pending.shift();
     invariant(step !== undefined, "no step in flight");
-    return unlessLost(() => readStep(step));
+    return unlessLost(() => {
+      try {
+        step.done.wait();
+      } catch (error) {
+        this.#mailbox.take(0);
+        throw error;
+      }
+      return readStep(step, this.#mailbox.take(step.numSamples));
+    });
   }
 
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
     this.#graphs?.dispose();
+    this.#mailbox.dispose();
     this.#buffers.dispose();
     this.#state.dispose();
     this.#cache.dispose();
@@ -134,45 +157,53 @@ export class ModelRunner implements Runner {
   }
 
   #launch(step: ScheduledBatch): PendingStep {
-    for (const join of step.joins) this.#prompts.join(join);
-    this.#state.apply(step);
-    const plain = step.rows.every(({ sample, slot }) => !sample || this.#state.isPlain(slot));
-    const bucket = isDecode(step) ? this.#graphs?.bucketFor(step.rows.length) : undefined;
-    return bucket === undefined ? this.#launchEager(step, plain) : this.#replay(step, bucket, plain);
+    const { rows, decodeRows, joins, blockTableUpdates } = step;
+    const bucket = isDecode(step) ? this.#graphs?.bucketFor(rows.length) : undefined;
+    const words = this.#mailbox.draft();
+    const extents =
+      bucket === undefined
+        ? writeRows(words, rows, decodeRows)
+        : writeRows(words, [...rows, ...this.#state.padding(bucket - rows.length)], bucket);
+    for (const join of joins) this.#prompts.join(join);
+    this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, blockTableUpdates) });
+    const plain = rows.every(({ sample, slot }) => !sample || this.#state.isPlain(slot));
+    if (bucket === undefined) return this.#launchEager(rows, extents, plain);
+    this.#graphs!.launch(bucket, plain ? "plain" : "full");
+    return { rows, numSamples: rows.length, done: this.backend.fence(), logprobs: undefined, prompt: [] };
   }
 
   /** `plain`: all samples are of slots that need no logits. */
-  #launchEager({ rows, decodeRows }: ScheduledBatch, plain: boolean): PendingStep {
-    const extents = this.#buffers.stage(rows, decodeRows);
+  #launchEager(rows: readonly ScheduledRow[], extents: StepExtents, plain: boolean): PendingStep {
+    const { numSamples } = extents;
     const step = this.#buffers.view(extents);
     const hidden = this.#forward(step);
     const prompt = this.#prompts.enqueue(rows, hidden);
-    if (extents.numSamples === 0) return { rows, tokens: undefined, logprobs: undefined, prompt };
+    const logprobs = numSamples > 0 ? this.#enqueueSamples(step, rows, hidden, plain) : undefined;
+    return { rows, numSamples, done: this.backend.fence(), logprobs, prompt };
+  }
 
+  /** Draws and posts a token for each sample, of which there are some. */
+  #enqueueSamples(
+    step: StepTensors,
+    rows: readonly ScheduledRow[],
+    hidden: Tensor,
+    plain: boolean,
+  ): PendingLogprobs | undefined {
     const sampled = rows.filter(({ sample }) => sample);
     const wanted = sampled.flatMap(({ logprobs }, i) => (logprobs === undefined ? [] : [i]));
     const { logits, sampled: tokens } = step;
-    const copy = this.#readback.bind(this);
     if (wanted.length === 0) {
       if (plain) this.#drawPlain(step, hidden);
       else this.#draw(step, hidden, logits);
-      return { rows, tokens: copy(tokens), logprobs: undefined, prompt };
+      return undefined;
     }
     // Log-probabilities are those of the unprocessed logits, which processing in place would lose.
     this.#draw(step, hidden, plain ? logits : this.#workspace.tensor("processed", "float32", logits.shape));
     const asked = this.#workspace.tensor("logprobRows", "int32", [wanted.length]);
     this.backend.upload(asked, Int32Array.from(wanted));
     const topCount = Math.max(...wanted.map((i) => sampled[i]!.logprobs!));
-    const logprobs = enqueueLogprobs(this.backend, this.#workspace, logits, tokens, asked, topCount, copy);
-    return { rows, tokens: copy(tokens), logprobs, prompt };
-  }
-
-  #replay({ rows }: ScheduledBatch, bucket: number, plain: boolean): PendingStep {
-    const padding = Array.from({ length: bucket - rows.length }, () => this.#state.paddingRow);
-    this.#buffers.stage([...rows, ...padding], bucket);
-    this.#graphs!.launch(bucket, plain ? "plain" : "full");
-    const tokens = this.#readback(this.#buffers.sampled(rows.length));
-    return { rows, tokens, logprobs: undefined, prompt: [] };
+    const copy = this.#readback.bind(this);
+    return enqueueLogprobs(this.backend, this.#workspace, logits, tokens, asked, topCount, copy);
   }
 
   #readback(source: Tensor): Readback {
@@ -181,8 +212,16 @@ export class ModelRunner implements Runner {
     return copy;
   }
 
-  /** Nobody will wait for what a failed launch had enqueued, but backends get a copy's memory back by waiting alone. */
-  #dropCopies(): void {
+  /**
+   * Forgets what a failed launch had enqueued. Nobody will wait for its copies, but backends get their memory back by waiting
+   * alone. @throws EngineDeadError when that fails: host and device may not agree on the number of the next step.
+   */
+  #giveUp(): void {
+    try {
+      this.#mailbox.recall();
+    } catch (error) {
+      throw new EngineDeadError(`a failed step could not be undone: ${messageOf(error)}`, { cause: error });
+    }
     for (const copy of this.#copies) {
       try {
         copy.wait();
@@ -192,7 +231,7 @@ export class ModelRunner implements Runner {
     }
   }
 
-  /** A whole decode step of `rows` rows: from the staged rows to the drawn tokens. */
+  /** A whole decode step of `rows` rows: from their records to the drawn tokens. */
   #captureDecode(rows: number, kind: DrawKind) {
     const extents = { numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1, numSamples: rows };
     const step = this.#buffers.view(extents);
@@ -204,26 +243,28 @@ export class ModelRunner implements Runner {
   }
 
   /** The residual stream [T, H] after the last layer; slots of the rows advance. */
-  #forward({ rows, batch, samples }: StepTensors): Tensor {
+  #forward({ batch, samples }: StepTensors): Tensor {
     const { backend } = this;
-    backend.prepareBatch(batch, samples, rows, this.#state.slots);
+    backend.prepareBatch(batch, samples, this.#mailbox.inbox, this.#state.slots);
     return this.model.forward({ backend, workspace: this.#workspace, batch, kvCache: this.#cache.layers });
   }
 
-  /** Draws a token for each sample of the step, none of which needs logits. */
+  /** Draws and posts a token for each sample of the step, none of which needs logits. */
   #drawPlain(step: StepTensors, hidden: Tensor): void {
     const { samples, logits, sampled } = step;
     const { slots } = this.#state;
     this.model.drawTokens(this.backend, sampled, this.#sampledHidden(step, hidden), logits, samples, slots);
+    this.backend.post(this.#mailbox.outbox, sampled);
   }
 
-  /** Draws a token for each sample of the step; `processed` float32 [N, V] may be the step's logits. */
+  /** Draws and posts a token for each sample of the step; `processed` float32 [N, V] may be the step's logits. */
   #draw(step: StepTensors, hidden: Tensor, processed: Tensor): void {
     const { samples, logits, sampled } = step;
     const { slots } = this.#state;
     this.model.logits(this.backend, logits, this.#sampledHidden(step, hidden));
     this.backend.processLogits(processed, logits, samples, slots);
     this.backend.sample(sampled, logits, processed, samples, slots);
+    this.backend.post(this.#mailbox.outbox, sampled);
   }
 
   /** hidden[T, H] at the step's samples, [N, H]. Where every token is sampled after, they are in order. */
@@ -249,24 +290,29 @@ export class ModelRunner implements Runner {
    */
   #warmUp(maxTokens: number, maxRows: number, maxLogits: number): void {
     const { backend } = this;
-    const { paddingRow } = this.#state;
+    const decodes = this.#state.padding(maxRows);
     const prompts: StepRow[] = [];
     for (let left = maxTokens; left > 0 && prompts.length < maxRows; ) {
       const count = Math.min(left, this.maxModelLen);
-      prompts.push({ ...paddingRow, count, sample: false });
+      prompts.push({ ...decodes[0]!, count, sample: false });
       left -= count;
     }
-    const hidden = this.#forward(this.#buffers.view(this.#buffers.stage(prompts, 0)));
+    const hidden = this.#forward(this.#rehearse(prompts, 0));
     const indices = backend.empty("int32", [maxLogits]);
     backend.fill(indices, 0);
     this.#logits(this.#buffers.logits(maxLogits), hidden, indices);
-    const decodes = Array.from({ length: maxRows }, () => paddingRow);
-    const step = this.#buffers.view(this.#buffers.stage(decodes, maxRows));
+    const step = this.#rehearse(decodes, maxRows);
     const states = this.#forward(step);
     this.#drawPlain(step, states);
     this.#draw(step, states, step.logits);
-    backend.synchronize();
+    this.#mailbox.recall();
     indices.buffer.dispose();
+  }
+
+  /** The buffers of a step that will not be sent. */
+  #rehearse(rows: readonly StepRow[], decodeRows: number): StepTensors {
+    this.#mailbox.recall();
+    return this.#buffers.view(writeRows(this.#mailbox.draft(), rows, decodeRows));
   }
 }
 
@@ -281,9 +327,8 @@ function isDecode({ rows, decodeRows }: ScheduledBatch): boolean {
   );
 }
 
-/** Waits for the copies. A sampled row has drawn one token. */
-function readStep({ rows, ...step }: PendingStep): StepResult {
-  const tokens = step.tokens ? asInt32(step.tokens.wait()) : new Int32Array(0);
+/** The result of a step that drew `tokens`, one for each sampled row. Waits for the copies. */
+function readStep({ rows, ...step }: PendingStep, tokens: Int32Array): StepResult {
   const offsets = new Int32Array(rows.length + 1);
   for (const [i, { sample }] of rows.entries()) offsets[i + 1] = offsets[i]! + Number(sample);
   const logprobs = new Map<number, LogprobRows>();

@@ -8,7 +8,8 @@ import {
 } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { DType } from "../base/dtype.ts";
-import type { ScheduledRow } from "./types.ts";
+import { deviceBlock } from "./kv-cache.ts";
+import type { BlockTableUpdate, ScheduledRow } from "./types.ts";
 
 /** The part of a row that the device is told. */
 export type StepRow = Pick<ScheduledRow, "slot" | "count" | "sample">;
@@ -23,15 +24,56 @@ export interface StepLimits {
   readonly blockSize: number;
 }
 
+/** Words of the records of a step's rows. */
+export function inboxWords({ maxRows }: StepLimits): number {
+  return ROW_WORDS * maxRows;
+}
+
 /** The sizes of a step; `numSamples` of its rows are sampled. */
 export type StepExtents = Pick<BatchTensors, "numTokens" | "numRows" | "decodeRows" | "maxQueryLen"> & {
   readonly numSamples: number;
 };
 
+/** Writes the records of a step's rows, of which the first `decodeRows` have one token, to `words`. */
+export function writeRows(words: Int32Array, rows: readonly StepRow[], decodeRows: number): StepExtents {
+  let [numTokens, maxQueryLen, numSamples] = [0, 0, 0];
+  for (let i = 0; i < rows.length; i++) {
+    const { slot, count, sample } = rows[i]!;
+    const at = ROW_WORDS * i;
+    words[at + RowWord.slot] = slot;
+    words[at + RowWord.count] = count;
+    words[at + RowWord.sample] = sample ? numSamples++ : -1;
+    words[at + RowWord.blockIndex] = -1;
+    numTokens += count;
+    maxQueryLen = Math.max(maxQueryLen, count);
+  }
+  return { numTokens, numRows: rows.length, decodeRows, maxQueryLen, numSamples };
+}
+
+/**
+ * Lets the rows written to `words` bring new blocks, each one of its own slot.
+ * @returns those that no row has room for.
+ */
+export function writeBlocks(
+  words: Int32Array,
+  rows: readonly StepRow[],
+  updates: readonly BlockTableUpdate[],
+): readonly BlockTableUpdate[] {
+  if (updates.length === 0) return updates;
+  // Both are in about the same order.
+  let row = 0;
+  return updates.filter(({ slot, index, block }) => {
+    for (let i = 0; i < rows.length && rows[row]!.slot !== slot; i++) row = (row + 1) % rows.length;
+    const at = ROW_WORDS * row;
+    if (rows[row]!.slot !== slot || words[at + RowWord.blockIndex] !== -1) return true;
+    words[at + RowWord.blockIndex] = index;
+    words[at + RowWord.block] = deviceBlock(block);
+    return false;
+  });
+}
+
 /** The parts of `StepBuffers` that a step of some extents reads and writes. */
 export interface StepTensors {
-  /** int32 [R, ROW_WORDS]: the records of the rows, from the host. */
-  readonly rows: Tensor;
   /** Derived from the rows by `prepareBatch`. */
   readonly batch: BatchTensors;
   readonly samples: SampleRows;
@@ -46,7 +88,6 @@ export interface StepTensors {
  * holds its addresses, and every step, captured or not, uses it from the start.
  */
 export class StepBuffers {
-  readonly #rows: Tensor;
   readonly #tokenIds: Tensor;
   readonly #positions: Tensor;
   readonly #slotMapping: Tensor;
@@ -59,7 +100,7 @@ export class StepBuffers {
   readonly #all: Tensor[] = [];
 
   constructor(
-    private readonly backend: Backend,
+    backend: Backend,
     private readonly slots: SlotTensors,
     private readonly limits: StepLimits,
   ) {
@@ -69,7 +110,6 @@ export class StepBuffers {
       this.#all.push(tensor);
       return tensor;
     };
-    this.#rows = make("int32", maxRows, ROW_WORDS);
     this.#tokenIds = make("int32", maxTokens);
     this.#positions = make("int32", maxTokens);
     this.#slotMapping = make("int32", maxTokens);
@@ -85,26 +125,10 @@ export class StepBuffers {
     this.#sampled = make("int32", maxRows);
   }
 
-  /** Uploads a step's rows, of which the first `decodeRows` have one token. */
-  stage(rows: readonly StepRow[], decodeRows: number): StepExtents {
-    const words = new Int32Array(ROW_WORDS * rows.length);
-    let [numTokens, maxQueryLen, numSamples] = [0, 0, 0];
-    for (const [i, { slot, count, sample }] of rows.entries()) {
-      words[ROW_WORDS * i + RowWord.slot] = slot;
-      words[ROW_WORDS * i + RowWord.count] = count;
-      words[ROW_WORDS * i + RowWord.sample] = sample ? numSamples++ : -1;
-      numTokens += count;
-      maxQueryLen = Math.max(maxQueryLen, count);
-    }
-    this.backend.upload(this.#rows.rows(0, rows.length), words);
-    return { numTokens, numRows: rows.length, decodeRows, maxQueryLen, numSamples };
-  }
-
   view({ numSamples, ...extents }: StepExtents): StepTensors {
     const { numTokens, numRows } = extents;
     const first = (tensor: Tensor, count: number) => tensor.rows(0, count);
     return {
-      rows: first(this.#rows, numRows),
       batch: {
         ...extents,
         tokenIds: first(this.#tokenIds, numTokens),

@@ -74,6 +74,13 @@ export class Fixture {
     return tensor;
   }
 
+  /** A poisoned tensor in shared memory, and its words. */
+  shared(shape: readonly number[]): { readonly tensor: Tensor; readonly words: Int32Array } {
+    const tensor = this.#place("int32", shape, (byteLength) => this.backend.allocateShared(byteLength));
+    const words = new Int32Array(tensor.buffer.host!, tensor.byteOffset, tensor.size).fill(-1);
+    return { tensor, words };
+  }
+
   readFloats(tensor: Tensor): Float32Array {
     const values = new Float32Array(tensor.size);
     widen(this.backend.download(tensor), tensor.dtype as FloatDType, values);
@@ -108,11 +115,17 @@ export class Fixture {
     for (const { buffer } of this.#tensors) buffer.dispose();
   }
 
-  #place(dtype: DType, shape: readonly number[]): Tensor {
+  #place(
+    dtype: DType,
+    shape: readonly number[],
+    allocate = (byteLength: number) => this.backend.allocate(byteLength),
+  ): Tensor {
     const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
     const total = Math.ceil(bytes / 2) * 2 + 2 * GUARD_BYTES;
-    const tensor = new Tensor(this.backend.allocate(total), dtype, shape, GUARD_BYTES);
+    const tensor = new Tensor(allocate(total), dtype, shape, GUARD_BYTES);
     this.backend.fill(new Tensor(tensor.buffer, "float16", [total / 2]), GUARD);
+    // The host fills shared memory next.
+    if (tensor.buffer.host !== undefined) this.backend.synchronize();
     this.#tensors.push(tensor);
     return tensor;
   }

@@ -90,14 +90,32 @@ export function refusals(float: FloatDType): Refusals[] {
     {
       op: "prepareBatch",
       operands: {
-        ...{ ...batch, ...progress, rows: ["int32", 2, ROW_WORDS], blockTables: ["int32", 4, 7] },
+        ...{ ...batch, ...progress, blockTables: ["int32", 4, 7] },
+        ...{ steps: ["uint32", 1], areas: ["int32", 2, 2 * ROW_WORDS] },
         ...{ sampleSlots: ["int32", 2], samplePositions: ["int32", 2], tokenIndices: ["int32", 2] },
       },
-      contents: { rows: [0, 1, 0, 1, 2, 1] },
-      free: { tokens: [1], blockTables: [1] },
-      wrong: [{ sampleSlots: ["int32", 3], samplePositions: ["int32", 3], tokenIndices: ["int32", 3] }],
-      run: (backend, { rows, ...operands }) =>
-        backend.prepareBatch(batchOf(operands), samplesOf(operands), rows!, slotsOf(operands)),
+      // The same step after any number of others.
+      contents: { areas: Array(4).fill([0, 1, 0, -1, 0, 1, 2, 1, -1, 0]).flat() },
+      free: { tokens: [1], blockTables: [1], areas: [1] },
+      wrong: [
+        { sampleSlots: ["int32", 3], samplePositions: ["int32", 3], tokenIndices: ["int32", 3] },
+        { areas: ["int32", 2, 2 * ROW_WORDS - 1] },
+        { areas: ["int32", 0, 2 * ROW_WORDS] },
+      ],
+      run: (backend, operands) => {
+        const { steps, areas } = operands;
+        const inbox = { steps: steps!, areas: areas! };
+        backend.prepareBatch(batchOf(operands), samplesOf(operands), inbox, slotsOf(operands));
+      },
+    },
+    {
+      op: "post",
+      operands: { areas: ["int32", 2, 5], results: ["int32", 4], steps: ["uint32", 1] },
+      free: { areas: [1], results: [0] },
+      dtypes: { results: ["uint32", "float32"] },
+      apart: { areas: ["results"] },
+      wrong: [{ results: ["int32", 6] }, { areas: ["int32", 2, 3] }, { areas: ["int32", 0, 5] }],
+      run: (backend, { areas, results, steps }) => backend.post({ steps: steps!, areas: areas! }, results!),
     },
     {
       op: "scatter",

@@ -56,6 +56,9 @@ export function prepareBatch(
     const end = start + word("count");
     invariant(start < end && end <= limit, `prepareBatch: row ${row} spans [${start}, ${end}) of ${limit}`);
     if (lengths[slot]! > 0) numComputedTokens[slot] = end;
+    const index = word("blockIndex");
+    invariant(index < maxBlocks, `prepareBatch: row ${row} brings block ${index} of ${maxBlocks}`);
+    if (index >= 0) slots.blockTables[slot * maxBlocks + index] = word("block");
     for (let position = start; position < end; position++, t++) {
       const block = slots.blockTables[slot * maxBlocks + Math.floor(position / blockSize)]!;
       out.tokenIds[t] = slots.tokens[slot * capacity + position]!;

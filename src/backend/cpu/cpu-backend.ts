@@ -5,6 +5,7 @@ import type {
   AttentionSpec,
   Backend,
   BatchTensors,
+  Fence,
   LayerCache,
   LinearFusion,
   LmHead,
@@ -12,6 +13,7 @@ import type {
   Readback,
   SampleRows,
   SlotTensors,
+  StepAreas,
 } from "../backend.ts";
 import * as checks from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
@@ -61,6 +63,10 @@ export class CpuBackend implements Backend {
     return buffer;
   }
 
+  allocateShared(byteLength: number): DeviceBuffer {
+    return this.allocate(byteLength);
+  }
+
   empty(dtype: DType, shape: readonly number[]): Tensor {
     return new Tensor(this.allocate(byteLengthOf(dtype, shape)), dtype, shape);
   }
@@ -82,6 +88,10 @@ export class CpuBackend implements Backend {
 
   fill(target: Tensor, byte: number): void {
     bytes(target).fill(byte);
+  }
+
+  fence(): Fence {
+    return { wait: () => {} };
   }
 
   synchronize(): void {}
@@ -148,8 +158,11 @@ export class CpuBackend implements Backend {
     joinSlots(hostSlots(slots, shape), ints(joins));
   }
 
-  prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void {
-    const shape = checks.checkPrepareBatch(batch, samples, rows, slots);
+  prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
+    const shape = checks.checkPrepareBatch(batch, samples, inbox, slots);
+    const steps = words(inbox.steps);
+    const rows = areaOf(inbox, steps[0]!);
+    steps[0]!++;
     prepareBatch(
       { ...hostBatch(batch), tokenIds: ints(batch.tokenIds) },
       {
@@ -157,7 +170,7 @@ export class CpuBackend implements Backend {
         positions: ints(samples.positions),
         tokenIndices: ints(samples.tokenIndices),
       },
-      ints(rows),
+      rows,
       {
         ...shape,
         tokens: ints(slots.tokens),
@@ -166,6 +179,11 @@ export class CpuBackend implements Backend {
         blockTables: ints(slots.blockTables),
       },
     );
+  }
+
+  post(outbox: StepAreas, results: Tensor): void {
+    checks.checkPost(outbox, results);
+    areaOf(outbox, words(outbox.steps)[0]! - 1).set(ints(results));
   }
 
   scatter(target: Tensor, indices: Tensor, values: Tensor): void {
@@ -227,6 +245,13 @@ export class CpuBackend implements Backend {
       logprobsRow(result, i, rowOf(input, row, vocab), ids[row]!);
     }
   }
+}
+
+/** The area that a step has. */
+function areaOf({ areas }: StepAreas, step: number): Int32Array {
+  const [count, size] = [areas.dim(0), areas.dim(1)];
+  const index = step & (count - 1);
+  return ints(areas).subarray(index * size, (index + 1) * size);
 }
 
 function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {

@@ -14,6 +14,7 @@ import type {
   BatchTensors,
   BulkUpload,
   CapturedGraph,
+  Fence,
   LayerCache,
   LinearFusion,
   LmHead,
@@ -22,12 +23,13 @@ import type {
   Readback,
   SampleRows,
   SlotTensors,
+  StepAreas,
 } from "../backend.ts";
 import { checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
-import { CudaBuffer } from "./device-buffer.ts";
+import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GemmTuner } from "./gemm-tuner.ts";
 import { KernelLibrary } from "./kernel-library.ts";
@@ -117,6 +119,11 @@ export class CudaBackend implements Backend {
     return new CudaBuffer(this.#context, byteLength);
   }
 
+  allocateShared(byteLength: number): DeviceBuffer {
+    invariant(!this.#context.isDisposed, "CUDA backend used after dispose()");
+    return new SharedBuffer(this.#context, byteLength);
+  }
+
   empty(dtype: DType, shape: readonly number[]): Tensor {
     return new Tensor(this.allocate(byteLengthOf(dtype, shape)), dtype, shape);
   }
@@ -141,6 +148,10 @@ export class CudaBackend implements Backend {
 
   fill(target: Tensor, byte: number): void {
     this.#stream.fill(target.address, byte, target.byteLength);
+  }
+
+  fence(): Fence {
+    return this.#staging.fence();
   }
 
   synchronize(): void {
@@ -223,8 +234,12 @@ export class CudaBackend implements Backend {
     this.#ops.batch.joinSlots(this.#stream.value, slots, joins);
   }
 
-  prepareBatch(batch: BatchTensors, samples: SampleRows, rows: Tensor, slots: SlotTensors): void {
-    this.#ops.batch.prepareBatch(this.#stream.value, batch, samples, rows, slots);
+  prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
+    this.#ops.batch.prepareBatch(this.#stream.value, batch, samples, inbox, slots);
+  }
+
+  post(outbox: StepAreas, results: Tensor): void {
+    this.#ops.batch.post(this.#stream.value, outbox, results);
   }
 
   scatter(target: Tensor, indices: Tensor, values: Tensor): void {

@@ -1,5 +1,5 @@
 import type { Context } from "../../cuda/context.ts";
-import { DeviceMemory } from "../../cuda/memory.ts";
+import { DeviceMemory, PinnedMemory } from "../../cuda/memory.ts";
 import type { DeviceBuffer } from "../tensor.ts";
 
 /** GPU memory under tensors. Throws `CudaOutOfMemoryError`, with the bytes asked for and free, when there is not enough. */
@@ -16,6 +16,30 @@ export class CudaBuffer implements DeviceBuffer {
 
   get address(): number {
     return this.#memory.value;
+  }
+
+  dispose(): void {
+    this.#memory.dispose();
+  }
+}
+
+/** Page-locked memory of the host under tensors, which the GPU reads and writes across the bus at the host's own address. */
+export class SharedBuffer implements DeviceBuffer {
+  readonly #memory: PinnedMemory;
+
+  constructor(
+    context: Context,
+    readonly byteLength: number,
+  ) {
+    this.#memory = PinnedMemory.allocate(context, Math.max(1, byteLength));
+  }
+
+  get address(): number {
+    return this.#memory.value;
+  }
+
+  get host(): ArrayBuffer {
+    return this.#memory.bytes;
   }
 
   dispose(): void {

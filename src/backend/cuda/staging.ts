@@ -2,7 +2,7 @@ import { invariant } from "../../base/errors.ts";
 import type { Context } from "../../cuda/context.ts";
 import { PinnedMemory } from "../../cuda/memory.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
-import type { BulkUpload, Readback } from "../backend.ts";
+import type { BulkUpload, Fence, Readback } from "../backend.ts";
 import { CudaBulkUpload } from "./bulk-upload.ts";
 
 const UPLOAD_SEGMENTS = 4;
@@ -11,7 +11,7 @@ const READBACK_BYTES = 2 ** 20;
 const ALIGNMENT = 16;
 
 /**
- * Copies between host and device on one stream, through page-locked memory: uploads through a ring of segments, each
+ * What goes between host and device on one stream: marks to wait for, and copies through page-locked memory: uploads through a ring of segments, each
  * waited for only when it comes round again, downloads through buffers that are free once they were read.
  */
 export class Staging {
@@ -19,6 +19,7 @@ export class Staging {
   readonly #bytes: Uint8Array;
   readonly #segmentFree: readonly Event[];
   readonly #freeReadbacks: ReadbackBuffer[] = [];
+  readonly #freeEvents: Event[] = [];
   #segment = 0;
   #offset = 0;
   #bulk: CudaBulkUpload | undefined;
@@ -80,6 +81,19 @@ export class Staging {
           // After a failed wait the copy may still be under way: the buffer's next one comes after it on the stream.
           this.#freeReadbacks.push(buffer);
         }
+      },
+    };
+  }
+
+  /** Marks the end of what is enqueued. */
+  fence(): Fence {
+    const event = this.#freeEvents.pop() ?? Event.create(this.context);
+    // Should this fail the event is not lost: the context owns it.
+    event.record(this.stream);
+    return {
+      wait: () => {
+        event.synchronize();
+        this.#freeEvents.push(event);
       },
     };
   }

@@ -9,6 +9,7 @@ import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import { extentsOf, type RowShape, raggedBatch } from "../ragged-batch.ts";
 import { countsOf, slotTensors } from "../slot-table.ts";
+import { stepAreas } from "../step-areas.ts";
 
 const BATCHES: readonly (readonly RowShape[])[] = [
   [[1, 1]],
@@ -24,12 +25,16 @@ const BATCHES: readonly (readonly RowShape[])[] = [
   ],
 ];
 
+/** Steps before, for each batch: the count wraps around. */
+const STEPS = [0, 6, 2 ** 32 - 1];
+
 /** Of slots that no row has. */
 const POISONED = 0x7fffffff;
 
 export function batchCases(addCase: Case): void {
-  for (const rows of BATCHES) {
+  for (const [i, rows] of BATCHES.entries()) {
     for (const blockSize of [16, 64]) {
+      const step = STEPS[i]!;
       addCase("prepareBatch", `rows ${JSON.stringify(rows)}, blocks of ${blockSize}`, (fixture) => {
         const batch = raggedBatch(fixture, rows, blockSize);
         const capacity = batch.maxBlocks * blockSize - 3;
@@ -48,7 +53,7 @@ export function batchCases(addCase: Case): void {
           tokens: fixture.ints(tokens, [batch.numSlots, capacity]),
           lengths: fixture.ints(lengths),
           numComputedTokens: fixture.stateOf("int32", numComputed, [batch.numSlots]),
-          blockTables: fixture.ints(batch.blockTables, [batch.numSlots, batch.maxBlocks]),
+          blockTables: fixture.stateOf("int32", batch.blockTables, [batch.numSlots, batch.maxBlocks]),
         };
         const output = (size: number) => fixture.output("int32", [size]);
         const tensors: BatchTensors = {
@@ -69,9 +74,21 @@ export function batchCases(addCase: Case): void {
           positions: output(sampled.length),
           tokenIndices: output(sampled.length),
         };
-        const words = rows.flatMap(([, queryLen], i) => [batch.rowSlots[i]!, queryLen, sampled.indexOf(i)]);
-        const records = fixture.ints(words, [rows.length, ROW_WORDS]);
-        fixture.backend.prepareBatch(tensors, samples, records, slots);
+        // Each row but the first brings its last block; until then its table has none there.
+        const given = batch.blockTables.slice();
+        const words = rows.flatMap(([contextLen, queryLen], i) => {
+          const last = Math.ceil(contextLen / blockSize) - 1;
+          const at = batch.rowSlots[i]! * batch.maxBlocks + last;
+          if (i > 0) given[at] = POISONED;
+          const brought = i > 0 ? [last, batch.blockTables[at]!] : [-1, POISONED];
+          return [batch.rowSlots[i]!, queryLen, sampled.indexOf(i), ...brought];
+        });
+        fixture.backend.upload(slots.blockTables, given);
+        const inbox = stepAreas(fixture, { step, depth: 4, words: ROW_WORDS * rows.length + 3 });
+        inbox.area(step % 4).set(words);
+        fixture.backend.prepareBatch(tensors, samples, inbox, slots);
+        expectEqual("blockTables", fixture.readInts(slots.blockTables), batch.blockTables);
+        expectEqual("steps", fixture.readWords(inbox.steps), [(step + 1) % 2 ** 32]);
 
         const tokenIds = rows.flatMap(([contextLen, queryLen], i) => {
           const start = batch.rowSlots[i]! * capacity;
@@ -117,13 +134,32 @@ export function batchCases(addCase: Case): void {
       blockTables: fixture.ints([9, 5], [2, 1]),
     };
     const none: SampleRows = { slots: output(0), positions: output(0), tokenIndices: output(0) };
-    const records = fixture.ints(Array.from({ length: count }, () => [1, 2, -1]).flat(), [count, ROW_WORDS]);
-    fixture.backend.prepareBatch(tensors, none, records, { ...slots, blockTables: tensors.blockTables });
+    const inbox = stepAreas(fixture, { step: 0, depth: 1, words: ROW_WORDS * count });
+    inbox.area(0).set(Array.from({ length: count }, () => [1, 2, -1, -1, 0]).flat());
+    fixture.backend.prepareBatch(tensors, none, inbox, { ...slots, blockTables: tensors.blockTables });
     expectEqual("positions", fixture.readInts(tensors.positions), Array(count).fill([0, 1]).flat());
     expectEqual("slotMapping", fixture.readInts(tensors.slotMapping), Array(count).fill([20, 21]).flat());
     expectEqual("contextLens", fixture.readInts(tensors.contextLens), Array(count).fill(2));
     expectEqual("numComputedTokens", fixture.readInts(slots.numComputedTokens), [1, 0]);
   });
+
+  for (const [count, begun] of [
+    [1, 1],
+    [300, 6],
+    [5, 0],
+  ] as const) {
+    addCase("post", `${count} words of step ${begun - 1} go to its area alone`, (fixture) => {
+      const outbox = stepAreas(fixture, { step: begun, depth: 2, words: 300 });
+      const results = fixture.ints(Array.from({ length: count }, (_, i) => 7 * i - 3));
+      fixture.backend.post(outbox, results);
+      fixture.backend.fence().wait();
+      const [own, other] = begun % 2 === 1 ? [0, 1] : [1, 0];
+      const expected = new Int32Array(300).fill(-1);
+      expectEqual("the other area", outbox.area(other), expected);
+      expected.set(fixture.readInts(results));
+      expectEqual("the step's area", outbox.area(own), expected);
+    });
+  }
 
   for (const count of [1, 17, 1000]) {
     addCase("scatter", `${count} words, NaN patterns kept`, (fixture) => {

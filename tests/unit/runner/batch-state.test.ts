@@ -2,7 +2,8 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import { Workspace } from "../../../src/backend/workspace.ts";
 import { BatchState } from "../../../src/runner/batch-state.ts";
-import { StepBuffers } from "../../../src/runner/step-buffers.ts";
+import { Mailbox } from "../../../src/runner/mailbox.ts";
+import { StepBuffers, writeRows } from "../../../src/runner/step-buffers.ts";
 import { readInts, toyJoin } from "./toy-model.ts";
 
 setDefaultTimeout(300_000);
@@ -35,9 +36,10 @@ test("the last position of the longest sequence lies in its last block", () => {
   const tokens = Array.from({ length: 37 }, (_, i) => i % 9);
   const updates = [4, 7, 2].map((block, index) => ({ slot: 1, index, block }));
   state.apply({ joins: [toyJoin(1, tokens, { numComputedTokens: 31 })], blockTableUpdates: updates });
-  const rows = [{ slot: 1, count: 6, sample: true }, state.paddingRow];
-  const { rows: records, batch, samples } = buffers.view(buffers.stage(rows, 0));
-  backend.prepareBatch(batch, samples, records, state.slots);
+  const rows = [{ slot: 1, count: 6, sample: true }, ...state.padding(1)];
+  const mailbox = new Mailbox(backend, { depth: 1, inboxWords: 100, outboxWords: 1 });
+  const { batch, samples } = buffers.view(writeRows(mailbox.draft(), rows, 0));
+  backend.prepareBatch(batch, samples, mailbox.inbox, state.slots);
   expect([...readInts(backend, batch.positions)]).toEqual([31, 32, 33, 34, 35, 36, 0]);
   const expected = [8 * 16 + 15, 3 * 16, 3 * 16 + 1, 3 * 16 + 2, 3 * 16 + 3, 3 * 16 + 4, 0];
   expect([...readInts(backend, batch.slotMapping)]).toEqual(expected);

@@ -1,5 +1,11 @@
-import type { BatchTensors, SampleRows, SlotTensors } from "../../backend.ts";
-import { checkJoinSlots, checkPrepareBatch, checkScatter } from "../../checks.ts";
+import {
+  type BatchTensors,
+  ROW_WORDS,
+  type SampleRows,
+  type SlotTensors,
+  type StepAreas,
+} from "../../backend.ts";
+import { checkJoinSlots, checkPost, checkPrepareBatch, checkScatter } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -28,9 +34,9 @@ const PREPARE_BATCH = {
   pointers: [
     ...(["token_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "row_slots"] as const),
     ...(["sample_slots", "sample_positions", "sample_tokens", "num_computed"] as const),
-    ...(["rows", "tokens", "lengths", "block_tables"] as const),
+    ...(["block_tables", "steps", "inbox", "tokens", "lengths"] as const),
   ],
-  scalars: ["num_tokens", "num_rows", "capacity", "max_blocks", "block_size"],
+  scalars: ["num_tokens", "num_rows", "capacity", "max_blocks", "block_size", "areas", "area_words"],
 } as const;
 const SCATTER = {
   ...SOURCE,
@@ -38,16 +44,25 @@ const SCATTER = {
   pointers: ["target", "indices", "values"],
   scalars: ["count"],
 } as const;
-/** Batch metadata and slot tables. */
+const POST = {
+  ...SOURCE,
+  entry: "post",
+  pointers: ["outbox", "results", "steps"],
+  scalars: ["areas", "area_words", "count"],
+} as const;
+
+/** Batch metadata, slot tables, and what steps tell the host. */
 export class BatchOps {
   readonly #joinSlots: KernelVariants<typeof JOIN_SLOTS>;
   readonly #prepareBatch: KernelVariants<typeof PREPARE_BATCH>;
   readonly #scatter: KernelVariants<typeof SCATTER>;
+  readonly #post: KernelVariants<typeof POST>;
 
   constructor(library: KernelLibrary, options: KernelOptions = {}) {
     this.#joinSlots = new KernelVariants(library, JOIN_SLOTS, "float32", options);
     this.#prepareBatch = new KernelVariants(library, PREPARE_BATCH, "float32", options);
     this.#scatter = new KernelVariants(library, SCATTER, "float32", options);
+    this.#post = new KernelVariants(library, POST, "float32", options);
   }
 
   units(): KernelUnit[] {
@@ -71,13 +86,13 @@ export class BatchOps {
     stream: number,
     batch: BatchTensors,
     samples: SampleRows,
-    rows: Tensor,
+    inbox: StepAreas,
     slots: SlotTensors,
   ): void {
-    const shape = checkPrepareBatch(batch, samples, rows, slots);
-    const { tokens, numRows, capacity, maxBlocks, blockSize } = shape;
+    const shape = checkPrepareBatch(batch, samples, inbox, slots);
+    const { tokens, numRows, capacity, maxBlocks, blockSize, areas, areaWords } = shape;
     const threads = Math.max(tokens, numRows) <= THREADS ? THREADS : PREPARE_THREADS;
-    this.#prepareBatch.get().launch(stream, 1, 1, 1, threads, 4 * (2 * numRows + 1), {
+    this.#prepareBatch.get().launch(stream, 1, 1, 1, threads, 4 * ROW_WORDS * numRows, {
       token_ids: batch.tokenIds,
       positions: batch.positions,
       slot_mapping: batch.slotMapping,
@@ -88,16 +103,28 @@ export class BatchOps {
       sample_positions: samples.positions,
       sample_tokens: samples.tokenIndices,
       num_computed: slots.numComputedTokens,
-      rows,
+      block_tables: slots.blockTables,
+      steps: inbox.steps,
+      inbox: inbox.areas,
       tokens: slots.tokens,
       lengths: slots.lengths,
-      block_tables: slots.blockTables,
       num_tokens: tokens,
       num_rows: numRows,
       capacity,
       max_blocks: maxBlocks,
       block_size: blockSize,
+      areas,
+      area_words: areaWords,
     });
+  }
+
+  /** See `Backend.post`. */
+  post(stream: number, outbox: StepAreas, results: Tensor): void {
+    const { count, areas, areaWords } = checkPost(outbox, results);
+    if (count === 0) return;
+    const { steps, areas: memory } = outbox;
+    const args = { outbox: memory, results, steps, areas, area_words: areaWords, count };
+    this.#post.get().launch(stream, Math.ceil(count / THREADS), 1, 1, THREADS, 0, args);
   }
 
   /** See `Backend.scatter`. The indices must differ: of several values for one entry any may win. */

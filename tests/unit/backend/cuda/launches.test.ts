@@ -471,16 +471,17 @@ describe("the batch", () => {
   ])("of %d decode rows and prompts of %p", (decodeRows, prefill) => {
     const step = batch({ decodeRows, prefill });
     const slots = slotTables(100);
-    const rows = i32(step.numRows, ROW_WORDS);
+    const inbox = { steps: tensor("uint32", 1), areas: i32(2, 5000) };
     const samples = sampleRows(step.numRows);
-    const prepared = launch(() => backend.prepareBatch(step, samples, rows, slots));
+    const prepared = launch(() => backend.prepareBatch(step, samples, inbox, slots));
     // More than one block could see a slot advanced before it has read where the slot starts.
     expect(prepared.grid).toEqual([1, 1, 1]);
-    expect(prepared.sharedBytes).toBe(4 * (2 * step.numRows + 1));
+    expect(prepared.sharedBytes).toBe(4 * ROW_WORDS * step.numRows);
     expect(namedArguments(prepared)).toEqual({
       ...{ token_ids: address(step.tokenIds), positions: address(step.positions) },
       ...{ slot_mapping: address(step.slotMapping), cu_seqlens_q: address(step.cuSeqlensQ) },
-      ...{ context_lens: address(step.contextLens), row_slots: address(step.rowSlots), rows: address(rows) },
+      ...{ context_lens: address(step.contextLens), row_slots: address(step.rowSlots) },
+      ...{ steps: address(inbox.steps), inbox: address(inbox.areas), areas: 2, area_words: 5000 },
       ...{ sample_slots: address(samples.slots), sample_positions: address(samples.positions) },
       ...{ sample_tokens: address(samples.tokenIndices), num_computed: address(slots.numComputedTokens) },
       ...{ tokens: address(slots.tokens), lengths: address(slots.lengths) },
@@ -492,6 +493,19 @@ describe("the batch", () => {
         max_blocks: 64,
         block_size: 16,
       },
+    });
+  });
+
+  test("of as many rows as there can be, and its answer", () => {
+    const step = batch({ decodeRows: 4096, prefill: [] });
+    const areas = { steps: tensor("uint32", 1), areas: i32(4, 4096 * ROW_WORDS) };
+    launch(() => backend.prepareBatch(step, sampleRows(4096), areas, slotTables(100)));
+    const results = i32(700);
+    const posted = launch(() => backend.post(areas, results));
+    expect(posted.grid[0]! * posted.block[0]!).toBeGreaterThanOrEqual(700);
+    expect(namedArguments(posted)).toEqual({
+      ...{ outbox: address(areas.areas), results: address(results), steps: address(areas.steps) },
+      ...{ areas: 4, area_words: 4096 * ROW_WORDS, count: 700 },
     });
   });
 
