@@ -228,7 +228,11 @@ export class Engine {
     }
     this.#numSteps++;
     this.#inFlight.push(step);
-    for (const sequence of step.sequences) sequence.inFlight++;
+    for (const sequence of step.sequences) {
+      sequence.inFlight++;
+      // While the device computes, not when its results have come and somebody waits for them.
+      this.#scheduler.preparePublication(sequence);
+    }
     return step.batch.numTokens;
   }
 

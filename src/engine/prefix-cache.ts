@@ -67,6 +67,11 @@ export class PrefixCache {
     return hits;
   }
 
+  /** Makes the keys of the first `numFull` blocks ahead of their publication. */
+  prepare(chain: BlockChain, tokens: Int32Array, numFull: number): void {
+    if (numFull > chain.keys.length) this.#key(chain, numFull - 1, tokens);
+  }
+
   /**
    * Publishes the first `numFull` blocks of `table`, which hold `tokens` and have been computed. Content that is cached
    * already stays with the block published first.

@@ -79,6 +79,12 @@ export class Scheduler {
     return step.build();
   }
 
+  /** Does ahead what `publish` will have to do for the tokens known when the steps launched so far are done. */
+  preparePublication({ chain, tokens, length, numScheduledTokens }: Sequence): void {
+    const numFull = Math.floor(Math.min(length, numScheduledTokens) / this.#blocks.blockSize);
+    this.#blocks.cache?.prepare(chain, tokens, numFull);
+  }
+
   /** The full blocks of `sequence` that are known to be computed may now be shared. */
   publish(sequence: Sequence): void {
     const numFull = Math.floor(sequence.numComputedTokens / this.#blocks.blockSize);

@@ -19,9 +19,9 @@ describe("profile", () => {
     });
     expect(gpu.liveMarks).toBe(0);
 
-    // A prompt step and five decode steps; each of the latter uploads its rows first.
+    // A prompt step and five decode steps, with nothing between them.
     expect(idle).toHaveLength(1);
-    expect(idle[0]).toMatchObject({ workload: "2x4+6", steps: 6, p50: 500 });
+    expect(idle[0]).toMatchObject({ workload: "2x4+6", steps: 6, p50: 0 });
 
     const layers = 6;
     expect(decode.map(({ batch }) => batch)).toEqual([2, 1]);

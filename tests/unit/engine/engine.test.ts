@@ -9,7 +9,7 @@ import { checkRequest, type RequestDraft } from "../../../src/engine/request.ts"
 import type { Fault } from "../../simulation/fake-runner.ts";
 import { digests, logprobOf, makeSeed, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
 import { Outcomes } from "../../simulation/outcomes.ts";
-import { add, drain, makeEngine, makeRequest, range } from "./helpers.ts";
+import { add, drain, makeEngine, makeRequest, range, sha256 } from "./helpers.ts";
 
 setDefaultTimeout(300_000);
 
@@ -33,6 +33,26 @@ test("a request comes out as the reference has it, step by step and as a whole",
   expect(arrivalTime < firstScheduledTime! && firstScheduledTime! < firstTokenTime!).toBe(true);
   expect(firstTokenTime!).toBeLessThan(finishedTime!);
   expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0, steps: 4, generationTokens: 4 });
+});
+
+test("a prompt's blocks are hashed while the device computes them, not when somebody waits for the result", () => {
+  let digests = 0;
+  const init = () => {
+    digests++;
+    return sha256.init();
+  };
+  const { engine, runner } = makeEngine({ hasher: { ...sha256, init } });
+  const hashed: number[] = [];
+  const { collect } = runner;
+  runner.collect = () => {
+    hashed.push(digests);
+    return collect.call(runner);
+  };
+  add(engine, makeRequest(range(0, 20), { maxTokens: 3 }));
+  drain(engine);
+  // Five blocks and the salt; the sixth is never full.
+  expect(hashed).toEqual([6, 6, 6]);
+  expect(digests).toBe(6);
 });
 
 test("a step tells of a request when it is begun, when it has its first delta, and when it ends", () => {
