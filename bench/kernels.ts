@@ -43,7 +43,7 @@ const PROMPT_LENGTHS = [2048, 8192, 16384, 32768];
 /** Cases that share memory of their own. */
 type Group = (memory: CaseMemory) => KernelCase[];
 
-/** The groups of one model on a backend of their own: it remembers weights, and how they are multiplied by best. */
+/** Groups on a backend of their own: it times ways to multiply with the weights that it has seen, which must still be there. */
 interface Section {
   /** What kernels are compiled for ahead, in parallel. */
   readonly shape: ModelShape;
@@ -95,14 +95,14 @@ command.action(async ({ only = [""], list, json }: Flags) => {
 await runCommand(command, process.argv.slice(2));
 
 function sections(): Section[] {
-  const models = Object.entries(MODELS).map(([name, config]): Section => {
+  const models = Object.entries(MODELS).flatMap(([name, config]): Section[] => {
     const shape = { ...config, blockSize: BLOCK_SIZE, rotaryDim: rotaryDim(config.headDim, config.rope) };
-    const others: Group[] = [
-      (memory) => linearCases(memory, name, config),
-      (memory) => rowCases(memory, config.hiddenSize),
-      (memory) => headCases(memory, name, config),
+    const rows: Group = (memory) => rowCases(memory, config.hiddenSize);
+    return [
+      { shape, groups: [(memory) => linearCases(memory, name, config)] },
+      { shape, groups: [(memory) => headCases(memory, name, config)] },
+      { shape, groups: [rows, ...attentionGroups(name, config)] },
     ];
-    return { shape, groups: [...others, ...attentionGroups(name, config)] };
   });
   const { shape } = models[0]!;
   const heads = Object.entries(OTHER_HEADS).map(([name, other]) => ({

@@ -29,7 +29,7 @@ export type OpClass =
   | "sampling"
   | "batch update";
 
-/** Methods that enqueue no op of their own. */
+/** Methods that enqueue no op of their own, or none that a step calls. */
 type Support =
   | (
       | "name"
@@ -42,6 +42,7 @@ type Support =
       | "download"
       | "readback"
       | "fill"
+      | "rotaryTable"
     )
   | ("fence" | "synchronize" | "memory" | "prepare" | "tuneLinear" | "capture" | "dispose");
 

@@ -59,6 +59,15 @@ export interface Backend {
   /** Frees everything this backend allocated. Safe to call twice. */
   dispose(): void;
 
+  // ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /**
+   * out float32 [positions, 2·H]: `amplitude` times the cosines of each position's angles, then their sines. The angles are
+   * float32 products of a position and frequencies float32 [H], in radians: transformers computes them so, and models
+   * were trained on those. What follows is computed in float64 and rounded once.
+   */
+  rotaryTable(out: Tensor, frequencies: Tensor, amplitude: number): void;
+
   // ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
   /** out[T, H] = table[V, H] at ids[T] (int32, each in [0, V)). */

@@ -77,6 +77,15 @@ function sameOrDisjoint(op: string, written: Tensor, input: Tensor, name: string
   if (!same && overlap(written, input)) refuse(op, `out overlaps ${name}`);
 }
 
+export function checkRotaryTable(out: Tensor, frequencies: Tensor) {
+  const op = "rotaryTable";
+  check(op, "frequencies", frequencies, "float32", "H");
+  const half = frequencies.dim(0);
+  check(op, "out", out, "float32", "P", 2 * half);
+  disjoint(op, out, { frequencies });
+  return { positions: out.dim(0), half };
+}
+
 export function checkEmbedding(dtype: FloatDType, out: Tensor, table: Tensor, ids: Tensor) {
   const op = "embedding";
   check(op, "table", table, dtype, "V", "H");

@@ -71,21 +71,14 @@ export function inverseFrequencies(headDim: number, rope: RopeConfig): Float64Ar
 
 /** float32 [positions, rotaryDim] on the device: the cosines of each position's angles, then their sines. */
 export function rotaryTable(backend: Backend, headDim: number, positions: number, rope: RopeConfig): Tensor {
-  const frequencies = inverseFrequencies(headDim, rope);
-  const half = frequencies.length;
+  const values = Float32Array.from(inverseFrequencies(headDim, rope));
   const amplitude = rope.scaling.kind === "yarn" ? rope.scaling.attentionFactor : 1;
-  const table = new Float32Array(positions * 2 * half);
-  for (let position = 0; position < positions; position++) {
-    for (let i = 0; i < half; i++) {
-      // transformers computes the angle in float32, and the models were trained on those angles.
-      const angle = Math.fround(position * Math.fround(frequencies[i]!));
-      table[position * 2 * half + i] = amplitude * Math.cos(angle);
-      table[position * 2 * half + half + i] = amplitude * Math.sin(angle);
-    }
-  }
-  const tensor = backend.empty("float32", [positions, 2 * half]);
-  backend.upload(tensor, table);
-  return tensor;
+  const table = backend.empty("float32", [positions, 2 * values.length]);
+  const frequencies = backend.empty("float32", [values.length]);
+  backend.upload(frequencies, values);
+  backend.rotaryTable(table, frequencies, amplitude);
+  frequencies.buffer.dispose();
+  return table;
 }
 
 function clamp01(x: number): number {

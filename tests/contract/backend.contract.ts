@@ -11,6 +11,7 @@ import { logprobsCases } from "./cases/logprobs.ts";
 import { memoryCases } from "./cases/memory.ts";
 import { normCases } from "./cases/norm.ts";
 import { processLogitsCases } from "./cases/process-logits.ts";
+import { rotaryTableCases } from "./cases/rotary-table.ts";
 import { sampleCases } from "./cases/sample.ts";
 import { Fixture } from "./fixture.ts";
 
@@ -42,6 +43,7 @@ export function runContract(name: string, createBackend: () => Backend): void {
     };
     memoryCases(addCase, createBackend);
     checksCases(addCase);
+    rotaryTableCases(addCase);
     gatherCases(addCase);
     linearCases(addCase);
     normCases(addCase);

@@ -43,6 +43,13 @@ export function refusals(float: FloatDType): Refusals[] {
   };
   return [
     {
+      op: "rotaryTable",
+      operands: { out: ["float32", 3, 8], frequencies: ["float32", 4] },
+      free: { out: [0] },
+      apart: { out: ["frequencies"] },
+      run: (backend, { out, frequencies }) => backend.rotaryTable(out!, frequencies!, 1),
+    },
+    {
       op: "embedding",
       operands: { out: [float, 3, 8], table: [float, 5, 8], ids: ["int32", 3] },
       free: { table: [0] },

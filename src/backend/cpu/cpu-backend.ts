@@ -27,6 +27,7 @@ import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, rmsNorm } from "./norm.ts";
 import { processRow } from "./process-logits.ts";
+import { rotaryTable } from "./rotary-table.ts";
 import { sampleRow } from "./sampling.ts";
 import { type HostSlots, Slot } from "./slots.ts";
 import { tiledAttention } from "./tiled-attention.ts";
@@ -99,6 +100,11 @@ export class CpuBackend implements Backend {
   dispose(): void {
     this.#disposed = true;
     for (const buffer of this.#buffers) buffer.dispose();
+  }
+
+  rotaryTable(out: Tensor, frequencies: Tensor, amplitude: number): void {
+    checks.checkRotaryTable(out, frequencies);
+    rotaryTable(floats(out), floats(frequencies), amplitude);
   }
 
   embedding(out: Tensor, table: Tensor, ids: Tensor): void {

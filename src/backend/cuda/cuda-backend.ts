@@ -202,6 +202,10 @@ export class CudaBackend implements Backend {
     return { byteLength, address, dispose };
   }
 
+  rotaryTable(out: Tensor, frequencies: Tensor, amplitude: number): void {
+    this.#ops.rotaryTable.rotaryTable(this.#stream.value, out, frequencies, amplitude);
+  }
+
   embedding(out: Tensor, table: Tensor, ids: Tensor): void {
     this.#ops.embedding.embedding(this.#stream.value, out, table, ids);
   }

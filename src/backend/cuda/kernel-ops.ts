@@ -10,6 +10,7 @@ import { BatchOps } from "./ops/batch.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
 import { NormOps } from "./ops/norm.ts";
+import { RotaryTableOps } from "./ops/rotary-table.ts";
 import { SamplingOps } from "./ops/sampling.ts";
 import { SmallLinear } from "./ops/small-linear.ts";
 
@@ -34,6 +35,7 @@ export interface KernelOpsOptions {
 
 /** The ops that are kernels of Octavo's own: all but matrix products. */
 export class KernelOps {
+  readonly rotaryTable: RotaryTableOps;
   readonly embedding: EmbeddingOps;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
@@ -46,6 +48,7 @@ export class KernelOps {
 
   constructor(library: KernelLibrary, options: KernelOpsOptions) {
     const { dtype, allocate } = options;
+    this.rotaryTable = new RotaryTableOps(library, options);
     this.embedding = new EmbeddingOps(library, dtype, options);
     this.norm = new NormOps(library, dtype, options);
     this.activation = new ActivationOps(library, dtype, options);
@@ -69,6 +72,7 @@ export class KernelOps {
       ...this.norm.units(shape.hiddenSize),
       ...this.activation.units(shape.intermediateSize),
       ...this.batch.units(),
+      ...this.rotaryTable.units(),
       ...this.embedding.units(shape.hiddenSize),
     ];
   }

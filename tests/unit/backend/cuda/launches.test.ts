@@ -131,6 +131,20 @@ function layerCache(kvHeads: number, headDim: number): LayerCache {
   return { keys: bf16(100, kvHeads, 16, headDim), values: bf16(100, kvHeads, 16, headDim) };
 }
 
+test("the rotary table is made a block a position, its factor in two parts of float32", () => {
+  const [out, frequencies] = [f32(40960, 128), f32(64)];
+  const made = launch(() => backend.rotaryTable(out, frequencies, 1.1386));
+  expect([made.grid, made.block]).toEqual([
+    [40960, 1, 1],
+    [64, 1, 1],
+  ]);
+  const { amplitude, amplitude_rest, ...rest } = namedArguments(made);
+  expect(rest).toEqual({ out: out.address, frequencies: frequencies.address, half: 64 });
+  expect(amplitude).toBe(f(1.1386));
+  expect(amplitude! + amplitude_rest!).toBeCloseTo(1.1386, 14);
+  expect(launch(() => backend.rotaryTable(f32(3, 600), f32(300), 1)).block).toEqual([256, 1, 1]);
+});
+
 describe("rows", () => {
   test.each([1, 3, 256, 5000])(
     "%d are gathered, a block each, 16 bytes a copy where that divides a row",
@@ -591,6 +605,7 @@ test("nothing is launched for no rows", () => {
   const samples = sampleRows(0);
   const before = machine.cublas.matmuls.length;
   const none = launches(() => {
+    backend.rotaryTable(f32(0, 8), f32(4), 1);
     backend.embedding(bf16(0, 64), bf16(5, 64), i32(0));
     backend.rmsNorm(bf16(0, 64), bf16(0, 64), bf16(64), 1e-6);
     backend.activation(bf16(0, 64), bf16(0, 64), "silu");
