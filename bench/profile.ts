@@ -1,7 +1,7 @@
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
 import { checkRequest, type EngineRequest } from "../src/engine/request.ts";
-import { createBackend, type LoadedModel, loadModel } from "../src/llm/load-model.ts";
+import { createBackend, type LoadedModel, loadModel, type OpenBackend } from "../src/llm/load-model.ts";
 import { OpenRequests } from "../src/llm/open-requests.ts";
 import { readOutputs } from "../src/llm/read-stream.ts";
 import { StepLoop } from "../src/llm/step-loop.ts";
@@ -70,7 +70,7 @@ export interface ProfileOptions {
   /** What stands beside the times. */
   readonly limits?: DeviceLimits;
   /** Default `createBackend`; replaceable, so that tests need no GPU. */
-  readonly openBackend?: typeof createBackend;
+  readonly openBackend?: OpenBackend;
 }
 
 /** Loads the model once more, with timestamps, and runs the workloads on it. Needs a GPU. */
@@ -84,7 +84,7 @@ export async function profile(
   const config = resolveEngineConfig(options);
   const profiler = new Profiler();
   const loaded = await loadModel(model, config, {
-    openBackend: (...args) => profiler.wrap(openBackend(...args)),
+    openBackend: async (...args) => profiler.wrap(await openBackend(...args)),
   });
   try {
     const decode = config.enforceEager

@@ -6,7 +6,7 @@ import type { Backend } from "../src/backend/backend.ts";
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
 import { checkRequest } from "../src/engine/request.ts";
-import { createBackend, loadModel } from "../src/llm/load-model.ts";
+import { createBackend, loadModel, type OpenBackend } from "../src/llm/load-model.ts";
 
 export interface StartupTask {
   readonly model?: string;
@@ -30,8 +30,8 @@ export async function start({ model, options }: StartupTask): Promise<PhaseEnds>
       ends.push([phase, performance.timeOrigin + performance.now()]);
   };
   end("process");
-  const openBackend: typeof createBackend = (...args) => {
-    const backend = createBackend(...args);
+  const openBackend: OpenBackend = async (...args) => {
+    const backend = await createBackend(...args);
     end("tokenizer, libraries");
     return observe(backend, end);
   };

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { resolveModel } from "../loader/hub.ts";
+import { resolveModel } from "../loader/resolve-model.ts";
 import { createCommand, say } from "./command.ts";
 import { messageInFlags } from "./flag-names.ts";
 import { ProgressBars } from "./progress.ts";

@@ -89,14 +89,28 @@ export function gpuCount(machine = thisMachine()): number {
   }
 }
 
+/** The newest CUDA that the driver runs, e.g. [13, 0]; undefined without a driver. Takes no time: nothing is initialised. */
+export function driverVersion(machine: Machine): readonly [number, number] | undefined {
+  try {
+    return majorMinor(queryVersion(machine).version);
+  } catch (error) {
+    if (error instanceof DeviceError) return undefined;
+    throw error;
+  }
+}
+
+function queryVersion(machine: Machine): { library: LibraryCandidate; status: number; version: number } {
+  const candidates = libraryCandidates("cuda", machine.host);
+  const { api, library } = openFirst(machine, "cuda", candidates, driverVersionSymbols, 13);
+  const raw = new Int32Array(1);
+  const status = api.cuDriverGetVersion(raw);
+  return { library, status, version: raw[0]! };
+}
+
 /** Opens and initialises the driver. */
 export function openDriver(machine: Machine): OpenedDriver {
-  const candidates = libraryCandidates("cuda", machine.host);
   // An old driver lacks some functions of the whole table, so its version is asked for first.
-  const { api: versionApi, library } = openFirst(machine, "cuda", candidates, driverVersionSymbols, 13);
-  const raw = new Int32Array(1);
-  const status = versionApi.cuDriverGetVersion(raw);
-  const version = raw[0]!;
+  const { library, status, version } = queryVersion(machine);
   if (status === CudaStatus.success && version < MIN_DRIVER_VERSION) {
     throw new DeviceError(
       `the NVIDIA driver supports CUDA ${majorMinor(version).join(".")}, Octavo needs 12.0: update the driver to 525 or newer`,

@@ -9,11 +9,12 @@ import { ConfigError, ModelDataError } from "../base/errors.ts";
 import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import { gpuCount, openCuda } from "../cuda/open-cuda.ts";
+import { CudaOpening } from "../cuda/opening.ts";
 import { Engine } from "../engine/engine.ts";
 import { rotaryDim } from "../layers/rotary.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
 import { dummyWeights } from "../loader/dummy-weights.ts";
-import { resolveModel } from "../loader/hub.ts";
+import { resolveModel } from "../loader/resolve-model.ts";
 import { loadWeights } from "../loader/weights.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
 import { readGenerationConfig } from "../models/generation-config.ts";
@@ -38,8 +39,10 @@ export interface LoadOptions {
   /** Make an encoder of prompts, too. Default false: the model takes and gives tokens, and text is only decoded. */
   readonly withEncoder?: boolean;
   /** Default `createBackend`; replaceable, so that tests need no GPU. */
-  readonly openBackend?: typeof createBackend;
+  readonly openBackend?: OpenBackend;
 }
+
+export type OpenBackend = (config: EngineConfig, model: ModelConfig) => Backend | Promise<Backend>;
 
 /** Bytes loaded so far. */
 export interface LoadProgress {
@@ -91,16 +94,15 @@ export async function loadModel(
   const modelConfig = readModelConfig(folder);
   const definition = defineModel(modelConfig);
   const generation = readGenerationConfig(folder, modelConfig);
-  const tokenizer = await loadTokenizer(folder, config);
-  if (tokenizer !== undefined && tokenizer.vocabSize > modelConfig.vocabSize) {
-    const rule = `token id ${tokenizer.vocabSize - 1} is outside the model's vocabulary of ${modelConfig.vocabSize}`;
-    throw new ModelDataError(join(folder, "tokenizer.json"), rule);
-  }
-
-  const encoder = withEncoder ? createPromptEncoder(tokenizer, config) : undefined;
-  const hasher = await createSHA256();
-  const backend = openBackend(config, modelConfig);
+  const opening = Promise.try(() => openBackend(config, modelConfig));
+  const text = loadText(folder, config, modelConfig, withEncoder);
+  const [opened, loaded] = await Promise.allSettled([opening, text]);
+  if (opened.status === "rejected") throw loaded.status === "rejected" ? loaded.reason : opened.reason;
+  const backend = opened.value;
   try {
+    if (loaded.status === "rejected") throw loaded.reason;
+    const { tokenizer, encoder } = loaded.value;
+    const hasher = await createSHA256();
     const kernels = backend.prepare?.(modelShape(modelConfig, config));
     kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
     // Dense weights are multiplied, and keys and values attended to, in the dtype of the activations.
@@ -161,6 +163,16 @@ export async function loadModel(
   }
 }
 
+/** The tokenizer and, if wanted, the encoder of prompts. */
+async function loadText(folder: string, config: EngineConfig, model: ModelConfig, withEncoder: boolean) {
+  const tokenizer = await loadTokenizer(folder, config);
+  if (tokenizer !== undefined && tokenizer.vocabSize > model.vocabSize) {
+    const rule = `token id ${tokenizer.vocabSize - 1} is outside the model's vocabulary of ${model.vocabSize}`;
+    throw new ModelDataError(join(folder, "tokenizer.json"), rule);
+  }
+  return { tokenizer, encoder: withEncoder ? createPromptEncoder(tokenizer, config) : undefined };
+}
+
 async function loadFolder(
   folder: string,
   definition: ReturnType<typeof defineModel>,
@@ -173,10 +185,17 @@ async function loadFolder(
   return await loadWeights(checkpoint, definition.parameters, backend, options);
 }
 
-/** The GPU if there is one and it is not refused, else the CPU. */
-export function createBackend({ device, dtype }: EngineConfig, model: ModelConfig): Backend {
-  if (device === "cuda" || (device === "auto" && gpuCount() > 0))
-    return new CudaBackend(openCuda(), cudaDtype(dtype, model));
+/** The GPU if there is one and it is not refused, else the CPU. Opening a GPU leaves this thread free meanwhile. */
+export async function createBackend({ device, dtype }: EngineConfig, model: ModelConfig): Promise<Backend> {
+  const opening = device === "cpu" ? undefined : CudaOpening.begin();
+  try {
+    await opening?.done;
+    if (device === "cuda" || (device === "auto" && gpuCount() > 0))
+      return new CudaBackend(openCuda(), cudaDtype(dtype, model));
+  } finally {
+    // Nobody waits for it: this thread holds its own context now, or none.
+    void opening?.release();
+  }
   if (dtype !== "auto" && dtype !== "float32")
     throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
   return new CpuBackend();

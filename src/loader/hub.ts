@@ -1,15 +1,8 @@
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { homedir } from "node:os";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { getHFHubCachePath, HubApiError, type ListFileEntry, listFiles, modelInfo } from "@huggingface/hub";
-import {
-  ConfigError,
-  DownloadError,
-  ModelDataError,
-  ModelNotFoundError,
-  messageOf,
-  OctavoError,
-} from "../base/errors.ts";
+import { ConfigError, DownloadError, ModelDataError, messageOf, OctavoError } from "../base/errors.ts";
 import { noWeights, readShardIndex, SHARD_INDEX, SINGLE_FILE } from "./checkpoint.ts";
 import { COMMIT, HubCache } from "./hub-cache.ts";
 import { downloadFile } from "./resumable-download.ts";
@@ -31,26 +24,13 @@ export interface ResolveModelOptions {
 }
 
 /**
- * The local folder of a model: `model` itself when it is a folder, else the snapshot of the Hugging Face model
- * `org/name`, downloaded (from `HF_ENDPOINT`) as far as the cache lacks it: configuration, tokenizer, templates and
- * safetensors. A complete cached snapshot also serves when the hub gives no reply; with `HF_HUB_OFFLINE` nothing else
- * does. The hub is sent `HF_TOKEN`, or the token that `hf auth login` stored.
- * @throws ModelNotFoundError when `model` is neither a folder nor an id; ConfigError for a malformed revision;
- * DownloadError when the hub refuses, fails, or is needed offline; UnsupportedModelError when there are only pickled
- * weights.
+ * The snapshot of the Hugging Face model `org/name`, downloaded (from `HF_ENDPOINT`) as far as the cache lacks it:
+ * configuration, tokenizer, templates and safetensors. A complete cached snapshot also serves when the hub gives no reply;
+ * with `HF_HUB_OFFLINE` nothing else does. The hub is sent `HF_TOKEN`, or the token that `hf auth login` stored.
+ * @throws ConfigError for a malformed revision; DownloadError when the hub refuses, fails, or is needed offline;
+ * UnsupportedModelError when there are only pickled weights.
  */
-export async function resolveModel(model: string, options: ResolveModelOptions = {}): Promise<string> {
-  const path = model.startsWith("~/") ? join(homedir(), model.slice(2)) : model;
-  const exists = existsSync(path);
-  if (exists && statSync(path).isDirectory()) return resolve(path);
-  if (exists) throw new ModelNotFoundError(model, `${model} is a file; expected a model folder`);
-  if (/^(?:\.{0,2}\/|~|\.{1,2}$)/.test(model))
-    throw new ModelNotFoundError(model, `model folder ${model} does not exist`);
-  if (!/^(?:\w[\w.-]{0,95})\/(?:\w[\w.-]{0,95})$/.test(model) || /--|\.\.|[.-](?:$|\/)/.test(model))
-    throw new ModelNotFoundError(
-      model,
-      `${JSON.stringify(model)} is neither a folder nor a Hugging Face id (org/name)`,
-    );
+export async function resolveHubModel(model: string, options: ResolveModelOptions): Promise<string> {
   const revision = options.revision ?? "main";
   if (!/^\w[\w./-]{0,250}$/.test(revision) || /\.\.|\/\/|\/$/.test(revision))
     throw new ConfigError("revision", `revision ${JSON.stringify(revision)} is not a branch, tag or commit`);

@@ -19,7 +19,8 @@ import {
   UnsupportedModelError,
 } from "../../../src/base/errors.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
-import { type ResolveModelOptions, resolveModel } from "../../../src/loader/hub.ts";
+import type { ResolveModelOptions } from "../../../src/loader/hub.ts";
+import { resolveModel } from "../../../src/loader/resolve-model.ts";
 import { eventually, temporaryFolder } from "../../support.ts";
 import { HubServer } from "./hub-server.ts";
 import { f32, safetensors } from "./support.ts";
