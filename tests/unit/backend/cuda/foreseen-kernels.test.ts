@@ -1,0 +1,108 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type EngineOptions, resolveEngineConfig } from "../../../../src/base/config.ts";
+import type { ResolvedSamplingParams } from "../../../../src/base/sampling-params.ts";
+import { loadModel } from "../../../../src/llm/load-model.ts";
+import { add, drain, makeRequest, range } from "../../engine/helpers.ts";
+import { FakeMachine } from "./fake-machine.ts";
+import { namedArguments } from "./kernel-signatures.ts";
+
+setDefaultTimeout(300_000);
+
+const SHAPE = {
+  ...{ model_type: "llama", architectures: ["LlamaForCausalLM"], vocab_size: 2048, num_hidden_layers: 2 },
+  ...{ hidden_size: 512, intermediate_size: 1024, rms_norm_eps: 1e-6, hidden_act: "silu" },
+  ...{ num_attention_heads: 4, num_key_value_heads: 2, head_dim: 64, max_position_embeddings: 4096 },
+  torch_dtype: "bfloat16",
+};
+
+/** Families, and sizes that lead to other kernels: tied heads, biases, norms of heads, heads, widths without vectors. */
+const MODELS: Readonly<Record<string, object>> = {
+  llama: SHAPE,
+  "llama with a tied head": { ...SHAPE, tie_word_embeddings: true },
+  "qwen3, 128 dimensions": {
+    ...SHAPE,
+    model_type: "qwen3",
+    architectures: ["Qwen3ForCausalLM"],
+    head_dim: 128,
+  },
+  "qwen2, one KV head": {
+    ...SHAPE,
+    model_type: "qwen2",
+    architectures: ["Qwen2ForCausalLM"],
+    num_key_value_heads: 1,
+  },
+  "mistral, sliding window": {
+    ...{ ...SHAPE, model_type: "mistral", architectures: ["MistralForCausalLM"], sliding_window: 64 },
+  },
+  "256 dimensions": { ...SHAPE, head_dim: 256 },
+  "widths of 8": { ...SHAPE, hidden_size: 264, intermediate_size: 520, vocab_size: 2001 },
+  "odd widths": { ...SHAPE, hidden_size: 513, intermediate_size: 1001, vocab_size: 2001 },
+};
+const CAPABILITIES = [
+  [8, 0],
+  [9, 0],
+  [12, 0],
+] as const;
+const OPTIONS: EngineOptions = {
+  ...{ device: "cuda", loadFormat: "dummy", skipTokenizerInit: true, maxNumSeqs: 40 },
+  ...{ maxNumBatchedTokens: 512, maxModelLen: 1024, kvCacheMemoryBytes: 2 ** 26 },
+};
+
+/** Everything that a request may ask for. */
+const ASKED: readonly Partial<ResolvedSamplingParams>[] = [
+  {},
+  { temperature: 1 },
+  { temperature: 0.7, topK: 20, topP: 0.9, minP: 0.1 },
+  { temperature: 1, presencePenalty: 0.5, frequencyPenalty: 0.5, repetitionPenalty: 1.2 },
+  { logprobs: 3 },
+  { promptLogprobs: 2 },
+  { logitBias: [[3, 2]] },
+];
+
+const cases = Object.entries(MODELS).flatMap(([name, config]) =>
+  CAPABILITIES.map((capability) => [name, capability.join("."), config, capability] as const),
+);
+
+test.each(cases)(
+  "%s on compute capability %s compiles nothing late",
+  async (_name, _text, config, capability) => {
+    using machine = new FakeMachine({ computeCapability: capability });
+    const folder = join(machine.cacheFolder, "model");
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(join(folder, "config.json"), JSON.stringify(config));
+    // Every token drawn is 7; without this, it would be what the memory happens to hold.
+    machine.cuda.effects.set("sample_rows", (launch) => {
+      const out = machine.cuda.bytesOf(namedArguments(launch)["out"]!);
+      new Int32Array(out.buffer).fill(7, 0, launch.grid[0]);
+    });
+    let foreseen = 0;
+    const loaded = await loadModel(folder, resolveEngineConfig(OPTIONS), {
+      openBackend: () => {
+        const backend = machine.backend();
+        const prepare = backend.prepare.bind(backend);
+        backend.prepare = async (shape) => {
+          await prepare(shape);
+          foreseen = machine.nvrtc.requests.length;
+        };
+        return backend;
+      },
+    });
+    try {
+      for (const asked of ASKED) add(loaded.engine, makeRequest(range(0, 20), { maxTokens: 4, ...asked }));
+      drain(loaded.engine);
+      // One prompt in chunks; then as many rows as there may be, ending one after another.
+      add(loaded.engine, makeRequest(range(0, 900), { maxTokens: 2 }));
+      for (let i = 0; i < 40; i++) add(loaded.engine, makeRequest([i, 1, 2], { maxTokens: 2 + i }));
+      drain(loaded.engine);
+    } finally {
+      loaded.dispose();
+    }
+    const late = machine.nvrtc.requests
+      .slice(foreseen)
+      .map(({ name, options }) => `${name} ${options.join(" ")}`);
+    expect(foreseen).toBeGreaterThan(5);
+    expect(late).toEqual([]);
+  },
+);
