@@ -161,6 +161,7 @@ export interface Backend {
 
 /** The sizes that a model's ops are specialised by. */
 export interface ModelShape {
+  readonly vocabSize: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   readonly numHeads: number;

@@ -77,8 +77,9 @@ export class KernelOps {
     ];
   }
 
-  /** Of the four products of a layer. */
-  #linearUnits({ hiddenSize, intermediateSize, numHeads, numKvHeads, headDim }: ModelShape): KernelUnit[] {
+  /** Of the four products of a layer, and of the LM head. */
+  #linearUnits(shape: ModelShape): KernelUnit[] {
+    const { vocabSize, hiddenSize, intermediateSize, numHeads, numKvHeads, headDim } = shape;
     const small = this.smallLinear;
     if (small === undefined) return [];
     return [
@@ -86,6 +87,7 @@ export class KernelOps {
       ...small.units(hiddenSize, numHeads * headDim, {}),
       ...small.units(2 * intermediateSize, hiddenSize, { norm: true, gated: true }),
       ...small.units(hiddenSize, intermediateSize, {}),
+      ...small.units(vocabSize, hiddenSize, { norm: true, floatOut: true }),
     ];
   }
 }

@@ -87,9 +87,16 @@ export class SmallLinear {
   }
 
   /** What products by [outFeatures, inFeatures] need; nothing if the kernel cannot take them. */
-  units(outFeatures: number, inFeatures: number, fusion: { norm?: boolean; gated?: boolean }): KernelUnit[] {
-    const { norm = false, gated = false } = fusion;
-    const shape = { outFeatures, inFeatures, norm, gated, floatOut: false };
+  units(
+    outFeatures: number,
+    inFeatures: number,
+    {
+      norm = false,
+      gated = false,
+      floatOut = false,
+    }: { norm?: boolean; gated?: boolean; floatOut?: boolean },
+  ): KernelUnit[] {
+    const shape = { outFeatures, inFeatures, norm, gated, floatOut };
     const needed = [false, ...(keepsX(inFeatures) ? [] : [true])].map((staged) => ({ ...shape, staged }));
     return needed.flatMap((each) => {
       const plan = this.#plan(each);

@@ -275,13 +275,13 @@ describe("opening", () => {
 describe("preparing", () => {
   const SHAPE = {
     ...{ hiddenSize: 64, intermediateSize: 192, numHeads: 4, numKvHeads: 2, headDim: 32, rotaryDim: 32 },
-    blockSize: 16,
+    ...{ blockSize: 16, vocabSize: 200 },
   };
 
   test("compiles each unit once; kernels it foresaw need no compiler", async () => {
     await backend.prepare(SHAPE);
     const compiled = machine.nvrtc.requests.length;
-    expect(new Set(machine.nvrtc.requests.map(({ name }) => name)).size).toBe(9);
+    expect(new Set(machine.nvrtc.requests.map(({ name }) => name)).size).toBe(10);
     norm();
     await backend.prepare(SHAPE);
     expect(machine.nvrtc.requests).toHaveLength(compiled);

@@ -22,7 +22,7 @@ const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
   [false, true]
     .flatMap((hopper) =>
       unitsOf("bfloat16", hopper, {
-        ...{ hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
+        ...{ vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
         ...{ headDim: 128, rotaryDim: 64, blockSize: 16 },
       }),
     )

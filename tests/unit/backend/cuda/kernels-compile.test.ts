@@ -20,9 +20,9 @@ const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
 
 /** Sizes that pass through every specialisation but those of attention: widths for vectors and not, narrow and wide. */
 const WIDTHS = [
-  { hiddenSize: 256, intermediateSize: 1024 },
-  { hiddenSize: 8192, intermediateSize: 28672 },
-  { hiddenSize: 1001, intermediateSize: 1003 },
+  { hiddenSize: 256, intermediateSize: 1024, vocabSize: 2048 },
+  { hiddenSize: 8192, intermediateSize: 28672, vocabSize: 151936 },
+  { hiddenSize: 1001, intermediateSize: 1003, vocabSize: 2001 },
 ] as const;
 
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
@@ -35,7 +35,7 @@ function variants(n: number): KernelUnit[] {
   const models = DTYPES.flatMap((dtype, d) =>
     GROUPS.flatMap((group, i) => {
       const headDim = HEAD_DIMS[(n + d + i) % HEAD_DIMS.length]!;
-      const { hiddenSize, intermediateSize } = WIDTHS[i % WIDTHS.length]!;
+      const widths = WIDTHS[i % WIDTHS.length]!;
       const heads = {
         numHeads: 4 * group,
         numKvHeads: 4,
@@ -44,8 +44,7 @@ function variants(n: number): KernelUnit[] {
       };
       const hopper = ARCHITECTURES[n] === "sm_90a";
       return unitsOf(dtype, hopper, {
-        hiddenSize,
-        intermediateSize,
+        ...widths,
         ...heads,
         blockSize: i === 0 ? 256 : 16,
       });
