@@ -2,8 +2,8 @@
 # Everything that needs a GPU, one step after another, with a table at the end; fails when a step does.
 #
 #   bench/gpu-suite.sh                          all steps
-#   bench/gpu-suite.sh tests bench              these steps alone, of: tests memcheck racecheck bench served startup
-#                                               cold-start
+#   bench/gpu-suite.sh tests bench              these steps alone, of: tests memcheck racecheck bench kernels served
+#                                               startup cold-start; and table, which takes minutes
 #
 # Logs and records go to $OUT (default bench/out). $WORK (default the system's temporary folder) gets a 1.2 GB checkpoint
 # that the start-up steps read. $MODEL is the config that the benchmarks run with random weights (default
@@ -38,6 +38,8 @@ step_bench() {
   bun run bench --workload bench/workloads/nano-vllm.json --model "$CONFIG" --load-format dummy \
     --json "$OUT/throughput.json"
 }
+step_kernels() { bun run bench:kernels --json "$OUT/kernels.json"; }
+step_table() { bun run bench:table --json "$OUT/table.json"; }
 step_served() {
   bun run bench:served --workload bench/workloads/nano-vllm.json --model "$CONFIG" --load-format dummy \
     --json "$OUT/served.json"
@@ -48,13 +50,13 @@ step_cold_start() {
 }
 
 # Seconds that each step may take.
-declare -A LIMIT=([tests]=300 [memcheck]=300 [racecheck]=300 [bench]=240 [served]=180 [startup]=180 [cold-start]=180)
+declare -A LIMIT=([tests]=300 [memcheck]=300 [racecheck]=300 [bench]=240 [kernels]=120 [table]=480 [served]=180 [startup]=180 [cold-start]=180)
 STEPS=("$@")
-[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests memcheck racecheck bench served startup cold-start)
+[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests memcheck racecheck bench kernels served startup cold-start)
 
 # `timeout` takes a program, so each step runs in a shell of its own that has these functions.
 export OUT WORK CONFIG
-export -f sanitize checkpoint step_tests step_memcheck step_racecheck step_bench step_served step_startup step_cold_start
+export -f sanitize checkpoint step_tests step_memcheck step_racecheck step_bench step_kernels step_table step_served step_startup step_cold_start
 
 table=""
 failures=0
