@@ -16,6 +16,9 @@ import { isPlain, packSlotRecord } from "./slot-record.ts";
 import type { StepRow } from "./step-buffers.ts";
 import type { BlockTableUpdate, ScheduledBatch, SlotJoin } from "./types.ts";
 
+/** Block-table entries that are uploaded at once. */
+const UPDATES_CHUNK = 4096;
+
 export interface BatchStateShape {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
@@ -79,6 +82,12 @@ export class BatchState {
     this.#updateBlockTables(blockTableUpdates);
   }
 
+  /** Takes the memory that updates are uploaded to. */
+  reserve(): void {
+    this.workspace.tensor("joins", "int32", [JOIN_WORDS * this.shape.maxNumSeqs]);
+    this.workspace.tensor("blockTableUpdates", "int32", [2 * UPDATES_CHUNK]);
+  }
+
   dispose(): void {
     for (const tensor of Object.values(this.slots) as Tensor[]) tensor.buffer.dispose();
   }
@@ -111,15 +120,17 @@ export class BatchState {
   }
 
   #updateBlockTables(updates: readonly BlockTableUpdate[]): void {
-    if (updates.length === 0) return;
-    const words = new Int32Array(2 * updates.length);
-    for (const [i, { slot, index, block }] of updates.entries()) {
-      words[i] = slot * this.#maxBlocks + index;
-      words[updates.length + i] = deviceBlock(block);
+    for (let start = 0; start < updates.length; start += UPDATES_CHUNK) {
+      const chunk = updates.slice(start, start + UPDATES_CHUNK);
+      const words = new Int32Array(2 * chunk.length);
+      for (const [i, { slot, index, block }] of chunk.entries()) {
+        words[i] = slot * this.#maxBlocks + index;
+        words[chunk.length + i] = deviceBlock(block);
+      }
+      const staged = this.#upload("blockTableUpdates", words);
+      const [indices, values] = [staged.rows(0, chunk.length), staged.rows(chunk.length, words.length)];
+      this.backend.scatter(this.slots.blockTables, indices, values);
     }
-    const staged = this.#upload("blockTableUpdates", words);
-    const indices = staged.rows(0, updates.length);
-    this.backend.scatter(this.slots.blockTables, indices, staged.rows(updates.length, words.length));
   }
 
   #upload(name: string, words: Int32Array): Tensor {

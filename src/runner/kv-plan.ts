@@ -9,6 +9,12 @@ const HOST_POOL_BYTES = 2 ** 30;
 /** Share of the memory granted on a GPU that activations and batch state are assumed to leave, until measured. */
 const POOL_SHARE_ESTIMATE = 0.8;
 
+/**
+ * Memory of a GPU that is never given to the pool: what the driver takes later by itself, for captured steps, and for kernels of
+ * cuBLASLt, which it loads when they are first launched.
+ */
+export const DRIVER_BYTES = 384 * 2 ** 20;
+
 type Options = Pick<
   EngineConfig,
   "maxModelLen" | "maxNumSeqs" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"
@@ -75,7 +81,8 @@ export class KvPlan {
     if (kvCacheMemoryBytes !== undefined) return kvCacheMemoryBytes;
     const memory = this.backend.memory?.();
     if (memory === undefined) return HOST_POOL_BYTES;
-    return Math.max(0, gpuMemoryUtilization * memory.total - (memory.total - memory.free));
+    const granted = gpuMemoryUtilization * memory.total - (memory.total - memory.free);
+    return Math.max(0, Math.min(granted, memory.free - DRIVER_BYTES));
   }
 
   #tokensIn(bytes: number): number {

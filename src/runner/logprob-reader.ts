@@ -1,19 +1,23 @@
-import type { Backend, LogprobTensors, Readback } from "../backend/backend.ts";
-import type { Tensor } from "../backend/tensor.ts";
+import type { Backend } from "../backend/backend.ts";
+import { Tensor } from "../backend/tensor.ts";
 import type { Workspace } from "../backend/workspace.ts";
 import type { LogprobRows } from "./types.ts";
 
-/** Log-probabilities of some rows on their way to the host. */
-export interface PendingLogprobs {
+/** Log-probabilities of R rows, K top entries each, as `enqueueLogprobs` lays them out. */
+export interface LogprobExtents {
+  readonly count: number;
   readonly topCount: number;
-  readonly chosen: Readback;
-  readonly ranks: Readback;
-  readonly topIds: Readback;
-  readonly topLogprobs: Readback;
 }
 
-/** Enqueues a copy to the host, as `Backend.readback` does. */
-export type EnqueueCopy = (source: Tensor) => Readback;
+export interface EnqueuedLogprobs extends LogprobExtents {
+  /** int32 [logprobWords], in memory that the next of them take. */
+  readonly words: Tensor;
+}
+
+/** Words of all four parts: chosen log-probabilities [R] and ranks [R], top ids [R, K] and log-probabilities [R, K]. */
+export function logprobWords({ count, topCount }: LogprobExtents): number {
+  return 2 * count * (1 + topCount);
+}
 
 /**
  * Enqueues the log-softmax of logits[N, V], its value at tokens[N], and its `topCount` best entries: of the rows int32 [R]
@@ -26,34 +30,36 @@ export function enqueueLogprobs(
   tokens: Tensor,
   rows: Tensor | undefined,
   topCount: number,
-  readback: EnqueueCopy,
-): PendingLogprobs {
+): EnqueuedLogprobs {
   const count = rows?.dim(0) ?? logits.dim(0);
-  const out: LogprobTensors = {
-    chosen: workspace.tensor("chosenLogprobs", "float32", [count]),
-    ranks: workspace.tensor("chosenRanks", "int32", [count]),
-    topIds: workspace.tensor("topIds", "int32", [count, topCount]),
-    topLogprobs: workspace.tensor("topLogprobs", "float32", [count, topCount]),
+  const words = workspace.tensor("logprobs", "int32", [logprobWords({ count, topCount })]);
+  const part = (dtype: "int32" | "float32", start: number, ...shape: number[]) =>
+    new Tensor(words.buffer, dtype, shape, 4 * start);
+  const out = {
+    chosen: part("float32", 0, count),
+    ranks: part("int32", count, count),
+    topIds: part("int32", 2 * count, count, topCount),
+    topLogprobs: part("float32", count * (2 + topCount), count, topCount),
   };
   backend.logprobs(out, logits, tokens, rows);
-  return {
-    topCount,
-    chosen: readback(out.chosen),
-    ranks: readback(out.ranks),
-    topIds: readback(out.topIds),
-    topLogprobs: readback(out.topLogprobs),
-  };
+  return { count, topCount, words };
 }
 
-/** Waits for the copies. `chosenIds` are the tokens that they are of, row by row. Ranks count from 1. */
-export function readLogprobs(pending: PendingLogprobs, chosenIds: Int32Array): LogprobRows {
+/** The rows in `words`, copied. `chosenIds` are the tokens that they are of, row by row. Ranks count from 1. */
+export function readLogprobs(
+  { count, topCount }: LogprobExtents,
+  words: Int32Array,
+  chosenIds: Int32Array,
+): LogprobRows {
+  const ints = (start: number, length: number) => words.slice(start, start + length);
+  const floats = (start: number, length: number) => new Float32Array(ints(start, length).buffer);
   return {
-    topCount: pending.topCount,
+    topCount,
     chosenIds,
-    chosenLogprobs: asFloat32(pending.chosen.wait()),
-    chosenRanks: asInt32(pending.ranks.wait()).map((rank) => rank + 1),
-    topIds: asInt32(pending.topIds.wait()),
-    topLogprobs: asFloat32(pending.topLogprobs.wait()),
+    chosenLogprobs: floats(0, count),
+    chosenRanks: ints(count, count).map((rank) => rank + 1),
+    topIds: ints(2 * count, count * topCount),
+    topLogprobs: floats(count * (2 + topCount), count * topCount),
   };
 }
 

@@ -2,13 +2,19 @@ import type { Backend, StepAreas } from "../backend/backend.ts";
 import { Tensor } from "../backend/tensor.ts";
 import { invariant } from "../base/errors.ts";
 
-/** The sizes of a mailbox. */
+/** Words of an area of each part, and the number of areas. */
 export interface MailboxShape {
   /** Steps that can be under way at once: a power of two. */
   readonly depth: number;
-  /** Words that a step is told, and words of its answer, at most. */
-  readonly inboxWords: number;
-  readonly outboxWords: number;
+  readonly inbox: number;
+  readonly tokens: number;
+  readonly logprobs: number;
+}
+
+/** What a step answered; views that the next draft invalidates. */
+export interface Answer {
+  readonly tokens: Int32Array;
+  readonly logprobs: Int32Array;
 }
 
 /**
@@ -19,38 +25,40 @@ export interface MailboxShape {
 export class Mailbox {
   /** For `prepareBatch`, which begins a step. */
   readonly inbox: StepAreas;
-  /** For `post`, which answers. */
-  readonly outbox: StepAreas;
-  readonly #told: Int32Array;
-  readonly #answers: Int32Array;
+  /** For `post`: the tokens drawn, and log-probabilities where rows ask for them. */
+  readonly tokens: StepAreas;
+  readonly logprobs: StepAreas;
+  readonly #steps: Tensor;
+  readonly #depth: number;
   /** Steps sent, and answers taken, since the start. */
   #sent = 0;
   #taken = 0;
 
   constructor(
     private readonly backend: Backend,
-    private readonly shape: MailboxShape,
+    { depth, inbox, tokens, logprobs }: MailboxShape,
   ) {
-    const { depth, inboxWords, outboxWords } = shape;
-    const steps = backend.empty("uint32", [1]);
-    backend.fill(steps, 0);
-    const areas = (words: number) => {
+    this.#depth = depth;
+    this.#steps = backend.empty("uint32", [1]);
+    backend.fill(this.#steps, 0);
+    const areas = (words: number): StepAreas => {
       const buffer = backend.allocateShared(4 * depth * words);
-      invariant(buffer.host !== undefined, "shared memory that the host cannot reach");
-      return { tensor: new Tensor(buffer, "int32", [depth, words]), words: new Int32Array(buffer.host) };
+      return { steps: this.#steps, areas: new Tensor(buffer, "int32", [depth, words]) };
     };
-    const [inbox, outbox] = [areas(inboxWords), areas(outboxWords)];
-    this.inbox = { steps, areas: inbox.tensor };
-    this.outbox = { steps, areas: outbox.tensor };
-    [this.#told, this.#answers] = [inbox.words, outbox.words];
+    [this.inbox, this.tokens, this.logprobs] = [areas(inbox), areas(tokens), areas(logprobs)];
   }
 
   /** The area that the next step will read, for the host to write to. */
   draft(): Int32Array {
-    const { depth, inboxWords } = this.shape;
-    invariant(this.#sent - this.#taken < depth, "a step is written over one that is under way");
-    const start = (this.#sent % depth) * inboxWords;
-    return this.#told.subarray(start, start + inboxWords);
+    invariant(this.#sent - this.#taken < this.#depth, "a step is written over one that is under way");
+    return areaOf(this.inbox, this.#sent);
+  }
+
+  /** int32 [count], from word `start` of the draft on: for ops of the next step, if it is not a captured one. */
+  draftTensor(start: number, count: number): Tensor {
+    const { areas } = this.inbox;
+    const area = this.#sent % this.#depth;
+    return areas.reshape(areas.size).rows(area * areas.dim(1) + start, area * areas.dim(1) + start + count);
   }
 
   /** The next step is enqueued, all of it. */
@@ -58,21 +66,28 @@ export class Mailbox {
     this.#sent++;
   }
 
-  /** The first `count` words that the oldest step answered. It is done: nothing of it is under way. */
-  take(count: number): Int32Array {
-    const { depth, outboxWords } = this.shape;
+  /** What the oldest step answered. It is done: nothing of it is under way. */
+  take(): Answer {
     invariant(this.#taken < this.#sent, "no step to take an answer from");
-    const start = (this.#taken++ % depth) * outboxWords;
-    return this.#answers.slice(start, start + count);
+    const step = this.#taken++;
+    return { tokens: areaOf(this.tokens, step), logprobs: areaOf(this.logprobs, step) };
   }
 
   /** A step was not sent, but the device may have begun it: makes it as if it had not. Waits for all that is enqueued. */
   recall(): void {
     this.backend.synchronize();
-    this.backend.upload(this.inbox.steps, Uint32Array.of(this.#sent % 2 ** 32));
+    this.backend.upload(this.#steps, Uint32Array.of(this.#sent % 2 ** 32));
   }
 
   dispose(): void {
-    for (const { buffer } of [this.inbox.steps, this.inbox.areas, this.outbox.areas]) buffer.dispose();
+    this.#steps.buffer.dispose();
+    for (const { areas } of [this.inbox, this.tokens, this.logprobs]) areas.buffer.dispose();
   }
+}
+
+function areaOf({ areas }: StepAreas, step: number): Int32Array {
+  const [depth, words] = [areas.dim(0), areas.dim(1)];
+  const { host } = areas.buffer;
+  invariant(host !== undefined, "shared memory that the host cannot reach");
+  return new Int32Array(host, 4 * (step % depth) * words, words);
 }

@@ -1,4 +1,4 @@
-import type { Backend, Fence, Readback } from "../backend/backend.ts";
+import { type Backend, type Fence, type Readback, ROW_WORDS } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import type { FloatDType } from "../base/dtype.ts";
@@ -7,8 +7,15 @@ import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
 import { type DrawKind, decodeBuckets, GraphRunner } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
-import { enqueueLogprobs, type PendingLogprobs, readLogprobs, sliceLogprobs } from "./logprob-reader.ts";
-import { Mailbox } from "./mailbox.ts";
+import {
+  asInt32,
+  enqueueLogprobs,
+  type LogprobExtents,
+  logprobWords,
+  readLogprobs,
+  sliceLogprobs,
+} from "./logprob-reader.ts";
+import { type Answer, Mailbox } from "./mailbox.ts";
 import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
 import {
   inboxWords,
@@ -19,6 +26,7 @@ import {
   writeBlocks,
   writeRows,
 } from "./step-buffers.ts";
+import { StepOps } from "./step-ops.ts";
 import type { LogprobRows, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
 
 export interface ModelRunnerOptions {
@@ -29,6 +37,8 @@ export interface ModelRunnerOptions {
   readonly blockSize: number;
   /** Dtype of keys and values. */
   readonly kvDtype: FloatDType;
+  /** Most top tokens that a row asks log-probabilities of; −1: no limit. */
+  readonly maxLogprobs: number;
   /** Do not capture graphs even if the backend can. */
   readonly enforceEager: boolean;
   /** Decides the size of the KV pool, in blocks, once everything else is allocated. */
@@ -40,10 +50,17 @@ interface PendingStep {
   readonly rows: readonly ScheduledRow[];
   readonly numSamples: number;
   readonly done: Fence;
-  /** On their way to the host. */
   readonly logprobs: PendingLogprobs | undefined;
   readonly prompt: readonly PendingPromptRow[];
 }
+
+/** Log-probabilities of the samples that ask for them: in the mailbox's answer, or copied if they are too many. */
+interface PendingLogprobs extends LogprobExtents {
+  readonly copy: Readback | undefined;
+}
+
+/** Words of log-probabilities that the mailbox has room for, for each row: those of 20 top tokens, vLLM's limit. */
+const LOGPROB_WORDS = logprobWords({ count: 1, topCount: 20 });
 
 /** Runs scheduled batches through a model on one backend. */
 export class ModelRunner implements Runner {
@@ -58,6 +75,8 @@ export class ModelRunner implements Runner {
   readonly #state: BatchState;
   readonly #buffers: StepBuffers;
   readonly #mailbox: Mailbox;
+  readonly #ops: StepOps;
+  readonly #maxRows: number;
   readonly #prompts: PromptReader;
   readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
@@ -69,7 +88,7 @@ export class ModelRunner implements Runner {
   /** Allocates batch state, measures what a full step takes, gives the rest to the KV pool, and captures graphs. */
   constructor(
     private readonly backend: Backend,
-    private readonly model: CausalLM,
+    model: CausalLM,
     options: ModelRunnerOptions,
   ) {
     const { config } = model;
@@ -82,36 +101,37 @@ export class ModelRunner implements Runner {
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
     const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);
     const maxLogits = Math.max(maxRows, LOGITS_CHUNK);
-    const limits = {
-      maxTokens: maxNumBatchedTokens,
-      maxRows,
-      maxLogits,
-      vocabSize: config.vocabSize,
-      blockSize,
-    };
-    this.#buffers = new StepBuffers(backend, this.#state.slots, limits);
-    this.#mailbox = new Mailbox(backend, {
-      ...{ depth: this.maxInFlight, inboxWords: inboxWords(limits), outboxWords: maxRows },
+    this.#maxRows = maxRows;
+    this.#buffers = new StepBuffers(backend, this.#state.slots, {
+      ...{ maxTokens: maxNumBatchedTokens, maxRows, maxLogits, vocabSize: config.vocabSize, blockSize },
     });
+    this.#mailbox = new Mailbox(backend, {
+      ...{ depth: this.maxInFlight, inbox: inboxWords({ maxRows }), tokens: maxRows },
+      logprobs: maxRows * LOGPROB_WORDS,
+    });
+    const [workspace, state, mailbox] = [this.#workspace, this.#state, this.#mailbox];
+    this.#ops = new StepOps({ backend, model, workspace, state, mailbox });
     this.#prompts = new PromptReader(
       backend,
       this.#workspace,
-      (hidden, indices) => this.#logits(this.#buffers.logits(indices.dim(0)), hidden, indices),
+      (hidden, indices) => this.#ops.logits(this.#buffers.logits(indices.dim(0)), hidden, indices),
       this.#readback.bind(this),
     );
 
     const shape = { ...model.kvHeads, blockSize, kvDtype: options.kvDtype };
+    const buckets = backend.capture && !options.enforceEager ? decodeBuckets(maxRows) : [];
     if (backend.memory) {
       this.#cache = new KvCache(backend, shape, 0);
-      this.#warmUp(maxNumBatchedTokens, maxRows, maxLogits);
+      const topCount = options.maxLogprobs < 0 ? config.vocabSize : options.maxLogprobs;
+      this.#warmUp(maxNumBatchedTokens, Math.min(topCount, config.vocabSize));
+      backend.tuneLinear?.(buckets);
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
     this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
     this.#cache = new KvCache(backend, shape, this.numBlocks);
-    if (backend.capture && !options.enforceEager) {
-      const buckets = decodeBuckets(maxRows);
-      backend.tuneLinear?.(buckets);
+    if (backend.memory) this.#greetCache();
+    if (buckets.length > 0) {
       this.#workspace.freeze();
       this.#graphs = new GraphRunner(buckets, (...shape) => this.#captureDecode(...shape));
     }
@@ -138,10 +158,10 @@ export class ModelRunner implements Runner {
       try {
         step.done.wait();
       } catch (error) {
-        this.#mailbox.take(0);
+        this.#mailbox.take();
         throw error;
       }
-      return readStep(step, this.#mailbox.take(step.numSamples));
+      return readStep(step, this.#mailbox.take());
     });
   }
 
@@ -166,44 +186,46 @@ export class ModelRunner implements Runner {
         : writeRows(words, [...rows, ...this.#state.padding(bucket - rows.length)], bucket);
     for (const join of joins) this.#prompts.join(join);
     this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, blockTableUpdates) });
-    const plain = rows.every(({ sample, slot }) => !sample || this.#state.isPlain(slot));
-    if (bucket === undefined) return this.#launchEager(rows, extents, plain);
-    this.#graphs!.launch(bucket, plain ? "plain" : "full");
-    return { rows, numSamples: rows.length, done: this.backend.fence(), logprobs: undefined, prompt: [] };
-  }
-
-  /** `plain`: all samples are of slots that need no logits. */
-  #launchEager(rows: readonly ScheduledRow[], extents: StepExtents, plain: boolean): PendingStep {
-    const { numSamples } = extents;
-    const step = this.#buffers.view(extents);
-    const hidden = this.#forward(step);
-    const prompt = this.#prompts.enqueue(rows, hidden);
-    const logprobs = numSamples > 0 ? this.#enqueueSamples(step, rows, hidden, plain) : undefined;
+    const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
+      sample && (logprobs !== undefined || !this.#state.isPlain(slot));
+    const kind = rows.some(asksLogits) ? "full" : "plain";
+    let prompt: readonly PendingPromptRow[] = [];
+    if (bucket !== undefined) this.#graphs!.launch(bucket, kind);
+    else prompt = this.#enqueue(rows, this.#buffers.view(extents), kind);
+    const logprobs = kind === "full" ? this.#enqueueLogprobs(rows, extents) : undefined;
+    const numSamples = rows.reduce((count, { sample }) => count + Number(sample), 0);
     return { rows, numSamples, done: this.backend.fence(), logprobs, prompt };
   }
 
-  /** Draws and posts a token for each sample, of which there are some. */
-  #enqueueSamples(
-    step: StepTensors,
-    rows: readonly ScheduledRow[],
-    hidden: Tensor,
-    plain: boolean,
-  ): PendingLogprobs | undefined {
+  /** A whole step op by op. */
+  #enqueue(rows: readonly ScheduledRow[], step: StepTensors, kind: DrawKind): PendingPromptRow[] {
+    const hidden = this.#ops.forward(step, this.#cache);
+    const prompt = this.#prompts.enqueue(rows, hidden);
+    if (step.sampled.size === 0) return prompt;
+    if (kind === "plain") this.#ops.drawPlain(step, hidden);
+    else this.#ops.draw(step, hidden);
+    return prompt;
+  }
+
+  /** Log-probabilities of the samples that ask for them, from the logits that drawing has left. */
+  #enqueueLogprobs(rows: readonly ScheduledRow[], extents: StepExtents): PendingLogprobs | undefined {
     const sampled = rows.filter(({ sample }) => sample);
     const wanted = sampled.flatMap(({ logprobs }, i) => (logprobs === undefined ? [] : [i]));
-    const { logits, sampled: tokens } = step;
-    if (wanted.length === 0) {
-      if (plain) this.#drawPlain(step, hidden);
-      else this.#draw(step, hidden, logits);
-      return undefined;
-    }
-    // Log-probabilities are those of the unprocessed logits, which processing in place would lose.
-    this.#draw(step, hidden, plain ? logits : this.#workspace.tensor("processed", "float32", logits.shape));
-    const asked = this.#workspace.tensor("logprobRows", "int32", [wanted.length]);
-    this.backend.upload(asked, Int32Array.from(wanted));
-    const topCount = Math.max(...wanted.map((i) => sampled[i]!.logprobs!));
-    const copy = this.#readback.bind(this);
-    return enqueueLogprobs(this.backend, this.#workspace, logits, tokens, asked, topCount, copy);
+    if (wanted.length === 0) return undefined;
+    const start = ROW_WORDS * this.#maxRows;
+    this.#mailbox.draft().set(wanted, start);
+    const { logits, sampled: tokens } = this.#buffers.view(extents);
+    const { words, ...values } = enqueueLogprobs(
+      this.backend,
+      this.#workspace,
+      logits,
+      tokens,
+      this.#mailbox.draftTensor(start, wanted.length),
+      Math.max(...wanted.map((i) => sampled[i]!.logprobs!)),
+    );
+    if (words.size > this.#mailbox.logprobs.areas.dim(1)) return { ...values, copy: this.#readback(words) };
+    this.backend.post(this.#mailbox.logprobs, words);
+    return { ...values, copy: undefined };
   }
 
   #readback(source: Tensor): Readback {
@@ -236,77 +258,48 @@ export class ModelRunner implements Runner {
     const extents = { numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1, numSamples: rows };
     const step = this.#buffers.view(extents);
     return this.backend.capture!(() => {
-      const hidden = this.#forward(step);
-      if (kind === "plain") this.#drawPlain(step, hidden);
-      else this.#draw(step, hidden, step.logits);
+      const hidden = this.#ops.forward(step, this.#cache);
+      if (kind === "plain") this.#ops.drawPlain(step, hidden);
+      else this.#ops.draw(step, hidden);
     });
   }
 
-  /** The residual stream [T, H] after the last layer; slots of the rows advance. */
-  #forward({ batch, samples }: StepTensors): Tensor {
-    const { backend } = this;
-    backend.prepareBatch(batch, samples, this.#mailbox.inbox, this.#state.slots);
-    return this.model.forward({ backend, workspace: this.#workspace, batch, kvCache: this.#cache.layers });
-  }
-
-  /** Draws and posts a token for each sample of the step, none of which needs logits. */
-  #drawPlain(step: StepTensors, hidden: Tensor): void {
-    const { samples, logits, sampled } = step;
-    const { slots } = this.#state;
-    this.model.drawTokens(this.backend, sampled, this.#sampledHidden(step, hidden), logits, samples, slots);
-    this.backend.post(this.#mailbox.outbox, sampled);
-  }
-
-  /** Draws and posts a token for each sample of the step; `processed` float32 [N, V] may be the step's logits. */
-  #draw(step: StepTensors, hidden: Tensor, processed: Tensor): void {
-    const { samples, logits, sampled } = step;
-    const { slots } = this.#state;
-    this.model.logits(this.backend, logits, this.#sampledHidden(step, hidden));
-    this.backend.processLogits(processed, logits, samples, slots);
-    this.backend.sample(sampled, logits, processed, samples, slots);
-    this.backend.post(this.#mailbox.outbox, sampled);
-  }
-
-  /** hidden[T, H] at the step's samples, [N, H]. Where every token is sampled after, they are in order. */
-  #sampledHidden({ batch, samples, sampled }: StepTensors, hidden: Tensor): Tensor {
-    return sampled.size === batch.numTokens ? hidden : this.#gather(hidden, samples.tokenIndices);
-  }
-
-  /** out float32 [N, V] = logits after the batch's tokens at indices[N]. */
-  #logits(out: Tensor, hidden: Tensor, indices: Tensor): Tensor {
-    this.model.logits(this.backend, out, this.#gather(hidden, indices));
-    return out;
-  }
-
-  #gather(hidden: Tensor, indices: Tensor): Tensor {
-    const gathered = this.#workspace.tensor("gathered", hidden.dtype, [indices.dim(0), hidden.dim(1)]);
-    this.backend.gatherRows(gathered, hidden, indices);
-    return gathered;
-  }
-
   /**
-   * Runs the largest step there can be, on the scratch block, so that every buffer has its final size. What only
-   * log-probabilities need is left to the first step that asks for them.
+   * Runs the largest of everything that a step can be asked for, on the scratch block, so that all memory is allocated before
+   * the KV pool takes the rest.
    */
-  #warmUp(maxTokens: number, maxRows: number, maxLogits: number): void {
+  #warmUp(maxTokens: number, topCount: number): void {
     const { backend } = this;
-    const decodes = this.#state.padding(maxRows);
+    const maxRows = this.#maxRows;
+    const padding = this.#state.padding(maxRows);
     const prompts: StepRow[] = [];
     for (let left = maxTokens; left > 0 && prompts.length < maxRows; ) {
       const count = Math.min(left, this.maxModelLen);
-      prompts.push({ ...decodes[0]!, count, sample: false });
+      prompts.push({ ...padding[0]!, count, sample: false });
       left -= count;
     }
-    const hidden = this.#forward(this.#rehearse(prompts, 0));
-    const indices = backend.empty("int32", [maxLogits]);
-    backend.fill(indices, 0);
-    this.#logits(this.#buffers.logits(maxLogits), hidden, indices);
-    const step = this.#rehearse(decodes, maxRows);
-    const states = this.#forward(step);
-    this.#drawPlain(step, states);
-    this.#draw(step, states, step.logits);
+    const hidden = this.#ops.forward(this.#rehearse(prompts, 0), this.#cache);
+    const asked = Math.max(maxRows, LOGITS_CHUNK);
+    const zeros = backend.empty("int32", [asked]);
+    backend.fill(zeros, 0);
+    const logits = this.#ops.logits(this.#buffers.logits(asked), hidden, zeros);
+    enqueueLogprobs(backend, this.#workspace, logits, zeros, undefined, topCount);
+    this.#prompts.reserve();
+    this.#state.reserve();
+    const step = this.#rehearse(padding, maxRows);
+    const states = this.#ops.forward(step, this.#cache);
+    this.#ops.drawPlain(step, states);
+    this.#ops.draw(step, states);
     this.#mailbox.recall();
-    indices.buffer.dispose();
+    zeros.buffer.dispose();
+  }
+
+  /** Runs a small step of both kinds of rows on the new pool, so that backends make ready what they keep of each layer. */
+  #greetCache(): void {
+    const [row] = this.#state.padding(1);
+    const rows = [row!, { ...row!, count: 2 }].slice(-this.#maxRows);
+    this.#ops.forward(this.#rehearse(rows, rows.length - 1), this.#cache);
+    this.#mailbox.recall();
   }
 
   /** The buffers of a step that will not be sent. */
@@ -316,32 +309,27 @@ export class ModelRunner implements Runner {
   }
 }
 
-/** Only draws one token for each row: what captured graphs do. */
+/** Draws one token for each row, as captured graphs do, and asks for nothing of the prompt. */
 function isDecode({ rows, decodeRows }: ScheduledBatch): boolean {
-  return (
-    decodeRows === rows.length &&
-    rows.every(
-      ({ sample, logprobs, promptLogprobs, logits }) =>
-        sample && logprobs === undefined && promptLogprobs === undefined && !logits,
-    )
-  );
+  const draws = ({ sample, promptLogprobs, logits }: ScheduledRow) =>
+    sample && promptLogprobs === undefined && !logits;
+  return decodeRows === rows.length && rows.every(draws);
 }
 
-/** The result of a step that drew `tokens`, one for each sampled row. Waits for the copies. */
-function readStep({ rows, ...step }: PendingStep, tokens: Int32Array): StepResult {
+/** The result of a step with this answer; `tokens` has one for each sampled row. Waits for the copies. */
+function readStep({ rows, numSamples, logprobs, prompt }: PendingStep, answer: Answer): StepResult {
+  const tokens = answer.tokens.slice(0, numSamples);
   const offsets = new Int32Array(rows.length + 1);
-  for (const [i, { sample }] of rows.entries()) offsets[i + 1] = offsets[i]! + Number(sample);
-  const logprobs = new Map<number, LogprobRows>();
-  if (step.logprobs !== undefined) {
+  for (let i = 0; i < rows.length; i++) offsets[i + 1] = offsets[i]! + Number(rows[i]!.sample);
+  const byRow = new Map<number, LogprobRows>();
+  if (logprobs !== undefined) {
     const asked = [...rows.keys()].filter((i) => rows[i]!.sample && rows[i]!.logprobs !== undefined);
-    const all = readLogprobs(
-      step.logprobs,
-      Int32Array.from(asked, (i) => tokens[offsets[i]!]!),
-    );
-    for (const [at, i] of asked.entries())
-      logprobs.set(i, sliceLogprobs(all, at, at + 1, rows[i]!.logprobs!));
+    const words = logprobs.copy ? asInt32(logprobs.copy.wait()) : answer.logprobs;
+    const chosen = Int32Array.from(asked, (i) => tokens[offsets[i]!]!);
+    const all = readLogprobs(logprobs, words, chosen);
+    for (const [at, i] of asked.entries()) byRow.set(i, sliceLogprobs(all, at, at + 1, rows[i]!.logprobs!));
   }
-  return { tokens, offsets, logprobs, ...readPromptRows(step.prompt) };
+  return { tokens, offsets, logprobs: byRow, ...readPromptRows(prompt) };
 }
 
 function unlessLost<T>(run: () => T): T {

@@ -4,18 +4,19 @@ import type { Workspace } from "../backend/workspace.ts";
 import { invariant } from "../base/errors.ts";
 import {
   asFloat32,
+  asInt32,
   concat,
   concatLogprobs,
-  type EnqueueCopy,
   enqueueLogprobs,
-  type PendingLogprobs,
+  type LogprobExtents,
   readLogprobs,
 } from "./logprob-reader.ts";
 import type { LogprobRows, ScheduledRow, SlotJoin } from "./types.ts";
 
 /** Log-probabilities of a chunk of prompt positions, and the prompt's tokens that follow them. */
 interface PendingPromptLogprobs {
-  readonly values: PendingLogprobs;
+  readonly extents: LogprobExtents;
+  readonly words: Readback;
   readonly tokens: Int32Array;
 }
 
@@ -46,11 +47,17 @@ export class PromptReader {
     private readonly backend: Backend,
     private readonly workspace: Workspace,
     private readonly logits: (hidden: Tensor, indices: Tensor) => Tensor,
-    private readonly readback: EnqueueCopy,
+    private readonly readback: (source: Tensor) => Readback,
   ) {}
 
   join({ slot, tokens, promptLength, numComputedTokens }: SlotJoin): void {
     this.#prompts.set(slot, { tokens: tokens.subarray(0, promptLength), numComputedTokens });
+  }
+
+  /** Takes the memory that a chunk needs besides log-probabilities. */
+  reserve(): void {
+    for (const name of ["promptIndices", "promptTokens"])
+      this.workspace.tensor(name, "int32", [LOGITS_CHUNK]);
   }
 
   /** Enqueues what the rows of a batch with final hidden states [T, H] asked for. */
@@ -83,16 +90,15 @@ export class PromptReader {
       const predicted = Math.min(length, tokens.length - 1 - first);
       if (promptLogprobs === undefined || predicted <= 0) continue;
       const next = tokens.slice(first + 1, first + 1 + predicted);
-      const values = enqueueLogprobs(
+      const { words, ...extents } = enqueueLogprobs(
         this.backend,
         this.workspace,
         chunk.rows(0, predicted),
         this.#upload("promptTokens", next),
         undefined,
         promptLogprobs,
-        this.readback,
       );
-      logprobs.push({ values, tokens: next });
+      logprobs.push({ extents, words: this.readback(words), tokens: next });
     }
     return { row, logprobs, logits };
   }
@@ -112,7 +118,11 @@ export function readPromptRows(pending: readonly PendingPromptRow[]) {
     if (answer.logprobs.length > 0)
       promptLogprobs.set(
         answer.row,
-        concatLogprobs(answer.logprobs.map(({ values, tokens }) => readLogprobs(values, tokens))),
+        concatLogprobs(
+          answer.logprobs.map(({ extents, words, tokens }) =>
+            readLogprobs(extents, asInt32(words.wait()), tokens),
+          ),
+        ),
       );
     if (answer.logits.length > 0)
       logits.set(answer.row, concat(answer.logits.map((chunk) => asFloat32(chunk.wait()))));

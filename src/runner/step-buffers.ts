@@ -24,9 +24,9 @@ export interface StepLimits {
   readonly blockSize: number;
 }
 
-/** Words of the records of a step's rows. */
-export function inboxWords({ maxRows }: StepLimits): number {
-  return ROW_WORDS * maxRows;
+/** A step's words in the mailbox: the records of its rows, then the indices of samples whose log-probabilities are asked for. */
+export function inboxWords({ maxRows }: Pick<StepLimits, "maxRows">): number {
+  return (ROW_WORDS + 1) * maxRows;
 }
 
 /** The sizes of a step; `numSamples` of its rows are sampled. */
@@ -77,8 +77,9 @@ export interface StepTensors {
   /** Derived from the rows by `prepareBatch`. */
   readonly batch: BatchTensors;
   readonly samples: SampleRows;
-  /** float32 [N, V]. */
+  /** float32 [N, V], and the same processed, where slots ask for that. */
   readonly logits: Tensor;
+  readonly processed: Tensor;
   /** int32 [N]: the drawn tokens. */
   readonly sampled: Tensor;
 }
@@ -96,6 +97,7 @@ export class StepBuffers {
   readonly #rowSlots: Tensor;
   readonly #samples: SampleRows;
   readonly #logits: Tensor;
+  readonly #processed: Tensor;
   readonly #sampled: Tensor;
   readonly #all: Tensor[] = [];
 
@@ -122,6 +124,7 @@ export class StepBuffers {
       tokenIndices: make("int32", maxRows),
     };
     this.#logits = make("float32", maxLogits, vocabSize);
+    this.#processed = make("float32", maxRows, vocabSize);
     this.#sampled = make("int32", maxRows);
   }
 
@@ -146,6 +149,7 @@ export class StepBuffers {
         tokenIndices: first(this.#samples.tokenIndices, numSamples),
       },
       logits: this.logits(numSamples),
+      processed: first(this.#processed, numSamples),
       sampled: this.sampled(numSamples),
     };
   }

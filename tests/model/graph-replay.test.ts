@@ -49,7 +49,7 @@ async function startRunner(backend: CpuBackend, enforceEager: boolean): Promise<
   const model = definition.build(weights, backend, 256);
   return new ModelRunner(backend, model, {
     ...{ maxNumSeqs: 6, maxModelLen: 256, maxNumBatchedTokens: 128, blockSize: 16, enforceEager },
-    kvDtype: "float32",
+    ...{ kvDtype: "float32", maxLogprobs: 20 },
     planBlocks: () => 96,
   });
 }

@@ -37,7 +37,7 @@ test("the last position of the longest sequence lies in its last block", () => {
   const updates = [4, 7, 2].map((block, index) => ({ slot: 1, index, block }));
   state.apply({ joins: [toyJoin(1, tokens, { numComputedTokens: 31 })], blockTableUpdates: updates });
   const rows = [{ slot: 1, count: 6, sample: true }, ...state.padding(1)];
-  const mailbox = new Mailbox(backend, { depth: 1, inboxWords: 100, outboxWords: 1 });
+  const mailbox = new Mailbox(backend, { depth: 1, inbox: 100, tokens: 1, logprobs: 1 });
   const { batch, samples } = buffers.view(writeRows(mailbox.draft(), rows, 0));
   backend.prepareBatch(batch, samples, mailbox.inbox, state.slots);
   expect([...readInts(backend, batch.positions)]).toEqual([31, 32, 33, 34, 35, 36, 0]);

@@ -2,7 +2,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Backend } from "../../../src/backend/backend.ts";
 import { ConfigError, DeviceError } from "../../../src/base/errors.ts";
 import type { KvCacheShape } from "../../../src/runner/kv-cache.ts";
-import { KvPlan } from "../../../src/runner/kv-plan.ts";
+import { DRIVER_BYTES, KvPlan } from "../../../src/runner/kv-plan.ts";
 
 setDefaultTimeout(300_000);
 
@@ -17,11 +17,11 @@ const OPTIONS: Options = {
   ...{ gpuMemoryUtilization: 1, kvCacheMemoryBytes: undefined },
 };
 
-/** A GPU of 1 MiB, of which `free` are free; changes with `free`. */
+/** A GPU of 1 MiB besides what is the driver's, of which `free` are free; changes with `free`. */
 class Gpu {
   constructor(public free: number) {}
   readonly backend = {
-    memory: () => ({ free: this.free, total: 2 ** 20 }),
+    memory: () => ({ free: DRIVER_BYTES + this.free, total: DRIVER_BYTES + 2 ** 20 }),
   } as unknown as Backend;
 }
 
@@ -45,6 +45,13 @@ describe("on a GPU", () => {
     expect(plans[0]!.numBlocks()).toBe(6);
     expect(() => plans[1]!.numBlocks()).toThrow(DeviceError);
     expect(() => plans[1]!.numBlocks()).toThrow("or set maxModelLen to 96 at most");
+  });
+
+  test("a share of the memory that leaves the driver enough is all given", () => {
+    const gpu = new Gpu(2 ** 20);
+    const share = 2 ** 19 / (DRIVER_BYTES + 2 ** 20);
+    const plan = new KvPlan(32, SHAPE, { ...OPTIONS, gpuMemoryUtilization: share }, gpu.backend);
+    expect(plan.numBlocks()).toBe(512 / 16);
   });
 
   test("no room at all is an error that suggests no length", () => {

@@ -1,6 +1,10 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { Readback } from "../../../src/backend/backend.ts";
-import { concatLogprobs, readLogprobs, sliceLogprobs } from "../../../src/runner/logprob-reader.ts";
+import {
+  concatLogprobs,
+  logprobWords,
+  readLogprobs,
+  sliceLogprobs,
+} from "../../../src/runner/logprob-reader.ts";
 import type { LogprobRows } from "../../../src/runner/types.ts";
 
 setDefaultTimeout(300_000);
@@ -62,18 +66,12 @@ describe("joining", () => {
   });
 });
 
-test("ranks from the device count from 0, those of the result from 1", () => {
-  const readback = (array: Int32Array | Float32Array): Readback => ({
-    wait: () => new Uint8Array(array.buffer, array.byteOffset, array.byteLength),
-  });
-  const { chosenRanks, ...others } = rows(0, 2, 2);
-  const pending = {
-    topCount: 2,
-    chosen: readback(others.chosenLogprobs),
-    ranks: readback(Int32Array.of(0, 1)),
-    topIds: readback(others.topIds),
-    topLogprobs: readback(others.topLogprobs),
-  };
-  const read = readLogprobs(pending, others.chosenIds);
-  expect(read).toEqual({ ...others, chosenRanks });
+test("what the device computed is read from its words; ranks there count from 0", () => {
+  const { topCount, chosenIds, chosenLogprobs, topIds, topLogprobs } = rows(1, 3, 2);
+  const bits = (floats: Float32Array) => [...new Int32Array(floats.buffer)];
+  const words = Int32Array.of(...bits(chosenLogprobs), 1, 2, 3, ...topIds, ...bits(topLogprobs), 77);
+  expect(words).toHaveLength(logprobWords({ count: 3, topCount }) + 1);
+  const read = readLogprobs({ count: 3, topCount }, words, chosenIds);
+  words.fill(0);
+  expect(read).toEqual(rows(1, 3, 2));
 });

@@ -16,7 +16,7 @@ beforeEach(() => {
 afterEach(() => backend.dispose());
 
 /** What the device does in a step: takes its area, answers with the words there plus 100. */
-function runStep({ inbox, outbox }: Mailbox): void {
+function runStep({ inbox, tokens, logprobs }: Mailbox): void {
   const step = readInts(backend, inbox.steps)[0]!;
   backend.upload(inbox.steps, Int32Array.of(step + 1));
   const told = readInts(backend, inbox.areas.rows(step % 4, (step % 4) + 1));
@@ -25,18 +25,20 @@ function runStep({ inbox, outbox }: Mailbox): void {
     results,
     told.map((word) => word + 100),
   );
-  backend.post(outbox, results);
+  backend.post(tokens, results);
+  backend.post(logprobs, results.rows(1, 2));
 }
 
 test.each([1, 2, 3, 4])(
   "a device that is up to %d steps behind reads and answers each step's own words",
   (lag) => {
-    const mailbox = new Mailbox(backend, { depth: 4, inboxWords: 3, outboxWords: 3 });
+    const mailbox = new Mailbox(backend, { depth: 4, inbox: 3, tokens: 3, logprobs: 1 });
     const late: (() => void)[] = [];
     const answers: number[][] = [];
     const collect = () => {
       late.shift()!();
-      answers.push([...mailbox.take(3)]);
+      const answer = mailbox.take();
+      answers.push([...answer.tokens, ...answer.logprobs]);
     };
     for (let step = 0; step < 50; step++) {
       if (late.length === lag) collect();
@@ -45,23 +47,22 @@ test.each([1, 2, 3, 4])(
       mailbox.send();
     }
     while (late.length > 0) collect();
-    expect(answers).toEqual(
-      Array.from({ length: 50 }, (_, step) => [100 + step, 100 + 2 * step, 100 - step]),
-    );
+    const expected = (step: number) => [100 + step, 100 + 2 * step, 100 - step, 100 + 2 * step];
+    expect(answers).toEqual(Array.from({ length: 50 }, (_, step) => expected(step)));
   },
 );
 
 test("no step is written over one that is under way, and no answer is taken twice", () => {
-  const mailbox = new Mailbox(backend, { depth: 2, inboxWords: 1, outboxWords: 1 });
+  const mailbox = new Mailbox(backend, { depth: 2, inbox: 1, tokens: 1, logprobs: 1 });
   mailbox.draft();
   mailbox.send();
   mailbox.draft();
   mailbox.send();
   expect(() => mailbox.draft()).toThrow(InvariantError);
-  mailbox.take(1);
+  mailbox.take();
   mailbox.draft();
-  mailbox.take(1);
-  expect(() => mailbox.take(1)).toThrow(InvariantError);
+  mailbox.take();
+  expect(() => mailbox.take()).toThrow(InvariantError);
 });
 
 test("a step that fails after it began leaves those around it their areas", () => {

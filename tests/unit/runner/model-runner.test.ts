@@ -195,18 +195,35 @@ describe("log-probabilities", () => {
 });
 
 test("a failed launch waits for its own copies alone, and each copy is waited for once", () => {
-  const rows = [{ slot: 0, count: 5, sample: true, logprobs: 2, promptLogprobs: 1 }];
-  runner.launch(toyBatch(rows, [toyJoin(0, range(5))]));
+  const prompt = someTokens(300, 3);
+  const rows = [{ slot: 0, count: 300, sample: true, logits: true, promptLogprobs: 1 }];
+  runner.launch(toyBatch(rows, [toyJoin(0, prompt)]));
   const inFlight = backend.waits.length;
   expect(inFlight).toBeGreaterThan(5);
-  backend.failing = 8;
+  backend.failing = 6;
   const failing = toyBatch(
     rows.map((row) => ({ ...row, slot: 1 })),
-    [toyJoin(1, range(5))],
+    [toyJoin(1, prompt)],
   );
   expect(() => runner.launch(failing)).toThrow("the copy cannot be enqueued");
-  expect(backend.waits).toEqual([...Array(inFlight).fill(0), ...Array(7).fill(1)]);
-  expect(runner.collect().logprobs.get(0)!.topCount).toBe(2);
+  expect(backend.waits).toEqual([...Array(inFlight).fill(0), ...Array(5).fill(1)]);
+  expect(runner.collect().promptLogprobs.get(0)!.topCount).toBe(1);
   expect(backend.waits.every((count) => count === 1)).toBe(true);
   expect(run([decode(0)]).tokens).toHaveLength(1);
+});
+
+test("log-probabilities come whole whether the mailbox has room for them or not", () => {
+  const tokens = someTokens(6, 5);
+  for (const topCount of [0, 20, VOCAB]) {
+    const slots = range(6);
+    const rows = slots.map((slot) => ({ slot, count: 6, sample: true, logprobs: topCount }));
+    backend.waits.length = 0;
+    const { tokens: drawn, logprobs } = run(
+      rows,
+      slots.map((slot) => toyJoin(slot, tokens)),
+    );
+    expect(backend.waits.length).toBe(topCount === VOCAB ? 1 : 0);
+    for (const slot of slots)
+      expectLogprobs(logprobs.get(slot)!, [[tokens[5]!, 5]], [drawn[slot]!], topCount);
+  }
 });

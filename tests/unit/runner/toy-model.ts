@@ -78,7 +78,7 @@ export function toySampling(fields: Partial<SlotSampling> = {}): SlotSampling {
 export function toyRunner(backend: Backend, options: Partial<ModelRunnerOptions> = {}): ModelRunner {
   return new ModelRunner(backend, new ToyModel(), {
     ...{ maxNumSeqs: 6, maxModelLen: 400, maxNumBatchedTokens: 512, blockSize: 16, enforceEager: true },
-    ...{ kvDtype: "float32", planBlocks: () => 150, ...options },
+    ...{ kvDtype: "float32", maxLogprobs: 20, planBlocks: () => 150, ...options },
   });
 }
 
