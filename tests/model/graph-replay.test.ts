@@ -7,7 +7,7 @@ import { readModelConfig } from "../../src/models/config.ts";
 import { defineModel } from "../../src/models/registry.ts";
 import { decodeBuckets } from "../../src/runner/graph-runner.ts";
 import { ModelRunner } from "../../src/runner/model-runner.ts";
-import type { ScheduledBatch, SlotSampling } from "../../src/runner/types.ts";
+import type { ScheduledBatch, SlotSampling, StepResult } from "../../src/runner/types.ts";
 import { fixture } from "./fixtures.ts";
 
 setDefaultTimeout(300_000);
@@ -54,8 +54,11 @@ async function startRunner(backend: CpuBackend, enforceEager: boolean): Promise<
   });
 }
 
-/** Prompts of 5, 17 and 30 tokens in slots 0, 2 and 5; then `steps` decode steps of all three. */
-function drawTokens(runner: ModelRunner, steps: number): number[][] {
+/**
+ * Prompts of 5, 17 and 30 tokens in slots 0, 2 and 5; then `steps` decode steps of all three, of which slot 2 asks for the
+ * log-probabilities of `topCount` tokens.
+ */
+function runSteps(runner: ModelRunner, steps: number, topCount?: number): StepResult[] {
   const slots = [0, 2, 5];
   const lengths = [5, 17, 30];
   const blocksPerSlot = 8;
@@ -79,15 +82,22 @@ function drawTokens(runner: ModelRunner, steps: number): number[][] {
     numTokens: 52,
   };
   runner.launch(prefill);
-  const drawn = [[...runner.collect().tokens]];
+  const results = [runner.collect()];
   for (let step = 0; step < steps; step++) {
     runner.launch({
       ...{ joins: [], blockTableUpdates: [], decodeRows: 3, numTokens: 3 },
-      rows: slots.map((slot) => ({ slot, count: 1, sample: true })),
+      rows: slots.map((slot) => ({
+        ...{ slot, count: 1, sample: true },
+        ...(slot === 2 && topCount !== undefined && { logprobs: topCount }),
+      })),
     });
-    drawn.push([...runner.collect().tokens]);
+    results.push(runner.collect());
   }
-  return drawn;
+  return results;
+}
+
+function drawTokens(runner: ModelRunner, steps: number): number[][] {
+  return runSteps(runner, steps).map(({ tokens }) => [...tokens]);
 }
 
 describe("captured decode steps", () => {
@@ -100,6 +110,21 @@ describe("captured decode steps", () => {
     expect(drawTokens(captured, 40)).toEqual(expected);
     expect(recording.replays).toBe(40);
     expect(new Set(expected.flat()).size).toBeGreaterThan(20);
+    eager.dispose();
+    captured.dispose();
+  });
+
+  test("log-probabilities are those of eager execution, beside rows that do not ask", async () => {
+    const recording = new RecordingBackend();
+    const eager = await startRunner(new CpuBackend(), true);
+    const captured = await startRunner(recording, false);
+    for (const topCount of [0, 5]) {
+      const results = runSteps(captured, 10, topCount);
+      expect(results).toEqual(runSteps(eager, 10, topCount));
+      expect(results.at(-1)!.logprobs.get(1)!.topIds).toHaveLength(topCount);
+      expect(results.at(-1)!.logprobs.size).toBe(1);
+    }
+    expect(recording.replays).toBe(20);
     eager.dispose();
     captured.dispose();
   });
