@@ -44,7 +44,7 @@ __device__ __forceinline__ uint64 write_top(int32* ids, float* logprobs, const L
   __shared__ uint64 keys[MAX_SORTED];
   __shared__ int found;
   const auto visit = [&](auto f) {
-    visit_tiles(row, key_value(low), [&](float logit, int token) { f(rank_key(logit, token)); });
+    visit_logits(row, key_value(low), [&](float logit, int token) { f(rank_key(logit, token)); });
   };
   const uint64 least = kth_largest<0>(count, low, high, visit);
   if (threadIdx.x == 0) found = 0;
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
   const float logit = valid ? row.logits[token] : 0;
   int more_likely = 0;
   if (valid) {
-    visit_tiles(row, logit, [&](float other, int) { more_likely += other > logit; });
+    visit_logits(row, logit, [&](float other, int) { more_likely += other > logit; });
     // Counts below 2²⁴ are exact in float.
     more_likely = static_cast<int>(block_sum(static_cast<float>(more_likely)));
   }

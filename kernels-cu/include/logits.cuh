@@ -4,7 +4,7 @@
 // then asks for "the tokens at or above t" and reads only the tiles whose maximum says that they have any. For the peaked
 // rows of real models that is a small part of the row.
 #pragma once
-#include "types.cuh"
+#include "keys.cuh"
 
 #if !defined(LOGIT_TILE) || !defined(TILE_THREADS) || !defined(ROW_THREADS)
 #error "LOGIT_TILE, TILE_THREADS and ROW_THREADS come from src/backend/cuda/ops/tiles.ts"
@@ -59,13 +59,6 @@ __device__ __forceinline__ void for_each_logit(const TileLogits& logits, int til
   }
 }
 
-// The greater of two; NaN when one is NaN.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-  float c;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
-  return c;
-}
-
 // The tile's maximum on every lane; NaN when it has a NaN.
 __device__ __forceinline__ float tile_maximum(const TileLogits& logits) {
   float most = -infinity();
@@ -74,10 +67,7 @@ __device__ __forceinline__ float tile_maximum(const TileLogits& logits) {
     const float4 v = logits.vectors[i];
     most = max_or_nan(most, max_or_nan(max_or_nan(v.x, v.y), max_or_nan(v.z, v.w)));
   }
-#pragma unroll
-  for (int offset = WARP / 2; offset > 0; offset /= 2)
-    most = max_or_nan(most, __shfl_xor_sync(FULL_MASK, most, offset));
-  return most;
+  return unordered(warp_max_uint(ordered(most)));
 }
 
 // Σ exp((logit − maximum) · scale) on every lane; 0 when the maximum is −inf.
@@ -86,49 +76,6 @@ __device__ __forceinline__ float tile_exp_sum(const TileLogits& logits, float ma
   float sum = 0;
   for_each_logit(logits, 0, [&](float logit, int) { sum += __expf((logit - maximum) * scale); });
   return warp_sum(sum);
-}
-
-// ── keys that order logits ──────────────────────────────────────────────────────────────────────────────────────────
-
-// Unsigned integers in the order of the floats; −0 and 0 give the same.
-__device__ __forceinline__ uint32 ordered(float x) {
-  const uint32 bits = __float_as_uint(x + 0.0f);
-  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-__device__ __forceinline__ float unordered(uint32 key) {
-  return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
-}
-
-// The greatest float below x; −inf for −inf.
-__device__ __forceinline__ float just_below(float x) {
-  if (x == -infinity()) return x;
-  return x == 0 ? -0x1p-149f : unordered(ordered(x) - 1);
-}
-
-// Greater for greater values; among equals, for the lower token. Never 0.
-__device__ __forceinline__ uint64 rank_key(float value, int token) {
-  return static_cast<uint64>(ordered(value)) << 32 | ~static_cast<uint32>(token);
-}
-__device__ __forceinline__ int key_token(uint64 key) { return static_cast<int>(~static_cast<uint32>(key)); }
-__device__ __forceinline__ float key_value(uint64 key) { return unordered(static_cast<uint32>(key >> 32)); }
-
-__device__ __forceinline__ uint64 warp_max_key(uint64 key) {
-#pragma unroll
-  for (int offset = WARP / 2; offset > 0; offset /= 2) {
-    const uint64 other = __shfl_xor_sync(FULL_MASK, key, offset);
-    key = other > key ? other : key;
-  }
-  return key;
-}
-
-// Every thread of the block gets the greatest key; all of them must call.
-__device__ __forceinline__ uint64 block_max_key(uint64 key) {
-  __shared__ uint64 partial[WARP];
-  key = warp_max_key(key);
-  __syncthreads();
-  if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = key;
-  __syncthreads();
-  return warp_max_key(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : 0);
 }
 
 // ── one block on one row ────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,16 +87,27 @@ struct LogitRow {
   int tiles;
 };
 
-// Calls f(logit, token) for every logit of the tiles that have one >= least. A tile belongs to one warp.
+// Calls f(tile, logits) with the tiles that have a logit >= least. A tile belongs to one warp.
 template <class F>
 __device__ __forceinline__ void visit_tiles(const LogitRow& row, float least, F f) {
-  for (int tile = threadIdx.x / WARP; tile < row.tiles; tile += blockDim.x / WARP) {
-    if (row.tile_most[tile] < least) continue;
-    const TileLogits logits = load_tile(row.logits, tile, row.vocab);
+  const int step = blockDim.x / WARP;
+  const auto seek = [&](int tile) {
+    while (tile < row.tiles && !(row.tile_most[tile] >= least)) tile += step;
+    return tile;
+  };
+#pragma unroll 1
+  for (int tile = seek(threadIdx.x / WARP); tile < row.tiles; tile = seek(tile + step))
+    f(tile, load_tile(row.logits, tile, row.vocab));
+}
+
+// Calls f(logit, token) for every logit >= least.
+template <class F>
+__device__ __forceinline__ void visit_logits(const LogitRow& row, float least, F f) {
+  visit_tiles(row, least, [&](int tile, const TileLogits& logits) {
     for_each_logit(logits, tile, [&](float logit, int token) {
       if (token < row.vocab && logit >= least) f(logit, token);
     });
-  }
+  });
 }
 
 // At least k logits of the row are >= the result: the k-th largest tile maximum when there are so many tiles, else −inf.
@@ -159,6 +117,7 @@ __device__ __forceinline__ float bound_of_kth(const LogitRow& row, int k) {
   for (int tile = threadIdx.x; tile < row.tiles; tile += blockDim.x) {
     const float own = row.tile_most[tile];
     int greater = 0;
+#pragma unroll 8
     for (int other = 0; other < row.tiles; other++) greater += row.tile_most[other] > own;
     if (greater < k) least = fminf(least, own);
   }

@@ -213,3 +213,25 @@ __device__ __forceinline__ float block_max(float x) {
   __syncthreads();
   return warp_max(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : -infinity());
 }
+
+// The sum over the block, and over the threads before this one. All threads must call.
+__device__ __forceinline__ float block_exclusive_sum(float x, float& before) {
+  __shared__ float partial[WARP];
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll
+  for (int offset = 1; offset < WARP; offset *= 2) {
+    const float other = __shfl_up_sync(FULL_MASK, x, offset);
+    if (lane >= offset) x += other;
+  }
+  __syncthreads();
+  if (lane == WARP - 1) partial[warp] = x;
+  __syncthreads();
+  before = __shfl_up_sync(FULL_MASK, x, 1);
+  if (lane == 0) before = 0;
+  float total = 0;
+  for (int i = 0; i < static_cast<int>(blockDim.x) / WARP; i++) {
+    if (i == warp) before += total;
+    total += partial[i];
+  }
+  return total;
+}

@@ -4,6 +4,7 @@ import { activationCases } from "./cases/activation.ts";
 import { attendCases } from "./cases/attend.ts";
 import { batchCases } from "./cases/batch.ts";
 import { checksCases } from "./cases/checks.ts";
+import { distributionCases } from "./cases/distribution.ts";
 import { drawTokensCases } from "./cases/draw-tokens.ts";
 import { gatherCases } from "./cases/gather.ts";
 import { linearCases } from "./cases/linear.ts";
@@ -53,6 +54,7 @@ export function runContract(name: string, createBackend: () => Backend): void {
     processLogitsCases(addCase);
     sampleCases(addCase);
     drawTokensCases(addCase);
+    distributionCases(addCase);
     logprobsCases(addCase);
   });
 }

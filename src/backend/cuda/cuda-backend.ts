@@ -251,7 +251,7 @@ export class CudaBackend implements Backend {
   }
 
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
-    this.#ops.sampling.processLogits(this.#stream.value, out, logits, samples, slots);
+    this.#ops.processLogits.processLogits(this.#stream.value, out, logits, samples, slots);
   }
 
   sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void {
@@ -266,7 +266,9 @@ export class CudaBackend implements Backend {
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots);
+    const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots);
+    if (rows === 0) return;
+    if (this.#ops.drawSmall?.launch(this.#stream.value, out, hidden, head, samples, slots)) return;
     this.linear(logits, hidden, head.weight, { norm: head.norm });
     this.sample(out, logits, logits, samples, slots);
   }

@@ -7,9 +7,11 @@ import type { KernelUnit } from "./kernel-source.ts";
 import { ActivationOps } from "./ops/activation.ts";
 import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
+import { DrawSmall } from "./ops/draw-small.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
 import { NormOps } from "./ops/norm.ts";
+import { ProcessLogitsOps } from "./ops/process-logits.ts";
 import { RotaryTableOps } from "./ops/rotary-table.ts";
 import { SamplingOps } from "./ops/sampling.ts";
 import { SmallLinear } from "./ops/small-linear.ts";
@@ -41,10 +43,12 @@ export class KernelOps {
   readonly activation: ActivationOps;
   readonly attend: AttendOps;
   readonly batch: BatchOps;
+  readonly processLogits: ProcessLogitsOps;
   readonly sampling: SamplingOps;
   readonly logprobs: LogprobOps;
   /** Undefined on GPUs without bulk copies. */
   readonly smallLinear: SmallLinear | undefined;
+  readonly drawSmall: DrawSmall | undefined;
 
   constructor(library: KernelLibrary, options: KernelOpsOptions) {
     const { dtype, allocate } = options;
@@ -54,9 +58,13 @@ export class KernelOps {
     this.activation = new ActivationOps(library, dtype, options);
     this.attend = new AttendOps(library, options);
     this.batch = new BatchOps(library, options);
+    this.processLogits = new ProcessLogitsOps(library, options);
     this.sampling = new SamplingOps(library, allocate, options);
     this.logprobs = new LogprobOps(library, allocate, options);
-    if (options.dependentLaunch) this.smallLinear = new SmallLinear(library, dtype, options);
+    if (options.dependentLaunch) {
+      this.smallLinear = new SmallLinear(library, dtype, options);
+      this.drawSmall = new DrawSmall(library, dtype, this.sampling, allocate, options);
+    }
   }
 
   /**
@@ -67,8 +75,10 @@ export class KernelOps {
     return [
       ...this.sampling.units(),
       ...this.attend.units(shape),
+      ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize) ?? []),
       ...this.#linearUnits(shape),
       ...this.logprobs.units(),
+      ...this.processLogits.units(),
       ...this.norm.units(shape.hiddenSize),
       ...this.activation.units(shape.intermediateSize),
       ...this.batch.units(),

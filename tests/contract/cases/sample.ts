@@ -29,13 +29,6 @@ function sample(
   };
 }
 
-/** The same row of logits, `count` times. */
-function repeated(row: ArrayLike<number>, count: number): Float32Array {
-  const all = new Float32Array(row.length * count);
-  for (let i = 0; i < count; i++) all.set(row, i * row.length);
-  return all;
-}
-
 function counting(length: number): number[] {
   return Array.from({ length }, (_, i) => i);
 }
@@ -59,7 +52,6 @@ export function sampleCases(addCase: Case): void {
     });
   }
   drawCases(addCase);
-  distributionCases(addCase);
   recordCases(addCase);
 }
 
@@ -69,6 +61,10 @@ const FILTERS: readonly SlotParams[] = [
   { temperature: 1.7, minP: 0.05 },
   { temperature: 0.3, topP: 0.4 },
   { temperature: 1, topK: 3, minP: 0.01, topP: 0.9 },
+  // Many are kept.
+  { temperature: 2, topK: 1000, topP: 0.9 },
+  { temperature: 3, topP: 0.95 },
+  { temperature: 2.5, minP: 1e-4 },
 ];
 
 function drawCases(addCase: Case): void {
@@ -122,42 +118,6 @@ function drawCases(addCase: Case): void {
     const otherSeeds = params.map((slot, i): SlotParams => ({ ...slot, seed: [i, 8] }));
     expect(sample(fixture, otherSeeds, counting(count), positions, logits).tokens).not.toEqual(tokens);
   });
-}
-
-/** Logits of which no cumulative probability lies near a threshold that the cases use. */
-const LOGITS = [1.5, -0.5, 0.25, 2, -Infinity, 0.9, -1.2, 2, 0.1, -2.5, 1.1, -0.1];
-
-function distributionCases(addCase: Case): void {
-  for (const filter of [
-    { temperature: 1 },
-    { temperature: 0.7 },
-    { temperature: 1, topK: 3 },
-    { temperature: 1, topK: 1 },
-    { temperature: 1.3, topP: 0.6 },
-    { temperature: 1, topP: 1e-6 },
-    { temperature: 1, minP: 0.3 },
-    { temperature: 2, topK: 7, minP: 0.2, topP: 0.8 },
-  ] satisfies SlotParams[]) {
-    addCase("sample", `${JSON.stringify(filter)}: support and chi-square over 4,000 positions`, (fixture) => {
-      const draws = 4000;
-      const slot: SlotParams = { ...filter, seed: [1234, 5678] };
-      const logits = repeated(LOGITS, draws);
-      const { tokens } = sample(fixture, [slot], Array(draws).fill(0), counting(draws), logits, draws + 1);
-      const expected = reference.distribution(LOGITS, slot);
-      let [chiSquare, kept] = [0, 0];
-      for (const [token, probability] of expected.entries()) {
-        const seen = tokens.filter((id) => id === token).length;
-        if (probability === 0) {
-          if (seen > 0) throw new Error(`token ${token} was cut, drawn ${seen} times`);
-          continue;
-        }
-        kept++;
-        chiSquare += (seen - draws * probability) ** 2 / (draws * probability);
-      }
-      // Mean plus five deviations of the chi-square distribution with kept − 1 degrees of freedom.
-      expect(chiSquare).toBeLessThanOrEqual(kept - 1 + 5 * Math.sqrt(2 * (kept - 1)) + 1e-9);
-    });
-  }
 }
 
 function recordCases(addCase: Case): void {

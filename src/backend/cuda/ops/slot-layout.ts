@@ -20,7 +20,7 @@ export const SLOT_CONSTANTS: Macros = {
   COUNT_IN_PROMPT: `${COUNT_IN_PROMPT}u`,
 };
 
-/** What sampling.cu is told of a slot's other tables. */
+/** What process_logits.cu is told of a slot's other tables. */
 export const SLOT_TABLE_CONSTANTS: Macros = { MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS, MAX_BAD_WORD_TOKENS };
 
 /** What batch.cu is told of the records of rows and joins, in the same manner. */

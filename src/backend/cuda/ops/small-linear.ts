@@ -27,18 +27,22 @@ const RESERVED_BYTES = 1024;
 /** Alignment and barriers. */
 const SLACK_BYTES = 256;
 
+/** What small_product.cuh is told, and the threads of a block of its kernels. */
+export const SMALL_CONSTANTS = {
+  ...{ LINEAR_WARPS, LINEAR_STEP, LINEAR_ROW_PADDING, LINEAR_SUM_PADDING },
+  LINEAR_MAX_TOKENS: MAX_SMALL_TOKENS,
+} as const;
+export const SMALL_THREADS = (LINEAR_WARPS + 1) * WARP;
+
 const LINEAR_SMALL = {
   file: "linear_small.cu",
-  constants: {
-    ...{ LINEAR_WARPS, LINEAR_STEP, LINEAR_ROW_PADDING, LINEAR_SUM_PADDING },
-    LINEAR_MAX_TOKENS: MAX_SMALL_TOKENS,
-    ...ACTIVATION_CONSTANTS,
-  },
+  constants: { ...SMALL_CONSTANTS, ...ACTIVATION_CONSTANTS },
   entry: "linear_small",
   pointers: ["out", "x", "weight", "gamma", "bias", "residual"],
   scalars: ["tokens", "outputs", "tiles", "activation", "trigger_early", "eps"],
 } as const;
 
+/** What the plan of a product depends on besides its shape. */
 export interface SmallLinearOptions extends KernelOptions {
   readonly smCount: number;
   /** Bytes of shared memory: most of a block, and of a multiprocessor. */
@@ -47,18 +51,17 @@ export interface SmallLinearOptions extends KernelOptions {
 }
 
 /** What a kernel is specialised by, besides the number of outputs. */
-interface SmallShape {
+export interface SmallShape {
   readonly outFeatures: number;
   readonly inFeatures: number;
   readonly norm: boolean;
   readonly gated: boolean;
-  readonly floatOut: boolean;
   /** x of all tokens fits shared memory. */
   readonly staged: boolean;
 }
 
 /** How a shape is computed. */
-interface SmallPlan {
+export interface SmallPlan {
   readonly tileRows: number;
   readonly tiles: number;
   readonly chunk: number;
@@ -96,11 +99,10 @@ export class SmallLinear {
       floatOut = false,
     }: { norm?: boolean; gated?: boolean; floatOut?: boolean },
   ): KernelUnit[] {
-    const shape = { outFeatures, inFeatures, norm, gated, floatOut };
-    const needed = [false, ...(keepsX(inFeatures) ? [] : [true])].map((staged) => ({ ...shape, staged }));
+    const needed = stagings(inFeatures).map((staged) => ({ outFeatures, inFeatures, norm, gated, staged }));
     return needed.flatMap((each) => {
-      const plan = this.#plan(each);
-      return plan === undefined ? [] : [this.#kernels.unit(defines(each, plan))];
+      const plan = planSmall(each, this.dtype, this.options);
+      return plan === undefined ? [] : [this.#kernels.unit({ ...smallDefines(each, plan), OUT_FLOAT: floatOut ? 1 : 0 })];
     });
   }
 
@@ -113,13 +115,11 @@ export class SmallLinear {
     if (x.address % VECTOR_BYTES !== 0 || weight.data.address % VECTOR_BYTES !== 0) return false;
     if (norm !== undefined && norm.weight.address % VECTOR_BYTES !== 0) return false;
     const gated = activation?.gated ?? false;
-    const planned = this.#find({
-      ...{ outFeatures, inFeatures, gated, norm: norm !== undefined, floatOut: out.dtype === "float32" },
-      staged: !keepsX(inFeatures) && tokens <= STAGED_TOKENS,
-    });
+    const shape = { outFeatures, inFeatures, gated, norm: norm !== undefined };
+    const planned = this.#find({ ...shape, staged: isStaged(inFeatures, tokens) }, out.dtype === "float32");
     if (planned === undefined) return false;
     const { plan, kernel } = planned;
-    kernel.launch(stream, plan.blocks, 1, 1, (LINEAR_WARPS + 1) * WARP, plan.sharedBytes, {
+    kernel.launch(stream, plan.blocks, 1, 1, SMALL_THREADS, plan.sharedBytes, {
       ...{ out, x, weight: weight.data, gamma: norm?.weight ?? null, bias: bias ?? null },
       residual: addTo ?? null,
       ...{ tokens, outputs: gated ? outFeatures / 2 : outFeatures, tiles: plan.tiles },
@@ -131,51 +131,65 @@ export class SmallLinear {
     return true;
   }
 
-  #find(shape: SmallShape) {
-    const { outFeatures, inFeatures, norm, gated, floatOut, staged } = shape;
+  #find(shape: SmallShape, floatOut: boolean) {
+    const { outFeatures, inFeatures, norm, gated, staged } = shape;
     const flags = (norm ? 1 : 0) + (gated ? 2 : 0) + (floatOut ? 4 : 0) + (staged ? 8 : 0);
     const key = (outFeatures * 2 ** 20 + inFeatures) * 16 + flags;
     if (this.#planned.has(key)) return this.#planned.get(key);
-    const plan = this.#plan(shape);
-    const planned = plan && { plan, kernel: this.#kernels.get(key, defines(shape, plan)) };
+    const plan = planSmall(shape, this.dtype, this.options);
+    const defines = plan && { ...smallDefines(shape, plan), OUT_FLOAT: floatOut ? 1 : 0 };
+    const planned = plan && { plan, kernel: this.#kernels.get(key, defines) };
     this.#planned.set(key, planned);
     return planned;
   }
+}
 
-  /** Undefined for shapes that the kernel cannot take. */
-  #plan({ outFeatures, inFeatures, gated, staged }: SmallShape): SmallPlan | undefined {
-    const { smCount, sharedBytesPerBlock, sharedBytesPerSm } = this.options;
-    const chunk = CHUNKS.find((columns) => inFeatures % columns === 0);
-    // Tiles of half the rows where whole ones would leave multiprocessors idle.
-    const tileRows = gated || outFeatures / 16 >= smCount ? 16 : 8;
-    if (chunk === undefined || outFeatures % tileRows !== 0) return undefined;
-    const tiles = outFeatures / tileRows;
-    const rounds = Math.ceil(tiles / smCount);
-    const stageBytes = tileRows * (chunk * dtypeSize(this.dtype) + LINEAR_ROW_PADDING);
-    const sums = 2 * LINEAR_WARPS * MAX_SMALL_TOKENS * (tileRows + LINEAR_SUM_PADDING) * 4;
-    const squares = LINEAR_WARPS * MAX_SMALL_TOKENS * 4;
-    const stagedBytes = staged ? STAGED_TOKENS * inFeatures * dtypeSize(this.dtype) : 0;
-    const bytesFor = (stages: number) =>
-      stages * (stageBytes + 16) + stagedBytes + sums + squares + SLACK_BYTES;
-    const wanted = rounds * (inFeatures / chunk);
-    const shares = bytesFor(wanted) <= Math.min(sharedBytesPerBlock, sharedBytesPerSm / 2 - RESERVED_BYTES);
-    const most = Math.floor((sharedBytesPerBlock - bytesFor(0)) / (stageBytes + 16));
-    const stages = shares ? wanted : Math.min(wanted, most);
-    if (stages < 2) return undefined;
-    const blocks = Math.ceil(tiles / rounds);
-    return { tileRows, tiles, chunk, stages, blocks, sharedBytes: bytesFor(stages), shares };
-  }
+/** Undefined for shapes that the kernel cannot take. */
+export function planSmall(
+  { outFeatures, inFeatures, gated, staged }: SmallShape,
+  dtype: FloatDType,
+  { smCount, sharedBytesPerBlock, sharedBytesPerSm }: SmallLinearOptions,
+): SmallPlan | undefined {
+  const chunk = CHUNKS.find((columns) => inFeatures % columns === 0);
+  // Tiles of half the rows where whole ones would leave multiprocessors idle.
+  const tileRows = gated || outFeatures / 16 >= smCount ? 16 : 8;
+  if (chunk === undefined || outFeatures % tileRows !== 0) return undefined;
+  const tiles = outFeatures / tileRows;
+  const rounds = Math.ceil(tiles / smCount);
+  const stageBytes = tileRows * (chunk * dtypeSize(dtype) + LINEAR_ROW_PADDING);
+  const sums = 2 * LINEAR_WARPS * MAX_SMALL_TOKENS * (tileRows + LINEAR_SUM_PADDING) * 4;
+  const squares = LINEAR_WARPS * MAX_SMALL_TOKENS * 4;
+  const stagedBytes = staged ? STAGED_TOKENS * inFeatures * dtypeSize(dtype) : 0;
+  const bytesFor = (stages: number) =>
+    stages * (stageBytes + 16) + stagedBytes + sums + squares + SLACK_BYTES;
+  const wanted = rounds * (inFeatures / chunk);
+  const shares = bytesFor(wanted) <= Math.min(sharedBytesPerBlock, sharedBytesPerSm / 2 - RESERVED_BYTES);
+  const most = Math.floor((sharedBytesPerBlock - bytesFor(0)) / (stageBytes + 16));
+  const stages = shares ? wanted : Math.min(wanted, most);
+  if (stages < 2) return undefined;
+  const blocks = Math.ceil(tiles / rounds);
+  return { tileRows, tiles, chunk, stages, blocks, sharedBytes: bytesFor(stages), shares };
+}
+
+/** Whether x of so many tokens is kept in shared memory. */
+export function isStaged(inFeatures: number, tokens: number): boolean {
+  return !keepsX(inFeatures) && tokens <= STAGED_TOKENS;
+}
+
+/** The values of `SmallShape.staged` that products by so many inputs have. */
+export function stagings(inFeatures: number): readonly boolean[] {
+  return keepsX(inFeatures) ? [false] : [false, true];
 }
 
 function keepsX(inFeatures: number): boolean {
   return inFeatures / (LINEAR_STEP * LINEAR_WARPS) <= MAX_KEPT_STEPS;
 }
 
-function defines({ inFeatures, norm, gated, floatOut, staged }: SmallShape, plan: SmallPlan): Macros {
+/** Macros of small_product.cuh. */
+export function smallDefines({ inFeatures, norm, gated, staged }: SmallShape, plan: SmallPlan): Macros {
   return {
     ...{ IN_FEATURES: inFeatures, TILE_ROWS: plan.tileRows, CHUNK: plan.chunk, STAGES: plan.stages },
-    ...{ NORM: norm ? 1 : 0, GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0 },
-    STAGED_TOKENS: staged ? STAGED_TOKENS : 0,
+    ...{ NORM: norm ? 1 : 0, GATED: gated ? 1 : 0, STAGED_TOKENS: staged ? STAGED_TOKENS : 0 },
     ...{ LINEAR_SHARED_BYTES: plan.sharedBytes, MIN_CTAS: plan.shares ? 2 : 1 },
   };
 }

@@ -164,7 +164,7 @@ describeWith(
       ["sampling.cu", "TILE_THREADS", 100, "TILE_THREADS must be whole warps"],
       ["sampling.cu", "ROW_THREADS", 2048, "ROW_THREADS must be whole warps"],
       ["sampling.cu", "TILE_STATS_BYTES", 8, "TILE_STATS_BYTES must be"],
-      ["sampling.cu", "LOGIT_EDIT_WORDS", 4, "LOGIT_EDIT_WORDS must be"],
+      ["process_logits.cu", "LOGIT_EDIT_WORDS", 4, "LOGIT_EDIT_WORDS must be"],
       ["logprobs.cu", "TILE_SUM_BYTES", 16, "TILE_SUM_BYTES must be"],
     ])("refuses %s with %s %d", (file, macro, value, why) => {
       expect(logOf(() => compile(file, { [macro]: value }))).toContain(why);
@@ -178,7 +178,7 @@ describeWith(
       ["attention_prefill.cu", { PREFILL_WARPS: 8, PREFILL_KEYS: 128, PREFILL_PADDING: 16 }],
       ["batch.cu", { SLOT_WORDS: 32, SLOT_WORD_FLAGS: 20, ROW_WORDS: 8, ROW_WORD_COUNT: 5 }],
       ["logprobs.cu", { LOGIT_TILE: 256, TILE_THREADS: 512, ROW_THREADS: 1024 }],
-      ["sampling.cu", { LOGIT_TILE: 256, TILE_THREADS: 128, ROW_THREADS: 256, LOGITS_CHUNK: 1000 }],
+      ["sampling.cu", { LOGIT_TILE: 256, TILE_THREADS: 128, ROW_THREADS: 256 }],
     ])("compiles %s with %p", (file, changes) => {
       expect(compile(file, changes).log).toBe("");
     });

@@ -26,7 +26,7 @@ setDefaultTimeout(300_000);
 const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 99 * 1024 };
 /** What Hopper grants, and the kernels that are its own or ask the GPU how much it has. */
 const HOPPER_SHARED_BYTES = 227 * 1024;
-const ASKS_THE_GPU = ["attention_prefill_hopper", "linear_small"];
+const ASKS_THE_GPU = ["attention_prefill_hopper", "draw_small", "linear_small"];
 const MULTIPROCESSORS = 132;
 
 const machine = new FakeMachine();
@@ -600,6 +600,50 @@ describe("logits", () => {
   });
 });
 
+describe("tokens are drawn", () => {
+  const draw = (rows: number, vocab: number, width: number) => {
+    const [slots, samples, out] = [slotTables(vocab), sampleRows(rows), i32(rows)];
+    const head = { weight: denseWeight(bf16(vocab, width)), norm: { weight: bf16(width), eps: 1e-6 } };
+    const [x, logits] = [bf16(rows, width), f32(rows, vocab)];
+    const all = launches(() => backend.drawTokens(out, x, head, logits, samples, slots));
+    return { all, slots, samples, out, head, x, logits };
+  };
+
+  test.each([
+    [1, 151_936, 1024],
+    [8, 151_936, 4096],
+    [2, 128_256, 8192],
+    [3, 1056, 768],
+  ])("for %d rows by the head of %d tokens, %d wide, from keys alone", (rows, vocab, width) => {
+    const { all, slots, samples, out, head, x } = draw(rows, vocab, width);
+    const [keys, row] = all;
+    expect(all.map(({ entry }) => entry)).toEqual(["draw_small", "draw_rows"]);
+    expect(keys!.grid[0]).toBeLessThanOrEqual(MULTIPROCESSORS);
+    const { keys: at, tiles, ...product } = namedArguments(keys!);
+    expect(product).toEqual({
+      ...{ x: address(x), weight: address(head.weight.data), gamma: address(head.norm.weight) },
+      ...{ row_slots: address(samples.slots), positions: address(samples.positions) },
+      ...{ params: address(slots.params), tokens: rows, vocab, trigger_early: 0, eps: f(1e-6) },
+    });
+    expect(vocab % tiles!).toBe(0);
+    expect(machine.cuda.bytesOf(at!).length).toBeGreaterThanOrEqual(8 * rows * keys!.grid[0]!);
+    expect(namedArguments(row!)).toEqual({
+      ...{ out: address(out), keys: at!, row_slots: address(samples.slots), tokens: address(slots.tokens) },
+      ...{ lengths: address(slots.lengths), rows, parts: keys!.grid[0]!, capacity: 1025 },
+    });
+  });
+
+  test.each([
+    ["more rows", 9, 151_936, 1024],
+    ["a vocabulary that is no whole number of tiles", 1, 151_937, 1024],
+    ["a width that is no whole number of chunks", 8, 151_936, 1000],
+  ])("for %s from logits, unprocessed", (_, rows, vocab, width) => {
+    const { all, logits } = draw(rows, vocab, width);
+    expect(all.map(({ entry }) => entry)).toEqual(["rms_norm", "sample_tiles", "sample_rows"]);
+    expect(namedArguments(all[1]!)).toMatchObject({ logits: address(logits), processed: address(logits) });
+  });
+});
+
 test("nothing is launched for no rows", () => {
   const slots = slotTables(100);
   const samples = sampleRows(0);
@@ -616,6 +660,14 @@ test("nothing is launched for no rows", () => {
     backend.joinSlots(slots, i32(0, JOIN_WORDS));
     backend.processLogits(f32(0, 100), f32(0, 100), samples, slots);
     backend.sample(i32(0), f32(0, 100), f32(0, 100), samples, slots);
+    backend.drawTokens(
+      i32(0),
+      bf16(0, 256),
+      { weight: denseWeight(bf16(100, 256)) },
+      f32(0, 100),
+      samples,
+      slots,
+    );
   });
   expect(none).toEqual([]);
   expect(machine.cublas.matmuls.length).toBe(before);
