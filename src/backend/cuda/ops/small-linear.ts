@@ -102,7 +102,9 @@ export class SmallLinear {
     const needed = stagings(inFeatures).map((staged) => ({ outFeatures, inFeatures, norm, gated, staged }));
     return needed.flatMap((each) => {
       const plan = planSmall(each, this.dtype, this.options);
-      return plan === undefined ? [] : [this.#kernels.unit({ ...smallDefines(each, plan), OUT_FLOAT: floatOut ? 1 : 0 })];
+      return plan === undefined
+        ? []
+        : [this.#kernels.unit({ ...smallDefines(each, plan), OUT_FLOAT: floatOut ? 1 : 0 })];
     });
   }
 
