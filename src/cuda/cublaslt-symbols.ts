@@ -30,6 +30,11 @@ export const cublasLtSymbols = {
     args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "ptr", "ptr"],
     returns: "i32",
   },
+  /** (handle, descriptor, A, B, C, D layouts, algorithm, heuristic result, of which the algorithm is left as it was) */
+  cublasLtMatmulAlgoCheck: {
+    args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"],
+    returns: "i32",
+  },
   /** (handle, descriptor, alpha, A, A layout, B, B layout, beta, C, C layout, D, D layout, algorithm, workspace, bytes, stream) */
   cublasLtMatmul: {
     args: [

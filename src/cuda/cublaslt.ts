@@ -56,6 +56,27 @@ export class CublasLt extends Handle {
     return parseHeuristicResults(results, count[0]!);
   }
 
+  /**
+   * An algorithm that was found for a problem of other sizes, with the workspace that it needs for this one. Undefined when
+   * it cannot run it.
+   */
+  adapted(problem: MatmulProblem, algorithm: MatmulAlgorithm): MatmulAlgorithm | undefined {
+    const result = new Uint8Array(HEURISTIC_RESULT_BYTES);
+    const status = this.api.cublasLtMatmulAlgoCheck(
+      this.value,
+      problem.descriptor.value,
+      problem.a.value,
+      problem.b.value,
+      problem.d.value,
+      problem.d.value,
+      algorithm.address,
+      result,
+    );
+    if (status !== 0) return undefined;
+    const view = new DataView(result.buffer);
+    return { ...algorithm, workspaceBytes: Number(view.getBigUint64(ALGORITHM_BYTES, true)) };
+  }
+
   protected override release(value: number): void {
     callCublas(this.api, "cublasLtDestroy", [value]);
   }

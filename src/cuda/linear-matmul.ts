@@ -78,6 +78,12 @@ export class LinearMatmul implements Disposable {
     return found;
   }
 
+  /** An algorithm of a shape that differs in tokens alone, if it can run this one within `workspaceBytes`. */
+  adapted(algorithm: MatmulAlgorithm, workspaceBytes: number): MatmulAlgorithm | undefined {
+    const adapted = this.cublas.adapted(this.#problem, algorithm);
+    return adapted !== undefined && adapted.workspaceBytes <= workspaceBytes ? adapted : undefined;
+  }
+
   /** Enqueues the matmul. `workspace` is a device address, of as many bytes as the algorithm needs. */
   run(stream: number, algorithm: MatmulAlgorithm, workspace: number, operands: LinearOperands): void {
     const { out, x, weight, bias = 0, addTo = 0 } = operands;

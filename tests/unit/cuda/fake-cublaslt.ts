@@ -29,6 +29,9 @@ export class FakeCublasLt {
   /** Algorithms asked for at once, by search. */
   readonly searches: number[] = [];
   version = 130401n;
+  /** Algorithms that were checked, by their first byte, and those that can run no problem but the one they were found for. */
+  readonly checks: number[] = [];
+  readonly unfit = new Set<number>();
   /** Algorithms that fail when they run, by their first byte. */
   readonly refused = new Set<number>();
   status = 0;
@@ -60,6 +63,13 @@ export class FakeCublasLt {
       this.searches.push(limit);
       (args[8] as Uint8Array).set(this.heuristics.subarray(0, limit * 96));
       (args[9] as Int32Array)[0] = Math.min(limit, this.heuristics.length / 96);
+      return 0;
+    },
+    cublasLtMatmulAlgoCheck: (...args) => {
+      const [algorithm, result] = [args[6], args[7] as Uint8Array];
+      this.checks.push(read.u8(algorithm as Pointer));
+      if (this.unfit.has(this.checks.at(-1)!)) return 15;
+      new DataView(result.buffer).setBigUint64(64, 64n, true);
       return 0;
     },
     cublasLtMatmul: (

@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from
 import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { searchedTokens } from "../../../../src/backend/cuda/gemm-shape.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { CublasError, CudaError } from "../../../../src/cuda/errors.ts";
 import { heuristicResult } from "../../cuda/fake-cublaslt.ts";
@@ -78,15 +79,45 @@ describe("plans", () => {
     expect(machine.cublas.searches).toEqual(Array(5).fill(RANK));
   });
 
+  test("of many tokens share an algorithm with those of a few more", () => {
+    for (let tokens = 900; tokens <= 1000; tokens++) expect(multiply(tokens).matmul.shape[0]).toBe(tokens);
+    // 960 and 1024.
+    expect(machine.cublas.searches).toEqual([RANK, RANK]);
+    expect(new Set(machine.cublas.checks)).toEqual(new Set([1]));
+    machine.cublas.unfit.add(1);
+    const searches = machine.cublas.searches.length;
+    expect(multiply(899).matmul.algorithm).toBe(1);
+    expect(machine.cublas.searches).toHaveLength(searches + 1);
+  });
+
+  test("take what was timed for a few tokens more", () => {
+    multiply(16);
+    backend.tuneLinear([16, 32]);
+    const searches = machine.cublas.searches.length;
+    for (const tokens of [9, 16, 17, 31]) expect(multiply(tokens).matmul.algorithm).toBe(2);
+    expect(multiply(33).matmul.algorithm).toBe(1);
+    expect(machine.cublas.searches).toHaveLength(searches + 1);
+  });
+
+  test("are searched for at no more than an eighth, or 15, above", () => {
+    for (let tokens = 1; tokens <= 40_000; tokens++) {
+      const searched = searchedTokens(tokens);
+      expect(searched).toBeGreaterThanOrEqual(tokens);
+      expect(searched - tokens).toBeLessThan(tokens <= 8 ? 1 : Math.max(16, tokens / 8));
+    }
+    expect(new Set(Array.from({ length: 16384 }, (_, i) => searchedTokens(i + 1))).size).toBeLessThan(80);
+  });
+
   test("are dropped, oldest first, when there are too many", () => {
     for (let tokens = 1; tokens <= 700; tokens++) multiply(tokens);
     expect(machine.cublas.live.size).toBeLessThanOrEqual(512 * 4 + 1);
-    const searches = machine.cublas.searches.length;
+    const [searches, checks] = [machine.cublas.searches.length, machine.cublas.checks.length];
     multiply(700);
     multiply(700 - 511);
-    expect(machine.cublas.searches).toHaveLength(searches);
+    expect(machine.cublas.checks).toHaveLength(checks);
     multiply(1);
-    expect(machine.cublas.searches).toHaveLength(searches + 1);
+    expect(machine.cublas.checks).toHaveLength(checks + 1);
+    expect(machine.cublas.searches).toHaveLength(searches);
   });
 
   test("that cannot be made leave nothing behind", () => {
