@@ -14,7 +14,7 @@ export interface EngineOptions {
   maxNumBatchedTokens?: number;
   /** Tokens of a KV block, a power of two from 1 to 256. Default 16. */
   blockSize?: number;
-  /** Share of the GPU's memory for weights, activations and KV cache. (0, 1], default 0.9. */
+  /** Share of the GPU's memory for weights, activations and KV cache; 384 MiB stay the driver's. (0, 1], default 0.9. */
   gpuMemoryUtilization?: number;
   /** Bytes of KV cache, instead of what `gpuMemoryUtilization` leaves. On the CPU the default is 1 GiB at most. */
   kvCacheMemoryBytes?: number;
@@ -40,7 +40,7 @@ export interface EngineOptions {
   chatTemplate?: string;
   /** Default sampling from the model's generation_config.json (`auto`), or vLLM's plain defaults (`vllm`). */
   generationConfig?: "auto" | "vllm";
-  /** Greatest `logprobs` a request may ask for; −1: no limit. Default 20. */
+  /** Greatest `logprobs` a request may ask for, for which a GPU's memory is reserved; −1: no limit. Default 20. */
   maxLogprobs?: number;
 }
 
