@@ -59,6 +59,9 @@ interface PendingLogprobs extends LogprobExtents {
   readonly copy: Readback | undefined;
 }
 
+/** Rows of a step that may take other kernels than one of many, with memory of their own. */
+const FEW_ROWS = 8;
+
 /** Words of log-probabilities that the mailbox has room for, for each row: those of 20 top tokens, vLLM's limit. */
 const LOGPROB_WORDS = logprobWords({ count: 1, topCount: 20 });
 
@@ -286,10 +289,12 @@ export class ModelRunner implements Runner {
     enqueueLogprobs(backend, this.#workspace, logits, zeros, undefined, topCount);
     this.#prompts.reserve();
     this.#state.reserve();
-    const step = this.#rehearse(padding, maxRows);
-    const states = this.#ops.forward(step, this.#cache);
-    this.#ops.drawPlain(step, states);
-    this.#ops.draw(step, states);
+    for (const rows of new Set([maxRows, Math.min(FEW_ROWS, maxRows), 1])) {
+      const step = this.#rehearse(padding.slice(0, rows), rows);
+      const states = this.#ops.forward(step, this.#cache);
+      this.#ops.drawPlain(step, states);
+      this.#ops.draw(step, states);
+    }
     this.#mailbox.recall();
     zeros.buffer.dispose();
   }
