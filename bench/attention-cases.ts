@@ -45,21 +45,25 @@ export function decodeCase(
   };
 }
 
-/** `Backend.attend` of one whole prompt: each token sees those before it. */
+/**
+ * `Backend.attend` of one whole prompt: each token sees those before it. With a window of 1 it sees itself alone, so that
+ * hardly more is left than norm, rotation and store, which are part of the time of any prompt.
+ */
 export function prefillCase(
   memory: CaseMemory,
   group: string,
   heads: AttentionHeads,
   length: number,
+  window = 0,
 ): KernelCase {
   const { numHeads, numKvHeads, headDim } = heads;
   const operands = 2;
   return {
-    ...{ group, name: `${length} tokens`, operands },
-    // Queries, keys and values in, the result out.
-    bytes: 2 * length * (numHeads + numKvHeads) * headDim * BYTES,
-    flops: 2 * length ** 2 * headDim * numHeads,
-    prepare: () => attendLauncher(memory, heads, [length], [length], operands),
+    ...{ group, name: `${window === 0 ? "" : `window of ${window}, `}${length} tokens`, operands },
+    // Queries, keys and values are read and written once, and the result is written.
+    bytes: length * (3 * numHeads + 4 * numKvHeads) * headDim * BYTES,
+    flops: (window === 0 ? 2 * length ** 2 : 4 * length * window) * headDim * numHeads,
+    prepare: () => attendLauncher(memory, heads, [length], [length], operands, window),
   };
 }
 
@@ -70,6 +74,7 @@ function attendLauncher(
   contextLens: readonly number[],
   queryLens: readonly number[],
   operands: number,
+  window = 0,
 ): (i: number) => void {
   const { backend } = memory;
   const rows = contextLens.length;
@@ -103,7 +108,7 @@ function attendLauncher(
   };
   const cosSin = memory.keep(rotaryTable(backend, headDim, Math.max(...contextLens), ROPE));
   const spec: AttentionSpec = {
-    ...{ numHeads, numKvHeads, headDim, cosSin, scale: 1 / Math.sqrt(headDim), window: 0 },
+    ...{ numHeads, numKvHeads, headDim, cosSin, scale: 1 / Math.sqrt(headDim), window },
     headNorm: { query: memory.ones(headDim), key: memory.ones(headDim), eps: NORM_EPS },
   };
   const qkv = memory.random(numTokens, (numHeads + 2 * numKvHeads) * headDim);

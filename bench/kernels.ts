@@ -126,9 +126,10 @@ function attentionGroups(name: string, heads: AttentionHeads): Group[] {
     ...contexts.map(([context, lengths]) => (memory: CaseMemory) => [
       decodeCase(memory, `decode attention ${name}`, context, heads, lengths),
     ]),
-    ...PROMPT_LENGTHS.map((length) => (memory: CaseMemory) => [
-      prefillCase(memory, `prefill attention ${name}`, heads, length),
-    ]),
+    ...PROMPT_LENGTHS.map(
+      (length) => (memory: CaseMemory) =>
+        [0, 1].map((window) => prefillCase(memory, `prefill attention ${name}`, heads, length, window)),
+    ),
   ];
 }
 

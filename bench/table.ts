@@ -99,9 +99,10 @@ export const ROWS: readonly Row[] = [
   ...[1, 150, 500].map((step) =>
     kernel(`decode attention, step ${step}`, "TB/s", `${WORKLOAD} step ${step},`),
   ),
-  ...["2048", "8192", "16384", "32768"].map((length) =>
+  ...[2048, 8192, 16384, 32768].flatMap((length) => [
     kernel(`prefill attention, ${length} tokens`, "TFLOP/s", `${length} tokens`),
-  ),
+    prefillAlone(length),
+  ]),
   time("first token, prompt of 1k", "lengths", "1x1024+1"),
   time("first token, prompt of 32k", "lengths", "1x32768+1"),
   time("prefill of 16 × 16k", "lengths", "16x16384+1"),
@@ -256,6 +257,18 @@ function kernel(name: string, unit: "TB/s" | "TFLOP/s", start: string): Row {
     return { value: work / microseconds, limit: work / limitMicroseconds };
   };
   return { name, unit, run: "kernels", read };
+}
+
+/** The rate without norm, rotation and store: what they take is known from a window of one token. */
+function prefillAlone(length: number): Row {
+  const read = ({ kernels }: Results) => {
+    const of = (start: string) => kernels!.find(({ name }) => name === `${start}${length} tokens`)!;
+    const whole = of("");
+    const work = whole.flops / 1e6;
+    const value = work / (whole.microseconds - of("window of 1, ").microseconds);
+    return { value, limit: work / whole.limitMicroseconds };
+  };
+  return { name: `the same without norm, rotation, store, ${length}`, unit: "TFLOP/s", run: "kernels", read };
 }
 
 function idle(name: string, which: "p50" | "p99"): Row {

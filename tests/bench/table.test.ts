@@ -28,6 +28,7 @@ const RESULTS: Results = {
   kernels: [
     ...[1, 150, 500].map((step) => kernel(`nano-vllm step ${step}, 9 rows`, 10 * step)),
     ...[2048, 8192, 16384, 32768].map((length) => kernel(`${length} tokens`, length)),
+    ...[2048, 8192, 16384, 32768].map((length) => kernel(`window of 1, ${length} tokens`, length / 2)),
     ...[1, 256].flatMap((rows) => [
       kernel(`temperature, flat logits, ${rows} rows`, 10),
       kernel(`top-k + top-p, flat logits, ${rows} rows`, 10 + rows),
@@ -47,6 +48,7 @@ test("every row is read from the records of its run", () => {
   expect(values["decode step, 16 × 16k"]!.value).toBeCloseTo(10, 9);
   expect(values["decode attention, step 150"]).toEqual({ value: 2 / 1500, limit: 2 / 750 });
   expect(values["prefill attention, 8192 tokens"]).toEqual({ value: 3000 / 8192, limit: 6000 / 8192 });
+  expect(values["the same without norm, rotation, store, 8192"]!.value).toBe(3000 / 4096);
   expect(values["GPU idle between steps, p99"]).toEqual({ value: 15 });
   expect(values["step of 64 with one log-probability row"]!.value).toBeCloseTo(1.1, 9);
   expect(values["top-k + top-p over temperature, 256 rows"]).toEqual({ value: 256 });
