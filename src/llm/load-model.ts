@@ -3,13 +3,13 @@ import { createSHA256 } from "hash-wasm";
 import type { Backend, ModelShape } from "../backend/backend.ts";
 import { CpuBackend } from "../backend/cpu/cpu-backend.ts";
 import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
+import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, ModelDataError } from "../base/errors.ts";
 import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import { gpuCount, openCuda } from "../cuda/open-cuda.ts";
-import { CudaOpening } from "../cuda/opening.ts";
 import { Engine } from "../engine/engine.ts";
 import { rotaryDim } from "../layers/rotary.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
@@ -31,6 +31,9 @@ export const EMBEDDED_MODEL = join(import.meta.dir, "../../models", "tiny-storie
 
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;
+
+/** Tokens of a product that is computed for nothing: enough for the kernels of large ones. */
+const REHEARSED_TOKENS = 2 ** 14;
 
 export interface LoadOptions {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
@@ -186,19 +189,29 @@ async function loadFolder(
 }
 
 /** The GPU if there is one and it is not refused, else the CPU. Opening a GPU leaves this thread free meanwhile. */
-export async function createBackend({ device, dtype }: EngineConfig, model: ModelConfig): Promise<Backend> {
-  const opening = device === "cpu" ? undefined : CudaOpening.begin();
+export async function createBackend(config: EngineConfig, model: ModelConfig): Promise<Backend> {
+  const { device, dtype } = config;
+  const opening = device === "cpu" ? undefined : GpuOpening.begin(rehearsal(config, model));
   try {
-    await opening?.done;
+    await opening?.opened;
     if (device === "cuda" || (device === "auto" && gpuCount() > 0))
-      return new CudaBackend(openCuda(), cudaDtype(dtype, model));
+      return new CudaBackend(openCuda(), cudaDtype(dtype, model), opening);
   } finally {
-    // Nobody waits for it: this thread holds its own context now, or none.
-    void opening?.release();
+    void opening?.finish();
   }
   if (dtype !== "auto" && dtype !== "float32")
     throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
   return new CpuBackend();
+}
+
+/** The first product of the largest step, which a start computes first. */
+function rehearsal({ dtype, maxNumBatchedTokens }: EngineConfig, model: ModelConfig): Rehearsal {
+  return {
+    dtype: cudaDtype(dtype, model),
+    tokens: Math.min(maxNumBatchedTokens, REHEARSED_TOKENS),
+    inFeatures: model.hiddenSize,
+    outFeatures: (model.numHeads + 2 * model.numKvHeads) * model.headDim,
+  };
 }
 
 function modelShape(model: ModelConfig, { blockSize }: EngineConfig): ModelShape {

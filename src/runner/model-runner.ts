@@ -269,7 +269,7 @@ export class ModelRunner implements Runner {
 
   /**
    * Runs the largest of everything that a step can be asked for, on the scratch block, so that all memory is allocated before
-   * the KV pool takes the rest.
+   * the KV pool takes the rest. Prompt tokens are in as many rows as possible, where attention takes least.
    */
   #warmUp(maxTokens: number, topCount: number): void {
     const { backend } = this;
@@ -277,7 +277,7 @@ export class ModelRunner implements Runner {
     const padding = this.#state.padding(maxRows);
     const prompts: StepRow[] = [];
     for (let left = maxTokens; left > 0 && prompts.length < maxRows; ) {
-      const count = Math.min(left, this.maxModelLen);
+      const count = Math.min(Math.ceil(left / (maxRows - prompts.length)), this.maxModelLen);
       prompts.push({ ...padding[0]!, count, sample: false });
       left -= count;
     }

@@ -32,6 +32,7 @@ import { cubinCacheFolder } from "./cubin-cache.ts";
 import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GemmTuner } from "./gemm-tuner.ts";
+import type { GpuOpening } from "./gpu-opening.ts";
 import { KernelLibrary } from "./kernel-library.ts";
 import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
@@ -61,11 +62,13 @@ export class CudaBackend implements Backend {
   /**
    * @param cuda the opened driver and libraries
    * @param activationDtype bfloat16 or float16
+   * @param opening what has opened the GPU ahead; finished by the time that `prepare` resolves
    * @throws ConfigError for float32; DeviceError when the GPU fails or lacks memory, with nothing left allocated.
    */
   constructor(
     cuda: Cuda,
     readonly activationDtype: FloatDType,
+    private readonly opening?: GpuOpening,
   ) {
     if (activationDtype === "float32")
       throw new ConfigError("dtype", 'device "cuda" computes in bfloat16 or float16, not float32');
@@ -112,6 +115,8 @@ export class CudaBackend implements Backend {
   /** Compiles, in parallel, what the disk cache lacks, and loads all. */
   async prepare(shape: ModelShape): Promise<void> {
     await this.#library.prepare(this.#ops.units(shape));
+    // What it holds of the GPU's memory must not be missing when the KV pool is planned.
+    await this.opening?.finish();
   }
 
   allocate(byteLength: number): DeviceBuffer {
