@@ -22,8 +22,14 @@ if (import.meta.main) {
   process.exit(0);
 }
 
-/** Phases in which nothing happens on this backend are left out. */
-export async function start({ model, options }: StartupTask): Promise<PhaseEnds> {
+/**
+ * Phases in which nothing happens on this backend are left out.
+ * @param open default `createBackend`; replaceable, so that tests need no GPU
+ */
+export async function start(
+  { model, options }: StartupTask,
+  open: OpenBackend = createBackend,
+): Promise<PhaseEnds> {
   const ends: [string, number][] = [];
   const end = (phase: string) => {
     if (!ends.some(([known]) => known === phase))
@@ -31,7 +37,7 @@ export async function start({ model, options }: StartupTask): Promise<PhaseEnds>
   };
   end("process");
   const openBackend: OpenBackend = async (...args) => {
-    const backend = await createBackend(...args);
+    const backend = await open(...args);
     end("tokenizer, libraries");
     return observe(backend, end);
   };
@@ -49,23 +55,19 @@ export async function start({ model, options }: StartupTask): Promise<PhaseEnds>
 }
 
 /**
- * Tells the phases of loading apart by the calls that begin and end them: free memory is first asked for when the
- * weights are there, the warm-up step ends in the first wait, and graphs come last.
+ * Tells the phases of loading apart by the calls that begin and end them: free memory is asked for when the weights are
+ * there, and again when the warm-up step is done; graphs come last.
  */
 function observe(backend: Backend, end: (phase: string) => void): Backend {
-  let weightsLoaded = false;
+  let asked = 0;
   return new Proxy(backend, {
     get: (_, name) => {
       const value: unknown = Reflect.get(backend, name, backend);
       if (typeof value !== "function") return value;
       return (...args: unknown[]): unknown => {
-        if (name === "memory") {
-          weightsLoaded = true;
-          end("weights, kernels");
-        }
+        if (name === "memory") end(asked++ === 0 ? "weights, kernels" : "warm-up");
         if (name === "tuneLinear") end("KV cache");
         const result: unknown = Reflect.apply(value, backend, args);
-        if (name === "synchronize" && weightsLoaded) end("warm-up");
         if (name === "tuneLinear") end("matrix tuning");
         return result;
       };
