@@ -55,18 +55,18 @@ export async function start(
 }
 
 /**
- * Tells the phases of loading apart by the calls that begin and end them: free memory is asked for when the weights are
- * there, and again when the warm-up step is done; graphs come last.
+ * Tells the phases of loading apart by the calls that begin and end them: free memory is first asked for when the weights
+ * are there, tuning follows the warm-up step, and graphs come last.
  */
 function observe(backend: Backend, end: (phase: string) => void): Backend {
-  let asked = 0;
   return new Proxy(backend, {
     get: (_, name) => {
       const value: unknown = Reflect.get(backend, name, backend);
       if (typeof value !== "function") return value;
       return (...args: unknown[]): unknown => {
-        if (name === "memory") end(asked++ === 0 ? "weights, kernels" : "warm-up");
-        if (name === "tuneLinear") end("KV cache");
+        if (name === "memory") end("weights, kernels");
+        if (name === "tuneLinear") end("warm-up");
+        if (name === "capture") end("KV cache");
         const result: unknown = Reflect.apply(value, backend, args);
         if (name === "tuneLinear") end("matrix tuning");
         return result;
