@@ -100,7 +100,12 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 // Registers and shared memory written before are visible to the products that follow.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most PENDING groups are under way; `d` may be read from here on.
+// Waits until at most PENDING groups are under way: what the others read may be written.
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait_pending() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+// The same where `d` belongs to none of those: it may be read from here on.
 template <int PENDING, int N>
 __device__ __forceinline__ void wgmma_wait(float (&d)[N]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");

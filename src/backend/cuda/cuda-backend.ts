@@ -99,9 +99,10 @@ export class CudaBackend implements Backend {
           return buffer;
         },
       });
-      const { smallLinear: small, norm, activation } = this.#ops;
+      const { smallLinear: small, largeLinear: large, norm, activation } = this.#ops;
       const allocate = (byteLength: number) => this.#allocateForOps(byteLength);
-      this.#linear = new LinearOps(activationDtype, { small, gemm: this.#gemm, norm, activation, allocate });
+      const parts = { small, large, gemm: this.#gemm, norm, activation, allocate };
+      this.#linear = new LinearOps(activationDtype, parts);
     } catch (error) {
       try {
         this.#context.dispose();

@@ -9,6 +9,7 @@ import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
+import { LargeLinear } from "./ops/large-linear.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
 import { NormOps } from "./ops/norm.ts";
 import { ProcessLogitsOps } from "./ops/process-logits.ts";
@@ -49,6 +50,8 @@ export class KernelOps {
   /** Undefined on GPUs without bulk copies. */
   readonly smallLinear: SmallLinear | undefined;
   readonly drawSmall: DrawSmall | undefined;
+  /** Undefined on GPUs other than Hopper. */
+  readonly largeLinear: LargeLinear | undefined;
 
   constructor(library: KernelLibrary, options: KernelOpsOptions) {
     const { dtype, allocate } = options;
@@ -65,6 +68,7 @@ export class KernelOps {
       this.smallLinear = new SmallLinear(library, dtype, options);
       this.drawSmall = new DrawSmall(library, dtype, this.sampling, allocate, options);
     }
+    if (options.hopper) this.largeLinear = new LargeLinear(library, options);
   }
 
   /**
@@ -90,9 +94,11 @@ export class KernelOps {
   /** Of the four products of a layer, and of the LM head. */
   #linearUnits(shape: ModelShape): KernelUnit[] {
     const { vocabSize, hiddenSize, intermediateSize, numHeads, numKvHeads, headDim } = shape;
-    const small = this.smallLinear;
+    const [small, large] = [this.smallLinear, this.largeLinear];
     if (small === undefined) return [];
     return [
+      // Other activations are rare.
+      ...(large?.units(2 * intermediateSize, hiddenSize, { kind: "silu", gated: true }) ?? []),
       ...small.units((numHeads + 2 * numKvHeads) * headDim, hiddenSize, { norm: true }),
       ...small.units(hiddenSize, numHeads * headDim, {}),
       ...small.units(2 * intermediateSize, hiddenSize, { norm: true, gated: true }),

@@ -22,7 +22,7 @@ const SCALARS: Readonly<Record<string, ParameterType>> = {
 const COMMENT = /\/\/.*|\/\*[\s\S]*?\*\//g;
 const DECLARED = /extern\s+"C"\s+__global__/g;
 const DECLARATION =
-  /extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(([^()]*)\)/g;
+  /extern\s+"C"\s+__global__\s+void\s+(?:__(?:launch_bounds|cluster_dims)__\((?:[^()]|\([^()]*\))*\)\s*)*(\w+)\s*\(([^()]*)\)/g;
 
 /**
  * The parameters of every `extern "C" __global__` kernel of a source, by the kernel's name.

@@ -34,6 +34,13 @@ const FUSED_SHAPES = [
   [2, 96, 5120],
   [8, 4320, 256],
 ] as const;
+/** The same of products that kernels for many tokens take: last tiles of tokens and of outputs that are not full. */
+const LARGE_SHAPES = [
+  [300, 192, 128],
+  [515, 448, 64],
+] as const;
+/** As many tiles as to come in turns, of several steps. */
+const MANY_TILES = [1700, 2112, 192] as const;
 const EPS = 1e-6;
 
 export function linearCases(addCase: Case): void {
@@ -151,7 +158,8 @@ function activationCases(addCase: Case): void {
     }
 
     for (const gated of [false, true]) {
-      for (const [m, n, k] of FUSED_SHAPES) {
+      const shapes = [...FUSED_SHAPES, ...LARGE_SHAPES, ...(kind === "silu" && gated ? [MANY_TILES] : [])];
+      for (const [m, n, k] of shapes) {
         const title = `${gated ? "gated " : ""}${kind} of [${m}, ${k}] · [${n}, ${k}]ᵀ with norm and bias`;
         addCase("linear", title, (fixture) => {
           const x = fixture.normals([m, k], 3);

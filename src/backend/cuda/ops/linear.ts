@@ -1,17 +1,20 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import type { LinearFusion } from "../../backend.ts";
 import { checkLinear } from "../../checks.ts";
-import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import { byteLengthOf, type DeviceBuffer, type Tensor } from "../../tensor.ts";
 import type { Weight } from "../../weight.ts";
 import type { Gemm } from "../gemm.ts";
 import { Scratch } from "../scratch.ts";
 import type { ActivationOps } from "./activation.ts";
+import { LARGE_ALWAYS_TOKENS, type LargeLinear } from "./large-linear.ts";
 import type { NormOps } from "./norm.ts";
 import type { SmallLinear } from "./small-linear.ts";
 
 export interface LinearParts {
   /** For few tokens, where the GPU has what it needs. */
   readonly small: SmallLinear | undefined;
+  /** For many tokens, where the GPU has what it needs. */
+  readonly large: LargeLinear | undefined;
   readonly gemm: Gemm;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
@@ -20,8 +23,9 @@ export interface LinearParts {
 }
 
 /**
- * `Backend.linear`: one kernel for few tokens; else from parts: a norm kernel ahead of the product, the bias and the sum in cuBLASLt's own epilogue, an
- * activation kernel after it. So a sum costs no node of its own and is rounded once, from float32.
+ * `Backend.linear`: one kernel for few tokens; else from parts: a norm kernel ahead of the product, the bias and the sum in
+ * cuBLASLt's own epilogue, an activation kernel after it, or for many tokens a kernel of product and activation. So a sum
+ * costs no node of its own and is rounded once, from float32.
  */
 export class LinearOps {
   readonly #normed: Scratch;
@@ -46,6 +50,11 @@ export class LinearOps {
       input = this.#normed.tensor(this.dtype, x.shape);
       this.parts.norm.rmsNorm(stream, input, x, norm.weight, norm.eps);
     }
+    const { large } = this.parts;
+    // The first product of many tokens also allocates what one of fewer, which comes in parts, will need.
+    if (large !== undefined && activation?.gated)
+      this.#gateUp.atLeast(byteLengthOf(this.dtype, [Math.min(m, LARGE_ALWAYS_TOKENS - 1), n]));
+    if (large?.launch(stream, out, input, weight, { bias, activation, addTo })) return;
     const y = activation?.gated ? this.#gateUp.tensor(this.dtype, [m, n]) : out;
     this.parts.gemm.multiply(y, input, weight.data, bias, addTo);
     if (activation?.gated) this.parts.activation.gatedActivation(stream, out, y, activation.kind);

@@ -26,7 +26,7 @@ setDefaultTimeout(300_000);
 const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 99 * 1024 };
 /** What Hopper grants, and the kernels that are its own or ask the GPU how much it has. */
 const HOPPER_SHARED_BYTES = 227 * 1024;
-const ASKS_THE_GPU = ["attention_prefill_hopper", "draw_small", "linear_small"];
+const ASKS_THE_GPU = ["attention_prefill_hopper", "draw_small", "linear_large", "linear_small"];
 const MULTIPROCESSORS = 132;
 
 const machine = new FakeMachine();
@@ -207,7 +207,7 @@ describe("linear", () => {
   const weight = denseWeight(bf16(6144, 1024));
   const norm = { weight: bf16(1024), eps: 1e-6 };
 
-  test.each([9, 17, 4096])(
+  test.each([9, 17, 256])(
     "of %d tokens: a norm before the product, a gated activation after it",
     (tokens) => {
       const [x, out] = [bf16(tokens, 1024), bf16(tokens, 3072)];
@@ -227,6 +227,12 @@ describe("linear", () => {
       });
     },
   );
+
+  test("of many tokens on Hopper: an activation has no launch of its own", () => {
+    const [x, out] = [bf16(4096, 1024), bf16(4096, 3072)];
+    const activation = { kind: "gelu", gated: true } as const;
+    expect(launch(() => backend.linear(out, x, weight, { activation })).entry).toBe("linear_large");
+  });
 
   test("a plain activation works in place on the product, a sum costs no launch", () => {
     const [x, out] = [bf16(9, 1024), bf16(9, 6144)];

@@ -1,0 +1,41 @@
+// Clusters of CTAs on Hopper: barriers, and copies that reach several CTAs.
+//
+// A rank is a CTA's number in its cluster. Shared memory has the same layout in all CTAs of a cluster, so an address of one's
+// own names the same variable in each.
+#pragma once
+#include "hopper.cuh"
+
+// What a thread wrote before it arrives is visible to the cluster's threads after they have waited. All threads of all CTAs
+// arrive, then wait, in turn.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Where `address` is in the shared memory of a rank.
+__device__ __forceinline__ uint32 address_in_rank(uint32 address, uint32 rank) {
+  uint32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// At a barrier of any CTA, by its address there: a stage that only the tensor cores have read is given back. It publishes
+// nothing that the thread wrote; an arrival that does waits for all memory accesses of the thread.
+__device__ __forceinline__ void barrier_arrive_there(uint32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// A box of a map of 2 dimensions, whose first column and row are given, to this CTA.
+__device__ __forceinline__ void copy_box(uint32 target, const TensorMap* map, uint32 barrier, int column, int row) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+                   target),
+               "l"(map), "r"(barrier), "r"(column), "r"(row)
+               : "memory");
+}
+// A box of a map of 5 dimensions, whole in the three between, to the same place in each CTA of `ranks`, a bit a rank; the bytes
+// count at the same barrier of each.
+__device__ __forceinline__ void copy_box_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int group,
+                                                   uint16 ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %4, %4, "
+      "%5}], [%2], %6;" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group), "h"(ranks)
+      : "memory");
+}
