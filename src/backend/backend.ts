@@ -49,7 +49,7 @@ export interface Backend {
   memory?(): { readonly free: number; readonly total: number };
   /** Compiles ahead what a model of these sizes needs; what it does not foresee still works, later. */
   prepare?(shape: ModelShape): Promise<void>;
-  /** Finds the fastest way to multiply by the weights used so far, at these numbers of tokens. */
+  /** Finds the fastest way to multiply by the weights used so far, at these numbers of tokens; at thousands only if it was used so. */
   tuneLinear?(tokenCounts: readonly number[]): void;
   /**
    * Records the ops that `enqueue` calls, without running them, for replay on the same memory. Inside, nothing may be

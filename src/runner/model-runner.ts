@@ -127,7 +127,7 @@ export class ModelRunner implements Runner {
       this.#cache = new KvCache(backend, shape, 0);
       const topCount = options.maxLogprobs < 0 ? config.vocabSize : options.maxLogprobs;
       this.#warmUp(maxNumBatchedTokens, Math.min(topCount, config.vocabSize));
-      backend.tuneLinear?.(buckets);
+      if (buckets.length > 0) backend.tuneLinear?.([...buckets, maxNumBatchedTokens]);
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();

@@ -12,13 +12,28 @@ import { algorithmKey, rowAlignment } from "./gemm-shape.ts";
 
 /** Algorithms that are timed for each shape. */
 const CANDIDATES = 8;
+/** Above this the LM head's output, which nobody asks for, would not fit. */
+const MANY_TOKENS = 1024;
 /** Timed replays of a candidate; the fastest counts. */
 const REPLAYS = 3;
-/** Weights that a timing cycles through come to at least this many times the L2 cache, where the model has them. */
+/** What a timing cycles through comes to at least this many times the L2 cache, where the model has the weights for it. */
 const L2_MULTIPLE = 3;
+/**
+ * Every byte of the inputs of a timed product: small numbers in either format. With zeros a GPU would draw so little power that
+ * long products ran at clocks they never have.
+ */
+const INPUT_BYTE = 0x3c;
 
 /** A shape without its number of tokens, which is the same for all products of a weight. */
 type WeightShape = Omit<LinearShape, "tokens">;
+
+/** The weights of a shape that the model multiplies by. */
+interface SeenWeights {
+  readonly shape: WeightShape;
+  readonly addresses: Set<number>;
+  /** The most tokens that one of them was multiplied by. */
+  mostTokens: number;
+}
 
 /** A chosen algorithm as it is kept on disk. */
 interface StoredAlgorithm {
@@ -27,13 +42,13 @@ interface StoredAlgorithm {
 }
 
 /**
- * Finds the fastest cuBLASLt algorithm of a shape. cuBLASLt's own ranking is a guess; at decode batch sizes the best of
- * its first few is often much faster. Each is timed in a captured graph that cycles through the model's own weights of
+ * Finds the fastest cuBLASLt algorithm of a shape. cuBLASLt's own ranking is a guess; the best of its first few is often much
+ * faster at decode batch sizes, and by a tenth for thousands of tokens. Each is timed in a captured graph that cycles through the model's own weights of
  * that shape, so that every product reads its weight from memory, as in a real step. Choices are kept on disk for the
  * same GPU, driver and cuBLASLt.
  */
 export class GemmTuner {
-  readonly #weights = new Map<string, { readonly shape: WeightShape; readonly addresses: Set<number> }>();
+  readonly #weights = new Map<string, SeenWeights>();
   readonly #best = new Map<string, MatmulAlgorithm>();
   readonly #path: string;
   #dirty = false;
@@ -53,12 +68,16 @@ export class GemmTuner {
     this.#load();
   }
 
-  /** Remembers that the model multiplies by the weight at an address. */
-  observe({ tokens: _, ...shape }: LinearShape, weight: number): void {
+  /** Remembers that the model multiplies by the weight at an address, and by how many tokens. */
+  observe({ tokens, ...shape }: LinearShape, weight: number): void {
     const key = algorithmKey({ ...shape, tokens: 0 });
     const known = this.#weights.get(key);
-    if (known !== undefined) known.addresses.add(weight);
-    else this.#weights.set(key, { shape, addresses: new Set([weight]) });
+    if (known === undefined) {
+      this.#weights.set(key, { shape, addresses: new Set([weight]), mostTokens: tokens });
+      return;
+    }
+    known.addresses.add(weight);
+    known.mostTokens = Math.max(known.mostTokens, tokens);
   }
 
   /** The fastest algorithm known for the shape. */
@@ -67,12 +86,14 @@ export class GemmTuner {
   }
 
   /**
-   * Times the algorithms of every weight seen so far at these token counts, where the choice is not known yet. What
-   * cannot be timed, for want of memory or because cuBLASLt refuses, is left to cuBLASLt's own ranking.
+   * Times the algorithms of every weight seen so far at these token counts, where the choice is not known yet; at thousands
+   * of tokens only of weights seen with as many. What cannot be timed, for want of memory or because cuBLASLt refuses, is left
+   * to cuBLASLt's own ranking.
    */
   tune(tokenCounts: readonly number[]): void {
-    for (const { shape, addresses } of this.#weights.values()) {
+    for (const { shape, addresses, mostTokens } of this.#weights.values()) {
       for (const tokens of tokenCounts) {
+        if (tokens > Math.max(mostTokens, MANY_TOKENS)) continue;
         const whole = { ...shape, tokens };
         if (!this.#best.has(algorithmKey(whole))) attempt(() => this.#time(whole, [...addresses]));
       }
@@ -82,15 +103,17 @@ export class GemmTuner {
 
   #time(shape: LinearShape, weights: readonly number[]): void {
     const { tokens, inFeatures, outFeatures, inputType, outputType } = shape;
-    const weightBytes = inFeatures * outFeatures * dtypeSize(inputType);
-    const wanted = Math.ceil((L2_MULTIPLE * this.context.device.l2CacheSize) / weightBytes);
+    const xBytes = tokens * inFeatures * dtypeSize(inputType);
+    const outBytes = tokens * outFeatures * dtypeSize(outputType);
+    const bytes = inFeatures * outFeatures * dtypeSize(inputType) + xBytes + outBytes;
+    const wanted = Math.ceil((L2_MULTIPLE * this.context.device.l2CacheSize) / bytes);
     const used = weights.slice(0, Math.max(1, wanted));
-    using x = DeviceMemory.allocate(this.context, tokens * inFeatures * dtypeSize(inputType));
-    using out = DeviceMemory.allocate(this.context, tokens * outFeatures * dtypeSize(outputType));
+    using x = DeviceMemory.allocate(this.context, xBytes);
+    using out = DeviceMemory.allocate(this.context, outBytes);
     using bias = DeviceMemory.allocate(this.context, outFeatures * dtypeSize(outputType));
     using matmul = new LinearMatmul(this.cublas, shape);
-    // Products of zeros: where they are added to `out`, it stays zero however often they run.
-    for (const memory of [x, out, bias]) this.stream.fill(memory.value, 0, memory.byteLength);
+    this.stream.fill(x.value, INPUT_BYTE, x.byteLength);
+    for (const memory of [out, bias]) this.stream.fill(memory.value, 0, memory.byteLength);
     const common = { out: out.value, x: x.value, bias: bias.value, addTo: out.value };
     let best: { algorithm: MatmulAlgorithm; milliseconds: number } | undefined;
     for (const algorithm of matmul.algorithms(CANDIDATES, this.workspace.byteLength, rowAlignment(shape))) {

@@ -142,6 +142,16 @@ describe("tuning", () => {
     expect(multiply(3).matmul.algorithm).toBe(1);
   });
 
+  test("of thousands of tokens is for weights that had as many", () => {
+    multiply(1);
+    multiply(3000, { outFeatures: 24 });
+    machine.cublas.searches.length = 0;
+    backend.tuneLinear([3000]);
+    expect(machine.cublas.searches).toEqual([TIME]);
+    expect(multiply(3000, { outFeatures: 24 }).matmul.algorithm).toBe(2);
+    expect(multiply(2990, { outFeatures: 24 }).matmul.algorithm).toBe(1);
+  });
+
   test("cycles through as many weights as overflow the L2 cache", () => {
     const x = backend.empty("bfloat16", [16, 2048]);
     const out = backend.empty("bfloat16", [16, 8192]);
