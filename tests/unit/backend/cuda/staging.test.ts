@@ -79,6 +79,33 @@ describe("uploads arrive whole, however late the copies run", () => {
   });
 });
 
+describe("fences", () => {
+  test("wait for what was enqueued before them, and for nothing after", () => {
+    const memory = DeviceMemory.allocate(context, 4);
+    const value = () => fake.bytesOf(memory.value)[0];
+    stream.fill(memory.value, 1, 4);
+    const first = staging.fence();
+    stream.fill(memory.value, 2, 4);
+    const second = staging.fence();
+    stream.fill(memory.value, 3, 4);
+    first.wait();
+    expect(value()).toBe(1);
+    second.wait();
+    expect(value()).toBe(2);
+  });
+
+  test("that were waited for are used again, and none else", () => {
+    const before = fake.count("cuEventCreate");
+    for (let i = 0; i < 10; i++) {
+      const pair = [staging.fence(), staging.fence()];
+      for (const fence of pair) fence.wait();
+    }
+    expect(fake.count("cuEventCreate")).toBe(before + 2);
+    fake.fail("cuEventSynchronize", 700);
+    expect(() => staging.fence().wait()).toThrow("cuEventSynchronize");
+  });
+});
+
 describe("readbacks", () => {
   test("keep what was there when they were asked for, whatever is written after", () => {
     const memory = DeviceMemory.allocate(context, 64);
