@@ -22,14 +22,34 @@ struct Row {
 
 __device__ __forceinline__ int piece_start(int piece) { return (piece * blockDim.x + threadIdx.x) * ACCESS; }
 
-// Elements past the width are 0.
-__device__ __forceinline__ Row load_row(const elem_t* from, int width) {
-  Row row = {};
+#if ACCESS > 1
+using raw_t = uint4;
+__device__ __forceinline__ raw_t load_raw(const elem_t* from) { return load16_coherent(from); }
+__device__ __forceinline__ void unpack_raw(raw_t raw, float (&x)[ACCESS]) { unpack(raw, x); }
+#else
+using raw_t = elem_t;
+__device__ __forceinline__ raw_t load_raw(const elem_t* from) { return load_coherent(from); }
+__device__ __forceinline__ void unpack_raw(raw_t raw, float (&x)[ACCESS]) { x[0] = to_float(raw); }
+#endif
+
+// A row as it is in memory, through L2: another kernel may have left older contents of x in L1, and loads of weights by any
+// other kind of instruction are moved past the wait that they are to precede.
+struct RawRow {
+  raw_t raw[ACCESSES] = {};
+
+  __device__ __forceinline__ RawRow(const elem_t* from, int width) {
 #pragma unroll
-  for (int piece = 0; piece < ACCESSES; piece++)
-    if (piece_start(piece) < width) load_elems<ACCESS>(from + piece_start(piece), row.x[piece]);
-  return row;
-}
+    for (int piece = 0; piece < ACCESSES; piece++)
+      if (piece_start(piece) < width) raw[piece] = load_raw(from + piece_start(piece));
+  }
+  // Elements past the width are 0.
+  __device__ __forceinline__ Row row() const {
+    Row row;
+#pragma unroll
+    for (int piece = 0; piece < ACCESSES; piece++) unpack_raw(raw[piece], row.x[piece]);
+    return row;
+  }
+};
 
 template <class Value>
 __device__ __forceinline__ float sum_over_row(int width, Value value) {
@@ -58,21 +78,20 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     rms_norm(elem_t* __restrict__ out, const elem_t* __restrict__ x, const elem_t* __restrict__ weight, int32 width,
              float eps) {
   GRID_DEPENDENCY_LAUNCH();
-  const Row weights = load_row(weight, width);
+  const RawRow weights(weight, width);
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
-  store_rms_normed(out + start, load_row(x + start, width), weights, width, eps);
+  store_rms_normed(out + start, RawRow(x + start, width).row(), weights.row(), width, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     layer_norm(elem_t* __restrict__ out, const elem_t* __restrict__ x, const elem_t* __restrict__ weight,
                const elem_t* __restrict__ bias, int32 width, float eps) {
   GRID_DEPENDENCY_LAUNCH();
-  const Row weights = load_row(weight, width);
-  const Row biases = load_row(bias, bias == nullptr ? 0 : width);
+  const RawRow raw_weights(weight, width), raw_biases(bias, bias == nullptr ? 0 : width);
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
-  const Row row = load_row(x + start, width);
+  const Row row = RawRow(x + start, width).row(), weights = raw_weights.row(), biases = raw_biases.row();
   const float mean = sum_over_row(width, [&](int piece, int i) { return row.x[piece][i]; }) / width;
   const float squares = sum_over_row(width, [&](int piece, int i) {
     const float centred = row.x[piece][i] - mean;

@@ -1,4 +1,4 @@
-// Clusters of CTAs on Hopper: barriers, and copies that reach several CTAs.
+// Clusters of CTAs on Hopper: barriers, copies that reach several CTAs, stores into another CTA's shared memory.
 //
 // A rank is a CTA's number in its cluster. Shared memory has the same layout in all CTAs of a cluster, so an address of one's
 // own names the same variable in each.
@@ -9,6 +9,8 @@
 // arrive, then wait, in turn.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// The same where no data goes with it: the other waits for all memory accesses of the thread.
+__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 
 // Where `address` is in the shared memory of a rank.
 __device__ __forceinline__ uint32 address_in_rank(uint32 address, uint32 rank) {
@@ -20,6 +22,32 @@ __device__ __forceinline__ uint32 address_in_rank(uint32 address, uint32 rank) {
 // nothing that the thread wrote; an arrival that does waits for all memory accesses of the thread.
 __device__ __forceinline__ void barrier_arrive_there(uint32 barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// As barrier_wait, for what other CTAs have stored by store_rank.
+__device__ __forceinline__ void barrier_wait_cluster(uint32 barrier, uint32 parity) {
+  uint32 done;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (!__all_sync(FULL_MASK, done));
+}
+// Stores to any CTA; the bytes count at its barrier. Both addresses are of that CTA.
+__device__ __forceinline__ void store_rank(uint32 address, float4 v, uint32 barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_rank(uint32 address, float v, uint32 barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
+               "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void tensor_map_prefetch(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // A box of a map of 2 dimensions, whose first column and row are given, to this CTA.
@@ -37,5 +65,29 @@ __device__ __forceinline__ void copy_box_multicast(uint32 target, const TensorMa
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %4, %4, "
       "%5}], [%2], %6;" ::"r"(target),
       "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group), "h"(ranks)
+      : "memory");
+}
+// The same of maps of 2 dimensions, and of 4, whole in the two between.
+__device__ __forceinline__ void copy_box2_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int row,
+                                                    uint16 ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], "
+      "%5;" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(ranks)
+      : "memory");
+}
+__device__ __forceinline__ void copy_box4_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int group,
+                                                    uint16 ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %4, %5}], "
+      "[%2], %6;" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group), "h"(ranks)
+      : "memory");
+}
+// A box of a map of 4 dimensions, whole in the two between, to this CTA.
+__device__ __forceinline__ void copy_box4(uint32 target, const TensorMap* map, uint32 barrier, int column, int group) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %4, %5}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group)
       : "memory");
 }

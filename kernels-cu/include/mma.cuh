@@ -50,6 +50,17 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32 (&m)[4], uint32 address
                : "memory");
 }
 
+// Four 8×8 matrices to shared memory, each transposed; lanes as in ldmatrix_x4.
+__device__ __forceinline__ void stmatrix_x4_trans(uint32 address, const uint32 (&m)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m[0]), "r"(m[1]),
+               "r"(m[2]), "r"(m[3])
+               : "memory");
+}
+// One, transposed; lanes 0 to 7 give its rows.
+__device__ __forceinline__ void stmatrix_trans(uint32 address, uint32 m) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(m) : "memory");
+}
+
 // Copies 16 bytes to shared memory, or writes zeros and reads nothing when !valid.
 __device__ __forceinline__ void cp_async16(uint32 target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(valid ? 16 : 0)

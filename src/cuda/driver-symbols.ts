@@ -50,6 +50,8 @@ export const driverSymbols = {
   cuMemcpyHtoDAsync_v2: { args: ["u64", "ptr", "u64", "ptr"], returns: "i32" },
   /** (host target, device source, bytes, stream) */
   cuMemcpyDtoHAsync_v2: { args: ["ptr", "u64", "u64", "ptr"], returns: "i32" },
+  /** (device target, device source, bytes, stream) */
+  cuMemcpyDtoDAsync_v2: { args: ["u64", "u64", "u64", "ptr"], returns: "i32" },
   /** (address, byte, count, stream) */
   cuMemsetD8Async: { args: ["u64", "u8", "u64", "ptr"], returns: "i32" },
 

@@ -24,6 +24,11 @@ export class Stream extends DriverHandle {
     callCuda(this.api, "cuMemcpyHtoDAsync_v2", [target, source, byteLength, this.value]);
   }
 
+  /** Copies bytes within the device; the two ranges must not overlap. */
+  copy(target: number, source: number, byteLength: number): void {
+    callCuda(this.api, "cuMemcpyDtoDAsync_v2", [target, source, byteLength, this.value]);
+  }
+
   /** Copies device bytes to the host: they are there once the stream, or an event recorded after, has finished. */
   download(target: Address, source: number, byteLength: number): void {
     callCuda(this.api, "cuMemcpyDtoHAsync_v2", [target, source, byteLength, this.value]);

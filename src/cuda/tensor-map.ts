@@ -26,7 +26,8 @@ export interface TensorMapShape {
  * @throws CudaError when the driver refuses the shape.
  */
 export function encodeTensorMap(api: CudaApi, shape: TensorMapShape): Uint8Array {
-  const memory = new Uint8Array(TENSOR_MAP_BYTES + ALIGNMENT);
+  // Memory of its own: that of a small typed array moves when a view of a part is made.
+  const memory = new Uint8Array(new ArrayBuffer(TENSOR_MAP_BYTES + ALIGNMENT));
   const offset = (ALIGNMENT - (ptr(memory) % ALIGNMENT)) % ALIGNMENT;
   const map = memory.subarray(offset, offset + TENSOR_MAP_BYTES);
   const status = api.cuTensorMapEncodeTiled(

@@ -195,7 +195,7 @@ export async function createBackend(config: EngineConfig, model: ModelConfig): P
   try {
     await opening?.opened;
     if (device === "cuda" || (device === "auto" && gpuCount() > 0))
-      return new CudaBackend(openCuda(), cudaDtype(dtype, model), opening);
+      return new CudaBackend(openCuda(), cudaDtype(dtype, model), { opening });
   } finally {
     void opening?.finish();
   }

@@ -40,6 +40,11 @@ export class Compiler {
     return readFileSync(join(this.options.sourceFolder, file), "utf8");
   }
 
+  /** Changes whenever what a file compiles to may: its text, what it includes, the architecture, the compiler. */
+  digest(file: string): string {
+    return compileKey(this.#request({ file }), this.nvrtc.version);
+  }
+
   /** The cubin of one unit. Throws `NvrtcError` with the log when it does not compile. */
   compile(unit: KernelUnit): Uint8Array {
     const request = this.#request(unit);

@@ -28,15 +28,18 @@ import type {
 import { checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
+import { ColdTimer } from "./cold-timer.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
 import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
-import { GemmTuner } from "./gemm-tuner.ts";
+import { GEMM_CANDIDATES, GemmTuner } from "./gemm-tuner.ts";
 import type { GpuOpening } from "./gpu-opening.ts";
 import { KernelLibrary } from "./kernel-library.ts";
 import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
+import { LinearWays } from "./ops/linear-ways.ts";
 import { Staging } from "./staging.ts";
+import { TuningCache } from "./tuning-cache.ts";
 
 /** Scratch memory of cuBLASLt: NVIDIA's advice for Hopper. */
 const GEMM_WORKSPACE_BYTES = 32 * 2 ** 20;
@@ -44,6 +47,16 @@ const GEMM_WORKSPACE_BYTES = 32 * 2 ** 20;
 const DEPENDENT_LAUNCH_CAPABILITY = 9;
 /** Major compute capability of the only GPUs with wgmma. */
 const HOPPER_CAPABILITY = 9;
+
+export interface CudaBackendOptions {
+  /** What has opened the GPU ahead; finished by the time that `prepare` resolves. */
+  readonly opening?: GpuOpening | undefined;
+  /**
+   * One algorithm for all products of a shape: a token's results are the same bits whatever other tokens the batch has.
+   * Costs speed at every size. Default false.
+   */
+  readonly batchInvariant?: boolean;
+}
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
@@ -62,17 +75,17 @@ export class CudaBackend implements Backend {
   /**
    * @param cuda the opened driver and libraries
    * @param activationDtype bfloat16 or float16
-   * @param opening what has opened the GPU ahead; finished by the time that `prepare` resolves
    * @throws ConfigError for float32; DeviceError when the GPU fails or lacks memory, with nothing left allocated.
    */
   constructor(
     cuda: Cuda,
     readonly activationDtype: FloatDType,
-    private readonly opening?: GpuOpening,
+    private readonly options: CudaBackendOptions = {},
   ) {
     if (activationDtype === "float32")
       throw new ConfigError("dtype", 'device "cuda" computes in bfloat16 or float16, not float32');
     const { device } = cuda;
+    const { batchInvariant = false } = options;
     this.#context = Context.retain(cuda.driver.api, device);
     try {
       this.#stream = Stream.create(this.#context);
@@ -80,9 +93,15 @@ export class CudaBackend implements Backend {
       this.#library = KernelLibrary.create(this.#context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
       const cublas = CublasLt.create(cuda.cublasLt, this.#context);
       const workspace = DeviceMemory.allocate(this.#context, GEMM_WORKSPACE_BYTES);
-      const [context, stream, { version }] = [this.#context, this.#stream, cuda.driver];
-      this.#tuner = new GemmTuner(context, stream, cublas, workspace, cubinCacheFolder(), version);
-      this.#gemm = new Gemm(cublas, workspace, this.#stream, this.#tuner);
+      const [context, stream] = [this.#context, this.#stream];
+      const timer = new ColdTimer(context, stream);
+      const cache = new TuningCache(cubinCacheFolder(), [
+        ...[device.name, cuda.driver.version.join("."), cublas.api.cublasLtGetVersion()],
+        ...[GEMM_CANDIDATES, workspace.byteLength, this.#library.digest("linear_wgmma.cu")],
+      ]);
+      this.#tuner = new GemmTuner({ context, stream, cublas, workspace, timer, cache });
+      const allocate = (byteLength: number) => this.#allocateForOps(byteLength);
+      this.#gemm = new Gemm(cublas, workspace, stream, this.#tuner, { batchInvariant, allocate });
       this.#ops = new KernelOps(this.#library, {
         dtype: activationDtype,
         smCount: device.multiprocessors,
@@ -92,17 +111,23 @@ export class CudaBackend implements Backend {
         hopper: device.computeCapability[0] === HOPPER_CAPABILITY,
         upload: (address, bytes) => this.#staging.upload(address, bytes),
         encodeTensorMap: (shape) => encodeTensorMap(cuda.driver.api, shape),
-        allocate: (byteLength) => this.#allocateForOps(byteLength),
-        allocateZeroed: (byteLength) => {
-          const buffer = this.#allocateForOps(byteLength);
-          this.#stream.fill(buffer.address, 0, byteLength);
-          return buffer;
-        },
+        allocate,
+        allocateZeroed: (byteLength) => this.#zeroed(this.#allocateForOps(byteLength)),
       });
-      const { smallLinear: small, largeLinear: large, norm, activation } = this.#ops;
-      const allocate = (byteLength: number) => this.#allocateForOps(byteLength);
-      const parts = { small, large, gemm: this.#gemm, norm, activation, allocate };
-      this.#linear = new LinearOps(activationDtype, parts);
+      const { wgmmaLinear: wgmma, norm, activation } = this.#ops;
+      const ways =
+        wgmma &&
+        new LinearWays(wgmma, {
+          ...{ dtype: activationDtype, smCount: device.multiprocessors, batchInvariant, timer, cache },
+          allocateZeroed: (byteLength) => this.#zeroed(this.allocate(byteLength)),
+        });
+      this.#linear = new LinearOps(activationDtype, {
+        small: batchInvariant ? undefined : this.#ops.smallLinear,
+        large: batchInvariant ? undefined : this.#ops.largeLinear,
+        hopper: wgmma && ways && { wgmma, ways },
+        ...{ gemm: this.#gemm, norm, activation },
+        allocate,
+      });
     } catch (error) {
       try {
         this.#context.dispose();
@@ -115,9 +140,9 @@ export class CudaBackend implements Backend {
 
   /** Compiles, in parallel, what the disk cache lacks, and loads all. */
   async prepare(shape: ModelShape): Promise<void> {
-    await this.#library.prepare(this.#ops.units(shape));
+    await this.#library.prepare([...this.#linear.units(shape), ...this.#ops.units(shape)]);
     // What it holds of the GPU's memory must not be missing when the KV pool is planned.
-    await this.opening?.finish();
+    await this.options.opening?.finish();
   }
 
   allocate(byteLength: number): DeviceBuffer {
@@ -192,10 +217,16 @@ export class CudaBackend implements Backend {
   tuneLinear(tokenCounts: readonly number[]): void {
     this.#tuner.tune(tokenCounts);
     this.#gemm.replan();
+    this.#linear.tune(this.#stream.value, tokenCounts);
   }
 
   dispose(): void {
     this.#context.dispose();
+  }
+
+  #zeroed(buffer: DeviceBuffer): DeviceBuffer {
+    this.#stream.fill(buffer.address, 0, buffer.byteLength);
+    return buffer;
   }
 
   /** Memory of ops, which they may dispose of when it is outgrown: it is kept if a graph may hold it. */
@@ -274,7 +305,8 @@ export class CudaBackend implements Backend {
   ): void {
     const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots);
     if (rows === 0) return;
-    if (this.#ops.drawSmall?.launch(this.#stream.value, out, hidden, head, samples, slots)) return;
+    const small = this.options.batchInvariant ? undefined : this.#ops.drawSmall;
+    if (small?.launch(this.#stream.value, out, hidden, head, samples, slots)) return;
     this.linear(logits, hidden, head.weight, { norm: head.norm });
     this.sample(out, logits, logits, samples, slots);
   }

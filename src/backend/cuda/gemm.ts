@@ -3,10 +3,13 @@ import type { CublasLt, MatmulAlgorithm } from "../../cuda/cublaslt.ts";
 import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
 import type { DeviceMemory } from "../../cuda/memory.ts";
 import type { Stream } from "../../cuda/stream.ts";
-import type { Tensor } from "../tensor.ts";
+import type { DeviceBuffer, Tensor } from "../tensor.ts";
 import { algorithmKey, rowAlignment, searchedTokens } from "./gemm-shape.ts";
 import type { GemmTuner } from "./gemm-tuner.ts";
+import { Scratch } from "./scratch.ts";
 
+/** Tokens of every product where results may not depend on how many there are. */
+const SLICE_TOKENS = 64;
 /** Plans for shapes beyond this many are rebuilt when they come again: prompts make a new shape almost every step. */
 const MAX_PLANS = 512;
 /** More than a step has. */
@@ -22,6 +25,13 @@ interface Plan {
   readonly weights: Set<number>;
 }
 
+export interface GemmOptions {
+  /** See `CudaBackendOptions.batchInvariant`: products are made of slices of one size, each by cuBLASLt's first algorithm. */
+  readonly batchInvariant: boolean;
+  /** Device memory that the backend frees. */
+  readonly allocate: (byteLength: number) => DeviceBuffer;
+}
+
 /** out[T, N] = x[T, K] · weight[N, K]ᵀ (+ bias) (+ addTo) through cuBLASLt, one cached plan a shape. */
 export class Gemm {
   /** Numbers of shapes that differ in more than tokens. */
@@ -29,16 +39,64 @@ export class Gemm {
   readonly #plans = new Map<number, Plan>();
   /** The likely fastest algorithms, by `algorithmKey` of the shapes that were searched for. */
   readonly #searched = new Map<string, MatmulAlgorithm>();
+  readonly #sliceIn: Scratch;
+  readonly #sliceOut: Scratch;
 
   constructor(
     private readonly cublas: CublasLt,
     private readonly workspace: DeviceMemory,
     private readonly stream: Stream,
     private readonly tuner: GemmTuner,
-  ) {}
+    private readonly options: GemmOptions,
+  ) {
+    this.#sliceIn = new Scratch(options.allocate);
+    this.#sliceOut = new Scratch(options.allocate);
+  }
 
   /** Enqueues the product; `addTo` may be `out`. */
   multiply(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | undefined,
+    addTo: Tensor | undefined,
+  ): void {
+    if (!this.options.batchInvariant) {
+      this.#multiply(out, x, weight, bias, addTo);
+      return;
+    }
+    const tokens = x.dim(0);
+    for (let start = 0; start < tokens; start += SLICE_TOKENS) {
+      const end = Math.min(tokens, start + SLICE_TOKENS);
+      const rows = (tensor: Tensor) => tensor.rows(start, end);
+      this.#multiplySlice(rows(out), rows(x), weight, bias, addTo && rows(addTo));
+    }
+  }
+
+  /** A product of at most `SLICE_TOKENS` tokens, as one of so many: what is lacking may hold anything. */
+  #multiplySlice(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | undefined,
+    addTo: Tensor | undefined,
+  ): void {
+    if (x.dim(0) === SLICE_TOKENS) {
+      // In place, as the padded one: cuBLASLt may round otherwise where it is not.
+      if (addTo !== undefined && addTo.address !== out.address)
+        this.stream.copy(out.address, addTo.address, out.byteLength);
+      this.#multiply(out, x, weight, bias, addTo && out);
+      return;
+    }
+    const paddedX = this.#sliceIn.tensor(x.dtype, [SLICE_TOKENS, x.dim(1)]);
+    const paddedOut = this.#sliceOut.tensor(out.dtype, [SLICE_TOKENS, out.dim(1)]);
+    this.stream.copy(paddedX.address, x.address, x.byteLength);
+    if (addTo !== undefined) this.stream.copy(paddedOut.address, addTo.address, addTo.byteLength);
+    this.#multiply(paddedOut, paddedX, weight, bias, addTo && paddedOut);
+    this.stream.copy(out.address, paddedOut.address, out.byteLength);
+  }
+
+  #multiply(
     out: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -54,7 +112,7 @@ export class Gemm {
         ...{ inputType: x.dtype as FloatDType, outputType: out.dtype as FloatDType },
         ...{ bias: bias !== undefined, addTo: addTo !== undefined },
       };
-      this.tuner.observe(shape, weight.address);
+      if (!this.options.batchInvariant) this.tuner.observe(shape, weight.address);
       plan ??= this.#plan(key, shape);
       plan.weights.add(weight.address);
     }
@@ -100,7 +158,8 @@ export class Gemm {
     }
     const matmul = new LinearMatmul(this.cublas, shape);
     try {
-      const algorithm = this.tuner.best(shape) ?? this.#search(matmul);
+      const tuned = this.options.batchInvariant ? undefined : this.tuner.best(shape);
+      const algorithm = tuned ?? this.#search(matmul);
       const plan: Plan = { matmul, algorithm, weights: new Set() };
       this.#plans.set(key, plan);
       return plan;

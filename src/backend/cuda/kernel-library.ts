@@ -70,6 +70,11 @@ export class KernelLibrary {
     return parameters;
   }
 
+  /** See `Compiler.digest`. */
+  digest(file: string): string {
+    return this.compiler.digest(file);
+  }
+
   /** Compiles many units at once, in parallel, and loads them. */
   async prepare(units: readonly KernelUnit[]): Promise<void> {
     const missing = [...new Map(units.map((unit) => [unitKey(unit), unit]))]

@@ -16,6 +16,7 @@ import { ProcessLogitsOps } from "./ops/process-logits.ts";
 import { RotaryTableOps } from "./ops/rotary-table.ts";
 import { SamplingOps } from "./ops/sampling.ts";
 import { SmallLinear } from "./ops/small-linear.ts";
+import { WgmmaLinear } from "./ops/wgmma-linear.ts";
 
 export interface KernelOpsOptions {
   /** bfloat16 or float16. */
@@ -49,6 +50,8 @@ export class KernelOps {
   readonly logprobs: LogprobOps;
   /** Undefined on GPUs without bulk copies. */
   readonly smallLinear: SmallLinear | undefined;
+  /** Undefined on GPUs but Hopper's. */
+  readonly wgmmaLinear: WgmmaLinear | undefined;
   readonly drawSmall: DrawSmall | undefined;
   /** Undefined on GPUs other than Hopper. */
   readonly largeLinear: LargeLinear | undefined;
@@ -64,6 +67,7 @@ export class KernelOps {
     this.processLogits = new ProcessLogitsOps(library, options);
     this.sampling = new SamplingOps(library, allocate, options);
     this.logprobs = new LogprobOps(library, allocate, options);
+    if (options.hopper) this.wgmmaLinear = new WgmmaLinear(library, dtype, options);
     if (options.dependentLaunch) {
       this.smallLinear = new SmallLinear(library, dtype, options);
       this.drawSmall = new DrawSmall(library, dtype, this.sampling, allocate, options);

@@ -50,7 +50,7 @@ export class Kernel<A extends object = KernelArguments> {
     this.#pointers = new BigUint64Array(new ArrayBuffer(count * 8));
     for (let i = 0; i < count; i++) this.#pointers[i] = BigInt(first + i * ARGUMENT_BYTES);
     this.#arguments = ptr(this.#pointers);
-    this.#pack = compilePacker(fn.name, parameters, values);
+    this.#pack = compilePacker(fn.name, parameters, values, this.#pointers.buffer as ArrayBuffer);
     this.#config = options.dependentLaunch ? new LaunchConfig() : undefined;
   }
 

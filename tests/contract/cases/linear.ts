@@ -22,6 +22,12 @@ const SHAPES = [
   [5, 4240, 256],
   [8, 528, 1024],
   [8, 2128, 5120],
+  // Whole tiles of what takes some ten to some hundred tokens, one tile to a block and several, with and without splits.
+  [9, 64, 64],
+  [15, 64, 3072],
+  [16, 19264, 64],
+  [63, 192, 384],
+  [97, 128, 192],
 ] as const;
 /** Tokens, outputs (even, for gates) and inputs of products with something around them. */
 const FUSED_SHAPES = [
@@ -41,7 +47,18 @@ const LARGE_SHAPES = [
 ] as const;
 /** As many tiles as to come in turns, of several steps. */
 const MANY_TILES = [1700, 2112, 192] as const;
+/**
+ * The same for what takes some ten to some hundred tokens in whole tiles of 64: few shapes, as each is compiled for. Tokens
+ * fill a tile, or do not, or need two; columns are shared by splits; blocks have one tile of rows, or several.
+ */
+const TILED_SHAPES = [
+  ...[9, 15, 16, 17, 63, 100, 129, 255, 256].map((m) => [m, 256, 512] as const),
+  [33, 128, 192],
+  [12, 17408, 128],
+] as const;
 const EPS = 1e-6;
+
+type Shape = readonly [m: number, n: number, k: number];
 
 export function linearCases(addCase: Case): void {
   for (const [m, n, k] of SHAPES) {
@@ -75,7 +92,9 @@ export function linearCases(addCase: Case): void {
       expectClose("out", fixture.readFloats(out), expected, precision);
     });
   }
-  fusedCases(addCase);
+  for (const shape of FUSED_SHAPES) fusedCases(addCase, shape, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+  // Norm; bias and sum in place; all three from another tensor.
+  for (const shape of TILED_SHAPES) fusedCases(addCase, shape, [1, 6, 11]);
   activationCases(addCase);
 
   addCase("linear", "each token's result is its own: a NaN token leaves the others alone", (fixture) => {
@@ -100,38 +119,36 @@ export function linearCases(addCase: Case): void {
   });
 }
 
-/** Every combination of norm, bias and sum. */
-function fusedCases(addCase: Case): void {
-  for (const [m, n, k] of FUSED_SHAPES) {
-    for (let variant = 1; variant < 12; variant++) {
-      const [withNorm, withBias] = [(variant & 1) !== 0, (variant & 2) !== 0];
-      const sum = (["none", "out", "another"] as const)[variant >> 2]!;
-      const parts = [withNorm && "norm", withBias && "bias", sum !== "none" && `added to ${sum}`];
-      const title = `[${m}, ${k}] · [${n}, ${k}]ᵀ, ${parts.filter(Boolean).join(", ")}`;
-      addCase("linear", title, (fixture) => {
-        const x = fixture.normals([m, k], 3);
-        const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
-        const norm = withNorm ? fixture.normals([k], 0.3, 1) : undefined;
-        const bias = withBias ? fixture.normals([n]) : undefined;
-        const terms = fixture.random.normals(m * n, 2);
-        const inPlace = sum === "out";
-        const addTo = inPlace ? fixture.state(terms, [m, n]) : fixture.input(terms, [m, n]);
-        const out = inPlace ? addTo.tensor : fixture.output(fixture.dtype, [m, n]);
-        const fusion: LinearFusion = {
-          norm: norm && { weight: norm.tensor, eps: EPS },
-          bias: bias?.tensor,
-          addTo: sum === "none" ? undefined : addTo.tensor,
-        };
-        fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), fusion);
-        const input = norm ? reference.rmsNorm(x.values, norm.values, EPS).values : x.values;
-        const product = reference.linear(input, weight.values, bias?.values, n, k);
-        const expected = sum === "none" ? product : reference.plus(product, addTo.values);
-        // The normalised input, the product, and the product with its bias may be rounded.
-        const intermediates = (norm ? 2 : 0) + (bias ? 1 : 0) + (sum === "none" ? 0 : 1);
-        const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates };
-        expectClose("out", fixture.readFloats(out), expected, precision);
-      });
-    }
+/** Combinations of norm (1), bias (2) and sum (4 in place, 8 of another tensor). */
+function fusedCases(addCase: Case, [m, n, k]: Shape, variants: readonly number[]): void {
+  for (const variant of variants) {
+    const [withNorm, withBias] = [(variant & 1) !== 0, (variant & 2) !== 0];
+    const sum = (["none", "out", "another"] as const)[variant >> 2]!;
+    const parts = [withNorm && "norm", withBias && "bias", sum !== "none" && `added to ${sum}`];
+    const title = `[${m}, ${k}] · [${n}, ${k}]ᵀ, ${parts.filter(Boolean).join(", ")}`;
+    addCase("linear", title, (fixture) => {
+      const x = fixture.normals([m, k], 3);
+      const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
+      const norm = withNorm ? fixture.normals([k], 0.3, 1) : undefined;
+      const bias = withBias ? fixture.normals([n]) : undefined;
+      const terms = fixture.random.normals(m * n, 2);
+      const inPlace = sum === "out";
+      const addTo = inPlace ? fixture.state(terms, [m, n]) : fixture.input(terms, [m, n]);
+      const out = inPlace ? addTo.tensor : fixture.output(fixture.dtype, [m, n]);
+      const fusion: LinearFusion = {
+        norm: norm && { weight: norm.tensor, eps: EPS },
+        bias: bias?.tensor,
+        addTo: sum === "none" ? undefined : addTo.tensor,
+      };
+      fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor), fusion);
+      const input = norm ? reference.rmsNorm(x.values, norm.values, EPS).values : x.values;
+      const product = reference.linear(input, weight.values, bias?.values, n, k);
+      const expected = sum === "none" ? product : reference.plus(product, addTo.values);
+      // The normalised input, the product, and the product with its bias may be rounded.
+      const intermediates = (norm ? 2 : 0) + (bias ? 1 : 0) + (sum === "none" ? 0 : 1);
+      const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates };
+      expectClose("out", fixture.readFloats(out), expected, precision);
+    });
   }
 }
 
@@ -158,8 +175,8 @@ function activationCases(addCase: Case): void {
     }
 
     for (const gated of [false, true]) {
-      const shapes = [...FUSED_SHAPES, ...LARGE_SHAPES, ...(kind === "silu" && gated ? [MANY_TILES] : [])];
-      for (const [m, n, k] of shapes) {
+      const tiled = gated && kind === "silu" ? [...TILED_SHAPES, MANY_TILES] : TILED_SHAPES.slice(0, 1);
+      for (const [m, n, k] of [...FUSED_SHAPES, ...LARGE_SHAPES, ...tiled]) {
         const title = `${gated ? "gated " : ""}${kind} of [${m}, ${k}] · [${n}, ${k}]ᵀ with norm and bias`;
         addCase("linear", title, (fixture) => {
           const x = fixture.normals([m, k], 3);

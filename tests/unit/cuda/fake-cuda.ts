@@ -168,6 +168,7 @@ export class FakeCuda {
       cuMemFreeHost: (address) => this.#runAll() || this.#dropMemory(address as number, "pinned memory"),
       cuMemcpyHtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemcpyDtoHAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
+      cuMemcpyDtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemsetD8Async: (address, byte, count, stream) => {
         const target = this.#bytes(address, count);
         return target === undefined ? INVALID_VALUE : this.#enqueue(stream, () => target.fill(byte));

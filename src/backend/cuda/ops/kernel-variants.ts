@@ -1,7 +1,7 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { InvariantError } from "../../../base/errors.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { Addressed } from "../argument-packer.ts";
+import type { Addressed, HostValue } from "../argument-packer.ts";
 import type { Kernel, KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import { showParameters } from "../kernel-signature.ts";
@@ -42,11 +42,15 @@ export interface KernelDeclaration {
   readonly entry: string;
   readonly pointers: readonly string[];
   readonly scalars: readonly string[];
+  /** Tensor maps that it takes by value. */
+  readonly maps?: readonly string[];
 }
 
 /** The arguments of a declared kernel, by name. */
 export type ArgumentsOf<K extends KernelDeclaration> = Readonly<
-  Record<K["pointers"][number], Addressed | null> & Record<K["scalars"][number], number>
+  Record<K["pointers"][number], Addressed | null> &
+    Record<K["scalars"][number], number> &
+    (K extends { readonly maps: readonly string[] } ? Record<K["maps"][number], HostValue> : unknown)
 >;
 
 /** A kernel with its specialisations: one that was used before is found without building strings. */
@@ -60,13 +64,16 @@ export class KernelVariants<K extends KernelDeclaration> {
     private readonly dtype: FloatDType,
     private readonly options: KernelOptions,
   ) {
-    const { file, entry, pointers, scalars } = declaration;
+    const { file, entry, pointers, scalars, maps = [] } = declaration;
     const parameters = library.parameters(file, entry);
     const agrees =
-      parameters.length === pointers.length + scalars.length &&
-      parameters.every(({ name, type }) => (type === "pointer" ? pointers : scalars).includes(name));
+      parameters.length === pointers.length + scalars.length + maps.length &&
+      parameters.every(({ name, type }) => {
+        const named = type === "pointer" ? pointers : type === "tensorMap" ? maps : scalars;
+        return named.includes(name);
+      });
     if (!agrees) {
-      const given = [...pointers.map((name) => `${name}*`), ...scalars].join(", ");
+      const given = [...pointers.map((name) => `${name}*`), ...maps, ...scalars].join(", ");
       throw new InvariantError(
         `${file}: ${entry} takes (${showParameters(parameters)}), its wrapper gives (${given})`,
       );

@@ -1,20 +1,25 @@
 import type { FloatDType } from "../../../base/dtype.ts";
-import type { LinearFusion } from "../../backend.ts";
+import type { LinearFusion, ModelShape, RmsNormSpec } from "../../backend.ts";
 import { checkLinear } from "../../checks.ts";
 import { byteLengthOf, type DeviceBuffer, type Tensor } from "../../tensor.ts";
 import type { Weight } from "../../weight.ts";
 import type { Gemm } from "../gemm.ts";
+import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import type { ActivationOps } from "./activation.ts";
 import { LARGE_ALWAYS_TOKENS, type LargeLinear } from "./large-linear.ts";
+import type { LinearWay, LinearWays } from "./linear-ways.ts";
 import type { NormOps } from "./norm.ts";
-import type { SmallLinear } from "./small-linear.ts";
+import { MAX_SMALL_TOKENS, type SmallLinear } from "./small-linear.ts";
+import type { WgmmaLinear } from "./wgmma-linear.ts";
 
 export interface LinearParts {
   /** For few tokens, where the GPU has what it needs. */
   readonly small: SmallLinear | undefined;
   /** For many tokens, where the GPU has what it needs. */
   readonly large: LargeLinear | undefined;
+  /** For some hundred, on Hopper, with what chooses between it and cuBLASLt. */
+  readonly hopper: { readonly wgmma: WgmmaLinear; readonly ways: LinearWays } | undefined;
   readonly gemm: Gemm;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
@@ -23,9 +28,9 @@ export interface LinearParts {
 }
 
 /**
- * `Backend.linear`: one kernel for few tokens; else from parts: a norm kernel ahead of the product, the bias and the sum in
- * cuBLASLt's own epilogue, an activation kernel after it, or for many tokens a kernel of product and activation. So a sum
- * costs no node of its own and is rounded once, from float32.
+ * `Backend.linear`: one kernel for few tokens, or on Hopper for some hundred; else from parts: a norm kernel ahead of the
+ * product, the bias and the sum in cuBLASLt's own epilogue, an activation kernel after it, or for many tokens a kernel of product and
+ * activation. So a sum costs no node of its own and is rounded once, from float32.
  */
 export class LinearOps {
   readonly #normed: Scratch;
@@ -41,15 +46,45 @@ export class LinearOps {
 
   /** See `Backend.linear`. */
   linear(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
-    const { m, n } = checkLinear(this.dtype, out, x, weight, fusion);
+    const { m } = checkLinear(this.dtype, out, x, weight, fusion);
     if (m === 0) return;
-    if (this.parts.small?.launch(stream, out, x, weight, fusion)) return;
+    const { small, hopper } = this.parts;
+    if (small?.launch(stream, out, x, weight, fusion)) return;
+    this.#run(stream, hopper?.ways.find(out, x, weight, fusion), out, x, weight, fusion);
+  }
+
+  /** What the products of a layer of these sizes may need of kernels for more than a few tokens. */
+  units(shape: ModelShape): KernelUnit[] {
+    return this.parts.hopper?.ways.units(shape) ?? [];
+  }
+
+  /** Finds the fastest way at each of these token counts for every product so far, once cuBLASLt's algorithms are tuned. */
+  tune(stream: number, tokenCounts: readonly number[]): void {
+    const { small, hopper } = this.parts;
+    const counts = tokenCounts.filter((tokens) => small === undefined || tokens > MAX_SMALL_TOKENS);
+    hopper?.ways.tune(counts, (...product) => this.#run(stream, ...product));
+  }
+
+  #run(
+    stream: number,
+    way: LinearWay | undefined,
+    out: Tensor,
+    x: Tensor,
+    weight: Weight,
+    fusion: LinearFusion,
+  ): void {
+    const { wgmma } = this.parts.hopper ?? {};
+    if (wgmma === undefined || way === undefined) this.#compose(stream, out, x, weight, fusion);
+    else if (way.normKernel && fusion.norm !== undefined) {
+      const { norm, ...rest } = fusion;
+      wgmma.launch(stream, way.plan, out, this.#norm(stream, x, norm), weight, rest);
+    } else wgmma.launch(stream, way.plan, out, x, weight, fusion);
+  }
+
+  #compose(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
     const { norm, bias, activation, addTo } = fusion;
-    let input = x;
-    if (norm !== undefined) {
-      input = this.#normed.tensor(this.dtype, x.shape);
-      this.parts.norm.rmsNorm(stream, input, x, norm.weight, norm.eps);
-    }
+    const input = norm === undefined ? x : this.#norm(stream, x, norm);
+    const [m, n] = [x.dim(0), weight.shape[0]];
     const { large } = this.parts;
     // The first product of many tokens also allocates what one of fewer, which comes in parts, will need.
     if (large !== undefined && activation?.gated)
@@ -59,5 +94,12 @@ export class LinearOps {
     this.parts.gemm.multiply(y, input, weight.data, bias, addTo);
     if (activation?.gated) this.parts.activation.gatedActivation(stream, out, y, activation.kind);
     else if (activation !== undefined) this.parts.activation.activation(stream, out, out, activation.kind);
+  }
+
+  /** The normalised x, in memory that the next one overwrites. */
+  #norm(stream: number, x: Tensor, { weight, eps }: RmsNormSpec): Tensor {
+    const normed = this.#normed.tensor(this.dtype, x.shape);
+    this.parts.norm.rmsNorm(stream, normed, x, weight, eps);
+    return normed;
   }
 }

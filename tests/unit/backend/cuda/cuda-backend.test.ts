@@ -281,7 +281,7 @@ describe("preparing", () => {
   test("compiles each unit once; kernels it foresaw need no compiler", async () => {
     await backend.prepare(SHAPE);
     const compiled = machine.nvrtc.requests.length;
-    expect(new Set(machine.nvrtc.requests.map(({ name }) => name)).size).toBe(12);
+    expect(new Set(machine.nvrtc.requests.map(({ name }) => name)).size).toBe(13);
     norm();
     await backend.prepare(SHAPE);
     expect(machine.nvrtc.requests).toHaveLength(compiled);

@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { CudaBackend, type CudaBackendOptions } from "../../../../src/backend/cuda/cuda-backend.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import type { CompileRequest, KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
@@ -50,8 +50,8 @@ export class FakeMachine implements Disposable {
     };
   }
 
-  backend(dtype: FloatDType = "bfloat16"): CudaBackend {
-    return new CudaBackend(this.open(), dtype);
+  backend(dtype: FloatDType = "bfloat16", options: CudaBackendOptions = {}): CudaBackend {
+    return new CudaBackend(this.open(), dtype, options);
   }
 
   /** The folder that kernels and choices are kept in. */

@@ -18,9 +18,9 @@ describe("the kernels of a source", () => {
       extern "C" __global__ void __launch_bounds__((1 + 1) * WARP, 1024 / (N))
           first(float2* __restrict__ out, const elem_t *x,  // , const int* commented
                 uint32 const* const words, const int32 count, uint32 mask, int n,
-                int64 far, float scale) {}
+                int64 far, float scale, const __grid_constant__ TensorMap map) {}
       extern "C"
-      __global__ void second() {}`);
+      __global__ void __cluster_dims__(2, (N), 1) __launch_bounds__(N) second() {}`);
     const pointer = (name: string): KernelParameter => ({ name, type: "pointer" });
     expect([...kernels.keys()]).toEqual(["first", "second"]);
     expect(kernels.get("first")!.slice(0, 3)).toEqual([pointer("out"), pointer("x"), pointer("words")]);
@@ -30,6 +30,7 @@ describe("the kernels of a source", () => {
       { name: "n", type: "int32" },
       { name: "far", type: "int64" },
       { name: "scale", type: "float32" },
+      { name: "map", type: "tensorMap" },
     ]);
     expect(kernels.get("second")).toEqual([]);
   });

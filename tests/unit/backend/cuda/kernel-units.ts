@@ -3,6 +3,9 @@ import { Compiler } from "../../../../src/backend/cuda/compiler.ts";
 import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import type { KernelUnit } from "../../../../src/backend/cuda/kernel-source.ts";
+import { ACTIVATION_CODES } from "../../../../src/backend/cuda/ops/activation.ts";
+import type { WgmmaLinear, WgmmaShape } from "../../../../src/backend/cuda/ops/wgmma-linear.ts";
+import { invariantTile, wgmmaWays } from "../../../../src/backend/cuda/ops/wgmma-tiles.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
 import type { Context } from "../../../../src/cuda/context.ts";
 import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
@@ -19,5 +22,23 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const options = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, ...memory };
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);
-  return new KernelOps(library, options).units(shape);
+  const ops = new KernelOps(library, options);
+  return [...ops.units(shape), ...(ops.wgmmaLinear === undefined ? [] : wgmmaUnits(ops.wgmmaLinear, shape))];
+}
+
+/** One token count of each kind of tile: all of them would take as long to compile as everything else. */
+function wgmmaUnits(wgmma: WgmmaLinear, { hiddenSize, intermediateSize }: ModelShape): KernelUnit[] {
+  const plain = { norm: false, gated: false, activation: -1, floatOut: false };
+  const gate = { outFeatures: 2 * intermediateSize, inFeatures: hiddenSize, norm: true, gated: true };
+  const shapes: readonly WgmmaShape[] = [
+    { ...plain, ...gate, activation: ACTIVATION_CODES.silu },
+    { ...plain, outFeatures: hiddenSize, inFeatures: intermediateSize },
+    { ...plain, outFeatures: hiddenSize, inFeatures: intermediateSize, floatOut: true, activation: 1 },
+  ];
+  return shapes.flatMap((shape) =>
+    [16, 128, 256].flatMap((tokens) => {
+      const tiles = wgmmaWays(shape, tokens, 132).map(({ tile }) => tile);
+      return [...tiles, invariantTile(shape, 132)].flatMap((tile) => wgmma.units(tile, shape));
+    }),
+  );
 }

@@ -1,3 +1,4 @@
+import { ptr } from "bun:ffi";
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Addressed } from "../../../../src/backend/cuda/argument-packer.ts";
 import { Kernel } from "../../../../src/backend/cuda/kernel.ts";
@@ -69,6 +70,14 @@ describe("arguments", () => {
     expect(argument(1).getBigInt64(0, true)).toBe(1n);
   });
 
+  test("in host memory are copied from there", () => {
+    const map = new BigUint64Array(new ArrayBuffer(128)).fill(7n);
+    const k = kernel({ n: "int32", map: "tensorMap" });
+    k.launch(stream.value, 1, 1, 1, 32, 0, { n: 3, map: { hostAddress: ptr(map) } });
+    expect(argument(0).getInt32(0, true)).toBe(3);
+    expect(argument(1).getBigUint64(0, true)).toBe(7n);
+  });
+
   const missing = undefined as unknown as number;
   test.each<[ParameterType, Addressed | null | number]>([
     ["pointer", { address: -1 }],
@@ -87,6 +96,8 @@ describe("arguments", () => {
     ["int64", missing],
     ["float32", missing],
     ["float32", { address: 1 }],
+    ["tensorMap", { address: 1 }],
+    ["tensorMap", missing],
   ])("%s does not take %p", (type, value) => {
     const run = () => kernel({ a: type }).launch(stream.value, 1, 1, 1, 32, 0, { a: value });
     expect(run).toThrow(InvariantError);

@@ -26,7 +26,13 @@ setDefaultTimeout(300_000);
 const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 99 * 1024 };
 /** What Hopper grants, and the kernels that are its own or ask the GPU how much it has. */
 const HOPPER_SHARED_BYTES = 227 * 1024;
-const ASKS_THE_GPU = ["attention_prefill_hopper", "draw_small", "linear_large", "linear_small"];
+const ASKS_THE_GPU = [
+  "attention_prefill_hopper",
+  "draw_small",
+  "linear_large",
+  "linear_small",
+  "linear_wgmma",
+];
 const MULTIPROCESSORS = 132;
 
 const machine = new FakeMachine();
@@ -207,23 +213,24 @@ describe("linear", () => {
   const weight = denseWeight(bf16(6144, 1024));
   const norm = { weight: bf16(1024), eps: 1e-6 };
 
-  test.each([9, 17, 256])(
-    "of %d tokens: a norm before the product, a gated activation after it",
+  test.each([9, 17, 4096])(
+    "of %d tokens in no whole tiles: a norm before the product, a gated activation after it",
     (tokens) => {
-      const [x, out] = [bf16(tokens, 1024), bf16(tokens, 3072)];
+      const [x, out] = [bf16(tokens, 1024), bf16(tokens, 3080)];
+      const odd = denseWeight(bf16(6160, 1024));
       const activation = { kind: "gelu", gated: true } as const;
-      const [normed, gated] = launches(() => backend.linear(out, x, weight, { norm, activation }));
+      const [normed, gated] = launches(() => backend.linear(out, x, odd, { norm, activation }));
       const product = machine.cublas.matmuls.at(-1)!;
       const { out: scratch, ...rest } = namedArguments(normed!);
       expect(normed).toMatchObject({ entry: "rms_norm", grid: [tokens, 1, 1] });
       expect(rest).toEqual({ x: x.address, weight: norm.weight.address, width: 1024, eps: f(1e-6) });
       expect(machine.cuda.bytesOf(scratch!).length).toBeGreaterThanOrEqual(tokens * 1024 * 2);
-      expect(product).toMatchObject({ x: scratch, weight: weight.data.address, shape: [tokens, 1024, 6144] });
-      expect(machine.cuda.bytesOf(product.out).length).toBeGreaterThanOrEqual(tokens * 6144 * 2);
-      expect(gated!.grid).toEqual([tokens, 3, 1]);
-      expect(gated!.grid[1]! * gated!.block[0]! * 8).toBeGreaterThanOrEqual(3072);
+      expect(product).toMatchObject({ x: scratch, weight: odd.data.address, shape: [tokens, 1024, 6160] });
+      expect(machine.cuda.bytesOf(product.out).length).toBeGreaterThanOrEqual(tokens * 6160 * 2);
+      expect(gated!.grid).toEqual([tokens, 4, 1]);
+      expect(gated!.grid[1]! * gated!.block[0]! * 8).toBeGreaterThanOrEqual(3080);
       expect(namedArguments(gated!)).toEqual({
-        ...{ out: out.address, gate_up: product.out, width: 3072, activation: 1 },
+        ...{ out: out.address, gate_up: product.out, width: 3080, activation: 1 },
       });
     },
   );
@@ -235,17 +242,62 @@ describe("linear", () => {
   });
 
   test("a plain activation works in place on the product, a sum costs no launch", () => {
-    const [x, out] = [bf16(9, 1024), bf16(9, 6144)];
+    const [x, out] = [bf16(300, 1024), bf16(300, 6144)];
     const activation = { kind: "gelu_tanh", gated: false } as const;
     const plain = launch(() => backend.linear(out, x, weight, { activation }));
     expect(namedArguments(plain)).toEqual({
-      ...{ out: out.address, x: out.address, count: 9 * 6144, activation: 2 },
+      ...{ out: out.address, x: out.address, count: 300 * 6144, activation: 2 },
     });
     const bias = bf16(6144);
     expect(launches(() => backend.linear(out, x, weight, { bias, addTo: out }))).toEqual([]);
     expect(machine.cublas.matmuls.at(-1)).toMatchObject({
       ...{ out: out.address, x: x.address, bias: bias.address, addTo: out.address },
     });
+  });
+
+  test.each([
+    [9, [96, 1, 1], 16],
+    [40, [96, 1, 1], 64],
+    [100, [96, 2, 1], 64],
+  ])("of %d tokens is one launch on Hopper with all that surrounds it", (tokens, grid, tile) => {
+    const [x, out, bias] = [bf16(tokens, 1024), bf16(tokens, 3072), bf16(6144)];
+    const activation = { kind: "gelu", gated: true } as const;
+    const products = machine.cublas.matmuls.length;
+    const gated = launch(() => backend.linear(out, x, weight, { norm, bias, activation }));
+    expect(machine.cublas.matmuls).toHaveLength(products);
+    // A warpgroup, two warps that fetch and two for the norm.
+    expect(gated).toMatchObject({ entry: "linear_wgmma", grid, block: [256, 1, 1] });
+    const defines = { TOKENS: tile, NORM: 1, GATED: 1, ACTIVATION: 1, OUT_FLOAT: 0, MAX_K: 1024 };
+    expect(requested.mock.lastCall![0].defines).toMatchObject(defines);
+    const { weight_map: _, x_map: __, ...rest } = namedArguments(gated);
+    expect(rest).toEqual({
+      ...{ out: out.address, gamma: norm.weight.address, bias: bias.address, residual: 0 },
+      ...{ tokens, outputs: 3072, row_tiles: 96, k_tiles: 8, eps: f(1e-6) },
+    });
+  });
+
+  test("of 256 tokens has a norm of its own, and splits share the columns of a sum", () => {
+    const [x, out] = [bf16(256, 1024), bf16(256, 3072)];
+    const activation = { kind: "silu", gated: true } as const;
+    const all = launches(() => backend.linear(out, x, weight, { norm, activation }));
+    expect(all.map(({ entry }) => entry)).toEqual(["rms_norm", "linear_wgmma"]);
+    expect(namedArguments(all[1]!)).toMatchObject({ gamma: 0, row_tiles: 96 });
+    const residual = bf16(256, 1024);
+    const down = denseWeight(bf16(1024, 3072));
+    const summed = launch(() => backend.linear(residual, out, down, { addTo: residual }));
+    expect(summed).toMatchObject({ entry: "linear_wgmma", grid: [16, 2, 2], block: [192, 1, 1] });
+    expect(namedArguments(summed)).toMatchObject({ residual: residual.address, outputs: 1024 });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({ SPLITS: 2, NORM: 0, GATED: 0 });
+  });
+
+  test("of shapes and places that no tile takes goes to cuBLASLt", () => {
+    const products = machine.cublas.matmuls.length;
+    const shifted = new Tensor(bf16(17, 1024).buffer, "bfloat16", [16, 1024], 2);
+    backend.linear(bf16(16, 6144), shifted, weight);
+    backend.linear(bf16(16, 100), bf16(16, 1024), denseWeight(bf16(100, 1024)));
+    backend.linear(bf16(16, 128), bf16(16, 1000), denseWeight(bf16(128, 1000)));
+    backend.linear(f32(16, 6144), bf16(16, 1024), weight);
+    expect(machine.cublas.matmuls).toHaveLength(products + 4);
   });
 
   test.each([1, 2, 8])("of %d tokens is one launch with all that surrounds it", (tokens) => {
