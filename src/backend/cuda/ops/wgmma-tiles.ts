@@ -1,6 +1,6 @@
 import type { WgmmaShape, WgmmaTile } from "./wgmma-linear.ts";
 
-/** Token counts from which on a product is left to cuBLASLt: arithmetic, not reading, is then its cost. */
+/** Products of more tokens are left to others: arithmetic, not reading, is then their cost. */
 export const MAX_WGMMA_TOKENS = 256;
 /** Weight rows of a warpgroup. */
 const GROUP_ROWS = 64;
@@ -58,6 +58,8 @@ export function wgmmaWays(shape: WgmmaShape, tokens: number, smCount: number): W
     add({ tokens: whole, splits, residency: 2, kBlocks: 1 });
   } else if (tokens <= 128 && norm) {
     add({ tokens: half, tokenCluster: 2, residency: 2 });
+    add({ tokens: half, rowCluster: 2, residency: 2 });
+    add({ tokens: whole, splits: fill(1, 2) });
     add({ tokens: half, tokenCluster: 2, residency: 2, kBlocks: 1 }, true);
   } else if (tokens <= 128) {
     add({ tokens: whole, splits: fill(1, 4) });
