@@ -96,7 +96,7 @@ export interface Backend {
    * batch. Queries and keys are normalised where the spec says so and rotated by their positions; keys and values are
    * stored in the paged cache at `batch.slotMapping`; then query t of row r, at position p = contextLens[r] − queryLen(r)
    * + t, sees the row's positions (p − window, p], those of this step and those cached before it, paged by
-   * `batch.blockTables`. `qkv` is undefined afterwards.
+   * `batch.blockTables`. Of padding (slot mapping −1) nothing is stored, and its outputs are undefined, as `qkv` is afterwards.
    */
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void;
 
@@ -111,7 +111,7 @@ export interface Backend {
    * Begins a step: turns its rows, int32 [R, ROW_WORDS] laid out by `RowWord` at the start of the step's area of `inbox`, into
    * metadata, which fills the tensors of `batch` and `samples`. A row starts where its slot's computed tokens end, and they
    * now end where the row does; the block that it brings is in the slot's block table first. Rows of one slot must not repeat
-   * unless it is vacant.
+   * unless it is vacant. Tokens of the batch past those of the rows are padding: id and position 0, slot mapping −1.
    */
   prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void;
   /** The first words of the area in `outbox` of the step that was begun last become results[N], 4-byte elements. */

@@ -1,4 +1,5 @@
 import type { CapturedGraph } from "../backend/backend.ts";
+import type { StepBucket } from "./step-buffers.ts";
 
 /** Batch sizes that decode steps are padded to: few enough to capture at start-up, close enough to waste little. */
 export function decodeBuckets(maxNumSeqs: number): readonly number[] {
@@ -13,50 +14,67 @@ function nextBucket(size: number): number {
   return size + 64;
 }
 
+/** Tokens that the prompt of a captured step is padded to. Longer ones keep the GPU busy for longer than the host. */
+const PROMPT_BUCKETS = [32, 128, 256];
+
 /** How a captured step draws its tokens: straight from hidden states, or from logits that it processes. */
 export type DrawKind = "plain" | "full";
 
-/** Captured decode steps: one for each batch size of a list, and each kind of drawing. */
+export interface GraphLimits {
+  readonly maxRows: number;
+  readonly maxTokens: number;
+}
+
+/** Captured steps: of decode rows, and of some beside one prompt; for each kind of drawing. */
 export class GraphRunner {
-  readonly #graphs = {
-    plain: new Map<number, CapturedGraph>(),
-    full: new Map<number, CapturedGraph>(),
-  } satisfies Record<DrawKind, unknown>;
+  readonly #decodeBuckets: readonly number[];
+  readonly #graphs = new Map<string, CapturedGraph>();
+  /** Steps with a prompt that have come once. */
+  readonly #seen = new Set<string>();
 
   /**
-   * @param capture records the decode step of a batch size. Plain ones are recorded at once, the largest first, so that
-   * smaller ones find the memory it uses; full ones when they are first launched.
+   * @param capture records a step. Plain ones without a prompt are recorded at once, the largest first, so that smaller ones
+   * find the memory it uses; full ones when they are first launched, and those with a prompt when they come again.
    */
   constructor(
-    readonly buckets: readonly number[],
-    private readonly capture: (bucket: number, kind: DrawKind) => CapturedGraph,
+    private readonly limits: GraphLimits,
+    private readonly capture: (bucket: StepBucket, kind: DrawKind) => CapturedGraph,
   ) {
-    for (const bucket of [...buckets].sort((a, b) => b - a)) this.#graph(bucket, "plain");
+    this.#decodeBuckets = decodeBuckets(limits.maxRows);
+    for (const decodeRows of [...this.#decodeBuckets].reverse())
+      this.find({ decodeRows, promptTokens: 0 }, "plain");
   }
 
-  /** The smallest captured batch size that holds `rows`; undefined when none does. */
-  bucketFor(rows: number): number | undefined {
-    return this.buckets.find((bucket) => bucket >= rows);
+  /** The bucket of a step with so many decode rows, and a prompt of so many tokens unless that is 0; undefined if there is none. */
+  bucketFor(decodeRows: number, promptTokens: number): StepBucket | undefined {
+    const { maxRows, maxTokens } = this.limits;
+    if (promptTokens === 0) {
+      const rows = this.#decodeBuckets.find((bucket) => bucket >= decodeRows);
+      return rows === undefined ? undefined : { decodeRows: rows, promptTokens };
+    }
+    const prompt = PROMPT_BUCKETS.find((bucket) => bucket >= promptTokens);
+    // Fewer sizes than of decode steps: each is also recorded for every size of prompt.
+    const rows = decodeRows === 0 ? 0 : Math.min(2 ** Math.ceil(Math.log2(decodeRows)), maxRows - 1);
+    if (prompt === undefined || rows < decodeRows || rows + prompt > maxTokens) return undefined;
+    return { decodeRows: rows, promptTokens: prompt };
   }
 
-  /** Enqueues the decode step of a captured batch size. */
-  launch(bucket: number, kind: DrawKind): void {
-    this.#graph(bucket, kind).launch();
+  /** The graph of a bucket; undefined if its step is to be run op by op. */
+  find(bucket: StepBucket, kind: DrawKind): CapturedGraph | undefined {
+    const key = `${bucket.decodeRows}+${bucket.promptTokens} ${kind}`;
+    const known = this.#graphs.get(key);
+    if (known !== undefined) return known;
+    if (bucket.promptTokens > 0 && !this.#seen.has(key)) {
+      this.#seen.add(key);
+      return undefined;
+    }
+    const graph = this.capture(bucket, kind);
+    this.#graphs.set(key, graph);
+    return graph;
   }
 
   dispose(): void {
-    for (const graphs of Object.values(this.#graphs)) {
-      for (const graph of graphs.values()) graph.dispose();
-      graphs.clear();
-    }
-  }
-
-  #graph(bucket: number, kind: DrawKind): CapturedGraph {
-    const graphs = this.#graphs[kind];
-    const known = graphs.get(bucket);
-    if (known !== undefined) return known;
-    const graph = this.capture(bucket, kind);
-    graphs.set(bucket, graph);
-    return graph;
+    for (const graph of this.#graphs.values()) graph.dispose();
+    this.#graphs.clear();
   }
 }

@@ -18,12 +18,15 @@ import {
 import { type Answer, Mailbox } from "./mailbox.ts";
 import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
 import {
+  extentsOf,
   inboxWords,
+  type StepBucket,
   StepBuffers,
   type StepExtents,
   type StepRow,
   type StepTensors,
   writeBlocks,
+  writePaddedRows,
   writeRows,
 } from "./step-buffers.ts";
 import { StepOps } from "./step-ops.ts";
@@ -136,7 +139,8 @@ export class ModelRunner implements Runner {
     if (backend.memory) this.#greetCache();
     if (buckets.length > 0) {
       this.#workspace.freeze();
-      this.#graphs = new GraphRunner(buckets, (...shape) => this.#captureDecode(...shape));
+      const limits = { maxRows, maxTokens: maxNumBatchedTokens };
+      this.#graphs = new GraphRunner(limits, (...step) => this.#capture(...step));
     }
   }
 
@@ -181,20 +185,22 @@ export class ModelRunner implements Runner {
 
   #launch(step: ScheduledBatch): PendingStep {
     const { rows, decodeRows, joins, blockTableUpdates } = step;
-    const bucket = isDecode(step) ? this.#graphs?.bucketFor(rows.length) : undefined;
+    const bucket = isCapturable(step)
+      ? this.#graphs?.bucketFor(decodeRows, step.numTokens - decodeRows)
+      : undefined;
     const words = this.#mailbox.draft();
     const extents =
       bucket === undefined
         ? writeRows(words, rows, decodeRows)
-        : writeRows(words, [...rows, ...this.#state.padding(bucket - rows.length)], bucket);
+        : writePaddedRows(words, rows, decodeRows, bucket, this.#state.padding(1)[0]!);
     for (const join of joins) this.#prompts.join(join);
-    this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, blockTableUpdates) });
+    this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, extents, blockTableUpdates) });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
       sample && (logprobs !== undefined || !this.#state.isPlain(slot));
     const kind = rows.some(asksLogits) ? "full" : "plain";
-    let prompt: readonly PendingPromptRow[] = [];
-    if (bucket !== undefined) this.#graphs!.launch(bucket, kind);
-    else prompt = this.#enqueue(rows, this.#buffers.view(extents), kind);
+    const graph = bucket && this.#graphs!.find(bucket, kind);
+    graph?.launch();
+    const prompt = graph === undefined ? this.#enqueue(rows, this.#buffers.view(extents), kind) : [];
     const logprobs = kind === "full" ? this.#enqueueLogprobs(rows, extents) : undefined;
     const numSamples = rows.reduce((count, { sample }) => count + Number(sample), 0);
     return { rows, numSamples, done: this.backend.fence(), logprobs, prompt };
@@ -256,10 +262,9 @@ export class ModelRunner implements Runner {
     }
   }
 
-  /** A whole decode step of `rows` rows: from their records to the drawn tokens. */
-  #captureDecode(rows: number, kind: DrawKind) {
-    const extents = { numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1, numSamples: rows };
-    const step = this.#buffers.view(extents);
+  /** A whole step: from the records of its rows to the drawn tokens. */
+  #capture(bucket: StepBucket, kind: DrawKind) {
+    const step = this.#buffers.view(extentsOf(bucket));
     return this.backend.capture!(() => {
       const hidden = this.#ops.forward(step, this.#cache);
       if (kind === "plain") this.#ops.drawPlain(step, hidden);
@@ -314,11 +319,11 @@ export class ModelRunner implements Runner {
   }
 }
 
-/** Draws one token for each row, as captured graphs do, and asks for nothing of the prompt. */
-function isDecode({ rows, decodeRows }: ScheduledBatch): boolean {
+/** Draws a token for each row, as captured steps do, with one prompt at most, and asks for nothing of the prompt. */
+function isCapturable({ rows, decodeRows }: ScheduledBatch): boolean {
   const draws = ({ sample, promptLogprobs, logits }: ScheduledRow) =>
     sample && promptLogprobs === undefined && !logits;
-  return decodeRows === rows.length && rows.every(draws);
+  return rows.length - decodeRows <= 1 && rows.every(draws);
 }
 
 /** The result of a step with this answer; `tokens` has one for each sampled row. Waits for the copies. */

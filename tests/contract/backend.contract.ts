@@ -11,6 +11,7 @@ import { linearCases } from "./cases/linear.ts";
 import { logprobsCases } from "./cases/logprobs.ts";
 import { memoryCases } from "./cases/memory.ts";
 import { normCases } from "./cases/norm.ts";
+import { paddingCases } from "./cases/padding.ts";
 import { processLogitsCases } from "./cases/process-logits.ts";
 import { rotaryTableCases } from "./cases/rotary-table.ts";
 import { sampleCases } from "./cases/sample.ts";
@@ -51,6 +52,7 @@ export function runContract(name: string, createBackend: () => Backend): void {
     activationCases(addCase);
     attendCases(addCase);
     batchCases(addCase);
+    paddingCases(addCase);
     processLogitsCases(addCase);
     sampleCases(addCase);
     drawTokensCases(addCase);

@@ -20,11 +20,16 @@ export interface Uploaded {
  * op wrote to an input or outside of a tensor.
  */
 export class Fixture {
-  readonly random = new Random(42);
+  random = new Random(42);
   readonly #tensors: Tensor[] = [];
   readonly #inputs = new Map<Tensor, Uint8Array>();
 
   constructor(readonly backend: Backend) {}
+
+  /** Draws the same numbers again. */
+  restart(): void {
+    this.random = new Random(42);
+  }
 
   get dtype(): FloatDType {
     return this.backend.activationDtype;

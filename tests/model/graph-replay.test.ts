@@ -7,7 +7,13 @@ import { readModelConfig } from "../../src/models/config.ts";
 import { defineModel } from "../../src/models/registry.ts";
 import { decodeBuckets } from "../../src/runner/graph-runner.ts";
 import { ModelRunner } from "../../src/runner/model-runner.ts";
-import type { ScheduledBatch, SlotSampling, StepResult } from "../../src/runner/types.ts";
+import type {
+  ScheduledBatch,
+  ScheduledRow,
+  SlotJoin,
+  SlotSampling,
+  StepResult,
+} from "../../src/runner/types.ts";
 import { fixture } from "./fixtures.ts";
 
 setDefaultTimeout(300_000);
@@ -96,6 +102,37 @@ function runSteps(runner: ModelRunner, steps: number, topCount?: number): StepRe
   return results;
 }
 
+/** Sequences that join one after the other, five times over: a prompt beside those that decode, then a step of all. */
+function runMixedSteps(runner: ModelRunner): StepResult[] {
+  const results: StepResult[] = [];
+  const step = (rows: ScheduledRow[], joins: SlotJoin[] = []) => {
+    runner.launch({
+      ...{ joins, rows, decodeRows: rows.filter(({ count }) => count === 1).length },
+      blockTableUpdates: joins.flatMap(({ slot }) =>
+        Array.from({ length: 4 }, (_, index) => ({ slot, index, block: 4 * slot + index })),
+      ),
+      numTokens: rows.reduce((sum, { count }) => sum + count, 0),
+    });
+    results.push(runner.collect());
+  };
+  for (let round = 0; round < 5; round++) {
+    const slots: number[] = [];
+    for (const slot of [3, 0, 5, 1, 4]) {
+      const length = 2 + ((7 * slot + 11 * round) % 31);
+      const tokens = Int32Array.from({ length }, (_, t) => (t * 7 + slot * 31 + round * 5) % 384);
+      const join = { slot, tokens, promptLength: length, numComputedTokens: 0 };
+      const decode = slots.map((other) => ({ slot: other, count: 1, sample: true }));
+      step(
+        [...decode, { slot, count: length, sample: true, ...(round > 3 && { logprobs: 3 }) }],
+        [{ ...join, sampling: { ...sampling, seed: BigInt(slot) } }],
+      );
+      slots.push(slot);
+      step(slots.map((other) => ({ slot: other, count: 1, sample: true })));
+    }
+  }
+  return results;
+}
+
 function drawTokens(runner: ModelRunner, steps: number): number[][] {
   return runSteps(runner, steps).map(({ tokens }) => [...tokens]);
 }
@@ -125,6 +162,19 @@ describe("captured decode steps", () => {
       expect(results.at(-1)!.logprobs.size).toBe(1);
     }
     expect(recording.replays).toBe(20);
+    eager.dispose();
+    captured.dispose();
+  });
+
+  test("prompts beside decode rows, padded both, draw what they draw op by op", async () => {
+    const recording = new RecordingBackend();
+    const eager = await startRunner(new CpuBackend(), true);
+    const captured = await startRunner(recording, false);
+    const results = [captured, eager].map((runner) => runMixedSteps(runner));
+    expect(results[0]).toEqual(results[1]!);
+    // Of prompts up to 32 tokens: beside none, one, two, and three or four decode rows; each is recorded when it comes again.
+    expect(recording.replays).toBe(results[0]!.length - 4);
+    expect(new Set(results[0]!.flatMap(({ tokens }) => [...tokens])).size).toBeGreaterThan(20);
     eager.dispose();
     captured.dispose();
   });

@@ -1,5 +1,6 @@
 import { invariant } from "../../base/errors.ts";
 import type { AttentionHeads, attention, PagedKv, RaggedRows } from "./attention.ts";
+import { PADDING } from "./batch.ts";
 import { rmsNormRow } from "./norm.ts";
 
 /** Rotation angles: cosSin[positions, rotaryDim], half cosines, half sines. */
@@ -39,7 +40,8 @@ export function attend(
       if (weight !== undefined) rmsNormRow(qkv, qkv, start, weight, headNorm!.eps);
       rotateHead(qkv, start, angles, position);
     }
-    storeKv(qkv, t * width + numHeads * headDim, cache, rows.slotMapping[t]!, numKvHeads, headDim);
+    const slot = rows.slotMapping[t]!;
+    if (slot !== PADDING) storeKv(qkv, t * width + numHeads * headDim, cache, slot, numKvHeads, headDim);
   }
   attentionOf(out, qkv, cache, rows, spec);
 }

@@ -29,6 +29,9 @@ export type PagedSlots = Pick<
   readonly blockSize: number;
 };
 
+/** Slot mapping of tokens of no row. */
+export const PADDING = -1;
+
 /** See `Backend.joinSlots`. */
 export function joinSlots(slots: HostSlots, joins: Int32Array): void {
   for (let at = 0; at < joins.length; at += JOIN_WORDS) {
@@ -76,9 +79,12 @@ export function prepareBatch(
     samples.tokenIndices[sample] = t - 1;
   }
   invariant(
-    t === out.tokenIds.length,
+    t <= out.tokenIds.length,
     `prepareBatch: rows hold ${t} tokens, the batch ${out.tokenIds.length}`,
   );
+  out.tokenIds.fill(0, t);
+  out.positions.fill(0, t);
+  out.slotMapping.fill(PADDING, t);
 }
 
 /** target[indices[i]] = values[i], as raw words. */
