@@ -14,8 +14,8 @@ function nextBucket(size: number): number {
   return size + 64;
 }
 
-/** Tokens that the prompt of a captured step is padded to. Longer ones keep the GPU busy for longer than the host. */
-const PROMPT_BUCKETS = [32, 128, 256];
+/** Tokens that a captured prompt is padded to. Longer ones keep the GPU busy for longer than the host. */
+const PROMPT_BUCKETS = [32, 64, 128, 256];
 
 /** How a captured step draws its tokens: straight from hidden states, or from logits that it processes. */
 export type DrawKind = "plain" | "full";
@@ -25,46 +25,46 @@ export interface GraphLimits {
   readonly maxTokens: number;
 }
 
-/** Captured steps: of decode rows, and of some beside one prompt; for each kind of drawing. */
+/** Captured steps, of decode rows or of one prompt, for each kind of drawing. */
 export class GraphRunner {
   readonly #decodeBuckets: readonly number[];
+  readonly #promptBuckets: readonly number[];
   readonly #graphs = new Map<string, CapturedGraph>();
-  /** Steps with a prompt that have come once. */
+  /** Steps of a prompt that have come once. */
   readonly #seen = new Set<string>();
 
   /**
-   * @param capture records a step. Plain ones without a prompt are recorded at once, the largest first, so that smaller ones
-   * find the memory it uses; full ones when they are first launched, and those with a prompt when they come again.
+   * @param capture records a step. Plain decode steps are recorded at once, the largest first, so that smaller ones find the
+   * memory it uses; full ones when they are first launched, and those of a prompt when they come again.
    */
   constructor(
-    private readonly limits: GraphLimits,
+    { maxRows, maxTokens }: GraphLimits,
     private readonly capture: (bucket: StepBucket, kind: DrawKind) => CapturedGraph,
   ) {
-    this.#decodeBuckets = decodeBuckets(limits.maxRows);
-    for (const decodeRows of [...this.#decodeBuckets].reverse())
-      this.find({ decodeRows, promptTokens: 0 }, "plain");
+    this.#decodeBuckets = decodeBuckets(maxRows);
+    this.#promptBuckets = PROMPT_BUCKETS.filter((tokens) => tokens <= maxTokens);
+    for (const decodeRows of [...this.#decodeBuckets].reverse()) this.find({ decodeRows }, "plain");
   }
 
-  /** The bucket of a step with so many decode rows, and a prompt of so many tokens unless that is 0; undefined if there is none. */
+  /** The bucket of a step of so many decode rows, or of one row of so many tokens; undefined if there is none. */
   bucketFor(decodeRows: number, promptTokens: number): StepBucket | undefined {
-    const { maxRows, maxTokens } = this.limits;
     if (promptTokens === 0) {
       const rows = this.#decodeBuckets.find((bucket) => bucket >= decodeRows);
-      return rows === undefined ? undefined : { decodeRows: rows, promptTokens };
+      return rows === undefined ? undefined : { decodeRows: rows };
     }
-    const prompt = PROMPT_BUCKETS.find((bucket) => bucket >= promptTokens);
-    // Fewer sizes than of decode steps: each is also recorded for every size of prompt.
-    const rows = decodeRows === 0 ? 0 : Math.min(2 ** Math.ceil(Math.log2(decodeRows)), maxRows - 1);
-    if (prompt === undefined || rows < decodeRows || rows + prompt > maxTokens) return undefined;
-    return { decodeRows: rows, promptTokens: prompt };
+    // Beside decode rows a prompt's step takes longer than its launch, which happens while the step before runs.
+    if (decodeRows > 0) return undefined;
+    const tokens = this.#promptBuckets.find((bucket) => bucket >= promptTokens);
+    return tokens === undefined ? undefined : { promptTokens: tokens };
   }
 
   /** The graph of a bucket; undefined if its step is to be run op by op. */
   find(bucket: StepBucket, kind: DrawKind): CapturedGraph | undefined {
-    const key = `${bucket.decodeRows}+${bucket.promptTokens} ${kind}`;
+    const isPrompt = "promptTokens" in bucket;
+    const key = isPrompt ? `prompt ${bucket.promptTokens} ${kind}` : `${bucket.decodeRows} ${kind}`;
     const known = this.#graphs.get(key);
     if (known !== undefined) return known;
-    if (bucket.promptTokens > 0 && !this.#seen.has(key)) {
+    if (isPrompt && !this.#seen.has(key)) {
       this.#seen.add(key);
       return undefined;
     }

@@ -26,7 +26,6 @@ import {
   type StepRow,
   type StepTensors,
   writeBlocks,
-  writePaddedRows,
   writeRows,
 } from "./step-buffers.ts";
 import { StepOps } from "./step-ops.ts";
@@ -189,12 +188,14 @@ export class ModelRunner implements Runner {
       ? this.#graphs?.bucketFor(decodeRows, step.numTokens - decodeRows)
       : undefined;
     const words = this.#mailbox.draft();
-    const extents =
-      bucket === undefined
-        ? writeRows(words, rows, decodeRows)
-        : writePaddedRows(words, rows, decodeRows, bucket, this.#state.padding(1)[0]!);
+    let extents: StepExtents;
+    if (bucket === undefined) extents = writeRows(words, rows, decodeRows);
+    else {
+      extents = extentsOf(bucket);
+      writeRows(words, [...rows, ...this.#state.padding(extents.numRows - rows.length)], decodeRows);
+    }
     for (const join of joins) this.#prompts.join(join);
-    this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, extents, blockTableUpdates) });
+    this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, blockTableUpdates) });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
       sample && (logprobs !== undefined || !this.#state.isPlain(slot));
     const kind = rows.some(asksLogits) ? "full" : "plain";
@@ -319,7 +320,7 @@ export class ModelRunner implements Runner {
   }
 }
 
-/** Draws a token for each row, as captured steps do, with one prompt at most, and asks for nothing of the prompt. */
+/** Draws a token for each row, as captured steps do, has one prompt at most, and asks for nothing of it. */
 function isCapturable({ rows, decodeRows }: ScheduledBatch): boolean {
   const draws = ({ sample, promptLogprobs, logits }: ScheduledRow) =>
     sample && promptLogprobs === undefined && !logits;

@@ -34,55 +34,33 @@ export type StepExtents = Pick<BatchTensors, "numTokens" | "numRows" | "decodeRo
   readonly numSamples: number;
 };
 
-/** The sizes of a captured step, to which others are padded. */
-export interface StepBucket {
-  readonly decodeRows: number;
-  /** Tokens of the one row after them, a prompt's; 0: there is none. */
-  readonly promptTokens: number;
-}
+/** The sizes of a captured step, to which others are padded: decode rows alone, or one row of a prompt. */
+export type StepBucket = { readonly decodeRows: number } | { readonly promptTokens: number };
 
 /** Every row of a captured step is sampled. */
-export function extentsOf({ decodeRows, promptTokens }: StepBucket): StepExtents {
-  const numRows = decodeRows + Math.sign(promptTokens);
-  const numTokens = decodeRows + promptTokens;
-  return { numTokens, numRows, decodeRows, maxQueryLen: Math.max(1, promptTokens), numSamples: numRows };
+export function extentsOf(bucket: StepBucket): StepExtents {
+  if ("promptTokens" in bucket) {
+    const { promptTokens } = bucket;
+    return { numTokens: promptTokens, numRows: 1, decodeRows: 0, maxQueryLen: promptTokens, numSamples: 1 };
+  }
+  const { decodeRows: rows } = bucket;
+  return { numTokens: rows, numRows: rows, decodeRows: rows, maxQueryLen: 1, numSamples: rows };
 }
 
 /** Writes the records of a step's rows, of which the first `decodeRows` have one token, to `words`. */
 export function writeRows(words: Int32Array, rows: readonly StepRow[], decodeRows: number): StepExtents {
   let [numTokens, maxQueryLen, numSamples] = [0, 0, 0];
   for (let i = 0; i < rows.length; i++) {
-    const { count, sample } = rows[i]!;
-    writeRow(words, i, rows[i]!, sample ? numSamples++ : -1);
+    const { slot, count, sample } = rows[i]!;
+    const at = ROW_WORDS * i;
+    words[at + RowWord.slot] = slot;
+    words[at + RowWord.count] = count;
+    words[at + RowWord.sample] = sample ? numSamples++ : -1;
+    words[at + RowWord.blockIndex] = -1;
     numTokens += count;
     maxQueryLen = Math.max(maxQueryLen, count);
   }
   return { numTokens, numRows: rows.length, decodeRows, maxQueryLen, numSamples };
-}
-
-/**
- * The same for rows that are all sampled, padded to a bucket: `padding` follows their decode rows. Samples keep the order of
- * the rows; those of padding come last.
- */
-export function writePaddedRows(
-  words: Int32Array,
-  rows: readonly StepRow[],
-  decodeRows: number,
-  bucket: StepBucket,
-  padding: StepRow,
-): StepExtents {
-  const added = bucket.decodeRows - decodeRows;
-  for (let i = 0; i < rows.length; i++) writeRow(words, i < decodeRows ? i : i + added, rows[i]!, i);
-  for (let i = 0; i < added; i++) writeRow(words, decodeRows + i, padding, rows.length + i);
-  return extentsOf(bucket);
-}
-
-function writeRow(words: Int32Array, index: number, { slot, count }: StepRow, sample: number): void {
-  const at = ROW_WORDS * index;
-  words[at + RowWord.slot] = slot;
-  words[at + RowWord.count] = count;
-  words[at + RowWord.sample] = sample;
-  words[at + RowWord.blockIndex] = -1;
 }
 
 /**
@@ -92,16 +70,14 @@ function writeRow(words: Int32Array, index: number, { slot, count }: StepRow, sa
 export function writeBlocks(
   words: Int32Array,
   rows: readonly StepRow[],
-  { numRows, decodeRows }: StepExtents,
   updates: readonly BlockTableUpdate[],
 ): readonly BlockTableUpdate[] {
   if (updates.length === 0) return updates;
-  const added = numRows - rows.length;
   // Both are in about the same order.
   let row = 0;
   return updates.filter(({ slot, index, block }) => {
     for (let i = 0; i < rows.length && rows[row]!.slot !== slot; i++) row = (row + 1) % rows.length;
-    const at = ROW_WORDS * (row < decodeRows - added ? row : row + added);
+    const at = ROW_WORDS * row;
     if (rows[row]!.slot !== slot || words[at + RowWord.blockIndex] !== -1) return true;
     words[at + RowWord.blockIndex] = index;
     words[at + RowWord.block] = deviceBlock(block);
