@@ -337,9 +337,9 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1024 / ROW_THREADS)
 }
 
 // Draws from keys[rows, parts]: each row's best of every part of its tokens, 0 where a part has no logit above −inf,
-// NOT_A_NUMBER where it has a NaN. A warp a row.
+// NOT_A_NUMBER where it has a NaN. They are 0 afterwards. A warp a row.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    draw_rows(int32* __restrict__ out, const uint64* __restrict__ keys, const int32* __restrict__ row_slots,
+    draw_rows(int32* __restrict__ out, uint64* __restrict__ keys, const int32* __restrict__ row_slots,
               int32* __restrict__ tokens, int32* __restrict__ lengths, int32 rows, int32 parts, int32 capacity) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
@@ -347,8 +347,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   if (row >= rows) return;
   uint64 best = 0;
   for (int i = lane; i < parts; i += WARP) {
-    const uint64 key = keys[static_cast<int64>(row) * parts + i];
+    uint64* part = keys + static_cast<int64>(row) * parts + i;
+    const uint64 key = load_key(part);
     best = key > best ? key : best;
+    *part = 0;
   }
   best = warp_max_key(best);
   if (lane != 0) return;

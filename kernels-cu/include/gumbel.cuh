@@ -29,7 +29,8 @@ __device__ __forceinline__ float gumbel(uint32 word) {
 }
 
 // The same in units of ln 2, from above and in few instructions: as −ln(u) ≥ 1 − u, it is at most −log₂(1 − u). Where the noise
-// is great, and so the score, that is nearly all of it. At most 32.
+// is great, and so the score, that is nearly all of it.
+constexpr float GREATEST_NOISE = 33;
 __device__ __forceinline__ float gumbel_bound(uint32 word) {
   // 1 − u or less: 23 bits of it, and no less than half a word.
   const float rest = fmaxf(__uint_as_float(0x3f800000u | (~word >> 9)) - 1, 0x1p-33f);

@@ -32,6 +32,13 @@ __device__ __forceinline__ uint64 rank_key(float value, int token) {
 __device__ __forceinline__ int key_token(uint64 key) { return static_cast<int>(~static_cast<uint32>(key)); }
 __device__ __forceinline__ float key_value(uint64 key) { return unordered(static_cast<uint32>(key >> 32)); }
 
+// From L2: other kernels and blocks raise keys.
+__device__ __forceinline__ uint64 load_key(const uint64* p) {
+  uint64 key;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(key) : "l"(p) : "memory");
+  return key;
+}
+
 // Every lane gets the greatest; all of them must call.
 __device__ __forceinline__ uint32 warp_max_uint(uint32 x) {
   uint32 most;

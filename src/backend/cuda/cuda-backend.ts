@@ -305,8 +305,11 @@ export class CudaBackend implements Backend {
   ): void {
     const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots);
     if (rows === 0) return;
-    const small = this.options.batchInvariant ? undefined : this.#ops.drawSmall;
-    if (small?.launch(this.#stream.value, out, hidden, head, samples, slots)) return;
+    // Steps in which some row needs its logits multiply by `linear`, which rounds otherwise.
+    const { drawSmall, drawWgmma }: Partial<KernelOps> = this.options.batchInvariant ? {} : this.#ops;
+    const stream = this.#stream.value;
+    if (drawSmall?.launch(stream, out, hidden, head, samples, slots)) return;
+    if (drawWgmma?.launch(stream, out, hidden, head, samples, slots)) return;
     this.linear(logits, hidden, head.weight, { norm: head.norm });
     this.sample(out, logits, logits, samples, slots);
   }

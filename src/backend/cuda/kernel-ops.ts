@@ -8,6 +8,7 @@ import { ActivationOps } from "./ops/activation.ts";
 import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
+import { DrawWgmma } from "./ops/draw-wgmma.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
 import { LargeLinear } from "./ops/large-linear.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
@@ -55,6 +56,8 @@ export class KernelOps {
   readonly drawSmall: DrawSmall | undefined;
   /** Undefined on GPUs other than Hopper. */
   readonly largeLinear: LargeLinear | undefined;
+  /** Undefined on GPUs without wgmma. */
+  readonly drawWgmma: DrawWgmma | undefined;
 
   constructor(library: KernelLibrary, options: KernelOpsOptions) {
     const { dtype, allocate } = options;
@@ -73,6 +76,7 @@ export class KernelOps {
       this.drawSmall = new DrawSmall(library, dtype, this.sampling, allocate, options);
     }
     if (options.hopper) this.largeLinear = new LargeLinear(library, options);
+    if (options.hopper) this.drawWgmma = new DrawWgmma(library, dtype, this.norm, this.sampling, options);
   }
 
   /**
@@ -83,6 +87,7 @@ export class KernelOps {
     return [
       ...this.sampling.units(),
       ...this.attend.units(shape),
+      ...(this.drawWgmma?.units(shape.vocabSize, shape.hiddenSize) ?? []),
       ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize) ?? []),
       ...this.#linearUnits(shape),
       ...this.logprobs.units(),

@@ -15,22 +15,23 @@ const BATCH = 2 ** 15;
 /** Exact in 16 bits; no cumulative probability lies near a threshold that the cases use. */
 const LOGITS = [1.5, -0.5, 0.25, 2, -20, 0.875, -1.25, 2, 0.125, -2.5, 1.125, -0.0625];
 
-/** How often each token comes among `DRAWS`, of batches that `draw` draws after its positions. */
+/** How often each token comes among some draws, of batches that `draw` draws after its positions. */
 function countDraws(
   fixture: Fixture,
   slot: SlotParams,
   draw: (out: Tensor, samples: ReturnType<typeof sampleRows>, slots: SlotTensors) => void,
+  { draws = DRAWS, batch = BATCH, vocab = LOGITS.length } = {},
 ): Float64Array {
   const { backend } = fixture;
-  const slots = slotTensors(fixture, [slot], { vocab: LOGITS.length, capacity: 4 });
-  const positions = fixture.stateOf("int32", new Int32Array(BATCH), [BATCH]);
-  const samples = { ...sampleRows(fixture, Array(BATCH).fill(0), []), positions };
-  const out = fixture.output("int32", [BATCH]);
-  const counts = new Float64Array(LOGITS.length);
-  for (let first = 0; first < DRAWS; first += BATCH) {
+  const slots = slotTensors(fixture, [slot], { vocab, capacity: 4 });
+  const positions = fixture.stateOf("int32", new Int32Array(batch), [batch]);
+  const samples = { ...sampleRows(fixture, Array(batch).fill(0), []), positions };
+  const out = fixture.output("int32", [batch]);
+  const counts = new Float64Array(vocab);
+  for (let first = 0; first < draws; first += batch) {
     backend.upload(
       positions,
-      Int32Array.from({ length: BATCH }, (_, i) => first + i),
+      Int32Array.from({ length: batch }, (_, i) => first + i),
     );
     draw(out, samples, slots);
     for (const token of fixture.readInts(out)) counts[token]!++;
@@ -39,8 +40,9 @@ function countDraws(
 }
 
 /** Fails for a token that is cut and drawn, and where the chi-square statistic is five deviations above its mean. */
-function expectDistributed(counts: Float64Array, slot: SlotParams): void {
-  const expected = reference.distribution(LOGITS, slot).map((probability) => DRAWS * probability);
+function expectDistributed(counts: Float64Array, slot: SlotParams, logits: readonly number[] = LOGITS): void {
+  const draws = counts.reduce((sum, count) => sum + count, 0);
+  const expected = reference.distribution(logits, slot).map((probability) => draws * probability);
   let [chiSquare, kept, rare] = [0, 0, 0];
   for (const [token, mean] of expected.entries()) {
     const seen = counts[token]!;
@@ -89,4 +91,33 @@ export function distributionCases(addCase: Case): void {
     );
     expectDistributed(counts, slot);
   });
+  addCase(
+    "drawTokens",
+    "of a head of whole tiles, in batches of 200: chi-square over 2^17 positions",
+    (fixture) => {
+      const [batch, vocab, width, draws] = [200, 256, 64, 2 ** 17];
+      // Hidden states are a unit vector, so the logits are a column of the head.
+      const logits = Array.from(
+        { length: vocab },
+        (_, token) => LOGITS[token % LOGITS.length]! - (token >> 6),
+      );
+      const table = new Float32Array(vocab * width);
+      for (const [token, logit] of logits.entries()) table[token * width + 5] = logit / 8;
+      const hidden = new Float32Array(batch * width);
+      for (let row = 0; row < batch; row++) hidden[row * width + 5] = 1;
+      // rms of a row is 1 / 8.
+      const norm = { weight: fixture.input(new Float32Array(width).fill(1), [width]).tensor, eps: 0 };
+      const weight = denseWeight(fixture.input(table, [vocab, width]).tensor);
+      const x = fixture.input(hidden, [batch, width]).tensor;
+      const room = fixture.output("float32", [batch, vocab]);
+      const slot: SlotParams = { temperature: 1.5, seed: [77, 5] };
+      const counts = countDraws(
+        fixture,
+        slot,
+        (out, samples, slots) => fixture.backend.drawTokens(out, x, { weight, norm }, room, samples, slots),
+        { draws, batch, vocab },
+      );
+      expectDistributed(counts, slot, logits);
+    },
+  );
 }

@@ -17,11 +17,14 @@ const SHAPES = [
   [8, 4240, 256],
   [8, 130, 1024],
   [9, 2160, 256],
-  [9, 5003, 96],
+  [9, 2176, 320],
   [64, 5003, 130],
   [64, 2176, 256],
+  [65, 1152, 192],
+  [130, 2176, 64],
   [256, 1025, 64],
-  [256, 2160, 256],
+  [256, 2176, 256],
+  [300, 1152, 128],
 ] as const;
 
 const counting = (length: number) => Array.from({ length }, (_, i) => i);
@@ -102,7 +105,7 @@ export function drawTokensCases(addCase: Case): void {
       "drawTokens",
       `${rows} rows: a NaN draws nothing and says so, equal logits give the lowest id`,
       (fixture) => {
-        const [vocab, width] = [2160, 256];
+        const [vocab, width] = [2176, 256];
         const hidden = fixture.random.normals(rows * width);
         hidden[width + 5] = Number.NaN;
         hidden.fill(0, 2 * width, 3 * width);

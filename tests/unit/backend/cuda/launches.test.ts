@@ -27,11 +27,7 @@ const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 
 /** What Hopper grants, and the kernels that are its own or ask the GPU how much it has. */
 const HOPPER_SHARED_BYTES = 227 * 1024;
 const ASKS_THE_GPU = [
-  "attention_prefill_hopper",
-  "draw_small",
-  "linear_large",
-  "linear_small",
-  "linear_wgmma",
+  ...["attention_prefill_hopper", "draw_small", "draw_wgmma", "linear_large", "linear_small", "linear_wgmma"],
 ];
 const MULTIPROCESSORS = 132;
 
@@ -692,7 +688,48 @@ describe("tokens are drawn", () => {
   });
 
   test.each([
-    ["more rows", 9, 151_936, 1024],
+    [9, 151_936, 1024, [9]],
+    [64, 128_256, 4096, [64]],
+    [65, 1280, 64, [65]],
+    [256, 262_144, 2560, [256]],
+    [600, 151_936, 1024, [256, 256, 88]],
+  ])(
+    "for %d rows by the head of %d tokens, %d wide, from keys alone: %j at a time",
+    (rows, vocab, width, parts) => {
+      const { all, slots, samples, out, x } = draw(rows, vocab, width);
+      const steps = parts.map((_, i) => all.slice(3 * i, 3 * i + 3));
+      expect(all).toHaveLength(3 * parts.length);
+      let first = 0;
+      for (const [i, [norm, keys, row]] of steps.entries()) {
+        expect([norm!, keys!, row!].map(({ entry }) => entry)).toEqual([
+          "rms_norm",
+          "draw_wgmma",
+          "draw_rows",
+        ]);
+        expect(namedArguments(norm!)).toMatchObject({ x: address(x) + 2 * first * width });
+        const { grid } = keys!;
+        expect(grid[0]).toBeLessThanOrEqual(MULTIPROCESSORS);
+        const { maps, keys: at, ...product } = namedArguments(keys!);
+        expect(product).toEqual({
+          ...{
+            row_slots: address(samples.slots) + 4 * first,
+            positions: address(samples.positions) + 4 * first,
+          },
+          ...{ params: address(slots.params), tokens: parts[i]!, tiles: vocab / 128, k_tiles: width / 64 },
+        });
+        expect(machine.cuda.bytesOf(maps!).length).toBeGreaterThanOrEqual(256);
+        expect(machine.cuda.bytesOf(at!).length).toBeGreaterThanOrEqual(8 * parts[i]!);
+        expect(namedArguments(row!)).toMatchObject({
+          ...{ out: address(out) + 4 * first, keys: at!, row_slots: address(samples.slots) + 4 * first },
+          ...{ rows: parts[i]!, parts: 1 },
+        });
+        first += parts[i]!;
+      }
+    },
+  );
+
+  test.each([
+    ["more rows by a vocabulary that is no whole number of tiles", 9, 151_952, 1024],
     ["a vocabulary that is no whole number of tiles", 1, 151_937, 1024],
     ["a width that is no whole number of chunks", 8, 151_936, 1000],
   ])("for %s from logits, unprocessed", (_, rows, vocab, width) => {

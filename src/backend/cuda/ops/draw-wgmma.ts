@@ -1,0 +1,177 @@
+import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
+import { TENSOR_MAP_BYTES, type TensorMapShape } from "../../../cuda/tensor-map.ts";
+import type { LmHead, SampleRows, SlotTensors } from "../../backend.ts";
+import { type DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { Weight } from "../../weight.ts";
+import type { KernelOptions } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
+import type { NormOps } from "./norm.ts";
+import type { SamplingOps } from "./sampling.ts";
+import { SLOT_CONSTANTS } from "./slot-layout.ts";
+
+/** Weight rows of a tile, 64 for each of two warpgroups; one more warpgroup fetches. */
+const TILE_ROWS = 128;
+const THREADS = 3 * 4 * WARP;
+/** Columns of a stage: a row of them is what the copy engine swizzles. */
+const K_TILE = 64;
+/** Shared memory besides the ring: sums that warps hand over, what is known of each token, barriers, alignment. */
+const SUM_BYTES = 8 * 32 * 20 * 4;
+const TOKEN_BYTES = 16 + 4 + 4 * 4;
+const SLACK_BYTES = 1280;
+
+const DRAW_WGMMA = {
+  file: "draw_wgmma.cu",
+  constants: { ...SLOT_CONSTANTS, TILE_ROWS },
+  entry: "draw_wgmma",
+  pointers: ["keys", "maps", "row_slots", "positions", "params"],
+  scalars: ["tokens", "tiles", "k_tiles"],
+} as const;
+
+/** Tokens of a tile and stages of its ring. */
+interface DrawTile {
+  readonly tokens: number;
+  readonly stages: number;
+}
+
+const DRAW_TILES: readonly DrawTile[] = [
+  { tokens: 64, stages: 8 },
+  { tokens: 128, stages: 6 },
+  { tokens: 256, stages: 4 },
+];
+const MAX_TOKENS = 256;
+const KEY_BYTES = 8;
+
+export interface DrawWgmmaOptions extends KernelOptions {
+  readonly smCount: number;
+  readonly sharedBytesPerBlock: number;
+  readonly upload: (address: number, bytes: Uint8Array) => void;
+  readonly encodeTensorMap: (shape: TensorMapShape) => Uint8Array;
+  /** Device memory that the backend frees. */
+  readonly allocate: (byteLength: number) => DeviceBuffer;
+  /** The same, filled with zeros. */
+  readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
+}
+
+/** What a head needs on the device. */
+interface HeadMemory {
+  /** Of x [MAX_TOKENS, K], normed. */
+  readonly x: DeviceBuffer;
+  /** Tensor maps of weights and x, for each of `DRAW_TILES`. */
+  readonly maps: readonly DeviceBuffer[];
+  /** uint64 [MAX_TOKENS], 0 between launches. */
+  readonly keys: DeviceBuffer;
+}
+
+/** `Backend.drawTokens` on Hopper for more rows than `DrawSmall` takes: the draw in the head's epilogue, `draw_wgmma.cu`. */
+export class DrawWgmma {
+  readonly #kernels: KernelVariants<typeof DRAW_WGMMA>;
+  /** By the address of the weights. */
+  readonly #heads = new Map<number, HeadMemory>();
+
+  constructor(
+    library: KernelLibrary,
+    private readonly dtype: FloatDType,
+    private readonly norm: NormOps,
+    private readonly sampling: SamplingOps,
+    private readonly options: DrawWgmmaOptions,
+  ) {
+    this.#kernels = new KernelVariants(library, DRAW_WGMMA, dtype, options);
+  }
+
+  /** What a normed head [vocabSize, hiddenSize] needs; nothing if the kernel cannot take it. */
+  units(vocabSize: number, hiddenSize: number): KernelUnit[] {
+    if (!takes(vocabSize, hiddenSize)) return [];
+    return DRAW_TILES.map((tile) => this.#kernels.unit(defines(tile)));
+  }
+
+  /**
+   * Enqueues `Backend.drawTokens`, whose checks have passed, if the kernel can take it; else false. The first use of a head
+   * allocates and uploads.
+   */
+  launch(
+    stream: number,
+    out: Tensor,
+    hidden: Tensor,
+    { weight, norm }: LmHead,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): boolean {
+    const [vocab, width] = weight.shape;
+    if (norm === undefined || !takes(vocab, width) || weight.data.address % VECTOR_BYTES !== 0) return false;
+    const head = this.#memoryOf(weight);
+    for (let first = 0; first < hidden.dim(0); first += MAX_TOKENS) {
+      const end = Math.min(first + MAX_TOKENS, hidden.dim(0));
+      const part = (tensor: Tensor) => tensor.rows(first, end);
+      const x = new Tensor(head.x, this.dtype, [end - first, width]);
+      this.norm.rmsNorm(stream, x, part(hidden), norm.weight, norm.eps);
+      const { tokenIndices, slots: rowSlots, positions } = samples;
+      const some = { tokenIndices, slots: part(rowSlots), positions: part(positions) };
+      this.#launch(stream, head, weight, end - first, some, slots);
+      this.sampling.drawRows(stream, part(out), head.keys, 1, some, slots);
+    }
+    return true;
+  }
+
+  #launch(
+    stream: number,
+    { maps, keys }: HeadMemory,
+    weight: Weight,
+    tokens: number,
+    samples: SampleRows,
+    slots: SlotTensors,
+  ): void {
+    const [vocab, width] = weight.shape;
+    const index = DRAW_TILES.findIndex((tile) => tile.tokens >= tokens);
+    const tile = DRAW_TILES[index]!;
+    const tiles = vocab / TILE_ROWS;
+    const blocks = Math.min(this.options.smCount, tiles);
+    this.#kernels.get(index, defines(tile)).launch(stream, blocks, 1, 1, THREADS, sharedBytes(tile), {
+      ...{ keys, maps: maps[index]! },
+      ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },
+      ...{ tokens, tiles, k_tiles: width / K_TILE },
+    });
+  }
+
+  /** New maps get memory of their own: the copy engine may remember what it read at an address. */
+  #memoryOf(weight: Weight): HeadMemory {
+    const known = this.#heads.get(weight.data.address);
+    const [vocab, width] = weight.shape;
+    const { allocate, allocateZeroed, upload } = this.options;
+    const xBytes = MAX_TOKENS * width * dtypeSize(this.dtype);
+    if (known?.x.byteLength === xBytes) return known;
+    const x = allocate(xBytes);
+    const maps = DRAW_TILES.map(({ tokens }) => {
+      const bytes = new Uint8Array(2 * TENSOR_MAP_BYTES);
+      bytes.set(this.#encode(weight.data.address, vocab, width, TILE_ROWS));
+      bytes.set(this.#encode(x.address, MAX_TOKENS, width, tokens), TENSOR_MAP_BYTES);
+      const both = allocateZeroed(bytes.length);
+      upload(both.address, bytes);
+      return both;
+    });
+    const memory = { x, maps, keys: allocateZeroed(MAX_TOKENS * KEY_BYTES) };
+    this.#heads.set(weight.data.address, memory);
+    return memory;
+  }
+
+  #encode(address: number, rows: number, width: number, boxRows: number): Uint8Array {
+    return this.options.encodeTensorMap({
+      ...{ dtype: this.dtype === "float16" ? "float16" : "bfloat16", address },
+      ...{ extents: [width, rows], strides: [width * dtypeSize(this.dtype)], box: [K_TILE, boxRows] },
+    });
+  }
+}
+
+function takes(vocabSize: number, hiddenSize: number): boolean {
+  return vocabSize % TILE_ROWS === 0 && hiddenSize % K_TILE === 0;
+}
+
+function sharedBytes({ tokens, stages }: DrawTile): number {
+  return stages * (TILE_ROWS + tokens) * K_TILE * 2 + SUM_BYTES + tokens * TOKEN_BYTES + SLACK_BYTES;
+}
+
+function defines(tile: DrawTile): Macros {
+  const { tokens, stages } = tile;
+  return { TOKENS: tokens, STAGES: stages, DRAW_SHARED_BYTES: sharedBytes(tile) };
+}
