@@ -239,7 +239,7 @@ extern "C" __global__ void __cluster_dims__(ROW_CLUSTER, TOKEN_CLUSTER, SPLITS) 
       to.load_bias(offset);
       [[maybe_unused]] uint32 added[OWN_BLOCKS][2] = {};
       to.load_residual(added);
-      float d[TOKENS / 2], y[OWN_BLOCKS][4] = {};
+      float d[TOKENS / 2] = {}, y[OWN_BLOCKS][4] = {};
       multiply(d, shared, at, place, first_k, work.k_tiles);
       exchange_sums(y, d, shared, place);
 #if NORM

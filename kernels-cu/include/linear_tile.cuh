@@ -25,7 +25,7 @@ constexpr uint32 WEIGHT_BYTES = ROWS * 128, X_BYTES = TOKENS * 128;  // of a blo
 constexpr bool CLUSTERED = ROW_CLUSTER * TOKEN_CLUSTER * SPLITS > 1;
 // CTAs that find the squares of the same tokens' x: each of a part of the columns.
 constexpr int PARTS = NORM ? ROW_CLUSTER * SPLITS : 1;
-static_assert(TOKENS % 16 == 0 && TOKENS <= 128, "a tile has 16 to 128 tokens");
+static_assert(TOKENS % 16 == 0, "a tile has whole pairs of blocks");
 static_assert(TOKENS % (8 * ROW_CLUSTER) == 0, "each CTA fetches whole groups of 8 tokens");
 static_assert(ROWS % (16 * TOKEN_CLUSTER) == 0, "each CTA fetches whole groups of 16 weight rows");
 static_assert(ROW_CLUSTER * TOKEN_CLUSTER * SPLITS <= 8, "a cluster has at most 8 CTAs");
@@ -240,6 +240,9 @@ __device__ __forceinline__ void norm_factors(float (&factor)[OWN_BLOCKS][2], con
 
 // ── warpgroups that multiply ─────────────────────────────────────────────────────────────────────────────────────────
 
+// multiply() adds the warpgroup's part of the product over this CTA's columns to d, which starts from zeros: products whose
+// accumulator starts undefined run one after another by CUDA 12's compiler.
+
 struct Rings {
   Position<WEIGHT_STAGES> weights;
   Position<X_STAGES> x;
@@ -281,15 +284,16 @@ __device__ __forceinline__ void multiply(float (&d)[TOKENS / 2], TileShared& sha
   uint32 a[2][K_STEPS][4];
   constexpr int LAST = K_BLOCKS - 1;
   Position<X_STAGES> before = at.x;
-  const auto product = [&](const uint32(&now)[K_STEPS][4], int block, bool accumulate) {
+  wgmma_pin(d);
+  const auto product = [&](const uint32(&now)[K_STEPS][4], int block, bool started) {
     if (block == 0) barrier_wait(shared_address(&shared.x_full[at.x.stage]), at.x.phase);
     const uint32 x = shared_address(shared.x[at.x.stage][block]);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < K_STEPS; i++) wgmma(d, now[i], matrix_descriptor(x + i * 32, 1024), accumulate || i > 0);
+    for (int i = 0; i < K_STEPS; i++) wgmma(d, now[i], matrix_descriptor(x + i * 32, 1024));
     wgmma_commit();
     asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-    if (block == 0 && accumulate) before.give_back<ROW_CLUSTER>(&shared.x_empty[before.stage], place.x_first(), 1);
+    if (block == 0 && started) before.give_back<ROW_CLUSTER>(&shared.x_empty[before.stage], place.x_first(), 1);
     if (block == LAST) before = at.x, at.x.advance();
   };
   take_weights<0>(a[0], shared, at, place, first_k);
@@ -314,6 +318,7 @@ __device__ __forceinline__ void multiply(float (&d)[TOKENS / 2], TileShared& sha
                                          int k_tiles) {
   const int group = threadIdx.x / (4 * WARP);
   Rings before = at;
+  wgmma_pin(d);
   const auto give_back = [&] {
     before.weights.give_back<TOKEN_CLUSTER>(&shared.weights_empty[before.weights.stage], place.weights_first(), ROW_CLUSTER);
     before.x.give_back<ROW_CLUSTER>(&shared.x_empty[before.x.stage], place.x_first(), 1);
@@ -329,7 +334,7 @@ __device__ __forceinline__ void multiply(float (&d)[TOKENS / 2], TileShared& sha
       const uint32 x = shared_address(shared.x[at.x.stage][block]);
 #pragma unroll
       for (int i = 0; i < K_STEPS; i++)
-        wgmma(d, matrix_descriptor(weights + i * 32, 1024), matrix_descriptor(x + i * 32, 1024), k > 0 || block > 0 || i > 0);
+        wgmma(d, matrix_descriptor(weights + i * 32, 1024), matrix_descriptor(x + i * 32, 1024));
     }
     wgmma_commit();
     asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");

@@ -1,5 +1,5 @@
-// wgmma with B [N, 16] in shared memory, K along its rows, for every N that is a multiple of 16 up to 128: d [64, N] (+)= A · Bᵀ
-// with A from shared memory, by its descriptor, or from registers. The accumulator has N / 2 registers a thread; see hopper.cuh.
+// wgmma with B [N, 16] in shared memory, K along its rows, for N of 16, 32, 64, 96 and 128: d [64, N] += A · Bᵀ with A from shared
+// memory, by its descriptor, or from registers. The accumulator has N / 2 registers a thread; see hopper.cuh.
 #pragma once
 #include "hopper.cuh"
 
@@ -15,29 +15,25 @@
 #define WGMMA_8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 
-// I0 to I5 name the operands that follow the accumulator.
-#define WGMMA_SIZE(N, I0, I1, I2, I3, I4, I5, ...)                                                                         \
-  __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64 a, uint64 b, int accumulate) {                           \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16" WGMMA_TYPES     \
-                 "{" WGMMA_D##N "}, " I0 ", " I1 ", p, 1, 1, 0, 0;\n}"                                                     \
+// I0 to I4 name the operands that follow the accumulator.
+#define WGMMA_SIZE(N, I0, I1, I2, I3, I4, ...)                                                                             \
+  __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64 a, uint64 b) {                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16" WGMMA_TYPES "{" WGMMA_D##N "}, " I0 ", " I1                  \
+                 ", 1, 1, 1, 0, 0;"                                                                                        \
                  : __VA_ARGS__                                                                                             \
-                 : "l"(a), "l"(b), "r"(accumulate));                                                                       \
+                 : "l"(a), "l"(b));                                                                                        \
   }                                                                                                                        \
-  __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32(&a)[4], uint64 b, int accumulate) {                \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16" WGMMA_TYPES     \
-                 "{" WGMMA_D##N "}, {" I0 ", " I1 ", " I2 ", " I3 "}, " I4 ", p, 1, 1, 0;\n}"                              \
+  __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32(&a)[4], uint64 b) {                                \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16" WGMMA_TYPES "{" WGMMA_D##N "}, {" I0 ", " I1 ", " I2 ", " I3 \
+                 "}, " I4 ", 1, 1, 1, 0;"                                                                                  \
                  : __VA_ARGS__                                                                                             \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));                                   \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                    \
   }
 
-WGMMA_SIZE(16, "%8", "%9", "%10", "%11", "%12", "%13", WGMMA_8(0))
-WGMMA_SIZE(32, "%16", "%17", "%18", "%19", "%20", "%21", WGMMA_8(0), WGMMA_8(8))
-WGMMA_SIZE(48, "%24", "%25", "%26", "%27", "%28", "%29", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16))
-WGMMA_SIZE(64, "%32", "%33", "%34", "%35", "%36", "%37", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24))
-WGMMA_SIZE(80, "%40", "%41", "%42", "%43", "%44", "%45", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24), WGMMA_8(32))
-WGMMA_SIZE(96, "%48", "%49", "%50", "%51", "%52", "%53", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24), WGMMA_8(32),
+WGMMA_SIZE(16, "%8", "%9", "%10", "%11", "%12", WGMMA_8(0))
+WGMMA_SIZE(32, "%16", "%17", "%18", "%19", "%20", WGMMA_8(0), WGMMA_8(8))
+WGMMA_SIZE(64, "%32", "%33", "%34", "%35", "%36", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24))
+WGMMA_SIZE(96, "%48", "%49", "%50", "%51", "%52", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24), WGMMA_8(32),
            WGMMA_8(40))
-WGMMA_SIZE(112, "%56", "%57", "%58", "%59", "%60", "%61", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24), WGMMA_8(32),
-           WGMMA_8(40), WGMMA_8(48))
-WGMMA_SIZE(128, "%64", "%65", "%66", "%67", "%68", "%69", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24), WGMMA_8(32),
+WGMMA_SIZE(128, "%64", "%65", "%66", "%67", "%68", WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_8(24), WGMMA_8(32),
            WGMMA_8(40), WGMMA_8(48), WGMMA_8(56))

@@ -68,6 +68,7 @@ export class LinearWays {
   /** What compiling ahead needs for the four products of a layer: what was chosen at an earlier start, or else all ways. */
   units({ hiddenSize, intermediateSize, numHeads, numKvHeads, headDim }: ModelShape): KernelUnit[] {
     const plain = { norm: false, gated: false, activation: -1, floatOut: false };
+    // Other activations are rare.
     const gate = { norm: true, gated: true, activation: ACTIVATION_CODES.silu };
     const [qkv, heads] = [(numHeads + 2 * numKvHeads) * headDim, numHeads * headDim];
     const shapes: readonly WgmmaShape[] = [
