@@ -92,6 +92,7 @@ export class LinearWays {
     if (!product.uses.has(weight.data.address)) product.uses.set(weight.data.address, { weight, fusion });
     if (!aligned(out, x, weight, fusion)) return undefined;
     const tokens = this.options.batchInvariant ? 0 : x.dim(0);
+    if (tokens > MAX_WGMMA_TOKENS) return undefined;
     if (product.ways.has(tokens)) return product.ways.get(tokens);
     const way = this.#choose(product, tokens);
     product.ways.set(tokens, way);
@@ -124,8 +125,8 @@ export class LinearWays {
     const { smCount, batchInvariant } = this.options;
     if (batchInvariant)
       return this.#planned(shape, { tile: invariantTile(shape, smCount), normKernel: false });
-    // What has many outputs of its own kind, the LM head, reads at cuBLASLt's best what it needs.
-    if (tokens > MAX_WGMMA_TOKENS || shape.floatOut) return undefined;
+    // The LM head: reading its weight takes cuBLASLt no longer, and its tiles would be compiled for every batch size.
+    if (shape.floatOut) return undefined;
     const tuned = this.#tuned.find((count) => count >= tokens);
     const stored = tuned === undefined ? undefined : this.#stored(product, tuned);
     if (stored === COMPOSED) return undefined;
