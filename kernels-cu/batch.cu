@@ -21,6 +21,7 @@
 // kernel costs more than the step's whole pause: the GPU changes to a copy engine and back. A step of 16384 tokens gives
 // each thread 16, which is nothing beside the layers of such a step; a decode step gives it one.
 // Tokens past the last row's are padding: id 0, position 0, slot mapping −1, where nothing is stored.
+#include "scan.cuh"
 #include "slot.cuh"
 
 #if !defined(ROW_WORDS) || !defined(JOIN_WORDS)
@@ -72,29 +73,6 @@ __device__ __forceinline__ Row load_row(const int32* records, int row) {
           words[ROW_WORD_BLOCK]};
 }
 
-// The sum of `value` over the threads before this one, and over all. All threads call.
-struct Sums {
-  int before, total;
-};
-__device__ __forceinline__ Sums scan_block(int value) {
-  __shared__ int32 warp_totals[WARP];
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-  int sum = value;
-  for (int offset = 1; offset < WARP; offset *= 2) {
-    const int below = __shfl_up_sync(FULL_MASK, sum, offset);
-    if (lane >= offset) sum += below;
-  }
-  __syncthreads();
-  if (lane == WARP - 1) warp_totals[warp] = sum;
-  __syncthreads();
-  int total = 0;
-  for (int i = 0; i < warps; i++) {
-    if (i < warp) sum += warp_totals[i];
-    total += warp_totals[i];
-  }
-  return {sum - value, total};
-}
-
 extern "C" __global__ void join_slots(int32* __restrict__ lengths, int32* __restrict__ num_computed,
                                       uint32* __restrict__ counts, const int32* __restrict__ tokens,
                                       const uint32* __restrict__ params, const int32* __restrict__ joins,
@@ -129,7 +107,6 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
                   const int32* inbox, const int32* tokens, const int32* lengths, int32 num_tokens, int32 num_rows,
                   int32 capacity, int32 max_blocks, int32 block_size, int32 areas, int32 area_words) {
   extern __shared__ int32 records[];  // [num_rows, ROW_WORDS]
-  GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const uint32 step = load_coherent(steps);
   copy_from_host(records, area_of(inbox, step, areas, area_words), num_rows * ROW_WORDS);
@@ -187,6 +164,7 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS)
     positions[token] = position;
     slot_mapping[token] = block * block_size + position % block_size;
   }
+  GRID_DEPENDENCY_PUBLISH();
 }
 
 // The outbox area of the step that was begun last becomes results[count].
@@ -201,8 +179,8 @@ extern "C" __global__ void post(uint32* __restrict__ outbox, const uint32* resul
 // target[indices[i]] = values[i]; the indices must differ.
 extern "C" __global__ void scatter(uint32* __restrict__ target, const int32* __restrict__ indices,
                                    const uint32* __restrict__ values, int32 count) {
-  GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) target[indices[i]] = values[i];
+  GRID_DEPENDENCY_PUBLISH();
 }

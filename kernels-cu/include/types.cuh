@@ -20,16 +20,26 @@ using uint64 = unsigned long long;
 #error "define exactly one of DTYPE_BF16, DTYPE_F16 and DTYPE_F32"
 #endif
 
-// Programmatic dependent launch. GRID_DEPENDENCY_WAIT() returns when the kernels before have finished: every kernel calls
-// it, and before it touches memory that another kernel writes or reads, so that finishing implies that all before it have
-// finished. (What may be read earlier, weights for one, says so where it is read.) GRID_DEPENDENCY_LAUNCH() lets the next kernel start up to its own wait. Both have no effect unless the launch
-// asks for it.
+// Programmatic dependent launch. All have no effect unless the launch asks for it.
+//  - GRID_DEPENDENCY_WAIT() returns when the kernels before have finished. Every kernel calls it, and before it writes
+//    anything or reads what another kernel writes, so that finishing implies that all before it have finished.
+//  - GRID_DEPENDENCY_LAUNCH() lets the next kernel start, up to its own wait, once every CTA has called it or ended.
+//  - GRID_DEPENDENCY_PUBLISH() makes what this thread has written, and what was written before the last barrier, visible to
+//    kernels that have not started. To be called before GRID_DEPENDENCY_LAUNCH() or the end.
+// Published are batch metadata, slots' block tables and the KV cache: attention_decode reads them before its wait. It may,
+// after whatever kernels, as those that write them let nothing start that could read them too early:
+//  - prepare_batch, scatter and attention_decode let the next kernel start when they have published what they wrote. They
+//    write after their wait, so from then on all that was written before them can be seen, too.
+//  - rope_store is followed by a kernel that waits for it before it lets others start.
+//  - Copies and fills are no kernels: nothing starts before they are done.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define GRID_DEPENDENCY_WAIT() asm volatile("griddepcontrol.wait;" ::: "memory")
 #define GRID_DEPENDENCY_LAUNCH() asm volatile("griddepcontrol.launch_dependents;")
+#define GRID_DEPENDENCY_PUBLISH() __threadfence()
 #else
 #define GRID_DEPENDENCY_WAIT()
 #define GRID_DEPENDENCY_LAUNCH()
+#define GRID_DEPENDENCY_PUBLISH()
 #endif
 
 static_assert(WARP == 32, "WARP must be 32: lane masks are 32 bits");
@@ -129,13 +139,15 @@ __device__ __forceinline__ uint32 load_coherent(const uint32* p) {
 __device__ __forceinline__ int32 load_coherent(const int32* p) {
   return static_cast<int32>(load_coherent(reinterpret_cast<const uint32*>(p)));
 }
-#if !defined(DTYPE_F32)
 __device__ __forceinline__ elem_t load_coherent(const elem_t* p) {
   elem_t x;
+#if defined(DTYPE_F32)
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x) : "l"(p) : "memory");
+#else
   asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(x.bits) : "l"(p) : "memory");
+#endif
   return x;
 }
-#endif
 
 __device__ __forceinline__ void unpack(uint4 v, float (&x)[VEC]) {
 #if defined(DTYPE_F32)
@@ -157,14 +169,14 @@ __device__ __forceinline__ uint4 pack(const float (&x)[VEC]) {
 __device__ __forceinline__ void load_vec(const elem_t* p, float (&x)[VEC]) { unpack(load16(p), x); }
 __device__ __forceinline__ void store_vec(elem_t* p, const float (&x)[VEC]) { store16(p, pack(x)); }
 
-// N elements: one 16-byte access when N is VEC (p must be aligned), else one by one.
-template <int N>
+// N elements: one 16-byte access when N is VEC (p must be aligned), else one by one. With COHERENT, as load16_coherent has it.
+template <int N, bool COHERENT = false>
 __device__ __forceinline__ void load_elems(const elem_t* p, float (&x)[N]) {
   if constexpr (N == VEC) {
-    load_vec(p, x);
+    unpack(COHERENT ? load16_coherent(p) : load16(p), x);
   } else {
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = to_float(p[i]);
+    for (int i = 0; i < N; i++) x[i] = to_float(COHERENT ? load_coherent(p + i) : p[i]);
   }
 }
 

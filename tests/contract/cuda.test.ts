@@ -5,12 +5,16 @@ import { denseWeight } from "../../src/backend/weight.ts";
 import type { FloatDType } from "../../src/base/dtype.ts";
 import { describeGpu } from "../gpu/gpu.ts";
 import { runContract } from "./backend.contract.ts";
+import { decodeRowCases } from "./decode-rows.ts";
 import { Fixture } from "./fixture.ts";
 
 setDefaultTimeout(300_000);
 
 for (const dtype of ["bfloat16", "float16"] satisfies FloatDType[]) {
-  describeGpu(dtype, (cuda) => runContract("cuda", () => new CudaBackend(cuda, dtype)));
+  describeGpu(dtype, (cuda) => {
+    runContract("cuda", () => new CudaBackend(cuda, dtype));
+    decodeRowCases(cuda, dtype);
+  });
 }
 
 /** Tokens of products whose first rows must be the same bits. */

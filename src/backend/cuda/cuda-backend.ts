@@ -52,8 +52,8 @@ export interface CudaBackendOptions {
   /** What has opened the GPU ahead; finished by the time that `prepare` resolves. */
   readonly opening?: GpuOpening | undefined;
   /**
-   * One algorithm for all products of a shape: a token's results are the same bits whatever other tokens the batch has.
-   * Costs speed at every size. Default false.
+   * One algorithm for all products of a shape, and decode rows cut by their own length alone: a token's results are the same
+   * bits whatever other tokens the batch has. Costs speed at every size. Default false.
    */
   readonly batchInvariant?: boolean;
 }
@@ -104,6 +104,7 @@ export class CudaBackend implements Backend {
       this.#gemm = new Gemm(cublas, workspace, stream, this.#tuner, { batchInvariant, allocate });
       this.#ops = new KernelOps(this.#library, {
         dtype: activationDtype,
+        batchInvariant,
         smCount: device.multiprocessors,
         sharedBytesPerBlock: device.sharedMemoryPerBlock,
         sharedBytesPerSm: device.sharedMemoryPerMultiprocessor,

@@ -29,6 +29,7 @@ export interface KernelOpsOptions {
   /** See `KernelOptions.dependentLaunch`. */
   readonly dependentLaunch: boolean;
   /** See `AttentionOptions`. */
+  readonly batchInvariant?: boolean;
   readonly hopper: boolean;
   readonly upload: (address: number, bytes: Uint8Array) => void;
   readonly encodeTensorMap: (shape: TensorMapShape) => Uint8Array;

@@ -1,22 +1,10 @@
-import type { AttentionSpec, LayerCache } from "../../../src/backend/backend.ts";
+import { type AttentionShape, AttentionStep } from "../attention-step.ts";
 import type { Case } from "../backend.contract.ts";
-import { type Expected, expectClose, expectEqual } from "../compare.ts";
-import type { Fixture, Uploaded } from "../fixture.ts";
-import { batchTensors, type RaggedBatch, type RowShape, raggedBatch } from "../ragged-batch.ts";
-import * as reference from "../reference.ts";
-
-const EPS = 1e-6;
-
-interface Shape {
-  readonly numHeads: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-  /** Leading dimensions of a head that are rotated. */
-  readonly rotaryDim: number;
-  readonly blockSize: number;
-  readonly window: number;
-  readonly headNorm: boolean;
-}
+import { expectEqual } from "../compare.ts";
+import { type Fixture, POISON } from "../fixture.ts";
+import { batchTensors, extentsOf, type RaggedBatch, type RowShape, raggedBatch } from "../ragged-batch.ts";
+import { slotTensors } from "../slot-table.ts";
+import { stepAreas } from "../step-areas.ts";
 
 const BATCHES = {
   "one decode": [[1, 1]],
@@ -59,6 +47,7 @@ type BatchName = keyof typeof BATCHES;
 export function attendCases(addCase: Case): void {
   attentionCases(addCase);
   projectionCases(addCase);
+  decodeCases(addCase);
 }
 
 /** What attention over the cache depends on: batches, blocks, windows, heads. */
@@ -122,152 +111,224 @@ function projectionCases(addCase: Case): void {
   }
 }
 
-function attendCase(addCase: Case, name: BatchName, shape: Shape): void {
+/** What one kernel for decode rows depends on: how their contexts are cut and dealt out, what ran before it, graphs. */
+function decodeCases(addCase: Case): void {
+  const small = { numHeads: 4, numKvHeads: 2, headDim: 32, rotaryDim: 32, blockSize: 16 } as const;
+  const ragged = (count: number, longest: number): RowShape[] =>
+    Array.from({ length: count }, (_, i) => [1 + ((i * 37) % longest), 1]);
+  for (const [name, rows, shape] of [
+    ["more rows than blocks", ragged(300, 150), small],
+    ["rows for more than one launch", ragged(1100, 20), { ...small, numHeads: 1, numKvHeads: 1 }],
+    ["a row in many splits", [[5000, 1]], small],
+    ["long rows among short ones", [[3000, 1], ...ragged(40, 70), [2500, 1]], { ...small, numHeads: 2 }],
+    [
+      "16 queries a key",
+      [
+        [17, 1],
+        [300, 1],
+        [64, 1],
+      ],
+      { ...small, numHeads: 16, numKvHeads: 1, headDim: 128 },
+    ], // prettier-ignore
+    [
+      "16 wide queries a key",
+      [
+        [17, 1],
+        [300, 1],
+      ],
+      { ...small, numHeads: 16, numKvHeads: 1, headDim: 256 },
+    ],
+    [
+      "blocks of one token",
+      [
+        [1, 1],
+        [40, 1],
+        [77, 1],
+      ],
+      { ...small, blockSize: 1 },
+    ],
+    [
+      "blocks of 8",
+      [
+        [1, 1],
+        [40, 1],
+        [77, 1],
+      ],
+      { ...small, blockSize: 8, headDim: 128 },
+    ],
+    [
+      "blocks of 256",
+      [
+        [1, 1],
+        [40, 1],
+        [777, 1],
+      ],
+      { ...small, blockSize: 256, headDim: 64 },
+    ],
+  ] as const satisfies readonly (readonly [string, readonly RowShape[], Partial<AttentionShape>])[]) {
+    for (const window of [0, 70]) {
+      const full = { ...shape, window, headNorm: window > 0 };
+      addCase("attend", `decodes: ${name}, window ${window}`, (fixture) => {
+        const batch = raggedBatch(fixture, rows, full.blockSize);
+        const step = new AttentionStep(fixture, batch, full);
+        fixture.backend.attend(
+          step.out,
+          step.qkv.tensor,
+          step.cache,
+          batchTensors(fixture, batch),
+          step.spec,
+        );
+        step.check();
+      });
+    }
+  }
+  const shape = { ...small, headDim: 64, rotaryDim: 64, window: 0, headNorm: true };
+
+  addCase("attend", "directly after the kernels that write its metadata", (fixture) => {
+    const { backend } = fixture;
+    const batch = raggedBatch(
+      fixture,
+      [
+        [33, 1],
+        [700, 1],
+        [16, 1],
+        [90, 57],
+      ],
+      shape.blockSize,
+    ); // prettier-ignore
+    const step = new AttentionStep(fixture, batch, shape);
+    const { tensors, prepare } = preparation(fixture, batch);
+    prepare();
+    backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec);
+    step.check();
+  });
+
+  addCase("attend", "directly after an attend that stored the token before", (fixture) => {
+    const { backend } = fixture;
+    const lengths = [33, 700, 16, 90];
+    const batch = raggedBatch(
+      fixture,
+      lengths.map((length) => [length, 1]),
+      shape.blockSize,
+    ); // prettier-ignore
+    const step = new AttentionStep(fixture, batch, shape);
+    const tensors = batchTensors(fixture, batch);
+    // The token before has the same projections, one position earlier.
+    const before = {
+      ...tensors,
+      positions: fixture.ints(batch.positions.map((position) => position - 1)),
+      contextLens: fixture.ints(lengths.map((length) => length - 1)),
+      slotMapping: fixture.ints(batch.rowSlots.map((slot, row) => slotAt(batch, slot, lengths[row]! - 2))),
+    };
+    const [first, second] = [step.out, fixture.output(fixture.dtype, [...step.out.shape])];
+    const copy = fixture.state(step.qkv.values, [...step.qkv.tensor.shape]);
+    const again = fixture.state(step.qkv.values, [...step.qkv.tensor.shape]);
+    backend.attend(first, step.qkv.tensor, step.cache, before, step.spec);
+    backend.attend(second, copy.tensor, step.cache, tensors, step.spec);
+    const overlapped = fixture.readFloats(second);
+    // What the first stored is in place for certain now.
+    backend.attend(second, again.tensor, step.cache, tensors, step.spec);
+    expectEqual("out", overlapped, fixture.readFloats(second));
+  });
+
+  addCase("attend", "a captured graph gives what the ops give, each time", (fixture) => {
+    const { backend } = fixture;
+    if (backend.capture === undefined) return;
+    const batch = raggedBatch(
+      fixture,
+      [
+        [33, 1],
+        [2000, 1],
+        [16, 1],
+        [64, 1],
+      ],
+      shape.blockSize,
+    ); // prettier-ignore
+    const step = new AttentionStep(fixture, batch, shape);
+    const tensors = batchTensors(fixture, batch);
+    const run = () => backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec);
+    run();
+    const eager = fixture.readFloats(step.out);
+    step.check();
+    const graph = backend.capture(run);
+    for (let i = 0; i < 3; i++) {
+      backend.fill(step.out, POISON);
+      graph.launch();
+      expectEqual("out", fixture.readFloats(step.out), eager);
+    }
+    graph.dispose();
+  });
+}
+
+/** Where the cache has a slot's position. */
+function slotAt({ blockTables, maxBlocks, blockSize }: RaggedBatch, slot: number, position: number): number {
+  const block = blockTables[slot * maxBlocks + Math.floor(position / blockSize)]!;
+  return block * blockSize + (position % blockSize);
+}
+
+/** An entry that no kernel may follow. */
+const NO_BLOCK = 0x7fffffff;
+
+/** Tensors that ops fill with a batch's metadata: `prepare` writes most of the block tables by `scatter`, the rest by `prepareBatch`. */
+function preparation(fixture: Fixture, batch: RaggedBatch) {
+  const { backend } = fixture;
+  const { numSlots, maxBlocks, numTokens, rows, rowSlots } = batch;
+  const output = (size: number) => fixture.output("int32", [size]);
+  const computed = new Int32Array(numSlots);
+  const lengths = new Int32Array(numSlots);
+  for (const [i, [contextLen, queryLen]] of rows.entries()) {
+    computed[rowSlots[i]!] = contextLen - queryLen;
+    lengths[rowSlots[i]!] = contextLen;
+  }
+  const tables = fixture.output("int32", [numSlots, maxBlocks]);
+  const slots = {
+    ...slotTensors(fixture, Array(numSlots).fill({}), { vocab: 1 }),
+    tokens: fixture.ints(new Int32Array(numSlots * maxBlocks * batch.blockSize), [
+      numSlots,
+      maxBlocks * batch.blockSize,
+    ]),
+    lengths: fixture.ints(lengths),
+    numComputedTokens: fixture.stateOf("int32", computed, [numSlots]),
+    blockTables: tables,
+  };
+  const samples = { slots: output(0), positions: output(0), tokenIndices: output(0) };
+  const tensors = {
+    ...extentsOf(batch),
+    ...{ tokenIds: output(numTokens), positions: output(numTokens), slotMapping: output(numTokens) },
+    ...{
+      cuSeqlensQ: output(rows.length + 1),
+      contextLens: output(rows.length),
+      rowSlots: output(rows.length),
+    },
+    blockTables: tables,
+  };
+  // A row's last block comes with the row, the others before it.
+  const given = batch.blockTables.slice();
+  const records = rows.flatMap(([contextLen, queryLen], i) => {
+    const last = Math.ceil(contextLen / batch.blockSize) - 1;
+    const at = rowSlots[i]! * maxBlocks + last;
+    given[at] = NO_BLOCK;
+    return [rowSlots[i]!, queryLen, -1, last, batch.blockTables[at]!];
+  });
+  const inbox = stepAreas(fixture, { step: 0, depth: 2, words: records.length });
+  inbox.area(0).set(records);
+  const indices = fixture.ints(Int32Array.from(given.keys()));
+  const entries = fixture.stateOf("uint32", Uint32Array.from(given), [given.length]);
+  const prepare = () => {
+    backend.scatter(tables.reshape(numSlots * maxBlocks), indices, entries);
+    backend.prepareBatch(tensors, samples, inbox, slots);
+  };
+  return { tensors, prepare };
+}
+
+function attendCase(addCase: Case, name: BatchName, shape: AttentionShape): void {
   const { numHeads, numKvHeads, headDim, rotaryDim, blockSize, window } = shape;
   const heads = `${numHeads}/${numKvHeads} heads of ${headDim} (${rotaryDim} rotated${shape.headNorm ? ", normed" : ""})`;
   const title = `${name}, ${heads}, blocks of ${blockSize}, window ${window}`;
   addCase("attend", title, (fixture) => {
     const batch = raggedBatch(fixture, BATCHES[name], blockSize);
-    const width = (numHeads + 2 * numKvHeads) * headDim;
-    const qkv = fixture.state(fixture.random.normals(batch.numTokens * width), [batch.numTokens, width]);
-    const context = new CachedContext(fixture, batch, shape);
-    const cosSin = angles(fixture, Math.max(...batch.rows.map(([contextLen]) => contextLen)), rotaryDim);
-    const query = fixture.normals([headDim], 0.3, 1);
-    const key = fixture.normals([headDim], 0.3, 1);
-    const spec: AttentionSpec = {
-      ...{ numHeads, numKvHeads, headDim, scale: 1 / Math.sqrt(headDim), window, cosSin: cosSin.tensor },
-      headNorm: shape.headNorm ? { query: query.tensor, key: key.tensor, eps: EPS } : undefined,
-    };
-    const out = fixture.output(fixture.dtype, [batch.numTokens, numHeads * headDim]);
-    fixture.backend.attend(out, qkv.tensor, context.cache, batchTensors(fixture, batch), spec);
-
-    const norms = shape.headNorm ? { query: query.values, key: key.values } : undefined;
-    const projected = project(qkv.values, batch, shape, cosSin.values, norms);
-    const stored = context.checkStored(projected);
-    const rows = batch.rows.map(([contextLen, queryLen], i) => ({
-      ...{ firstToken: batch.cuSeqlensQ[i]!, queryLen, contextLen },
-      ...{ keys: stored.keys[i]!, values: stored.values[i]! },
-    }));
-    const expected = reference.attention(projected.values, batch.numTokens, rows, spec);
-    const longest = Math.max(...batch.rows.map(([contextLen]) => contextLen));
-    const precision = { dtype: fixture.dtype, reduction: headDim + longest, intermediates: INTERMEDIATES };
-    expectClose("out", fixture.readFloats(out), expected, precision);
+    const step = new AttentionStep(fixture, batch, shape);
+    fixture.backend.attend(step.out, step.qkv.tensor, step.cache, batchTensors(fixture, batch), step.spec);
+    step.check();
   });
-}
-
-/**
- * Roundings that attention may make of each term: two of its weight, and those of the queries, which move the scores of
- * normally distributed keys by about as much as two more.
- */
-const INTERMEDIATES = 4;
-
-/** cosSin[positions, rotaryDim] with base 10,000. */
-function angles(fixture: Fixture, positions: number, rotaryDim: number): Uploaded {
-  const half = rotaryDim / 2;
-  const values = Float32Array.from({ length: positions * rotaryDim }, (_, index) => {
-    const i = index % rotaryDim;
-    const angle = Math.floor(index / rotaryDim) * 10000 ** (-(i % half) / half);
-    return i < half ? Math.cos(angle) : Math.sin(angle);
-  });
-  return fixture.input(values, [positions, rotaryDim], "float32");
-}
-
-/** The projections once queries and keys are normalised and rotated. */
-function project(
-  qkv: Float32Array,
-  { numTokens, positions }: RaggedBatch,
-  { numHeads, numKvHeads, headDim, rotaryDim }: Shape,
-  cosSin: Float32Array,
-  norms: { query: Float32Array; key: Float32Array } | undefined,
-) {
-  const [rotated, all] = [numHeads + numKvHeads, numHeads + 2 * numKvHeads];
-  const normed = qkv.slice();
-  for (let head = 0; norms !== undefined && head < numTokens * all; head++) {
-    if (head % all >= rotated) continue;
-    const span = normed.subarray(head * headDim, (head + 1) * headDim);
-    span.set(reference.rmsNorm(span, head % all < numHeads ? norms.query : norms.key, EPS).values);
-  }
-  return reference.rotary(normed, all * headDim, rotated, headDim, cosSin, rotaryDim, positions);
-}
-
-/** A layer's cache that holds what came before this step's tokens, and NaN everywhere else. */
-class CachedContext {
-  readonly cache: LayerCache;
-  readonly #before: { readonly keys: Float32Array; readonly values: Float32Array };
-
-  constructor(
-    private readonly fixture: Fixture,
-    private readonly batch: RaggedBatch,
-    private readonly shape: Shape,
-  ) {
-    const { numBlocks, blockSize } = batch;
-    const { numKvHeads, headDim } = shape;
-    const upload = () => {
-      const paged = new Float32Array(numBlocks * numKvHeads * blockSize * headDim).fill(Number.NaN);
-      for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
-        for (let p = 0; p < contextLen - queryLen; p++)
-          for (let head = 0; head < numKvHeads; head++)
-            paged.set(fixture.random.normals(headDim), this.#at(row, p, head));
-      }
-      return fixture.state(paged, [numBlocks, numKvHeads, blockSize, headDim]);
-    };
-    const [keys, values] = [upload(), upload()];
-    this.cache = { keys: keys.tensor, values: values.tensor };
-    this.#before = { keys: keys.values, values: values.values };
-  }
-
-  /**
-   * Throws unless the projected tokens lie where the batch says, and everything else is as it was. Returns each row's
-   * context as the cache now holds it, [contextLen, numKvHeads, headDim].
-   */
-  checkStored(projected: Expected) {
-    const { fixture, batch } = this;
-    const { numHeads, numKvHeads, headDim, headNorm } = this.shape;
-    const width = (numHeads + 2 * numKvHeads) * headDim;
-    const contexts = (name: "keys" | "values") => {
-      const actual = fixture.readFloats(this.cache[name]);
-      const expected = {
-        values: new Float64Array(actual.length),
-        magnitudes: new Float64Array(actual.length),
-      };
-      expected.values.set(this.#before[name]);
-      const offset = (numHeads + (name === "keys" ? 0 : numKvHeads)) * headDim;
-      for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
-        for (let t = 0; t < queryLen; t++) {
-          for (let head = 0; head < numKvHeads; head++) {
-            const from = (batch.cuSeqlensQ[row]! + t) * width + offset + head * headDim;
-            const to = this.#at(row, contextLen - queryLen + t, head);
-            for (const part of ["values", "magnitudes"] as const)
-              expected[part].set(projected[part].subarray(from, from + headDim), to);
-          }
-        }
-      }
-      const { dtype } = fixture;
-      if (name === "keys")
-        expectClose(name, actual, expected, { dtype, reduction: headDim, intermediates: headNorm ? 2 : 0 });
-      else expectEqual(name, actual, expected.values);
-      return batch.rows.map(([contextLen], row) => this.#context(actual, row, contextLen));
-    };
-    return { keys: contexts("keys"), values: contexts("values") };
-  }
-
-  #context(paged: Float32Array, row: number, contextLen: number): Float32Array {
-    const { numKvHeads, headDim } = this.shape;
-    const context = new Float32Array(contextLen * numKvHeads * headDim);
-    for (let p = 0; p < contextLen; p++) {
-      for (let head = 0; head < numKvHeads; head++) {
-        const at = this.#at(row, p, head);
-        context.set(paged.subarray(at, at + headDim), (p * numKvHeads + head) * headDim);
-      }
-    }
-    return context;
-  }
-
-  /** Index of the first element of a position's head. */
-  #at(row: number, position: number, head: number): number {
-    const { rowSlots, blockTables, maxBlocks, blockSize } = this.batch;
-    const { numKvHeads, headDim } = this.shape;
-    const block = blockTables[rowSlots[row]! * maxBlocks + Math.floor(position / blockSize)]!;
-    return ((block * numKvHeads + head) * blockSize + (position % blockSize)) * headDim;
-  }
 }

@@ -1,31 +1,47 @@
-import type { FloatDType } from "../../../base/dtype.ts";
+import { ConfigError } from "../../../base/errors.ts";
 import type { AttentionSpec, BatchTensors, LayerCache, ModelShape } from "../../backend.ts";
 import { checkAttend } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
-import { AttentionOps } from "./attention.ts";
 import type { AttentionOptions } from "./attention-options.ts";
-import { headShape } from "./head-shape.ts";
+import { DecodeAttention } from "./decode-attention.ts";
+import { checkHeadAlignment } from "./head-part.ts";
+import { type HeadShape, headShape } from "./head-shape.ts";
+import { HopperPrefill } from "./hopper-prefill.ts";
+import { PrefillAttention } from "./prefill-attention.ts";
 import { RotaryOps } from "./rotary.ts";
 
-/** `Backend.attend` from two parts: what happens to the projections of each token alone, and attention over the cache. */
+/**
+ * `Backend.attend`: one kernel for rows of one query token; for the others one that stores their keys and values, and one for
+ * attention over the cache. Launch shapes and scratch addresses of decode rows depend on row counts alone, so their launches
+ * can be captured; scratch is allocated at a head shape's first use, which must come before capture.
+ */
 export class AttendOps {
-  readonly #dtype: FloatDType;
+  readonly #options: AttentionOptions;
+  readonly #decode: DecodeAttention;
   readonly #rotary: RotaryOps;
-  readonly #attention: AttentionOps;
+  readonly #prefill: PrefillAttention;
+  readonly #hopperPrefill: HopperPrefill | undefined;
 
+  /** @throws ConfigError when `dtype` is not a 16-bit type. */
   constructor(library: KernelLibrary, options: AttentionOptions) {
-    this.#dtype = options.dtype;
+    if (options.dtype === "float32")
+      throw new ConfigError("dtype", "attention on cuda computes in bfloat16 or float16, not float32");
+    this.#options = options;
+    this.#decode = new DecodeAttention(library, options);
     this.#rotary = new RotaryOps(library, options.dtype, options);
-    this.#attention = new AttentionOps(library, options);
+    this.#prefill = new PrefillAttention(library, options);
+    this.#hopperPrefill = options.hopper ? new HopperPrefill(library, options) : undefined;
   }
 
   /** @throws UnsupportedModelError as `attend` does. */
-  units(shape: ModelShape): KernelUnit[] {
+  units(model: ModelShape): KernelUnit[] {
+    const shape = headShape(model, model.blockSize);
     return [
-      ...this.#attention.units(shape, shape.blockSize),
-      ...this.#rotary.units(shape.headDim, shape.rotaryDim),
+      this.#prefillFor(shape).unit(shape),
+      this.#decode.unit(shape, model.rotaryDim),
+      this.#rotary.unit(model.headDim, model.rotaryDim),
     ];
   }
 
@@ -41,10 +57,20 @@ export class AttendOps {
     batch: BatchTensors,
     spec: AttentionSpec,
   ): void {
-    const { tokens } = checkAttend(this.#dtype, this.#dtype, out, qkv, cache, batch, spec);
+    const { dtype } = this.#options;
+    const { tokens } = checkAttend(dtype, dtype, out, qkv, cache, batch, spec);
     if (tokens === 0) return;
     const shape = headShape(spec, batch.blockSize);
-    this.#rotary.ropeAndStoreKv(stream, qkv, cache, batch, spec);
-    this.#attention.attention(stream, out, qkv, cache, batch, spec, shape);
+    checkHeadAlignment(qkv, cache, spec);
+    const { decodeRows, numRows } = batch;
+    if (decodeRows > 0) this.#decode.launch(stream, out, qkv, cache, batch, spec, shape);
+    if (decodeRows === numRows) return;
+    this.#rotary.ropeAndStoreKv(stream, qkv, cache, batch, spec, decodeRows);
+    this.#prefillFor(shape).launch(stream, out, qkv, cache, batch, spec, shape);
+  }
+
+  #prefillFor(shape: HeadShape): PrefillAttention | HopperPrefill {
+    const hopper = this.#hopperPrefill;
+    return hopper !== undefined && HopperPrefill.takes(shape) ? hopper : this.#prefill;
   }
 }

@@ -9,7 +9,15 @@ export interface AttentionOptions {
   /** The GPU has wgmma and the copy engine of compute capability 9.0. */
   readonly hopper: boolean;
   readonly dtype: FloatDType;
-  /** Memory of zeros, freed by whoever provides it. Called at a head shape's first use, never in a captured launch. */
+  /**
+   * A decode row's result does not depend on what other rows there are: its cut depends on its length alone. Many rows
+   * then take longer, as most of their splits are empty, and few long ones, which are not cut as finely. Default false.
+   */
+  readonly batchInvariant?: boolean;
+  /**
+   * Memory of zeros, freed by whoever provides it. Called at a head shape's first use, and with `batchInvariant` when there
+   * are more decode rows than before; never in a captured launch.
+   */
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
   /** Copies bytes to a device address, before what is launched next. Never called in a captured launch. */
   readonly upload: (address: number, bytes: Uint8Array) => void;

@@ -1,29 +1,38 @@
 import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
-import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { Tensor } from "../../tensor.ts";
 import { type Kernel, STATIC_SHARED_BYTES } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { Scratch } from "../scratch.ts";
 import { attentionArguments } from "./attention-arguments.ts";
 import type { AttentionOptions } from "./attention-options.ts";
+import { headPart, headPartDefines } from "./head-part.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
-import { type ArgumentsOf, KernelVariants, WARP } from "./kernel-variants.ts";
+import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 
 /** Tokens of a decode warp's step. */
 const DECODE_TILE = 16;
 /** Decode blocks to aim for, per multiprocessor: several waves, so that rows of unequal length even out. */
 const DECODE_BLOCKS_PER_SM = 16;
-/** Beyond this the merge of the splits' results costs more than another split gains. */
+/**
+ * Splits of a row at most: beyond them the merge of their results costs more than another split gains, but for what keeps
+ * multiprocessors busy, so many blocks for each.
+ */
 const MAX_SPLITS = 32;
+const BUSY_BLOCKS_PER_SM = 3;
+/** The cut of rows that must not depend on each other: splits at most, and the least that one gets, in tokens. */
+const INVARIANT_SPLITS = 16;
+const INVARIANT_SPLIT_TOKENS = 256;
 
 const ATTENTION_DECODE = {
   file: "attention_decode.cu",
   constants: { DECODE_TILE, STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE },
   entry: "attention_decode",
   pointers: [
-    ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "context_lens"] as const),
-    ...(["partials", "partial_stats", "counters"] as const),
+    ...(["out", "qkv", "keys", "values", "cos_sin", "query_norm", "key_norm", "slot_mapping"] as const),
+    ...(["block_tables", "row_slots", "context_lens", "partials", "partial_stats", "counters"] as const),
   ],
-  scalars: ["max_blocks", "scale_log2", "window", "min_split_tiles"],
+  scalars: ["max_blocks", "scale_log2", "window", "eps", "min_split_tiles"],
 } as const;
 
 /** How the rows of a decode batch are cut: gridDim.z, and the least that a split gets. */
@@ -34,26 +43,34 @@ export interface DecodeSplits {
 
 /**
  * The cut of a decode batch, from what a captured launch may depend on. Few rows are cut finely, down to a tile for
- * each warp, as latency is all; many rows hardly or not at all.
+ * each warp, as latency is all; many rows hardly or not at all. With `batchInvariant` it does not depend on the rows.
  */
-export function decodeSplits(rows: number, numKvHeads: number, smCount: number): DecodeSplits {
+export function decodeSplits(
+  rows: number,
+  numKvHeads: number,
+  smCount: number,
+  batchInvariant = false,
+): DecodeSplits {
+  if (batchInvariant) return { splits: INVARIANT_SPLITS, minTiles: INVARIANT_SPLIT_TOKENS / DECODE_TILE };
   const items = rows * numKvHeads;
   const wanted = Math.floor((smCount * DECODE_BLOCKS_PER_SM) / items);
+  const most = Math.max(MAX_SPLITS, Math.floor((smCount * BUSY_BLOCKS_PER_SM) / items));
   const minTokens = items * 4 <= smCount ? 64 : items * 2 <= smCount ? 128 : 256;
-  return { splits: Math.min(Math.max(wanted, 1), MAX_SPLITS), minTiles: minTokens / DECODE_TILE };
+  return { splits: Math.min(Math.max(wanted, 1), most), minTiles: minTokens / DECODE_TILE };
 }
 
 /** The kernel of one head shape and its scratch memory. */
 interface Variant {
   readonly kernel: Kernel<ArgumentsOf<typeof ATTENTION_DECODE>>;
   readonly threads: number;
-  /** float32: unnormalised outputs of the splits; their maxima and sums; uint32 arrival counters, always 0 between launches. */
-  readonly partials: DeviceBuffer;
-  readonly stats: DeviceBuffer;
-  readonly counters: DeviceBuffer;
+  /** Of the splits, float32: unnormalised outputs; maxima and sums. */
+  readonly partials: Scratch;
+  readonly stats: Scratch;
+  /** uint32: splits of a row's head that have arrived, always 0 between launches. */
+  readonly counters: Scratch;
 }
 
-/** Attention of rows with one query token: `attention_decode.cu`. */
+/** All of `Backend.attend` for rows with one query token: `attention_decode.cu`. */
 export class DecodeAttention {
   readonly #kernels: KernelVariants<typeof ATTENTION_DECODE>;
   readonly #variants = new Map<number, Variant>();
@@ -65,11 +82,14 @@ export class DecodeAttention {
     this.#kernels = new KernelVariants(library, ATTENTION_DECODE, options.dtype, options);
   }
 
-  unit(shape: HeadShape): KernelUnit {
-    return this.#kernels.unit(decodeDefines(shape));
+  unit(shape: HeadShape, rotaryDim: number): KernelUnit {
+    return this.#kernels.unit(this.#defines(shape, rotaryDim));
   }
 
-  /** Rows [0, batch.decodeRows). Scratch is allocated at a head shape's first use. */
+  /**
+   * Rows [0, batch.decodeRows), whose tokens are the first of `qkv`. Scratch is allocated at a head shape's first use, and
+   * with `batchInvariant` when there are more rows than ever before.
+   */
   launch(
     stream: number,
     out: Tensor,
@@ -80,42 +100,53 @@ export class DecodeAttention {
     shape: HeadShape,
   ): void {
     const { decodeRows } = batch;
-    const { kernel, threads, partials, stats, counters } = this.#variant(shape);
-    const { splits, minTiles } = decodeSplits(decodeRows, spec.numKvHeads, this.options.smCount);
-    kernel.launch(stream, spec.numKvHeads, decodeRows, splits, threads, 0, {
-      ...{ out, qkv, keys, values },
+    const { numKvHeads, headNorm, cosSin } = spec;
+    const { smCount, batchInvariant } = this.options;
+    const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, smCount, batchInvariant);
+    const { kernel, threads, partials, stats, counters } = this.#variant(shape, cosSin.dim(1));
+    // What decodeSplits lets happen at most: rows in one split need no scratch.
+    const items = batchInvariant
+      ? decodeRows * numKvHeads * INVARIANT_SPLITS
+      : smCount * DECODE_BLOCKS_PER_SM;
+    kernel.launch(stream, numKvHeads, decodeRows, splits, threads, 0, {
+      ...{ out, qkv, keys, values, cos_sin: cosSin, slot_mapping: batch.slotMapping },
+      query_norm: headNorm?.query ?? null,
+      key_norm: headNorm?.key ?? null,
+      eps: headNorm?.eps ?? 0,
       ...attentionArguments(batch, spec),
-      ...{ partials, partial_stats: stats, counters },
+      partials: partials.atLeast(items * shape.group * shape.headDim * 4),
+      partial_stats: stats.atLeast(items * shape.group * 8),
+      counters: counters.atLeast(items * 4),
       min_split_tiles: minTiles,
     });
   }
 
-  #variant(shape: HeadShape): Variant {
-    const key = headKey(shape);
+  #variant(shape: HeadShape, rotaryDim: number): Variant {
+    const key = headKey(shape) * (MAX_HEAD_DIM + 1) + rotaryDim;
     let variant = this.#variants.get(key);
     if (variant === undefined) {
-      const { smCount, allocateZeroed } = this.options;
-      const { group, headDim } = shape;
-      // What decodeSplits lets happen at most: rows in one split need no scratch.
-      const items = smCount * DECODE_BLOCKS_PER_SM;
+      const zeros = () => new Scratch(this.options.allocateZeroed);
       variant = {
-        kernel: this.#kernels.get(key, decodeDefines(shape)),
-        threads: decodeWarps(shape) * WARP,
-        partials: allocateZeroed(items * group * headDim * 4),
-        stats: allocateZeroed(items * group * 8),
-        counters: allocateZeroed(items * 4),
+        kernel: this.#kernels.get(key, this.#defines(shape, rotaryDim)),
+        threads: this.#warps(shape) * WARP,
+        ...{ partials: zeros(), stats: zeros(), counters: zeros() },
       };
       this.#variants.set(key, variant);
     }
     return variant;
   }
-}
 
-function decodeDefines(shape: HeadShape): Macros {
-  return { ...headDefines(shape), DECODE_WARPS: decodeWarps(shape) };
-}
+  #defines(shape: HeadShape, rotaryDim: number): Macros {
+    return {
+      ...headDefines(shape),
+      ...headPartDefines(rotaryDim, headPart(this.options.dtype, shape.headDim, rotaryDim)),
+      DECODE_WARPS: this.#warps(shape),
+    };
+  }
 
-/** Warps of a decode block: as many as merge their results in static shared memory. */
-function decodeWarps({ headDim, group }: HeadShape): number {
-  return 4 * group * (headDim + 2) * 4 < STATIC_SHARED_BYTES ? 4 : 2;
+  /** Warps of a decode block: as many as merge their results in static shared memory, beside the group's projections. */
+  #warps({ headDim, group }: HeadShape): number {
+    const projected = (group + 2) * (headDim * 2 + VECTOR_BYTES);
+    return 4 * group * (headDim + 2) * 4 + projected + VECTOR_BYTES < STATIC_SHARED_BYTES ? 4 : 2;
+  }
 }

@@ -1,11 +1,11 @@
-import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
-import { InvariantError } from "../../../base/errors.ts";
+import type { FloatDType } from "../../../base/dtype.ts";
 import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
-import { KernelVariants, VECTOR_BYTES, WARP, wholeWarps } from "./kernel-variants.ts";
+import { type HeadPart, headPart, headPartDefines } from "./head-part.ts";
+import { KernelVariants, wholeWarps } from "./kernel-variants.ts";
 
 const MAX_THREADS = 256;
 
@@ -19,13 +19,7 @@ const ROPE_STORE = {
   scalars: ["heads", "kv_heads", "block_size", "eps"],
 } as const;
 
-/** How a warp takes heads: `lanes` neighbouring lanes share one, each with `pairs` pairs of dimensions at a time. */
-interface HeadShape {
-  readonly pairs: number;
-  readonly lanes: number;
-}
-
-/** Query and key norm, rotary embedding, and the store to the paged cache. */
+/** Query and key norm, rotary embedding, and the store to the paged cache, of tokens whose attention another kernel does. */
 export class RotaryOps {
   readonly #ropeStore: KernelVariants<typeof ROPE_STORE>;
 
@@ -37,13 +31,13 @@ export class RotaryOps {
     this.#ropeStore = new KernelVariants(library, ROPE_STORE, dtype, options);
   }
 
-  units(headDim: number, rotaryDim: number): KernelUnit[] {
-    return [this.#ropeStore.unit(defines(headDim, rotaryDim, headShape(this.dtype, headDim, rotaryDim)))];
+  unit(headDim: number, rotaryDim: number): KernelUnit {
+    return this.#ropeStore.unit(defines(headDim, rotaryDim, headPart(this.dtype, headDim, rotaryDim)));
   }
 
   /**
-   * The first part of `Backend.attend`, whose checks have passed: queries are rotated in place, keys and values go to the
-   * cache alone, so the key part of `qkv` stays as it was.
+   * A part of `Backend.attend`, whose checks have passed, for tokens from `firstToken` on: queries are rotated in place, keys
+   * and values go to the cache alone, so the key part of `qkv` stays as it was.
    */
   ropeAndStoreKv(
     stream: number,
@@ -51,24 +45,25 @@ export class RotaryOps {
     cache: LayerCache,
     batch: BatchTensors,
     spec: AttentionSpec,
+    firstToken: number,
   ): void {
     const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
     const { keys, values } = cache;
     const [tokens, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
-    const shape = headShape(this.dtype, headDim, rotaryDim);
-    checkAlignment(shape, qkv, keys, values, cosSin, headNorm?.query, headNorm?.key);
+    const part = headPart(this.dtype, headDim, rotaryDim);
     const heads = numHeads + 2 * numKvHeads;
-    const threads = blockThreads(heads, shape);
-    const blocks = Math.ceil((heads * shape.lanes) / threads);
+    const threads = blockThreads(heads, part);
+    const blocks = Math.ceil((heads * part.lanes) / threads);
+    const fromFirst = (tensor: Tensor) => (firstToken === 0 ? tensor : tensor.rows(firstToken, tokens));
     this.#ropeStore
-      .get(headDim * 65536 + rotaryDim, defines(headDim, rotaryDim, shape))
-      .launch(stream, tokens, blocks, 1, threads, 0, {
-        qkv,
+      .get(headDim * 65536 + rotaryDim, defines(headDim, rotaryDim, part))
+      .launch(stream, tokens - firstToken, blocks, 1, threads, 0, {
+        qkv: fromFirst(qkv),
         keys,
         values,
         cos_sin: cosSin,
-        positions: batch.positions,
-        slot_mapping: batch.slotMapping,
+        positions: fromFirst(batch.positions),
+        slot_mapping: fromFirst(batch.slotMapping),
         query_norm: headNorm?.query ?? null,
         key_norm: headNorm?.key ?? null,
         heads: numHeads,
@@ -79,27 +74,10 @@ export class RotaryOps {
   }
 }
 
-/** As many pairs as a vector has elements, where both parts of a head divide by them; lanes for all of a head, up to a warp. */
-function headShape(dtype: FloatDType, headDim: number, rotaryDim: number): HeadShape {
-  let pairs = VECTOR_BYTES / dtypeSize(dtype);
-  while ((rotaryDim / 2) % pairs !== 0 || ((headDim - rotaryDim) / 2) % pairs !== 0) pairs /= 2;
-  const pieces = headDim / 2 / pairs;
-  return { pairs, lanes: Math.min(WARP, 2 ** Math.ceil(Math.log2(pieces))) };
+function defines(headDim: number, rotaryDim: number, part: HeadPart): Macros {
+  return { HEAD_DIM: headDim, ...headPartDefines(rotaryDim, part) };
 }
 
-function defines(headDim: number, rotaryDim: number, { pairs, lanes }: HeadShape): Macros {
-  return { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim, HEAD_PAIRS: pairs, HEAD_LANES: lanes };
-}
-
-function blockThreads(heads: number, { lanes }: HeadShape): number {
+function blockThreads(heads: number, { lanes }: HeadPart): number {
   return Math.min(MAX_THREADS, wholeWarps(heads * lanes));
-}
-
-/** Tensors must start at vectors where the kernel accesses vectors. */
-function checkAlignment({ pairs }: HeadShape, ...tensors: readonly (Tensor | undefined)[]): void {
-  if (pairs < 4) return;
-  for (const tensor of tensors) {
-    if (tensor !== undefined && tensor.address % VECTOR_BYTES !== 0)
-      throw new InvariantError(`attend: ${tensor} is not ${VECTOR_BYTES}-byte aligned`);
-  }
 }

@@ -397,23 +397,25 @@ describe("attend", () => {
     [96, 96],
     [256, 256],
     [96, 32],
-  ])("begins with heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
-    const step = batch({ decodeRows: 5, prefill: [] });
+  ])("of prompts begins with heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
+    const step = batch({ decodeRows: 5, prefill: [40] });
     const { out, qkv, cache } = operands(step, 4, headDim);
     const [query, key] = [bf16(headDim), bf16(headDim)];
     const bare = spec(4, headDim, { rotaryDim });
     const headNorm = { query, key, eps: 1e-6 };
-    const [stored] = launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm }));
+    const [, stored] = launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm }));
     expect(stored!.entry).toBe("rope_store");
-    expect(stored!.grid[0]).toBe(5);
+    expect(stored!.grid[0]).toBe(40);
+    // Of the tokens after the decode rows.
+    const width = (16 + 8) * headDim;
     const common = {
-      ...{ qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
-      ...{ cos_sin: bare.cosSin.address, positions: step.positions.address },
-      ...{ slot_mapping: step.slotMapping.address, heads: 16, kv_heads: 4, block_size: 16 },
+      ...{ qkv: qkv.address + 5 * width * 2, keys: cache.keys.address, values: cache.values.address },
+      ...{ cos_sin: bare.cosSin.address, positions: step.positions.address + 20 },
+      ...{ slot_mapping: step.slotMapping.address + 20, heads: 16, kv_heads: 4, block_size: 16 },
     };
     const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
     expect(namedArguments(stored!)).toEqual({ ...common, ...norms });
-    const [unnormed] = launches(() => backend.attend(out, qkv, cache, step, bare));
+    const [, unnormed] = launches(() => backend.attend(out, qkv, cache, step, bare));
     expect(namedArguments(unnormed!)).toEqual({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
   });
 
@@ -426,19 +428,25 @@ describe("attend", () => {
   ])("of %d decode rows, %d queries a key, %d dimensions", (rows, group, headDim) => {
     const step = batch({ decodeRows: rows, prefill: [] });
     const { out, qkv, cache } = operands(step, group, headDim);
-    const heads = spec(group, headDim, { window: 100 });
-    const [store, decode, ...more] = launches(() => backend.attend(out, qkv, cache, step, heads));
-    expect([store!.entry, more]).toEqual(["rope_store", []]);
+    const [query, key] = [bf16(headDim), bf16(headDim)];
+    const heads = spec(group, headDim, { window: 100, rotaryDim: headDim / 2 });
+    const headNorm = { query, key, eps: 1e-6 };
+    const decode = launch(() => backend.attend(out, qkv, cache, step, { ...heads, headNorm }));
     const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
     expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
     const { DECODE_WARPS, WARP } = macrosOf("attention_decode.cu", group, headDim);
-    expect(decode!.block).toEqual([DECODE_WARPS! * WARP!, 1, 1]);
-    const { partials, partial_stats, counters, ...rest } = namedArguments(decode!);
-    expect(rest).toEqual({
+    expect(decode.block).toEqual([DECODE_WARPS! * WARP!, 1, 1]);
+    const { partials, partial_stats, counters, ...rest } = namedArguments(decode);
+    const common = {
       ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+      ...{ cos_sin: heads.cosSin.address, slot_mapping: step.slotMapping.address },
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ context_lens: step.contextLens.address, max_blocks: 64, window: 100 },
       ...{ scale_log2: f(headDim ** -0.5 * Math.LOG2E), min_split_tiles: minTiles },
+    };
+    expect(rest).toEqual({
+      ...common,
+      ...{ query_norm: query.address, key_norm: key.address, eps: f(1e-6) },
     });
     const scratch = [partials!, partial_stats!, counters!].map((at) => machine.cuda.bytesOf(at));
     const parts = splits > 1 ? rows * 4 * splits : 0;
@@ -446,6 +454,44 @@ describe("attend", () => {
     expect(scratch[1]!.length).toBeGreaterThanOrEqual(parts * group * 8);
     expect(scratch[2]!.length).toBeGreaterThanOrEqual(rows * 4 * (splits > 1 ? 4 : 0));
     expect(scratch[2]!.every((byte) => byte === 0)).toBe(true);
+    const unnormed = launch(() => backend.attend(out, qkv, cache, step, heads));
+    expect(namedArguments(unnormed)).toMatchObject({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
+    expect(namedArguments(unnormed)).toMatchObject({ partials, partial_stats, counters });
+  });
+
+  test("of few rows keeps every multiprocessor busy, of many cuts none", () => {
+    expect(decodeSplits(1, 8, 132)).toEqual({ splits: 49, minTiles: 4 });
+    expect(decodeSplits(1, 1, 132)).toEqual({ splits: 396, minTiles: 4 });
+    expect(decodeSplits(16, 8, 132)).toEqual({ splits: 16, minTiles: 16 });
+    expect(decodeSplits(4096, 8, 132).splits).toBe(1);
+    for (const rows of [1, 16, 4096]) {
+      expect(decodeSplits(rows, 8, 132, true)).toEqual({ splits: 16, minTiles: 16 });
+      // What scratch is allocated for.
+      const { splits } = decodeSplits(rows, 8, 132);
+      expect(splits === 1 || rows * 8 * splits <= 132 * 16).toBe(true);
+    }
+  });
+
+  test("whose decode rows must not depend on each other cuts a row by its length alone", () => {
+    using invariant = new FakeMachine();
+    using owner = {
+      backend: invariant.backend("bfloat16", { batchInvariant: true }),
+      [Symbol.dispose]: () => owner.backend.dispose(),
+    };
+    const scratchOf = (rows: number) => {
+      const step = batch({ decodeRows: rows, prefill: [] });
+      const { out, qkv, cache } = operands(step, 2, 64);
+      owner.backend.attend(out, qkv, cache, step, spec(2, 64));
+      const decode = invariant.cuda.launches.at(-1)!;
+      const { min_split_tiles, counters, partials } = namedArguments(decode);
+      expect(decode.grid).toEqual([4, rows, 16]);
+      expect(min_split_tiles).toBe(16);
+      expect(invariant.cuda.bytesOf(counters!).length).toBeGreaterThanOrEqual(rows * 4 * 4);
+      expect(invariant.cuda.bytesOf(partials!).length).toBeGreaterThanOrEqual(rows * 4 * 16 * 2 * 64 * 4);
+      return partials;
+    };
+    expect(scratchOf(1)).not.toBe(scratchOf(200));
+    expect(scratchOf(100)).toBe(scratchOf(200));
   });
 
   const PROMPTS = [

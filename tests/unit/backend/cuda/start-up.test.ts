@@ -115,7 +115,7 @@ describe("a model that loads", () => {
     drain(loaded.engine);
     const entries = machine.cuda.launches.map(({ entry }) => entry);
     const step = entries.slice(entries.lastIndexOf("prepare_batch"));
-    const layer = ["rms_norm", "rope_store", "attention_decode", "rms_norm", "gated_activation"];
+    const layer = ["rms_norm", "attention_decode", "rms_norm", "gated_activation"];
     const model = ["prepare_batch", "gather_rows", ...layer, ...layer, "rms_norm"];
     expect(step).toEqual([...model, "sample_tiles", "sample_rows", "post"]);
     const residual = products[1]!.addTo;

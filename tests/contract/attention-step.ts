@@ -1,0 +1,188 @@
+import type { AttentionSpec, LayerCache } from "../../src/backend/backend.ts";
+import type { Tensor } from "../../src/backend/tensor.ts";
+import { type Expected, expectClose, expectEqual } from "./compare.ts";
+import type { Fixture, Uploaded } from "./fixture.ts";
+import type { RaggedBatch } from "./ragged-batch.ts";
+import * as reference from "./reference.ts";
+
+const EPS = 1e-6;
+
+export interface AttentionShape {
+  readonly numHeads: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
+  /** Leading dimensions of a head that are rotated. */
+  readonly rotaryDim: number;
+  readonly blockSize: number;
+  readonly window: number;
+  readonly headNorm: boolean;
+}
+
+/** The operands of `attend` for a batch, and what it must have made of them. */
+export class AttentionStep {
+  readonly out: Tensor;
+  readonly qkv: Uploaded;
+  readonly spec: AttentionSpec;
+  readonly #context: CachedContext;
+  readonly #cosSin: Float32Array;
+  readonly #norms: { readonly query: Float32Array; readonly key: Float32Array } | undefined;
+
+  constructor(
+    private readonly fixture: Fixture,
+    private readonly batch: RaggedBatch,
+    private readonly shape: AttentionShape,
+  ) {
+    const { numHeads, numKvHeads, headDim, rotaryDim, window } = shape;
+    const width = (numHeads + 2 * numKvHeads) * headDim;
+    this.qkv = fixture.state(fixture.random.normals(batch.numTokens * width), [batch.numTokens, width]);
+    this.#context = new CachedContext(fixture, batch, shape);
+    const cosSin = angles(fixture, Math.max(...batch.rows.map(([contextLen]) => contextLen)), rotaryDim);
+    this.#cosSin = cosSin.values;
+    const query = fixture.normals([headDim], 0.3, 1);
+    const key = fixture.normals([headDim], 0.3, 1);
+    this.spec = {
+      ...{ numHeads, numKvHeads, headDim, scale: 1 / Math.sqrt(headDim), window, cosSin: cosSin.tensor },
+      headNorm: shape.headNorm ? { query: query.tensor, key: key.tensor, eps: EPS } : undefined,
+    };
+    this.#norms = shape.headNorm ? { query: query.values, key: key.values } : undefined;
+    this.out = fixture.output(fixture.dtype, [batch.numTokens, numHeads * headDim]);
+  }
+
+  get cache(): LayerCache {
+    return this.#context.cache;
+  }
+
+  /** Throws unless the new keys and values are in the cache, everything else is as it was, and `out` is right. */
+  check(): void {
+    const { fixture, batch, shape, spec } = this;
+    const projected = project(this.qkv.values, batch, shape, this.#cosSin, this.#norms);
+    const stored = this.#context.checkStored(projected);
+    const rows = batch.rows.map(([contextLen, queryLen], i) => ({
+      ...{ firstToken: batch.cuSeqlensQ[i]!, queryLen, contextLen },
+      ...{ keys: stored.keys[i]!, values: stored.values[i]! },
+    }));
+    const expected = reference.attention(projected.values, batch.numTokens, rows, spec);
+    const longest = Math.max(...batch.rows.map(([contextLen]) => contextLen));
+    const precision = {
+      ...{ dtype: fixture.dtype, reduction: shape.headDim + longest, intermediates: INTERMEDIATES },
+    };
+    expectClose("out", fixture.readFloats(this.out), expected, precision);
+  }
+}
+
+/**
+ * Roundings that attention may make of each term: two of its weight, and those of the queries, which move the scores of
+ * normally distributed keys by about as much as two more.
+ */
+const INTERMEDIATES = 4;
+
+/** cosSin[positions, rotaryDim] with base 10,000. */
+function angles(fixture: Fixture, positions: number, rotaryDim: number): Uploaded {
+  const half = rotaryDim / 2;
+  const values = Float32Array.from({ length: positions * rotaryDim }, (_, index) => {
+    const i = index % rotaryDim;
+    const angle = Math.floor(index / rotaryDim) * 10000 ** (-(i % half) / half);
+    return i < half ? Math.cos(angle) : Math.sin(angle);
+  });
+  return fixture.input(values, [positions, rotaryDim], "float32");
+}
+
+/** The projections once queries and keys are normalised and rotated. */
+function project(
+  qkv: Float32Array,
+  { numTokens, positions }: RaggedBatch,
+  { numHeads, numKvHeads, headDim, rotaryDim }: AttentionShape,
+  cosSin: Float32Array,
+  norms: { query: Float32Array; key: Float32Array } | undefined,
+) {
+  const [rotated, all] = [numHeads + numKvHeads, numHeads + 2 * numKvHeads];
+  const normed = qkv.slice();
+  for (let head = 0; norms !== undefined && head < numTokens * all; head++) {
+    if (head % all >= rotated) continue;
+    const span = normed.subarray(head * headDim, (head + 1) * headDim);
+    span.set(reference.rmsNorm(span, head % all < numHeads ? norms.query : norms.key, EPS).values);
+  }
+  return reference.rotary(normed, all * headDim, rotated, headDim, cosSin, rotaryDim, positions);
+}
+
+/** A layer's cache that holds what came before this step's tokens, and NaN everywhere else. */
+class CachedContext {
+  readonly cache: LayerCache;
+  readonly #before: { readonly keys: Float32Array; readonly values: Float32Array };
+
+  constructor(
+    private readonly fixture: Fixture,
+    private readonly batch: RaggedBatch,
+    private readonly shape: AttentionShape,
+  ) {
+    const { numBlocks, blockSize } = batch;
+    const { numKvHeads, headDim } = shape;
+    const upload = () => {
+      const paged = new Float32Array(numBlocks * numKvHeads * blockSize * headDim).fill(Number.NaN);
+      for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
+        for (let p = 0; p < contextLen - queryLen; p++)
+          for (let head = 0; head < numKvHeads; head++)
+            paged.set(fixture.random.normals(headDim), this.#at(row, p, head));
+      }
+      return fixture.state(paged, [numBlocks, numKvHeads, blockSize, headDim]);
+    };
+    const [keys, values] = [upload(), upload()];
+    this.cache = { keys: keys.tensor, values: values.tensor };
+    this.#before = { keys: keys.values, values: values.values };
+  }
+
+  /**
+   * Throws unless the projected tokens lie where the batch says, and everything else is as it was. Returns each row's
+   * context as the cache now holds it, [contextLen, numKvHeads, headDim].
+   */
+  checkStored(projected: Expected) {
+    const { fixture, batch } = this;
+    const { numHeads, numKvHeads, headDim, headNorm } = this.shape;
+    const width = (numHeads + 2 * numKvHeads) * headDim;
+    const contexts = (name: "keys" | "values") => {
+      const actual = fixture.readFloats(this.cache[name]);
+      const expected = {
+        values: new Float64Array(actual.length),
+        magnitudes: new Float64Array(actual.length),
+      };
+      expected.values.set(this.#before[name]);
+      const offset = (numHeads + (name === "keys" ? 0 : numKvHeads)) * headDim;
+      for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
+        for (let t = 0; t < queryLen; t++) {
+          for (let head = 0; head < numKvHeads; head++) {
+            const from = (batch.cuSeqlensQ[row]! + t) * width + offset + head * headDim;
+            const to = this.#at(row, contextLen - queryLen + t, head);
+            for (const part of ["values", "magnitudes"] as const)
+              expected[part].set(projected[part].subarray(from, from + headDim), to);
+          }
+        }
+      }
+      const { dtype } = fixture;
+      if (name === "keys")
+        expectClose(name, actual, expected, { dtype, reduction: headDim, intermediates: headNorm ? 2 : 0 });
+      else expectEqual(name, actual, expected.values);
+      return batch.rows.map(([contextLen], row) => this.#context(actual, row, contextLen));
+    };
+    return { keys: contexts("keys"), values: contexts("values") };
+  }
+
+  #context(paged: Float32Array, row: number, contextLen: number): Float32Array {
+    const { numKvHeads, headDim } = this.shape;
+    const context = new Float32Array(contextLen * numKvHeads * headDim);
+    for (let p = 0; p < contextLen; p++) {
+      for (let head = 0; head < numKvHeads; head++) {
+        const at = this.#at(row, p, head);
+        context.set(paged.subarray(at, at + headDim), (p * numKvHeads + head) * headDim);
+      }
+    }
+    return context;
+  }
+
+  /** Index of the first element of a position's head. */
+  #at(row: number, position: number, head: number): number {
+    const { rowSlots, blockTables, maxBlocks, blockSize } = this.batch;
+    const { numKvHeads, headDim } = this.shape;
+    const block = blockTables[rowSlots[row]! * maxBlocks + Math.floor(position / blockSize)]!;
+    return ((block * numKvHeads + head) * blockSize + (position % blockSize)) * headDim;
+  }
+}
