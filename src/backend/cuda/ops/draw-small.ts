@@ -75,6 +75,8 @@ export class DrawSmall {
     slots: SlotTensors,
   ): boolean {
     const [tokens, inFeatures] = [hidden.dim(0), hidden.dim(1)];
+    // Room for any head and any rows, even if these are too many: steps of few rows are captured after one of many.
+    const keys = this.#keys.atLeast(MAX_SMALL_TOKENS * this.options.smCount * KEY_BYTES);
     if (tokens > MAX_SMALL_TOKENS) return false;
     if (hidden.address % VECTOR_BYTES !== 0 || weight.data.address % VECTOR_BYTES !== 0) return false;
     if (norm !== undefined && norm.weight.address % VECTOR_BYTES !== 0) return false;
@@ -84,8 +86,6 @@ export class DrawSmall {
     );
     if (planned === undefined) return false;
     const { plan, kernel } = planned;
-    // Of the most rows at once: growing is for the first call alone.
-    const keys = this.#keys.atLeast(MAX_SMALL_TOKENS * plan.blocks * KEY_BYTES);
     kernel.launch(stream, plan.blocks, 1, 1, SMALL_THREADS, plan.sharedBytes, {
       ...{ keys, x: hidden, weight: weight.data, gamma: norm?.weight ?? null },
       ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },

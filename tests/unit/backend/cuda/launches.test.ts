@@ -774,6 +774,24 @@ describe("tokens are drawn", () => {
     },
   );
 
+  test("after a step of many rows, one of any size allocates and uploads nothing", () => {
+    using fresh = new FakeMachine();
+    using owner = { backend: fresh.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
+    const [vocab, width] = [2560, 512];
+    const head = { weight: denseWeight(bf16(vocab, width)), norm: { weight: bf16(width), eps: 1e-6 } };
+    const [slots, x, logits, out] = [slotTables(vocab), bf16(256, width), f32(256, vocab), i32(256)];
+    const run = (rows: number) => {
+      const first = (tensor: Tensor) => tensor.rows(0, rows);
+      owner.backend.drawTokens(first(out), first(x), head, first(logits), sampleRows(rows), slots);
+    };
+    run(256);
+    const calls = () =>
+      (["cuMemAlloc_v2", "cuMemcpyHtoDAsync_v2"] as const).map((call) => fresh.cuda.count(call));
+    const before = calls();
+    for (const rows of [1, 8, 9, 64, 65, 128, 200]) run(rows);
+    expect(calls()).toEqual(before);
+  });
+
   test.each([
     ["more rows by a vocabulary that is no whole number of tiles", 9, 151_952, 1024],
     ["a vocabulary that is no whole number of tiles", 1, 151_937, 1024],
