@@ -216,6 +216,7 @@ export class CudaBackend implements Backend {
 
   /** Finds the fastest matrix products of the weights used so far at these token counts; see `GemmTuner`. */
   tuneLinear(tokenCounts: readonly number[]): void {
+    if (!this.options.batchInvariant) this.#linear.foresee();
     this.#tuner.tune(tokenCounts);
     this.#gemm.replan();
     this.#linear.tune(this.#stream.value, tokenCounts);

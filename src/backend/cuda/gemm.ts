@@ -125,6 +125,11 @@ export class Gemm {
     });
   }
 
+  /** Tells the tuner of a product by the weight at an address that may come, though another kernel has computed it so far. */
+  foresee(shape: Omit<LinearShape, "tokens">, weight: number): void {
+    this.tuner.observe({ ...shape, tokens: 0 }, weight);
+  }
+
   /** Drops the plans, so that what the tuner has learnt since is used. */
   replan(): void {
     for (const { matmul } of this.#plans.values()) matmul.dispose();

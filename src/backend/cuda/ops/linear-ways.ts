@@ -99,6 +99,13 @@ export class LinearWays {
     return way;
   }
 
+  /** Calls `visit` with the address of each weight that a product was seen with so far, and what surrounds it. */
+  visit(visit: (shape: WgmmaShape, weight: number, fusion: LinearFusion) => void): void {
+    for (const { shape, uses } of this.#products.values()) {
+      for (const [weight, { fusion }] of uses) visit(shape, weight, fusion);
+    }
+  }
+
   /**
    * Times the ways of every product seen so far at these token counts, where the choice is not known yet, against cuBLASLt,
    * whose algorithms must have been tuned. What cannot be timed is left to the first way.

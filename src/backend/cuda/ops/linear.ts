@@ -58,6 +58,16 @@ export class LinearOps {
     return this.parts.hopper?.ways.units(shape) ?? [];
   }
 
+  /** Tells cuBLASLt's tuner of the products so far that other kernels took, so that it is at its best when compared with. */
+  foresee(): void {
+    const inputType = this.dtype;
+    this.parts.hopper?.ways.visit(({ inFeatures, outFeatures, floatOut }, weight, { bias, addTo }) => {
+      const outputType = floatOut ? "float32" : this.dtype;
+      const added = { bias: bias !== undefined, addTo: addTo !== undefined };
+      this.parts.gemm.foresee({ inFeatures, outFeatures, inputType, outputType, ...added }, weight);
+    });
+  }
+
   /** Finds the fastest way at each of these token counts for every product so far, once cuBLASLt's algorithms are tuned. */
   tune(stream: number, tokenCounts: readonly number[]): void {
     const { small, hopper } = this.parts;

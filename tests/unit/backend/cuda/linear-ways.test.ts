@@ -72,7 +72,18 @@ describe("a product of up to 256 tokens on Hopper", () => {
     expect(multiply(90)).toBe(way);
   });
 
-  test("is timed once: the next start knows, unless the kernel or the GPU has changed", () => {
+  test("is compared with cuBLASLt at its best, though cuBLASLt has not computed it before", () => {
+    multiply(64);
+    expect(machine.cublas.matmuls).toEqual([]);
+    backend.tuneLinear([128]);
+    // A search for all that are timed, not for the likely fastest.
+    expect(machine.cublas.searches).toEqual([8]);
+    expect(new Set(machine.cublas.matmuls.map(({ shape }) => shape.join()))).toEqual(
+      new Set(["128,1024,1024"]),
+    );
+  });
+
+  test("is timed once: the next start knows, unless it is on another GPU", () => {
     times[SECOND] = 0.5;
     tuned();
     times[SECOND] = 2;
