@@ -109,15 +109,6 @@ struct Work {
   __device__ __forceinline__ int fills() const { return ceil_div(tiles - first_tile, tile_step) * k_tiles; }
 };
 
-__device__ __forceinline__ uint32 multiply2(uint32 a, uint32 b) {
-  uint32 y;
-#if defined(DTYPE_BF16)
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-#else
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-#endif
-  return y;
-}
 // ── warps that fetch ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 __device__ __forceinline__ void fetch_weights(TileShared& shared, const Work& work, const TensorMap* map, uint32 share,

@@ -22,6 +22,20 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], uint32 a0, uint32 a1
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Products of the elements of two registers, rounded, and of four and four.
+__device__ __forceinline__ uint32 multiply2(uint32 a, uint32 b) {
+  uint32 y;
+#if defined(DTYPE_BF16)
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+#else
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+#endif
+  return y;
+}
+__device__ __forceinline__ uint4 multiply(uint4 a, uint4 b) {
+  return make_uint4(multiply2(a.x, b.x), multiply2(a.y, b.y), multiply2(a.z, b.z), multiply2(a.w, b.w));
+}
+
 // Transposes an 8×8 matrix of 16-bit elements held one row a quad: lane (r, c) gives row r, columns 2c..2c+1 and gets
 // row r of the transpose.
 __device__ __forceinline__ uint32 transpose_8x8(uint32 x) {

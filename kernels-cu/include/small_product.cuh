@@ -78,20 +78,6 @@ __device__ __forceinline__ void produce(Shared& shared, const elem_t* weight, in
   }
 }
 
-__device__ __forceinline__ uint32 multiply2(uint32 a, uint32 b) {
-  uint32 y;
-#if defined(DTYPE_BF16)
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-#else
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-#endif
-  return y;
-}
-
-__device__ __forceinline__ uint4 multiply(uint4 a, uint4 b) {
-  return make_uint4(multiply2(a.x, b.x), multiply2(a.y, b.y), multiply2(a.z, b.z), multiply2(a.w, b.w));
-}
-
 // For a block of CONSUMERS + WARP threads and LINEAR_SHARED_BYTES of dynamic shared memory. Grid: at most one CTA a tile, all
 // resident. `tiles` is N / TILE_ROWS, `outputs` N or with GATED N / 2. With trigger_early the next kernel may start at once,
 // else when all weights have been requested.

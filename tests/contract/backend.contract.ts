@@ -7,6 +7,7 @@ import { checksCases } from "./cases/checks.ts";
 import { distributionCases } from "./cases/distribution.ts";
 import { drawTokensCases } from "./cases/draw-tokens.ts";
 import { gatherCases } from "./cases/gather.ts";
+import { layersCases } from "./cases/layers.ts";
 import { linearCases } from "./cases/linear.ts";
 import { logprobsCases } from "./cases/logprobs.ts";
 import { memoryCases } from "./cases/memory.ts";
@@ -51,6 +52,7 @@ export function runContract(name: string, createBackend: () => Backend): void {
     normCases(addCase);
     activationCases(addCase);
     attendCases(addCase);
+    layersCases(addCase);
     batchCases(addCase);
     paddingCases(addCase);
     processLogitsCases(addCase);

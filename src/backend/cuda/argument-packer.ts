@@ -6,7 +6,7 @@ export interface Addressed {
   readonly address: number;
 }
 
-/** A value in host memory that a kernel takes whole: a tensor map. The memory must not move. */
+/** A value in host memory that a kernel takes whole: a tensor map, a table. The memory must not move. */
 export interface HostValue {
   readonly hostAddress: number;
 }
@@ -37,7 +37,7 @@ const STORE: Readonly<Record<ParameterType, (i: number) => string>> = {
   float32: (i) => `
     if (typeof v !== "number") refuse(${i}, v);
     f32[${2 * i}] = v;`,
-  tensorMap: (i) => `
+  hostValue: (i) => `
     v = v?.hostAddress;
     if (!(v > 0)) refuse(${i}, v);
     at[${2 * i}] = v;

@@ -38,6 +38,7 @@ import { KernelLibrary } from "./kernel-library.ts";
 import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
 import { LinearWays } from "./ops/linear-ways.ts";
+import { PendingLayers } from "./ops/pending-layers.ts";
 import { Staging } from "./staging.ts";
 import { TuningCache } from "./tuning-cache.ts";
 
@@ -69,6 +70,8 @@ export class CudaBackend implements Backend {
   readonly #tuner: GemmTuner;
   readonly #ops: KernelOps;
   readonly #linear: LinearOps;
+  /** Undefined where decode steps are launched op by op: before Hopper, or as a row must not depend on the others. */
+  readonly #pending: PendingLayers | undefined;
   /** From the first capture on, graphs may hold the addresses of ops' own memory. */
   #hasCaptured = false;
 
@@ -129,6 +132,7 @@ export class CudaBackend implements Backend {
         ...{ gemm: this.#gemm, norm, activation },
         allocate,
       });
+      this.#pending = batchInvariant ? undefined : this.#pendingLayers();
     } catch (error) {
       try {
         this.#context.dispose();
@@ -137,6 +141,26 @@ export class CudaBackend implements Backend {
       }
       throw error;
     }
+  }
+
+  #pendingLayers(): PendingLayers | undefined {
+    const [{ decodeLayers, attend }, linear, stream] = [this.#ops, this.#linear, this.#stream.value];
+    if (decodeLayers === undefined) return undefined;
+    return new PendingLayers(decodeLayers, {
+      linear: ({ out, x, weight, fusion }) => linear.linear(stream, out, x, weight, fusion),
+      attend: ({ out, qkv, cache, batch, spec }) => attend.attend(stream, out, qkv, cache, batch, spec),
+    });
+  }
+
+  /** The stream, for what comes after all ops so far. */
+  get #ordered(): Stream {
+    this.#flush();
+    return this.#stream;
+  }
+
+  /** Launches the ops that are held back. */
+  #flush(): void {
+    this.#pending?.flush(this.#stream.value);
   }
 
   /** Compiles, in parallel, what the disk cache lacks, and loads all. */
@@ -148,7 +172,7 @@ export class CudaBackend implements Backend {
 
   allocate(byteLength: number): DeviceBuffer {
     invariant(!this.#context.isDisposed, "CUDA backend used after dispose()");
-    return new CudaBuffer(this.#context, byteLength);
+    return new CudaBuffer(this.#context, byteLength, () => this.#flush());
   }
 
   allocateShared(byteLength: number): DeviceBuffer {
@@ -163,10 +187,12 @@ export class CudaBackend implements Backend {
   upload(target: Tensor, data: ArrayBufferView): void {
     if (data.byteLength !== target.byteLength)
       throw new InvariantError(`upload of ${data.byteLength} bytes to ${target}`);
+    this.#flush();
     this.#staging.upload(target.address, data);
   }
 
   bulkUpload(): BulkUpload {
+    this.#flush();
     return this.#staging.bulkUpload();
   }
 
@@ -175,25 +201,27 @@ export class CudaBackend implements Backend {
   }
 
   readback(source: Tensor): Readback {
+    this.#flush();
     return this.#staging.readback(source.address, source.byteLength);
   }
 
   fill(target: Tensor, byte: number): void {
-    this.#stream.fill(target.address, byte, target.byteLength);
+    this.#ordered.fill(target.address, byte, target.byteLength);
   }
 
   fence(): Fence {
+    this.#flush();
     return this.#staging.fence();
   }
 
   synchronize(): void {
-    this.#stream.synchronize();
+    this.#ordered.synchronize();
   }
 
   /** Marks this point of the work enqueued, with a timestamp: for benchmarks, outside `capture`. The caller disposes. */
   mark(): Event {
     const event = Event.create(this.#context, { timing: true });
-    event.record(this.#stream);
+    event.record(this.#ordered);
     return event;
   }
 
@@ -203,19 +231,27 @@ export class CudaBackend implements Backend {
 
   capture(enqueue: () => void): CapturedGraph {
     this.#hasCaptured = true;
-    using graph = Graph.capture(this.#stream, enqueue);
+    using graph = Graph.capture(this.#ordered, () => {
+      try {
+        enqueue();
+        this.#flush();
+      } finally {
+        this.#pending?.discard();
+      }
+    });
     const replay = graph.instantiate();
     try {
-      replay.upload(this.#stream);
+      replay.upload(this.#ordered);
     } catch (error) {
       replay.dispose();
       throw error;
     }
-    return { launch: () => replay.launch(this.#stream), dispose: () => replay.dispose() };
+    return { launch: () => replay.launch(this.#ordered), dispose: () => replay.dispose() };
   }
 
   /** Finds the fastest matrix products of the weights used so far at these token counts; see `GemmTuner`. */
   tuneLinear(tokenCounts: readonly number[]): void {
+    this.#flush();
     if (!this.options.batchInvariant) this.#linear.foresee();
     this.#tuner.tune(tokenCounts);
     this.#gemm.replan();
@@ -242,59 +278,61 @@ export class CudaBackend implements Backend {
   }
 
   rotaryTable(out: Tensor, frequencies: Tensor, amplitude: number): void {
-    this.#ops.rotaryTable.rotaryTable(this.#stream.value, out, frequencies, amplitude);
+    this.#ops.rotaryTable.rotaryTable(this.#ordered.value, out, frequencies, amplitude);
   }
 
   embedding(out: Tensor, table: Tensor, ids: Tensor): void {
-    this.#ops.embedding.embedding(this.#stream.value, out, table, ids);
+    this.#ops.embedding.embedding(this.#ordered.value, out, table, ids);
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
-    this.#ops.embedding.gatherRows(this.#stream.value, out, x, rows);
+    this.#ops.embedding.gatherRows(this.#ordered.value, out, x, rows);
   }
 
   linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
+    if (this.#pending?.add(this.#stream.value, { kind: "linear", out, x, weight, fusion })) return;
     this.#linear.linear(this.#stream.value, out, x, weight, fusion);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    this.#ops.norm.rmsNorm(this.#stream.value, out, x, weight, eps);
+    this.#ops.norm.rmsNorm(this.#ordered.value, out, x, weight, eps);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
-    this.#ops.norm.layerNorm(this.#stream.value, out, x, weight, bias, eps);
+    this.#ops.norm.layerNorm(this.#ordered.value, out, x, weight, bias, eps);
   }
 
   activation(out: Tensor, x: Tensor, activation: Activation): void {
-    this.#ops.activation.activation(this.#stream.value, out, x, activation);
+    this.#ops.activation.activation(this.#ordered.value, out, x, activation);
   }
 
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
+    if (this.#pending?.add(this.#stream.value, { kind: "attend", out, qkv, cache, batch, spec })) return;
     this.#ops.attend.attend(this.#stream.value, out, qkv, cache, batch, spec);
   }
 
   joinSlots(slots: SlotTensors, joins: Tensor): void {
-    this.#ops.batch.joinSlots(this.#stream.value, slots, joins);
+    this.#ops.batch.joinSlots(this.#ordered.value, slots, joins);
   }
 
   prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
-    this.#ops.batch.prepareBatch(this.#stream.value, batch, samples, inbox, slots);
+    this.#ops.batch.prepareBatch(this.#ordered.value, batch, samples, inbox, slots);
   }
 
   post(outbox: StepAreas, results: Tensor): void {
-    this.#ops.batch.post(this.#stream.value, outbox, results);
+    this.#ops.batch.post(this.#ordered.value, outbox, results);
   }
 
   scatter(target: Tensor, indices: Tensor, values: Tensor): void {
-    this.#ops.batch.scatter(this.#stream.value, target, indices, values);
+    this.#ops.batch.scatter(this.#ordered.value, target, indices, values);
   }
 
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
-    this.#ops.processLogits.processLogits(this.#stream.value, out, logits, samples, slots);
+    this.#ops.processLogits.processLogits(this.#ordered.value, out, logits, samples, slots);
   }
 
   sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void {
-    this.#ops.sampling.sample(this.#stream.value, out, logits, processed, samples, slots);
+    this.#ops.sampling.sample(this.#ordered.value, out, logits, processed, samples, slots);
   }
 
   drawTokens(
@@ -309,7 +347,7 @@ export class CudaBackend implements Backend {
     if (rows === 0) return;
     // Steps in which some row needs its logits multiply by `linear`, which rounds otherwise.
     const { drawSmall, drawWgmma }: Partial<KernelOps> = this.options.batchInvariant ? {} : this.#ops;
-    const stream = this.#stream.value;
+    const stream = this.#ordered.value;
     if (drawSmall?.launch(stream, out, hidden, head, samples, slots)) return;
     if (drawWgmma?.launch(stream, out, hidden, head, samples, slots)) return;
     this.linear(logits, hidden, head.weight, { norm: head.norm });
@@ -317,6 +355,6 @@ export class CudaBackend implements Backend {
   }
 
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
-    this.#ops.logprobs.logprobs(this.#stream.value, out, logits, tokens, rows);
+    this.#ops.logprobs.logprobs(this.#ordered.value, out, logits, tokens, rows);
   }
 }

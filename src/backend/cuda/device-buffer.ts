@@ -10,6 +10,8 @@ export class CudaBuffer implements DeviceBuffer {
     context: Context,
     /** May be 0: such a buffer still has an address of its own. */
     readonly byteLength: number,
+    /** Called before the memory is freed: ops that were asked for may still be held back. */
+    private readonly beforeFree?: () => void,
   ) {
     this.#memory = DeviceMemory.allocate(context, Math.max(1, byteLength));
   }
@@ -19,6 +21,7 @@ export class CudaBuffer implements DeviceBuffer {
   }
 
   dispose(): void {
+    if (!this.#memory.isDisposed) this.beforeFree?.();
     this.#memory.dispose();
   }
 }

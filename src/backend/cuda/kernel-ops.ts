@@ -7,6 +7,7 @@ import type { KernelUnit } from "./kernel-source.ts";
 import { ActivationOps } from "./ops/activation.ts";
 import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
+import { DecodeLayers } from "./ops/decode-layers.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
@@ -59,6 +60,7 @@ export class KernelOps {
   readonly largeLinear: LargeLinear | undefined;
   /** Undefined on GPUs without wgmma. */
   readonly drawWgmma: DrawWgmma | undefined;
+  readonly decodeLayers: DecodeLayers | undefined;
 
   constructor(library: KernelLibrary, options: KernelOpsOptions) {
     const { dtype, allocate } = options;
@@ -78,6 +80,8 @@ export class KernelOps {
     }
     if (options.hopper) this.largeLinear = new LargeLinear(library, options);
     if (options.hopper) this.drawWgmma = new DrawWgmma(library, dtype, this.norm, this.sampling, options);
+    if (options.hopper && options.dependentLaunch)
+      this.decodeLayers = new DecodeLayers(library, dtype, options);
   }
 
   /**
@@ -90,6 +94,7 @@ export class KernelOps {
       ...this.attend.units(shape),
       ...(this.drawWgmma?.units(shape.vocabSize, shape.hiddenSize) ?? []),
       ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize) ?? []),
+      ...(this.decodeLayers?.units(shape) ?? []),
       ...this.#linearUnits(shape),
       ...this.logprobs.units(),
       ...this.processLogits.units(),

@@ -1,14 +1,17 @@
 import { InvariantError } from "../../base/errors.ts";
 
 /** The type of a kernel's parameter. */
-export type ParameterType = "pointer" | "int32" | "uint32" | "int64" | "float32" | "tensorMap";
+export type ParameterType = "pointer" | "int32" | "uint32" | "int64" | "float32" | "hostValue";
 
 export interface KernelParameter {
   readonly name: string;
   readonly type: ParameterType;
 }
 
-/** Types of values by the names that the sources use; anything with a `*` is a pointer. */
+/**
+ * Types of values by the names that the sources use; anything with a `*` is a pointer, and a `__grid_constant__` is taken whole
+ * from host memory.
+ */
 const SCALARS: Readonly<Record<string, ParameterType>> = {
   int: "int32",
   int32: "int32",
@@ -17,7 +20,6 @@ const SCALARS: Readonly<Record<string, ParameterType>> = {
   int64: "int64",
   "long long": "int64",
   float: "float32",
-  TensorMap: "tensorMap",
 };
 
 const COMMENT = /\/\/.*|\/\*[\s\S]*?\*\//g;
@@ -47,7 +49,9 @@ function parseList(entry: string, list: string): KernelParameter[] {
     const [, qualified, name] = /^\s*([\s\S]*?)\b(\w+)\s*$/.exec(declaration) ?? [];
     const type = qualified?.includes("*")
       ? "pointer"
-      : SCALARS[qualified?.replace(/\b(const|__grid_constant__)\b/g, "").trim() ?? ""];
+      : qualified?.includes("__grid_constant__")
+        ? "hostValue"
+        : SCALARS[qualified?.replace(/\bconst\b/, "").trim() ?? ""];
     if (type === undefined || name === undefined)
       throw new InvariantError(`${entry}: no known type in "${declaration.trim()}"`);
     return { name, type };

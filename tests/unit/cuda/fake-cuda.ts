@@ -23,7 +23,7 @@ export interface FakeLaunch {
   readonly block: readonly number[];
   readonly sharedBytes: number;
   readonly stream: number;
-  /** The 8 bytes at each argument's address. */
+  /** The 8 bytes at each argument's address, or a struct's. */
   readonly args: readonly Uint8Array[];
   /** Set when launched with programmatic stream serialization. */
   readonly dependent: boolean;
@@ -58,6 +58,8 @@ export class FakeCuda {
   readonly live = new Map<number, Kind>();
   /** Kernels that modules contain, with their argument counts. */
   readonly kernels = new Map<string, number>();
+  /** Bytes of the first argument of kernels that take a struct. */
+  readonly structBytes = new Map<string, number>();
   /** What kernels do when they run, by their name; the others do nothing. */
   readonly effects = new Map<string, (launch: FakeLaunch) => void>();
   readonly #failures = new Map<string, Map<number, number>>();
@@ -386,7 +388,8 @@ export class FakeCuda {
     if (block.reduce((a, b) => a * b, 1) > 1024) return LAUNCH_OUT_OF_RESOURCES;
     const values = Array.from({ length: this.kernels.get(entry)! }, (_, i) => {
       const address = Number(read.u64(args as Pointer, 8 * i));
-      return new Uint8Array(toArrayBuffer(address as Pointer, 0, 8)).slice();
+      const bytes = i === 0 ? (this.structBytes.get(entry) ?? 8) : 8;
+      return new Uint8Array(toArrayBuffer(address as Pointer, 0, bytes)).slice();
     });
     const launch = { entry, grid, block, sharedBytes, stream, args: values, dependent };
     return this.#enqueue(stream, () => {

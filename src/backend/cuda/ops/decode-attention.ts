@@ -11,7 +11,7 @@ import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } fr
 import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 
 /** Tokens of a decode warp's step. */
-const DECODE_TILE = 16;
+export const DECODE_TILE = 16;
 /** Decode blocks to aim for, per multiprocessor: several waves, so that rows of unequal length even out. */
 const DECODE_BLOCKS_PER_SM = 16;
 /**

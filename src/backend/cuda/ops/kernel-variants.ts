@@ -42,15 +42,15 @@ export interface KernelDeclaration {
   readonly entry: string;
   readonly pointers: readonly string[];
   readonly scalars: readonly string[];
-  /** Tensor maps that it takes by value. */
-  readonly maps?: readonly string[];
+  /** What it takes whole from host memory: tensor maps, tables. */
+  readonly values?: readonly string[];
 }
 
 /** The arguments of a declared kernel, by name. */
 export type ArgumentsOf<K extends KernelDeclaration> = Readonly<
   Record<K["pointers"][number], Addressed | null> &
     Record<K["scalars"][number], number> &
-    (K extends { readonly maps: readonly string[] } ? Record<K["maps"][number], HostValue> : unknown)
+    (K extends { readonly values: readonly string[] } ? Record<K["values"][number], HostValue> : unknown)
 >;
 
 /** A kernel with its specialisations: one that was used before is found without building strings. */
@@ -64,16 +64,16 @@ export class KernelVariants<K extends KernelDeclaration> {
     private readonly dtype: FloatDType,
     private readonly options: KernelOptions,
   ) {
-    const { file, entry, pointers, scalars, maps = [] } = declaration;
+    const { file, entry, pointers, scalars, values = [] } = declaration;
     const parameters = library.parameters(file, entry);
     const agrees =
-      parameters.length === pointers.length + scalars.length + maps.length &&
+      parameters.length === pointers.length + scalars.length + values.length &&
       parameters.every(({ name, type }) => {
-        const named = type === "pointer" ? pointers : type === "tensorMap" ? maps : scalars;
+        const named = type === "pointer" ? pointers : type === "hostValue" ? values : scalars;
         return named.includes(name);
       });
     if (!agrees) {
-      const given = [...pointers.map((name) => `${name}*`), ...maps, ...scalars].join(", ");
+      const given = [...pointers.map((name) => `${name}*`), ...values, ...scalars].join(", ");
       throw new InvariantError(
         `${file}: ${entry} takes (${showParameters(parameters)}), its wrapper gives (${given})`,
       );

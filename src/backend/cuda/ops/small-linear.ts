@@ -11,12 +11,12 @@ import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-v
 /** Tokens that a product can have: the columns of one mma. */
 export const MAX_SMALL_TOKENS = 8;
 /** Warps that multiply; one more fetches weights. */
-const LINEAR_WARPS = 8;
+export const LINEAR_WARPS = 8;
 /** Columns that a warp takes at a time. */
 const LINEAR_STEP = 32;
 /** Bytes between the weight rows of a chunk in shared memory, and floats between those of partial sums. */
-const LINEAR_ROW_PADDING = 64;
-const LINEAR_SUM_PADDING = 4;
+export const LINEAR_ROW_PADDING = 64;
+export const LINEAR_SUM_PADDING = 4;
 /** Columns of a chunk of weights, where the inputs are a multiple of them. */
 const CHUNKS = [512, 256];
 /** Steps of a warp, above which x does not stay in registers, and tokens whose x is then kept in shared memory. */
@@ -153,8 +153,7 @@ export function planSmall(
   { smCount, sharedBytesPerBlock, sharedBytesPerSm }: SmallLinearOptions,
 ): SmallPlan | undefined {
   const chunk = CHUNKS.find((columns) => inFeatures % columns === 0);
-  // Tiles of half the rows where whole ones would leave multiprocessors idle.
-  const tileRows = gated || outFeatures / 16 >= smCount ? 16 : 8;
+  const tileRows = smallTileRows(outFeatures, gated, smCount);
   if (chunk === undefined || outFeatures % tileRows !== 0) return undefined;
   const tiles = outFeatures / tileRows;
   const rounds = Math.ceil(tiles / smCount);
@@ -171,6 +170,11 @@ export function planSmall(
   if (stages < 2) return undefined;
   const blocks = Math.ceil(tiles / rounds);
   return { tileRows, tiles, chunk, stages, blocks, sharedBytes: bytesFor(stages), shares };
+}
+
+/** Weight rows of a tile: half of them where whole tiles would leave multiprocessors idle. */
+export function smallTileRows(outFeatures: number, gated: boolean, smCount: number): 16 | 8 {
+  return gated || outFeatures / 16 >= smCount ? 16 : 8;
 }
 
 /** Whether x of so many tokens is kept in shared memory. */

@@ -33,7 +33,7 @@ const LINEAR_WGMMA = {
   file: "linear_wgmma.cu",
   constants: ACTIVATION_CONSTANTS,
   entry: "linear_wgmma",
-  maps: ["weight_map", "x_map"],
+  values: ["weight_map", "x_map"],
   pointers: ["out", "gamma", "bias", "residual"],
   scalars: ["tokens", "outputs", "row_tiles", "k_tiles", "eps"],
 } as const;

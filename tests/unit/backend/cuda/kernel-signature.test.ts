@@ -30,7 +30,7 @@ describe("the kernels of a source", () => {
       { name: "n", type: "int32" },
       { name: "far", type: "int64" },
       { name: "scale", type: "float32" },
-      { name: "map", type: "tensorMap" },
+      { name: "map", type: "hostValue" },
     ]);
     expect(kernels.get("second")).toEqual([]);
   });

@@ -36,6 +36,8 @@ export function namedArguments({ entry, args }: FakeLaunch): Record<string, numb
 function readArgument(bytes: Uint8Array, type: ParameterType): number {
   const view = new DataView(bytes.buffer, bytes.byteOffset, 8);
   switch (type) {
+    case "hostValue":
+      return Number.NaN;
     case "pointer":
       return Number(view.getBigUint64(0, true));
     case "int32":

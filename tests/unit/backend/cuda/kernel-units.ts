@@ -18,7 +18,8 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const unused = () => {
     throw new Error("nothing is launched");
   };
-  const memory = { allocate: unused, allocateZeroed: unused, upload: unused, encodeTensorMap: unused };
+  const buffer = { byteLength: 0, address: 0, dispose: () => {} };
+  const memory = { allocate: unused, allocateZeroed: () => buffer, upload: unused, encodeTensorMap: unused };
   const options = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, ...memory };
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);

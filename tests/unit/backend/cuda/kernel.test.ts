@@ -72,7 +72,7 @@ describe("arguments", () => {
 
   test("in host memory are copied from there", () => {
     const map = new BigUint64Array(new ArrayBuffer(128)).fill(7n);
-    const k = kernel({ n: "int32", map: "tensorMap" });
+    const k = kernel({ n: "int32", map: "hostValue" });
     k.launch(stream.value, 1, 1, 1, 32, 0, { n: 3, map: { hostAddress: ptr(map) } });
     expect(argument(0).getInt32(0, true)).toBe(3);
     expect(argument(1).getBigUint64(0, true)).toBe(7n);
@@ -96,8 +96,8 @@ describe("arguments", () => {
     ["int64", missing],
     ["float32", missing],
     ["float32", { address: 1 }],
-    ["tensorMap", { address: 1 }],
-    ["tensorMap", missing],
+    ["hostValue", { address: 1 }],
+    ["hostValue", missing],
   ])("%s does not take %p", (type, value) => {
     const run = () => kernel({ a: type }).launch(stream.value, 1, 1, 1, 32, 0, { a: value });
     expect(run).toThrow(InvariantError);

@@ -27,6 +27,7 @@ const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 
 /** What Hopper grants, and the kernels that are its own or ask the GPU how much it has. */
 const HOPPER_SHARED_BYTES = 227 * 1024;
 const ASKS_THE_GPU = [
+  "decode_layers",
   ...["attention_prefill_hopper", "draw_small", "draw_wgmma", "linear_large", "linear_small", "linear_wgmma"],
 ];
 const MULTIPROCESSORS = 132;
@@ -561,6 +562,27 @@ describe("attend", () => {
     };
     const moved = launches(() => backend.attend(out, qkv, halves, other, heads)).at(-1)!;
     expect(namedArguments(moved)["maps"]).not.toBe(maps);
+  });
+
+  test("in a layer of few rows is part of one launch", () => {
+    const [rows, tokens] = [batch({ decodeRows: 3, prefill: [] }), 3];
+    const [residual, { out, qkv, cache }] = [bf16(tokens, 512), operands(rows, 2, 64)];
+    const activated = bf16(tokens, 1024);
+    const weight = (n: number, k: number) => denseWeight(bf16(n, k));
+    const norm = { weight: bf16(512), eps: 1e-6 };
+    const layer = launch(() => {
+      backend.linear(qkv, residual, weight(1024, 512), { norm });
+      backend.attend(out, qkv, cache, rows, spec(2, 64));
+      backend.linear(residual, out, weight(512, 512), { addTo: residual });
+      backend.linear(activated, residual, weight(2048, 512), {
+        norm,
+        activation: { kind: "silu", gated: true },
+      });
+      backend.linear(residual, activated, weight(512, 1024), { addTo: residual });
+      backend.synchronize();
+    });
+    // pending-layers.test.ts has the rest.
+    expect(layer).toMatchObject({ entry: "decode_layers", grid: [MULTIPROCESSORS, 1, 1] });
   });
 
   test("refuses heads that its kernels cannot take", () => {
