@@ -22,6 +22,11 @@ export interface EngineOptions {
   tensorParallelSize?: number;
   /** Do not capture CUDA graphs. Slower; for debugging. Default false. */
   enforceEager?: boolean;
+  /**
+   * A request's tokens are the same bits whatever else runs, for a cost in speed: see docs/architecture.md, "Sampling".
+   * Default false.
+   */
+  batchInvariant?: boolean;
   /** Reuse the KV blocks of equal prefixes. Default true. */
   enablePrefixCaching?: boolean;
   /** Launch a step before the tokens of the one before are read. Default: true on cuda, false on cpu. */
@@ -112,6 +117,7 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     kvCacheMemoryBytes: integer("kvCacheMemoryBytes", 1, Number.MAX_SAFE_INTEGER, undefined),
     tensorParallelSize: integer("tensorParallelSize", 1, 8, 1),
     enforceEager: flag("enforceEager", false),
+    batchInvariant: flag("batchInvariant", false),
     enablePrefixCaching: flag("enablePrefixCaching", true),
     overlapScheduling: flag("overlapScheduling", undefined),
     loadFormat: oneOf("loadFormat", ["auto", "dummy"], "auto"),

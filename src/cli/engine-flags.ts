@@ -37,6 +37,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
     integerValue,
   ],
   enforceEager: ["--enforce-eager", "do not capture CUDA graphs"],
+  batchInvariant: ["--batch-invariant", "the same tokens, bit for bit, whatever else runs; slower"],
   enablePrefixCaching: ["--no-enable-prefix-caching", "do not reuse the KV blocks of equal prefixes"],
   overlapScheduling: ["--no-overlap-scheduling", "read each step's tokens before launching the next"],
   loadFormat: ["--load-format <name>", "auto, or dummy for random weights (default: auto)", loadFormatValue],

@@ -190,12 +190,12 @@ async function loadFolder(
 
 /** The GPU if there is one and it is not refused, else the CPU. Opening a GPU leaves this thread free meanwhile. */
 export async function createBackend(config: EngineConfig, model: ModelConfig): Promise<Backend> {
-  const { device, dtype } = config;
+  const { device, dtype, batchInvariant } = config;
   const opening = device === "cpu" ? undefined : GpuOpening.begin(rehearsal(config, model));
   try {
     await opening?.opened;
     if (device === "cuda" || (device === "auto" && gpuCount() > 0))
-      return new CudaBackend(openCuda(), cudaDtype(dtype, model), { opening });
+      return new CudaBackend(openCuda(), cudaDtype(dtype, model), { opening, batchInvariant });
   } finally {
     void opening?.finish();
   }

@@ -34,14 +34,41 @@ describeGpu("the same tokens, bit for bit", () => {
     expect(await tokensOf({ overlapScheduling: true })).toEqual(await tokensOf({ overlapScheduling: false }));
   });
 
-  test("a seeded request alone and in a batch of 64", async () => {
-    await using llm = await LLM.create(undefined, BASE);
-    const params = { temperature: 0.9, topP: 0.95, seed: 1234, maxTokens: 64, ignoreEos: true };
-    const prompt = { promptTokenIds: [11, 222, 333, 444, 555] };
-    const others = Array.from({ length: 63 }, (_, i) => ({ promptTokenIds: [i + 1, 2 * i + 5, 77] }));
-    const [alone] = await llm.generate(prompt, params);
-    const batch = await llm.generate([prompt, ...others], [params, ...others.map(() => ({ maxTokens: 64 }))]);
-    expect(batch[0]!.outputs[0]!.tokenIds).toEqual(alone!.outputs[0]!.tokenIds);
+  test("with batchInvariant, seeded requests alone, among 200 others, and eagerly", async () => {
+    // Short and long: products of few, some hundred and many tokens, contexts of one and of several splits.
+    const prompts = [5, 90, 300, 700].map((length, i) => ({
+      promptTokenIds: Array.from({ length }, (_, t) => (t * 61 + i * 977 + 11) % 4000),
+    }));
+    const seeded: SamplingParams[] = [
+      { temperature: 0.9, topP: 0.95, seed: 1234, maxTokens: 64, ignoreEos: true },
+      { temperature: 1, seed: 5, maxTokens: 48, ignoreEos: true },
+      { temperature: 0, maxTokens: 64, ignoreEos: true, logprobs: 3 },
+      { temperature: 0.7, topK: 40, seed: 77, maxTokens: 64, ignoreEos: true },
+    ];
+    const others = Array.from({ length: 200 }, (_, i) => ({
+      promptTokenIds: Array.from({ length: 1 + ((i * 37) % 120) }, (_, t) => (t * 13 + i * 7) % 4000),
+    }));
+    const [first, second]: number[][][] = [[], []];
+    {
+      await using llm = await LLM.create(undefined, { ...BASE, batchInvariant: true });
+      for (const [i, prompt] of prompts.entries()) {
+        const [alone] = await llm.generate(prompt, seeded[i]!);
+        first!.push([...alone!.outputs[0]!.tokenIds]);
+      }
+      const batch = await llm.generate(
+        [...others.slice(0, 100), ...prompts, ...others.slice(100)],
+        [
+          ...others.slice(0, 100).map((_, i) => ({ maxTokens: 20 + (i % 60) })),
+          ...seeded,
+          ...others.slice(100).map(() => ({ maxTokens: 50 })),
+        ],
+      );
+      for (const { outputs } of batch.slice(100, 104)) second!.push([...outputs[0]!.tokenIds]);
+    }
+    expect(second).toEqual(first!);
+    await using eager = await LLM.create(undefined, { ...BASE, batchInvariant: true, enforceEager: true });
+    const again = await eager.generate(prompts, seeded);
+    expect(again.map(({ outputs }) => [...outputs[0]!.tokenIds])).toEqual(first!);
   });
 });
 
