@@ -282,16 +282,24 @@ describe("calls that are held back", () => {
   });
 });
 
-test("before bulk copies there are no such launches", () => {
-  using older = new FakeMachine({ computeCapability: [8, 9] });
-  using owner = { backend: older.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
-  const [newer, older_] = [backend, owner.backend];
-  backend = older_;
+test.each([
+  ["before Hopper", { computeCapability: [8, 9] }, {}],
+  ["where rows must not depend on one another", {}, { batchInvariant: true }],
+] as const)("there are no such launches %s", (_, gpu, options) => {
+  using other = new FakeMachine(gpu);
+  using owner = {
+    backend: other.backend("bfloat16", options),
+    [Symbol.dispose]: () => owner.backend.dispose(),
+  };
+  const usual = backend;
+  backend = owner.backend;
   try {
     inOrder(...model(1).calls(layer()));
-    older_.synchronize();
+    backend.synchronize();
   } finally {
-    backend = newer;
+    backend = usual;
   }
-  expect(older.cuda.launches.map(({ entry }) => entry)).not.toContain("decode_layers");
+  const all = other.cuda.launches.map(({ entry }) => entry);
+  expect(all).toContain("attention_decode");
+  expect(all).not.toContain("decode_layers");
 });
