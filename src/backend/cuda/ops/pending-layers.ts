@@ -32,11 +32,7 @@ export class PendingLayers {
 
   /** Holds the call back, or returns false for one that is not of a layer; then nothing is held back. */
   add(stream: number, call: LayerCall): boolean {
-    if (
-      (globalThis as { LAYERS_OFF?: boolean }).LAYERS_OFF ||
-      process.env["LAYERS_OFF"] ||
-      !this.layers.takes(call)
-    ) {
+    if (!this.layers.takes(call)) {
       this.flush(stream);
       return false;
     }
