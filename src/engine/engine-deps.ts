@@ -10,6 +10,8 @@ export interface EngineDeps {
   readonly enablePrefixCaching: boolean;
   readonly maxNumSeqs: number;
   readonly maxNumBatchedTokens: number;
+  /** See `SchedulerLimits`. */
+  readonly batchInvariant?: boolean;
   /** Launch a step before the tokens of the one before are read, if the runner can. */
   readonly overlap: boolean;
   readonly eosTokenIds: readonly number[];

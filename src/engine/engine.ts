@@ -73,12 +73,13 @@ export class Engine {
   #generationTokens = 0;
 
   constructor(deps: EngineDeps) {
-    const { runner, maxNumBatchedTokens, eosTokenIds } = deps;
+    const { runner, maxNumBatchedTokens, eosTokenIds, batchInvariant } = deps;
     const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts } = runner;
     this.#deps = deps;
     this.#blocks = new BlockManager(numBlocks, blockSize, deps.enablePrefixCaching ? deps.hasher : undefined);
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
-    this.#scheduler = new Scheduler(this.#blocks, { maxNumSeqs, maxNumBatchedTokens, maxDrafts });
+    const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts };
+    this.#scheduler = new Scheduler(this.#blocks, { ...limits, batchInvariant: batchInvariant ?? false });
     this.cacheConfig = { blockSize, numBlocks };
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;

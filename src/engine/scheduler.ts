@@ -20,6 +20,11 @@ export interface SchedulerLimits {
   readonly maxNumBatchedTokens: number;
   /** Drafts that a row may have. Default 0. */
   readonly maxDrafts?: number;
+  /**
+   * A token of a prompt is never a row among the decode rows, which other kernels compute: how many tokens come with it depends
+   * on the budget that others leave and on what is cached. Default false: alone it is one, which is faster.
+   */
+  readonly batchInvariant?: boolean;
 }
 
 /**
@@ -43,12 +48,14 @@ export class Scheduler {
   readonly #maxNumSeqs: number;
   readonly #maxNumBatchedTokens: number;
   readonly #maxDrafts: number;
+  readonly #batchInvariant: boolean;
   readonly #freeSlots: number[];
 
   constructor(blocks: BlockManager, limits: SchedulerLimits) {
     this.#blocks = blocks;
     this.#maxNumBatchedTokens = limits.maxNumBatchedTokens;
     this.#maxDrafts = limits.maxDrafts ?? 0;
+    this.#batchInvariant = limits.batchInvariant ?? false;
     // More sequences than tokens in a step could not all advance.
     this.#maxNumSeqs = Math.min(limits.maxNumSeqs, limits.maxNumBatchedTokens);
     this.#freeSlots = Array.from({ length: this.#maxNumSeqs }, (_, i) => this.#maxNumSeqs - 1 - i);
@@ -67,7 +74,7 @@ export class Scheduler {
   schedule(idle: boolean): ScheduledStep | undefined {
     const preemptions = this.numPreemptions;
     if (!this.#makeRoom(idle)) return undefined;
-    const step = new StepBuilder(this.#maxNumBatchedTokens);
+    const step = new StepBuilder(this.#maxNumBatchedTokens, this.#batchInvariant);
     const maxDrafts = this.#affordableDrafts();
     for (let sequence = this.running.first; sequence; sequence = sequence.next) {
       if (sequence.numRemainingTokens === 1) this.#compute(sequence, step, maxDrafts);
@@ -286,7 +293,7 @@ export class Scheduler {
   }
 }
 
-/** Collects a batch: rows of one token first. */
+/** Collects a batch: rows of one token first, but for those of prompts with `batchInvariant`. */
 class StepBuilder {
   budget: number;
   readonly #joins: SlotJoin[] = [];
@@ -298,7 +305,10 @@ class StepBuilder {
   readonly #admitted: Sequence[] = [];
   #numTokens = 0;
 
-  constructor(budget: number) {
+  constructor(
+    budget: number,
+    private readonly batchInvariant: boolean,
+  ) {
     this.budget = budget;
   }
 
@@ -323,8 +333,9 @@ class StepBuilder {
       row.promptLogprobs = promptLogprobs;
     if (logits) row.logits = true;
     sequence.schedule(row);
-    (count === 1 ? this.#rows : this.#chunks).push(row);
-    (count === 1 ? this.#sequences : this.#chunkSequences).push(sequence);
+    const isDecode = count === 1 && !(this.batchInvariant && numScheduledTokens < promptLength);
+    (isDecode ? this.#rows : this.#chunks).push(row);
+    (isDecode ? this.#sequences : this.#chunkSequences).push(sequence);
     this.budget -= count;
     this.#numTokens += count;
   }

@@ -35,6 +35,13 @@ test("a request comes out as the reference has it, step by step and as a whole",
   expect(engine.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0, steps: 4, generationTokens: 4 });
 });
 
+test("with batchInvariant a prompt's only token is no decode row; what is generated is", () => {
+  const { engine, runner } = makeEngine({ batchInvariant: true });
+  add(engine, makeRequest(range(0, 1)));
+  drain(engine);
+  expect(runner.launched.map(({ decodeRows }) => decodeRows)).toEqual([0, 1, 1, 1]);
+});
+
 test("a prompt's blocks are hashed while the device computes them, not when somebody waits for the result", () => {
   let digests = 0;
   const init = () => {

@@ -14,11 +14,15 @@ function setUp(
     budget?: number;
     cache?: boolean;
     maxDrafts?: number;
+    batchInvariant?: boolean;
   } = {},
 ) {
   const { numBlocks = 16, maxNumSeqs = 4, budget = 16, cache = false, maxDrafts = 0 } = options;
+  const { batchInvariant = false } = options;
   const blocks = new BlockManager(numBlocks, 4, cache ? sha256 : undefined);
-  const scheduler = new Scheduler(blocks, { maxNumSeqs, maxNumBatchedTokens: budget, maxDrafts });
+  const scheduler = new Scheduler(blocks, {
+    ...{ maxNumSeqs, maxNumBatchedTokens: budget, maxDrafts, batchInvariant },
+  });
   let ordinal = 0;
   const inFlight: ScheduledStep[] = [];
 
@@ -73,6 +77,27 @@ function setUp(
   };
   return { blocks, scheduler, add, launch, collect, step };
 }
+
+test.each([
+  [false, [1, 2, 3]],
+  [true, [0, 1, 2]],
+])("with batchInvariant %p, single tokens of prompts are decode rows or not", (batchInvariant, expected) => {
+  const { add, launch, collect } = setUp({ budget: 5, cache: true, batchInvariant });
+  const decodeRows: number[] = [];
+  const step = () => {
+    decodeRows.push(launch()!.batch.decodeRows);
+    collect();
+  };
+  // A prompt of one token, and the first four of one of five; its last, beside a decode row; the one that is not cached of
+  // the same prompt, beside two.
+  add([7]);
+  add(range(0, 5));
+  step();
+  step();
+  add(range(0, 5));
+  step();
+  expect(decodeRows).toEqual(expected);
+});
 
 test("a prompt is computed in chunks of what the budget leaves after the decodes", () => {
   const { add, step } = setUp({ budget: 6 });
