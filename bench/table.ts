@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { countValue, listValue } from "../src/cli/flag-values.ts";
+import { openCuda } from "../src/cuda/open-cuda.ts";
 import type { KernelTime } from "./kernel-case.ts";
 import { makeModel } from "./make-model.ts";
 import { type BenchRecord, describeMachine, makeRecord, writeRecord } from "./record.ts";
@@ -135,6 +136,8 @@ if (import.meta.main) {
       for (const { name, unit } of rows) console.log(`${name.padEnd(40)} ${unit}`);
       return;
     }
+    // Without a GPU the workload would take days: says so at once instead.
+    openCuda();
     const workspace = mkdtempSync(join(tmpdir(), "octavo-table-"));
     const table: TableRow[] = [];
     try {

@@ -1,5 +1,9 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
 import { type Results, ROWS, summarizeRow } from "../../bench/table.ts";
+import { ExitCode } from "../../src/base/errors.ts";
+import { openCuda } from "../../src/cuda/open-cuda.ts";
+import { available } from "../requirements.ts";
 
 setDefaultTimeout(300_000);
 
@@ -73,3 +77,13 @@ test("a row is the median of its processes; its share that of the limit's rate",
     ...{ name: "u", unit: "µs", value: 5, samples: [5] },
   });
 });
+
+test.skipIf(typeof available(openCuda) !== "string")(
+  "says that there is no GPU before it runs anything",
+  () => {
+    const args = [process.execPath, "run", join(import.meta.dir, "../../bench/table.ts")];
+    const { exitCode, stdout, stderr } = Bun.spawnSync(args, { timeout: 120_000 });
+    expect([exitCode, stdout.toString()]).toEqual([ExitCode.device, ""]);
+    expect(stderr.toString()).toContain("NVIDIA");
+  },
+);
