@@ -162,6 +162,7 @@ export class FakeCuda {
       },
       cuMemAlloc_v2: (out, bytes) => {
         if (bytes === 0) return INVALID_VALUE;
+        if (this.#captures.size > 0) return CAPTURE_UNSUPPORTED;
         if (this.allocatedBytes + bytes > this.gpus[0]!.memory) return CudaStatus.outOfMemory;
         return store(out, this.#makeMemory("device memory", bytes));
       },
@@ -177,7 +178,10 @@ export class FakeCuda {
       },
 
       cuStreamCreate: (out) => store(out, this.#make("stream")),
-      cuStreamDestroy_v2: (stream) => this.#drop(stream as number, "stream"),
+      cuStreamDestroy_v2: (stream) => {
+        this.#captures.delete(stream as number);
+        return this.#drop(stream as number, "stream");
+      },
       cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.#run(stream as number),
       cuEventCreate: (out) => store(out, this.#make("event")),
       cuEventDestroy_v2: (event) => this.#drop(event as number, "event"),

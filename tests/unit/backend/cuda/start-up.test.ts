@@ -44,6 +44,10 @@ beforeEach(() => {
   machine.cuda.effects.set("sample_rows", (launch) => {
     wordsAt(namedArguments(launch)["out"]!).fill(7, 0, launch.grid[0]);
   });
+  machine.cuda.effects.set("draw_rows", (launch) => {
+    const { out, rows } = namedArguments(launch);
+    wordsAt(out!).fill(7, 0, rows);
+  });
   machine.cuda.effects.set("prepare_batch", (launch) => {
     wordsAt(namedArguments(launch)["steps"]!)[0]!++;
   });
@@ -148,6 +152,47 @@ describe("a model that loads", () => {
     expect(machine.cuda.count("cuMemAlloc_v2")).toBe(memory);
     expect(machine.cuda.count("cuGraphLaunch")).toBeGreaterThan(3);
     dispose();
+    dispose();
+  });
+});
+
+describe("a model of sizes that Hopper's own kernels take", () => {
+  const sizes = {
+    ...{ hidden_size: 1024, intermediate_size: 1024, head_dim: 128, num_attention_heads: 8 },
+    ...{ vocab_size: 256, max_position_embeddings: 4096 },
+  };
+  const options = {
+    ...{ maxNumSeqs: 20, maxNumBatchedTokens: 2100, maxModelLen: 2400 },
+    ...{ kvCacheMemoryBytes: 2 ** 24, enablePrefixCaching: false },
+  };
+
+  test("compiles, loads and allocates nothing for any request, nor does a capture", async () => {
+    writeFileSync(join(folder, "config.json"), JSON.stringify({ ...CONFIG, ...sizes }));
+    const { engine, dispose } = await load(options);
+    const used = ["cuMemAlloc_v2", "cuModuleLoadData"] as const;
+    const counts = () => [...used.map((call) => machine.cuda.count(call)), machine.nvrtc.requests.length];
+    const before = counts();
+    machine.cuda.launches.length = 0;
+    const lengths = [1, 5, 5, 20, 20, 60, 60, 120, 120, 250, 250, 300, 2300];
+    const sampling = [{}, { topK: 3 }, { logprobs: 20, promptLogprobs: 20 }];
+    for (const fields of sampling) {
+      // One after the other, then together; some share steps with decode rows, some are cut.
+      for (const length of lengths) {
+        add(engine, makeRequest(range(0, length), { maxTokens: 3, temperature: 1, ...fields }));
+        drain(engine);
+      }
+      const together = [...lengths, ...lengths].map((length) =>
+        makeRequest(range(0, length), { maxTokens: 4, ...fields }),
+      );
+      for (const request of together) add(engine, request);
+      const outcomes = drain(engine);
+      for (const { id } of together) expect(outcomes.completion(id).tokenIds).toEqual([7, 7, 7, 7]);
+    }
+    expect(counts()).toEqual(before);
+    const entries = new Set(machine.cuda.launches.map(({ entry }) => entry));
+    for (const entry of ["decode_layers", "draw_small", "draw_wgmma", "linear_wgmma", "linear_large"])
+      expect(entries).toContain(entry);
+    expect(entries).toContain("attention_prefill_hopper");
     dispose();
   });
 });
