@@ -1,5 +1,14 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { Readback } from "../../../src/backend/backend.ts";
+import {
+  type BatchTensors,
+  type CapturedGraph,
+  type Fence,
+  type Readback,
+  ROW_WORDS,
+  type SampleRows,
+  type SlotTensors,
+  type StepAreas,
+} from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { DeviceError } from "../../../src/base/errors.ts";
@@ -226,4 +235,95 @@ test("log-probabilities come whole whether the mailbox has room for them or not"
     for (const slot of slots)
       expectLogprobs(logprobs.get(slot)!, [[tokens[5]!, 5]], [drawn[slot]!], topCount);
   }
+});
+
+test("what a step says of log-probabilities leaves the records of its rows as they were", () => {
+  const { prepareBatch } = backend;
+  let inbox: StepAreas | undefined;
+  backend.prepareBatch = (batch: BatchTensors, samples: SampleRows, areas: StepAreas, slots: SlotTensors) => {
+    inbox = areas;
+    prepareBatch.call(backend, batch, samples, areas, slots);
+    told = records();
+  };
+  const records = () => new Int32Array(inbox!.areas.buffer.host!).slice(0, 2 * ROW_WORDS);
+  let told = new Int32Array();
+  const tokens = someTokens(6, 5);
+  const joins = [0, 1].map((slot) => toyJoin(slot, tokens));
+  runner.launch(
+    toyBatch(
+      joins.map(({ slot }) => ({ slot, count: 6, sample: true, logprobs: 2 })),
+      joins,
+    ),
+  );
+  // The device may read them any time until the step is done.
+  expect(records()).toEqual(told);
+  runner.collect();
+});
+
+test("a step whose end cannot be waited for does not shift the answers of those after it", () => {
+  const joins = [0, 1, 2].map((slot) => toyJoin(slot, someTokens(5 + slot, slot)));
+  const rows = joins.map(({ slot, tokens }) => ({ slot, count: tokens.length, sample: true }));
+  run(rows, joins);
+  const { fence } = backend;
+  backend.fence = (): Fence => ({
+    wait: () => {
+      throw new DeviceError("not now");
+    },
+  });
+  runner.launch(toyBatch([decode(0)]));
+  backend.fence = fence.bind(backend);
+  expect(() => runner.collect()).toThrow("not now");
+  const alone = toyRunner(new CpuBackend());
+  alone.launch(toyBatch(rows, joins));
+  alone.collect();
+  for (const slot of [1, 2, 1, 2]) {
+    alone.launch(toyBatch([decode(slot)]));
+    expect(run([decode(slot)]).tokens).toEqual(alone.collect().tokens);
+  }
+  alone.dispose();
+});
+
+describe("with captured steps", () => {
+  /** Replays a step by computing it again. */
+  class CapturingBackend extends CpuBackend {
+    replays = 0;
+
+    capture(enqueue: () => void): CapturedGraph {
+      const launch = () => {
+        this.replays++;
+        enqueue();
+      };
+      return { launch, dispose: () => {} };
+    }
+  }
+
+  const joins = [0, 1, 2].map((slot) => toyJoin(slot, someTokens(20 + slot, slot)));
+  const prompt = (slot: number, fields: Partial<ScheduledRow> = {}): ScheduledRow => {
+    return { slot, count: 20 + slot, sample: true, ...fields };
+  };
+  const biased = toyJoin(1, someTokens(21, 1), { sampling: toySampling({ logitBias: [[3, 50]] }) });
+
+  test.each<[string, number, readonly ScheduledRow[], readonly SlotJoin[]]>([
+    ["a prompt", 2, [prompt(1)], [joins[1]!]],
+    ["a prompt whose slot asks for a token", 2, [prompt(1)], [biased]],
+    ["a prompt with log-probabilities of its token", 2, [prompt(1, { logprobs: 2 })], [joins[1]!]],
+    ["a prompt with log-probabilities of its own", 0, [prompt(1, { promptLogprobs: 2 })], [joins[1]!]],
+    ["a prompt whose logits are asked for", 0, [prompt(1, { logits: true })], [joins[1]!]],
+    ["a prompt that is cut", 0, [prompt(1, { count: 9, sample: false })], [joins[1]!]],
+    ["two prompts", 0, [prompt(0), prompt(2)], [joins[0]!, joins[2]!]],
+    ["two prompts of one token", 3, [0, 2].map((slot) => decode(slot)), [toyJoin(0, [5]), toyJoin(2, [6])]],
+  ])("%s is answered as without", (_, replays, rows, joining) => {
+    const capturing = new CapturingBackend();
+    const captured = toyRunner(capturing, { enforceEager: false });
+    for (let time = 0; time < 3; time++) {
+      captured.launch(toyBatch(rows, joining));
+      expect(captured.collect()).toEqual(run(rows, joining));
+    }
+    expect(capturing.replays).toBe(replays);
+    // What comes after a padded step is right, too.
+    const after = rows.filter(({ sample }) => sample).map(({ slot }) => decode(slot));
+    captured.launch(toyBatch(after));
+    expect(captured.collect().tokens).toEqual(run(after).tokens);
+    captured.dispose();
+  });
 });
