@@ -65,6 +65,21 @@ test("no step is written over one that is under way, and no answer is taken twic
   expect(() => mailbox.take()).toThrow(InvariantError);
 });
 
+test("a step is recalled once all that is enqueued is done: what counts it may be under way", () => {
+  const mailbox = new Mailbox(backend, { depth: 2, inbox: 1, tokens: 1, logprobs: 1 });
+  const { synchronize } = backend;
+  mailbox.draft();
+  mailbox.send();
+  mailbox.draft();
+  // Both steps have been enqueued, and are computed only now.
+  backend.synchronize = () => {
+    backend.upload(mailbox.inbox.steps, Int32Array.of(2));
+    synchronize.call(backend);
+  };
+  mailbox.recall();
+  expect(readInts(backend, mailbox.inbox.steps)[0]).toBe(1);
+});
+
 test("a step that fails after it began leaves those around it their areas", () => {
   const runner = toyRunner(backend);
   const decode = (slot: number) => ({ slot, count: 1, sample: true });

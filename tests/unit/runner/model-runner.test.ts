@@ -301,6 +301,7 @@ describe("with captured steps", () => {
   const prompt = (slot: number, fields: Partial<ScheduledRow> = {}): ScheduledRow => {
     return { slot, count: 20 + slot, sample: true, ...fields };
   };
+  /** Draws token 3, if its logits are processed. */
   const biased = toyJoin(1, someTokens(21, 1), { sampling: toySampling({ logitBias: [[3, 50]] }) });
 
   test.each<[string, number, readonly ScheduledRow[], readonly SlotJoin[]]>([
@@ -317,7 +318,9 @@ describe("with captured steps", () => {
     const captured = toyRunner(capturing, { enforceEager: false });
     for (let time = 0; time < 3; time++) {
       captured.launch(toyBatch(rows, joining));
-      expect(captured.collect()).toEqual(run(rows, joining));
+      const result = captured.collect();
+      expect(result).toEqual(run(rows, joining));
+      if (joining[0] === biased) expect([...result.tokens]).toEqual([3]);
     }
     expect(capturing.replays).toBe(replays);
     // What comes after a padded step is right, too.

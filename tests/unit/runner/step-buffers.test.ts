@@ -1,7 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { ROW_WORDS, RowWord } from "../../../src/backend/backend.ts";
 import { deviceBlock } from "../../../src/runner/kv-cache.ts";
 import { inboxWords, writeBlocks, writeRows } from "../../../src/runner/step-buffers.ts";
+
+setDefaultTimeout(300_000);
 
 const row = (slot: number) => ({ slot, count: 1, sample: true });
 
