@@ -31,6 +31,8 @@ using uint64 = unsigned long long;
 //  - prepare_batch, scatter and attention_decode let the next kernel start when they have published what they wrote. They
 //    write after their wait, so from then on all that was written before them can be seen, too.
 //  - rope_store is followed by a kernel that waits for it before it lets others start.
+//  - decode_layers lets the next kernel start in its last layer, before it has stored that one's keys and values. Nothing reads
+//    them before the next step, and prepare_batch lets nothing start before all ahead of it have finished.
 //  - Copies and fills are no kernels: nothing starts before they are done.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define GRID_DEPENDENCY_WAIT() asm volatile("griddepcontrol.wait;" ::: "memory")

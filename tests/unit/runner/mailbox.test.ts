@@ -67,16 +67,16 @@ test("no step is written over one that is under way, and no answer is taken twic
 
 test("a step is recalled once all that is enqueued is done: what counts it may be under way", () => {
   const mailbox = new Mailbox(backend, { depth: 2, inbox: 1, tokens: 1, logprobs: 1 });
-  const { synchronize } = backend;
   mailbox.draft();
   mailbox.send();
   mailbox.draft();
-  // Both steps have been enqueued, and are computed only now.
+  // Both steps have been enqueued, and are computed when somebody waits for them.
+  const enqueued = [1, 2];
   backend.synchronize = () => {
-    backend.upload(mailbox.inbox.steps, Int32Array.of(2));
-    synchronize.call(backend);
+    for (const steps of enqueued.splice(0)) backend.upload(mailbox.inbox.steps, Int32Array.of(steps));
   };
   mailbox.recall();
+  backend.synchronize();
   expect(readInts(backend, mailbox.inbox.steps)[0]).toBe(1);
 });
 

@@ -53,7 +53,7 @@ export function layerOf(calls: readonly LayerCall[]): LayerCalls {
  * 0. qkv = norm(residual) · weightᵀ
  * 1. attended = attend(qkv), each row of one token
  * 2. residual += attended · weightᵀ
- * 3. activated = act(norm(residual) · weightᵀ)
+ * 3. activated = act(norm(residual) · weightᵀ), the norm with the epsilon of the first
  * 4. residual += activated · weightᵀ
  */
 export function continuesLayer(before: readonly LayerCall[], call: LayerCall): boolean {
@@ -70,8 +70,10 @@ export function continuesLayer(before: readonly LayerCall[], call: LayerCall): b
   const residual = qkv!.x;
   const adds = norm === undefined && addTo !== undefined && isSame(addTo, residual) && isSame(out, residual);
   if (before.length === 2) return adds && isSame(x, attend!.out);
-  if (before.length === 3)
-    return norm !== undefined && bias === undefined && addTo === undefined && isSame(x, residual);
+  if (before.length === 3) {
+    const isPlain = bias === undefined && addTo === undefined && isSame(x, residual);
+    return isPlain && norm !== undefined && norm.eps === qkv!.fusion.norm!.eps;
+  }
   return before.length === 4 && adds && bias === undefined && isSame(x, up!.out);
 }
 

@@ -88,15 +88,16 @@ function model(rows: number, batch = batchOf(rows)) {
     },
   };
   /** `elsewhere`: the call, by its number, whose input is not what the one before has written. */
-  const calls = (l: Layer, { window = 0, elsewhere = -1 } = {}) => {
+  const calls = (l: Layer, { window = 0, elsewhere = -1, upEps = 2 ** -20 } = {}) => {
     const input = (call: number, of: Tensor) => (call === elsewhere ? bf16(...of.shape) : of);
-    const norm = (of: Tensor) => ({ weight: of, eps: 2 ** -20 });
+    const norm = (of: Tensor, eps = 2 ** -20) => ({ weight: of, eps });
     const activation = { kind: "silu", gated: true } as const;
     return [
       () => backend.linear(qkv, input(0, residual), l.qkv, { norm: norm(l.norms[0]), bias: l.bias }),
       () => backend.attend(attended, input(1, qkv), l.cache, batch, { ...spec, window }),
       () => backend.linear(residual, input(2, attended), l.output, { addTo: residual }),
-      () => backend.linear(activated, input(3, residual), l.up, { norm: norm(l.norms[1]), activation }),
+      () =>
+        backend.linear(activated, input(3, residual), l.up, { norm: norm(l.norms[1], upEps), activation }),
       () => backend.linear(residual, input(4, activated), l.down, { addTo: residual }),
     ];
   };
@@ -205,6 +206,11 @@ describe("what does not go on is launched by itself, in order:", () => {
     expect(all.map(({ entry }) => entry)).toEqual(["decode_layers", ...SINGLES]);
     expect(namedArguments(all[0]!)["window"]).toBe(0);
     expect(namedArguments(all[2]!)["window"]).toBe(100);
+  });
+
+  test("a layer whose norms differ in more than weights", () => {
+    const { calls } = model(1);
+    expect(entries(() => inOrder(...calls(layer(), { upEps: 2 ** -10 })))).toEqual(SINGLES);
   });
 
   test.each([1, 2, 3, 4])("call %d of a layer with an input from elsewhere", (elsewhere) => {
