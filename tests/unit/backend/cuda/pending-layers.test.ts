@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { BatchTensors, LayerCache } from "../../../../src/backend/backend.ts";
+import type { BatchTensors, LayerCache, LinearFusion } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
@@ -88,8 +88,11 @@ function model(rows: number, batch = batchOf(rows)) {
     },
   };
   /** `elsewhere`: the call, by its number, whose input is not what the one before has written. */
-  const calls = (l: Layer, { window = 0, elsewhere = -1, upEps = 2 ** -20 } = {}) => {
+  const calls = (l: Layer, { window = 0, elsewhere = -1, biased = -1, upEps = 2 ** -20 } = {}) => {
     const input = (call: number, of: Tensor) => (call === elsewhere ? bf16(...of.shape) : of);
+    /** The fusion of a call, with a bias if it is the one that has one. */
+    const fused = (call: number, { shape }: Weight, fusion: LinearFusion) =>
+      call === biased ? { ...fusion, bias: bf16(shape[0]) } : fusion;
     const norm = (of: Tensor, eps = 2 ** -20) => ({ weight: of, eps });
     const activation = { kind: "silu", gated: true } as const;
     return [
@@ -97,8 +100,13 @@ function model(rows: number, batch = batchOf(rows)) {
       () => backend.attend(attended, input(1, qkv), l.cache, batch, { ...spec, window }),
       () => backend.linear(residual, input(2, attended), l.output, { addTo: residual }),
       () =>
-        backend.linear(activated, input(3, residual), l.up, { norm: norm(l.norms[1], upEps), activation }),
-      () => backend.linear(residual, input(4, activated), l.down, { addTo: residual }),
+        backend.linear(
+          activated,
+          input(3, residual),
+          l.up,
+          fused(3, l.up, { norm: norm(l.norms[1], upEps), activation }),
+        ),
+      () => backend.linear(residual, input(4, activated), l.down, fused(4, l.down, { addTo: residual })),
     ];
   };
   return { ...memory, spec, batch, calls };
@@ -206,6 +214,11 @@ describe("what does not go on is launched by itself, in order:", () => {
     expect(all.map(({ entry }) => entry)).toEqual(["decode_layers", ...SINGLES]);
     expect(namedArguments(all[0]!)["window"]).toBe(0);
     expect(namedArguments(all[2]!)["window"]).toBe(100);
+  });
+
+  test.each([3, 4])("a layer with a bias at call %d, which the kernel does not add", (biased) => {
+    const { calls } = model(1);
+    expect(entries(() => inOrder(...calls(layer(), { biased })))).toEqual(SINGLES);
   });
 
   test("a layer whose norms differ in more than weights", () => {
