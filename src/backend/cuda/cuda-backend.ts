@@ -117,6 +117,7 @@ export class CudaBackend implements Backend {
         encodeTensorMap: (shape) => encodeTensorMap(cuda.driver.api, shape),
         allocate,
         allocateZeroed: (byteLength) => this.#zeroed(this.#allocateForOps(byteLength)),
+        clear: (memory) => void this.#zeroed(memory),
       });
       const { wgmmaLinear: wgmma, norm, activation } = this.#ops;
       const ways =

@@ -4,7 +4,7 @@ import { type CublasLt, type MatmulAlgorithm, matmulAlgorithm } from "../../cuda
 import { LinearMatmul, type LinearShape } from "../../cuda/linear-matmul.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
 import type { Stream } from "../../cuda/stream.ts";
-import { attempt, type ColdTimer } from "./cold-timer.ts";
+import { attempt, type ColdTimer, chosen } from "./cold-timer.ts";
 import { algorithmKey, rowAlignment } from "./gemm-shape.ts";
 import type { TuningCache } from "./tuning-cache.ts";
 
@@ -107,17 +107,18 @@ export class GemmTuner {
     stream.fill(x.value, INPUT_BYTE, x.byteLength);
     for (const memory of [out, bias]) stream.fill(memory.value, 0, memory.byteLength);
     const common = { out: out.value, x: x.value, bias: bias.value, addTo: out.value };
-    let best: { algorithm: MatmulAlgorithm; milliseconds: number } | undefined;
-    for (const algorithm of matmul.algorithms(GEMM_CANDIDATES, workspace.byteLength, rowAlignment(shape))) {
-      const milliseconds = timer.time(() => {
+    const candidates = matmul.algorithms(GEMM_CANDIDATES, workspace.byteLength, rowAlignment(shape));
+    const timed = candidates.map((algorithm) => {
+      const time = timer.time(() => {
         for (const weight of used)
           matmul.run(stream.value, algorithm, workspace.value, { ...common, weight });
       });
-      if (milliseconds < (best?.milliseconds ?? Infinity)) best = { algorithm, milliseconds };
-    }
+      return { algorithm, time };
+    });
+    const best = chosen(timed)?.algorithm;
     if (best === undefined) return;
-    const { bytes, workspaceBytes } = best.algorithm;
-    this.#best.set(algorithmKey(shape), best.algorithm);
+    const { bytes, workspaceBytes } = best;
+    this.#best.set(algorithmKey(shape), best);
     cache.set(algorithmKey(shape), { algorithm: Buffer.from(bytes).toString("hex"), workspaceBytes });
   }
 }

@@ -38,6 +38,8 @@ export interface KernelOpsOptions {
   readonly allocate: (byteLength: number) => DeviceBuffer;
   /** The same, filled with zeros. */
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
+  /** Enqueues zeros for all of the memory. */
+  readonly clear: (memory: DeviceBuffer) => void;
 }
 
 /** The ops that are kernels of Octavo's own: all but matrix products. */

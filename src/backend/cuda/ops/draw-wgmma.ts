@@ -52,6 +52,8 @@ export interface DrawWgmmaOptions extends KernelOptions {
   readonly allocate: (byteLength: number) => DeviceBuffer;
   /** The same, filled with zeros. */
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
+  /** Enqueues zeros for all of the memory. */
+  readonly clear: (memory: DeviceBuffer) => void;
 }
 
 /** What a head needs on the device. */
@@ -109,7 +111,13 @@ export class DrawWgmma {
       const { tokenIndices, slots: rowSlots, positions } = samples;
       const some = { tokenIndices, slots: part(rowSlots), positions: part(positions) };
       this.#launch(stream, head, weight, end - first, some, slots);
-      this.sampling.drawRows(stream, part(out), head.keys, 1, some, slots);
+      try {
+        this.sampling.drawRows(stream, part(out), head.keys, 1, some, slots);
+      } catch (error) {
+        // It would have cleared them, and the next draw takes what is greater than a key.
+        this.options.clear(head.keys);
+        throw error;
+      }
     }
     return true;
   }

@@ -2,7 +2,7 @@ import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import type { LinearFusion, ModelShape } from "../../backend.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { Weight } from "../../weight.ts";
-import { attempt, type ColdTimer } from "../cold-timer.ts";
+import { attempt, type ColdTimer, chosen } from "../cold-timer.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import type { TuningCache } from "../tuning-cache.ts";
 import { ACTIVATION_CODES } from "./activation.ts";
@@ -11,8 +11,6 @@ import { invariantTile, MAX_WGMMA_TOKENS, type WgmmaWay, wayName, wgmmaWays } fr
 
 /** The choice of cuBLASLt with what surrounds it, among ways. */
 const COMPOSED = "composed";
-/** Of ways within this of the fastest, the one ranked first is taken: two starts that time a little differently agree. */
-const TOLERANCE = 1.03;
 /** More features than a matrix has, and more than the flags of a product come to. */
 const FEATURES_LIMIT = 2 ** 22;
 const FLAGS_LIMIT = 256;
@@ -184,9 +182,9 @@ export class LinearWays {
       // Before the first capture: what this needs is allocated.
       for (const way of [...ways, undefined]) enqueue(way);
       const timed = [...ways, undefined].map((way) => ({ way, time: timer.time(() => enqueue(way)) }));
-      const fastest = Math.min(...timed.map(({ time }) => time));
-      if (fastest === Infinity) return;
-      const { way } = timed.find(({ time }) => time <= fastest * TOLERANCE)!;
+      const choice = chosen(timed);
+      if (choice === undefined) return;
+      const { way } = choice;
       cache.set(`${product.name}/${tokens}`, way === undefined ? COMPOSED : wayName(way));
     } finally {
       for (const buffer of buffers) buffer.dispose();

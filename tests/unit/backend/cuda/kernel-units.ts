@@ -19,8 +19,9 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
     throw new Error("nothing is launched");
   };
   const buffer = { byteLength: 0, address: 0, dispose: () => {} };
-  const memory = { allocate: unused, allocateZeroed: () => buffer, upload: unused, encodeTensorMap: unused };
-  const options = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, ...memory };
+  const memory = { allocate: unused, allocateZeroed: () => buffer, clear: unused };
+  const uploads = { upload: unused, encodeTensorMap: unused };
+  const options = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, ...memory, ...uploads };
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);
   const ops = new KernelOps(library, options);

@@ -796,6 +796,17 @@ describe("tokens are drawn", () => {
     },
   );
 
+  test("with keys that are cleared where the kernel that does so could not be launched", () => {
+    const { all, slots, samples, out, head, x, logits } = draw(9, 1280, 64);
+    const { keys: at } = namedArguments(all.find(({ entry }) => entry === "draw_wgmma")!);
+    const keys = machine.cuda.bytesOf(at!);
+    keys.fill(1);
+    // The norm and the product come first.
+    machine.cuda.fail("cuLaunchKernelEx", 701, 3);
+    expect(() => backend.drawTokens(out, x, head, logits, samples, slots)).toThrow(/draw_rows/);
+    expect(keys.every((byte) => byte === 0)).toBe(true);
+  });
+
   test("after a step of many rows, one of any size allocates and uploads nothing", () => {
     using fresh = new FakeMachine();
     using owner = { backend: fresh.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
