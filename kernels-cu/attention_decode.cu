@@ -161,15 +161,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
           h * 8 + r < GROUP_SIZE ? load16(&shared.projected[h * 8 + r][i * 32 + c * 8]) : make_uint4(0, 0, 0, 0);
 
   Softmax state;
-#pragma unroll
-  for (int h = 0; h < HEAD_TILES; h++) {
-    state.max[h][0] = state.max[h][1] = -infinity();
-    state.sum[h][0] = state.sum[h][1] = 0;
-#pragma unroll
-    for (int w = 0; w < VALUE_WORDS; w++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) state.output[h][w][i] = 0;
-  }
+  clear(state);
 
   if (works) {
     while (true) {
@@ -191,22 +183,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     }
   }
 
-#pragma unroll
-  for (int h = 0; h < HEAD_TILES; h++) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      float sum = state.sum[h][i];
-#pragma unroll
-      for (int offset = 4; offset < WARP; offset *= 2) sum += __shfl_xor_sync(FULL_MASK, sum, offset);
-      const int head = h * 8 + c * 2 + i;
-      if (head >= GROUP_SIZE) continue;
-      if (r == 0) shared.stats[warp][head] = make_float2(state.max[h][i], sum);
-#pragma unroll
-      for (int w = 0; w < VALUE_WORDS; w++)
-        shared.outputs[warp][head][value_dim(w, r) / 2] =
-            make_float2(state.output[h][w][i], state.output[h][w][i + 2]);
-    }
-  }
+  share_results(state, shared.stats[warp], shared.outputs[warp], lane);
   __syncthreads();
 
   const uint32 num_splits = (num_tiles + split_tiles - 1) / split_tiles;

@@ -50,13 +50,7 @@ struct Shared {
 };
 static_assert(sizeof(Shared) <= DRAW_SHARED_BYTES, "the host must ask for room for Shared");
 
-struct Position {
-  int stage = 0;
-  uint32 phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
-};
+using Position = RingPosition<STAGES>;
 
 // ── the warp that fetches ────────────────────────────────────────────────────────────────────────────────────────────
 

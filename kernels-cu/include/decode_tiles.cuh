@@ -125,6 +125,39 @@ struct Softmax {
   float output[HEAD_TILES][VALUE_WORDS][4];
 };
 
+__device__ __forceinline__ void clear(Softmax& state) {
+#pragma unroll
+  for (int h = 0; h < HEAD_TILES; h++) {
+    state.max[h][0] = state.max[h][1] = -infinity();
+    state.sum[h][0] = state.sum[h][1] = 0;
+#pragma unroll
+    for (int w = 0; w < VALUE_WORDS; w++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) state.output[h][w][i] = 0;
+  }
+}
+
+// Leaves the warp's results for the other warps: of each head (maximum, sum) in `stats`, and in `outputs` [HEAD_DIM / 2] the
+// pairs of dimensions, not yet divided by the sum.
+__device__ __forceinline__ void share_results(const Softmax& state, float2 (&stats)[GROUP_SIZE],
+                                              float2 (&outputs)[GROUP_SIZE][HEAD_DIM / 2], int lane) {
+  const int r = lane / 4, c = lane % 4;
+#pragma unroll
+  for (int h = 0; h < HEAD_TILES; h++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float sum = state.sum[h][i];
+#pragma unroll
+      for (int offset = 4; offset < WARP; offset *= 2) sum += __shfl_xor_sync(FULL_MASK, sum, offset);
+      const int head = h * 8 + c * 2 + i;
+      if (head >= GROUP_SIZE) continue;
+      if (r == 0) stats[head] = make_float2(state.max[h][i], sum);
+#pragma unroll
+      for (int w = 0; w < VALUE_WORDS; w++)
+        outputs[head][value_dim(w, r) / 2] = make_float2(state.output[h][w][i], state.output[h][w][i + 2]);
+    }
+}
+
 __device__ __forceinline__ void attend_keys(float (&scores)[HEAD_TILES][4], const KeyTile& keys,
                                             const uint4 (&query)[HEAD_TILES][KEY_LOADS]) {
 #pragma unroll

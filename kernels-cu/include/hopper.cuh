@@ -41,6 +41,16 @@ __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
   } while (!__all_sync(FULL_MASK, done));
 }
 
+// Where a ring of stages stands, each guarded by barriers whose phases alternate.
+template <int COUNT>
+struct RingPosition {
+  int stage = 0;
+  uint32 phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == COUNT) stage = 0, phase ^= 1;
+  }
+};
+
 __device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }

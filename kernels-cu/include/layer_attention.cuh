@@ -24,7 +24,7 @@ constexpr int PARTS_AT_ONCE = 4;
 
 // Results of the warps.
 struct AttentionResults {
-  float outputs[WARPS][GROUP_SIZE][HEAD_DIM];
+  float2 outputs[WARPS][GROUP_SIZE][HEAD_DIM / 2];
   float2 stats[WARPS][GROUP_SIZE];
 };
 
@@ -209,21 +209,7 @@ struct LayerAttention {
       __syncwarp();
       copy(layer, p, tile + WARPS);
     }
-#pragma unroll
-    for (int h = 0; h < HEAD_TILES; h++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        float sum = state.sum[h][i];
-#pragma unroll
-        for (int offset = 4; offset < WARP; offset *= 2) sum += __shfl_xor_sync(FULL_MASK, sum, offset);
-        const int head = h * 8 + c * 2 + i;
-        if (head >= GROUP_SIZE) continue;
-        if (r == 0) results.stats[warp][head] = make_float2(state.max[h][i], sum);
-#pragma unroll
-        for (int w = 0; w < VALUE_WORDS; w++)
-          *reinterpret_cast<float2*>(&results.outputs[warp][head][value_dim(w, r)]) =
-              make_float2(state.output[h][w][i], state.output[h][w][i + 2]);
-      }
+    share_results(state, results.stats[warp], results.outputs[warp], lane);
     named_barrier_sync(1, CONSUMERS);
   }
 
@@ -231,13 +217,10 @@ struct LayerAttention {
   __device__ __forceinline__ void merge(const AttentionPart& p, uint64* exchange, elem_t* out, uint32 tag) const {
     uint64* const mine = partials + static_cast<int64>(p.number) * PARTIAL_FLOATS;
     for (int pair = threadIdx.x; pair < GROUP_DIMS / 2; pair += CONSUMERS) {
-      const int head = pair / (HEAD_DIM / 2), dim = pair * 2 % HEAD_DIM;
+      const int head = pair / (HEAD_DIM / 2), dim = pair % (HEAD_DIM / 2);
       float2 stats[WARPS], outputs[WARPS];
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) {
-        stats[w] = results.stats[w][head];
-        outputs[w] = *reinterpret_cast<const float2*>(&results.outputs[w][head][dim]);
-      }
+      for (int w = 0; w < WARPS; w++) stats[w] = results.stats[w][head], outputs[w] = results.outputs[w][head][dim];
       Partial total;
       if (!p.is_empty()) total.add(stats, outputs);
       if (p.index > 0) {

@@ -77,18 +77,6 @@ __device__ __forceinline__ void insert_token(uint32 tile, int index, const elem_
   __syncwarp();
 }
 
-__device__ __forceinline__ void clear(Softmax& state) {
-#pragma unroll
-  for (int h = 0; h < HEAD_TILES; h++) {
-    state.max[h][0] = state.max[h][1] = -infinity();
-    state.sum[h][0] = state.sum[h][1] = 0;
-#pragma unroll
-    for (int w = 0; w < VALUE_WORDS; w++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) state.output[h][w][i] = 0;
-  }
-}
-
 // scores[heads, tokens of the tile] as fragments: tokens r and r + 8, heads 8h + 2c and the next.
 __device__ __forceinline__ void attend_keys(float (&scores)[HEAD_TILES][4], uint32 tile,
                                             const uint4 (&query)[HEAD_TILES][KEY_LOADS], int lane) {

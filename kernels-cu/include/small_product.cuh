@@ -51,14 +51,7 @@ struct Shared {
 };
 static_assert(sizeof(Shared) <= LINEAR_SHARED_BYTES, "the host must ask for room for Shared");
 
-// Where a ring of stages stands.
-struct Position {
-  int stage = 0;
-  uint32 phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
-};
+using Position = RingPosition<STAGES>;
 
 __device__ __forceinline__ void produce(Shared& shared, const elem_t* weight, int outputs, int tiles) {
   const int lane = threadIdx.x % WARP;

@@ -2,10 +2,11 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, spyOn, test } from "bun
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
-import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
+import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { FakeTensors } from "./fake-tensors.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 
 setDefaultTimeout(300_000);
@@ -16,7 +17,7 @@ const SILU = { kind: "silu", gated: true } as const;
 const machine = new FakeMachine();
 const requested = spyOn(KernelLibrary.prototype, "kernel");
 let backend: CudaBackend;
-let next = 2 ** 40;
+const tensors = new FakeTensors();
 
 beforeAll(() => {
   backend = machine.backend();
@@ -30,9 +31,7 @@ afterAll(() => {
 
 /** A tensor at an address of its own that nothing is behind, in a buffer of `rows` rows. */
 function bf16(tokens: number, width: number, rows = tokens): Tensor {
-  const buffer: DeviceBuffer = { byteLength: rows * width * 2, address: next, dispose: () => {} };
-  next += Math.ceil(buffer.byteLength / 256) * 256;
-  return new Tensor(buffer, "bfloat16", [tokens, width]);
+  return tensors.of("bfloat16", rows, width).rows(0, tokens);
 }
 
 function launches(run: () => void): { own: FakeLaunch[]; products: number } {

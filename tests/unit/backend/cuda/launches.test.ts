@@ -11,13 +11,13 @@ import {
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
-import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
+import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
-import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
 import { UnsupportedModelError } from "../../../../src/base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../../src/base/sampling-params.ts";
 import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { FakeTensors } from "./fake-tensors.ts";
 import { namedArguments, SIGNATURES } from "./kernel-signatures.ts";
 
 setDefaultTimeout(300_000);
@@ -35,7 +35,7 @@ const MULTIPROCESSORS = 132;
 const machine = new FakeMachine();
 const requested = spyOn(KernelLibrary.prototype, "kernel");
 let backend: CudaBackend;
-let next = 2 ** 40;
+const tensors = new FakeTensors();
 
 beforeAll(() => {
   backend = machine.backend();
@@ -46,16 +46,9 @@ afterAll(() => {
   expect(machine.leftovers).toEqual([]);
   machine[Symbol.dispose]();
 });
-/** A tensor at an address of its own that nothing is behind: kernels are only recorded. */
-function tensor(dtype: DType, ...shape: number[]): Tensor {
-  const byteLength = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
-  const buffer: DeviceBuffer = { byteLength, address: next, dispose: () => {} };
-  next += Math.ceil(byteLength / 256) * 256;
-  return new Tensor(buffer, dtype, shape);
-}
-const bf16 = (...shape: number[]) => tensor("bfloat16", ...shape);
-const f32 = (...shape: number[]) => tensor("float32", ...shape);
-const i32 = (...shape: number[]) => tensor("int32", ...shape);
+const bf16 = (...shape: number[]) => tensors.of("bfloat16", ...shape);
+const f32 = (...shape: number[]) => tensors.of("float32", ...shape);
+const i32 = (...shape: number[]) => tensors.of("int32", ...shape);
 
 /** What `run` launches, each within what every GPU can do. */
 function launches(run: () => void): FakeLaunch[] {
@@ -118,11 +111,11 @@ function slotTables(vocab: number, slots = 300): SlotTensors {
     lengths: i32(slots),
     numComputedTokens: i32(slots),
     blockTables: i32(slots, 64),
-    params: tensor("uint32", slots, SLOT_WORDS),
-    edits: tensor("uint32", slots, MAX_LOGIT_EDITS, 3),
-    badWords: tensor("uint32", slots, MAX_BAD_WORD_TOKENS),
-    allowed: tensor("uint32", slots, Math.ceil(vocab / 32)),
-    counts: tensor("uint32", slots, vocab),
+    params: tensors.of("uint32", slots, SLOT_WORDS),
+    edits: tensors.of("uint32", slots, MAX_LOGIT_EDITS, 3),
+    badWords: tensors.of("uint32", slots, MAX_BAD_WORD_TOKENS),
+    allowed: tensors.of("uint32", slots, Math.ceil(vocab / 32)),
+    counts: tensors.of("uint32", slots, vocab),
   };
 }
 
@@ -607,7 +600,7 @@ describe("the batch", () => {
   ])("of %d decode rows and prompts of %p", (decodeRows, prefill) => {
     const step = batch({ decodeRows, prefill });
     const slots = slotTables(100);
-    const inbox = { steps: tensor("uint32", 1), areas: i32(2, 5000) };
+    const inbox = { steps: tensors.of("uint32", 1), areas: i32(2, 5000) };
     const samples = sampleRows(step.numRows);
     const prepared = launch(() => backend.prepareBatch(step, samples, inbox, slots));
     // More than one block could see a slot advanced before it has read where the slot starts.
@@ -634,7 +627,7 @@ describe("the batch", () => {
 
   test("of as many rows as there can be, and its answer", () => {
     const step = batch({ decodeRows: 4096, prefill: [] });
-    const areas = { steps: tensor("uint32", 1), areas: i32(4, 4096 * ROW_WORDS) };
+    const areas = { steps: tensors.of("uint32", 1), areas: i32(4, 4096 * ROW_WORDS) };
     launch(() => backend.prepareBatch(step, sampleRows(4096), areas, slotTables(100)));
     const results = i32(700);
     const posted = launch(() => backend.post(areas, results));

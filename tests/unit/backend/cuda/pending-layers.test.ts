@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { BatchTensors, LayerCache, LinearFusion } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
-import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
+import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
-import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
 import { InvariantError } from "../../../../src/base/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { FakeTensors } from "./fake-tensors.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 
 setDefaultTimeout(300_000);
@@ -16,7 +16,7 @@ const MAX_LAYERS = 40;
 
 let machine: FakeMachine;
 let backend: CudaBackend;
-let next = 2 ** 40;
+const tensors = new FakeTensors();
 
 beforeEach(() => {
   machine = new FakeMachine();
@@ -29,15 +29,8 @@ afterEach(() => {
   machine[Symbol.dispose]();
 });
 
-/** A tensor at an address of its own that nothing is behind: kernels are only recorded. */
-function tensor(dtype: DType, ...shape: number[]): Tensor {
-  const byteLength = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
-  const buffer: DeviceBuffer = { byteLength, address: next, dispose: () => {} };
-  next += Math.ceil(byteLength / 256) * 256;
-  return new Tensor(buffer, dtype, shape);
-}
-const bf16 = (...shape: number[]) => tensor("bfloat16", ...shape);
-const i32 = (...shape: number[]) => tensor("int32", ...shape);
+const bf16 = (...shape: number[]) => tensors.of("bfloat16", ...shape);
+const i32 = (...shape: number[]) => tensors.of("int32", ...shape);
 const weight = (n: number, k: number) => denseWeight(bf16(n, k));
 
 function batchOf(rows: number, decodeRows = rows): BatchTensors {
@@ -83,7 +76,7 @@ function model(rows: number, batch = batchOf(rows)) {
   const spec = {
     ...{ numHeads: HEADS, numKvHeads: KV_HEADS, headDim: HEAD_DIM, scale: 0.5, window: 0 },
     ...{
-      cosSin: tensor("float32", 2048, HEAD_DIM),
+      cosSin: tensors.of("float32", 2048, HEAD_DIM),
       headNorm: { query: bf16(128), key: bf16(128), eps: 2 ** -10 },
     },
   };

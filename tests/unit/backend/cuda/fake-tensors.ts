@@ -1,0 +1,14 @@
+import { type DeviceBuffer, Tensor } from "../../../../src/backend/tensor.ts";
+import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
+
+/** Tensors at addresses of their own that nothing is behind: for launches that are only recorded. */
+export class FakeTensors {
+  #next = 2 ** 40;
+
+  of(dtype: DType, ...shape: number[]): Tensor {
+    const byteLength = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
+    const buffer: DeviceBuffer = { byteLength, address: this.#next, dispose: () => {} };
+    this.#next += Math.ceil(byteLength / 256) * 256;
+    return new Tensor(buffer, dtype, shape);
+  }
+}
