@@ -11,7 +11,7 @@ import {
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
-import type { Tensor } from "../../../../src/backend/tensor.ts";
+import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { UnsupportedModelError } from "../../../../src/base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../../src/base/sampling-params.ts";
