@@ -32,36 +32,27 @@ struct WeightRing {
   }
 };
 
-// Where a ring stands.
-struct RingPosition {
-  int slice = 0;
-  uint32 phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++slice == RING_SLICES) slice = 0, phase ^= 1;
-  }
-};
-
 // The warp that fills the ring; its lanes call together.
 struct RingProducer {
   WeightRing& ring;
-  RingPosition next, landing;
+  RingPosition<RING_SLICES> next, landing;
   int issued = 0;
 
   // SLICE_ROWS rows of SLICE_COLUMNS columns at `source`, `pitch` elements from one row to the next.
   __device__ __forceinline__ void fetch(const elem_t* source, int pitch) {
     const int lane = threadIdx.x % WARP;
-    barrier_wait(shared_address(&ring.empty[next.slice]), next.phase ^ 1);
+    barrier_wait(shared_address(&ring.empty[next.stage]), next.phase ^ 1);
     if (issued < IN_FLIGHT) {
       issued++;
     } else {
-      barrier_wait(shared_address(&ring.full[landing.slice]), landing.phase);
+      barrier_wait(shared_address(&ring.full[landing.stage]), landing.phase);
       landing.advance();
     }
-    const uint32 full = shared_address(&ring.full[next.slice]);
+    const uint32 full = shared_address(&ring.full[next.stage]);
     if (lane == 0) barrier_expect(full, SLICE_ROWS * SLICE_ROW_BYTES);
     __syncwarp();
     if (lane < SLICE_ROWS)
-      copy_bytes(shared_address(ring.slices[next.slice]) + lane * SLICE_PITCH, source + static_cast<int64>(lane) * pitch,
+      copy_bytes(shared_address(ring.slices[next.stage]) + lane * SLICE_PITCH, source + static_cast<int64>(lane) * pitch,
                  SLICE_ROW_BYTES, full);
     next.advance();
   }
@@ -70,14 +61,14 @@ struct RingProducer {
 // A warp that empties it; its lanes call together. All warps take all slices.
 struct RingConsumer {
   WeightRing& ring;
-  RingPosition next;
+  RingPosition<RING_SLICES> next;
   int oldest = 0;  // that has been taken and not given back
 
   // The warp's columns of the next slice: a lane gets 8 of row lane / 4 in each step.
   __device__ __forceinline__ void take(uint4 (&weights)[SLICE_STEPS]) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    barrier_wait(shared_address(&ring.full[next.slice]), next.phase);
-    const unsigned char* source = ring.slices[next.slice] + lane / 4 * SLICE_PITCH + (warp * 32 + lane % 4 * 8) * 2;
+    barrier_wait(shared_address(&ring.full[next.stage]), next.phase);
+    const unsigned char* source = ring.slices[next.stage] + lane / 4 * SLICE_PITCH + (warp * 32 + lane % 4 * 8) * 2;
 #pragma unroll
     for (int s = 0; s < SLICE_STEPS; s++) weights[s] = load16(source + s * STEP * 2);
     next.advance();
