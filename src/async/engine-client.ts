@@ -5,10 +5,10 @@ import type { EngineStats } from "../engine/engine.ts";
 import type { LoadProgress } from "../llm/load-model.ts";
 import { OpenRequests } from "../llm/open-requests.ts";
 import type { RequestStream, StreamedPrompt, StreamOptions } from "../llm/request-stream.ts";
-import { decodeError } from "./error-codec.ts";
+import { decodeError } from "../threads/error-codec.ts";
+import { atMost, WorkerLink } from "../threads/worker-link.ts";
 import { LogprobUnpacker } from "./logprob-codec.ts";
 import { type PackedStep, unpackStep } from "./step-codec.ts";
-import { atMost, WorkerLink } from "./worker-link.ts";
 import type { EngineInfo, EngineMessage, EngineReply, LoadMessage } from "./worker-protocol.ts";
 
 /** One engine step, for metrics. */

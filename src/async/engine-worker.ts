@@ -1,7 +1,7 @@
 import { EngineDeadError } from "../base/errors.ts";
 import { type LoadedModel, loadModel } from "../llm/load-model.ts";
 import { StepLoop } from "../llm/step-loop.ts";
-import { encodeError } from "./error-codec.ts";
+import { encodeError } from "../threads/error-codec.ts";
 import { Inbox } from "./inbox.ts";
 import { StepPoster } from "./step-poster.ts";
 import type { EngineInfo, EngineMessage, EngineReply, LoadMessage } from "./worker-protocol.ts";

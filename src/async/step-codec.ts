@@ -1,6 +1,6 @@
 import type { FinishedRequest, FinishReason, PositionLogprobs } from "../base/outputs.ts";
 import type { OwnedDelta, PromptProgress, StepOutput } from "../engine/step-output.ts";
-import { decodeError, type EncodedError, encodeError } from "./error-codec.ts";
+import { decodeError, type EncodedError, encodeError } from "../threads/error-codec.ts";
 import type { LogprobPacker, LogprobUnpacker, PackedLogprobs } from "./logprob-codec.ts";
 
 /** A step's output in few values: cloning 256 deltas as objects takes ten times as long. */

@@ -2,7 +2,7 @@ import type { EngineDeadError } from "../base/errors.ts";
 import type { Engine } from "../engine/engine.ts";
 import type { StepOutput } from "../engine/step-output.ts";
 import type { StepSink } from "../llm/step-loop.ts";
-import { encodeError } from "./error-codec.ts";
+import { encodeError } from "../threads/error-codec.ts";
 import { LogprobPacker } from "./logprob-codec.ts";
 import { packStep, transfersOf } from "./step-codec.ts";
 import type { EngineReply } from "./worker-protocol.ts";

@@ -1,6 +1,6 @@
 import { InvalidRequestError, messageOf, RequestFailedError } from "../base/errors.ts";
-import { decodeError } from "./error-codec.ts";
-import { WorkerLink } from "./worker-link.ts";
+import { decodeError } from "../threads/error-codec.ts";
+import { WorkerLink } from "../threads/worker-link.ts";
 import type { TextMessage, TextReply } from "./worker-protocol.ts";
 
 /** A text worker. It does one job at a time, so that of those that wait none shares the fate of the one that it has. */

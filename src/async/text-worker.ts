@@ -1,8 +1,8 @@
 import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
+import { encodeError } from "../threads/error-codec.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { packTokens } from "../tokenizer/token-table.ts";
-import { encodeError } from "./error-codec.ts";
 import type { EncodedText, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
 
 declare const self: Worker;

@@ -3,9 +3,9 @@ import type { SamplingParams } from "../base/sampling-params.ts";
 import type { Engine, EngineStats } from "../engine/engine.ts";
 import type { EngineRequest } from "../engine/request.ts";
 import type { LoadedModel, LoadProgress } from "../llm/load-model.ts";
+import type { EncodedError } from "../threads/error-codec.ts";
 import type { ChatPrompt, Prompt, PromptOptions } from "../tokenizer/prompt-encoder.ts";
 import type { PackedTokens } from "../tokenizer/token-table.ts";
-import type { EncodedError } from "./error-codec.ts";
 import type { PackedStep } from "./step-codec.ts";
 
 /** The first message to the engine worker. */

@@ -1,7 +1,7 @@
-import { encodeError } from "../../src/async/error-codec.ts";
 import type { EngineMessage, EngineReply, LoadMessage } from "../../src/async/worker-protocol.ts";
 import { EngineDeadError } from "../../src/base/errors.ts";
 import { CudaError } from "../../src/cuda/errors.ts";
+import { encodeError } from "../../src/threads/error-codec.ts";
 
 declare const self: Worker;
 

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
-import { encodeError } from "../../src/async/error-codec.ts";
 import type { TextMessage, TextReply } from "../../src/async/worker-protocol.ts";
 import { ModelDataError } from "../../src/base/errors.ts";
+import { encodeError } from "../../src/threads/error-codec.ts";
 
 declare const self: Worker;
 

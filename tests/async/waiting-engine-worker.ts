@@ -1,6 +1,6 @@
-import { encodeError } from "../../src/async/error-codec.ts";
 import type { EngineReply } from "../../src/async/worker-protocol.ts";
 import { RequestFailedError } from "../../src/base/errors.ts";
+import { encodeError } from "../../src/threads/error-codec.ts";
 
 declare const self: Worker;
 

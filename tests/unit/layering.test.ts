@@ -41,6 +41,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   models: { knows: "config.json → `ModelConfig`; one short file a family", imports: ["backend", "layers"] },
   loader: { knows: "safetensors, sharded checkpoints, weight plans, hub downloads", imports: ["backend"] },
+  threads: { knows: "Workers as typed links, errors as messages", imports: ["cuda"] },
   "runner/types.ts": { knows: "the seam between policy and mechanism: plain data", imports: [] },
   runner: {
     knows: "a scheduled batch → device state → model → drawn tokens",
@@ -61,11 +62,11 @@ const ROOMS: Readonly<Record<string, Room>> = {
   async: {
     knows:
       "the public `AsyncLLM`: engine worker, text workers, and the messages between them and the main thread",
-    imports: ["cuda", "engine", "llm", "models", "tokenizer"],
+    imports: ["engine", "llm", "models", "threads", "tokenizer"],
   },
   server: {
     knows: "OpenAI's HTTP API over an `AsyncLLM`: schemas, admission, replies, metrics, log",
-    imports: ["async", "tokenizer"],
+    imports: ["async", "threads", "tokenizer"],
   },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",

@@ -1,6 +1,6 @@
-import { decodeError } from "../../async/error-codec.ts";
-import { WorkerLink } from "../../async/worker-link.ts";
 import { RequestFailedError } from "../../base/errors.ts";
+import { decodeError } from "../../threads/error-codec.ts";
+import { WorkerLink } from "../../threads/worker-link.ts";
 import { ApiError } from "../errors.ts";
 import type { BodyLimits } from "../schemas/request-body.ts";
 import type { BodyJob, BodyReply } from "./body-protocol.ts";

@@ -1,4 +1,4 @@
-import type { EncodedError } from "../../async/error-codec.ts";
+import type { EncodedError } from "../../threads/error-codec.ts";
 import type { ApiError } from "../errors.ts";
 import type { BodyLimits } from "../schemas/request-body.ts";
 import type { ParsedRequest, RequestKind } from "./parse-request.ts";

@@ -1,4 +1,4 @@
-import { encodeError } from "../../async/error-codec.ts";
+import { encodeError } from "../../threads/error-codec.ts";
 import { ApiError } from "../errors.ts";
 import type { BodyJob, BodyReply } from "./body-protocol.ts";
 import { parseRequest } from "./parse-request.ts";

@@ -1,5 +1,4 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { decodeError, encodeError } from "../../../src/async/error-codec.ts";
 import { LogprobPacker, LogprobUnpacker } from "../../../src/async/logprob-codec.ts";
 import { packStep, transfersOf, unpackStep } from "../../../src/async/step-codec.ts";
 import { StepPoster } from "../../../src/async/step-poster.ts";
@@ -10,6 +9,7 @@ import { CudaError, CudaOutOfMemoryError } from "../../../src/cuda/errors.ts";
 import { checkRequest } from "../../../src/engine/request.ts";
 import type { OwnedDelta, PromptProgress, StepOutput } from "../../../src/engine/step-output.ts";
 import { StepLoop } from "../../../src/llm/step-loop.ts";
+import { decodeError, encodeError } from "../../../src/threads/error-codec.ts";
 import { eventually } from "../../support.ts";
 import { makeEngine, makeRequest } from "../engine/helpers.ts";
 
