@@ -51,6 +51,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   gatherRows: "embedding",
   linear: "linear",
   allReduceAdd: "all-reduce",
+  gatherColumns: "LM head",
   rmsNorm: "norm",
   layerNorm: "norm",
   activation: "activation",

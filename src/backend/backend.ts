@@ -70,8 +70,11 @@ export interface Backend {
 
   // ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  /** out[T, H] = table[V, H] at ids[T] (int32, each in [0, V)). */
-  embedding(out: Tensor, table: Tensor, ids: Tensor): void;
+  /**
+   * out[T, H] = table[V, H] at ids[T] (int32, each in [0, V)). With `firstId` the table has the rows of ids [firstId, firstId + V)
+   * alone, and any other id gives zeros: the term of one rank in a sum over ranks.
+   */
+  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number): void;
   /** out[R, H] = x[T, H] at rows[R] (int32, each in [0, T)). */
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void;
   /**
@@ -85,6 +88,11 @@ export interface Backend {
    * Undefined where this rank is the only one: products are then added to the residual stream by `linear`.
    */
   allReduceAdd?(residual: Tensor, branch: Tensor): void;
+  /**
+   * out[N, V] = every rank's part[N, V / ranks] beside each other, float32, in the order of the ranks. Undefined where this rank
+   * is the only one.
+   */
+  gatherColumns?(out: Tensor, part: Tensor): void;
   /** out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). */
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
   /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
@@ -139,7 +147,8 @@ export interface Backend {
   /**
    * `sample` from the logits after hidden[N, H], for rows of slots that ask for no more than a temperature: no `SlotFlag`,
    * and no min-p, top-k or top-p unless the temperature is 0. The tokens are those that `linear` into `logits` and `sample`
-   * would draw. `logits` is room for them, undefined afterwards.
+   * would draw. `logits` is room for them, undefined afterwards. Of a head that ranks divide, each rank finds the best token of
+   * its own part, and those are exchanged instead of logits.
    */
   drawTokens(
     out: Tensor,
@@ -221,6 +230,8 @@ export interface RmsNormSpec {
 /** What turns the residual stream into logits: logits[N, V] = norm(x[N, H]) · weight[V, H]ᵀ. */
 export interface LmHead {
   readonly weight: Weight;
+  /** The ranks divide the vocabulary: `weight` has the tokens from here on, as many as any other rank's. */
+  readonly firstToken?: number | undefined;
   readonly norm?: RmsNormSpec | undefined;
 }
 

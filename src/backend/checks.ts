@@ -106,6 +106,22 @@ export function checkGatherRows(dtype: FloatDType, out: Tensor, x: Tensor, rows:
   return { count, tokens, width };
 }
 
+export function checkAllReduceAdd(dtype: FloatDType, residual: Tensor, branch: Tensor) {
+  const op = "allReduceAdd";
+  check(op, "residual", residual, dtype, "T", "H");
+  check(op, "branch", branch, dtype, residual.dim(0), residual.dim(1));
+  disjoint(op, residual, { branch }, "residual");
+}
+
+export function checkGatherColumns(out: Tensor, part: Tensor, ranks: number) {
+  const op = "gatherColumns";
+  check(op, "part", part, "float32", "N", "V / ranks");
+  const [rows, width] = [part.dim(0), part.dim(1)];
+  check(op, "out", out, "float32", rows, ranks * width);
+  disjoint(op, out, { part });
+  return { rows, width };
+}
+
 /** `m` tokens, `n` outputs of the product, `k` inputs. */
 export function checkLinear(
   dtype: FloatDType,
@@ -323,12 +339,13 @@ export function checkDrawTokens(
   logits: Tensor,
   samples: SampleRows,
   slots: SlotTensors,
+  ranks = 1,
 ) {
   const op = "drawTokens";
   const shape = checkSampleRows(op, logits, samples, slots);
   check(op, "hidden", hidden, dtype, shape.rows, "H");
   const width = hidden.dim(1);
-  check(op, "head.weight", weight.data, dtype, shape.vocab, width);
+  check(op, "head.weight", weight.data, dtype, shape.vocab / ranks, width);
   if (norm !== undefined) check(op, "head.norm.weight", norm.weight, dtype, width);
   check(op, "out", out, "int32", shape.rows);
   const read = { hidden, weight: weight.data, norm: norm?.weight };

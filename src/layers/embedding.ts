@@ -1,4 +1,5 @@
 import type { Tensor } from "../backend/tensor.ts";
+import { invariant } from "../base/errors.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import type { ForwardContext } from "./forward-context.ts";
 import type { Parameters } from "./parameters.ts";
@@ -7,12 +8,15 @@ import type { Parameters } from "./parameters.ts";
 export class Embedding {
   /** [V, H], with V the tokens of this rank. */
   readonly table: Tensor;
+  /** The first of them; undefined where one rank has all. */
+  readonly firstToken: number | undefined;
 
   /** @param source the checkpoint's name without `.weight`. */
   constructor(parameters: Parameters, name: string, source: string, vocabSize: number, hiddenSize: number) {
     const span = shareOf(vocabSize, parameters.shard);
     const rows = lengthOf(span);
     const slice = rows < vocabSize && { slice: { dim: 0, ...span } as const };
+    this.firstToken = rows < vocabSize ? span.start : undefined;
     this.table = parameters.get({
       name: `${name}.weight`,
       shape: [rows, hiddenSize],
@@ -22,7 +26,16 @@ export class Embedding {
   }
 
   /** out[T, H] = the vectors of ids[T]. */
-  forward({ backend }: ForwardContext, out: Tensor, ids: Tensor): void {
-    backend.embedding(out, this.table, ids);
+  forward({ backend, workspace }: ForwardContext, out: Tensor, ids: Tensor): void {
+    if (this.firstToken === undefined) {
+      backend.embedding(out, this.table, ids);
+      return;
+    }
+    invariant(backend.allReduceAdd !== undefined, "ranks need a backend that sums over them");
+    // Each token is one rank's: the terms of all others are zeros.
+    const branch = workspace.tensor("branch", out.dtype, out.shape);
+    backend.embedding(branch, this.table, ids, this.firstToken);
+    backend.fill(out, 0);
+    backend.allReduceAdd(out, branch);
   }
 }

@@ -1,6 +1,9 @@
 import type { Backend, BatchTensors, LayerCache } from "../backend/backend.ts";
 import type { Workspace } from "../backend/workspace.ts";
 
+/** What ops outside a forward pass need. */
+export type OpContext = Pick<ForwardContext, "backend" | "workspace">;
+
 /** The surroundings of a forward pass, the same for all of its layers. */
 export interface ForwardContext {
   readonly backend: Backend;

@@ -1,9 +1,10 @@
 import type { Backend, LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { denseWeight } from "../backend/weight.ts";
+import { invariant } from "../base/errors.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import { Embedding } from "../layers/embedding.ts";
-import type { ForwardContext } from "../layers/forward-context.ts";
+import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
 import { Linear } from "../layers/linear.ts";
 import { RmsNorm } from "../layers/norm.ts";
 import { LoadedParameters, ParameterList, type Parameters } from "../layers/parameters.ts";
@@ -78,7 +79,7 @@ class Decoder implements CausalLM {
           projections: [{ source: "lm_head", units: vocabSize }],
           ...{ split: "columns", bias: false },
         }).weight;
-    this.#head = { weight, norm };
+    this.#head = { weight, norm, firstToken: this.#embedding.firstToken };
   }
 
   forward(context: ForwardContext): Tensor {
@@ -90,9 +91,16 @@ class Decoder implements CausalLM {
     return residual;
   }
 
-  logits(backend: Backend, out: Tensor, hidden: Tensor): void {
-    const { weight, norm } = this.#head;
-    backend.linear(out, hidden, weight, { norm });
+  logits({ backend, workspace }: OpContext, out: Tensor, hidden: Tensor): void {
+    const { weight, norm, firstToken } = this.#head;
+    if (firstToken === undefined) {
+      backend.linear(out, hidden, weight, { norm });
+      return;
+    }
+    invariant(backend.gatherColumns !== undefined, "ranks need a backend that gathers from them");
+    const part = workspace.tensor("logitsPart", "float32", [hidden.dim(0), weight.shape[0]]);
+    backend.linear(part, hidden, weight, { norm });
+    backend.gatherColumns(out, part);
   }
 
   drawTokens(

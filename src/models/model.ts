@@ -2,7 +2,7 @@ import type { Backend, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
-import type { ForwardContext } from "../layers/forward-context.ts";
+import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
 import type { WeightScheme } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
 
@@ -13,7 +13,7 @@ export interface CausalLM {
   /** The residual stream [T, H] of the batch's tokens after the last layer; writes their keys and values to the cache. */
   forward(context: ForwardContext): Tensor;
   /** Writes logits float32 [R, V] of rows hidden[R, H] of that stream to `out`. */
-  logits(backend: Backend, out: Tensor, hidden: Tensor): void;
+  logits(context: OpContext, out: Tensor, hidden: Tensor): void;
   /** Draws a token after each of rows hidden[R, H], for slots that need no logits; see `Backend.drawTokens`. */
   drawTokens(
     backend: Backend,

@@ -39,7 +39,7 @@ export class StepOps {
   draw(step: StepTensors, hidden: Tensor): void {
     const { backend, model, state, mailbox } = this.context;
     const { samples, logits, processed, sampled } = step;
-    model.logits(backend, logits, this.#sampledHidden(step, hidden));
+    model.logits(this.context, logits, this.#sampledHidden(step, hidden));
     backend.processLogits(processed, logits, samples, state.slots);
     backend.sample(sampled, logits, processed, samples, state.slots);
     backend.post(mailbox.tokens, sampled);
@@ -47,8 +47,7 @@ export class StepOps {
 
   /** Fills out float32 [N, V] with the logits after the batch's tokens at indices[N]. */
   logits(out: Tensor, hidden: Tensor, indices: Tensor): Tensor {
-    const { backend, model } = this.context;
-    model.logits(backend, out, this.#gather(hidden, indices));
+    this.context.model.logits(this.context, out, this.#gather(hidden, indices));
     return out;
   }
 

@@ -96,6 +96,22 @@ export function scatter(target: Uint32Array, indices: Int32Array, values: Uint32
   }
 }
 
+/** out[i, :] = table[ids[i] − firstId, :], rows of `width`; zeros for ids that the table does not have. */
+export function gatherOwn(
+  out: Float32Array,
+  table: Float32Array,
+  ids: Int32Array,
+  width: number,
+  firstId: number,
+): void {
+  const count = table.length / width;
+  for (let i = 0; i < ids.length; i++) {
+    const row = ids[i]! - firstId;
+    if (0 <= row && row < count) out.set(table.subarray(row * width, (row + 1) * width), i * width);
+    else out.fill(0, i * width, (i + 1) * width);
+  }
+}
+
 /** out[i, :] = table[ids[i], :], rows of `width`. Serves embedding and gatherRows. */
 export function gather(
   op: string,

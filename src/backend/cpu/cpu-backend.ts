@@ -16,19 +16,20 @@ import type {
   StepAreas,
 } from "../backend.ts";
 import * as checks from "../checks.ts";
+import type { Communicator } from "../communicator.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { activation } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
-import { type BatchMetadata, gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
-import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
+import { type BatchMetadata, gather, gatherOwn, joinSlots, prepareBatch, scatter } from "./batch.ts";
+import { bytes, doubles, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, rmsNorm } from "./norm.ts";
 import { processRow } from "./process-logits.ts";
 import { rotaryTable } from "./rotary-table.ts";
-import { sampleRow } from "./sampling.ts";
+import { accept, bestOf, type Candidate, candidateOf, sampleRow } from "./sampling.ts";
 import { type HostSlots, Slot } from "./slots.ts";
 import { tiledAttention } from "./tiled-attention.ts";
 import { tiledProduct } from "./tiled-product.ts";
@@ -54,8 +55,32 @@ export class CpuBackend implements Backend {
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
 
-  /** @param loops the fast ones, unless the plain ones are what is asked about. */
-  constructor(private readonly loops = TILED_LOOPS) {}
+  readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
+  readonly gatherColumns?: (out: Tensor, part: Tensor) => void;
+
+  /**
+   * @param loops the fast ones, unless the plain ones are what is asked about.
+   * @param communicator with the other ranks, where there are any
+   */
+  constructor(
+    private readonly loops = TILED_LOOPS,
+    private readonly communicator?: Communicator,
+  ) {
+    if (communicator === undefined) return;
+    this.allReduceAdd = (residual, branch) => {
+      checks.checkAllReduceAdd("float32", residual, branch);
+      communicator.allReduceAdd(residual, branch);
+    };
+    this.gatherColumns = (out, part) => {
+      const { rows, width } = checks.checkGatherColumns(out, part, communicator.shard.size);
+      const parts = this.#gather(part);
+      const result = floats(out);
+      for (const [rank, values] of parts.entries()) {
+        for (let row = 0; row < rows; row++)
+          result.set(rowOf(values, row, width), (row * parts.length + rank) * width);
+      }
+    };
+  }
 
   allocate(byteLength: number): DeviceBuffer {
     invariant(!this.#disposed, "CPU backend used after dispose()");
@@ -107,9 +132,10 @@ export class CpuBackend implements Backend {
     rotaryTable(floats(out), floats(frequencies), amplitude);
   }
 
-  embedding(out: Tensor, table: Tensor, ids: Tensor): void {
+  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number): void {
     const { width } = checks.checkEmbedding("float32", out, table, ids);
-    gather("embedding", floats(out), floats(table), ints(ids), width);
+    if (firstId === undefined) gather("embedding", floats(out), floats(table), ints(ids), width);
+    else gatherOwn(floats(out), floats(table), ints(ids), width, firstId);
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
@@ -229,9 +255,65 @@ export class CpuBackend implements Backend {
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    checks.checkDrawTokens("float32", out, hidden, head, logits, samples, slots);
+    const ranks = head.firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
+    const shape = checks.checkDrawTokens("float32", out, hidden, head, logits, samples, slots, ranks);
+    if (head.firstToken !== undefined) {
+      this.#drawFromParts(
+        out,
+        hidden,
+        { ...head, firstToken: head.firstToken },
+        logits,
+        samples,
+        slots,
+        shape,
+      );
+      return;
+    }
     this.linear(logits, hidden, head.weight, { norm: head.norm });
     this.sample(out, logits, logits, samples, slots);
+  }
+
+  /** Every rank finds a candidate in its part of the vocabulary; the best of all is the token that one rank would draw. */
+  #drawFromParts(
+    out: Tensor,
+    hidden: Tensor,
+    { weight, norm, firstToken }: LmHead & { readonly firstToken: number },
+    logits: Tensor,
+    samples: SampleRows,
+    slots: SlotTensors,
+    shape: ReturnType<typeof checks.checkDrawTokens>,
+  ): void {
+    const width = weight.shape[0];
+    const part = new Tensor(logits.buffer, "float32", [shape.rows, width], logits.byteOffset);
+    this.linear(part, hidden, weight, { norm });
+    const own = this.empty("int32", [shape.rows, CANDIDATE_WORDS]);
+    const [rowSlots, positions] = [ints(samples.slots), ints(samples.positions)];
+    const host = hostSlots(slots, shape);
+    const drawing = Array.from(rowSlots, (slot) => new Slot(host, slot));
+    for (const [row, slot] of drawing.entries())
+      writeCandidate(
+        doubles(own),
+        row,
+        candidateOf(rowOf(floats(part), row, width), slot, positions[row]!, firstToken),
+      );
+    const all = this.#gather(own).map(
+      ({ buffer, byteOffset, length }) => new Float64Array(buffer, byteOffset, length / 2),
+    );
+    own.buffer.dispose();
+    const result = ints(out);
+    for (const [row, slot] of drawing.entries())
+      result[row] = accept(bestOf(all.map((keys) => readCandidate(keys, row))), slot);
+  }
+
+  /** Every rank's `part`, as float32, whatever it is. */
+  #gather(part: Tensor): Float32Array<ArrayBuffer>[] {
+    invariant(this.communicator !== undefined, "there are no other ranks");
+    const { size } = this.communicator.shard;
+    const all = this.empty(part.dtype, [size, ...part.shape]);
+    this.communicator.allGather(all, part);
+    const values = floats(all);
+    all.buffer.dispose();
+    return Array.from({ length: size }, (_, rank) => rowOf(values, rank, part.size));
   }
 
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
@@ -253,6 +335,18 @@ export class CpuBackend implements Backend {
   }
 }
 
+/** Words of a candidate on its way between ranks: key and token, float64. */
+const CANDIDATE_WORDS = 4;
+
+function writeCandidate(words: Float64Array, row: number, { key, token }: Candidate): void {
+  words[2 * row] = key;
+  words[2 * row + 1] = token;
+}
+
+function readCandidate(words: Float64Array, row: number): Candidate {
+  return { key: words[2 * row]!, token: words[2 * row + 1]! };
+}
+
 /** The area that a step has. */
 function areaOf({ areas }: StepAreas, step: number): Int32Array {
   const [count, size] = [areas.dim(0), areas.dim(1)];
@@ -264,7 +358,11 @@ function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {
   return tensor === undefined ? undefined : floats(tensor);
 }
 
-function rowOf(matrix: Float32Array, row: number, width: number): Float32Array {
+function rowOf<T extends ArrayBufferLike>(
+  matrix: Float32Array<T>,
+  row: number,
+  width: number,
+): Float32Array<T> {
   return matrix.subarray(row * width, (row + 1) * width);
 }
 

@@ -39,8 +39,13 @@ export function bytes(tensor: Tensor): Uint8Array<ArrayBuffer> {
 }
 
 /** The tensor's memory as float32, whatever its 4-byte dtype: slot parameters hold floats as bits. */
-export function floats(tensor: Tensor): Float32Array {
+export function floats(tensor: Tensor): Float32Array<ArrayBuffer> {
   return new Float32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+}
+
+/** The tensor's memory, of two words each, as float64. */
+export function doubles(tensor: Tensor): Float64Array {
+  return new Float64Array(bytesOf(tensor), tensor.byteOffset, tensor.byteLength / 8);
 }
 
 /** The tensor's memory as int32. */

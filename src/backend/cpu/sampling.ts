@@ -3,24 +3,46 @@ import { philox4x32 } from "./philox.ts";
 import type { Slot } from "./slots.ts";
 
 /**
+ * The token that a row of logits proposes, and its key: of several candidates the one with the greatest key is drawn, the lowest
+ * token on ties. NaN stands for a row that has one, −∞ for one that has nothing above that; the token is then −1.
+ */
+export interface Candidate {
+  readonly token: number;
+  readonly key: number;
+}
+
+/**
  * Draws the token that follows `position` from one row of logits [V] and appends it to the slot's sequence. A `NotDrawn`,
  * and nothing appended, when the row has a NaN or nothing above −∞.
  */
 export function sampleRow(logits: Float32Array, slot: Slot, position: number): number {
+  return accept(candidateOf(logits, slot, position), slot);
+}
+
+/**
+ * The best of the tokens from `firstToken` on, of which `logits` are. With less than the vocabulary the slot must ask for no
+ * more than a temperature: min-p, top-k and top-p need all logits.
+ */
+export function candidateOf(logits: Float32Array, slot: Slot, position: number, firstToken = 0): Candidate {
   const max = largest(logits);
-  if (Number.isNaN(max)) return NotDrawn.notANumber;
-  if (max === -Infinity) return NotDrawn.nothingAllowed;
+  if (Number.isNaN(max) || max === -Infinity) return { token: -1, key: max };
   const temperature = slot.float("temperature");
-  const token =
-    temperature === 0
-      ? logits.indexOf(max)
-      : gumbelArgmax(
-          logits,
-          temperature,
-          survivalThreshold(logits, max, temperature, slot),
-          slot,
-          position + 1,
-        );
+  if (temperature === 0) return { token: firstToken + logits.indexOf(max), key: max };
+  const threshold = survivalThreshold(logits, max, temperature, slot);
+  return gumbelArgmax(logits, temperature, threshold, slot, position + 1, firstToken);
+}
+
+/** The candidate that is drawn of those of neighbouring parts, in their order. */
+export function bestOf(candidates: readonly Candidate[]): Candidate {
+  return candidates.reduce((best, candidate) =>
+    Number.isNaN(candidate.key) || candidate.key > best.key ? candidate : best,
+  );
+}
+
+/** Appends what was drawn to the slot's sequence. @returns the token, or a `NotDrawn`. */
+export function accept({ token, key }: Candidate, slot: Slot): number {
+  if (Number.isNaN(key)) return NotDrawn.notANumber;
+  if (key === -Infinity) return NotDrawn.nothingAllowed;
   slot.append(token);
   return token;
 }
@@ -74,14 +96,16 @@ function gumbelArgmax(
   threshold: number,
   slot: Slot,
   sampledPosition: number,
-): number {
+  firstToken: number,
+): Candidate {
   const [seedLow, seedHigh] = [slot.word("seedLow"), slot.word("seedHigh")];
   const random = new Uint32Array(4);
   let best = -1;
   let bestScore = -Infinity;
   let group = -1;
-  for (let token = 0; token < logits.length; token++) {
-    const scaled = logits[token]! / temperature;
+  for (let i = 0; i < logits.length; i++) {
+    const token = firstToken + i;
+    const scaled = logits[i]! / temperature;
     if (scaled < threshold || scaled === -Infinity) continue;
     if (token >>> 2 !== group) {
       group = token >>> 2;
@@ -94,5 +118,5 @@ function gumbelArgmax(
       bestScore = score;
     }
   }
-  return best;
+  return { token: best, key: bestScore };
 }

@@ -2,7 +2,7 @@ import type { Backend, BatchTensors, LayerCache } from "../../../src/backend/bac
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { Workspace } from "../../../src/backend/workspace.ts";
-import { type Shard, shareOf } from "../../../src/base/shard.ts";
+import type { Shard } from "../../../src/base/shard.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
 import { readModelConfig } from "../../../src/models/config.ts";
@@ -75,21 +75,22 @@ class Rank {
 
   private constructor(
     readonly cpu: CpuBackend,
-    readonly logits: Tensor,
+    /** [T, V / size]: its part, once all has run. */
+    public logits: Tensor,
   ) {}
 
   static async load(folder: string, shard: Shard): Promise<Rank> {
     const cpu = new CpuBackend();
     const { definition, weights } = await loadRank(folder, shard, cpu);
     const config = readModelConfig(folder);
-    const { start, end } = shareOf(config.vocabSize, shard);
     const batch = prompts(cpu, config.vocabSize);
-    const rank = new Rank(cpu, cpu.empty("float32", [batch.numTokens, end - start]));
-    const backend = rank.#recorder(shard, start);
+    const logits = cpu.empty("float32", [batch.numTokens, config.vocabSize]);
+    const rank = new Rank(cpu, logits);
+    const backend = rank.#recorder(shard);
     const model = definition.build(weights, cpu, 64);
     const workspace = new Workspace(cpu);
     const hidden = model.forward({ backend, workspace, batch, kvCache: caches(cpu, model) });
-    model.logits(backend, rank.logits, hidden);
+    model.logits({ backend, workspace }, logits, hidden);
     return rank;
   }
 
@@ -98,33 +99,23 @@ class Rank {
     for (const op of this.#ops[n]!.splice(0)) op();
   }
 
-  /** A backend that notes ops. Embeddings of ranks are zero for tokens that another rank has, and summed. */
-  #recorder(shard: Shard, firstToken: number): Backend {
+  /** A backend that notes ops. */
+  #recorder(shard: Shard): Backend {
     const { cpu } = this;
     const enqueue = (op: () => void) => this.#ops.at(-1)!.push(op);
     const allReduceAdd = (residual: Tensor, branch: Tensor) => {
       this.sums.push({ residual, branch });
       this.#ops.push([]);
     };
-    const embedding = (out: Tensor, table: Tensor, ids: Tensor) => {
-      if (shard.size === 1) return enqueue(() => cpu.embedding(out, table, ids));
-      const branch = cpu.empty("float32", out.shape);
-      enqueue(() => {
-        cpu.fill(out, 0);
-        cpu.fill(branch, 0);
-        for (const [t, id] of new Int32Array(cpu.download(ids).buffer).entries()) {
-          const row = id - firstToken;
-          if (0 <= row && row < table.dim(0))
-            cpu.upload(branch.rows(t, t + 1), cpu.download(table.rows(row, row + 1)));
-        }
-      });
-      allReduceAdd(out, branch);
+    const gatherColumns = (_: Tensor, part: Tensor) => {
+      this.logits = part;
     };
     const ops: Partial<Backend> = {
-      embedding,
+      embedding: (...args) => void enqueue(() => cpu.embedding(...args)),
+      fill: (...args) => void enqueue(() => cpu.fill(...args)),
       linear: (...args) => void enqueue(() => cpu.linear(...args)),
       attend: (...args) => void enqueue(() => cpu.attend(...args)),
-      ...(shard.size > 1 && { allReduceAdd }),
+      ...(shard.size > 1 && { allReduceAdd, gatherColumns }),
     };
     return { activationDtype: "float32", ...ops } as Backend;
   }

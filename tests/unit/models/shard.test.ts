@@ -19,11 +19,11 @@ const folder = temporaryFolder();
 afterAll(() => folder[Symbol.dispose]());
 
 const SMALL = {
-  ...{ vocab_size: 203, hidden_size: 48, intermediate_size: 72, num_hidden_layers: 2, head_dim: 16 },
+  ...{ vocab_size: 204, hidden_size: 48, intermediate_size: 72, num_hidden_layers: 2, head_dim: 16 },
   ...{ num_attention_heads: 8, num_key_value_heads: 8, max_position_embeddings: 64, rms_norm_eps: 1e-6 },
   ...{ hidden_act: "silu", tie_word_embeddings: false },
 };
-/** What the fixtures do not have: more ranks than key/value heads, biases, an odd vocabulary. */
+/** What the fixtures do not have: more ranks than key/value heads, biases. */
 const SYNTHETIC = {
   "llama with biases": { family: "Llama", attention_bias: true, mlp_bias: true },
   "llama, 2 key/value heads": { family: "Llama", num_key_value_heads: 2 },
@@ -140,10 +140,11 @@ test("a number of ranks that does not divide a model is refused, naming those th
   expect(error).toBeInstanceOf(ConfigError);
   expect(error).toMatchObject({ option: "tensorParallelSize" });
   expect((error as Error).message).toBe(
-    "tensorParallelSize 3 does not divide the model's 8 heads, 2 key/value heads and 72 intermediate dimensions; what does is 1, 2, 4, 8",
+    "tensorParallelSize 3 does not divide the model's 8 heads, 2 key/value heads, 72 intermediate dimensions and 204 tokens; what does is 1, 2, 4",
   );
-  expect((sized(16) as Error).message).toMatch(/what does is 1, 2, 4, 8$/);
+  expect((sized(16, { vocabSize: 208 }) as Error).message).toMatch(/what does is 1, 2, 4, 8$/);
   expect((sized(8, { intermediateSize: 36 }) as Error).message).toMatch(/what does is 1, 2, 4$/);
+  expect((sized(2, { vocabSize: 203 }) as Error).message).toMatch(/what does is 1$/);
   expect((sized(4, { numKvHeads: 3, numHeads: 12 }) as Error).message).toMatch(/what does is 1, 3, 6, 12$/);
 });
 

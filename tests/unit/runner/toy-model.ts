@@ -1,6 +1,6 @@
 import type { Backend, SampleRows, SlotTensors } from "../../../src/backend/backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
-import type { ForwardContext } from "../../../src/layers/forward-context.ts";
+import type { ForwardContext, OpContext } from "../../../src/layers/forward-context.ts";
 import type { ModelConfig } from "../../../src/models/config.ts";
 import type { CausalLM } from "../../../src/models/model.ts";
 import { ModelRunner, type ModelRunnerOptions } from "../../../src/runner/model-runner.ts";
@@ -42,7 +42,7 @@ export class ToyModel implements CausalLM {
     return hidden;
   }
 
-  logits(backend: Backend, out: Tensor, hidden: Tensor): void {
+  logits({ backend }: Pick<OpContext, "backend">, out: Tensor, hidden: Tensor): void {
     const states = new Float32Array(backend.download(hidden).buffer);
     const rows = range(hidden.dim(0)).map((i) => logitsAfter(states[2 * i]!, states[2 * i + 1]!));
     backend.upload(out, Float32Array.from(rows.flat()));
@@ -56,7 +56,7 @@ export class ToyModel implements CausalLM {
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    this.logits(backend, logits, hidden);
+    this.logits({ backend }, logits, hidden);
     backend.sample(out, logits, logits, samples, slots);
   }
 }
