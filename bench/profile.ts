@@ -1,7 +1,8 @@
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
 import { checkRequest, type EngineRequest } from "../src/engine/request.ts";
-import { createBackend, type LoadedModel, loadModel, type OpenBackend } from "../src/llm/load-model.ts";
+import { type LoadedModel, loadModel } from "../src/llm/load-model.ts";
+import { createBackend, type OpenBackend } from "../src/llm/open-backend.ts";
 import { OpenRequests } from "../src/llm/open-requests.ts";
 import { readOutputs } from "../src/llm/read-stream.ts";
 import { StepLoop } from "../src/llm/step-loop.ts";

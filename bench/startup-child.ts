@@ -6,7 +6,8 @@ import type { Backend } from "../src/backend/backend.ts";
 import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
 import { checkRequest } from "../src/engine/request.ts";
-import { createBackend, loadModel, type OpenBackend } from "../src/llm/load-model.ts";
+import { loadModel } from "../src/llm/load-model.ts";
+import { createBackend, type OpenBackend } from "../src/llm/open-backend.ts";
 
 export interface StartupTask {
   readonly model?: string;

@@ -28,6 +28,7 @@ function post(reply: EngineReply, transfer: ArrayBuffer[] = []): void {
 function serve(loaded: LoadedModel, port: MessagePort): void {
   const poster = new StepPoster(loaded.engine, post);
   const loop: StepLoop = new StepLoop(loaded.engine, poster, () => inbox.drain());
+  loaded.onFailure((reason) => loop.stop(reason));
   const inbox = new Inbox<EngineMessage>(port, (message) => {
     if (message.type === "add") {
       // Of an engine that has died the main thread knows.

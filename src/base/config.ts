@@ -16,9 +16,12 @@ export interface EngineOptions {
   blockSize?: number;
   /** Share of the GPU's memory for weights, activations and KV cache; 384 MiB stay the driver's. (0, 1], default 0.9. */
   gpuMemoryUtilization?: number;
-  /** Bytes of KV cache, instead of what `gpuMemoryUtilization` leaves. On the CPU the default is 1 GiB at most. */
+  /** Bytes of KV cache of each rank, instead of what `gpuMemoryUtilization` leaves. On the CPU the default is 1 GiB at most. */
   kvCacheMemoryBytes?: number;
-  /** GPUs that share the model. Default 1. */
+  /**
+   * Ranks that share the model, each with a part of every layer: threads on the CPU. Any number that divides the model's heads,
+   * intermediate size and vocabulary. Default 1.
+   */
   tensorParallelSize?: number;
   /** Do not capture CUDA graphs. Slower; for debugging. Default false. */
   enforceEager?: boolean;

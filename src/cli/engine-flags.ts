@@ -33,7 +33,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   ],
   tensorParallelSize: [
     "--tensor-parallel-size <count>",
-    "GPUs that share the model; -tp for short (default: 1)",
+    "ranks that share the model, on the CPU; -tp for short (default: 1)",
     integerValue,
   ],
   enforceEager: ["--enforce-eager", "do not capture CUDA graphs"],

@@ -61,6 +61,7 @@ export class LLM {
   ) {
     this.#loaded = loaded;
     this.#loop = new StepLoop(loaded.engine, this.#open);
+    loaded.onFailure((reason) => this.#loop.stop(reason));
     this.#encoder = loaded.encoder!;
   }
 

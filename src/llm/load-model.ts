@@ -1,39 +1,30 @@
 import { join } from "node:path";
 import { createSHA256 } from "hash-wasm";
-import type { Backend, ModelShape } from "../backend/backend.ts";
-import { CpuBackend } from "../backend/cpu/cpu-backend.ts";
-import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
-import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
+import type { Backend } from "../backend/backend.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { ConfigError, ModelDataError } from "../base/errors.ts";
+import { type EngineDeadError, ModelDataError } from "../base/errors.ts";
 import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { gpuCount, openCuda } from "../cuda/open-cuda.ts";
 import { Engine } from "../engine/engine.ts";
-import { rotaryDim } from "../layers/rotary.ts";
-import { Checkpoint } from "../loader/checkpoint.ts";
-import { dummyWeights } from "../loader/dummy-weights.ts";
 import { resolveModel } from "../loader/resolve-model.ts";
-import { loadWeights } from "../loader/weights.ts";
+import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
 import { readGenerationConfig } from "../models/generation-config.ts";
-import { defineModel } from "../models/registry.ts";
-import { KvPlan } from "../runner/kv-plan.ts";
-import { ModelRunner } from "../runner/model-runner.ts";
+import type { Runner } from "../runner/types.ts";
 import { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { loadPart, type PartSource } from "./load-part.ts";
+import { createBackend, type OpenBackend } from "./open-backend.ts";
+import { RankThreads } from "./rank-threads.ts";
 
 /** The folder of the model that ships with the package. */
 export const EMBEDDED_MODEL = join(import.meta.dir, "../../models", "tiny-stories");
 
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;
-
-/** Tokens of a product that is computed for nothing: enough for the kernels of large ones. */
-const REHEARSED_TOKENS = 2 ** 14;
 
 export interface LoadOptions {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
@@ -44,8 +35,6 @@ export interface LoadOptions {
   /** Default `createBackend`; replaceable, so that tests need no GPU. */
   readonly openBackend?: OpenBackend;
 }
-
-export type OpenBackend = (config: EngineConfig, model: ModelConfig) => Backend | Promise<Backend>;
 
 /** Bytes loaded so far. */
 export interface LoadProgress {
@@ -68,6 +57,8 @@ export interface LoadedModel {
   /** Present with `withEncoder`. */
   readonly encoder: PromptEncoder | undefined;
   readonly engine: Engine;
+  /** Calls `listener` when a rank dies while no step is under way; a step says so itself. One listener. */
+  onFailure(listener: (reason: EngineDeadError) => void): void;
   /** Frees the engine, the runner and the device. Safe to call twice. */
   dispose(): void;
 }
@@ -81,8 +72,6 @@ export async function loadModel(
   config: EngineConfig,
   { onProgress, onFolder, withEncoder = false, openBackend = createBackend }: LoadOptions = {},
 ): Promise<LoadedModel> {
-  if (config.tensorParallelSize > 1)
-    throw new ConfigError("tensorParallelSize", "tensorParallelSize above 1 is not supported yet");
   const report = (phase: LoadProgress["phase"]) => (loadedBytes: number, totalBytes: number) =>
     onProgress?.({ phase, loadedBytes, totalBytes });
   const folder =
@@ -95,35 +84,22 @@ export async function loadModel(
         });
   onFolder?.(folder);
   const modelConfig = readModelConfig(folder);
-  const definition = defineModel(modelConfig);
   const generation = readGenerationConfig(folder, modelConfig);
-  const opening = Promise.try(() => openBackend(config, modelConfig));
+  const source = { folder, config, modelConfig };
+  const ranks = startRanks(source, report("weights"));
+  const opening = Promise.try(() => openBackend(config, modelConfig, ranks?.communicator));
   const text = loadText(folder, config, modelConfig, withEncoder);
   const [opened, loaded] = await Promise.allSettled([opening, text]);
-  if (opened.status === "rejected") throw loaded.status === "rejected" ? loaded.reason : opened.reason;
+  if (opened.status === "rejected") {
+    ranks?.dispose();
+    throw loaded.status === "rejected" ? loaded.reason : opened.reason;
+  }
   const backend = opened.value;
   try {
     if (loaded.status === "rejected") throw loaded.reason;
     const { tokenizer, encoder } = loaded.value;
     const hasher = await createSHA256();
-    const kernels = backend.prepare?.(modelShape(modelConfig, config));
-    kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
-    // Dense weights are multiplied, and keys and values attended to, in the dtype of the activations.
-    const [weightDtype, kvDtype] = [backend.activationDtype, backend.activationDtype];
-    const weights =
-      config.loadFormat === "dummy"
-        ? dummyWeights(definition.parameters, backend, weightDtype, config.seed)
-        : await loadFolder(folder, definition, backend, weightDtype, report("weights"));
-    await kernels;
-    const kvShape = { ...definition.kvHeads, blockSize: config.blockSize, kvDtype };
-    const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend);
-    const built = definition.build(weights, backend, plan.maxModelLen);
-    const runner = new ModelRunner(backend, built, {
-      ...config,
-      kvDtype,
-      maxModelLen: plan.maxModelLen,
-      planBlocks: () => plan.numBlocks(),
-    });
+    const runner = await loadRunner(source, backend, ranks, report("weights"));
     const seeds = new SplitMix64(config.seed);
     const engine = new Engine({
       ...config,
@@ -148,21 +124,54 @@ export async function loadModel(
       device: backend.name,
       dtype: backend.activationDtype,
       defaultSampling: config.generationConfig === "auto" ? generation.sampling : {},
+      onFailure: (listener) => ranks?.onFailure(listener),
       dispose: () => {
         try {
           engine.dispose();
         } finally {
-          backend.dispose();
+          disposeAll(backend, ranks);
         }
       },
     };
   } catch (error) {
     try {
-      backend.dispose();
+      disposeAll(backend, ranks);
     } catch {
       // A device that failed may fail to let go, too: what failed first is what is reported.
     }
     throw error;
+  }
+}
+
+/** The Workers of the other ranks, which begin to load. @throws ConfigError when the model cannot be divided among so many. */
+function startRanks(
+  source: PartSource,
+  onProgress: (loadedBytes: number, totalBytes: number) => void,
+): RankThreads | undefined {
+  const { tensorParallelSize: size } = source.config;
+  checkShard(source.modelConfig, { rank: 0, size });
+  return size === 1 ? undefined : new RankThreads(source, size, onProgress);
+}
+
+/** Loads this thread's part, and makes the runner of all ranks. */
+async function loadRunner(
+  source: PartSource,
+  backend: Backend,
+  ranks: RankThreads | undefined,
+  onProgress: (loadedBytes: number, totalBytes: number) => void,
+): Promise<Runner> {
+  if (ranks === undefined) return (await loadPart(source, backend, onProgress)).build();
+  const own = await loadPart({ ...source, shard: ranks.shard }, backend, (loadedBytes, totalBytes) =>
+    ranks.report(0, { loadedBytes, totalBytes }),
+  );
+  return ranks.build(own);
+}
+
+function disposeAll(backend: Backend, ranks: RankThreads | undefined): void {
+  try {
+    backend.dispose();
+  } finally {
+    ranks?.dispose();
   }
 }
 
@@ -174,51 +183,4 @@ async function loadText(folder: string, config: EngineConfig, model: ModelConfig
     throw new ModelDataError(join(folder, "tokenizer.json"), rule);
   }
   return { tokenizer, encoder: withEncoder ? createPromptEncoder(tokenizer, config) : undefined };
-}
-
-async function loadFolder(
-  folder: string,
-  definition: ReturnType<typeof defineModel>,
-  backend: Backend,
-  dtype: FloatDType,
-  onProgress: (loadedBytes: number, totalBytes: number) => void,
-) {
-  using checkpoint = Checkpoint.open(folder);
-  const options = { dtype, ignored: definition.ignored, onProgress };
-  return await loadWeights(checkpoint, definition.parameters, backend, options);
-}
-
-/** The GPU if there is one and it is not refused, else the CPU. Opening a GPU leaves this thread free meanwhile. */
-export async function createBackend(config: EngineConfig, model: ModelConfig): Promise<Backend> {
-  const { device, dtype, batchInvariant } = config;
-  const opening = device === "cpu" ? undefined : GpuOpening.begin(rehearsal(config, model));
-  try {
-    await opening?.opened;
-    if (device === "cuda" || (device === "auto" && gpuCount() > 0))
-      return new CudaBackend(openCuda(), cudaDtype(dtype, model), { opening, batchInvariant });
-  } finally {
-    void opening?.finish();
-  }
-  if (dtype !== "auto" && dtype !== "float32")
-    throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
-  return new CpuBackend();
-}
-
-/** The first product of the largest step, which a start computes first. */
-function rehearsal({ dtype, maxNumBatchedTokens }: EngineConfig, model: ModelConfig): Rehearsal {
-  return {
-    dtype: cudaDtype(dtype, model),
-    tokens: Math.min(maxNumBatchedTokens, REHEARSED_TOKENS),
-    inFeatures: model.hiddenSize,
-    outFeatures: (model.numHeads + 2 * model.numKvHeads) * model.headDim,
-  };
-}
-
-function modelShape(model: ModelConfig, { blockSize }: EngineConfig): ModelShape {
-  return { ...model, rotaryDim: rotaryDim(model.headDim, model.rope), blockSize };
-}
-
-function cudaDtype(dtype: EngineConfig["dtype"], model: ModelConfig): FloatDType {
-  if (dtype !== "auto") return dtype;
-  return model.dtype === "float16" ? "float16" : "bfloat16";
 }

@@ -33,6 +33,11 @@ export class WorkerLink<Send, Receive> {
     this.#worker.postMessage(message, transfer);
   }
 
+  /** From here on the process does not wait for the Worker to end. */
+  unref(): void {
+    (this.#worker as unknown as { unref(): void }).unref();
+  }
+
   /** Nothing is reported from here on. Safe to call twice. */
   async terminate(): Promise<void> {
     this.#terminated = true;
@@ -51,6 +56,5 @@ function summary(message: string): string {
 export async function atMost(promise: Promise<void>, milliseconds: number): Promise<void> {
   const { promise: elapsed, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, milliseconds);
-  await Promise.race([promise, elapsed]);
-  clearTimeout(timer);
+  await Promise.race([promise, elapsed]).finally(() => clearTimeout(timer));
 }

@@ -36,7 +36,7 @@ describe("64: the command line is wrong", () => {
       "--chat-template no-such",
     ],
     ["text without a tokenizer", ["--skip-tokenizer-init"], "leave --skip-tokenizer-init out"],
-    ["more GPUs than are supported", ["-tp", "2"], "--tensor-parallel-size"],
+    ["ranks that do not divide the model", ["-tp", "3"], "--tensor-parallel-size 3 does not divide"],
     [
       "a KV cache that is too small",
       ["--kv-cache-memory-bytes", "1M", "--max-model-len", "1k"],

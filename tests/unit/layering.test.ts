@@ -30,7 +30,14 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "the `Backend` interface: every op, its shapes and checks; tensors, scratch memory",
     imports: [],
   },
-  "backend/cpu": { knows: "the reference backend: plain TypeScript, float32", imports: ["backend"] },
+  ranks: {
+    knows: "memory that the ranks of a model share: common fate, exchanges, the ring of steps",
+    imports: [],
+  },
+  "backend/cpu": {
+    knows: "the reference backend: plain TypeScript, float32",
+    imports: ["backend", "ranks"],
+  },
   "backend/cuda": {
     knows: "the GPU backend: kernels, matrix products, captured steps",
     imports: ["backend", "cuda"],
@@ -45,7 +52,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   "runner/types.ts": { knows: "the seam between policy and mechanism: plain data", imports: [] },
   runner: {
     knows: "a scheduled batch → device state → model → drawn tokens",
-    imports: ["runner/types.ts", "backend", "models"],
+    imports: ["runner/types.ts", "backend", "models", "ranks"],
   },
   engine: {
     knows:
@@ -56,7 +63,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "the public `LLM`, in the caller's thread; the composition root; request building; the step loop",
     imports: [
       ...["backend", "backend/cpu", "backend/cuda", "cuda", "engine", "layers"],
-      ...["loader", "models", "runner", "tokenizer"],
+      ...["loader", "models", "ranks", "runner", "runner/types.ts", "threads", "tokenizer"],
     ],
   },
   async: {

@@ -1,0 +1,17 @@
+import type { RankMemory } from "../ranks/rank-group.ts";
+import type { EncodedError } from "../threads/error-codec.ts";
+import type { PartSource } from "./load-part.ts";
+
+/** A message to the Worker of a rank. What comes after loading goes through the memory that ranks share. */
+export type RankMessage =
+  | { readonly type: "load"; readonly source: Required<PartSource>; readonly memory: RankMemory }
+  /** All ranks have loaded: build the runner and follow the leader. */
+  | { readonly type: "build" };
+
+/** A message from the Worker of a rank. */
+export type RankReply =
+  /** Bytes of its own part. */
+  | { readonly type: "progress"; readonly loadedBytes: number; readonly totalBytes: number }
+  | { readonly type: "loaded" }
+  /** The rank has failed and ends; on record in the group, too. */
+  | { readonly type: "failed"; readonly error: EncodedError };

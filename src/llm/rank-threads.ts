@@ -1,0 +1,152 @@
+import type { Communicator } from "../backend/communicator.ts";
+import { SharedMemoryCommunicator } from "../backend/cpu/shared-memory-communicator.ts";
+import { EngineDeadError } from "../base/errors.ts";
+import type { Shard } from "../base/shard.ts";
+import { Exchange } from "../ranks/exchange.ts";
+import { RankGroup } from "../ranks/rank-group.ts";
+import { allocateRankMemory } from "../ranks/rank-memory.ts";
+import { StepRing } from "../ranks/step-ring.ts";
+import type { ModelRunner } from "../runner/model-runner.ts";
+import { TensorParallelRunner } from "../runner/tensor-parallel.ts";
+import type { Runner } from "../runner/types.ts";
+import { decodeError } from "../threads/error-codec.ts";
+import { atMost, WorkerLink } from "../threads/worker-link.ts";
+import type { LoadedPart, PartSource } from "./load-part.ts";
+import type { RankMessage, RankReply } from "./rank-protocol.ts";
+
+const RANK_WORKER = new URL("./rank-worker.ts", import.meta.url);
+/** Time that ranks have to free their devices. */
+const SHUTDOWN_MS = 5000;
+/** Time that the reason of a rank's failure has to arrive once it is known that it failed. */
+const REASON_MS = 1000;
+
+type RankLink = WorkerLink<RankMessage, RankReply>;
+
+/** Bytes of a rank's part. */
+interface Progress {
+  readonly loadedBytes: number;
+  readonly totalBytes: number;
+}
+
+/** The ranks of a model that run in Workers, all but the leader, seen from the leader's thread. */
+export class RankThreads {
+  /** The leader's part. */
+  readonly shard: Shard;
+  readonly communicator: Communicator;
+  readonly #group: RankGroup;
+  readonly #exchange: Exchange;
+  readonly #links: RankLink[] = [];
+  readonly #loaded: Promise<unknown>;
+  /** Rejects with what a rank failed of. */
+  readonly #failed = Promise.withResolvers<never>();
+  /** By rank. */
+  readonly #progress: (Progress | undefined)[];
+  readonly #ended: Promise<unknown>;
+  #isBuilding = false;
+  #onFailure: (reason: EngineDeadError) => void = () => {};
+
+  /**
+   * Starts the Workers, each of which loads its part.
+   * @param onProgress called with the bytes of all ranks, the leader's included, once all have begun
+   */
+  constructor(
+    source: Omit<PartSource, "shard">,
+    size: number,
+    private readonly onProgress: (loadedBytes: number, totalBytes: number) => void,
+  ) {
+    const memory = allocateRankMemory(size);
+    this.shard = { rank: 0, size };
+    this.#group = new RankGroup(memory, 0);
+    this.#exchange = new Exchange(this.#group);
+    this.communicator = new SharedMemoryCommunicator(this.shard, this.#exchange);
+    this.#progress = Array(size).fill(undefined);
+    this.#failed.promise.catch(() => {}); // Reported where somebody waits for ranks.
+    const loaded: Promise<void>[] = [];
+    const ended: Promise<void>[] = [];
+    for (let rank = 1; rank < size; rank++) {
+      const link: RankLink = new WorkerLink(RANK_WORKER);
+      this.#links.push(link);
+      const [isLoaded, isEnded] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+      loaded.push(isLoaded.promise);
+      ended.push(isEnded.promise);
+      link.onMessage = (reply) => {
+        if (reply.type === "loaded") isLoaded.resolve();
+        else if (reply.type === "progress") this.report(rank, reply);
+        else this.#fail(decodeError(reply.error));
+      };
+      link.onEnd = (reason) => {
+        isEnded.resolve();
+        if (!this.#group.isClosed) this.#fail(new EngineDeadError(`rank ${rank} died: ${reason}`));
+      };
+      link.post({ type: "load", memory, source: { ...source, shard: { rank, size } } });
+    }
+    this.#loaded = Promise.race([Promise.all(loaded), this.#failed.promise]);
+    this.#ended = Promise.all(ended);
+    this.#loaded.catch(() => {});
+  }
+
+  /** A rank has read more of its part. */
+  report(rank: number, progress: Progress): void {
+    this.#progress[rank] = progress;
+    let [loadedBytes, totalBytes] = [0, 0];
+    for (const part of this.#progress) {
+      if (part === undefined) return;
+      loadedBytes += part.loadedBytes;
+      totalBytes += part.totalBytes;
+    }
+    this.onProgress(loadedBytes, totalBytes);
+  }
+
+  /**
+   * Waits until all ranks have loaded, and makes the runner of all, the leader's part being `own`.
+   * @throws what a rank failed of
+   */
+  async build(own: LoadedPart): Promise<Runner> {
+    await this.#loaded;
+    this.#isBuilding = true;
+    for (const link of this.#links) link.post({ type: "build" });
+    let runner: ModelRunner;
+    try {
+      runner = own.build(this.#exchange);
+    } catch (error) {
+      // While this thread waited for it, a rank could only leave a message, not the error itself.
+      if (error instanceof EngineDeadError && this.#group.failure !== undefined)
+        await atMost(this.#failed.promise, REASON_MS);
+      throw error;
+    }
+    // From here on, whoever uses the model keeps the process alive.
+    for (const link of this.#links) link.unref();
+    return new TensorParallelRunner(runner, this.#group, new StepRing(this.#group));
+  }
+
+  /** Called, once, when a rank fails while the leader does not wait for it. */
+  onFailure(listener: (reason: EngineDeadError) => void): void {
+    this.#onFailure = listener;
+  }
+
+  /** Ends the ranks: at once while they load, else within 5 s. Safe to call twice. */
+  dispose(): void {
+    this.#group.close();
+    const terminate = () => {
+      for (const link of this.#links) void link.terminate();
+    };
+    if (!this.#isBuilding) terminate();
+    else {
+      const timer = setTimeout(terminate, SHUTDOWN_MS);
+      timer.unref();
+      void this.#ended.then(() => clearTimeout(timer));
+    }
+  }
+
+  #fail(error: Error): void {
+    this.#group.fail(error.message);
+    this.#failed.reject(error);
+    const { failure } = this.#group;
+    this.#onFailure(
+      failure === undefined
+        ? new EngineDeadError(error.message)
+        : new EngineDeadError(failure.message, { cause: error }),
+    );
+    this.#onFailure = () => {};
+  }
+}

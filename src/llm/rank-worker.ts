@@ -1,0 +1,69 @@
+import type { Backend } from "../backend/backend.ts";
+import { SharedMemoryCommunicator } from "../backend/cpu/shared-memory-communicator.ts";
+import { messageOf } from "../base/errors.ts";
+import { Exchange } from "../ranks/exchange.ts";
+import { RankGroup } from "../ranks/rank-group.ts";
+import { StepRing } from "../ranks/step-ring.ts";
+import { Follower } from "../runner/tensor-parallel.ts";
+import { encodeError } from "../threads/error-codec.ts";
+import { type LoadedPart, loadPart } from "./load-part.ts";
+import { createBackend } from "./open-backend.ts";
+import type { RankMessage, RankReply } from "./rank-protocol.ts";
+
+declare const self: Worker;
+
+/** A rank other than the leader: loads its part, and makes the leader's calls until the group ends. */
+class RankThread {
+  readonly #group: RankGroup;
+  readonly #exchange: Exchange;
+  readonly #loading: Promise<{ readonly backend: Backend; readonly part: LoadedPart }>;
+
+  constructor(message: Extract<RankMessage, { type: "load" }>) {
+    this.#group = new RankGroup(message.memory, message.source.shard.rank);
+    this.#exchange = new Exchange(this.#group);
+    // However this thread ends: the others must not wait for it.
+    process.on("exit", (code) => this.#group.fail(`its thread ended with code ${code}`));
+    this.#loading = this.#load(message.source);
+    this.#loading.then(
+      () => post({ type: "loaded" }),
+      (error) => this.#end(error),
+    );
+  }
+
+  async follow(): Promise<void> {
+    try {
+      const { backend, part } = await this.#loading;
+      const runner = part.build(this.#exchange);
+      new Follower(runner, this.#group, new StepRing(this.#group)).follow();
+      runner.dispose();
+      backend.dispose();
+    } catch (error) {
+      this.#end(error);
+    }
+    process.exit(0);
+  }
+
+  async #load(source: Extract<RankMessage, { type: "load" }>["source"]) {
+    const communicator = new SharedMemoryCommunicator(source.shard, this.#exchange);
+    const backend = await createBackend(source.config, source.modelConfig, communicator);
+    const part = await loadPart(source, backend, (loadedBytes, totalBytes) =>
+      post({ type: "progress", loadedBytes, totalBytes }),
+    );
+    return { backend, part };
+  }
+
+  #end(error: unknown): void {
+    this.#group.fail(messageOf(error));
+    post({ type: "failed", error: encodeError(error) });
+  }
+}
+
+function post(reply: RankReply): void {
+  self.postMessage(reply);
+}
+
+let thread: RankThread | undefined;
+self.onmessage = ({ data }: MessageEvent<RankMessage>) => {
+  if (data.type === "load") thread = new RankThread(data);
+  else void thread!.follow();
+};

@@ -1,0 +1,95 @@
+import { orFail, type RankGroup } from "../ranks/rank-group.ts";
+import type { StepRing } from "../ranks/step-ring.ts";
+import { decodeBatch, encodeBatch } from "./batch-codec.ts";
+import type { Runner, ScheduledBatch, StepResult } from "./types.ts";
+
+/** First word of a message: the call that every rank makes. */
+const Call = { launch: 0, collect: 1 } as const;
+const COLLECT = Int32Array.of(Call.collect);
+
+/**
+ * The runner of several ranks, in the thread of the leader: every call is published to the other ranks before it is made here, so
+ * that all of them make the same calls in the same order. Each computes its part of each step; results come from the leader's own
+ * runner, since all ranks draw the same tokens.
+ *
+ * Ranks that have not done the same cannot go on together: whatever is thrown by one, a failed step too, ends them all.
+ */
+export class TensorParallelRunner implements Runner {
+  readonly numBlocks: number;
+  readonly blockSize: number;
+  readonly maxNumSeqs: number;
+  readonly maxModelLen: number;
+  readonly vocabSize: number;
+  readonly maxDrafts: number;
+  readonly maxInFlight: number;
+
+  /** @param own computes the leader's part; this disposes of it. */
+  constructor(
+    private readonly own: Runner,
+    private readonly group: RankGroup,
+    private readonly ring: StepRing,
+  ) {
+    this.numBlocks = own.numBlocks;
+    this.blockSize = own.blockSize;
+    this.maxNumSeqs = own.maxNumSeqs;
+    this.maxModelLen = own.maxModelLen;
+    this.vocabSize = own.vocabSize;
+    this.maxDrafts = own.maxDrafts;
+    this.maxInFlight = own.maxInFlight;
+  }
+
+  /** @throws EngineDeadError whatever failed, on whichever rank. */
+  launch(batch: ScheduledBatch): void {
+    const encoded = encodeBatch(batch);
+    const message = new Int32Array(1 + encoded.length);
+    message[0] = Call.launch;
+    message.set(encoded, 1);
+    orFail(this.group, () => {
+      this.ring.publish(message);
+      this.own.launch(batch);
+    });
+  }
+
+  /** @throws EngineDeadError whatever failed, on whichever rank. */
+  collect(): StepResult {
+    return orFail(this.group, () => {
+      this.ring.publish(COLLECT);
+      return this.own.collect();
+    });
+  }
+
+  /** Ends the other ranks, too. */
+  dispose(): void {
+    this.group.close();
+    this.own.dispose();
+  }
+}
+
+/** Makes the leader's calls on another rank's runner, in that rank's thread. */
+export class Follower {
+  constructor(
+    private readonly runner: Runner,
+    private readonly group: RankGroup,
+    private readonly ring: StepRing,
+  ) {}
+
+  /** Makes calls until the group is closed. @throws EngineDeadError when a rank fails, this one included. */
+  follow(): void {
+    while (this.followNext()) {}
+  }
+
+  /**
+   * Waits for the next call and makes it; its result is the leader's to report.
+   * @returns false when the group is closed.
+   * @throws as `follow`
+   */
+  followNext(): boolean {
+    return orFail(this.group, () => {
+      const message = this.ring.next();
+      if (message === undefined) return false;
+      if (message[0] === Call.launch) this.runner.launch(decodeBatch(message.subarray(1)));
+      else this.runner.collect();
+      return true;
+    });
+  }
+}
