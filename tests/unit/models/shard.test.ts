@@ -1,59 +1,24 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { ConfigError } from "../../../src/base/errors.ts";
 import { type Shard, shareOf } from "../../../src/base/shard.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { defineModel } from "../../../src/models/registry.ts";
-import { Random } from "../../contract/random.ts";
+import { DIVISIBLE_MODELS, removeDivisibleModels } from "../../model/divisible-models.ts";
 import { FIXTURES } from "../../model/fixtures.ts";
-import { temporaryFolder, thrown } from "../../support.ts";
+import { thrown } from "../../support.ts";
 import { bytesOf, FakeBackend } from "../loader/fake-backend.ts";
-import { safetensors } from "../loader/support.ts";
 import { loadRank, logitsOf } from "./ranks.ts";
 
 setDefaultTimeout(300_000);
 
-const folder = temporaryFolder();
-afterAll(() => folder[Symbol.dispose]());
+/** Folders by name. */
+const MODELS = new Map<string, string>([
+  ...FIXTURES.map(({ name, modelDir }) => [name, modelDir] as const),
+  ...DIVISIBLE_MODELS.map(({ name, folder }) => [name, folder] as const),
+]);
 
-const SMALL = {
-  ...{ vocab_size: 204, hidden_size: 48, intermediate_size: 72, num_hidden_layers: 2, head_dim: 16 },
-  ...{ num_attention_heads: 8, num_key_value_heads: 8, max_position_embeddings: 64, rms_norm_eps: 1e-6 },
-  ...{ hidden_act: "silu", tie_word_embeddings: false },
-};
-/** What the fixtures do not have: more ranks than key/value heads, biases. */
-const SYNTHETIC = {
-  "llama with biases": { family: "Llama", attention_bias: true, mlp_bias: true },
-  "llama, 2 key/value heads": { family: "Llama", num_key_value_heads: 2 },
-  "qwen2, 1 key/value head": { family: "Qwen2", num_key_value_heads: 1, tie_word_embeddings: true },
-  "qwen3, 2 key/value heads and biases": { family: "Qwen3", num_key_value_heads: 2, attention_bias: true },
-  "mistral, 4 key/value heads": { family: "Mistral", num_key_value_heads: 4 },
-};
-
-/** Models on disk by name. */
-const MODELS = new Map(FIXTURES.map(({ name, modelDir }) => [name as string, modelDir]));
-for (const [name, { family, ...fields }] of Object.entries(SYNTHETIC)) {
-  const path = folder.file(name.replaceAll("/", "-"));
-  const type = { architectures: [`${family}ForCausalLM`], model_type: family.toLowerCase() };
-  mkdirSync(path);
-  writeFileSync(join(path, "config.json"), JSON.stringify({ ...SMALL, ...type, ...fields }));
-  writeWeights(path);
-  MODELS.set(name, path);
-}
-
-/** Random values for all that the config asks for, biases and norms included. */
-function writeWeights(path: string): void {
-  const random = new Random(7);
-  const tensors = defineModel(readModelConfig(path)).parameters.flatMap(({ sources }) =>
-    sources.map(({ name, shape }) => {
-      const size = shape.reduce((product, extent) => product * extent, 1);
-      return [name, { dtype: "F32", shape, data: random.normals(size, 0.2) }] as const;
-    }),
-  );
-  writeFileSync(join(path, "model.safetensors"), safetensors(Object.fromEntries(tensors)));
-}
+afterAll(removeDivisibleModels);
 
 const CASES = [...MODELS].flatMap(([name, path]) =>
   [2, 4].filter((size) => readModelConfig(path).numHeads % size === 0).map((size) => ({ name, path, size })),
@@ -133,16 +98,16 @@ describe("a model computed by ranks", () => {
 });
 
 test("a number of ranks that does not divide a model is refused, naming those that do", () => {
-  const config = readModelConfig(MODELS.get("llama, 2 key/value heads")!);
+  const config = readModelConfig(MODELS.get("qwen3, 2 key/value heads and biases")!);
   const sized = (size: number, fields: Partial<ModelConfig> = {}) =>
     thrown(() => defineModel({ ...config, ...fields }, { shard: { rank: size - 1, size } }));
   const error = sized(3);
   expect(error).toBeInstanceOf(ConfigError);
   expect(error).toMatchObject({ option: "tensorParallelSize" });
   expect((error as Error).message).toBe(
-    "tensorParallelSize 3 does not divide the model's 8 heads, 2 key/value heads, 72 intermediate dimensions and 204 tokens; what does is 1, 2, 4",
+    "tensorParallelSize 3 does not divide the model's 8 heads, 2 key/value heads, 72 intermediate dimensions and 208 tokens; what does is 1, 2, 4, 8",
   );
-  expect((sized(16, { vocabSize: 208 }) as Error).message).toMatch(/what does is 1, 2, 4, 8$/);
+  expect((sized(16) as Error).message).toMatch(/what does is 1, 2, 4, 8$/);
   expect((sized(8, { intermediateSize: 36 }) as Error).message).toMatch(/what does is 1, 2, 4$/);
   expect((sized(2, { vocabSize: 203 }) as Error).message).toMatch(/what does is 1$/);
   expect((sized(4, { numKvHeads: 3, numHeads: 12 }) as Error).message).toMatch(/what does is 1, 3, 6, 12$/);
