@@ -119,7 +119,8 @@ async function failure(llm: AsyncLLM): Promise<void> {
   while (!llm.failure) await Bun.sleep(FAILURE_POLL_MS);
 }
 
-function describe({ model, device, dtype, maxModelLen, cacheConfig }: AsyncLLM): string {
+function describe({ model, device, dtype, maxModelLen, cacheConfig, config }: AsyncLLM): string {
   const { numBlocks, blockSize } = cacheConfig;
-  return `${model} on ${device}, ${dtype}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
+  const ranks = config.tensorParallelSize === 1 ? "" : `${config.tensorParallelSize} × `;
+  return `${model} on ${ranks}${device}, ${dtype}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
 }

@@ -1,43 +1,9 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { eventually, temporaryFolder } from "../support.ts";
-import { expectRefusal, octavo, type StartOptions, startOctavo } from "./support.ts";
+import { expectRefusal, octavo, serve, startOctavo, textOf } from "./support.ts";
 
 setDefaultTimeout(300_000);
-
-/** Starts `octavo serve` on a free port and waits until it serves. Killed when the test ends. */
-async function serve(args: readonly string[] = [], options: StartOptions = {}) {
-  const child = startOctavo(["serve", "--port", "0", ...args], options);
-  const lines = textOf(child.stdout);
-  let banner = "";
-  while (!banner.includes(" at http://")) {
-    const { done, value } = await lines.next();
-    if (done) throw new Error(`the server ended: ${await new Response(child.stderr).text()}`);
-    banner += value;
-  }
-  const url = banner.match(/at (http:\S+)\//)![1]!;
-  return {
-    ...{ child, banner, url },
-    complete: (body: object, headers: Record<string, string> = {}) =>
-      fetch(`${url}/v1/completions`, {
-        ...{ method: "POST", body: JSON.stringify({ temperature: 0, ...body }) },
-        headers: { "Content-Type": "application/json", ...headers },
-      }),
-    shuttingDown: () => eventually(async () => (await fetch(`${url}/ready`)).status === 503),
-    log: () => new Response(child.stderr).text(),
-    [Symbol.dispose]: () => child.kill("SIGKILL"),
-  };
-}
-
-async function* textOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void, undefined> {
-  const decoder = new TextDecoder();
-  const reader = stream.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    yield decoder.decode(value, { stream: true });
-  }
-}
 
 /** Whether connections to the address are refused. */
 async function isClosed(url: string): Promise<boolean> {

@@ -1,7 +1,7 @@
 import { expect } from "bun:test";
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { temporaryFolder } from "../support.ts";
+import { eventually, temporaryFolder } from "../support.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 export const MODEL = join(ROOT, "models", "tiny-stories");
@@ -15,6 +15,8 @@ export interface Result {
 export interface StartOptions {
   readonly stdin?: string | undefined;
   readonly env?: Readonly<Record<string, string>>;
+  /** A script that runs first in the main thread. */
+  readonly preload?: string;
 }
 
 /** Starts `bun run generate.ts` with these arguments. */
@@ -27,12 +29,48 @@ export function startOctavo(args: readonly string[], options: StartOptions = {})
   return startScript("src/cli/main.ts", args, options);
 }
 
-function startScript(script: string, args: readonly string[], { stdin, env }: StartOptions) {
-  return Bun.spawn([process.execPath, "run", join(ROOT, script), ...args], {
+function startScript(script: string, args: readonly string[], { stdin, env, preload }: StartOptions) {
+  const first = preload === undefined ? [] : ["--preload", preload];
+  return Bun.spawn([process.execPath, "run", ...first, join(ROOT, script), ...args], {
     ...{ stdin: stdin === undefined ? "ignore" : new Blob([stdin]), stdout: "pipe", stderr: "pipe" },
     // Where there are GPUs, these tests see none.
     env: { ...process.env, CUDA_VISIBLE_DEVICES: "", NO_COLOR: "1", ...env },
   });
+}
+
+/** Starts `octavo serve` on a free port and waits until it serves. Killed when the test ends. */
+export async function serve(args: readonly string[] = [], options: StartOptions = {}) {
+  const child = startOctavo(["serve", "--port", "0", ...args], options);
+  const lines = textOf(child.stdout);
+  let banner = "";
+  while (!banner.includes(" at http://")) {
+    const { done, value } = await lines.next();
+    if (done) throw new Error(`the server ended: ${await new Response(child.stderr).text()}`);
+    banner += value;
+  }
+  const url = banner.match(/at (http:\S+)\//)![1]!;
+  return {
+    ...{ child, banner, url },
+    complete: (body: object, headers: Record<string, string> = {}) =>
+      fetch(`${url}/v1/completions`, {
+        ...{ method: "POST", body: JSON.stringify({ temperature: 0, ...body }) },
+        headers: { "Content-Type": "application/json", ...headers },
+      }),
+    shuttingDown: () => eventually(async () => (await fetch(`${url}/ready`)).status === 503),
+    log: () => new Response(child.stderr).text(),
+    [Symbol.dispose]: () => child.kill("SIGKILL"),
+  };
+}
+
+/** The text that a stream brings, as it comes. */
+export async function* textOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void, undefined> {
+  const decoder = new TextDecoder();
+  const reader = stream.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    yield decoder.decode(value, { stream: true });
+  }
 }
 
 /** Runs `bun run generate.ts` to its end. */
