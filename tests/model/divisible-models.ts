@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { type ModelConfig, readModelConfig } from "../../src/models/config.ts";
 import { defineModel } from "../../src/models/registry.ts";
 import { Random } from "../contract/random.ts";
-import { temporaryFolder } from "../support.ts";
+import type { temporaryFolder } from "../support.ts";
 import { safetensors } from "../unit/loader/support.ts";
 
 const SMALL = {
@@ -29,12 +29,19 @@ export interface DivisibleModel {
   readonly blockBytes: (size: number) => number;
 }
 
-const temporary = temporaryFolder();
+/** Writes models of random weights that 2, 4 and 8 ranks can share. */
+export function writeDivisibleModels({ file }: ReturnType<typeof temporaryFolder>): DivisibleModel[] {
+  return Object.entries(FIELDS).map(([name, fields], i) =>
+    writeModel(file(`model-${i}`), name, fields, i === 0),
+  );
+}
 
-/** Models of random weights that 2, 4 and 8 ranks can share. */
-export const DIVISIBLE_MODELS: readonly DivisibleModel[] = Object.entries(FIELDS).map(([name, fields], i) => {
-  const { family, ...rest } = fields;
-  const folder = temporary.file(`model-${i}`);
+function writeModel(
+  folder: string,
+  name: string,
+  { family, ...rest }: { readonly family: string },
+  forEight: boolean,
+): DivisibleModel {
   const type = { architectures: [`${family}ForCausalLM`], model_type: family.toLowerCase() };
   mkdirSync(folder);
   writeFileSync(join(folder, "config.json"), JSON.stringify({ ...SMALL, ...type, ...rest }));
@@ -44,11 +51,7 @@ export const DIVISIBLE_MODELS: readonly DivisibleModel[] = Object.entries(FIELDS
     const heads = Math.max(1, config.numKvHeads / size);
     return 2 * config.numLayers * heads * config.headDim * 16 * 4;
   };
-  return { name, folder, sizes: i === 0 ? [2, 4, 8] : [2, 4], blockBytes };
-});
-
-export function removeDivisibleModels(): void {
-  temporary[Symbol.dispose]();
+  return { name, folder, sizes: forEight ? [2, 4, 8] : [2, 4], blockBytes };
 }
 
 /** Random values for all that the config asks for, biases and norms included. */

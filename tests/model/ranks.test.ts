@@ -6,11 +6,16 @@ import { resolveEngineConfig } from "../../src/base/config.ts";
 import { loadPart } from "../../src/llm/load-part.ts";
 import { readModelConfig } from "../../src/models/config.ts";
 import type { Exchange } from "../../src/ranks/exchange.ts";
-import { DIVISIBLE_MODELS, removeDivisibleModels } from "./divisible-models.ts";
+import { temporaryFolder } from "../support.ts";
+import { writeDivisibleModels } from "./divisible-models.ts";
 import { FIXTURES } from "./fixtures.ts";
 import { referenceSuite, type Tolerance } from "./suite.ts";
 
 setDefaultTimeout(300_000);
+
+const folder = temporaryFolder();
+afterAll(() => folder[Symbol.dispose]());
+const DIVISIBLE_MODELS = writeDivisibleModels(folder);
 
 /** float32 against float32: only the order of additions differs. */
 const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
@@ -101,8 +106,6 @@ describe.each(DIVISIBLE_MODELS)("$name", ({ folder, sizes, blockBytes }) => {
     expect(ranks.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0 });
   });
 });
-
-afterAll(removeDivisibleModels);
 
 test("a rank's pool and context are no larger than any other rank can have", async () => {
   const { folder } = DIVISIBLE_MODELS[0]!;

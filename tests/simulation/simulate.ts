@@ -4,7 +4,8 @@ import type { ResolvedSamplingParams } from "../../src/base/sampling-params.ts";
 import { Engine } from "../../src/engine/engine.ts";
 import { checkRequest, type EngineRequest, type RequestDraft } from "../../src/engine/request.ts";
 import type { StepOutput } from "../../src/engine/step-output.ts";
-import { type Execution, FakeRunner, type Fault } from "./fake-runner.ts";
+import { FakeRanks } from "./fake-ranks.ts";
+import { type Execution, FakeRunner, type FakeRunnerOptions, type Fault } from "./fake-runner.ts";
 import { digests, EOS, logprobOf, makeSeed, reference, saltOf, ToyTextStream, VOCAB } from "./oracle.ts";
 import { Outcomes } from "./outcomes.ts";
 
@@ -20,6 +21,9 @@ export interface Summary {
   drafts: number;
   accepted: number;
   died: boolean;
+  /** More than one computed, and one of them died. */
+  ranks: boolean;
+  rankDied: boolean;
 }
 
 interface Tracked {
@@ -68,18 +72,20 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     faultsLeft--;
     return random.pick(["launch", "collect", "nan", "nan"]);
   };
-  const runner = new FakeRunner({
+  const options: FakeRunnerOptions = {
     ...{ numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxModelLen, fault },
     maxInFlight: 1 + random.below(3),
     maxDrafts: random.pick([0, 0, 1, 2, 3, 3]),
     guesses: () => random.chance(guessPercent),
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
-  });
+  };
+  const ranks = simulateRanks(seed, options);
+  const fake = ranks?.leader ?? new FakeRunner(options);
   const failures = new Map<Int32Array, number>();
   let now = 0;
   const engine = new Engine({
-    ...{ runner, maxNumSeqs, maxNumBatchedTokens, hasher },
+    ...{ runner: ranks?.runner ?? fake, maxNumSeqs, maxNumBatchedTokens, hasher },
     enablePrefixCaching: random.chance(80),
     overlap: random.chance(70),
     eosTokenIds: [EOS],
@@ -143,7 +149,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
       must(queued === (refused ? 0 : request.sampling.n), `${request.id}: ${queued} sequences queued`);
       if (checked === undefined || refused) continue;
       const { n, seed } = request.sampling;
-      for (let i = 0; request.lockstep && i < n; i++) runner.lockstep.add(seed! + BigInt(i));
+      for (let i = 0; request.lockstep && i < n; i++) fake.lockstep.add(seed! + BigInt(i));
       tracked.set(request.id, { request: checked, failAfter, aborted: false });
     }
     if (tracked.size > 0 && random.chance(abortPercent)) {
@@ -161,7 +167,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     if (!output) break;
     outcomes.take(output);
     if (output.deltas.some(({ finishReason }) => finishReason !== null)) idleTicks = 0;
-    must(runner.violations.length === 0, runner.violations.join("; "));
+    must(fake.violations.length === 0, fake.violations.join("; "));
     const { running, generationTokens, kvUsage } = engine.stats();
     must(running <= maxNumSeqs, "too many sequences run");
     must(kvUsage >= 0 && kvUsage <= 1, "kvUsage out of range");
@@ -170,13 +176,16 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     must(idleTicks <= patience, `no progress in ${idleTicks} steps`);
   }
 
+  const wrong = ranks?.finish() ?? [];
+  must(wrong.length === 0, wrong.join("; "));
   const { steps, preemptions, prefixHits, kvUsage, running, waiting } = engine.stats();
   must(running + waiting === 0 && kvUsage === 0, "something is left when all is done");
-  const { numDrafts: drafts, numAccepted: accepted } = runner;
+  const { numDrafts: drafts, numAccepted: accepted } = fake;
   const counts = { requests: 0, steps, preemptions, prefixHits, errors: 0, aborts: 0 };
-  const summary: Summary = { ...counts, drafts, accepted, died };
+  const rankDied = ranks?.hasFailed ?? false;
+  const summary: Summary = { ...counts, drafts, accepted, died, ranks: ranks !== undefined, rankDied };
   for (const entry of tracked.values()) {
-    verify(entry, outcomes, died, runner, limit, must);
+    verify(entry, outcomes, died, fake, limit, must);
     summary.requests++;
     for (const { finishReason } of outcomes.completions(entry.request.id)) {
       if (finishReason === "error") summary.errors++;
@@ -187,6 +196,18 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   engine.checkIntegrity();
   engine.dispose();
   return summary;
+}
+
+/** Ranks in one run of five, with chances of their own: what else a seed stands for does not depend on them. */
+function simulateRanks(seed: number, options: FakeRunnerOptions): FakeRanks | undefined {
+  const random = new Random(seed ^ 0x5eed);
+  if (!random.chance(20)) return undefined;
+  const mayDie = random.chance(20);
+  return new FakeRanks(options, {
+    size: random.pick([2, 2, 3, 4]),
+    lag: (waiting) => random.below(waiting + 1),
+    dies: () => mayDie && random.chance(4),
+  });
 }
 
 function verify(

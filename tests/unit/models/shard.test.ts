@@ -4,21 +4,23 @@ import { ConfigError } from "../../../src/base/errors.ts";
 import { type Shard, shareOf } from "../../../src/base/shard.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { defineModel } from "../../../src/models/registry.ts";
-import { DIVISIBLE_MODELS, removeDivisibleModels } from "../../model/divisible-models.ts";
+import { writeDivisibleModels } from "../../model/divisible-models.ts";
 import { FIXTURES } from "../../model/fixtures.ts";
-import { thrown } from "../../support.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
 import { bytesOf, FakeBackend } from "../loader/fake-backend.ts";
 import { loadRank, logitsOf } from "./ranks.ts";
 
 setDefaultTimeout(300_000);
+
+const folder = temporaryFolder();
+afterAll(() => folder[Symbol.dispose]());
+const DIVISIBLE_MODELS = writeDivisibleModels(folder);
 
 /** Folders by name. */
 const MODELS = new Map<string, string>([
   ...FIXTURES.map(({ name, modelDir }) => [name, modelDir] as const),
   ...DIVISIBLE_MODELS.map(({ name, folder }) => [name, folder] as const),
 ]);
-
-afterAll(removeDivisibleModels);
 
 const CASES = [...MODELS].flatMap(([name, path]) =>
   [2, 4].filter((size) => readModelConfig(path).numHeads % size === 0).map((size) => ({ name, path, size })),
