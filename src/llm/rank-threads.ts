@@ -43,6 +43,7 @@ export class RankThreads {
   readonly #progress: (Progress | undefined)[];
   readonly #ended: Promise<unknown>;
   #isBuilding = false;
+  #failure: EngineDeadError | undefined;
   #onFailure: (reason: EngineDeadError) => void = () => {};
 
   /**
@@ -119,9 +120,10 @@ export class RankThreads {
     return new TensorParallelRunner(runner, this.#group, new StepRing(this.#group));
   }
 
-  /** Called, once, when a rank fails while the leader does not wait for it. */
+  /** Calls `listener`, once, when a rank fails, even if nobody waits for it; at once if one has. */
   onFailure(listener: (reason: EngineDeadError) => void): void {
-    this.#onFailure = listener;
+    if (this.#failure !== undefined) listener(this.#failure);
+    else this.#onFailure = listener;
   }
 
   /** Ends the ranks: at once while they load, else within 5 s. Safe to call twice. */
@@ -139,14 +141,12 @@ export class RankThreads {
   }
 
   #fail(error: Error): void {
+    // Unless another rank's failure is on record already, of which this one may be a consequence.
     this.#group.fail(error.message);
     this.#failed.reject(error);
-    const { failure } = this.#group;
-    this.#onFailure(
-      failure === undefined
-        ? new EngineDeadError(error.message)
-        : new EngineDeadError(failure.message, { cause: error }),
-    );
-    this.#onFailure = () => {};
+    if (this.#failure !== undefined) return;
+    const { message } = this.#group.failure ?? error;
+    this.#failure = new EngineDeadError(message, { cause: error });
+    this.#onFailure(this.#failure);
   }
 }

@@ -1,6 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { expectRefusal, octavo, serve, textOf } from "./support.ts";
+import { expectRefusal, modelCopy, octavo, serve, textOf } from "./support.ts";
 
 setDefaultTimeout(300_000);
 
@@ -23,6 +23,39 @@ test.each([
   ["exit", "rank 1 failed: its thread ended with code 9"],
 ])("generate: a rank that dies by %s ends the process with 70", async (manner, reason) => {
   expectRefusal(await octavo(GENERATE, spoiled(manner, 4)), 70, reason);
+});
+
+describe("what ranks cannot load is refused as one refuses it", () => {
+  test("weights", async () => {
+    using folder = modelCopy({ weights: (file) => file.subarray(0, 1_000_000) });
+    expectRefusal(await octavo([...GENERATE, "--model", folder.path]), 65, "model.safetensors");
+  });
+
+  test("a context that does not fit", async () => {
+    const args = ["--kv-cache-memory-bytes", "1M", "--max-model-len", "1k"];
+    expectRefusal(await octavo([...GENERATE, ...args]), 64, "raise --kv-cache-memory-bytes");
+  });
+
+  test("a dtype, or GPUs", async () => {
+    expectRefusal(await octavo([...GENERATE, "--dtype", "bfloat16"]), 64, "--device cuda");
+    const reason = "--tensor-parallel-size 2 needs --device cpu";
+    expectRefusal(await octavo([...GENERATE, "--device", "cuda"]), 64, reason);
+  });
+});
+
+test("ranks keep no process alive: with a model that is not disposed of, one that was, and one that did not start", async () => {
+  const script = `
+    import { LLM } from "octavo";
+    const options = { device: "cpu", loadFormat: "dummy", tensorParallelSize: 2, kvCacheMemoryBytes: 2 ** 24 };
+    await LLM.create(undefined, { ...options, tensorParallelSize: 4, maxModelLen: 1024, kvCacheMemoryBytes: 2 ** 10 })
+      .catch(({ name }) => console.log(name));
+    const [one, other] = [await LLM.create(undefined, options), await LLM.create(undefined, options)];
+    const [{ outputs }] = await one.generate("Once", { maxTokens: 4, ignoreEos: true });
+    one.dispose();
+    console.log(outputs[0].tokenIds.length);`;
+  const child = Bun.spawn([process.execPath, "-e", script], { stdout: "pipe", timeout: 100_000 });
+  expect(await new Response(child.stdout).text()).toBe("ConfigError\n4\n");
+  expect(await child.exited).toBe(0);
 });
 
 describe("serve", () => {

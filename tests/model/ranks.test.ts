@@ -87,10 +87,14 @@ describe.each(DIVISIBLE_MODELS)("$name", ({ folder, sizes, blockBytes }) => {
     expect(Math.max(...actual.map((x, i) => Math.abs(x - logits[i]!)))).toBeLessThan(1e-4 * scale);
   });
 
-  test.each(sizes)("%d ranks: chunks, preemption and aborts change nothing", async (size) => {
+  test.each(sizes)("%d ranks: chunks, overlap, preemption and aborts change nothing", async (size) => {
     // Prompts fit, their continuations do not.
     const kvCacheMemoryBytes = 7 * blockBytes(size);
-    await using ranks = await load(size, { kvCacheMemoryBytes, maxNumBatchedTokens: 19 });
+    await using ranks = await load(size, {
+      kvCacheMemoryBytes,
+      maxNumBatchedTokens: 19,
+      overlapScheduling: true,
+    });
     const leaving = new AbortController();
     const aborted = ranks.generate(
       PROMPTS.slice(0, 2),
