@@ -87,7 +87,7 @@ export async function loadModel(
   const generation = readGenerationConfig(folder, modelConfig);
   const source = { folder, config, modelConfig };
   const ranks = startRanks(source, report("weights"));
-  const opening = Promise.try(() => openBackend(config, modelConfig, ranks?.communicator));
+  const opening = Promise.try(() => openBackend(config, modelConfig, ranks?.peers));
   const text = loadText(folder, config, modelConfig, withEncoder);
   const [opened, loaded] = await Promise.allSettled([opening, text]);
   if (opened.status === "rejected") {
@@ -161,7 +161,7 @@ async function loadRunner(
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ): Promise<Runner> {
   if (ranks === undefined) return (await loadPart(source, backend, onProgress)).build();
-  const own = await loadPart({ ...source, shard: ranks.shard }, backend, (loadedBytes, totalBytes) =>
+  const own = await loadPart({ ...source, shard: ranks.peers.shard }, backend, (loadedBytes, totalBytes) =>
     ranks.report(0, { loadedBytes, totalBytes }),
   );
   return ranks.build(own);

@@ -26,9 +26,9 @@ export interface PartSource {
 export interface LoadedPart {
   /**
    * Makes the runner: gives what memory is left to the KV pool. Where there are several ranks all must do so at the same time:
-   * through `ranks` they agree on what all have room for, and know at the end that all are done.
+   * through `peers` they agree on what all have room for, and know at the end that all are done.
    */
-  build(ranks?: Exchange): ModelRunner;
+  build(peers?: Exchange): ModelRunner;
 }
 
 /**
@@ -53,8 +53,8 @@ export async function loadPart(
       : await loadFolder(folder, definition, backend, weightDtype, onProgress);
   await kernels;
   return {
-    build: (ranks) => {
-      const agree = (value: number) => ranks?.minimum(value) ?? value;
+    build: (peers) => {
+      const agree = (value: number) => peers?.minimum(value) ?? value;
       const kvShape = { ...definition.kvHeads, blockSize: config.blockSize, kvDtype };
       const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend);
       const maxModelLen = agree(plan.maxModelLen);

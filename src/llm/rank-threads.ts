@@ -1,7 +1,4 @@
-import type { Communicator } from "../backend/communicator.ts";
-import { SharedMemoryCommunicator } from "../backend/cpu/shared-memory-communicator.ts";
 import { EngineDeadError } from "../base/errors.ts";
-import type { Shard } from "../base/shard.ts";
 import { Exchange } from "../ranks/exchange.ts";
 import { RankGroup } from "../ranks/rank-group.ts";
 import { allocateRankMemory } from "../ranks/rank-memory.ts";
@@ -30,11 +27,9 @@ interface Progress {
 
 /** The ranks of a model that run in Workers, all but the leader, seen from the leader's thread. */
 export class RankThreads {
-  /** The leader's part. */
-  readonly shard: Shard;
-  readonly communicator: Communicator;
+  /** The leader's way to them. */
+  readonly peers: Exchange;
   readonly #group: RankGroup;
-  readonly #exchange: Exchange;
   readonly #links: RankLink[] = [];
   readonly #loaded: Promise<unknown>;
   /** Rejects with what a rank failed of. */
@@ -56,10 +51,8 @@ export class RankThreads {
     private readonly onProgress: (loadedBytes: number, totalBytes: number) => void,
   ) {
     const memory = allocateRankMemory(size);
-    this.shard = { rank: 0, size };
     this.#group = new RankGroup(memory, 0);
-    this.#exchange = new Exchange(this.#group);
-    this.communicator = new SharedMemoryCommunicator(this.shard, this.#exchange);
+    this.peers = new Exchange(this.#group);
     this.#progress = Array(size).fill(undefined);
     this.#failed.promise.catch(() => {}); // Reported where somebody waits for ranks.
     const loaded: Promise<void>[] = [];
@@ -73,11 +66,11 @@ export class RankThreads {
       link.onMessage = (reply) => {
         if (reply.type === "loaded") isLoaded.resolve();
         else if (reply.type === "progress") this.report(rank, reply);
-        else this.#fail(decodeError(reply.error));
+        else this.#fail(rank, decodeError(reply.error));
       };
       link.onEnd = (reason) => {
         isEnded.resolve();
-        if (!this.#group.isClosed) this.#fail(new EngineDeadError(`rank ${rank} died: ${reason}`));
+        if (!this.#group.isClosed) this.#fail(rank, new EngineDeadError(`its thread ended: ${reason}`));
       };
       link.post({ type: "load", memory, source: { ...source, shard: { rank, size } } });
     }
@@ -108,7 +101,7 @@ export class RankThreads {
     for (const link of this.#links) link.post({ type: "build" });
     let runner: ModelRunner;
     try {
-      runner = own.build(this.#exchange);
+      runner = own.build(this.peers);
     } catch (error) {
       // While this thread waited for it, a rank could only leave a message, not the error itself.
       if (error instanceof EngineDeadError && this.#group.failure !== undefined)
@@ -140,13 +133,13 @@ export class RankThreads {
     }
   }
 
-  #fail(error: Error): void {
-    // Unless another rank's failure is on record already, of which this one may be a consequence.
-    this.#group.fail(error.message);
-    this.#failed.reject(error);
+  #fail(rank: number, error: Error): void {
+    // Unless another failure is on record already, of which this one may be a consequence.
+    this.#group.fail(error.message, rank);
     if (this.#failure !== undefined) return;
     const { message } = this.#group.failure ?? error;
     this.#failure = new EngineDeadError(message, { cause: error });
+    this.#failed.reject(error instanceof EngineDeadError ? this.#failure : error);
     this.#onFailure(this.#failure);
   }
 }

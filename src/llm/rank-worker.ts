@@ -1,5 +1,4 @@
 import type { Backend } from "../backend/backend.ts";
-import { SharedMemoryCommunicator } from "../backend/cpu/shared-memory-communicator.ts";
 import { messageOf } from "../base/errors.ts";
 import { Exchange } from "../ranks/exchange.ts";
 import { RankGroup } from "../ranks/rank-group.ts";
@@ -44,8 +43,7 @@ class RankThread {
   }
 
   async #load(source: Extract<RankMessage, { type: "load" }>["source"]) {
-    const communicator = new SharedMemoryCommunicator(source.shard, this.#exchange);
-    const backend = await createBackend(source.config, source.modelConfig, communicator);
+    const backend = await createBackend(source.config, source.modelConfig, this.#exchange);
     const part = await loadPart(source, backend, (loadedBytes, totalBytes) =>
       post({ type: "progress", loadedBytes, totalBytes }),
     );

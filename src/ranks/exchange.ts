@@ -1,4 +1,5 @@
 import { invariant } from "../base/errors.ts";
+import type { Shard } from "../base/shard.ts";
 import type { RankGroup } from "./rank-group.ts";
 
 /** Bytes that each rank hands out at a time. */
@@ -31,6 +32,11 @@ export class Exchange {
     const { size } = group;
     this.#rounds = new Int32Array(group.memory.exchange, 0, size);
     this.#lengths = new Int32Array(group.memory.exchange, 4 * size, CHUNKS * size);
+  }
+
+  /** This rank, among all that take part. */
+  get shard(): Shard {
+    return { rank: this.group.rank, size: this.group.size };
   }
 
   /**

@@ -50,9 +50,9 @@ export class RankGroup {
     Atomics.compareExchange(this.#control, Word.status, Status.running, Status.closed);
   }
 
-  /** Ends the group with this rank's failure, unless it has ended. */
-  fail(message: string): void {
-    this.#fail(`rank ${this.rank} failed: ${message}`);
+  /** Ends the group with the failure of a rank, by default this one, unless it has ended. */
+  fail(message: string, rank = this.rank): void {
+    this.#fail(`rank ${rank} failed: ${message}`);
   }
 
   /** The error that the group ended with; undefined while it has not failed. */

@@ -23,7 +23,7 @@ import { activation } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
 import { type BatchMetadata, gather, gatherOwn, joinSlots, prepareBatch, scatter } from "./batch.ts";
-import { bytes, doubles, floats, HostBuffer, ints, words } from "./host-buffer.ts";
+import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, rmsNorm } from "./norm.ts";
@@ -255,54 +255,38 @@ export class CpuBackend implements Backend {
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    const ranks = head.firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
+    const { weight, norm, firstToken } = head;
+    const ranks = firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
     const shape = checks.checkDrawTokens("float32", out, hidden, head, logits, samples, slots, ranks);
-    if (head.firstToken !== undefined) {
-      this.#drawFromParts(
-        out,
-        hidden,
-        { ...head, firstToken: head.firstToken },
-        logits,
-        samples,
-        slots,
-        shape,
-      );
+    if (firstToken === undefined) {
+      this.linear(logits, hidden, weight, { norm });
+      this.sample(out, logits, logits, samples, slots);
       return;
     }
-    this.linear(logits, hidden, head.weight, { norm: head.norm });
-    this.sample(out, logits, logits, samples, slots);
-  }
-
-  /** Every rank finds a candidate in its part of the vocabulary; the best of all is the token that one rank would draw. */
-  #drawFromParts(
-    out: Tensor,
-    hidden: Tensor,
-    { weight, norm, firstToken }: LmHead & { readonly firstToken: number },
-    logits: Tensor,
-    samples: SampleRows,
-    slots: SlotTensors,
-    shape: ReturnType<typeof checks.checkDrawTokens>,
-  ): void {
     const width = weight.shape[0];
     const part = new Tensor(logits.buffer, "float32", [shape.rows, width], logits.byteOffset);
     this.linear(part, hidden, weight, { norm });
-    const own = this.empty("int32", [shape.rows, CANDIDATE_WORDS]);
-    const [rowSlots, positions] = [ints(samples.slots), ints(samples.positions)];
+    const [result, values, positions] = [ints(out), floats(part), ints(samples.positions)];
     const host = hostSlots(slots, shape);
-    const drawing = Array.from(rowSlots, (slot) => new Slot(host, slot));
-    for (const [row, slot] of drawing.entries())
-      writeCandidate(
-        doubles(own),
-        row,
-        candidateOf(rowOf(floats(part), row, width), slot, positions[row]!, firstToken),
-      );
-    const all = this.#gather(own).map(
-      ({ buffer, byteOffset, length }) => new Float64Array(buffer, byteOffset, length / 2),
+    const drawing = Array.from(ints(samples.slots), (slot) => new Slot(host, slot));
+    const own = drawing.map((slot, row) =>
+      candidateOf(rowOf(values, row, width), slot, positions[row]!, firstToken),
     );
-    own.buffer.dispose();
-    const result = ints(out);
+    const candidates = this.#gatherCandidates(own);
     for (const [row, slot] of drawing.entries())
-      result[row] = accept(bestOf(all.map((keys) => readCandidate(keys, row))), slot);
+      result[row] = accept(bestOf(candidates.map((ofRank) => ofRank[row]!)), slot);
+  }
+
+  /** Every rank's candidates, as many as this rank's. */
+  #gatherCandidates(own: readonly Candidate[]): Candidate[][] {
+    const part = this.empty("int32", [own.length, CANDIDATE_WORDS]);
+    this.upload(part, Float64Array.from(own.flatMap(({ key, token }) => [key, token])));
+    const all = this.#gather(part).map(({ buffer, byteOffset }) => {
+      const values = new Float64Array(buffer, byteOffset, 2 * own.length);
+      return own.map((_, row) => ({ key: values[2 * row]!, token: values[2 * row + 1]! }));
+    });
+    part.buffer.dispose();
+    return all;
   }
 
   /** Every rank's `part`, as float32, whatever it is. */
@@ -337,15 +321,6 @@ export class CpuBackend implements Backend {
 
 /** Words of a candidate on its way between ranks: key and token, float64. */
 const CANDIDATE_WORDS = 4;
-
-function writeCandidate(words: Float64Array, row: number, { key, token }: Candidate): void {
-  words[2 * row] = key;
-  words[2 * row + 1] = token;
-}
-
-function readCandidate(words: Float64Array, row: number): Candidate {
-  return { key: words[2 * row]!, token: words[2 * row + 1]! };
-}
 
 /** The area that a step has. */
 function areaOf({ areas }: StepAreas, step: number): Int32Array {

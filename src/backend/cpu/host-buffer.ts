@@ -43,11 +43,6 @@ export function floats(tensor: Tensor): Float32Array<ArrayBuffer> {
   return new Float32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
 }
 
-/** The tensor's memory, of two words each, as float64. */
-export function doubles(tensor: Tensor): Float64Array {
-  return new Float64Array(bytesOf(tensor), tensor.byteOffset, tensor.byteLength / 8);
-}
-
 /** The tensor's memory as int32. */
 export function ints(tensor: Tensor): Int32Array {
   return new Int32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);

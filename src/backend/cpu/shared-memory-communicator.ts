@@ -7,10 +7,11 @@ import { bytes, floats } from "./host-buffer.ts";
 
 /** Ranks that are threads of one process and whose tensors are in host memory. A call returns when its result is there. */
 export class SharedMemoryCommunicator implements Communicator {
-  constructor(
-    readonly shard: Shard,
-    private readonly exchange: Exchange,
-  ) {}
+  readonly shard: Shard;
+
+  constructor(private readonly exchange: Exchange) {
+    this.shard = exchange.shard;
+  }
 
   /** Sums are float64, rounded once, and then added: a rank that is alone adds what it has rounded, too. */
   allReduceAdd(residual: Tensor, branch: Tensor): void {

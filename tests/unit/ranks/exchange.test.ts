@@ -3,6 +3,7 @@ import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import { SharedMemoryCommunicator } from "../../../src/backend/cpu/shared-memory-communicator.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { EngineDeadError, InvariantError } from "../../../src/base/errors.ts";
+import type { Shard } from "../../../src/base/shard.ts";
 import { Exchange } from "../../../src/ranks/exchange.ts";
 import { RankGroup } from "../../../src/ranks/rank-group.ts";
 import { allocateRankMemory } from "../../../src/ranks/rank-memory.ts";
@@ -77,7 +78,10 @@ test("ranks that show other numbers of bytes do not go on", () => {
 
 /** A communicator whose other ranks show these values. */
 class Scripted {
-  constructor(private readonly others: readonly Float32Array[]) {}
+  readonly shard: Shard;
+  constructor(private readonly others: readonly Float32Array[]) {
+    this.shard = { rank: 0, size: others.length + 1 };
+  }
   share(bytes: Uint8Array, receive: (pieces: readonly Uint8Array[], offset: number) => void): void {
     for (let at = 0; at < bytes.length; at += 8) {
       const pieces = this.others.map((values) => new Uint8Array(values.buffer).slice(at, at + 8));
@@ -88,8 +92,7 @@ class Scripted {
 
 function backendAmong(...others: Float32Array[]) {
   const exchange = new Scripted(others) as unknown as Exchange;
-  const shard = { rank: 0, size: others.length + 1 };
-  return new CpuBackend(undefined, new SharedMemoryCommunicator(shard, exchange));
+  return new CpuBackend(undefined, new SharedMemoryCommunicator(exchange));
 }
 
 function tensorOf(backend: CpuBackend, values: readonly number[], ...shape: number[]): Tensor {
