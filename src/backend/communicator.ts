@@ -4,7 +4,7 @@ import type { Tensor } from "./tensor.ts";
 /**
  * The exchange of tensors between the ranks of a model, one rank's side of it, below its backend. Calls are enqueued as the
  * backend's ops are. Every rank makes the same calls with the same shapes in the same order; what comes out is bit-equal on
- * all of them.
+ * all of them, but for the kind of NaN.
  *
  * Where a rank has failed, or stays away for too long, a call or the wait for it throws `EngineDeadError`: what the other ranks
  * hold is then of no use any more.
