@@ -1,4 +1,5 @@
 import { ConfigError } from "./errors.ts";
+import { MAX_RANKS } from "./shard.ts";
 
 /** Options of the engine: vLLM's, in camelCase, with its defaults. */
 export interface EngineOptions {
@@ -118,7 +119,7 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     blockSize,
     gpuMemoryUtilization,
     kvCacheMemoryBytes: integer("kvCacheMemoryBytes", 1, Number.MAX_SAFE_INTEGER, undefined),
-    tensorParallelSize: integer("tensorParallelSize", 1, 8, 1),
+    tensorParallelSize: integer("tensorParallelSize", 1, MAX_RANKS, 1),
     enforceEager: flag("enforceEager", false),
     batchInvariant: flag("batchInvariant", false),
     enablePrefixCaching: flag("enablePrefixCaching", true),

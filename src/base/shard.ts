@@ -5,6 +5,9 @@ export interface Shard {
   readonly size: number;
 }
 
+/** The most ranks that a model is divided among. */
+export const MAX_RANKS = 8;
+
 /** The only rank of a model that is not divided. */
 export const WHOLE: Shard = { rank: 0, size: 1 };
 

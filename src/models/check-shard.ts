@@ -1,9 +1,6 @@
 import { ConfigError, invariant } from "../base/errors.ts";
-import type { Shard } from "../base/shard.ts";
+import { MAX_RANKS, type Shard } from "../base/shard.ts";
 import type { ModelConfig } from "./config.ts";
-
-/** The most ranks that a message suggests. */
-const MAX_SUGGESTED = 64;
 
 /**
  * Whether ranks can have equal parts of a model: as many query heads, intermediate dimensions and tokens of the
@@ -14,7 +11,7 @@ export function checkShard(config: ModelConfig, { rank, size }: Shard): void {
   invariant(0 <= rank && rank < size, `rank ${rank} of ${size}`);
   if (divides(config, size)) return;
   const { numHeads, numKvHeads, intermediateSize, vocabSize } = config;
-  const sizes = Array.from({ length: MAX_SUGGESTED }, (_, i) => i + 1).filter((n) => divides(config, n));
+  const sizes = Array.from({ length: MAX_RANKS }, (_, i) => i + 1).filter((n) => divides(config, n));
   const parts = `${numHeads} heads, ${numKvHeads} key/value heads, ${intermediateSize} intermediate dimensions and ${vocabSize} tokens`;
   const message = `tensorParallelSize ${size} does not divide the model's ${parts}; what does is ${sizes.join(", ")}`;
   throw new ConfigError("tensorParallelSize", message);
