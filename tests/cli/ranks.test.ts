@@ -36,6 +36,10 @@ describe("what ranks cannot load is refused as one refuses it", () => {
     expectRefusal(await octavo([...GENERATE, ...args]), 64, "raise --kv-cache-memory-bytes");
   });
 
+  test("what one rank alone has no room for", async () => {
+    expectRefusal(await octavo(GENERATE, spoiled("refuse", 0)), 69, "there is no room on this device");
+  });
+
   test("a dtype, or GPUs", async () => {
     expectRefusal(await octavo([...GENERATE, "--dtype", "bfloat16"]), 64, "--device cuda");
     const reason = "--tensor-parallel-size 2 needs --device cpu";

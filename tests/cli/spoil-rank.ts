@@ -1,9 +1,11 @@
 /**
  * Preloaded into the main thread: hands itself on to Workers, and where one is a rank of a model, makes it fail at the
- * `OCTAVO_SPOIL_AT`th of its steps in the manner of `OCTAVO_SPOIL`.
+ * `OCTAVO_SPOIL_AT`th of its steps, or while it is built, in the manner of `OCTAVO_SPOIL`.
  */
 import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
+import { DeviceError } from "../../src/base/errors.ts";
 import { StepRing } from "../../src/ranks/step-ring.ts";
+import { KvPlan } from "../../src/runner/kv-plan.ts";
 
 const { OCTAVO_SPOIL: manner, OCTAVO_SPOIL_AT: at } = process.env;
 const SCRIPT = import.meta.path;
@@ -14,6 +16,11 @@ const { prepareBatch } = CpuBackend.prototype;
 const isRank = () => process.env["OCTAVO_TEST_RANK"] === "1";
 
 if (isRank()) {
+  if (manner === "refuse") {
+    KvPlan.prototype.numBlocks = () => {
+      throw new DeviceError("there is no room on this device");
+    };
+  }
   CpuBackend.prototype.prepareBatch = function (...args) {
     if (++steps === Number(at)) {
       if (manner === "throw") throw new RangeError("out of everything");
