@@ -56,8 +56,11 @@ export interface DrawWgmmaOptions extends KernelOptions {
   readonly clear: (memory: DeviceBuffer) => void;
 }
 
-/** What a head needs on the device. */
+/** A head's own memory on the device. */
 interface HeadMemory {
+  readonly address: number;
+  readonly vocab: number;
+  readonly width: number;
   /** Of x [MAX_TOKENS, K], normed. */
   readonly x: DeviceBuffer;
   /** Tensor maps of weights and x, for each of `DRAW_TILES`. */
@@ -69,8 +72,8 @@ interface HeadMemory {
 /** `Backend.drawTokens` on Hopper for more rows than `DrawSmall` takes: the draw in the head's epilogue, `draw_wgmma.cu`. */
 export class DrawWgmma {
   readonly #kernels: KernelVariants<typeof DRAW_WGMMA>;
-  /** By the address of the weights. */
-  readonly #heads = new Map<number, HeadMemory>();
+  /** Of the heads seen so far: a model has one. */
+  readonly #heads: HeadMemory[] = [];
 
   constructor(
     library: KernelLibrary,
@@ -144,23 +147,25 @@ export class DrawWgmma {
 
   /** New maps get memory of their own: the copy engine may remember what it read at an address. */
   #memoryOf(weight: Weight): HeadMemory {
-    const known = this.#heads.get(weight.data.address);
+    const { address } = weight.data;
     const [vocab, width] = weight.shape;
+    const known = this.#heads.find(
+      (head) => head.address === address && head.vocab === vocab && head.width === width,
+    );
+    if (known !== undefined) return known;
     const { allocate, allocateZeroed, upload } = this.options;
-    const xBytes = MAX_TOKENS * width * dtypeSize(this.dtype);
-    if (known?.x.byteLength === xBytes) return known;
-    const x = allocate(xBytes);
+    const x = allocate(MAX_TOKENS * width * dtypeSize(this.dtype));
     const maps = DRAW_TILES.map(({ tokens }) => {
       const bytes = new Uint8Array(2 * TENSOR_MAP_BYTES);
-      bytes.set(this.#encode(weight.data.address, vocab, width, TILE_ROWS));
+      bytes.set(this.#encode(address, vocab, width, TILE_ROWS));
       bytes.set(this.#encode(x.address, MAX_TOKENS, width, tokens), TENSOR_MAP_BYTES);
       const both = allocateZeroed(bytes.length);
       upload(both.address, bytes);
       return both;
     });
-    const memory = { x, maps, keys: allocateZeroed(MAX_TOKENS * KEY_BYTES) };
-    this.#heads.set(weight.data.address, memory);
-    return memory;
+    const head = { address, vocab, width, x, maps, keys: allocateZeroed(MAX_TOKENS * KEY_BYTES) };
+    this.#heads.push(head);
+    return head;
   }
 
   #encode(address: number, rows: number, width: number, boxRows: number): Uint8Array {

@@ -26,6 +26,7 @@ export class FakeMachine implements Disposable {
   readonly cuda: FakeCuda;
   readonly cublas = new FakeCublasLt();
   readonly nvrtc = new FakeNvrtc();
+  readonly #backends: CudaBackend[] = [];
   readonly #folder: string;
   readonly #cacheFolder = process.env["OCTAVO_CACHE_DIR"];
 
@@ -51,7 +52,9 @@ export class FakeMachine implements Disposable {
   }
 
   backend(dtype: FloatDType = "bfloat16", options: CudaBackendOptions = {}): CudaBackend {
-    return new CudaBackend(this.open(), dtype, options);
+    const backend = new CudaBackend(this.open(), dtype, options);
+    this.#backends.push(backend);
+    return backend;
   }
 
   /** The folder that kernels and choices are kept in. */
@@ -59,15 +62,18 @@ export class FakeMachine implements Disposable {
     return join(this.#folder, "kernels");
   }
 
-  /** What is alive and what was misused; both empty when a backend has been disposed of properly. */
+  /** Handles that are alive, and misuses; there are none when all backends have been disposed of properly. */
   get leftovers(): string[] {
     return [...this.cuda.live.values(), ...this.cublas.live.keys().map(String), ...this.cuda.violations];
   }
 
+  /** Disposes of its backends too. @throws Error where that leaves anything over. */
   [Symbol.dispose](): void {
+    for (const backend of this.#backends) backend.dispose();
     if (this.#cacheFolder === undefined) delete process.env["OCTAVO_CACHE_DIR"];
     else process.env["OCTAVO_CACHE_DIR"] = this.#cacheFolder;
     rmSync(this.#folder, { recursive: true });
+    if (this.leftovers.length > 0) throw new Error(`left over: ${this.leftovers.join(", ")}`);
   }
 
   get #compiler(): unknown {

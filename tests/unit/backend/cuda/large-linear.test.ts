@@ -1,44 +1,30 @@
-import { afterAll, beforeAll, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
-import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
-import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
-import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeTensors } from "./fake-tensors.ts";
 import { namedArguments } from "./kernel-signatures.ts";
+import { HOPPER_SHARED_BYTES, LaunchRecorder } from "./launch-recorder.ts";
 
 setDefaultTimeout(300_000);
 
-const HOPPER_SHARED_BYTES = 227 * 1024;
 const SILU = { kind: "silu", gated: true } as const;
 
-const machine = new FakeMachine();
-const requested = spyOn(KernelLibrary.prototype, "kernel");
-let backend: CudaBackend;
+const recorder = new LaunchRecorder();
+afterAll(() => recorder[Symbol.dispose]());
+const { machine, backend, requested } = recorder;
 const tensors = new FakeTensors();
-
-beforeAll(() => {
-  backend = machine.backend();
-});
-afterAll(() => {
-  requested.mockRestore();
-  backend.dispose();
-  expect(machine.leftovers).toEqual([]);
-  machine[Symbol.dispose]();
-});
 
 /** A tensor at an address of its own that nothing is behind, in a buffer of `rows` rows. */
 function bf16(tokens: number, width: number, rows = tokens): Tensor {
   return tensors.of("bfloat16", rows, width).rows(0, tokens);
 }
 
-function launches(run: () => void): { own: FakeLaunch[]; products: number } {
-  machine.cuda.launches.length = 0;
+function launches(run: () => void) {
   const before = machine.cublas.matmuls.length;
-  run();
-  return { own: [...machine.cuda.launches], products: machine.cublas.matmuls.length - before };
+  const own = recorder.launches(run);
+  return { own, products: machine.cublas.matmuls.length - before };
 }
 
 /** What a product of [rows, inputs] launches, and whether cuBLASLt had a part in it. */
@@ -147,10 +133,10 @@ test("is left to cuBLASLt: what no activation follows, and memory that does not 
 
 test("a product of many tokens allocates what one of fewer in parts needs", () => {
   using fresh = new FakeMachine();
-  using owner = { backend: fresh.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
+  const other = fresh.backend();
   const weight = denseWeight(bf16(24576, 4096));
   const run = (tokens: number) =>
-    owner.backend.linear(bf16(tokens, 12288), bf16(tokens, 4096), weight, { activation: SILU });
+    other.linear(bf16(tokens, 12288), bf16(tokens, 4096), weight, { activation: SILU });
   run(4096);
   expect(fresh.cuda.launches.map(({ entry }) => entry)).toEqual(["linear_large"]);
   const allocated = fresh.cuda.alive("device memory").length;
@@ -165,9 +151,8 @@ test("GPUs before and after Hopper have none", () => {
     [10, 0],
   ] as const) {
     using other = new FakeMachine({ computeCapability });
-    using owner = { backend: other.backend(), [Symbol.dispose]: () => owner.backend.dispose() };
     const weight = denseWeight(bf16(6144, 1024));
-    owner.backend.linear(bf16(4096, 3072), bf16(4096, 1024), weight, { activation: SILU });
+    other.backend().linear(bf16(4096, 3072), bf16(4096, 1024), weight, { activation: SILU });
     expect(other.cuda.launches.map(({ entry }) => entry)).toEqual(["gated_activation"]);
   }
 });

@@ -22,10 +22,7 @@ beforeEach(() => {
   machine.cuda.elapsed = () => times[last()]!;
 });
 
-afterEach(() => {
-  backend.dispose();
-  machine[Symbol.dispose]();
-});
+afterEach(() => machine[Symbol.dispose]());
 
 /** Launches when `last` was asked before. */
 let seen = 0;

@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { BatchTensors, LayerCache, LinearFusion } from "../../../../src/backend/backend.ts";
+import type { LayerCache, LinearFusion } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
 import { InvariantError } from "../../../../src/base/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
-import { FakeTensors } from "./fake-tensors.ts";
+import { FakeOperands } from "./fake-operands.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 
 setDefaultTimeout(300_000);
@@ -16,30 +16,17 @@ const MAX_LAYERS = 40;
 
 let machine: FakeMachine;
 let backend: CudaBackend;
-const tensors = new FakeTensors();
 
 beforeEach(() => {
   machine = new FakeMachine();
   machine.cuda.structBytes.set("decode_layers", MAX_LAYERS * LAYER_BYTES);
   backend = machine.backend();
 });
-afterEach(() => {
-  backend.dispose();
-  expect(machine.leftovers).toEqual([]);
-  machine[Symbol.dispose]();
-});
+afterEach(() => machine[Symbol.dispose]());
 
-const bf16 = (...shape: number[]) => tensors.of("bfloat16", ...shape);
-const i32 = (...shape: number[]) => tensors.of("int32", ...shape);
+const operands = new FakeOperands();
+const { bf16, i32, batch: batchOf } = operands;
 const weight = (n: number, k: number) => denseWeight(bf16(n, k));
-
-function batchOf(rows: number, decodeRows = rows): BatchTensors {
-  return {
-    ...{ numTokens: rows, numRows: rows, decodeRows, blockSize: 16, maxQueryLen: 1 },
-    ...{ tokenIds: i32(rows), positions: i32(rows), slotMapping: i32(rows), cuSeqlensQ: i32(rows + 1) },
-    ...{ contextLens: i32(rows), rowSlots: i32(rows), blockTables: i32(300, 64) },
-  };
-}
 
 interface Layer {
   readonly qkv: Weight;
@@ -65,7 +52,7 @@ function layer(): Layer {
 }
 
 /** A model's memory, and what it calls. */
-function model(rows: number, batch = batchOf(rows)) {
+function model(rows: number, batch = batchOf({ decodeRows: rows, prefill: [] })) {
   const memory = {
     residual: bf16(rows, HIDDEN),
     qkv: bf16(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM),
@@ -76,7 +63,7 @@ function model(rows: number, batch = batchOf(rows)) {
   const spec = {
     ...{ numHeads: HEADS, numKvHeads: KV_HEADS, headDim: HEAD_DIM, scale: 0.5, window: 0 },
     ...{
-      cosSin: tensors.of("float32", 2048, HEAD_DIM),
+      cosSin: operands.f32(2048, HEAD_DIM),
       headNorm: { query: bf16(128), key: bf16(128), eps: 2 ** -10 },
     },
   };
@@ -227,15 +214,7 @@ describe("what does not go on is launched by itself, in order:", () => {
   });
 
   test("rows of several tokens, and more rows than there is room for", () => {
-    const prompt = model(5, {
-      ...batchOf(5),
-      numRows: 1,
-      decodeRows: 0,
-      cuSeqlensQ: i32(2),
-      contextLens: i32(1),
-      rowSlots: i32(1),
-      maxQueryLen: 5,
-    });
+    const prompt = model(5, batchOf({ decodeRows: 0, prefill: [5] }));
     expect(entries(() => inOrder(...prompt.calls(layer())))).not.toContain("decode_layers");
     expect(entries(() => inOrder(...model(9).calls(layer())))).not.toContain("decode_layers");
   });
@@ -299,12 +278,8 @@ test.each([
   ["where rows must not depend on one another", {}, { batchInvariant: true }],
 ] as const)("there are no such launches %s", (_, gpu, options) => {
   using other = new FakeMachine(gpu);
-  using owner = {
-    backend: other.backend("bfloat16", options),
-    [Symbol.dispose]: () => owner.backend.dispose(),
-  };
   const usual = backend;
-  backend = owner.backend;
+  backend = other.backend("bfloat16", options);
   try {
     inOrder(...model(1).calls(layer()));
     backend.synchronize();

@@ -1,37 +1,19 @@
-import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import type { BatchTensors } from "../../../../src/backend/backend.ts";
-import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { Tensor } from "../../../../src/backend/tensor.ts";
-import { type DType, dtypeSize } from "../../../../src/base/dtype.ts";
+import { dtypeSize } from "../../../../src/base/dtype.ts";
 import { InvariantError } from "../../../../src/base/errors.ts";
 import { refusals } from "../../../contract/refusal-tables.ts";
 import { acceptedOf, callsOf } from "../../../contract/refusals.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { FakeOperands } from "./fake-operands.ts";
 
 setDefaultTimeout(300_000);
 
 const machine = new FakeMachine();
-let backend: CudaBackend;
-let next = 2 ** 40;
-
-beforeAll(() => {
-  backend = machine.backend();
-});
-afterAll(() => {
-  backend.dispose();
-  expect(machine.leftovers).toEqual([]);
-  machine[Symbol.dispose]();
-});
-
-/** A tensor at an address of its own that nothing is behind, `offset` bytes past a vector boundary. */
-function tensor(dtype: DType, shape: readonly number[], offset = 0): Tensor {
-  const byteLength = offset + shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
-  const buffer = { byteLength, address: next, dispose: () => {} };
-  next += Math.ceil(byteLength / 256) * 256;
-  return new Tensor(buffer, dtype, shape, offset);
-}
-const bf16 = (...shape: number[]) => tensor("bfloat16", shape);
-const i32 = (...shape: number[]) => tensor("int32", shape);
+const backend = machine.backend();
+afterAll(() => machine[Symbol.dispose]());
+const operands = new FakeOperands();
+const { bf16, f32, i32 } = operands;
 
 /** How many kernels and matrix products `run` enqueues. */
 function enqueued(run: () => void): number {
@@ -65,14 +47,10 @@ test("rows that do not fit a block's registers are refused", () => {
 });
 
 test("what attention cannot access by vectors is refused", () => {
-  const batch: BatchTensors = {
-    ...{ numTokens: 2, numRows: 2, decodeRows: 2, maxQueryLen: 1, blockSize: 16 },
-    ...{ tokenIds: i32(2), positions: i32(2), slotMapping: i32(2) },
-    ...{ cuSeqlensQ: i32(3), contextLens: i32(2), rowSlots: i32(2), blockTables: i32(3, 4) },
-  };
+  const batch = operands.batch({ decodeRows: 2, prefill: [] });
   const right = {
     ...{ qkv: bf16(2, 256), keys: bf16(9, 2, 16, 32), values: bf16(9, 2, 16, 32) },
-    ...{ cosSin: tensor("float32", [9, 16]), query: bf16(32), key: bf16(32) },
+    ...{ cosSin: f32(9, 16), query: bf16(32), key: bf16(32) },
   };
   const attend = (changes: Partial<typeof right>) => {
     const { qkv, keys, values, cosSin, query, key } = { ...right, ...changes };
@@ -83,7 +61,8 @@ test("what attention cannot access by vectors is refused", () => {
   };
   expect(enqueued(() => attend({}))).toBe(1);
   for (const [name, { dtype, shape }] of Object.entries(right)) {
-    const run = () => attend({ [name]: tensor(dtype, shape, dtypeSize(dtype)) });
+    const { buffer } = operands.of(dtype, ...shape, 2);
+    const run = () => attend({ [name]: new Tensor(buffer, dtype, shape, dtypeSize(dtype)) });
     expect(run).toThrow(InvariantError);
     expect(run).toThrow("is not 16-byte aligned");
   }

@@ -1,0 +1,242 @@
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { BatchTensors } from "../../../../src/backend/backend.ts";
+import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
+import { denseWeight } from "../../../../src/backend/weight.ts";
+import { UnsupportedModelError } from "../../../../src/base/errors.ts";
+import { FakeMachine } from "./fake-machine.ts";
+import { FakeOperands } from "./fake-operands.ts";
+import { namedArguments } from "./kernel-signatures.ts";
+import { LaunchRecorder, MULTIPROCESSORS } from "./launch-recorder.ts";
+
+setDefaultTimeout(300_000);
+
+const recorder = new LaunchRecorder();
+afterAll(() => recorder[Symbol.dispose]());
+const { machine, backend, requested, launch, launches } = recorder;
+const { bf16, f32, batch, layerCache } = new FakeOperands();
+const f = Math.fround;
+
+/** The macros that `file` was compiled with for heads of this shape. */
+function macrosOf(file: string, group: number, headDim: number): Readonly<Record<string, number>> {
+  const call = requested.mock.calls.find(
+    ([{ file: name, defines }]) =>
+      name === file && defines?.["HEAD_DIM"] === headDim && defines["GROUP_SIZE"] === group,
+  );
+  return { ...call![0].constants, ...call![0].defines } as Record<string, number>;
+}
+
+describe("attend", () => {
+  const spec = (group: number, headDim: number, { window = 0, rotaryDim = headDim } = {}) => ({
+    ...{ numHeads: 4 * group, numKvHeads: 4, headDim, scale: headDim ** -0.5, window },
+    cosSin: f32(2048, rotaryDim),
+  });
+  const operands = (rows: BatchTensors, group: number, headDim: number) => ({
+    out: bf16(rows.numTokens, 4 * group * headDim),
+    qkv: bf16(rows.numTokens, (4 * group + 8) * headDim),
+    cache: layerCache(4, headDim),
+  });
+
+  test.each([
+    [64, 64],
+    [128, 128],
+    [128, 64],
+    [96, 96],
+    [256, 256],
+    [96, 32],
+  ])("of prompts begins with heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
+    const step = batch({ decodeRows: 5, prefill: [40] });
+    const { out, qkv, cache } = operands(step, 4, headDim);
+    const [query, key] = [bf16(headDim), bf16(headDim)];
+    const bare = spec(4, headDim, { rotaryDim });
+    const headNorm = { query, key, eps: 1e-6 };
+    const [, stored] = launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm }));
+    expect(stored!.entry).toBe("rope_store");
+    expect(stored!.grid[0]).toBe(40);
+    // Of the tokens after the decode rows.
+    const width = (16 + 8) * headDim;
+    const common = {
+      ...{ qkv: qkv.address + 5 * width * 2, keys: cache.keys.address, values: cache.values.address },
+      ...{ cos_sin: bare.cosSin.address, positions: step.positions.address + 20 },
+      ...{ slot_mapping: step.slotMapping.address + 20, heads: 16, kv_heads: 4, block_size: 16 },
+    };
+    const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
+    expect(namedArguments(stored!)).toEqual({ ...common, ...norms });
+    const [, unnormed] = launches(() => backend.attend(out, qkv, cache, step, bare));
+    expect(namedArguments(unnormed!)).toEqual({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
+  });
+
+  test.each([
+    [1, 2, 128],
+    [2, 1, 64],
+    [3, 16, 64],
+    [33, 7, 96],
+    [256, 8, 256],
+  ])("of %d decode rows, %d queries a key, %d dimensions", (rows, group, headDim) => {
+    const step = batch({ decodeRows: rows, prefill: [] });
+    const { out, qkv, cache } = operands(step, group, headDim);
+    const [query, key] = [bf16(headDim), bf16(headDim)];
+    const heads = spec(group, headDim, { window: 100, rotaryDim: headDim / 2 });
+    const headNorm = { query, key, eps: 1e-6 };
+    const decode = launch(() => backend.attend(out, qkv, cache, step, { ...heads, headNorm }));
+    const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
+    expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
+    const { DECODE_WARPS, WARP } = macrosOf("attention_decode.cu", group, headDim);
+    expect(decode.block).toEqual([DECODE_WARPS! * WARP!, 1, 1]);
+    const { partials, partial_stats, counters, ...rest } = namedArguments(decode);
+    const common = {
+      ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+      ...{ cos_sin: heads.cosSin.address, slot_mapping: step.slotMapping.address },
+      ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
+      ...{ context_lens: step.contextLens.address, max_blocks: 64, window: 100 },
+      ...{ scale_log2: f(headDim ** -0.5 * Math.LOG2E), min_split_tiles: minTiles },
+    };
+    expect(rest).toEqual({
+      ...common,
+      ...{ query_norm: query.address, key_norm: key.address, eps: f(1e-6) },
+    });
+    const scratch = [partials!, partial_stats!, counters!].map((at) => machine.cuda.bytesOf(at));
+    const parts = splits > 1 ? rows * 4 * splits : 0;
+    expect(scratch[0]!.length).toBeGreaterThanOrEqual(parts * group * headDim * 4);
+    expect(scratch[1]!.length).toBeGreaterThanOrEqual(parts * group * 8);
+    expect(scratch[2]!.length).toBeGreaterThanOrEqual(rows * 4 * (splits > 1 ? 4 : 0));
+    expect(scratch[2]!.every((byte) => byte === 0)).toBe(true);
+    const unnormed = launch(() => backend.attend(out, qkv, cache, step, heads));
+    expect(namedArguments(unnormed)).toMatchObject({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
+    expect(namedArguments(unnormed)).toMatchObject({ partials, partial_stats, counters });
+  });
+
+  test("of few rows keeps every multiprocessor busy, of many cuts none", () => {
+    expect(decodeSplits(1, 8, 132)).toEqual({ splits: 49, minTiles: 4 });
+    expect(decodeSplits(1, 1, 132)).toEqual({ splits: 396, minTiles: 4 });
+    expect(decodeSplits(16, 8, 132)).toEqual({ splits: 16, minTiles: 16 });
+    expect(decodeSplits(4096, 8, 132).splits).toBe(1);
+    for (const rows of [1, 16, 4096]) {
+      expect(decodeSplits(rows, 8, 132, true)).toEqual({ splits: 16, minTiles: 16 });
+      // What scratch is allocated for.
+      const { splits } = decodeSplits(rows, 8, 132);
+      expect(splits === 1 || rows * 8 * splits <= 132 * 16).toBe(true);
+    }
+  });
+
+  test("whose decode rows must not depend on each other cuts a row by its length alone", () => {
+    using invariant = new FakeMachine();
+    const other = invariant.backend("bfloat16", { batchInvariant: true });
+    const scratchOf = (rows: number) => {
+      const step = batch({ decodeRows: rows, prefill: [] });
+      const { out, qkv, cache } = operands(step, 2, 64);
+      other.attend(out, qkv, cache, step, spec(2, 64));
+      const decode = invariant.cuda.launches.at(-1)!;
+      const { min_split_tiles, counters, partials } = namedArguments(decode);
+      expect(decode.grid).toEqual([4, rows, 16]);
+      expect(min_split_tiles).toBe(16);
+      expect(invariant.cuda.bytesOf(counters!).length).toBeGreaterThanOrEqual(rows * 4 * 4);
+      expect(invariant.cuda.bytesOf(partials!).length).toBeGreaterThanOrEqual(rows * 4 * 16 * 2 * 64 * 4);
+      return partials;
+    };
+    expect(scratchOf(1)).not.toBe(scratchOf(200));
+    expect(scratchOf(100)).toBe(scratchOf(200));
+  });
+
+  const PROMPTS = [
+    [[1], 1, 64],
+    [[5, 700], 2, 128],
+    [[16384], 8, 256],
+    [[64, 64, 64], 7, 96],
+  ] as const;
+
+  test.each(PROMPTS)(
+    "of prompts of %p tokens after 3 decode rows, before Hopper",
+    (prefill, group, headDim) => {
+      const step = batch({ decodeRows: 3, prefill });
+      const { out, qkv, cache } = operands(step, group, headDim);
+      using older = new FakeMachine({ computeCapability: [8, 0] });
+      const other = older.backend();
+      other.attend(out, qkv, cache, step, spec(group, headDim));
+      const prompt = older.cuda.launches.at(-1);
+      const rows = headDim <= 128 ? 128 : 64;
+      const tiles = Math.ceil((step.maxQueryLen * group) / rows);
+      expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
+      const macros = macrosOf("attention_prefill.cu", group, headDim);
+      const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_PADDING, PREFILL_WARPS, WARP } = macros;
+      expect(prompt!.block).toEqual([PREFILL_WARPS! * WARP!, 1, 1]);
+      // As the kernel's comment has it, in elements of 2 bytes.
+      const stride = headDim + PREFILL_PADDING!;
+      expect(prompt!.sharedBytes).toBe((PREFILL_ROWS! + 2 * PREFILL_KEYS!) * stride * 2);
+      expect(namedArguments(prompt!)).toEqual({
+        ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
+        ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
+        ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
+        ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
+      });
+    },
+  );
+
+  test.each(PROMPTS)("of prompts of %p tokens after 3 decode rows, on Hopper", (prefill, group, headDim) => {
+    const step = batch({ decodeRows: 3, prefill });
+    const { out, qkv, cache } = operands(step, group, headDim);
+    const heads = spec(group, headDim);
+    const [, , prompt] = launches(() => backend.attend(out, qkv, cache, step, heads));
+    // 96 dimensions are no whole number of swizzled rows.
+    if (headDim % 64 !== 0) return expect(prompt!.entry).toBe("attention_prefill");
+    const tiles = Math.ceil((step.maxQueryLen * group) / 128) * prefill.length * 4;
+    const grid = [Math.min(MULTIPROCESSORS, tiles), 1, 1];
+    expect(prompt).toMatchObject({ entry: "attention_prefill_hopper", grid, block: [384, 1, 1] });
+    // Queries, two stages of keys and of values, and what the warps tell each other.
+    const [keys, queryStages] = headDim <= 128 ? [128, 2] : [64, 1];
+    expect(prompt!.sharedBytes).toBe((128 * queryStages + 4 * keys) * headDim * 2 + 256);
+    const { maps, queue, ...rest } = namedArguments(prompt!);
+    expect(rest).toEqual({
+      ...{ out: out.address, qkv: qkv.address, num_kv_heads: 4, num_rows: prefill.length },
+      ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
+      ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
+      ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
+    });
+    expect(machine.cuda.bytesOf(queue!)).toEqual(new Uint8Array(8));
+    const read = new BigUint64Array(machine.cuda.bytesOf(maps!).slice().buffer);
+    expect([read[0], read[16]]).toEqual([BigInt(cache.keys.address), BigInt(cache.values.address)]);
+    const again = launches(() => backend.attend(out, qkv, cache, step, heads)).at(-1)!;
+    expect(namedArguments(again)).toMatchObject({ maps, queue });
+    // The same memory with other blocks is another cache.
+    const other = { ...step, blockSize: 8 };
+    const halves = {
+      keys: cache.keys.reshape(200, 4, 8, headDim),
+      values: cache.values.reshape(200, 4, 8, headDim),
+    };
+    const moved = launches(() => backend.attend(out, qkv, halves, other, heads)).at(-1)!;
+    expect(namedArguments(moved)["maps"]).not.toBe(maps);
+  });
+
+  test("in a layer of few rows is part of one launch", () => {
+    const [rows, tokens] = [batch({ decodeRows: 3, prefill: [] }), 3];
+    const [residual, { out, qkv, cache }] = [bf16(tokens, 512), operands(rows, 2, 64)];
+    const activated = bf16(tokens, 1024);
+    const weight = (n: number, k: number) => denseWeight(bf16(n, k));
+    const norm = { weight: bf16(512), eps: 1e-6 };
+    const layer = launch(() => {
+      backend.linear(qkv, residual, weight(1024, 512), { norm });
+      backend.attend(out, qkv, cache, rows, spec(2, 64));
+      backend.linear(residual, out, weight(512, 512), { addTo: residual });
+      backend.linear(activated, residual, weight(2048, 512), {
+        norm,
+        activation: { kind: "silu", gated: true },
+      });
+      backend.linear(residual, activated, weight(512, 1024), { addTo: residual });
+      backend.synchronize();
+    });
+    // pending-layers.test.ts has the rest.
+    expect(layer).toMatchObject({ entry: "decode_layers", grid: [MULTIPROCESSORS, 1, 1] });
+  });
+
+  test("refuses heads that its kernels cannot take", () => {
+    for (const [group, headDim] of [
+      [1, 80],
+      [1, 288],
+      [17, 128],
+    ] as const) {
+      const step = batch({ decodeRows: 1, prefill: [] });
+      const { out, qkv, cache } = operands(step, group, headDim);
+      const run = () => backend.attend(out, qkv, cache, step, spec(group, headDim));
+      expect(launches(() => expect(run).toThrow(UnsupportedModelError))).toEqual([]);
+    }
+  });
+});
