@@ -1,6 +1,6 @@
 import type { Device } from "./device.ts";
-import type { CudaApi } from "./driver-symbols.ts";
-import { callCuda } from "./errors.ts";
+import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
+import { callCuda, checkCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 import { Handle } from "./handle.ts";
 
@@ -32,6 +32,23 @@ export class Context extends Handle {
   /** Directs this thread's calls at this context: needed when a thread holds more than one. */
   makeCurrent(): void {
     callCuda(this.api, "cuCtxSetCurrent", [this.value]);
+  }
+
+  /** Whether this GPU can reach the memory of another, by its CUdevice. */
+  canReach(peerDevice: number): boolean {
+    const can = new Int32Array(1);
+    callCuda(this.api, "cuDeviceCanAccessPeer", [can, this.device.id, peerDevice], `GPU ${peerDevice}`);
+    return can[0] !== 0;
+  }
+
+  /**
+   * Lets this GPU's kernels reach the memory that `cuMemAlloc` gave, or gives, to the context of another thread, by its
+   * CUcontext, at the addresses that it has there. Safe to call twice. @throws CudaError where there is no way.
+   */
+  reach(peerContext: number): void {
+    this.makeCurrent();
+    const status = this.api.cuCtxEnablePeerAccess(peerContext, 0);
+    if (status !== CudaStatus.peerAccessAlreadyEnabled) checkCuda(this.api, "cuCtxEnablePeerAccess", status);
   }
 
   /** Bytes of device memory, other processes' use included. */

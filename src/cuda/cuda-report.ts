@@ -2,8 +2,8 @@ import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { messageOf } from "../base/errors.ts";
 import { Device } from "./device.ts";
-import { installHint, type LibraryCandidate, type LibraryName, libraryCandidates } from "./libraries.ts";
-import { type Machine, openCublasLt, openDriver, openNvrtc, thisMachine } from "./open-cuda.ts";
+import type { LibraryCandidate, LibraryName } from "./libraries.ts";
+import { openCublasLt, openDriver, openNccl, openNvrtc, thisMachine } from "./open-cuda.ts";
 
 /** One library as `octavo doctor` shows it. */
 export interface LibraryReport {
@@ -32,7 +32,7 @@ export interface CudaReport {
   /** The newest CUDA that the driver runs, e.g. `13.0`. */
   readonly driverVersion?: string;
   readonly gpus: readonly GpuReport[];
-  /** cuda, nvrtc, cublasLt, nccl, in this order. NCCL is needed for tensor parallelism only. */
+  /** cuda, nvrtc, cublasLt, nccl, in this order. Without NCCL, one model runs on one GPU only, or on several that reach each other. */
   readonly libraries: readonly LibraryReport[];
 }
 
@@ -66,7 +66,10 @@ export function inspectCuda(machine = thisMachine()): CudaReport {
     const { api, library } = openCublasLt(machine, newest);
     return describe(library, cublasVersion(Number(api.cublasLtGetVersion())));
   });
-  const nccl = report("nccl", () => inspectNccl(machine, newest));
+  const nccl = report("nccl", () => {
+    const { version, library } = openNccl(machine, newest);
+    return describe(library, version);
+  });
   return { ...(driverVersion && { driverVersion }), gpus, libraries: [cuda, nvrtc, cublasLt, nccl] };
 }
 
@@ -82,7 +85,7 @@ function report(name: LibraryName, inspect: () => Omit<LibraryReport, "name">): 
 
 /** The loader's message for a library that is just not there, which adds nothing to "cannot be loaded". */
 const ABSENT =
-  /\blib(?:cuda|nvrtc|cublasLt)\.so[.\d]*: cannot open shared object file(?:: No such file or directory)?$/;
+  /\blib(?:cuda|nvrtc|cublasLt|nccl)\.so[.\d]*: cannot open shared object file(?:: No such file or directory)?$/;
 
 function causesOf(error: unknown): readonly unknown[] {
   if (!(error instanceof Error) || error.cause === undefined) return [];
@@ -91,13 +94,6 @@ function causesOf(error: unknown): readonly unknown[] {
 
 function describe(library: LibraryCandidate, version: string): Omit<LibraryReport, "name"> {
   return { path: loadedPath(library.path), source: library.source, version };
-}
-
-/** NCCL is not loaded for the report: a file that exists is enough to go by. */
-function inspectNccl(machine: Machine, driverMajor: number): Omit<LibraryReport, "name"> {
-  const found = libraryCandidates("nccl", machine.host)[0]!;
-  if (found.path.includes("/")) return { path: found.path, source: found.source, version: found.version };
-  return { problem: `not found, needed for tensor parallelism only: ${installHint("nccl", driverMajor)}` };
 }
 
 /** The file behind a bare soname, once it is loaded. */

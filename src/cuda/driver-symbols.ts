@@ -35,6 +35,12 @@ export const driverSymbols = {
   /** (context) */
   cuCtxSetCurrent: { args: ["ptr"], returns: "i32" },
 
+  // Other GPUs' memory
+  /** (int *can, device, peer device) */
+  cuDeviceCanAccessPeer: { args: ["ptr", "i32", "i32"], returns: "i32" },
+  /** (peer context, flags): for the current context */
+  cuCtxEnablePeerAccess: { args: ["ptr", "u32"], returns: "i32" },
+
   // Memory
   /** (size_t *free, size_t *total) */
   cuMemGetInfo_v2: { args: ["ptr", "ptr"], returns: "i32" },
@@ -150,4 +156,10 @@ export const TensorMapType = { float16: 6, bfloat16: 9 } as const;
 export const TENSOR_MAP_SWIZZLE_128B = 3;
 export const TENSOR_MAP_L2_PROMOTION_256B = 3;
 
-export const CudaStatus = { success: 0, outOfMemory: 2, noDevice: 100, notReady: 600 } as const;
+export const CudaStatus = {
+  success: 0,
+  outOfMemory: 2,
+  noDevice: 100,
+  notReady: 600,
+  peerAccessAlreadyEnabled: 704,
+} as const;

@@ -3,6 +3,7 @@ import { DeviceError } from "../base/errors.ts";
 import type { CublasLtApi } from "./cublaslt-symbols.ts";
 import { type CudaApi, CudaStatus } from "./driver-symbols.ts";
 import { type Arguments, callNative, OutPointer, readCString, type StatusFunction } from "./ffi.ts";
+import { type NcclApi, NcclStatus } from "./nccl-symbols.ts";
 import type { NvrtcApi } from "./nvrtc-symbols.ts";
 
 /**
@@ -93,6 +94,31 @@ export class CublasError extends DeviceError {
   }
 }
 
+/** A call of NCCL failed. */
+export class NcclError extends DeviceError {
+  override readonly code = "nccl_error";
+
+  constructor(
+    readonly call: string,
+    /** The ncclResult_t. */
+    readonly status: number,
+    readonly statusText: string,
+    /** NCCL's own words about the last error of the process; empty where it has none. */
+    readonly lastError: string,
+    /** The object of the call, e.g. the rank. */
+    readonly detail?: string,
+  ) {
+    super(
+      `${call} failed${detail ? ` for ${detail}` : ""}: ${statusText} (${status})${lastError ? `, ${lastError}` : ""}`,
+    );
+  }
+
+  /** After all but a refused call, the ranks are out of step. */
+  override get fatal(): boolean {
+    return this.status !== NcclStatus.invalidArgument && this.status !== NcclStatus.invalidUsage;
+  }
+}
+
 /** Throws `CudaError` unless `status` is success. */
 export function checkCuda(api: CudaApi, call: string, status: number, detail?: string): void {
   if (status !== CudaStatus.success) throw cudaError(api, call, status, detail);
@@ -154,4 +180,21 @@ export function callCublas<Name extends StatusFunction<CublasLtApi>>(
   detail?: string,
 ): void {
   checkCublas(api, name, callNative(api, name, args), detail);
+}
+
+/** Throws `NcclError`, with NCCL's own last error, unless `status` is success. */
+export function checkNccl(api: NcclApi, call: string, status: number, detail?: string): void {
+  if (status === NcclStatus.success) return;
+  const [text, last] = [api.ncclGetErrorString(status), api.ncclGetLastError(0)];
+  throw new NcclError(call, status, text ?? "unknown error", last?.trim() ?? "", detail);
+}
+
+/** Calls a function of NCCL. @throws NcclError, about `detail`, unless it succeeds. */
+export function callNccl<Name extends StatusFunction<NcclApi>>(
+  api: NcclApi,
+  name: Name,
+  args: Arguments<NcclApi, Name>,
+  detail?: string,
+): void {
+  checkNccl(api, name, callNative(api, name, args), detail);
 }

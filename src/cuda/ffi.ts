@@ -77,6 +77,14 @@ export function preloadLibrary(path: string): string | undefined {
   return libc.dlerror() ?? "unknown loader error";
 }
 
+/** Sets a variable of the process's environment, as native libraries read it, unless it is set. `process.env` stays as it is. */
+export function setDefaultEnvironment(name: string, value: string): void {
+  const libc = openLibrary("libc.so.6", {
+    setenv: { args: ["cstring", "cstring", "i32"], returns: "i32" },
+  });
+  libc.setenv(name, value, 0);
+}
+
 /** The NUL-terminated string at `address`; undefined at NULL. */
 export function readCString(address: number): string | undefined {
   return address === 0 ? undefined : new CString(address as Pointer).toString();

@@ -91,6 +91,7 @@ export function installHint(name: LibraryName, driverMajor: number): string {
     cublasLt: `nvidia-cublas${suffix}`,
     nccl: driverMajor >= 13 ? "nvidia-nccl-cu13" : "nvidia-nccl-cu12",
   }[name];
+  if (name === "nccl") return `pip install ${wheel}, which only a model on several GPUs needs`;
   return `pip install ${wheel}, or point OCTAVO_CUDA_HOME at a CUDA ${Math.min(driverMajor, 13)} toolkit`;
 }
 

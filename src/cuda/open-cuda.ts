@@ -3,7 +3,14 @@ import { type CublasLtApi, cublasLtSymbols } from "./cublaslt-symbols.ts";
 import { Device } from "./device.ts";
 import { type CudaApi, CudaStatus, driverSymbols, driverVersionSymbols } from "./driver-symbols.ts";
 import { checkCuda, cudaError } from "./errors.ts";
-import { type NativeApi, type OpenLibrary, openLibrary, preloadLibrary, type SymbolTable } from "./ffi.ts";
+import {
+  type NativeApi,
+  type OpenLibrary,
+  openLibrary,
+  preloadLibrary,
+  type SymbolTable,
+  setDefaultEnvironment,
+} from "./ffi.ts";
 import {
   builtinsOf,
   installHint,
@@ -13,12 +20,16 @@ import {
   type SearchHost,
   thisHost,
 } from "./libraries.ts";
+import { ncclVersion } from "./nccl.ts";
+import { type NcclApi, ncclSymbols, ncclVersionSymbols } from "./nccl-symbols.ts";
 import { Nvrtc } from "./nvrtc.ts";
 import { nvrtcSymbols } from "./nvrtc-symbols.ts";
 
 /** The oldest driver that has every function of the symbol table, as major · 1000 + minor · 10. */
 const MIN_DRIVER_VERSION = 12000;
 const MIN_COMPUTE_CAPABILITY = 8;
+/** The oldest NCCL that has every function of the symbol table, `ncclCommInitRankScalable` being the youngest. */
+const MIN_NCCL_VERSION = 22300;
 
 /** The search for libraries and their loading; replaceable, so that tests need no GPU. */
 export interface Machine {
@@ -26,10 +37,12 @@ export interface Machine {
   readonly open: OpenLibrary;
   /** See `preloadLibrary`. */
   readonly preload: (path: string) => string | undefined;
+  /** See `setDefaultEnvironment`. */
+  readonly setDefault: (name: string, value: string) => void;
 }
 
 export function thisMachine(): Machine {
-  return { host: thisHost(), open: openLibrary, preload: preloadLibrary };
+  return { host: thisHost(), open: openLibrary, preload: preloadLibrary, setDefault: setDefaultEnvironment };
 }
 
 /** The driver, initialised. */
@@ -181,6 +194,30 @@ export function openCublasLt(
 ): { api: CublasLtApi; library: LibraryCandidate } {
   const candidates = libraryCandidates("cublasLt", machine.host, driverMajor);
   return openFirst(machine, "cublasLt", candidates, cublasLtSymbols, driverMajor);
+}
+
+/**
+ * Opens NCCL, which only a model on several GPUs needs. Its NVLink multicast is off unless NCCL_NVLS_ENABLE says otherwise: it
+ * takes what several processes share on a host, for sizes at which Octavo has no use for it.
+ * @throws DeviceError, naming the remedy, when it is missing or older than 2.23.
+ */
+export function openNccl(
+  machine: Machine,
+  driverMajor: number,
+): { api: NcclApi; version: string; library: LibraryCandidate } {
+  machine.setDefault("NCCL_NVLS_ENABLE", "0");
+  const candidates = libraryCandidates("nccl", machine.host);
+  const asked = openFirst(machine, "nccl", candidates, ncclVersionSymbols, driverMajor);
+  const raw = new Int32Array(1);
+  const status = asked.api.ncclGetVersion(raw);
+  const version = ncclVersion(raw[0]!);
+  if (status !== 0 || raw[0]! < MIN_NCCL_VERSION) {
+    throw new DeviceError(
+      `NCCL ${version} (${asked.library.path}) is too old, Octavo needs 2.23: ${installHint("nccl", driverMajor)}`,
+    );
+  }
+  const { api, library } = openFirst(machine, "nccl", [asked.library], ncclSymbols, driverMajor);
+  return { api, version, library };
 }
 
 function preloadBuiltins(machine: Machine, path: string): void {

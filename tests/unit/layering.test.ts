@@ -19,7 +19,8 @@ interface Room {
 const ROOMS: Readonly<Record<string, Room>> = {
   base: { knows: "errors, options, sampling parameters, dtypes, outputs", imports: [] },
   cuda: {
-    knows: "driver, NVRTC and cuBLASLt through `bun:ffi`: where they lie, handles, streams, graphs, errors",
+    knows:
+      "driver, NVRTC, cuBLASLt and NCCL through `bun:ffi`: where they lie, handles, streams, graphs, errors",
     imports: [],
   },
   tokenizer: {

@@ -36,6 +36,7 @@ export interface FakeGpu {
 }
 
 const INVALID_VALUE = 1;
+const PEER_ACCESS_UNSUPPORTED = 217;
 const INVALID_HANDLE = 400;
 const NOT_FOUND = 500;
 const CAPTURE_UNSUPPORTED = 900;
@@ -75,7 +76,11 @@ export class FakeCuda {
   readonly #queues = new Map<number, (() => void)[]>();
   /** Events recorded in streams that have not come to them, with their stream. */
   readonly #marks = new Map<number, number>();
+  /** Contexts whose memory another may use. */
+  readonly #reached = new Set<number>();
   driverVersion = 13000;
+  /** GPUs reach each other's memory. */
+  linked = true;
   /** Work waits until something waits for it: what it reads must stay as it is until then. */
   lazy = false;
   /** What the next elapsed time is, in milliseconds. */
@@ -155,6 +160,13 @@ export class FakeCuda {
       cuDevicePrimaryCtxRetain: (out) => store(out, this.#make("context")),
       cuDevicePrimaryCtxRelease_v2: () => this.#drop(this.alive("context").at(-1) ?? 0, "context"),
       cuCtxSetCurrent: (context) => this.#expect(context, "context"),
+      cuDeviceCanAccessPeer: (out, device, peer) => store(out, this.linked && device !== peer ? 1 : 0),
+      cuCtxEnablePeerAccess: (peer) => {
+        if (!this.linked) return PEER_ACCESS_UNSUPPORTED;
+        if (this.#reached.has(peer as number)) return CudaStatus.peerAccessAlreadyEnabled;
+        this.#reached.add(peer as number);
+        return this.#expect(peer, "context");
+      },
 
       cuMemGetInfo_v2: (free, total) => {
         store(free, this.gpus[0]!.memory - this.allocatedBytes);

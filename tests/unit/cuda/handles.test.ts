@@ -203,3 +203,18 @@ describe("graphs", () => {
     expect(fake.alive("graph exec")).toEqual([]);
   });
 });
+
+describe("other GPUs", () => {
+  test("are reached once by each; where they cannot be, that is told before it is tried", () => {
+    const two = new FakeCuda([...fake.gpus, ...fake.gpus]);
+    const [first, second] = [0, 1].map((n) => Context.retain(two.api, Device.open(two.api, n)));
+    expect(first!.canReach(1)).toBe(true);
+    first!.reach(second!.value);
+    first!.reach(second!.value);
+    two.linked = false;
+    expect(first!.canReach(1)).toBe(false);
+    expect(() => first!.reach(second!.value)).toThrow("cuCtxEnablePeerAccess failed");
+    for (const each of [second, first]) each!.dispose();
+    expect(two.violations).toEqual([]);
+  });
+});

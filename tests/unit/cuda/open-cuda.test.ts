@@ -4,6 +4,7 @@ import { inspectCuda } from "../../../src/cuda/cuda-report.ts";
 import type { SearchHost } from "../../../src/cuda/libraries.ts";
 import { gpuCount, type Machine, openCuda } from "../../../src/cuda/open-cuda.ts";
 import { FakeCuda, type FakeGpu } from "./fake-cuda.ts";
+import { FakeNccl } from "./fake-nccl.ts";
 
 setDefaultTimeout(300_000);
 
@@ -45,7 +46,7 @@ function machine({ cuda = new FakeCuda([H200]), libraries, env = {} }: Parts = {
     if (library === undefined) throw new Error(`${path}: cannot open shared object file`);
     return library;
   };
-  return { host, open: open as Machine["open"], preload: () => undefined };
+  return { host, open: open as Machine["open"], preload: () => undefined, setDefault: () => {} };
 }
 
 describe("openCuda", () => {
@@ -150,6 +151,15 @@ describe("inspectCuda", () => {
       ["cublasLt", "13.4.1"],
       ["nccl", undefined],
     ]);
+  });
+
+  test("shows NCCL, or why it is of no use", () => {
+    const nccl = new FakeNccl();
+    const libraries = { "libnccl.so.2": nccl.api };
+    const shown = () => inspectCuda(machine({ libraries })).libraries[3];
+    expect(shown()).toMatchObject({ name: "nccl", version: "2.32.3", source: "dynamic loader" });
+    nccl.version = 21805;
+    expect(shown()!.problem).toStartWith("NCCL 2.18.5 (libnccl.so.2) is too old, Octavo needs 2.23: ");
   });
 
   test("with nothing installed, says how to get each", () => {

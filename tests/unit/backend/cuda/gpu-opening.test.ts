@@ -12,6 +12,7 @@ test("nothing is opened where there is no driver", () => {
   const machine: Machine = {
     host: HOST,
     preload: () => undefined,
+    setDefault: () => {},
     open: (path) => {
       throw new Error(`no ${path}`);
     },
@@ -23,7 +24,12 @@ test("Workers that cannot open anything keep nobody waiting, before the end or a
   const cuda = new FakeCuda();
   cuda.driverVersion = 12000;
   // This thread finds a driver; the Workers look for one themselves, and may find none.
-  const machine: Machine = { host: HOST, preload: () => undefined, open: () => cuda.api as never };
+  const machine: Machine = {
+    host: HOST,
+    preload: () => undefined,
+    setDefault: () => {},
+    open: () => cuda.api as never,
+  };
   const opening = GpuOpening.begin(REHEARSAL, machine)!;
   await opening.opened;
   const ending = opening.finish();
@@ -33,7 +39,12 @@ test("Workers that cannot open anything keep nobody waiting, before the end or a
 
 test("an end asked for at once comes after the opening", async () => {
   const cuda = new FakeCuda();
-  const machine: Machine = { host: HOST, preload: () => undefined, open: () => cuda.api as never };
+  const machine: Machine = {
+    host: HOST,
+    preload: () => undefined,
+    setDefault: () => {},
+    open: () => cuda.api as never,
+  };
   const opening = GpuOpening.begin(REHEARSAL, machine)!;
   const order: string[] = [];
   void opening.opened.then(() => order.push("opened"));
