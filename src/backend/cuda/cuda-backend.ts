@@ -4,6 +4,7 @@ import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
+import type { NcclApi } from "../../cuda/nccl-symbols.ts";
 import type { Cuda } from "../../cuda/open-cuda.ts";
 import { Event, Stream } from "../../cuda/stream.ts";
 import { encodeTensorMap } from "../../cuda/tensor-map.ts";
@@ -30,6 +31,7 @@ import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
+import { CudaCommunicator } from "./cuda-communicator.ts";
 import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GEMM_CANDIDATES, GemmTuner } from "./gemm-tuner.ts";
@@ -39,6 +41,7 @@ import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
 import { LinearWays } from "./ops/linear-ways.ts";
 import { PendingLayers } from "./ops/pending-layers.ts";
+import type { Rendezvous } from "./rendezvous.ts";
 import { Staging } from "./staging.ts";
 import { TuningCache } from "./tuning-cache.ts";
 
@@ -57,6 +60,8 @@ export interface CudaBackendOptions {
    * bits whatever other tokens the batch has. Costs speed at every size. Default false.
    */
   readonly batchInvariant?: boolean;
+  /** The other ranks of a model that is divided among GPUs; see `CudaCommunicatorOptions`. */
+  readonly ranks?: { readonly rendezvous: Rendezvous; readonly openNccl: () => NcclApi } | undefined;
 }
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
@@ -72,6 +77,9 @@ export class CudaBackend implements Backend {
   readonly #linear: LinearOps;
   /** Undefined where decode steps are launched op by op: before Hopper, or as a row must not depend on the others. */
   readonly #pending: PendingLayers | undefined;
+  /** With the other ranks, where there are any; with it is what only they have. */
+  readonly communicator: CudaCommunicator | undefined;
+  readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
   /** From the first capture on, graphs may hold the addresses of ops' own memory. */
   #hasCaptured = false;
 
@@ -134,7 +142,11 @@ export class CudaBackend implements Backend {
         allocate,
       });
       this.#pending = batchInvariant ? undefined : this.#pendingLayers();
+      this.communicator = options.ranks && this.#joinRanks(options.ranks, device.computeCapability[0]);
+      if (this.communicator !== undefined)
+        this.allReduceAdd = this.communicator.allReduceAdd.bind(this.communicator);
     } catch (error) {
+      options.ranks?.rendezvous.giveUp();
       try {
         this.#context.dispose();
       } catch {
@@ -142,6 +154,16 @@ export class CudaBackend implements Backend {
       }
       throw error;
     }
+  }
+
+  #joinRanks(ranks: NonNullable<CudaBackendOptions["ranks"]>, capability: number): CudaCommunicator {
+    return new CudaCommunicator({
+      ...{ ...ranks, context: this.#context, library: this.#library, dtype: this.activationDtype },
+      batchInvariant: this.options.batchInvariant === true,
+      stream: () => this.#ordered,
+      dependentLaunch: capability >= DEPENDENT_LAUNCH_CAPABILITY,
+      allocateZeroed: (byteLength) => this.#zeroed(this.allocate(byteLength)),
+    });
   }
 
   #pendingLayers(): PendingLayers | undefined {
@@ -164,9 +186,19 @@ export class CudaBackend implements Backend {
     this.#pending?.flush(this.#stream.value);
   }
 
-  /** Compiles, in parallel, what the disk cache lacks, and loads all. */
+  /** Compiles, in parallel, what the disk cache lacks, and loads all. With other ranks, all of them do it at the same time. */
   async prepare(shape: ModelShape): Promise<void> {
-    await this.#library.prepare([...this.#linear.units(shape), ...this.#ops.units(shape)]);
+    const { communicator } = this;
+    try {
+      await this.#library.prepare([
+        ...[...this.#linear.units(shape), ...this.#ops.units(shape)],
+        ...(communicator?.units() ?? []),
+      ]);
+      communicator?.tune();
+    } catch (error) {
+      communicator?.abort();
+      throw error;
+    }
     // What it holds of the GPU's memory must not be missing when the KV pool is planned.
     await this.options.opening?.finish();
   }

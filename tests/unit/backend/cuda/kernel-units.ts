@@ -4,6 +4,7 @@ import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kerne
 import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import type { KernelUnit } from "../../../../src/backend/cuda/kernel-source.ts";
 import { ACTIVATION_CODES } from "../../../../src/backend/cuda/ops/activation.ts";
+import { PeerExchange } from "../../../../src/backend/cuda/ops/peer-exchange.ts";
 import type { WgmmaLinear, WgmmaShape } from "../../../../src/backend/cuda/ops/wgmma-linear.ts";
 import { invariantTile, wgmmaWays } from "../../../../src/backend/cuda/ops/wgmma-tiles.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
@@ -25,7 +26,11 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);
   const ops = new KernelOps(library, options);
-  return [...ops.units(shape), ...(ops.wgmmaLinear === undefined ? [] : wgmmaUnits(ops.wgmmaLinear, shape))];
+  return [
+    ...ops.units(shape),
+    ...(ops.wgmmaLinear === undefined ? [] : wgmmaUnits(ops.wgmmaLinear, shape)),
+    ...[2, 4, 8].flatMap((size) => new PeerExchange(library, dtype, { rank: 0, size }).units()),
+  ];
 }
 
 /** One token count of each kind of tile: all of them would take as long to compile as everything else. */

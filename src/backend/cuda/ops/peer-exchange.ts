@@ -1,0 +1,131 @@
+import type { FloatDType } from "../../../base/dtype.ts";
+import { dtypeSize } from "../../../base/dtype.ts";
+import type { Shard } from "../../../base/shard.ts";
+import type { Tensor } from "../../tensor.ts";
+import type { Addressed } from "../argument-packer.ts";
+import type { KernelOptions } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
+import { MAX_RANKS, type PeerMemory } from "../peer-memory.ts";
+import { accessWidth, KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts";
+
+/** Threads of a block, a vector or a word each. */
+const PEER_THREADS = 512;
+/** How long a kernel waits for another rank: longer than any rank may be late, as one that compiles a kernel is. */
+const PEER_TIMEOUT_NS = 20e9;
+
+const CONSTANTS = { MAX_RANKS, PEER_THREADS, PEER_TIMEOUT_NS };
+
+const REDUCE_ADD = {
+  file: "reduce_add.cu",
+  constants: CONSTANTS,
+  entry: "reduce_add",
+  pointers: ["residual", "branch", "rounds", "given_up"],
+  scalars: ["offset", "capacity", "rank", "size"],
+  values: ["peers"],
+} as const;
+const ADD = {
+  file: "reduce_add.cu",
+  constants: CONSTANTS,
+  entry: "add",
+  pointers: ["residual", "branch"],
+  scalars: ["size"],
+} as const;
+const GATHER_WORDS = {
+  file: "gather_words.cu",
+  constants: CONSTANTS,
+  entry: "gather_words",
+  pointers: ["out", "part", "rounds", "given_up"],
+  scalars: ["offset", "pitch", "capacity", "rank", "words"],
+  values: ["peers"],
+} as const;
+
+/** Messages between the GPUs of ranks, through memory that they write into one another: `peers.cuh`. */
+export class PeerExchange {
+  readonly #reduceAdd: KernelVariants<typeof REDUCE_ADD>;
+  readonly #add: KernelVariants<typeof ADD>;
+  readonly #gather: KernelVariants<typeof GATHER_WORDS>;
+  readonly #vector: number;
+
+  /** @param dtype bfloat16 or float16, of residual streams */
+  constructor(
+    library: KernelLibrary,
+    private readonly dtype: FloatDType,
+    private readonly shard: Shard,
+    options: KernelOptions = {},
+  ) {
+    this.#vector = VECTOR_BYTES / dtypeSize(dtype);
+    this.#reduceAdd = new KernelVariants(library, REDUCE_ADD, dtype, options);
+    this.#add = new KernelVariants(library, ADD, dtype, options);
+    this.#gather = new KernelVariants(library, GATHER_WORDS, dtype, options);
+  }
+
+  /** What streams need, of whole vectors or not. */
+  units(): KernelUnit[] {
+    const streams = [this.#vector, 1].map((access) => this.#reduceAdd.unit(this.#defines(access)));
+    return [...streams, this.#gather.unit(this.#ranks)];
+  }
+
+  /**
+   * residual += the sum over ranks of branch, element by element in float32, bit-equal on every rank. Messages larger than
+   * the memory go in pieces. The tensors are disjoint and have the same shape.
+   */
+  reduceAdd(stream: number, memory: PeerMemory, residual: Tensor, branch: Tensor): void {
+    const access = accessWidth(this.dtype, residual.size, residual, branch);
+    const kernel = this.#reduceAdd.get(access, this.#defines(access));
+    const { rounds, offset, capacity } = memory.sums;
+    const fixed = { peers: memory.table, given_up: memory.givenUp, rank: this.shard.rank };
+    for (const piece of piecesOf(residual.size, capacity * this.#vector)) {
+      kernel.launch(stream, memory.blocks, 1, 1, PEER_THREADS, 0, {
+        ...{ ...fixed, rounds, offset, capacity, size: piece.length },
+        residual: at(residual, piece.start),
+        branch: at(branch, piece.start),
+      });
+    }
+  }
+
+  /** residual += branch, element by element: after a sum over ranks that something else has made. */
+  add(stream: number, residual: Tensor, branch: Tensor): void {
+    const { size } = residual;
+    if (size === 0) return;
+    const access = accessWidth(this.dtype, size, residual, branch);
+    const blocks = Math.ceil(size / (this.#vector * PEER_THREADS));
+    this.#add
+      .get(access, this.#defines(access))
+      .launch(stream, blocks, 1, 1, PEER_THREADS, 0, { residual, branch, size });
+  }
+
+  /** out [ranks, …part.shape] = every rank's part, of elements of 4 bytes. Messages larger than the memory go in pieces. */
+  gather(stream: number, memory: PeerMemory, out: Tensor, part: Tensor): void {
+    const { rounds, offset, capacity } = memory.gathers;
+    const fixed = { peers: memory.table, given_up: memory.givenUp, rank: this.shard.rank };
+    for (const piece of piecesOf(part.size, capacity)) {
+      this.#gather.get(0, this.#ranks).launch(stream, memory.blocks, 1, 1, PEER_THREADS, 0, {
+        ...{ ...fixed, rounds, offset, capacity, pitch: part.size, words: piece.length },
+        out: at(out, piece.start),
+        part: at(part, piece.start),
+      });
+    }
+  }
+
+  get #ranks() {
+    return { RANKS: this.shard.size };
+  }
+
+  #defines(access: number) {
+    return { ...this.#ranks, ACCESS: access };
+  }
+}
+
+/** Of a message: none of nothing, which no rank sends. */
+function piecesOf(size: number, most: number): { readonly start: number; readonly length: number }[] {
+  return Array.from({ length: Math.ceil(size / most) }, (_, i) => ({
+    start: i * most,
+    length: Math.min(most, size - i * most),
+  }));
+}
+
+/** A tensor from an element on. */
+function at(tensor: Tensor, element: number): Addressed {
+  return { address: tensor.address + element * dtypeSize(tensor.dtype) };
+}

@@ -1,0 +1,91 @@
+import { ptr } from "bun:ffi";
+import { invariant } from "../../base/errors.ts";
+import type { Shard } from "../../base/shard.ts";
+import type { Context } from "../../cuda/context.ts";
+import { DeviceMemory, PinnedMemory } from "../../cuda/memory.ts";
+import type { Stream } from "../../cuda/stream.ts";
+import type { Addressed, HostValue } from "./argument-packer.ts";
+import type { Rendezvous } from "./rendezvous.ts";
+
+/** The most ranks; kernels take the addresses of as many. */
+export const MAX_RANKS = 8;
+/** Buffers that rounds take in turn, see peers.cuh. */
+const BUFFERS = 2;
+const VECTOR_BYTES = 16;
+/** Bytes of a word with its tag. */
+const TAGGED_BYTES = 8;
+/** The largest message that is summed at once. All of it goes to every other rank, so more ranks get less. */
+const LARGEST_SUM_BYTES = 2 ** 21;
+const LEAST_SUM_BYTES = 2 ** 18;
+/** The most words that are gathered at once. */
+const GATHER_WORDS = 2 ** 15;
+/** The most blocks of a kernel: 32 with 512 threads take 256 KiB in one go, and fit on every GPU at once. */
+const MAX_BLOCKS = 32;
+
+/** Part of the memory that ranks write for one kind of kernel. */
+export interface PeerArea {
+  /** From the base of each rank's memory, in bytes. */
+  readonly offset: number;
+  /** Items of a message: vectors or words. */
+  readonly capacity: number;
+  /** Each block's rounds. */
+  readonly rounds: Addressed;
+}
+
+/**
+ * The memory through which the GPUs of ranks exchange messages: of this rank, which the others write, and of the others as this
+ * GPU reaches it. Owned by the context; free it when the stream has nothing left to do, which it then has not at any rank.
+ */
+export class PeerMemory {
+  readonly blocks: number;
+  readonly sums: PeerArea;
+  readonly gathers: PeerArea;
+  /** Every rank's base address. */
+  readonly table: HostValue;
+  readonly #bases = new BigUint64Array(new ArrayBuffer(MAX_RANKS * 8));
+  readonly #givenUp: PinnedMemory;
+
+  /** @throws DeviceError when a rank has failed; CudaError when this GPU cannot reach another. */
+  constructor(context: Context, stream: Stream, rendezvous: Rendezvous) {
+    const { shard } = rendezvous;
+    invariant(shard.size <= MAX_RANKS, `${shard.size} ranks`);
+    this.blocks = Math.min(MAX_BLOCKS, context.device.multiprocessors);
+    const places = BUFFERS * shard.size;
+    const sumCapacity = largestSum(shard) / VECTOR_BYTES;
+    const sumBytes = places * sumCapacity * VECTOR_BYTES;
+    const memory = DeviceMemory.allocate(context, sumBytes + places * GATHER_WORDS * TAGGED_BYTES);
+    const rounds = DeviceMemory.allocate(context, 2 * this.blocks * 4);
+    this.#givenUp = PinnedMemory.allocate(context, 4);
+    new Uint32Array(this.#givenUp.bytes)[0] = 0;
+    for (const { value, byteLength } of [memory, rounds]) stream.fill(value, 0, byteLength);
+    // It must be empty before anyone else writes to it.
+    stream.synchronize();
+    const others = rendezvous.exchangeNumbers(context.value, memory.value);
+    for (const [rank, [peer, base]] of others.entries()) {
+      if (rank !== shard.rank) context.reach(peer!);
+      this.#bases[rank] = BigInt(base!);
+    }
+    this.table = { hostAddress: ptr(this.#bases) };
+    this.sums = { offset: 0, capacity: sumCapacity, rounds: { address: rounds.value } };
+    this.gathers = {
+      offset: sumBytes,
+      capacity: GATHER_WORDS,
+      rounds: { address: rounds.value + this.blocks * 4 },
+    };
+  }
+
+  /** A word of host memory that is 0 until `giveUp`. */
+  get givenUp(): Addressed {
+    return { address: this.#givenUp.value };
+  }
+
+  /** Kernels of this rank that wait for others end with an error, which leaves the context of no use. */
+  giveUp(): void {
+    if (!this.#givenUp.isDisposed) new Uint32Array(this.#givenUp.bytes)[0] = 1;
+  }
+}
+
+/** Bytes of the largest message that is summed at once. */
+export function largestSum({ size }: Shard): number {
+  return Math.max(LEAST_SUM_BYTES, LARGEST_SUM_BYTES / size);
+}

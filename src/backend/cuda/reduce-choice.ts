@@ -1,0 +1,57 @@
+import type { ColdTimer } from "./cold-timer.ts";
+import type { Rendezvous } from "./rendezvous.ts";
+
+/** The smallest message that ways are compared at; smaller ones are Octavo's own. */
+const LEAST_BYTES = 2 ** 15;
+/** Sums of a timing: enough that the start of a graph, and that of the ranks one after another, do not count. */
+const SUMS = 64;
+
+/** Two ways to sum over ranks; each enqueues a sum of a message of so many bytes. */
+export interface ReduceWays {
+  readonly own: (bytes: number) => void;
+  readonly nccl: (bytes: number) => void;
+}
+
+/** Sizes from 32 KiB, doubling, as far as `most`. */
+export function comparedSizes(most: number): number[] {
+  return Array.from(
+    { length: Math.floor(Math.log2(most / LEAST_BYTES)) + 1 },
+    (_, i) => LEAST_BYTES * 2 ** i,
+  );
+}
+
+/** The largest of the sizes up to which the first way is nowhere slower; where it is from the start, half of the first. */
+export function crossover(
+  sizes: readonly number[],
+  own: readonly number[],
+  other: readonly number[],
+): number {
+  const lost = sizes.findIndex((_, i) => own[i]! > other[i]!);
+  if (lost === -1) return sizes.at(-1)!;
+  return lost === 0 ? sizes[0]! / 2 : sizes[lost - 1]!;
+}
+
+/**
+ * Bytes of the largest message that is summed by Octavo's own kernel rather than NCCL's, as captured steps run them: by the time
+ * of the slowest rank, so that all ranks come to the same. Every rank must call it at the same point of its work.
+ */
+export function measureCrossover(
+  ways: ReduceWays,
+  most: number,
+  timer: ColdTimer,
+  rendezvous: Rendezvous,
+): number {
+  const sizes = comparedSizes(most);
+  const time = (way: (bytes: number) => void) =>
+    sizes.map((bytes) => {
+      // Compiles and connects, which capturing forbids.
+      way(bytes);
+      return timer.time(() => {
+        for (let i = 0; i < SUMS; i++) way(bytes);
+      });
+    });
+  const [own, nccl] = [time(ways.own), time(ways.nccl)];
+  const all = rendezvous.exchangeNumbers(...own, ...nccl);
+  const slowest = [...own, ...nccl].map((_, i) => Math.max(...all.map((times) => times[i]!)));
+  return crossover(sizes, slowest.slice(0, sizes.length), slowest.slice(sizes.length));
+}

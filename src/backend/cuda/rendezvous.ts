@@ -1,0 +1,98 @@
+import { DeviceError, invariant } from "../../base/errors.ts";
+import type { Shard } from "../../base/shard.ts";
+
+/** Bytes that a rank can give at once. */
+const PART_BYTES = 256;
+/** Words ahead of the parts: ranks that have come, meetings so far, whether a rank has given up. */
+const ARRIVED = 0;
+const MEETINGS = 1;
+const FAILED = 2;
+const HEADER_BYTES = 64;
+
+/** How long ranks wait for one another: as long as reading weights may take. */
+const DEFAULT_TIMEOUT_MS = 120_000;
+
+/**
+ * Agreement between the threads of ranks, before their devices can talk to one another: each gives some bytes and takes those
+ * of all. One rank's side of memory that they share. It waits on the thread.
+ */
+export class Rendezvous {
+  readonly #header: Int32Array;
+  readonly #parts: Uint8Array;
+
+  /** @param memory From `allocate`, the same for all ranks. */
+  constructor(
+    memory: SharedArrayBuffer,
+    readonly shard: Shard,
+    private readonly timeoutMs = DEFAULT_TIMEOUT_MS,
+  ) {
+    invariant(memory.byteLength === bytesFor(shard.size), `a rendezvous of ${shard.size} ranks`);
+    this.#header = new Int32Array(memory, 0, HEADER_BYTES / 4);
+    this.#parts = new Uint8Array(memory, HEADER_BYTES);
+  }
+
+  static allocate(ranks: number): SharedArrayBuffer {
+    return new SharedArrayBuffer(bytesFor(ranks));
+  }
+
+  /**
+   * Every rank's part, in the order of the ranks; all of them give as much.
+   * @throws DeviceError when a rank has given up, or does not come in time; then for all ranks, from then on.
+   */
+  exchange(part: Uint8Array): Uint8Array<ArrayBuffer>[] {
+    invariant(part.byteLength <= PART_BYTES, `${part.byteLength} bytes of one rank`);
+    this.#parts.set(part, this.shard.rank * PART_BYTES);
+    this.#meet();
+    const all = Array.from({ length: this.shard.size }, (_, rank) =>
+      Uint8Array.from(this.#parts.subarray(rank * PART_BYTES, rank * PART_BYTES + part.byteLength)),
+    );
+    // Parts are overwritten only when all have read them.
+    this.#meet();
+    return all;
+  }
+
+  /** `exchange` of numbers, of which 32 are the most. */
+  exchangeNumbers(...values: number[]): number[][] {
+    const bytes = new Uint8Array(Float64Array.from(values).buffer);
+    return this.exchange(bytes).map(({ buffer }) => [...new Float64Array(buffer)]);
+  }
+
+  /** This rank does not go on: all others stop waiting for it. */
+  giveUp(): void {
+    Atomics.store(this.#header, FAILED, 1);
+    Atomics.notify(this.#header, MEETINGS);
+  }
+
+  #meet(): void {
+    const header = this.#header;
+    const meeting = Atomics.load(header, MEETINGS);
+    const deadline = performance.now() + this.timeoutMs;
+    if (Atomics.add(header, ARRIVED, 1) + 1 === this.shard.size) {
+      Atomics.store(header, ARRIVED, 0);
+      Atomics.add(header, MEETINGS, 1);
+      Atomics.notify(header, MEETINGS);
+    }
+    while (Atomics.load(header, MEETINGS) === meeting) {
+      this.#checkOthers();
+      const left = deadline - performance.now();
+      if (left > 0) {
+        Atomics.wait(header, MEETINGS, meeting, left);
+        continue;
+      }
+      this.giveUp();
+      throw new DeviceError(
+        `rank ${this.shard.rank} has waited ${this.timeoutMs / 1000} s for the other ${this.shard.size - 1}`,
+      );
+    }
+    this.#checkOthers();
+  }
+
+  #checkOthers(): void {
+    if (Atomics.load(this.#header, FAILED) !== 0)
+      throw new DeviceError(`rank ${this.shard.rank} cannot go on: another rank has failed`);
+  }
+}
+
+function bytesFor(ranks: number): number {
+  return HEADER_BYTES + ranks * PART_BYTES;
+}

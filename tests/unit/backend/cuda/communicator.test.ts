@@ -1,0 +1,261 @@
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import type { CudaCommunicator } from "../../../../src/backend/cuda/cuda-communicator.ts";
+import { comparedSizes, crossover } from "../../../../src/backend/cuda/reduce-choice.ts";
+import { Rendezvous } from "../../../../src/backend/cuda/rendezvous.ts";
+import type { Tensor } from "../../../../src/backend/tensor.ts";
+import { DeviceError } from "../../../../src/base/errors.ts";
+import { Context } from "../../../../src/cuda/context.ts";
+import { Device } from "../../../../src/cuda/device.ts";
+import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
+import { FakeNccl } from "../../cuda/fake-nccl.ts";
+import { FakeMachine } from "./fake-machine.ts";
+import { namedArguments } from "./kernel-signatures.ts";
+
+setDefaultTimeout(300_000);
+
+const KIB = 2 ** 10;
+/** Where the other rank's memory would be. */
+const OTHER_BASE = 2 ** 45;
+
+/** Rank 1 of 2 is this one; what rank 0 says is made up. */
+class FakeRendezvous extends Rendezvous {
+  /** What rank 0 answers, beside what it would if it were as this one. */
+  answers: { device?: number; nccl?: number; reaches?: number; context?: number; times?: readonly number[] } =
+    {};
+  gaveUp = false;
+  #calls = 0;
+
+  constructor() {
+    super(Rendezvous.allocate(2), { rank: 1, size: 2 });
+  }
+
+  override exchangeNumbers(...own: number[]): number[][] {
+    const { device = 7, nccl = own[1], reaches = 1, context = 0, times = own } = this.answers;
+    const other = [[device, nccl!], [reaches], [context, OTHER_BASE], [], times][this.#nth(own)]!;
+    return [[...other], own];
+  }
+
+  override exchange(part: Uint8Array): Uint8Array<ArrayBuffer>[] {
+    return [Uint8Array.from(part).fill(9), Uint8Array.from(part)];
+  }
+
+  override giveUp(): void {
+    this.gaveUp = true;
+  }
+
+  /** Of the communicator's exchanges: that of memory is left out where there is none. */
+  #nth(own: readonly number[]): number {
+    if (own.length === 0) return 3;
+    return own.length > 2 ? 4 : this.#calls++;
+  }
+}
+
+let machine: FakeMachine;
+let nccl: FakeNccl;
+let rendezvous: FakeRendezvous;
+let other: Context;
+let backend: CudaBackend | undefined;
+
+beforeEach(() => {
+  machine = new FakeMachine();
+  machine.cuda.structBytes.set("reduce_add", 64).set("gather_words", 64);
+  nccl = new FakeNccl();
+  rendezvous = new FakeRendezvous();
+  other = Context.retain(machine.cuda.api, Device.open(machine.cuda.api, 0));
+  rendezvous.answers.context = other.value;
+  backend = undefined;
+});
+
+afterEach(() => {
+  backend?.dispose();
+  other.dispose();
+  expect(machine.leftovers).toEqual([]);
+  expect([...nccl.live]).toEqual([]);
+  machine[Symbol.dispose]();
+});
+
+const noNccl = () => {
+  throw new DeviceError("NCCL is missing");
+};
+
+function join({ open = () => nccl.api, batchInvariant = false } = {}): CudaCommunicator {
+  backend = machine.backend("bfloat16", { batchInvariant, ranks: { rendezvous, openNccl: open } });
+  return backend.communicator!;
+}
+
+/** What `run` launches. */
+function launches(run: () => void): (Record<string, number> & { launch: FakeLaunch })[] {
+  machine.cuda.launches.length = 0;
+  run();
+  return machine.cuda.launches.map((launch) => ({ ...namedArguments(launch), launch }) as never);
+}
+
+const stream = (elements: number): [Tensor, Tensor] => [
+  backend!.empty("bfloat16", [1, elements]),
+  backend!.empty("bfloat16", [1, elements]),
+];
+
+describe("a sum through peers' memory", () => {
+  test("is one launch, early, of the same number of blocks whatever the size", () => {
+    join({ open: noNccl });
+    for (const elements of [8, 4096, 2 ** 19]) {
+      const [residual, branch] = stream(elements);
+      const [sum, ...more] = launches(() => backend!.allReduceAdd!(residual, branch));
+      expect(more).toEqual([]);
+      expect(sum!.launch).toMatchObject({ entry: "reduce_add", grid: [32, 1, 1], block: [512, 1, 1] });
+      expect(sum!.launch.dependent).toBe(true);
+      expect(sum).toMatchObject({
+        residual: residual.address,
+        branch: branch.address,
+        size: elements,
+        rank: 1,
+      });
+      expect(sum).toMatchObject({ offset: 0, capacity: 2 ** 16 });
+    }
+  });
+
+  test("is told where every rank's memory is, which began as zeros", () => {
+    join({ open: noNccl });
+    const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
+    const table = new BigUint64Array(sum!.launch.args[0]!.buffer);
+    expect([...table].map(Number)).toEqual([OTHER_BASE, expect.any(Number), 0, 0, 0, 0, 0, 0]);
+    const own = machine.cuda.bytesOf(Number(table[1]));
+    expect(own).toHaveLength(2 * 2 * (2 ** 20 + 2 ** 15 * 8));
+    expect(own.every((byte) => byte === 0)).toBe(true);
+    const rounds = machine.cuda.bytesOf(sum!["rounds"]!);
+    expect(rounds).toHaveLength(2 * 32 * 4);
+    expect(rounds.every((byte) => byte === 0)).toBe(true);
+  });
+
+  test("goes in pieces where it is larger and there is no NCCL", () => {
+    join({ open: noNccl });
+    const [residual, branch] = stream(2 ** 20 + 24);
+    const pieces = launches(() => backend!.allReduceAdd!(residual, branch));
+    expect(pieces.map(({ size }) => size)).toEqual([2 ** 19, 2 ** 19, 24]);
+    for (const [i, piece] of pieces.entries()) {
+      expect(piece["residual"]! - residual.address).toBe(i * 2 ** 20);
+      expect(piece["branch"]! - branch.address).toBe(i * 2 ** 20);
+    }
+  });
+
+  test("of nothing is nothing: a round that sends nothing would let the next overtake", () => {
+    const communicator = join({ open: noNccl });
+    expect(launches(() => backend!.allReduceAdd!(...stream(0)))).toEqual([]);
+    const none = backend!.empty("float32", [0]);
+    expect(launches(() => communicator.allGather(none, none))).toEqual([]);
+  });
+});
+
+describe("a gathering", () => {
+  test("goes through peers' memory of its own, in pieces beside each other", () => {
+    const communicator = join({ open: noNccl });
+    const words = 2 ** 15 + 5;
+    const [part, out] = [backend!.empty("int32", [words]), backend!.empty("int32", [2, words])];
+    const pieces = launches(() => communicator.allGather(out, part));
+    expect(pieces.map((piece) => [piece["words"], piece["pitch"], piece["capacity"]])).toEqual([
+      [2 ** 15, words, 2 ** 15],
+      [5, words, 2 ** 15],
+    ]);
+    expect(pieces.map((piece) => piece["out"]! - out.address)).toEqual([0, 2 ** 17]);
+    expect(pieces.map((piece) => piece["part"]! - part.address)).toEqual([0, 2 ** 17]);
+    expect(pieces[0]!["offset"]).toBe(2 * 2 * 2 ** 20);
+    const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
+    expect(pieces[0]!["rounds"]! - sum!["rounds"]!).toBe(32 * 4);
+  });
+
+  test("of more goes through NCCL", () => {
+    const communicator = join();
+    const [part, out] = [backend!.empty("int32", [2 ** 16]), backend!.empty("int32", [2, 2 ** 16])];
+    nccl.failures.set("ncclAllGather", 0);
+    expect(launches(() => communicator.allGather(out, part))).toEqual([]);
+    expect(nccl.calls.at(-1)).toBe("ncclAllGather");
+  });
+});
+
+describe("the way", () => {
+  const entries = (elements: number) =>
+    launches(() => {
+      nccl.failures.set("ncclAllReduce", 0);
+      backend!.allReduceAdd!(...stream(elements));
+    }).map(({ launch: { entry } }) => entry);
+
+  test("of larger sums is NCCL's, and an addition", () => {
+    expect(join().largestOwn).toBe(2 ** 20);
+    expect(entries(2 ** 19)).toEqual(["reduce_add"]);
+    expect(entries(2 ** 19 + 8)).toEqual(["add"]);
+    expect(nccl.calls.at(-1)).toBe("ncclAllReduce");
+  });
+
+  test("is NCCL's alone where GPUs do not reach each other, as any rank may find", () => {
+    rendezvous.answers.reaches = 0;
+    expect(join().largestOwn).toBe(0);
+    expect(entries(8)).toEqual(["add"]);
+    expect(machine.cuda.calls).not.toContain("cuCtxEnablePeerAccess");
+  });
+
+  test("is that of peers alone where another rank has no NCCL", () => {
+    rendezvous.answers.nccl = 0;
+    expect(join().largestOwn).toBe(Infinity);
+    expect(nccl.live.size).toBe(0);
+  });
+
+  test("does not change with the size where rows must not depend on their batch", () => {
+    expect(join({ batchInvariant: true }).largestOwn).toBe(Infinity);
+  });
+
+  test("must exist, and between different GPUs", () => {
+    machine.cuda.linked = false;
+    expect(() => join({ open: noNccl })).toThrow(
+      "the GPUs do not reach each other's memory, which takes NCCL: NCCL is missing",
+    );
+    expect(rendezvous.gaveUp).toBe(true);
+    rendezvous = new FakeRendezvous();
+    rendezvous.answers.device = 0;
+    expect(join).toThrow("ranks 0 and 1 are on the same GPU");
+    expect(rendezvous.gaveUp).toBe(true);
+  });
+
+  test.each([
+    ["the slowest rank's times decide", [1, 1, 1, 9, 1, 1], 128 * KIB],
+    ["where NCCL is never faster, all that fits is Octavo's own", [1, 1, 1, 1, 1, 1], 1024 * KIB],
+    ["where it always is, only what is smaller was not asked", [9, 1, 1, 1, 1, 1], 16 * KIB],
+  ])("is measured: %s", (_name, own, expected) => {
+    const communicator = join();
+    machine.cuda.elapsed = () => 1.5;
+    rendezvous.answers.times = [...own, ...Array<number>(6).fill(1.5)];
+    // Alone it cannot exchange anything: what NCCL is asked for is enough.
+    Object.assign(nccl.api, { ncclAllReduce: () => 0 });
+    communicator.tune();
+    expect(communicator.largestOwn).toBe(expected);
+  });
+});
+
+test("sizes double from 32 KiB; a way is faster up to where it is first slower", () => {
+  expect(comparedSizes(2 ** 18)).toEqual([2 ** 15, 2 ** 16, 2 ** 17, 2 ** 18]);
+  expect(crossover([8, 16, 32], [1, 1, 1], [2, 1, 1])).toBe(32);
+  expect(crossover([8, 16, 32], [1, 3, 1], [2, 2, 2])).toBe(8);
+  expect(crossover([8, 16, 32], [3, 1, 1], [2, 2, 2])).toBe(4);
+});
+
+describe("a failure", () => {
+  test("of NCCL's work is found by asking", () => {
+    const communicator = join();
+    communicator.check();
+    nccl.asyncError = 6;
+    expect(() => communicator.check()).toThrow("ncclCommGetAsyncError failed: fake error 6 (6)");
+  });
+
+  test("of another rank ends all that waits for it: kernels, NCCL, threads", () => {
+    const communicator = join();
+    const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
+    const givenUp = new Uint32Array(machine.cuda.bytesOf(sum!["given_up"]!).buffer);
+    expect(givenUp[0]).toBe(0);
+    communicator.abort();
+    communicator.abort();
+    expect(givenUp[0]).toBe(1);
+    expect(rendezvous.gaveUp).toBe(true);
+    expect(nccl.calls.filter((name) => name === "ncclCommAbort")).toHaveLength(1);
+    expect(nccl.live.size).toBe(0);
+  });
+});
