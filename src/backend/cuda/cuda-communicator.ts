@@ -38,6 +38,9 @@ export interface CudaCommunicatorOptions extends KernelOptions {
  * The ranks' exchange between GPUs of one process, a thread each. Small messages go through memory that the GPUs write into each
  * other, if they reach one another; large ones through NCCL, if it is there. With either alone all of them take that way. What
  * both can take is decided by `tune`, the same for all ranks.
+ *
+ * While others may be waiting for this rank on their GPUs, it should free no memory that they reach, which is all that it has:
+ * the driver may wait for them first. Captured steps free nothing.
  */
 export class CudaCommunicator implements Communicator {
   readonly shard: Shard;
@@ -88,13 +91,17 @@ export class CudaCommunicator implements Communicator {
   /** Finds out from which size on NCCL is faster. Every rank must call it at the same point of its work, outside `capture`. */
   tune(): void {
     const [peers, nccl] = [this.#peers, this.#nccl];
-    // On the GPU they do not wait for one that is late as long as here.
-    this.options.rendezvous.exchangeNumbers();
-    if (nccl === undefined) return;
     const { context, stream, dtype, allocateZeroed, rendezvous } = this.options;
+    if (nccl === undefined) {
+      // On the GPU, ranks do not wait for one that is late as long as here.
+      rendezvous.exchangeNumbers();
+      return;
+    }
     const most = Math.max(largestSum(this.shard), ...WARM_UP_BYTES);
     const [residual, branch] = [allocateZeroed(most), allocateZeroed(most)];
     try {
+      // Nobody waits on the GPU for a rank that allocates, or that frees: either may wait for all GPUs that reach the memory.
+      rendezvous.exchangeNumbers();
       const view = (buffer: DeviceBuffer, bytes: number) =>
         new Tensor(buffer, dtype, [bytes / byteLengthOf(dtype, [])]);
       const nccled = (bytes: number) => this.#reduceByNccl(nccl, view(residual, bytes), view(branch, bytes));
@@ -106,6 +113,7 @@ export class CudaCommunicator implements Communicator {
         this.#largestOwn = measureCrossover({ own, nccl: nccled }, largestSum(this.shard), timer, rendezvous);
       }
       stream().synchronize();
+      rendezvous.exchangeNumbers();
     } finally {
       for (const buffer of [branch, residual]) buffer.dispose();
     }

@@ -1,0 +1,159 @@
+import { Rendezvous } from "../src/backend/cuda/rendezvous.ts";
+import type { Tensor } from "../src/backend/tensor.ts";
+import { messageOf } from "../src/base/errors.ts";
+import { RankChecks } from "./rank-checks.ts";
+import { RankDevice } from "./rank-device.ts";
+
+/** What a rank's thread is to do. */
+export interface RankTask {
+  readonly memory: SharedArrayBuffer;
+  readonly rank: number;
+  readonly size: number;
+  /** Sums that are checked; 0 checks nothing. */
+  readonly rounds: number;
+  readonly seed: number;
+  /** Message sizes to time, in bytes. */
+  readonly sizes: readonly number[];
+  /** At the end rank 0 waits for a sum that nobody else takes part in, and gives up. */
+  readonly stuck: boolean;
+}
+
+/** Microseconds of one operation inside a graph, at one rank. */
+export interface RankTime {
+  readonly bytes: number;
+  /** Sum over ranks and addition in one kernel of Octavo's. */
+  readonly fused: number;
+  /** NCCL's sum alone, and with the addition after it. */
+  readonly nccl?: number;
+  readonly ncclAdd?: number;
+}
+
+export type RankMessage =
+  | { readonly type: "line"; readonly text: string }
+  | { readonly type: "failed"; readonly message: string }
+  | {
+      readonly type: "done";
+      readonly times: readonly RankTime[];
+      readonly nccl: string;
+      readonly stuckMs?: number;
+    };
+
+declare const self: Worker;
+
+self.onmessage = ({ data }: MessageEvent<RankTask>) => {
+  const rendezvous = new Rendezvous(data.memory, data);
+  try {
+    run(data, rendezvous);
+  } catch (error) {
+    rendezvous.giveUp();
+    post({
+      type: "failed",
+      message: error instanceof Error ? (error.stack ?? messageOf(error)) : messageOf(error),
+    });
+  }
+};
+
+function run(task: RankTask, rendezvous: Rendezvous): void {
+  const device = new RankDevice(rendezvous);
+  const checks = task.rounds > 0 ? new RankChecks(device, task.seed) : undefined;
+  if (checks !== undefined) check(device, checks, task);
+  const times = task.sizes.map((bytes) => timeSize(device, bytes));
+  if (task.rank === 0) post({ type: "line", text: `rank 0: ${JSON.stringify(times)}` });
+  // What may end in a trap comes last.
+  const freeing = checks?.freeing() ?? 0;
+  if (freeing > 0) post({ type: "line", text: `freeing memory while others wait: ${freeing.toFixed(1)} ms` });
+  const stuckMs = task.stuck ? waitInVain(device) : undefined;
+  post({ type: "done", times, nccl: device.ncclVersion, ...(stuckMs !== undefined && { stuckMs }) });
+  // A context that has given up frees nothing, and the process ends.
+  if (stuckMs === undefined) device[Symbol.dispose]();
+}
+
+function check(device: RankDevice, checks: RankChecks, { rounds, rank }: RankTask): void {
+  const say = (text: string) => {
+    if (rank === 0) post({ type: "line", text });
+  };
+  const timed = (what: string, run: () => string) => {
+    const start = performance.now();
+    const outcome = run();
+    say(`${what}: ${outcome}, ${((performance.now() - start) / 1000).toFixed(1)} s`);
+  };
+  const few = Math.ceil(rounds / 10);
+  say(`what is expected is within ${checks.expectedError.toFixed(2)} units in the last place of float64`);
+  // The shortest first: where nothing works, that is known at once.
+  timed("first sums", () => `${checks.sums(8)} elements right on all ranks`);
+  timed("gatherings", () => {
+    checks.gathers(few);
+    return `${few} right`;
+  });
+  timed("sums in a graph", () => {
+    checks.graphs(few);
+    return `${few} replays right on all ranks`;
+  });
+  timed("sums", () => `${rounds} rounds, ${checks.sums(rounds)} elements right on all ranks`);
+  if (device.nccl === undefined) {
+    say(`no NCCL: ${device.ncclVersion}`);
+    return;
+  }
+  timed("NCCL's sums", () => {
+    const largest = checks.nccl(Math.ceil(few / 10));
+    return `the same on all ranks, within ${largest.toFixed(2)} units in the last place of float64`;
+  });
+}
+
+function timeSize(device: RankDevice, bytes: number): RankTime {
+  const [residual, branch] = [zeros(device, bytes), zeros(device, bytes)];
+  const { exchange, peers, stream, nccl } = device;
+  const reduce = () => nccl!.allReduce(branch.address, branch.address, branch.size, "bfloat16", stream.value);
+  const time = {
+    bytes,
+    fused: device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch)),
+    ...(nccl !== undefined && {
+      nccl: device.time(reduce),
+      ncclAdd: device.time(() => {
+        reduce();
+        exchange.add(stream.value, residual, branch);
+      }),
+    }),
+  };
+  device.settle();
+  for (const { buffer } of [residual, branch]) buffer.dispose();
+  return time;
+}
+
+function zeros(device: RankDevice, bytes: number): Tensor {
+  const tensor = device.tensor("bfloat16", bytes / 2);
+  device.stream.fill(tensor.address, 0, bytes);
+  return tensor;
+}
+
+/** Milliseconds from giving up to the driver's error; undefined at all ranks but the first. */
+function waitInVain(device: RankDevice): number | undefined {
+  const { rendezvous, exchange, peers, stream } = device;
+  const [residual, branch] = [zeros(device, 4096), zeros(device, 4096)];
+  stream.synchronize();
+  rendezvous.exchangeNumbers();
+  if (rendezvous.shard.rank !== 0) {
+    // Its memory must stay until the first rank has ended.
+    rendezvous.exchangeNumbers();
+    return undefined;
+  }
+  exchange.reduceAdd(stream.value, peers, residual, branch);
+  Bun.sleepSync(200);
+  const start = performance.now();
+  peers.giveUp();
+  let error: unknown;
+  try {
+    stream.synchronize();
+  } catch (thrown) {
+    error = thrown;
+  }
+  const elapsed = performance.now() - start;
+  rendezvous.exchangeNumbers();
+  if (error === undefined) throw new Error("a sum that no other rank took part in has ended well");
+  post({ type: "line", text: `a stuck sum ended with: ${messageOf(error)}` });
+  return elapsed;
+}
+
+function post(message: RankMessage): void {
+  postMessage(message);
+}

@@ -1,0 +1,250 @@
+import { Tensor } from "../src/backend/tensor.ts";
+import type { RankDevice } from "./rank-device.ts";
+import { expectedSums, fromBfloat16, largestError, randomValues, withoutSigns } from "./sum-reference.ts";
+
+/** Elements of the largest sum: more than fits at once, so that some go in pieces. */
+const LARGEST = 2 ** 20 + 2 ** 17;
+/** Words of the largest gathering. */
+const LARGEST_GATHER = 2 ** 16;
+/** Sums in flight before their results are looked at. */
+const IN_FLIGHT = 8;
+/** Bytes of the longest delay: memory that the GPU fills meanwhile, some 30 µs. */
+const DELAY_BYTES = 2 ** 26;
+/** Sums of a captured graph. */
+const GRAPH_SUMS = 32;
+/** Elements of the largest of them: all of them fit into one tensor, side by side. */
+const GRAPH_ELEMENTS = 2 ** 15;
+
+/** Random numbers that are the same on all ranks, and some that are not. */
+class Randomness {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = seed >>> 0 || 1;
+  }
+
+  /** [0, 1) */
+  next(): number {
+    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
+    return this.#state / 2 ** 32;
+  }
+
+  /** From 1 to `most`, as often from 1 to 2 as from 1,000 to 2,000. */
+  size(most: number): number {
+    return Math.max(1, Math.floor(most ** this.next()));
+  }
+}
+
+/** Checks of one rank: what it gets is what was computed on the CPU, and what all other ranks got. */
+export class RankChecks {
+  readonly #parts: Uint16Array<ArrayBuffer>[];
+  readonly #before: Uint16Array<ArrayBuffer>;
+  readonly #expected: Uint16Array<ArrayBuffer>;
+  readonly #residuals: Tensor[];
+  readonly #branches: Tensor[];
+  readonly #delay: Tensor;
+  readonly #own: Randomness;
+
+  constructor(
+    private readonly device: RankDevice,
+    private readonly seed: number,
+  ) {
+    const { rank, size } = device.rendezvous.shard;
+    this.#parts = Array.from({ length: size }, (_, other) => randomValues(LARGEST, seed + 101 * other));
+    this.#before = randomValues(LARGEST, seed + 7);
+    this.#expected = expectedSums(this.#before, this.#parts);
+    const tensors = () => Array.from({ length: IN_FLIGHT }, () => device.tensor("bfloat16", LARGEST));
+    [this.#residuals, this.#branches] = [tensors(), tensors()];
+    this.#delay = device.tensor("bfloat16", DELAY_BYTES / 2);
+    this.#own = new Randomness(seed + 1000 * (rank + 1));
+  }
+
+  /** The largest distance of what is expected from float64, in units in the last place. */
+  get expectedError(): number {
+    return this.#error(this.#expected);
+  }
+
+  /** Sums of random sizes, of vectors and not, after random delays. Returns the number of elements. @throws Error at the first difference. */
+  sums(rounds: number): number {
+    const { device } = this;
+    const random = new Randomness(this.seed);
+    let elements = 0;
+    for (let first = 0; first < rounds; first += IN_FLIGHT) {
+      const pieces = Array.from({ length: IN_FLIGHT }, () => {
+        const size = random.size(LARGEST);
+        const whole = random.next() < 0.75 ? Math.max(8, size - (size % 8)) : size;
+        return { start: Math.floor(random.next() * (LARGEST - whole)), size: whole };
+      });
+      for (const [i, piece] of pieces.entries()) this.#fill(i, piece.start, piece.size);
+      for (const [i, { size }] of pieces.entries()) {
+        this.#wait();
+        this.#sum(i, size);
+      }
+      const results = pieces.map(({ size }, i) => device.download(view(this.#residuals[i]!, size)));
+      for (const [i, { start, size }] of pieces.entries()) {
+        this.#compare(results[i]!, start, `sum ${first + i} of ${size} elements`);
+        elements += size;
+      }
+      this.#agree(results, `sums ${first} to ${first + IN_FLIGHT - 1}`);
+    }
+    return elements;
+  }
+
+  /** The same sums, captured and replayed. */
+  graphs(replays: number): void {
+    const { device } = this;
+    const random = new Randomness(this.seed + 1);
+    const sizes = Array.from({ length: GRAPH_SUMS }, () => 8 * random.size(GRAPH_ELEMENTS / 8));
+    const starts = sizes.map((_, i) => i * GRAPH_ELEMENTS);
+    const slices = (tensor: Tensor) => sizes.map((size, i) => view(tensor, size, starts[i]!));
+    const [residuals, branches] = [slices(this.#residuals[0]!), slices(this.#branches[0]!)];
+    const { stream, peers, exchange } = device;
+    this.#fill(0, 0, LARGEST);
+    const enqueue = () => {
+      for (const [i, residual] of residuals.entries())
+        exchange.reduceAdd(stream.value, peers, residual, branches[i]!);
+    };
+    enqueue();
+    using graph = device.capture(enqueue);
+    for (let replay = 0; replay < replays; replay++) {
+      this.#fill(0, 0, LARGEST);
+      this.#wait();
+      graph.launch(stream);
+      const results = residuals.map((residual) => device.download(residual));
+      for (const [i, result] of results.entries())
+        this.#compare(result, starts[i]!, `replay ${replay}, sum ${i} of ${sizes[i]} elements`);
+      this.#agree(results, `replay ${replay}`);
+    }
+  }
+
+  /** Gatherings of random words, zeros among them. */
+  gathers(rounds: number): void {
+    const { device, seed } = this;
+    const { rank, size: ranks } = device.rendezvous.shard;
+    const random = new Randomness(seed + 2);
+    const all = Array.from({ length: ranks }, (_, other) => {
+      const words = new Randomness(seed + 17 * other);
+      return Uint32Array.from({ length: LARGEST_GATHER }, (_, i) =>
+        i % 5 === 0 ? 0 : words.next() * 2 ** 32,
+      );
+    });
+    const [part, out] = [
+      device.tensor("uint32", LARGEST_GATHER),
+      device.tensor("uint32", ranks, LARGEST_GATHER),
+    ];
+    for (let round = 0; round < rounds; round++) {
+      const size = random.size(LARGEST_GATHER);
+      const start = Math.floor(random.next() * (LARGEST_GATHER - size));
+      device.upload(part, all[rank]!.slice(start, start + size));
+      this.#wait();
+      const [source, target] = [view(part, size), view(out, ranks * size)];
+      device.exchange.gather(device.stream.value, device.peers, target, source);
+      const words = new Uint32Array(device.download(target).buffer);
+      for (let other = 0; other < ranks; other++) {
+        const expected = all[other]!.subarray(start, start + size);
+        if (
+          Buffer.compare(bytesOf(words.subarray(other * size, (other + 1) * size)), bytesOf(expected)) !== 0
+        )
+          throw new Error(`gathering ${round} of ${size} words: rank ${other}'s are wrong`);
+      }
+    }
+    device.settle();
+    for (const { buffer } of [part, out]) buffer.dispose();
+  }
+
+  /** NCCL's sums: the same bits on all ranks, and near. Returns the largest distance from float64, in units in the last place. */
+  nccl(rounds: number): number {
+    const { device } = this;
+    const random = new Randomness(this.seed + 3);
+    let largest = 0;
+    for (let round = 0; round < rounds; round++) {
+      const size = Math.min(LARGEST, 8 * random.size(LARGEST / 8));
+      const start = Math.floor(random.next() * (LARGEST - size));
+      this.#fill(0, start, size);
+      this.#wait();
+      const [residual, branch] = [view(this.#residuals[0]!, size), view(this.#branches[0]!, size)];
+      device.nccl!.allReduce(branch.address, branch.address, size, "bfloat16", device.stream.value);
+      device.exchange.add(device.stream.value, residual, branch);
+      const result = device.download(residual);
+      this.#agree([result], `NCCL's sum ${round} of ${size} elements`);
+      largest = Math.max(largest, this.#error(new Uint16Array(result.buffer), start));
+    }
+    return largest;
+  }
+
+  /**
+   * Milliseconds in which the last rank allocates and frees memory while the GPUs of all others wait for it; 0 at those. Where
+   * the driver waited for them, all would end with a trap when they have waited long enough.
+   */
+  freeing(): number {
+    const { device } = this;
+    const { rank, size } = device.rendezvous.shard;
+    this.#fill(0, 0, 8);
+    device.settle();
+    let elapsed = 0;
+    if (rank === size - 1) {
+      Bun.sleepSync(20);
+      const start = performance.now();
+      device.tensor("bfloat16", DELAY_BYTES / 2).buffer.dispose();
+      elapsed = performance.now() - start;
+    }
+    this.#sum(0, 8);
+    device.settle();
+    return elapsed;
+  }
+
+  #fill(i: number, start: number, size: number): void {
+    const { device } = this;
+    const part = this.#parts[device.rendezvous.shard.rank]!;
+    device.upload(this.#branches[i]!, part.slice(start, start + size));
+    device.upload(this.#residuals[i]!, this.#before.slice(start, start + size));
+  }
+
+  #sum(i: number, size: number): void {
+    const { stream, peers, exchange } = this.device;
+    exchange.reduceAdd(stream.value, peers, view(this.#residuals[i]!, size), view(this.#branches[i]!, size));
+  }
+
+  /** A while of work on this GPU alone, and now and then a pause of this thread. */
+  #wait(): void {
+    const bytes = Math.floor(this.#own.next() ** 4 * DELAY_BYTES);
+    if (bytes > 0) this.device.stream.fill(this.#delay.address, 0, bytes);
+    if (this.#own.next() < 0.01) Bun.sleepSync(this.#own.next() * 2);
+  }
+
+  #compare(bytes: Uint8Array<ArrayBuffer>, start: number, what: string): void {
+    const values = withoutSigns(new Uint16Array(bytes.slice().buffer));
+    const expected = this.#expected.subarray(start, start + values.length);
+    if (Buffer.compare(bytesOf(values), bytesOf(expected)) === 0) return;
+    const at = values.findIndex((value, i) => value !== expected[i]);
+    const shown = [values[at]!, expected[at]!].map(
+      (bits) => `${fromBfloat16(bits)} (0x${bits.toString(16)})`,
+    );
+    throw new Error(`${what}: element ${at} is ${shown[0]}, expected ${shown[1]}`);
+  }
+
+  /** Of sums from an element on. */
+  #error(sums: Uint16Array, start = 0): number {
+    const slice = (values: Uint16Array) => values.subarray(start, start + sums.length);
+    return largestError(sums, slice(this.#before), this.#parts.map(slice));
+  }
+
+  /** All ranks have the same bits. */
+  #agree(results: readonly Uint8Array[], what: string): void {
+    const hash = results.reduce((before, bytes) => Bun.hash.wyhash(bytes, before), 0n);
+    const halves = [Number(hash & 0xffff_ffffn), Number(hash >> 32n)];
+    const all = this.device.rendezvous.exchangeNumbers(...halves);
+    for (const [rank, [low, high]] of all.entries()) {
+      if (low !== halves[0] || high !== halves[1]) throw new Error(`${what}: rank ${rank} has other bits`);
+    }
+  }
+}
+
+/** `size` elements from `start` on. */
+function view({ buffer, dtype, byteOffset, byteLength, size: all }: Tensor, size: number, start = 0): Tensor {
+  return new Tensor(buffer, dtype, [size], byteOffset + (start * byteLength) / all);
+}
+
+function bytesOf({ buffer, byteOffset, byteLength }: NodeJS.TypedArray): Uint8Array {
+  return new Uint8Array(buffer, byteOffset, byteLength);
+}
