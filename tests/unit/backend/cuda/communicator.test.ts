@@ -120,6 +120,7 @@ describe("a sum through peers' memory", () => {
     const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
     const table = new BigUint64Array(sum!.launch.args[0]!.buffer);
     expect([...table].map(Number)).toEqual([OTHER_BASE, expect.any(Number), 0, 0, 0, 0, 0, 0]);
+    expect(machine.cuda.count("cuCtxEnablePeerAccess")).toBe(1);
     const own = machine.cuda.bytesOf(Number(table[1]));
     expect(own).toHaveLength(2 * 2 * (2 ** 20 + 2 ** 15 * 8));
     expect(own.every((byte) => byte === 0)).toBe(true);
