@@ -1,8 +1,9 @@
-import { Rendezvous } from "../src/backend/cuda/rendezvous.ts";
+import { awaitRanks } from "../src/backend/cuda/rank-exchange.ts";
 import type { Tensor } from "../src/backend/tensor.ts";
 import { messageOf } from "../src/base/errors.ts";
 import { RankChecks } from "./rank-checks.ts";
 import { RankDevice } from "./rank-device.ts";
+import { Rendezvous } from "./rendezvous.ts";
 
 /** What a rank's thread is to do. */
 export interface RankTask {
@@ -128,13 +129,13 @@ function zeros(device: RankDevice, bytes: number): Tensor {
 
 /** Milliseconds from giving up to the driver's error; undefined at all ranks but the first. */
 function waitInVain(device: RankDevice): number | undefined {
-  const { rendezvous, exchange, peers, stream } = device;
+  const { ranks, exchange, peers, stream } = device;
   const [residual, branch] = [zeros(device, 4096), zeros(device, 4096)];
   stream.synchronize();
-  rendezvous.exchangeNumbers();
-  if (rendezvous.shard.rank !== 0) {
+  awaitRanks(ranks);
+  if (ranks.shard.rank !== 0) {
     // Its memory must stay until the first rank has ended.
-    rendezvous.exchangeNumbers();
+    awaitRanks(ranks);
     return undefined;
   }
   exchange.reduceAdd(stream.value, peers, residual, branch);
@@ -148,7 +149,7 @@ function waitInVain(device: RankDevice): number | undefined {
     error = thrown;
   }
   const elapsed = performance.now() - start;
-  rendezvous.exchangeNumbers();
+  awaitRanks(ranks);
   if (error === undefined) throw new Error("a sum that no other rank took part in has ended well");
   post({ type: "line", text: `a stuck sum ended with: ${messageOf(error)}` });
   return elapsed;

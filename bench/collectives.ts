@@ -9,13 +9,13 @@
  *
  * Fails where a sum is not what the CPU computes, bit by bit but for the sign of zeros, or ranks differ in any bit.
  */
-import { Rendezvous } from "../src/backend/cuda/rendezvous.ts";
 import { ConfigError, DeviceError } from "../src/base/errors.ts";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { integerValue } from "../src/cli/flag-values.ts";
 import { gpuCount } from "../src/cuda/open-cuda.ts";
 import type { RankMessage, RankTask, RankTime } from "./collectives-rank.ts";
 import { makeRecord, writeRecord } from "./record.ts";
+import { Rendezvous } from "./rendezvous.ts";
 
 interface Flags {
   readonly ranks?: number;

@@ -1,3 +1,4 @@
+import { shareNumbers } from "../src/backend/cuda/rank-exchange.ts";
 import { Tensor } from "../src/backend/tensor.ts";
 import type { RankDevice } from "./rank-device.ts";
 import { expectedSums, fromBfloat16, largestError, randomValues, withoutSigns } from "./sum-reference.ts";
@@ -49,7 +50,7 @@ export class RankChecks {
     private readonly device: RankDevice,
     private readonly seed: number,
   ) {
-    const { rank, size } = device.rendezvous.shard;
+    const { rank, size } = device.ranks.shard;
     this.#parts = Array.from({ length: size }, (_, other) => randomValues(LARGEST, seed + 101 * other));
     this.#before = randomValues(LARGEST, seed + 7);
     this.#expected = expectedSums(this.#before, this.#parts);
@@ -120,7 +121,7 @@ export class RankChecks {
   /** Gatherings of random words, zeros among them. */
   gathers(rounds: number): void {
     const { device, seed } = this;
-    const { rank, size: ranks } = device.rendezvous.shard;
+    const { rank, size: ranks } = device.ranks.shard;
     const random = new Randomness(seed + 2);
     const all = Array.from({ length: ranks }, (_, other) => {
       const words = new Randomness(seed + 17 * other);
@@ -178,7 +179,7 @@ export class RankChecks {
    */
   freeing(): number {
     const { device } = this;
-    const { rank, size } = device.rendezvous.shard;
+    const { rank, size } = device.ranks.shard;
     this.#fill(0, 0, 8);
     device.settle();
     let elapsed = 0;
@@ -195,7 +196,7 @@ export class RankChecks {
 
   #fill(i: number, start: number, size: number): void {
     const { device } = this;
-    const part = this.#parts[device.rendezvous.shard.rank]!;
+    const part = this.#parts[device.ranks.shard.rank]!;
     device.upload(this.#branches[i]!, part.slice(start, start + size));
     device.upload(this.#residuals[i]!, this.#before.slice(start, start + size));
   }
@@ -233,7 +234,7 @@ export class RankChecks {
   #agree(results: readonly Uint8Array[], what: string): void {
     const hash = results.reduce((before, bytes) => Bun.hash.wyhash(bytes, before), 0n);
     const halves = [Number(hash & 0xffff_ffffn), Number(hash >> 32n)];
-    const all = this.device.rendezvous.exchangeNumbers(...halves);
+    const all = shareNumbers(this.device.ranks, ...halves);
     for (const [rank, [low, high]] of all.entries()) {
       if (low !== halves[0] || high !== halves[1]) throw new Error(`${what}: rank ${rank} has other bits`);
     }

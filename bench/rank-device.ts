@@ -1,7 +1,12 @@
 import { KernelLibrary } from "../src/backend/cuda/kernel-library.ts";
 import { PeerExchange } from "../src/backend/cuda/ops/peer-exchange.ts";
 import { PeerMemory } from "../src/backend/cuda/peer-memory.ts";
-import type { Rendezvous } from "../src/backend/cuda/rendezvous.ts";
+import {
+  awaitRanks,
+  type RankExchange,
+  shareBytes,
+  shareNumbers,
+} from "../src/backend/cuda/rank-exchange.ts";
 import { type DeviceBuffer, Tensor } from "../src/backend/tensor.ts";
 import { type DType, dtypeSize } from "../src/base/dtype.ts";
 import { DeviceError, messageOf } from "../src/base/errors.ts";
@@ -32,28 +37,28 @@ export class RankDevice implements Disposable {
 
   /** All ranks at the same time. @throws DeviceError where GPUs do not reach each other. */
   constructor(
-    readonly rendezvous: Rendezvous,
-    cuda = openCuda(rendezvous.shard.rank),
+    readonly ranks: RankExchange,
+    cuda = openCuda(ranks.shard.rank),
     machine = thisMachine(),
   ) {
-    const { shard } = rendezvous;
+    const { shard } = ranks;
     this.context = Context.retain(cuda.driver.api, cuda.device);
     this.stream = Stream.create(this.context);
     const library = KernelLibrary.create(this.context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
     const dependentLaunch = cuda.device.computeCapability[0] >= DEPENDENT_LAUNCH_CAPABILITY;
     this.exchange = new PeerExchange(library, "bfloat16", shard, { dependentLaunch });
-    const devices = rendezvous.exchangeNumbers(cuda.device.id);
+    const devices = shareNumbers(ranks, cuda.device.id);
     for (const [rank, [device]] of devices.entries()) {
       if (rank !== shard.rank && !this.context.canReach(device!))
         throw new DeviceError(`GPU ${shard.rank} does not reach the memory of GPU ${rank}`);
     }
-    this.peers = new PeerMemory(this.context, this.stream, rendezvous);
+    this.peers = new PeerMemory(this.context, this.stream, ranks);
     const opened = tryNccl(machine, cuda.driver.version[0]);
     this.ncclVersion = typeof opened === "string" ? opened : opened.version;
-    const all = rendezvous.exchangeNumbers(Number(typeof opened !== "string"));
+    const all = shareNumbers(ranks, Number(typeof opened !== "string"));
     if (typeof opened === "string" || !all.every(([has]) => has === 1)) return;
     const id = shard.rank === 0 ? ncclUniqueId(opened.api) : new Uint8Array(UNIQUE_ID_BYTES);
-    this.nccl = NcclComm.join(opened.api, this.context, shard, rendezvous.exchange(id)[0]!);
+    this.nccl = NcclComm.join(opened.api, this.context, shard, shareBytes(ranks, id)[0]!);
   }
 
   /** Device memory of no particular contents. */
@@ -111,7 +116,7 @@ export class RankDevice implements Disposable {
   /** Waits until no rank has anything to do: before memory is freed that others reach. */
   settle(): void {
     this.stream.synchronize();
-    this.rendezvous.exchangeNumbers();
+    awaitRanks(this.ranks);
   }
 
   [Symbol.dispose](): void {

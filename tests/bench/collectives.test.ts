@@ -1,4 +1,5 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { Rendezvous } from "../../bench/rendezvous.ts";
 import {
   expectedSums,
   fromBfloat16,
@@ -7,7 +8,6 @@ import {
   toBfloat16,
   withoutSigns,
 } from "../../bench/sum-reference.ts";
-import { Rendezvous } from "../../src/backend/cuda/rendezvous.ts";
 import type { FakeRankOutcome, FakeRankTask } from "./fake-rank.ts";
 
 setDefaultTimeout(300_000);

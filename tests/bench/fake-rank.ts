@@ -1,6 +1,6 @@
 import { RankChecks } from "../../bench/rank-checks.ts";
 import { RankDevice } from "../../bench/rank-device.ts";
-import { Rendezvous } from "../../src/backend/cuda/rendezvous.ts";
+import { Rendezvous } from "../../bench/rendezvous.ts";
 import type { Device } from "../../src/cuda/device.ts";
 import { type Machine, thisMachine } from "../../src/cuda/open-cuda.ts";
 import { FakeMachine } from "../unit/backend/cuda/fake-machine.ts";

@@ -41,7 +41,7 @@ import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
 import { LinearWays } from "./ops/linear-ways.ts";
 import { PendingLayers } from "./ops/pending-layers.ts";
-import type { Rendezvous } from "./rendezvous.ts";
+import type { RankExchange } from "./rank-exchange.ts";
 import { Staging } from "./staging.ts";
 import { TuningCache } from "./tuning-cache.ts";
 
@@ -61,7 +61,7 @@ export interface CudaBackendOptions {
    */
   readonly batchInvariant?: boolean;
   /** The other ranks of a model that is divided among GPUs; see `CudaCommunicatorOptions`. */
-  readonly ranks?: { readonly rendezvous: Rendezvous; readonly openNccl: () => NcclApi } | undefined;
+  readonly ranks?: { readonly exchange: RankExchange; readonly openNccl: () => NcclApi } | undefined;
 }
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
@@ -146,7 +146,6 @@ export class CudaBackend implements Backend {
       if (this.communicator !== undefined)
         this.allReduceAdd = this.communicator.allReduceAdd.bind(this.communicator);
     } catch (error) {
-      options.ranks?.rendezvous.giveUp();
       try {
         this.#context.dispose();
       } catch {

@@ -13,8 +13,8 @@ import type { KernelLibrary } from "./kernel-library.ts";
 import type { KernelUnit } from "./kernel-source.ts";
 import { PeerExchange } from "./ops/peer-exchange.ts";
 import { largestSum, PeerMemory } from "./peer-memory.ts";
+import { awaitRanks, type RankExchange, shareBytes, shareNumbers } from "./rank-exchange.ts";
 import { measureCrossover } from "./reduce-choice.ts";
-import type { Rendezvous } from "./rendezvous.ts";
 
 /** Messages beyond the compared sizes at which NCCL is run once, so that it has made its connections before steps are captured. */
 const WARM_UP_BYTES = [2 ** 22, 2 ** 25];
@@ -28,7 +28,8 @@ export interface CudaCommunicatorOptions extends KernelOptions {
   readonly dtype: FloatDType;
   /** See `CudaBackendOptions`: sums then never change their way with their size, unless the GPUs do not reach each other. */
   readonly batchInvariant?: boolean;
-  readonly rendezvous: Rendezvous;
+  /** The way between the ranks' threads. */
+  readonly exchange: RankExchange;
   /** @throws DeviceError where there is none. */
   readonly openNccl: () => NcclApi;
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
@@ -44,7 +45,7 @@ export interface CudaCommunicatorOptions extends KernelOptions {
  */
 export class CudaCommunicator implements Communicator {
   readonly shard: Shard;
-  readonly #exchange: PeerExchange;
+  readonly #peerOps: PeerExchange;
   readonly #peers: PeerMemory | undefined;
   readonly #nccl: NcclComm | undefined;
   /** Bytes of the largest message that goes through peers' memory while there is another way. */
@@ -52,24 +53,24 @@ export class CudaCommunicator implements Communicator {
 
   /**
    * Every rank makes its own at the same time: it waits on this thread for the others.
-   * @throws DeviceError when two ranks have the same GPU, when there is no way between GPUs, or when another rank has failed.
-   * Whoever catches an error lets the others know, by the rendezvous.
+   * @throws DeviceError when two ranks have the same GPU or when there is no way between GPUs; as `RankExchange.share`. Whoever
+   * catches it lets the other ranks know.
    */
   constructor(private readonly options: CudaCommunicatorOptions) {
-    const { context, rendezvous, library, dtype } = options;
-    const { shard } = rendezvous;
+    const { context, exchange, library, dtype } = options;
+    const { shard } = exchange;
     this.shard = shard;
-    this.#exchange = new PeerExchange(library, dtype, shard, options);
+    this.#peerOps = new PeerExchange(library, dtype, shard, options);
     const nccl = openedNccl(options.openNccl);
-    const ranks = rendezvous.exchangeNumbers(context.device.id, Number(typeof nccl !== "string"));
+    const ranks = shareNumbers(exchange, context.device.id, Number(typeof nccl !== "string"));
     const devices = ranks.map(([device]) => device!);
     checkDistinct(devices);
     const reaches = devices.every((device, rank) => rank === shard.rank || context.canReach(device));
-    const linked = rendezvous.exchangeNumbers(Number(reaches)).every(([reached]) => reached === 1);
-    if (linked) this.#peers = new PeerMemory(context, options.stream(), rendezvous);
+    const linked = shareNumbers(exchange, Number(reaches)).every(([reached]) => reached === 1);
+    if (linked) this.#peers = new PeerMemory(context, options.stream(), exchange);
     if (typeof nccl !== "string" && ranks.every(([, opened]) => opened === 1)) {
       const own = shard.rank === 0 ? ncclUniqueId(nccl) : new Uint8Array(UNIQUE_ID_BYTES);
-      this.#nccl = NcclComm.join(nccl, context, shard, rendezvous.exchange(own)[0]!);
+      this.#nccl = NcclComm.join(nccl, context, shard, shareBytes(exchange, own)[0]!);
     }
     if (this.#peers === undefined && this.#nccl === undefined) {
       const missing = typeof nccl === "string" ? nccl : "another rank has no NCCL";
@@ -80,7 +81,7 @@ export class CudaCommunicator implements Communicator {
 
   /** What is launched, for compiling ahead. */
   units(): KernelUnit[] {
-    return this.#exchange.units();
+    return this.#peerOps.units();
   }
 
   /** Bytes of the largest sum that Octavo's own kernel makes, 0 where it cannot. */
@@ -91,29 +92,29 @@ export class CudaCommunicator implements Communicator {
   /** Finds out from which size on NCCL is faster. Every rank must call it at the same point of its work, outside `capture`. */
   tune(): void {
     const [peers, nccl] = [this.#peers, this.#nccl];
-    const { context, stream, dtype, allocateZeroed, rendezvous } = this.options;
+    const { context, stream, dtype, allocateZeroed, exchange } = this.options;
     if (nccl === undefined) {
       // On the GPU, ranks do not wait for one that is late as long as here.
-      rendezvous.exchangeNumbers();
+      awaitRanks(exchange);
       return;
     }
     const most = Math.max(largestSum(this.shard), ...WARM_UP_BYTES);
     const [residual, branch] = [allocateZeroed(most), allocateZeroed(most)];
     try {
       // Nobody waits on the GPU for a rank that allocates, or that frees: either may wait for all GPUs that reach the memory.
-      rendezvous.exchangeNumbers();
+      awaitRanks(exchange);
       const view = (buffer: DeviceBuffer, bytes: number) =>
         new Tensor(buffer, dtype, [bytes / byteLengthOf(dtype, [])]);
       const nccled = (bytes: number) => this.#reduceByNccl(nccl, view(residual, bytes), view(branch, bytes));
       for (const bytes of WARM_UP_BYTES) nccled(bytes);
       if (peers !== undefined && this.#largestOwn !== Infinity) {
         const own = (bytes: number) =>
-          this.#exchange.reduceAdd(stream().value, peers, view(residual, bytes), view(branch, bytes));
+          this.#peerOps.reduceAdd(stream().value, peers, view(residual, bytes), view(branch, bytes));
         const timer = new ColdTimer(context, stream());
-        this.#largestOwn = measureCrossover({ own, nccl: nccled }, largestSum(this.shard), timer, rendezvous);
+        this.#largestOwn = measureCrossover({ own, nccl: nccled }, largestSum(this.shard), timer, exchange);
       }
       stream().synchronize();
-      rendezvous.exchangeNumbers();
+      awaitRanks(exchange);
     } finally {
       for (const buffer of [branch, residual]) buffer.dispose();
     }
@@ -126,7 +127,7 @@ export class CudaCommunicator implements Communicator {
     );
     const [peers, nccl] = [this.#peers, this.#nccl];
     if (peers !== undefined && (nccl === undefined || residual.byteLength <= this.#largestOwn))
-      this.#exchange.reduceAdd(this.options.stream().value, peers, residual, branch);
+      this.#peerOps.reduceAdd(this.options.stream().value, peers, residual, branch);
     else this.#reduceByNccl(nccl!, residual, branch);
   }
 
@@ -139,7 +140,7 @@ export class CudaCommunicator implements Communicator {
     if (part.size === 0) return;
     const { value: stream } = this.options.stream();
     if (peers !== undefined && (nccl === undefined || part.size <= peers.gathers.capacity))
-      this.#exchange.gather(stream, peers, out, part);
+      this.#peerOps.gather(stream, peers, out, part);
     else nccl!.allGather(out.address, part.address, part.size, stream);
   }
 
@@ -150,7 +151,6 @@ export class CudaCommunicator implements Communicator {
 
   /** Ends, on this rank, what waits for other ranks; nothing but disposal may follow. Safe to call twice. */
   abort(): void {
-    this.options.rendezvous.giveUp();
     this.#peers?.giveUp();
     this.#nccl?.abort();
   }
@@ -160,7 +160,7 @@ export class CudaCommunicator implements Communicator {
     const { value: stream } = this.options.stream();
     if (branch.size === 0) return;
     nccl.allReduce(branch.address, branch.address, branch.size, this.options.dtype, stream);
-    this.#exchange.add(stream, residual, branch);
+    this.#peerOps.add(stream, residual, branch);
   }
 }
 

@@ -5,7 +5,7 @@ import type { Context } from "../../cuda/context.ts";
 import { DeviceMemory, PinnedMemory } from "../../cuda/memory.ts";
 import type { Stream } from "../../cuda/stream.ts";
 import type { Addressed, HostValue } from "./argument-packer.ts";
-import type { Rendezvous } from "./rendezvous.ts";
+import { type RankExchange, shareNumbers } from "./rank-exchange.ts";
 
 /** The most ranks; kernels take the addresses of as many. */
 export const MAX_RANKS = 8;
@@ -45,9 +45,9 @@ export class PeerMemory {
   readonly #bases = new BigUint64Array(new ArrayBuffer(MAX_RANKS * 8));
   readonly #givenUp: PinnedMemory;
 
-  /** @throws DeviceError when a rank has failed; CudaError when this GPU cannot reach another. */
-  constructor(context: Context, stream: Stream, rendezvous: Rendezvous) {
-    const { shard } = rendezvous;
+  /** @throws OctavoError when a rank has failed; CudaError when this GPU cannot reach another. */
+  constructor(context: Context, stream: Stream, exchange: RankExchange) {
+    const { shard } = exchange;
     invariant(shard.size <= MAX_RANKS, `${shard.size} ranks`);
     this.blocks = Math.min(MAX_BLOCKS, context.device.multiprocessors);
     const places = BUFFERS * shard.size;
@@ -60,7 +60,7 @@ export class PeerMemory {
     for (const { value, byteLength } of [memory, rounds]) stream.fill(value, 0, byteLength);
     // It must be empty before anyone else writes to it.
     stream.synchronize();
-    const others = rendezvous.exchangeNumbers(context.value, memory.value);
+    const others = shareNumbers(exchange, context.value, memory.value);
     for (const [rank, [peer, base]] of others.entries()) {
       if (rank !== shard.rank) context.reach(peer!);
       this.#bases[rank] = BigInt(base!);

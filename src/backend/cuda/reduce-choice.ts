@@ -1,5 +1,5 @@
 import type { ColdTimer } from "./cold-timer.ts";
-import type { Rendezvous } from "./rendezvous.ts";
+import { type RankExchange, shareNumbers } from "./rank-exchange.ts";
 
 /** The smallest message that ways are compared at; smaller ones are Octavo's own. */
 const LEAST_BYTES = 2 ** 15;
@@ -39,7 +39,7 @@ export function measureCrossover(
   ways: ReduceWays,
   most: number,
   timer: ColdTimer,
-  rendezvous: Rendezvous,
+  exchange: RankExchange,
 ): number {
   const sizes = comparedSizes(most);
   const time = (way: (bytes: number) => void) =>
@@ -51,7 +51,7 @@ export function measureCrossover(
       });
     });
   const [own, nccl] = [time(ways.own), time(ways.nccl)];
-  const all = rendezvous.exchangeNumbers(...own, ...nccl);
+  const all = shareNumbers(exchange, ...own, ...nccl);
   const slowest = [...own, ...nccl].map((_, i) => Math.max(...all.map((times) => times[i]!)));
   return crossover(sizes, slowest.slice(0, sizes.length), slowest.slice(sizes.length));
 }

@@ -1,8 +1,8 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import type { CudaCommunicator } from "../../../../src/backend/cuda/cuda-communicator.ts";
+import type { RankExchange } from "../../../../src/backend/cuda/rank-exchange.ts";
 import { comparedSizes, crossover } from "../../../../src/backend/cuda/reduce-choice.ts";
-import { Rendezvous } from "../../../../src/backend/cuda/rendezvous.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { DeviceError } from "../../../../src/base/errors.ts";
 import { Context } from "../../../../src/cuda/context.ts";
@@ -19,41 +19,36 @@ const KIB = 2 ** 10;
 const OTHER_BASE = 2 ** 45;
 
 /** Rank 1 of 2 is this one; what rank 0 says is made up. */
-class FakeRendezvous extends Rendezvous {
+class FakeExchange implements RankExchange {
+  readonly shard = { rank: 1, size: 2 };
   /** What rank 0 answers, beside what it would if it were as this one. */
   answers: { device?: number; nccl?: number; reaches?: number; context?: number; times?: readonly number[] } =
     {};
-  gaveUp = false;
   #calls = 0;
 
-  constructor() {
-    super(Rendezvous.allocate(2), { rank: 1, size: 2 });
+  share(own: Uint8Array, receive: (pieces: readonly Uint8Array[], offset: number) => void): void {
+    receive([this.#other(own), own], 0);
   }
 
-  override exchangeNumbers(...own: number[]): number[][] {
-    const { device = 7, nccl = own[1], reaches = 1, context = 0, times = own } = this.answers;
-    const other = [[device, nccl!], [reaches], [context, OTHER_BASE], [], times][this.#nth(own)]!;
-    return [[...other], own];
+  /** By the length: ids are of 128 bytes, times the only numbers that are more than two. */
+  #other(own: Uint8Array): Uint8Array {
+    if (own.length === 128) return new Uint8Array(128).fill(9);
+    const numbers = new Float64Array(own.slice().buffer);
+    const { device = 7, nccl = numbers[1], reaches = 1, context = 0, times = numbers } = this.answers;
+    if (numbers.length > 2) return bytesOf(times);
+    const call = this.#calls++;
+    if (call === 0) return bytesOf([device, nccl!]);
+    return bytesOf(numbers.length === 1 ? [reaches] : [context, OTHER_BASE]);
   }
+}
 
-  override exchange(part: Uint8Array): Uint8Array<ArrayBuffer>[] {
-    return [Uint8Array.from(part).fill(9), Uint8Array.from(part)];
-  }
-
-  override giveUp(): void {
-    this.gaveUp = true;
-  }
-
-  /** Of the communicator's exchanges: that of memory is left out where there is none. */
-  #nth(own: readonly number[]): number {
-    if (own.length === 0) return 3;
-    return own.length > 2 ? 4 : this.#calls++;
-  }
+function bytesOf(numbers: ArrayLike<number>): Uint8Array {
+  return new Uint8Array(Float64Array.from(numbers).buffer);
 }
 
 let machine: FakeMachine;
 let nccl: FakeNccl;
-let rendezvous: FakeRendezvous;
+let exchange: FakeExchange;
 let other: Context;
 let backend: CudaBackend | undefined;
 
@@ -61,9 +56,9 @@ beforeEach(() => {
   machine = new FakeMachine();
   machine.cuda.structBytes.set("reduce_add", 64).set("gather_words", 64);
   nccl = new FakeNccl();
-  rendezvous = new FakeRendezvous();
+  exchange = new FakeExchange();
   other = Context.retain(machine.cuda.api, Device.open(machine.cuda.api, 0));
-  rendezvous.answers.context = other.value;
+  exchange.answers.context = other.value;
   backend = undefined;
 });
 
@@ -80,7 +75,7 @@ const noNccl = () => {
 };
 
 function join({ open = () => nccl.api, batchInvariant = false } = {}): CudaCommunicator {
-  backend = machine.backend("bfloat16", { batchInvariant, ranks: { rendezvous, openNccl: open } });
+  backend = machine.backend("bfloat16", { batchInvariant, ranks: { exchange, openNccl: open } });
   return backend.communicator!;
 }
 
@@ -189,14 +184,14 @@ describe("the way", () => {
   });
 
   test("is NCCL's alone where GPUs do not reach each other, as any rank may find", () => {
-    rendezvous.answers.reaches = 0;
+    exchange.answers.reaches = 0;
     expect(join().largestOwn).toBe(0);
     expect(entries(8)).toEqual(["add"]);
     expect(machine.cuda.calls).not.toContain("cuCtxEnablePeerAccess");
   });
 
   test("is that of peers alone where another rank has no NCCL", () => {
-    rendezvous.answers.nccl = 0;
+    exchange.answers.nccl = 0;
     expect(join().largestOwn).toBe(Infinity);
     expect(nccl.live.size).toBe(0);
   });
@@ -210,11 +205,9 @@ describe("the way", () => {
     expect(() => join({ open: noNccl })).toThrow(
       "the GPUs do not reach each other's memory, which takes NCCL: NCCL is missing",
     );
-    expect(rendezvous.gaveUp).toBe(true);
-    rendezvous = new FakeRendezvous();
-    rendezvous.answers.device = 0;
+    exchange = new FakeExchange();
+    exchange.answers.device = 0;
     expect(join).toThrow("ranks 0 and 1 are on the same GPU");
-    expect(rendezvous.gaveUp).toBe(true);
   });
 
   test.each([
@@ -224,7 +217,7 @@ describe("the way", () => {
   ])("is measured: %s", (_name, own, expected) => {
     const communicator = join();
     machine.cuda.elapsed = () => 1.5;
-    rendezvous.answers.times = [...own, ...Array<number>(6).fill(1.5)];
+    exchange.answers.times = [...own, ...Array<number>(6).fill(1.5)];
     // Alone it cannot exchange anything: what NCCL is asked for is enough.
     Object.assign(nccl.api, { ncclAllReduce: () => 0 });
     communicator.tune();
@@ -247,7 +240,7 @@ describe("a failure", () => {
     expect(() => communicator.check()).toThrow("ncclCommGetAsyncError failed: fake error 6 (6)");
   });
 
-  test("of another rank ends all that waits for it: kernels, NCCL, threads", () => {
+  test("of another rank ends all that waits for it: kernels and NCCL", () => {
     const communicator = join();
     const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
     const givenUp = new Uint32Array(machine.cuda.bytesOf(sum!["given_up"]!).buffer);
@@ -255,7 +248,6 @@ describe("a failure", () => {
     communicator.abort();
     communicator.abort();
     expect(givenUp[0]).toBe(1);
-    expect(rendezvous.gaveUp).toBe(true);
     expect(nccl.calls.filter((name) => name === "ncclCommAbort")).toHaveLength(1);
     expect(nccl.live.size).toBe(0);
   });

@@ -1,5 +1,6 @@
-import { DeviceError, invariant } from "../../base/errors.ts";
-import type { Shard } from "../../base/shard.ts";
+import type { RankExchange } from "../src/backend/cuda/rank-exchange.ts";
+import { DeviceError, invariant } from "../src/base/errors.ts";
+import type { Shard } from "../src/base/shard.ts";
 
 /** Bytes that a rank can give at once. */
 const PART_BYTES = 256;
@@ -16,7 +17,7 @@ const DEFAULT_TIMEOUT_MS = 120_000;
  * Agreement between the threads of ranks, before their devices can talk to one another: each gives some bytes and takes those
  * of all. One rank's side of memory that they share. It waits on the thread.
  */
-export class Rendezvous {
+export class Rendezvous implements RankExchange {
   readonly #header: Int32Array;
   readonly #parts: Uint8Array;
 
@@ -35,26 +36,17 @@ export class Rendezvous {
     return new SharedArrayBuffer(bytesFor(ranks));
   }
 
-  /**
-   * Every rank's part, in the order of the ranks; all of them give as much.
-   * @throws DeviceError when a rank has given up, or does not come in time; then for all ranks, from then on.
-   */
-  exchange(part: Uint8Array): Uint8Array<ArrayBuffer>[] {
-    invariant(part.byteLength <= PART_BYTES, `${part.byteLength} bytes of one rank`);
-    this.#parts.set(part, this.shard.rank * PART_BYTES);
+  /** Of up to 256 bytes. @throws DeviceError when a rank has given up, or does not come in time; then for all, from then on. */
+  share(bytes: Uint8Array, receive: (pieces: readonly Uint8Array[], offset: number) => void): void {
+    const { length } = bytes;
+    invariant(length <= PART_BYTES, `${length} bytes of one rank`);
+    this.#parts.set(bytes, this.shard.rank * PART_BYTES);
     this.#meet();
-    const all = Array.from({ length: this.shard.size }, (_, rank) =>
-      Uint8Array.from(this.#parts.subarray(rank * PART_BYTES, rank * PART_BYTES + part.byteLength)),
-    );
+    const starts = Array.from({ length: this.shard.size }, (_, rank) => rank * PART_BYTES);
+    const pieces = starts.map((start) => this.#parts.subarray(start, start + length));
+    receive(pieces, 0);
     // Parts are overwritten only when all have read them.
     this.#meet();
-    return all;
-  }
-
-  /** `exchange` of numbers, of which 32 are the most. */
-  exchangeNumbers(...values: number[]): number[][] {
-    const bytes = new Uint8Array(Float64Array.from(values).buffer);
-    return this.exchange(bytes).map(({ buffer }) => [...new Float64Array(buffer)]);
   }
 
   /** This rank does not go on: all others stop waiting for it. */

@@ -1,6 +1,7 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { Rendezvous } from "../../../../src/backend/cuda/rendezvous.ts";
-import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
+import { Rendezvous } from "../../bench/rendezvous.ts";
+import { awaitRanks, shareBytes } from "../../src/backend/cuda/rank-exchange.ts";
+import { DeviceError, InvariantError } from "../../src/base/errors.ts";
 import type { RankOutcome, RankTask } from "./rendezvous-worker.ts";
 
 setDefaultTimeout(300_000);
@@ -42,13 +43,13 @@ test("a rank that gives up is not waited for", async () => {
 
 test("a rank that does not come fails the others, for good", () => {
   const rendezvous = new Rendezvous(Rendezvous.allocate(2), { rank: 0, size: 2 }, 1);
-  expect(() => rendezvous.exchangeNumbers(1)).toThrow(DeviceError);
-  expect(() => rendezvous.exchangeNumbers(1)).toThrow("another rank has failed");
+  expect(() => awaitRanks(rendezvous)).toThrow(DeviceError);
+  expect(() => awaitRanks(rendezvous)).toThrow("another rank has failed");
 });
 
 test("bytes are those that were given, as many as fit", () => {
   const alone = new Rendezvous(Rendezvous.allocate(1), { rank: 0, size: 1 });
   const part = Uint8Array.from({ length: 256 }, (_, i) => i);
-  expect(alone.exchange(part)).toEqual([part]);
-  expect(() => alone.exchange(new Uint8Array(257))).toThrow(InvariantError);
+  expect(shareBytes(alone, part)).toEqual([part]);
+  expect(() => shareBytes(alone, new Uint8Array(257))).toThrow(InvariantError);
 });

@@ -1,4 +1,5 @@
-import { Rendezvous } from "../../../../src/backend/cuda/rendezvous.ts";
+import { Rendezvous } from "../../bench/rendezvous.ts";
+import { shareNumbers } from "../../src/backend/cuda/rank-exchange.ts";
 
 /** A rank on a thread of its own: exchanges numbers for some rounds, then may give up. */
 export interface RankTask {
@@ -23,7 +24,7 @@ self.onmessage = ({ data }: MessageEvent<RankTask>) => {
   let right = 0;
   try {
     for (let round = 0; round < rounds; round++) {
-      const all = rendezvous.exchangeNumbers(rank, round * 2 ** 40, -rank);
+      const all = shareNumbers(rendezvous, rank, round * 2 ** 40, -rank);
       const expected = Array.from({ length: size }, (_, other) => [other, round * 2 ** 40, -other]);
       if (Bun.deepEquals(all, expected)) right++;
     }
