@@ -1,6 +1,7 @@
-// gather_words: out[rank, w] = part[w] of that rank, bit by bit, on every rank.
+// gather_words: out[row, rank, column] = part[row, column] of that rank, bit by bit, on every rank.
 //
-//   out     uint32, the words of a rank `pitch` after those of the one before        part  uint32 [words], of this rank
+//   out     uint32 [rows, RANKS, width]        part  uint32 [rows, width], of this rank
+//           of which the words of part from `first` on take part, `words` of them; a single row gathers part after part
 //   peers   of each rank, uint64 [2 buffers, RANKS, capacity] at `offset`: words with their tags
 //   rounds  uint32 [blocks]                  given_up  uint32, in host memory
 //
@@ -12,7 +13,7 @@
 
 extern "C" __global__ void __launch_bounds__(PEER_THREADS)
     gather_words(const __grid_constant__ PeerTable peers, uint32* out, const uint32* part, uint32* rounds,
-                 const uint32* given_up, int64 offset, int64 pitch, int32 capacity, int32 rank, int32 words) {
+                 const uint32* given_up, int64 offset, int64 first, int32 width, int32 capacity, int32 rank, int32 words) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const uint32 round = this_round(rounds);
@@ -22,12 +23,16 @@ extern "C" __global__ void __launch_bounds__(PEER_THREADS)
     uint64* all = reinterpret_cast<uint64*>(peers.memory[of] + offset);
     return all + static_cast<int64>(round % 2 * RANKS + from) * capacity;
   };
+  const auto target = [&](int from, int i) {
+    const int64 word = first + i, row = word / width;
+    return out + (row * RANKS + from) * width + (word - row * width);
+  };
   for (int i = first_item(); i < words; i += item_step()) {
-    const uint32 own = load_coherent(part + i);
+    const uint32 own = load_coherent(part + first + i);
     const uint64 tagged = static_cast<uint64>(tag) << 32 | own;
 #pragma unroll
     for (int n = 0; n < RANKS - 1; n++) store_system(place(other_rank(rank, n), rank) + i, tagged);
-    out[rank * pitch + i] = own;
+    *target(rank, i) = own;
   }
   Patience patience(given_up);
   for (int i = first_item(); i < words; i += item_step()) {
@@ -42,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(PEER_THREADS)
       patience.spend();
     }
 #pragma unroll
-    for (int n = 0; n < RANKS - 1; n++) out[other_rank(rank, n) * pitch + i] = static_cast<uint32>(parts[n]);
+    for (int n = 0; n < RANKS - 1; n++) *target(other_rank(rank, n), i) = static_cast<uint32>(parts[n]);
   }
   end_round(rounds, round);
 }

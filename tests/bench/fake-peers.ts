@@ -35,23 +35,23 @@ export function installPeers(cuda: FakeCuda, ranks: number): void {
   });
 
   cuda.effects.set("gather_words", (launch) => {
-    const { out, part, pitch, words, rank } = namedArguments(launch) as Record<string, number>;
+    const { out, part, first, width, words, rank } = namedArguments(launch) as Record<string, number>;
     const { place, endRound, tag } = roundOf(launch, 8);
-    const own = wordsAt(part!, words!);
+    const own = wordsAt(part! + 4 * first!, words!);
+    const target = (from: number, i: number) => {
+      const row = Math.floor((first! + i) / width!);
+      return (row * ranks + from) * width! + ((first! + i) % width!);
+    };
+    const result = wordsAt(out!, target(ranks - 1, words! - 1) + 1);
     for (let other = 0; other < ranks; other++) {
       if (other === rank) continue;
       const slot = wordsAt(place(other, rank!), 2 * words!);
       for (const [i, word] of own.entries()) [slot[2 * i], slot[2 * i + 1]] = [word, tag];
     }
     for (let other = 0; other < ranks; other++) {
-      const target = wordsAt(out! + 4 * other * pitch!, words!);
-      if (other === rank) {
-        target.set(own);
-        continue;
-      }
-      const slot = wordsAt(place(rank!, other), 2 * words!);
-      while (!target.every((_, i) => slot[2 * i + 1] === tag)) Bun.sleepSync(0.05);
-      for (let i = 0; i < words!; i++) target[i] = slot[2 * i]!;
+      const slot = other === rank ? undefined : wordsAt(place(rank!, other), 2 * words!);
+      while (slot !== undefined && !own.every((_, i) => slot[2 * i + 1] === tag)) Bun.sleepSync(0.05);
+      for (const [i, word] of own.entries()) result[target(other, i)] = slot?.[2 * i] ?? word;
     }
     endRound();
   });

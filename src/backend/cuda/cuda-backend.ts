@@ -80,6 +80,8 @@ export class CudaBackend implements Backend {
   /** With the other ranks, where there are any; with it is what only they have. */
   readonly communicator: CudaCommunicator | undefined;
   readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
+  /** out float32 [N, ranks · V] = every rank's part [N, V], beside each other. */
+  readonly gatherColumns?: (out: Tensor, part: Tensor) => void;
   /** From the first capture on, graphs may hold the addresses of ops' own memory. */
   #hasCaptured = false;
 
@@ -143,8 +145,10 @@ export class CudaBackend implements Backend {
       });
       this.#pending = batchInvariant ? undefined : this.#pendingLayers();
       this.communicator = options.ranks && this.#joinRanks(options.ranks, device.computeCapability[0]);
-      if (this.communicator !== undefined)
+      if (this.communicator !== undefined) {
         this.allReduceAdd = this.communicator.allReduceAdd.bind(this.communicator);
+        this.gatherColumns = this.communicator.gatherColumns.bind(this.communicator);
+      }
     } catch (error) {
       try {
         this.#context.dispose();

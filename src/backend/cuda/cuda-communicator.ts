@@ -144,6 +144,27 @@ export class CudaCommunicator implements Communicator {
     else nccl!.allGather(out.address, part.address, part.size, stream);
   }
 
+  /**
+   * out [rows, ranks · width] = every rank's part [rows, width] beside each other, of elements of 4 bytes. Through NCCL it is a
+   * call a row.
+   */
+  gatherColumns(out: Tensor, part: Tensor): void {
+    const [rows, width] = [part.dim(0), part.dim(1)];
+    invariant(
+      out.size === part.size * this.shard.size && part.byteLength === 4 * part.size,
+      `gatherColumns: ${out} of ${part}`,
+    );
+    const [peers, { value: stream }] = [this.#peers, this.options.stream()];
+    if (peers !== undefined) {
+      this.#peerOps.gather(stream, peers, out, part, width);
+      return;
+    }
+    for (let row = 0; row < rows; row++) {
+      const [target, source] = [out.rows(row, row + 1), part.rows(row, row + 1)];
+      this.#nccl!.allGather(target.address, source.address, width, stream);
+    }
+  }
+
   /** @throws NcclError when something enqueued has failed. Waits for nothing; own kernels fail as others do. */
   check(): void {
     this.#nccl?.check();

@@ -18,7 +18,7 @@ const TAGGED_BYTES = 8;
 const LARGEST_SUM_BYTES = 2 ** 21;
 const LEAST_SUM_BYTES = 2 ** 18;
 /** The most words that are gathered at once. */
-const GATHER_WORDS = 2 ** 15;
+const GATHER_WORDS = 2 ** 16;
 /** The most blocks of a kernel: 32 with 512 threads take 256 KiB in one go, and fit on every GPU at once. */
 const MAX_BLOCKS = 32;
 

@@ -36,7 +36,7 @@ const GATHER_WORDS = {
   constants: CONSTANTS,
   entry: "gather_words",
   pointers: ["out", "part", "rounds", "given_up"],
-  scalars: ["offset", "pitch", "capacity", "rank", "words"],
+  scalars: ["offset", "first", "width", "capacity", "rank", "words"],
   values: ["peers"],
 } as const;
 
@@ -95,15 +95,17 @@ export class PeerExchange {
       .launch(stream, blocks, 1, 1, PEER_THREADS, 0, { residual, branch, size });
   }
 
-  /** out [ranks, …part.shape] = every rank's part, of elements of 4 bytes. Messages larger than the memory go in pieces. */
-  gather(stream: number, memory: PeerMemory, out: Tensor, part: Tensor): void {
+  /**
+   * out [rows, ranks, width] = every rank's part [rows, width], of elements of 4 bytes; in one row by default. Messages larger
+   * than the memory go in pieces.
+   */
+  gather(stream: number, memory: PeerMemory, out: Tensor, part: Tensor, width = part.size): void {
     const { rounds, offset, capacity } = memory.gathers;
     const fixed = { peers: memory.table, given_up: memory.givenUp, rank: this.shard.rank };
     for (const piece of piecesOf(part.size, capacity)) {
       this.#gather.get(0, this.#ranks).launch(stream, memory.blocks, 1, 1, PEER_THREADS, 0, {
-        ...{ ...fixed, rounds, offset, capacity, pitch: part.size, words: piece.length },
-        out: at(out, piece.start),
-        part: at(part, piece.start),
+        ...{ ...fixed, rounds, offset, capacity, out, part },
+        ...{ width, first: piece.start, words: piece.length },
       });
     }
   }

@@ -117,7 +117,7 @@ describe("a sum through peers' memory", () => {
     expect([...table].map(Number)).toEqual([OTHER_BASE, expect.any(Number), 0, 0, 0, 0, 0, 0]);
     expect(machine.cuda.count("cuCtxEnablePeerAccess")).toBe(1);
     const own = machine.cuda.bytesOf(Number(table[1]));
-    expect(own).toHaveLength(2 * 2 * (2 ** 20 + 2 ** 15 * 8));
+    expect(own).toHaveLength(2 * 2 * (2 ** 20 + 2 ** 16 * 8));
     expect(own.every((byte) => byte === 0)).toBe(true);
     const rounds = machine.cuda.bytesOf(sum!["rounds"]!);
     expect(rounds).toHaveLength(2 * 32 * 4);
@@ -146,23 +146,53 @@ describe("a sum through peers' memory", () => {
 describe("a gathering", () => {
   test("goes through peers' memory of its own, in pieces beside each other", () => {
     const communicator = join({ open: noNccl });
-    const words = 2 ** 15 + 5;
+    const words = 2 ** 16 + 5;
     const [part, out] = [backend!.empty("int32", [words]), backend!.empty("int32", [2, words])];
     const pieces = launches(() => communicator.allGather(out, part));
-    expect(pieces.map((piece) => [piece["words"], piece["pitch"], piece["capacity"]])).toEqual([
-      [2 ** 15, words, 2 ** 15],
-      [5, words, 2 ** 15],
+    const told = pieces.map(({ first, words: count, width, capacity }) => [first, count, width, capacity]);
+    expect(told).toEqual([
+      [0, 2 ** 16, words, 2 ** 16],
+      [2 ** 16, 5, words, 2 ** 16],
     ]);
-    expect(pieces.map((piece) => piece["out"]! - out.address)).toEqual([0, 2 ** 17]);
-    expect(pieces.map((piece) => piece["part"]! - part.address)).toEqual([0, 2 ** 17]);
+    for (const piece of pieces) expect(piece).toMatchObject({ out: out.address, part: part.address });
     expect(pieces[0]!["offset"]).toBe(2 * 2 * 2 ** 20);
     const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
     expect(pieces[0]!["rounds"]! - sum!["rounds"]!).toBe(32 * 4);
   });
 
+  test("of columns puts the rows of all ranks beside each other", () => {
+    join();
+    const [part, out] = [backend!.empty("float32", [3, 50]), backend!.empty("float32", [3, 100])];
+    const [gathering, ...more] = launches(() => backend!.gatherColumns!(out, part));
+    expect(more).toEqual([]);
+    expect(gathering).toMatchObject({
+      width: 50,
+      first: 0,
+      words: 150,
+      out: out.address,
+      part: part.address,
+    });
+  });
+
+  test("of columns is a call a row where there is NCCL alone", () => {
+    exchange.answers.reaches = 0;
+    join();
+    const asked: number[][] = [];
+    Object.assign(nccl.api, {
+      ncclAllGather: (send: number, receive: number, count: number) =>
+        asked.push([send, receive, count]) && 0,
+    });
+    const [part, out] = [backend!.empty("float32", [2, 50]), backend!.empty("float32", [2, 100])];
+    backend!.gatherColumns!(out, part);
+    expect(asked).toEqual([
+      [part.address, out.address, 50],
+      [part.address + 200, out.address + 400, 50],
+    ]);
+  });
+
   test("of more goes through NCCL", () => {
     const communicator = join();
-    const [part, out] = [backend!.empty("int32", [2 ** 16]), backend!.empty("int32", [2, 2 ** 16])];
+    const [part, out] = [backend!.empty("int32", [2 ** 17]), backend!.empty("int32", [2, 2 ** 17])];
     nccl.failures.set("ncclAllGather", 0);
     expect(launches(() => communicator.allGather(out, part))).toEqual([]);
     expect(nccl.calls.at(-1)).toBe("ncclAllGather");
