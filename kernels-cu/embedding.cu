@@ -1,7 +1,7 @@
-// embedding and gather_rows: out[i, :] = table[ids[i], :].
+// embedding and gather_rows: out[i, :] = table[ids[i] − first, :], or zeros where the table has no such row.
 //
 //   out    [count, units · COPY_BYTES] bytes        table  [rows, units · COPY_BYTES] bytes
-//   ids    int32 [count], each in [0, rows)
+//   ids    int32 [count]: in [first, first + rows) but for a table that is one rank's part of a larger one
 //
 // Parallelisation: grid (count), one block a row, one unit a thread at a time.
 // Why this version: a row is a contiguous copy of a few KB, so 16-byte units and enough rows in flight already reach the
@@ -18,10 +18,12 @@ using unit_t = uint16;
 static_assert(sizeof(unit_t) == COPY_BYTES, "COPY_BYTES must be 16, 4 or 2");
 
 extern "C" __global__ void gather_rows(unit_t* __restrict__ out, const unit_t* __restrict__ table,
-                                       const int32* __restrict__ ids, int32 units) {
+                                       const int32* __restrict__ ids, int32 units, int32 first, int32 rows) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
-  const unit_t* from = table + static_cast<int64>(ids[blockIdx.x]) * units;
+  const int row = ids[blockIdx.x] - first;
+  const bool is_there = row >= 0 && row < rows;
+  const unit_t* from = table + static_cast<int64>(row) * units;
   unit_t* to = out + static_cast<int64>(blockIdx.x) * units;
-  for (int i = threadIdx.x; i < units; i += blockDim.x) to[i] = from[i];
+  for (int i = threadIdx.x; i < units; i += blockDim.x) to[i] = is_there ? from[i] : unit_t{};
 }

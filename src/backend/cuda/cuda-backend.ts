@@ -317,8 +317,9 @@ export class CudaBackend implements Backend {
     this.#ops.rotaryTable.rotaryTable(this.#ordered.value, out, frequencies, amplitude);
   }
 
-  embedding(out: Tensor, table: Tensor, ids: Tensor): void {
-    this.#ops.embedding.embedding(this.#ordered.value, out, table, ids);
+  /** See `Backend.embedding`. @param firstId of the table's first row, where it is one rank's part; other ids give zeros. */
+  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number): void {
+    this.#ops.embedding.embedding(this.#ordered.value, out, table, ids, firstId);
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {

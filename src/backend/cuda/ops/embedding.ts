@@ -12,7 +12,7 @@ const GATHER_ROWS = {
   file: "embedding.cu",
   entry: "gather_rows",
   pointers: ["out", "table", "ids"],
-  scalars: ["units"],
+  scalars: ["units", "first", "rows"],
 } as const;
 
 /** Row copies by index. */
@@ -32,10 +32,10 @@ export class EmbeddingOps {
     return [this.#gather.unit({ COPY_BYTES: accessWidth(this.dtype, width) * dtypeSize(this.dtype) })];
   }
 
-  /** See `Backend.embedding`. */
-  embedding(stream: number, out: Tensor, table: Tensor, ids: Tensor): void {
+  /** See `Backend.embedding`. @param firstId of the table's first row; ids of other rows give zeros. */
+  embedding(stream: number, out: Tensor, table: Tensor, ids: Tensor, firstId = 0): void {
     const { tokens, width } = checkEmbedding(this.dtype, out, table, ids);
-    this.#launch(stream, out, table, ids, tokens, width);
+    this.#launch(stream, out, table, ids, tokens, width, firstId);
   }
 
   /** See `Backend.gatherRows`. */
@@ -44,7 +44,15 @@ export class EmbeddingOps {
     this.#launch(stream, out, x, rows, count, width);
   }
 
-  #launch(stream: number, out: Tensor, table: Tensor, ids: Tensor, count: number, width: number): void {
+  #launch(
+    stream: number,
+    out: Tensor,
+    table: Tensor,
+    ids: Tensor,
+    count: number,
+    width: number,
+    first = 0,
+  ): void {
     if (count === 0) return;
     const access = accessWidth(this.dtype, width, out, table);
     const copyBytes = access * dtypeSize(this.dtype);
@@ -52,6 +60,6 @@ export class EmbeddingOps {
     const threads = Math.min(MAX_THREADS, wholeWarps(units));
     this.#gather
       .get(copyBytes, { COPY_BYTES: copyBytes })
-      .launch(stream, count, 1, 1, threads, 0, { out, table, ids, units });
+      .launch(stream, count, 1, 1, threads, 0, { out, table, ids, units, first, rows: table.dim(0) });
   }
 }

@@ -24,7 +24,10 @@ describe("rows", () => {
         table: table.address,
         ids: ids.address,
         units: 128,
+        ...{ first: 0, rows: 500 },
       });
+      const part = launch(() => backend.embedding(out, table, ids, 1500));
+      expect(namedArguments(part)).toMatchObject({ first: 1500, rows: 500 });
       const odd = [bf16(rows, 33), bf16(500, 33)] as const;
       expect(namedArguments(launch(() => backend.gatherRows(...odd, ids)))).toMatchObject({ units: 33 });
     },
