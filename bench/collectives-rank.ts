@@ -1,6 +1,8 @@
+import { CudaBackend } from "../src/backend/cuda/cuda-backend.ts";
 import { awaitRanks } from "../src/backend/cuda/rank-exchange.ts";
 import type { Tensor } from "../src/backend/tensor.ts";
 import { messageOf } from "../src/base/errors.ts";
+import { openCuda, openNccl, thisMachine } from "../src/cuda/open-cuda.ts";
 import { RankChecks } from "./rank-checks.ts";
 import { RankDevice } from "./rank-device.ts";
 import { Rendezvous } from "./rendezvous.ts";
@@ -60,13 +62,39 @@ function run(task: RankTask, rendezvous: Rendezvous): void {
   if (checks !== undefined) check(device, checks, task);
   const times = task.sizes.map((bytes) => timeSize(device, bytes));
   if (task.rank === 0) post({ type: "line", text: `rank 0: ${JSON.stringify(times)}` });
+  tune(rendezvous);
   // What may end in a trap comes last.
   const freeing = checks?.freeing() ?? 0;
   if (freeing > 0) post({ type: "line", text: `freeing memory while others wait: ${freeing.toFixed(1)} ms` });
   const stuckMs = task.stuck ? waitInVain(device) : undefined;
-  post({ type: "done", times, nccl: device.ncclVersion, ...(stuckMs !== undefined && { stuckMs }) });
   // A context that has given up frees nothing, and the process ends.
-  if (stuckMs === undefined) device[Symbol.dispose]();
+  if (!task.stuck) {
+    device.settle();
+    device[Symbol.dispose]();
+  }
+  post({ type: "done", times, nccl: device.ncclVersion, ...(stuckMs !== undefined && { stuckMs }) });
+}
+
+/** What the engine would choose on this machine, and how long that takes it. */
+function tune(ranks: Rendezvous): void {
+  const { rank } = ranks.shard;
+  const cuda = openCuda(rank);
+  const openNcclHere = () => openNccl(thisMachine(), cuda.driver.version[0]).api;
+  const start = performance.now();
+  const backend = new CudaBackend(cuda, "bfloat16", { ranks: { exchange: ranks, openNccl: openNcclHere } });
+  try {
+    const joined = performance.now();
+    const communicator = backend.communicator!;
+    communicator.tune();
+    const end = performance.now();
+    const times = `joining ${(joined - start).toFixed(0)} ms, tuning ${(end - joined).toFixed(0)} ms`;
+    if (rank === 0)
+      post({ type: "line", text: `Octavo's own up to ${communicator.largestOwn} bytes; ${times}` });
+    awaitRanks(ranks);
+  } finally {
+    backend.dispose();
+  }
+  awaitRanks(ranks);
 }
 
 function check(device: RankDevice, checks: RankChecks, { rounds, rank }: RankTask): void {

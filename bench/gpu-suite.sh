@@ -3,7 +3,8 @@
 #
 #   bench/gpu-suite.sh                          all steps
 #   bench/gpu-suite.sh tests bench              these steps alone, of: tests memcheck racecheck bench kernels served
-#                                               startup cold-start; and table, which takes minutes
+#                                               startup cold-start; and table, which takes minutes, and
+#                                               collectives, which takes several GPUs
 #
 # Logs and records go to $OUT (default bench/out). $WORK (default the system's temporary folder) gets a 1.2 GB checkpoint
 # that the start-up steps read. $MODEL is the config that the benchmarks run with random weights (default
@@ -44,19 +45,20 @@ step_served() {
   bun run bench:served --workload bench/workloads/nano-vllm.json --model "$CONFIG" --load-format dummy \
     --json "$OUT/served.json"
 }
+step_collectives() { bun run bench:collectives --stuck --json "$OUT/collectives.json"; }
 step_startup() { checkpoint && bun run bench:startup --model "$WORK/octavo-random-0.6b" --json "$OUT/startup.json"; }
 step_cold_start() {
   checkpoint && bun run bench:startup --model "$WORK/octavo-random-0.6b" --cold --runs 1 --json "$OUT/cold-start.json"
 }
 
 # Seconds that each step may take.
-declare -A LIMIT=([tests]=300 [memcheck]=300 [racecheck]=300 [bench]=240 [kernels]=120 [table]=480 [served]=180 [startup]=180 [cold-start]=180)
+declare -A LIMIT=([tests]=300 [memcheck]=300 [racecheck]=300 [bench]=240 [kernels]=120 [table]=480 [served]=180 [collectives]=180 [startup]=180 [cold-start]=180)
 STEPS=("$@")
 [ ${#STEPS[@]} -gt 0 ] || STEPS=(tests memcheck racecheck bench kernels served startup cold-start)
 
 # `timeout` takes a program, so each step runs in a shell of its own that has these functions.
 export OUT WORK CONFIG
-export -f sanitize checkpoint step_tests step_memcheck step_racecheck step_bench step_kernels step_table step_served step_startup step_cold_start
+export -f sanitize checkpoint step_tests step_memcheck step_racecheck step_bench step_kernels step_table step_served step_collectives step_startup step_cold_start
 
 table=""
 failures=0

@@ -121,9 +121,10 @@ export class CudaCommunicator implements Communicator {
   }
 
   allReduceAdd(residual: Tensor, branch: Tensor): void {
+    const { dtype } = this.options;
     invariant(
-      residual.size === branch.size && residual.dtype === branch.dtype,
-      `allReduceAdd: ${residual} += ${branch}`,
+      residual.size === branch.size && residual.dtype === dtype && branch.dtype === dtype,
+      `allReduceAdd: ${residual} += ${branch} in ${dtype}`,
     );
     const [peers, nccl] = [this.#peers, this.#nccl];
     if (peers !== undefined && (nccl === undefined || residual.byteLength <= this.#largestOwn))

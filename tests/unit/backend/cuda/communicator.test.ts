@@ -4,7 +4,7 @@ import type { CudaCommunicator } from "../../../../src/backend/cuda/cuda-communi
 import type { RankExchange } from "../../../../src/backend/cuda/rank-exchange.ts";
 import { comparedSizes, crossover } from "../../../../src/backend/cuda/reduce-choice.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
-import { DeviceError } from "../../../../src/base/errors.ts";
+import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import { Context } from "../../../../src/cuda/context.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
@@ -133,6 +133,15 @@ describe("a sum through peers' memory", () => {
       expect(piece["residual"]! - residual.address).toBe(i * 2 ** 20);
       expect(piece["branch"]! - branch.address).toBe(i * 2 ** 20);
     }
+  });
+
+  test("is of residual streams: of their dtype, one as long as the other", () => {
+    join({ open: noNccl });
+    const [residual] = stream(8);
+    const others = [backend!.empty("bfloat16", [1, 16]), backend!.empty("float32", [1, 8])];
+    for (const branch of others)
+      expect(() => backend!.allReduceAdd!(residual, branch)).toThrow(InvariantError);
+    expect(() => backend!.allReduceAdd!(others[1]!, others[1]!)).toThrow(InvariantError);
   });
 
   test("of nothing is nothing: a round that sends nothing would let the next overtake", () => {
