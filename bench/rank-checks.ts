@@ -69,6 +69,7 @@ export class RankChecks {
   sums(rounds: number): number {
     const { device } = this;
     const random = new Randomness(this.seed);
+    device.settle();
     let elements = 0;
     for (let first = 0; first < rounds; first += IN_FLIGHT) {
       const pieces = Array.from({ length: IN_FLIGHT }, () => {
@@ -101,12 +102,15 @@ export class RankChecks {
     const [residuals, branches] = [slices(this.#residuals[0]!), slices(this.#branches[0]!)];
     const { stream, peers, exchange } = device;
     this.#fill(0, 0, LARGEST);
+    device.settle();
     const enqueue = () => {
       for (const [i, residual] of residuals.entries())
         exchange.reduceAdd(stream.value, peers, residual, branches[i]!);
     };
     enqueue();
+    device.settle();
     using graph = device.capture(enqueue);
+    device.settle();
     for (let replay = 0; replay < replays; replay++) {
       this.#fill(0, 0, LARGEST);
       this.#wait();
@@ -116,6 +120,7 @@ export class RankChecks {
         this.#compare(result, starts[i]!, `replay ${replay}, sum ${i} of ${sizes[i]} elements`);
       this.#agree(results, `replay ${replay}`);
     }
+    device.settle();
   }
 
   /** Gatherings of random words, zeros among them. */
@@ -133,6 +138,7 @@ export class RankChecks {
       device.tensor("uint32", LARGEST_GATHER),
       device.tensor("uint32", ranks, LARGEST_GATHER),
     ];
+    device.settle();
     for (let round = 0; round < rounds; round++) {
       // Some are of three rows.
       const rows = round % 2 === 0 ? 1 : 3;
@@ -160,6 +166,7 @@ export class RankChecks {
   nccl(rounds: number): number {
     const { device } = this;
     const random = new Randomness(this.seed + 3);
+    device.settle();
     let largest = 0;
     for (let round = 0; round < rounds; round++) {
       const size = Math.min(LARGEST, 8 * random.size(LARGEST / 8));

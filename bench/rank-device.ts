@@ -47,6 +47,8 @@ export class RankDevice implements Disposable {
     const library = KernelLibrary.create(this.context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
     const dependentLaunch = cuda.device.computeCapability[0] >= DEPENDENT_LAUNCH_CAPABILITY;
     this.exchange = new PeerExchange(library, "bfloat16", shard, { dependentLaunch });
+    // While no GPU waits for another: the driver may wait for GPUs when it loads them.
+    for (const unit of this.exchange.units()) library.kernel(unit, unit.file.replace(/\.cu$/, ""));
     const devices = shareNumbers(ranks, cuda.device.id);
     for (const [rank, [device]] of devices.entries()) {
       if (rank !== shard.rank && !this.context.canReach(device!))
@@ -94,7 +96,9 @@ export class RankDevice implements Disposable {
 
   /** Microseconds of one `operation` among `count` in a graph: the median replay. All ranks at the same time. */
   time(operation: () => void, count = OPERATIONS): number {
+    this.settle();
     operation();
+    this.settle();
     using graph = this.capture(() => {
       for (let i = 0; i < count; i++) operation();
     });

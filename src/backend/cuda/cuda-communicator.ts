@@ -7,7 +7,6 @@ import { type NcclApi, UNIQUE_ID_BYTES } from "../../cuda/nccl-symbols.ts";
 import type { Stream } from "../../cuda/stream.ts";
 import type { Communicator } from "../communicator.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
-import { ColdTimer } from "./cold-timer.ts";
 import type { KernelOptions } from "./kernel.ts";
 import type { KernelLibrary } from "./kernel-library.ts";
 import type { KernelUnit } from "./kernel-source.ts";
@@ -110,8 +109,8 @@ export class CudaCommunicator implements Communicator {
       if (peers !== undefined && this.#largestOwn !== Infinity) {
         const own = (bytes: number) =>
           this.#peerOps.reduceAdd(stream().value, peers, view(residual, bytes), view(branch, bytes));
-        const timer = new ColdTimer(context, stream());
-        this.#largestOwn = measureCrossover({ own, nccl: nccled }, largestSum(this.shard), timer, exchange);
+        const rank = { context, stream: stream(), exchange };
+        this.#largestOwn = measureCrossover(rank, { own, nccl: nccled }, largestSum(this.shard));
       }
       stream().synchronize();
       awaitRanks(exchange);
