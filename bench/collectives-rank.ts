@@ -26,6 +26,8 @@ export interface RankTime {
   readonly bytes: number;
   /** Sum over ranks and addition in one kernel of Octavo's. */
   readonly fused: number;
+  /** The same with other numbers of blocks. */
+  readonly fusedByBlocks: Readonly<Record<number, number>>;
   /** NCCL's sum alone, and with the addition after it. */
   readonly nccl?: number;
   readonly ncclAdd?: number;
@@ -136,6 +138,12 @@ function timeSize(device: RankDevice, bytes: number): RankTime {
   const time = {
     bytes,
     fused: device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch)),
+    fusedByBlocks: Object.fromEntries(
+      device.otherPeers.map((memory) => [
+        memory.blocks,
+        device.time(() => exchange.reduceAdd(stream.value, memory, residual, branch)),
+      ]),
+    ),
     ...(nccl !== undefined && {
       nccl: device.time(reduce),
       ncclAdd: device.time(() => {

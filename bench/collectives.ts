@@ -79,10 +79,16 @@ function slowest(times: readonly RankTime[]): RankTime {
   const most = (key: "fused" | "nccl" | "ncclAdd") =>
     Math.max(...times.map((time) => time[key] ?? Number.NaN));
   const both = Number.isNaN(most("nccl")) ? {} : { nccl: most("nccl"), ncclAdd: most("ncclAdd") };
-  return { bytes: times[0]!.bytes, fused: most("fused"), ...both };
+  const blocks = Object.keys(times[0]!.fusedByBlocks).map(Number);
+  const fusedByBlocks = Object.fromEntries(
+    blocks.map((count) => [count, Math.max(...times.map((time) => time.fusedByBlocks[count]!))]),
+  );
+  return { bytes: times[0]!.bytes, fused: most("fused"), fusedByBlocks, ...both };
 }
 
-function describeTime({ bytes, fused, nccl, ncclAdd }: RankTime): string {
+function describeTime({ bytes, fused, fusedByBlocks, nccl, ncclAdd }: RankTime): string {
   const show = (time: number | undefined) => (time === undefined ? "–" : time.toFixed(2)).padStart(7);
-  return `${String(bytes / 1024).padStart(6)} KiB  fused ${show(fused)}  NCCL ${show(nccl)}, with addition ${show(ncclAdd)}`;
+  const others = Object.entries(fusedByBlocks).map(([blocks, time]) => `${blocks}:${show(time)}`);
+  const ways = `fused ${show(fused)}  NCCL ${show(nccl)}, with addition ${show(ncclAdd)}`;
+  return `${String(bytes / 1024).padStart(6)} KiB  ${ways}  fused in blocks ${others.join("  ")}`;
 }

@@ -45,11 +45,14 @@ export class PeerMemory {
   readonly #bases = new BigUint64Array(new ArrayBuffer(MAX_RANKS * 8));
   readonly #givenUp: PinnedMemory;
 
-  /** @throws OctavoError when a rank has failed; CudaError when this GPU cannot reach another. */
-  constructor(context: Context, stream: Stream, exchange: RankExchange) {
+  /**
+   * @param maxBlocks of a kernel, on this GPU
+   * @throws OctavoError when a rank has failed; CudaError when this GPU cannot reach another.
+   */
+  constructor(context: Context, stream: Stream, exchange: RankExchange, maxBlocks = MAX_BLOCKS) {
     const { shard } = exchange;
     invariant(shard.size <= MAX_RANKS, `${shard.size} ranks`);
-    this.blocks = Math.min(MAX_BLOCKS, context.device.multiprocessors);
+    this.blocks = Math.min(maxBlocks, context.device.multiprocessors);
     const places = BUFFERS * shard.size;
     const sumCapacity = largestSum(shard) / VECTOR_BYTES;
     const sumBytes = places * sumCapacity * VECTOR_BYTES;
