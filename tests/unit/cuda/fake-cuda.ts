@@ -227,10 +227,12 @@ export class FakeCuda {
           args as number,
           false,
         ),
-      cuTensorMapEncodeTiled: (map, type, rank, address) => {
+      // Words: address, type, rank, extents.
+      cuTensorMapEncodeTiled: (map, type, rank, address, extents) => {
         (map as Uint8Array).fill(0);
-        new BigUint64Array((map as Uint8Array).buffer, (map as Uint8Array).byteOffset, 3).set([
+        new BigUint64Array((map as Uint8Array).buffer, (map as Uint8Array).byteOffset, 3 + rank).set([
           ...[BigInt(address), BigInt(type), BigInt(rank)],
+          ...(extents as BigUint64Array),
         ]);
         return 0;
       },

@@ -1,3 +1,4 @@
+import { invariant } from "../../../base/errors.ts";
 import type { WgmmaShape, WgmmaTile } from "./wgmma-linear.ts";
 
 /** Products of more tokens are left to others: arithmetic, not reading, is then their cost. */
@@ -87,5 +88,7 @@ export function invariantTile({ outFeatures, inFeatures }: WgmmaShape, smCount: 
 }
 
 function tileOf(tokens: number): number {
-  return TILE_TOKENS.find((size) => size >= tokens)!;
+  const size = TILE_TOKENS.find((each) => each >= tokens);
+  invariant(size !== undefined, `no tile has ${tokens} tokens`);
+  return size;
 }

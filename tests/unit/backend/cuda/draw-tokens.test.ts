@@ -89,6 +89,28 @@ describe("tokens are drawn", () => {
     },
   );
 
+  test("by a head of any other size at the same address", () => {
+    const [rows, memory] = [9, bf16(2560 * 64)];
+    const mapped = (vocab: number, width: number) => {
+      const weight = denseWeight(memory.rows(0, vocab * width).reshape(vocab, width));
+      const [head, slots] = [{ weight, norm: { weight: bf16(width), eps: 1e-6 } }, slotTables(vocab)];
+      const [x, logits] = [bf16(rows, width), f32(rows, vocab)];
+      const all = launches(() => backend.drawTokens(i32(rows), x, head, logits, sampleRows(rows), slots));
+      const { maps } = namedArguments(all.find(({ entry }) => entry === "draw_wgmma")!);
+      const [at, , , ...extents] = new BigUint64Array(machine.cuda.bytesOf(maps!).slice().buffer);
+      expect([at, ...extents.slice(0, 2)]).toEqual([memory.address, width, vocab].map(BigInt));
+      return maps;
+    };
+    const sizes = [
+      [1280, 64],
+      [2560, 64],
+      [1280, 128],
+    ] as const;
+    const all = () => sizes.map(([vocab, width]) => mapped(vocab, width));
+    // Each is known from the first time on.
+    expect(all()).toEqual(all());
+  });
+
   test("with keys that are cleared where the kernel that does so could not be launched", () => {
     const { all, slots, samples, out, head, x, logits } = draw(9, 1280, 64);
     const { keys: at } = namedArguments(all.find(({ entry }) => entry === "draw_wgmma")!);

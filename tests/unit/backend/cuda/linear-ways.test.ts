@@ -1,7 +1,11 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { FakeTensors } from "./fake-tensors.ts";
+import { namedArguments } from "./kernel-signatures.ts";
 
 setDefaultTimeout(300_000);
 
@@ -51,6 +55,26 @@ function tuned(): number {
   return multiply(128);
 }
 
+/** Token counts for which a tuning at these times the kernels, in order. */
+function timedCounts(tokenCounts: readonly number[]): number[] {
+  machine.cuda.launches.length = seen = 0;
+  backend.tuneLinear(tokenCounts);
+  const counts = machine.cuda.launches.map((launch) => namedArguments(launch)["tokens"]!);
+  return [...new Set(counts)].sort((a, b) => a - b);
+}
+
+/** Starts anew, on a disk that keeps this way for every choice. */
+function restartWith(way: string): void {
+  backend.dispose();
+  const file = readdirSync(machine.cacheFolder).find((name) => name.startsWith("gemm-"))!;
+  const path = join(machine.cacheFolder, file);
+  const kept: Record<string, unknown> = JSON.parse(readFileSync(path, "utf8").split("\n")[1]!);
+  for (const name of Object.keys(kept)) if (name.startsWith("linear/")) kept[name] = way;
+  const text = JSON.stringify(kept);
+  writeFileSync(path, `${new Bun.CryptoHasher("sha256").update(text).digest("hex")}\n${text}`);
+  backend = machine.backend();
+}
+
 describe("a product of up to 256 tokens on Hopper", () => {
   test("goes the way that is ranked first until it is tuned", () => {
     expect(multiply(128)).toBe(FIRST);
@@ -93,15 +117,61 @@ describe("a product of up to 256 tokens on Hopper", () => {
     expect(tuned()).toBe(FIRST);
   });
 
-  test("captures what was tuned without loading or allocating anything", () => {
+  test("is timed at more tokens than one kernel takes for few, and at no more than 256", () => {
+    multiply(64);
+    expect(timedCounts([1, 8, 9, 64, 256, 257, 1000])).toEqual([9, 64, 256]);
+    expect(timedCounts([8, 64, 128, 1000])).toEqual([128]);
+  });
+
+  test("goes the way of the least count that was timed and is no less, at whichever call", () => {
+    const counts = [40, 70, 100, 128, 250];
+    expect(counts.map(multiply)).toEqual([FIRST, FIRST, FIRST, FIRST, SECOND]);
+    // At 64 tokens both ways have as many splits.
+    Object.assign(times, { [SECOND]: 0.5, [COMPOSED]: 0.9 });
+    backend.tuneLinear([128, 64]);
+    expect(counts.map(multiply)).toEqual([COMPOSED, SECOND, SECOND, SECOND, SECOND]);
+    times[COMPOSED] = 0.1;
+    backend.tuneLinear([96]);
+    expect(counts.map(multiply)).toEqual([COMPOSED, COMPOSED, SECOND, SECOND, SECOND]);
+  });
+
+  test("is timed again where the choice that was kept is no way any more", () => {
+    times[SECOND] = 0.5;
     tuned();
-    const x = backend.empty("bfloat16", [128, INPUTS]);
-    const out = backend.empty("bfloat16", [128, OUTPUTS]);
-    const weight = denseWeight(backend.empty("bfloat16", [OUTPUTS, INPUTS]));
-    machine.cuda.calls.length = 0;
-    backend.capture(() => backend.linear(out, x, weight, { addTo: out })).dispose();
-    const captured = machine.cuda.calls.slice(1, machine.cuda.calls.indexOf("cuStreamEndCapture"));
-    expect(captured.filter((call) => call !== "cuTensorMapEncodeTiled")).toEqual(["cuLaunchKernelEx"]);
+    restartWith("1.128.1.1.3.2.1.0");
+    multiply(128);
+    expect(timedCounts([128])).toEqual([128]);
+    expect(multiply(128)).toBe(SECOND);
+    restartWith("1.128.1.1.4.2.1.0");
+    multiply(128);
+    expect(timedCounts([128])).toEqual([]);
+    expect(multiply(128)).toBe(FIRST);
+  });
+
+  test.each([
+    ["now", false],
+    ["at an earlier start", true],
+  ])("captures what was tuned %s without loading or allocating anything", (_, earlier) => {
+    const tune = () => {
+      multiply(64);
+      backend.tuneLinear([96, 128]);
+    };
+    tune();
+    if (earlier) {
+      backend.dispose();
+      backend = machine.backend();
+      tune();
+    }
+    for (const tokens of [96, 128]) {
+      const x = backend.empty("bfloat16", [tokens, INPUTS]);
+      const out = backend.empty("bfloat16", [tokens, OUTPUTS]);
+      const weight = denseWeight(backend.empty("bfloat16", [OUTPUTS, INPUTS]));
+      machine.cuda.calls.length = 0;
+      backend.capture(() => backend.linear(out, x, weight, { addTo: out })).dispose();
+      const captured = machine.cuda.calls.slice(1, machine.cuda.calls.indexOf("cuStreamEndCapture"));
+      const ofHost = ["cuTensorMapEncodeTiled", "cuFuncSetAttribute"];
+      expect(captured.filter((call) => !ofHost.includes(call))).toEqual(["cuLaunchKernelEx"]);
+    }
   });
 });
 
@@ -118,6 +188,21 @@ describe("batch invariance", () => {
     });
     expect(new Set(kernels.map((kernel) => JSON.stringify(kernel))).size).toBe(1);
     expect(kernels[0]).toMatchObject({ entry: "linear_wgmma", rows: 16, splits: 4 });
+  });
+
+  test("has the norm in the kernel, and nothing is timed", () => {
+    backend.dispose();
+    backend = machine.backend("bfloat16", { batchInvariant: true });
+    const { bf16 } = new FakeTensors();
+    const weight = denseWeight(bf16(OUTPUTS, INPUTS));
+    const norm = { weight: bf16(INPUTS), eps: 1e-6 };
+    for (const tokens of [1, 64, 256]) {
+      machine.cuda.launches.length = 0;
+      backend.linear(bf16(tokens, OUTPUTS), bf16(tokens, INPUTS), weight, { norm });
+      expect(machine.cuda.launches.map(({ entry }) => entry)).toEqual(["linear_wgmma"]);
+      expect(namedArguments(machine.cuda.launches[0]!)).toMatchObject({ gamma: norm.weight.address });
+    }
+    expect(timedCounts([64, 256])).toEqual([]);
   });
 
   test("is slices of 64 tokens where cuBLASLt multiplies", () => {
