@@ -11,7 +11,8 @@ import {
 } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
-import { DeviceError } from "../../../src/base/errors.ts";
+import { DeviceError, InvariantError } from "../../../src/base/errors.ts";
+import type { ForwardContext } from "../../../src/layers/forward-context.ts";
 import type { ModelRunner } from "../../../src/runner/model-runner.ts";
 import type { LogprobRows, ScheduledRow, SlotJoin } from "../../../src/runner/types.ts";
 import {
@@ -19,6 +20,7 @@ import {
   logprobOf,
   range,
   someTokens,
+  ToyModel,
   toyBatch,
   toyJoin,
   toyRunner,
@@ -328,5 +330,69 @@ describe("with captured steps", () => {
     captured.launch(toyBatch(after));
     expect(captured.collect().tokens).toEqual(run(after).tokens);
     captured.dispose();
+  });
+
+  /** Lends memory as a GPU does: all that steps need is allocated at the start. */
+  class FiniteBackend extends CapturingBackend {
+    readonly events: string[] = [];
+
+    memory() {
+      return { free: 2 ** 30, total: 2 ** 30 };
+    }
+
+    tuneLinear(tokenCounts: readonly number[]): void {
+      this.events.push(`tune ${tokenCounts}`);
+    }
+  }
+
+  /** Has memory of its own in the workspace. */
+  class HungryModel extends ToyModel {
+    constructor(
+      readonly events: string[],
+      public words = 100,
+    ) {
+      super();
+    }
+
+    override forward(context: ForwardContext): Tensor {
+      this.events.push("forward");
+      context.workspace.tensor("own", "uint32", [this.words]);
+      return super.forward(context);
+    }
+  }
+
+  test.each([
+    [6, 300, "tune 1,2,4,6,300"],
+    [6, 5, "tune 1,2,4,5,5"],
+    [1, 64, "tune 1,64"],
+  ])(
+    "of up to %d rows and %d tokens, products of their sizes and of a full step's are tuned, ahead of the pool",
+    (maxNumSeqs, maxNumBatchedTokens, tuned) => {
+      for (const enforceEager of [false, true]) {
+        const finite = new FiniteBackend();
+        const { events } = finite;
+        const planBlocks = () => events.push("plan") && 150;
+        const options = { maxNumSeqs, maxNumBatchedTokens, enforceEager, planBlocks };
+        toyRunner(finite, options, new HungryModel(events)).dispose();
+        // The weights that are tuned are those that the warm-up has used.
+        expect(events[0]).toBe("forward");
+        const starts = events.filter((event) => event !== "forward");
+        expect(starts).toEqual(enforceEager ? ["plan"] : [tuned, "plan"]);
+      }
+    },
+  );
+
+  test("what they hold of the workspace never grows", () => {
+    for (const enforceEager of [false, true]) {
+      const model = new HungryModel([]);
+      const hungry = toyRunner(new FiniteBackend(), { enforceEager }, model);
+      const step = () => hungry.launch(toyBatch([prompt(1)], [joins[1]!]));
+      step();
+      hungry.collect();
+      model.words++;
+      if (enforceEager) expect(step).not.toThrow();
+      else expect(step).toThrow(InvariantError);
+      hungry.dispose();
+    }
   });
 });

@@ -75,8 +75,12 @@ export function toySampling(fields: Partial<SlotSampling> = {}): SlotSampling {
 }
 
 /** Six slots of 400 tokens, in blocks of 16. */
-export function toyRunner(backend: Backend, options: Partial<ModelRunnerOptions> = {}): ModelRunner {
-  return new ModelRunner(backend, new ToyModel(), {
+export function toyRunner(
+  backend: Backend,
+  options: Partial<ModelRunnerOptions> = {},
+  model: CausalLM = new ToyModel(),
+): ModelRunner {
+  return new ModelRunner(backend, model, {
     ...{ maxNumSeqs: 6, maxModelLen: 400, maxNumBatchedTokens: 512, blockSize: 16, enforceEager: true },
     ...{ kvDtype: "float32", maxLogprobs: 20, planBlocks: () => 150, ...options },
   });

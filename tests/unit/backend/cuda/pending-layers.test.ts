@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { LayerCache, LinearFusion } from "../../../../src/backend/backend.ts";
+import type { BatchTensors, LayerCache, LinearFusion } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
@@ -51,7 +51,20 @@ function layer(): Layer {
   };
 }
 
-/** A model's memory, and what it calls. */
+/** How a layer's calls differ from the usual. */
+interface Changes {
+  readonly window?: number;
+  /** The call, by its number, whose input is not what the one before has written. */
+  readonly elsewhere?: number;
+  /** The call that has a bias besides the first. */
+  readonly biased?: number;
+  readonly eps?: number;
+  /** Of the second norm. */
+  readonly upEps?: number;
+  readonly step?: BatchTensors;
+}
+
+/** A model's memory, and its calls. */
 function model(rows: number, batch = batchOf({ decodeRows: rows, prefill: [] })) {
   const memory = {
     residual: bf16(rows, HIDDEN),
@@ -67,17 +80,17 @@ function model(rows: number, batch = batchOf({ decodeRows: rows, prefill: [] }))
       headNorm: { query: bf16(128), key: bf16(128), eps: 2 ** -10 },
     },
   };
-  /** `elsewhere`: the call, by its number, whose input is not what the one before has written. */
-  const calls = (l: Layer, { window = 0, elsewhere = -1, biased = -1, upEps = 2 ** -20 } = {}) => {
+  const calls = (l: Layer, changes: Changes = {}) => {
+    const { window = 0, elsewhere = -1, biased = -1, eps = 2 ** -20, upEps = eps, step = batch } = changes;
     const input = (call: number, of: Tensor) => (call === elsewhere ? bf16(...of.shape) : of);
     /** The fusion of a call, with a bias if it is the one that has one. */
     const fused = (call: number, { shape }: Weight, fusion: LinearFusion) =>
       call === biased ? { ...fusion, bias: bf16(shape[0]) } : fusion;
-    const norm = (of: Tensor, eps = 2 ** -20) => ({ weight: of, eps });
+    const norm = (weight: Tensor, eps: number) => ({ weight, eps });
     const activation = { kind: "silu", gated: true } as const;
     return [
-      () => backend.linear(qkv, input(0, residual), l.qkv, { norm: norm(l.norms[0]), bias: l.bias }),
-      () => backend.attend(attended, input(1, qkv), l.cache, batch, { ...spec, window }),
+      () => backend.linear(qkv, input(0, residual), l.qkv, { norm: norm(l.norms[0], eps), bias: l.bias }),
+      () => backend.attend(attended, input(1, qkv), l.cache, step, { ...spec, window }),
       () => backend.linear(residual, input(2, attended), l.output, { addTo: residual }),
       () =>
         backend.linear(
@@ -188,12 +201,25 @@ describe("what does not go on is launched by itself, in order:", () => {
     ]);
   });
 
-  test("a layer unlike the one before", () => {
+  test("a layer with another window, or of another batch, than the one before", () => {
+    const { batch, calls } = model(1);
+    const differing: Changes[] = [{ window: 100 }, { step: batchOf({ decodeRows: 1, prefill: [] }) }];
+    for (const changes of differing) {
+      const all = launched(() => inOrder(...calls(layer()), ...calls(layer(), changes)));
+      expect(all.map(({ entry }) => entry)).toEqual(["decode_layers", ...SINGLES]);
+      const { window = 0, step = batch } = changes;
+      const attended = [all[0]!, all[2]!].map(namedArguments);
+      expect(attended.map((given) => [given["window"], given["context_lens"]])).toEqual([
+        [0, batch.contextLens.address],
+        [window, step.contextLens.address],
+      ]);
+    }
+  });
+
+  test("layers of two epsilons, each in a launch", () => {
     const { calls } = model(1);
-    const all = launched(() => inOrder(...calls(layer()), ...calls(layer(), { window: 100 })));
-    expect(all.map(({ entry }) => entry)).toEqual(["decode_layers", ...SINGLES]);
-    expect(namedArguments(all[0]!)["window"]).toBe(0);
-    expect(namedArguments(all[2]!)["window"]).toBe(100);
+    const all = launched(() => inOrder(...calls(layer()), ...calls(layer(), { eps: 2 ** -10 })));
+    expect(all.map((each) => namedArguments(each)["eps"])).toEqual([2 ** -20, 2 ** -10]);
   });
 
   test.each([3, 4])("a layer with a bias at call %d, which the kernel does not add", (biased) => {
@@ -213,9 +239,11 @@ describe("what does not go on is launched by itself, in order:", () => {
     expect(entries(second)).toEqual(["decode_layers", ...SINGLES]);
   });
 
-  test("rows of several tokens, and more rows than there is room for", () => {
+  test("prompts, also of one token, and more rows than there is room for", () => {
     const prompt = model(5, batchOf({ decodeRows: 0, prefill: [5] }));
     expect(entries(() => inOrder(...prompt.calls(layer())))).not.toContain("decode_layers");
+    const single = model(1, batchOf({ decodeRows: 0, prefill: [1] }));
+    expect(entries(() => inOrder(...single.calls(layer())))).not.toContain("decode_layers");
     expect(entries(() => inOrder(...model(9).calls(layer())))).not.toContain("decode_layers");
   });
 });
