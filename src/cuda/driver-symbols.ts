@@ -88,6 +88,10 @@ export const driverSymbols = {
   cuModuleUnload: { args: ["ptr"], returns: "i32" },
   /** (CUfunction *function, module, name) */
   cuModuleGetFunction: { args: ["ptr", "ptr", "cstring"], returns: "i32" },
+  /** (int *value, attribute, function) */
+  cuFuncGetAttribute: { args: ["ptr", "i32", "ptr"], returns: "i32" },
+  /** (int *blocks, function, threads, dynamic shared bytes) */
+  cuOccupancyMaxActiveBlocksPerMultiprocessor: { args: ["ptr", "ptr", "i32", "u64"], returns: "i32" },
   /** (function, attribute, value) */
   cuFuncSetAttribute: { args: ["ptr", "i32", "i32"], returns: "i32" },
   /** (function, grid x y z, block x y z, dynamic shared bytes, stream, void **arguments, void **extra) */
@@ -142,8 +146,12 @@ export const DeviceAttribute = {
 } as const;
 
 export const STREAM_NON_BLOCKING = 1;
-/** A CUfunction_attribute. */
-export const FUNCTION_MAX_DYNAMIC_SHARED_BYTES = 8;
+/** CUfunction_attribute. */
+export const FunctionAttribute = {
+  sharedBytes: 1,
+  maxDynamicSharedBytes: 8,
+  preferredSharedPercent: 9,
+} as const;
 export const EVENT_DISABLE_TIMING = 2;
 export const MEMHOSTALLOC_PORTABLE = 1;
 export const MEMHOSTALLOC_DEVICEMAP = 2;

@@ -1,8 +1,11 @@
 import type { Context } from "./context.ts";
 import { DriverHandle } from "./driver-handle.ts";
-import { type CudaApi, FUNCTION_MAX_DYNAMIC_SHARED_BYTES } from "./driver-symbols.ts";
+import { type CudaApi, FunctionAttribute } from "./driver-symbols.ts";
 import { callCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
+
+/** What the driver keeps of a multiprocessor's shared memory for each block. */
+const RESERVED_BYTES = 1024;
 
 /** Device code loaded into a context. */
 export class Module extends DriverHandle {
@@ -52,6 +55,31 @@ export class KernelFunction {
   /** Allows launches with up to `bytes` of dynamic shared memory; needed above 48 KiB. */
   allowSharedMemory(bytes: number): void {
     const detail = `${bytes} bytes of shared memory in ${this.name}`;
-    callCuda(this.api, "cuFuncSetAttribute", [this.value, FUNCTION_MAX_DYNAMIC_SHARED_BYTES, bytes], detail);
+    this.#set(FunctionAttribute.maxDynamicSharedBytes, bytes, detail);
+  }
+
+  /**
+   * Asks for no more shared memory than blocks of so many threads need, as many as fit a multiprocessor, so that the rest of its
+   * memory is L1 cache, where loads in flight wait. Without it, a kernel that starts while one with much shared memory is still
+   * there runs in that one's division until all its blocks have ended.
+   */
+  preferCache(blockThreads: number): void {
+    const { context } = this.module;
+    const out = new Int32Array(1);
+    callCuda(this.api, "cuFuncGetAttribute", [out, FunctionAttribute.sharedBytes, this.value], this.name);
+    const sharedBytes = out[0]! + RESERVED_BYTES;
+    callCuda(
+      this.api,
+      "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+      [out, this.value, blockThreads, 0],
+      this.name,
+    );
+    const share = (out[0]! * sharedBytes) / context.device.sharedMemoryPerMultiprocessor;
+    const percent = Math.min(100, Math.ceil(100 * share));
+    this.#set(FunctionAttribute.preferredSharedPercent, percent, `${percent}% in ${this.name}`);
+  }
+
+  #set(attribute: number, value: number, detail: string): void {
+    callCuda(this.api, "cuFuncSetAttribute", [this.value, attribute, value], detail);
   }
 }

@@ -4,6 +4,7 @@ import {
   CudaStatus,
   DeviceAttribute,
   driverSymbols,
+  FunctionAttribute,
 } from "../../../src/cuda/driver-symbols.ts";
 import type { Address } from "../../../src/cuda/ffi.ts";
 
@@ -42,6 +43,9 @@ const NOT_FOUND = 500;
 const CAPTURE_UNSUPPORTED = 900;
 const LAUNCH_OUT_OF_RESOURCES = 701;
 const DEFAULT_SHARED_BYTES = 48 * 1024;
+/** Every kernel's own shared memory, and how many threads of it fit a multiprocessor. */
+const STATIC_SHARED_BYTES = 7 * 1024;
+const RESIDENT_THREADS = 1024;
 /** How much of an allocation is poisoned: the whole of large ones would take long. */
 const POISONED_BYTES = 2 ** 16;
 
@@ -70,6 +74,8 @@ export class FakeCuda {
   readonly #captures = new Map<number, (() => void)[]>();
   readonly #graphs = new Map<number, (() => void)[]>();
   readonly #functions = new Map<number, { entry: string; allowedShared: number }>();
+  /** Of kernels, by entry: the share of shared memory that was asked for, percent. */
+  readonly sharedPercents = new Map<string, number>();
   readonly #statusStrings = new Map<string, Uint8Array>();
   #nextHandle = 0x7f00_0000_1000;
   /** Work enqueued and not run yet, by stream. */
@@ -213,8 +219,14 @@ export class FakeCuda {
         this.#functions.set(handle, { entry, allowedShared: DEFAULT_SHARED_BYTES });
         return this.#expect(module, "module") || store(out, handle);
       },
-      cuFuncSetAttribute: (fn, _attribute, value) => {
-        this.#functions.get(fn as number)!.allowedShared = value;
+      cuFuncGetAttribute: (out) => store(out, STATIC_SHARED_BYTES),
+      cuOccupancyMaxActiveBlocksPerMultiprocessor: (out, _fn, threads) =>
+        store(out, Math.floor(RESIDENT_THREADS / (threads as number))),
+      cuFuncSetAttribute: (fn, attribute, value) => {
+        const known = this.#functions.get(fn as number)!;
+        if (attribute === FunctionAttribute.preferredSharedPercent)
+          this.sharedPercents.set(known.entry, value as number);
+        else known.allowedShared = value;
         return 0;
       },
       cuLaunchKernel: (fn, gx, gy, gz, bx, by, bz, shared, stream, args) =>

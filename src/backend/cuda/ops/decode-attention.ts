@@ -126,9 +126,11 @@ export class DecodeAttention {
     let variant = this.#variants.get(key);
     if (variant === undefined) {
       const zeros = () => new Scratch(this.options.allocateZeroed);
+      const kernel = this.#kernels.get(key, this.#defines(shape, rotaryDim));
+      const threads = this.#warps(shape) * WARP;
+      kernel.fn.preferCache(threads);
       variant = {
-        kernel: this.#kernels.get(key, this.#defines(shape, rotaryDim)),
-        threads: this.#warps(shape) * WARP,
+        ...{ kernel, threads },
         ...{ partials: zeros(), stats: zeros(), counters: zeros() },
       };
       this.#variants.set(key, variant);

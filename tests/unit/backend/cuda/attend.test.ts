@@ -80,6 +80,7 @@ describe("attend", () => {
     const decode = launch(() => backend.attend(out, qkv, cache, step, { ...heads, headNorm }));
     const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
     expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
+    expect(machine.cuda.sharedPercents.get("attention_decode")).toBeGreaterThan(0);
     const { DECODE_WARPS, WARP } = macrosOf("attention_decode.cu", group, headDim);
     expect(decode.block).toEqual([DECODE_WARPS! * WARP!, 1, 1]);
     const { partials, partial_stats, counters, ...rest } = namedArguments(decode);

@@ -128,6 +128,15 @@ test("shared memory above 48 KiB is allowed once per new maximum", () => {
   expect(fake.launches.map(({ sharedBytes }) => sharedBytes)).toEqual([49152, 65536, 65536, 50000, 100000]);
 });
 
+test("blocks that fit a multiprocessor together get the shared memory that they need, the rest is cache", () => {
+  // Four blocks of 7 KiB and the driver's own KiB, of 228.
+  kernel({}).fn.preferCache(256);
+  expect(fake.sharedPercents.get("k")).toBe(15);
+  kernel({}).fn.preferCache(32);
+  expect(fake.sharedPercents.get("k")).toBe(100);
+  expect(fake.violations).toEqual([]);
+});
+
 test("a refused launch names the kernel and its shape", () => {
   expect(() => kernel({}).launch(stream.value, 4, 1, 1, 2048, 0, {})).toThrow(
     "cuLaunchKernel failed for k, grid [4, 1, 1], block 2048, 0 bytes shared: FAKE_STATUS_701",
