@@ -116,7 +116,8 @@ function attentionGroups(name: string, heads: AttentionHeads): Group[] {
   const workload = recordedWorkload(join(import.meta.dir, "workloads/nano-vllm.json"));
   const contexts: [string, number[]][] = [
     ...WORKLOAD_STEPS.map((step): [string, number[]] => {
-      const lengths = contextLengths(workload, step);
+      // As the scheduler orders them.
+      const lengths = contextLengths(workload, step).sort((a, b) => b - a);
       return [`${workload.name} step ${step}, ${lengths.length} rows`, lengths];
     }),
     ["1 × 32768", [32768]],

@@ -112,9 +112,10 @@ test("a prompt is computed in chunks of what the budget leaves after the decodes
     [0, 4, 1, true],
     [1, 5, 4, true],
   ]);
+  // Rows of one token with the longest contexts first.
   expect(step()).toEqual([
-    [0, 5, 1, true],
     [1, 9, 1, true],
+    [0, 5, 1, true],
   ]);
 });
 
