@@ -21,6 +21,7 @@
 #include "attention.cuh"
 #include "hopper.cuh"
 #include "query_tiles.cuh"
+#include "tensor_map.cuh"
 
 #if !defined(PREFILL_KEYS) || !defined(PREFILL_CONSUMERS) || !defined(PREFILL_STAGES) || !defined(PREFILL_CONTROL_BYTES)
 #error "PREFILL_KEYS, PREFILL_CONSUMERS, PREFILL_STAGES and PREFILL_CONTROL_BYTES come from src/backend/cuda/ops/hopper-prefill.ts"
@@ -77,7 +78,7 @@ __device__ __forceinline__ void fetch_tile(const TensorMap* map, uint32 target, 
   const uint32 barrier = shared_address(&full);
   if (lane == 0) barrier_expect(barrier, pages * BOX_BYTES);
   __syncwarp();
-  if (lane < pages) copy_box(target + lane * BOX_BYTES, map, barrier, pool_row / 8);
+  if (lane < pages) copy_box<4>(target + lane * BOX_BYTES, map, barrier, 0, pool_row / 8);
 }
 
 // One warp: takes tickets, hands them on, and fetches their keys and values from the last tile to the first: the diagonal

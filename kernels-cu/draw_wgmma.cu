@@ -14,8 +14,8 @@
 // before; what may be better is computed and raises the row's key, by an atomic maximum whose result does not depend on order.
 // Why this version: at 256 tokens logits are 156 MB to write and to read, and the noise costs as much as the product. Here the
 // one warpgroup scores while the other's products go on, as far as the ring lets it.
-#include "cluster.cuh"
 #include "gumbel.cuh"
+#include "tensor_map.cuh"
 #include "wgmma_wide.cuh"
 
 #if !defined(TOKENS) || !defined(STAGES) || !defined(TILE_ROWS) || !defined(DRAW_SHARED_BYTES)
@@ -61,10 +61,10 @@ __device__ __forceinline__ void fetch(Shared& shared, const TensorMap* maps, int
     const uint32 full = shared_address(&shared.full[stage]);
     barrier_expect(full, WEIGHT_BYTES + X_BYTES);
     const int tile = blockIdx.x + step / k_tiles * gridDim.x;
-    copy_box(shared_address(shared.weights[stage]), maps, full, step % k_tiles * K_TILE, tile * TILE_ROWS);
+    copy_box<2>(shared_address(shared.weights[stage]), maps, full, step % k_tiles * K_TILE, tile * TILE_ROWS);
   };
   const auto fetch_x = [&](int step, int stage) {
-    copy_box(shared_address(shared.x[stage]), maps + 1, shared_address(&shared.full[stage]), step % k_tiles * K_TILE, 0);
+    copy_box<2>(shared_address(shared.x[stage]), maps + 1, shared_address(&shared.full[stage]), step % k_tiles * K_TILE, 0);
   };
   const int first = min(STAGES, steps);
   if (leads) {

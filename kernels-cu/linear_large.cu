@@ -19,6 +19,7 @@
 // an activation kernel 5.56–5.60; 6,144 × 1,024 in 0.311–0.325, cuBLASLt 0.404–0.410.
 #include "activation.cuh"
 #include "cluster.cuh"
+#include "tensor_map.cuh"
 #include "wgmma_wide.cuh"
 
 #if !defined(LARGE_TOKENS) || !defined(LARGE_K_TILE) || !defined(LARGE_GROUP) || !defined(LARGE_CONTROL_BYTES)
@@ -87,8 +88,8 @@ __device__ __forceinline__ void produce(const TensorMap* x_map, const TensorMap*
       if (lane == 0) {
         const uint32 full = shared_address(&control.full[ring.stage]), at = shared + ring.stage * STAGE_BYTES;
         barrier_expect(full, STAGE_BYTES);
-        copy_box(at, x_map, full, k * K_TILE, token);
-        copy_box_multicast(at + X_BYTES + rank * HALF_BYTES, weight_map, full, k * K_TILE, weight_row / 32,
+        copy_box<2>(at, x_map, full, k * K_TILE, token);
+        copy_box_multicast<5>(at + X_BYTES + rank * HALF_BYTES, weight_map, full, k * K_TILE, weight_row / 32,
                            (1 << CLUSTER) - 1);
       }
       __syncwarp();

@@ -1,4 +1,4 @@
-// Clusters of CTAs on Hopper: barriers, copies that reach several CTAs, stores into another CTA's shared memory.
+// Clusters of CTAs on Hopper: barriers, and stores into another CTA's shared memory.
 //
 // A rank is a CTA's number in its cluster. Shared memory has the same layout in all CTAs of a cluster, so an address of one's
 // own names the same variable in each.
@@ -45,49 +45,4 @@ __device__ __forceinline__ void store_rank(uint32 address, float v, uint32 barri
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
                "r"(barrier)
                : "memory");
-}
-__device__ __forceinline__ void tensor_map_prefetch(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-// A box of a map of 2 dimensions, whose first column and row are given, to this CTA.
-__device__ __forceinline__ void copy_box(uint32 target, const TensorMap* map, uint32 barrier, int column, int row) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-                   target),
-               "l"(map), "r"(barrier), "r"(column), "r"(row)
-               : "memory");
-}
-// A box of a map of 5 dimensions, whole in the three between, to the same place in each CTA of `ranks`, a bit a rank; the bytes
-// count at the same barrier of each.
-__device__ __forceinline__ void copy_box_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int group,
-                                                   uint16 ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %4, %4, "
-      "%5}], [%2], %6;" ::"r"(target),
-      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group), "h"(ranks)
-      : "memory");
-}
-// The same of maps of 2 dimensions, and of 4, whole in the two between.
-__device__ __forceinline__ void copy_box2_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int row,
-                                                    uint16 ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], "
-      "%5;" ::"r"(target),
-      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(ranks)
-      : "memory");
-}
-__device__ __forceinline__ void copy_box4_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int group,
-                                                    uint16 ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %4, %5}], "
-      "[%2], %6;" ::"r"(target),
-      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group), "h"(ranks)
-      : "memory");
-}
-// A box of a map of 4 dimensions, whole in the two between, to this CTA.
-__device__ __forceinline__ void copy_box4(uint32 target, const TensorMap* map, uint32 barrier, int column, int group) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %4, %5}], [%2];" ::"r"(target),
-      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group)
-      : "memory");
 }

@@ -6,15 +6,6 @@
 #pragma once
 #include "mma.cuh"
 
-// A CUtensorMap in global memory, made by cuTensorMapEncodeTiled on the host.
-struct alignas(64) TensorMap {
-  uint64 opaque[16];
-};
-// The copy engine sees the map as the host wrote it.
-__device__ __forceinline__ void tensor_map_fence(const TensorMap* map) {
-  asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
-}
-
 // ── barriers in shared memory ────────────────────────────────────────────────────────────────────────────────────────
 
 __device__ __forceinline__ void barrier_init(uint32 barrier, uint32 arrivals) {
@@ -65,15 +56,6 @@ __device__ __forceinline__ void copy_bytes(uint32 target, const void* source, ui
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
                "l"(source), "r"(bytes), "r"(barrier)
                : "memory");
-}
-// Box number `group` of a map whose boxes are whole in all dimensions but the last, to shared memory; its bytes count at
-// the barrier.
-__device__ __forceinline__ void copy_box(uint32 target, const TensorMap* map, uint32 barrier, int group) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %3, %3, %4}], [%2];" ::"r"(
-          target),
-      "l"(map), "r"(barrier), "r"(0), "r"(group)
-      : "memory");
 }
 // What this thread stored in shared memory is visible to tensor cores and copy engine after the next barrier.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -53,10 +53,5 @@ __device__ __forceinline__ uint64 warp_max_key(uint64 key) {
 
 // Every thread of the block gets the greatest key; all of them must call.
 __device__ __forceinline__ uint64 block_max_key(uint64 key) {
-  __shared__ uint64 partial[WARP];
-  key = warp_max_key(key);
-  __syncthreads();
-  if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = key;
-  __syncthreads();
-  return warp_max_key(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : 0);
+  return block_reduce(key, uint64{0}, [](uint64 other) { return warp_max_key(other); });
 }

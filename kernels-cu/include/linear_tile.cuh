@@ -2,6 +2,7 @@
 // two warps keep filled, warpgroups that multiply, and sums that CTAs which share a tile exchange.
 #pragma once
 #include "cluster.cuh"
+#include "tensor_map.cuh"
 #include "wgmma_sizes.cuh"
 
 #if !defined(GROUPS) || !defined(TOKENS) || !defined(K_BLOCKS) || !defined(WEIGHT_STAGES) || !defined(X_STAGES)
@@ -127,9 +128,9 @@ __device__ __forceinline__ void fetch_weights(TileShared& shared, const Work& wo
           const int column = (work.first_k + k) * K_TILE + block * 64;
           const int group = (tile * TOKEN_CLUSTER + share) * (ROWS / 16 / TOKEN_CLUSTER);
           if (TOKEN_CLUSTER > 1)
-            copy_box4_multicast(target, map, full, column, group, ranks);
+            copy_box_multicast<4>(target, map, full, column, group, ranks);
           else
-            copy_box4(target, map, full, column, group);
+            copy_box<4>(target, map, full, column, group);
         }
       }
       __syncwarp();
@@ -151,9 +152,9 @@ __device__ __forceinline__ void fetch_x(TileShared& shared, const Work& work, co
           const uint32 target = shared_address(shared.x[at.stage][block]) + share * (X_BYTES / ROW_CLUSTER);
           const int column = (work.first_k + k) * K_TILE + block * 64, row = work.token0 + share * (TOKENS / ROW_CLUSTER);
           if (ROW_CLUSTER > 1)
-            copy_box2_multicast(target, map, full, column, row, ranks);
+            copy_box_multicast<2>(target, map, full, column, row, ranks);
           else
-            copy_box(target, map, full, column, row);
+            copy_box<2>(target, map, full, column, row);
         }
       }
       __syncwarp();

@@ -209,23 +209,22 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Every thread of the block gets the result; all of them must call. Blocks have 1 to 32 full warps.
-__device__ __forceinline__ float block_sum(float x) {
-  __shared__ float partial[WARP];
-  x = warp_sum(x);
+// The result of the warps' results, by `reduce`, which gives every lane of a warp that of all; `none` changes no result. Every
+// thread of the block gets it; all of them must call. Blocks have 1 to 32 full warps.
+template <typename T, typename Reduce>
+__device__ __forceinline__ T block_reduce(T x, T none, Reduce reduce) {
+  __shared__ T partial[WARP];
+  x = reduce(x);
   __syncthreads();
   if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
   __syncthreads();
-  return warp_sum(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : 0);
+  return reduce(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : none);
 }
-
+__device__ __forceinline__ float block_sum(float x) {
+  return block_reduce(x, 0.0f, [](float y) { return warp_sum(y); });
+}
 __device__ __forceinline__ float block_max(float x) {
-  __shared__ float partial[WARP];
-  x = warp_max(x);
-  __syncthreads();
-  if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
-  __syncthreads();
-  return warp_max(threadIdx.x % WARP < blockDim.x / WARP ? partial[threadIdx.x % WARP] : -infinity());
+  return block_reduce(x, -infinity(), [](float y) { return warp_max(y); });
 }
 
 // The sum over the block, and over the threads before this one. All threads must call.
