@@ -89,8 +89,8 @@ __device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMa
   const int lane = threadIdx.x % WARP;
   tensor_map_fence(key_map);
   tensor_map_fence(value_map);
-  Ring<STAGES> keys, values;
-  Ring<TICKETS> hand;
+  RingPosition<STAGES> keys, values;
+  RingPosition<TICKETS> hand;
   int number = blockIdx.x;
   for (;;) {
     const Ticket ticket = finder.find(number, lane);
@@ -139,8 +139,8 @@ __device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMa
 // QUERY_WARPS warps: the packed query rows of each ticket; rows that do not exist are zeros.
 __device__ __forceinline__ void fetch_queries(uint32 shared, Control& control, const elem_t* qkv, int num_kv_heads,
                                               int thread) {
-  Ring<TICKETS> hand;
-  Ring<QUERY_STAGES> ring;
+  RingPosition<TICKETS> hand;
+  RingPosition<QUERY_STAGES> ring;
   for (;;) {
     barrier_wait(shared_address(&control.ticket_full[hand.stage]), hand.phase);
     const Ticket ticket = control.tickets[hand.stage];
@@ -198,9 +198,9 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
   const auto release = [&](uint64& barrier) {
     if (lane == 0) barrier_arrive(shared_address(&barrier));
   };
-  Ring<TICKETS> hand;
-  Ring<QUERY_STAGES> query_ring;
-  Ring<STAGES> key_ring, value_ring;
+  RingPosition<TICKETS> hand;
+  RingPosition<QUERY_STAGES> query_ring;
+  RingPosition<STAGES> key_ring, value_ring;
   // The last warpgroup lets the first one begin.
   if (warpgroup == CONSUMERS - 1) named_barrier_arrive(TURN, 2 * WARPGROUP);
   const auto take_turn = [&] { named_barrier_sync(TURN + warpgroup, 2 * WARPGROUP); };

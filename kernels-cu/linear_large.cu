@@ -49,14 +49,7 @@ struct Control {
 constexpr uint32 CONTROL_AT = STAGES * STAGE_BYTES;
 static_assert(sizeof(Control) <= LARGE_CONTROL_BYTES, "the host must ask for room for Control");
 
-// Where a ring of stages stands.
-struct Ring {
-  int stage = 0;
-  uint32 phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
-};
+using Ring = RingPosition<STAGES>;
 
 // A cluster's tiles: pairs of token tiles in groups of GROUP, all columns of a group before the next.
 struct Tiles {

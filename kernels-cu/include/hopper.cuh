@@ -32,7 +32,8 @@ __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
   } while (!__all_sync(FULL_MASK, done));
 }
 
-// Where a ring of stages stands, each guarded by barriers whose phases alternate.
+// The stage that a ring is at. A stage's full and empty barriers complete phase after phase; the writer waits for the empty
+// barrier's phase before, which a new barrier counts as complete.
 template <int COUNT>
 struct RingPosition {
   int stage = 0;

@@ -1,21 +1,10 @@
-// A batch's query tiles as a queue, and rings of stages: what the warps of a persistent prefill kernel hand each other.
+// A batch's query tiles as a queue, which the warps of a persistent prefill kernel hand each other.
 #pragma once
 #include "attention.cuh"
 
 // A query tile to compute. packed_rows 0: there are no more.
 struct Ticket {
   int kv_head, slot, first_token, num_queries, context, first_packed, packed_rows, padding;
-};
-
-// Where a ring of STAGES stages stands. A stage's full barrier completes phase after phase; the writer waits for the empty
-// barrier's phase before, which a new barrier counts as complete.
-template <int STAGES>
-struct Ring {
-  int stage = 0;
-  uint32 phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
 };
 
 // Finds query tiles by their number in the queue: row by row, the last tile of a row first, KV heads together.
