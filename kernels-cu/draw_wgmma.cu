@@ -134,7 +134,7 @@ __device__ __forceinline__ void multiply(Sums& d, Shared& shared, Position& at, 
 
 // ── scoring ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-// What a bound must reach where this is a row's best key. Greedy bounds are the scores.
+// The score that a bound must reach where this is a row's best key. Greedy bounds are the scores.
 __device__ __forceinline__ float leader_of(uint64 key, float temperature) {
   if (key == 0) return -infinity();
   if (key == NOT_A_NUMBER) return infinity();

@@ -17,7 +17,7 @@
 // Heads of a group in the projections: queries, key, value.
 constexpr int KEY = GROUP_SIZE, VALUE = GROUP_SIZE + 1, PROJECTED = GROUP_SIZE + 2;
 constexpr int GROUP_DIMS = GROUP_SIZE * HEAD_DIM;
-// What a part leaves for the merge: outputs, then maxima and sums.
+// A part's results for the merge: outputs, then maxima and sums.
 constexpr int PARTIAL_FLOATS = GROUP_DIMS + 2 * GROUP_SIZE;
 // Parts whose results are fetched together.
 constexpr int PARTS_AT_ONCE = 4;
@@ -46,7 +46,7 @@ struct AttentionBatch {
   float scale_log2, eps;
 };
 
-// What differs between layers; norms may be null.
+// Addresses that differ between layers; norms may be null.
 struct AttentionLayer {
   const elem_t *query_norm, *key_norm;
   elem_t *keys, *values;

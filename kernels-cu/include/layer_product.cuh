@@ -57,7 +57,7 @@ struct ProductSums {
   float partial[2][WARPS][MAX_TOKENS][SUM_PITCH];
 };
 
-// What surrounds a product; null where there is no such thing.
+// The surroundings of a product; null where there is no such thing.
 struct Around {
   const elem_t *norm = nullptr, *bias = nullptr, *residual = nullptr;
   elem_t* out = nullptr;  // where y goes besides the exchange
@@ -65,7 +65,7 @@ struct Around {
   float eps = 0;
 };
 
-// Where x comes from, and y goes to: rows of tokens, `pitch` apart. x_memory takes the place of x where it is not null.
+// The source of x and the target of y: rows of tokens, `pitch` apart. x_memory takes the place of x where it is not null.
 struct Ends {
   const uint64* x;
   uint64* y;

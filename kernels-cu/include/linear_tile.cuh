@@ -67,7 +67,7 @@ __device__ __forceinline__ void init_barriers(TileShared& shared, uint32 split) 
   barrier_expect(shared_address(&shared.exchanged), SQUARE_BYTES + (SPLITS - 1) * own_blocks * CONSUMERS * sizeof(float4));
 }
 
-// Where a ring of COUNT stages stands, and how many more fills of its stages are to come.
+// The stage that a ring of COUNT is at, and the number of fills of its stages that are to come.
 template <int COUNT>
 struct Position {
   int fills;
@@ -91,7 +91,7 @@ struct Position {
   }
 };
 
-// Where this CTA is among those of its cluster.
+// This CTA's place among those of its cluster.
 struct Place {
   uint32 row_share, token_share, split;
 

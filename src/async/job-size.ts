@@ -1,4 +1,4 @@
-/** Whether a value of plain data holds more characters and entries than `limit`. It looks at no more than about as many. */
+/** True if a value of plain data holds more characters and entries than `limit`. It looks at no more than about as many. */
 export function isLargerThan(limit: number, value: unknown): boolean {
   let size = 0;
   const unseen: unknown[] = [value];

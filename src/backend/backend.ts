@@ -227,7 +227,7 @@ export interface RmsNormSpec {
   readonly eps: number;
 }
 
-/** What turns the residual stream into logits: logits[N, V] = norm(x[N, H]) · weight[V, H]ᵀ. */
+/** The model's last product, from the residual stream to logits: logits[N, V] = norm(x[N, H]) · weight[V, H]ᵀ. */
 export interface LmHead {
   readonly weight: Weight;
   /** The ranks divide the vocabulary: `weight` has the tokens from here on, as many as any other rank's. */

@@ -1,7 +1,7 @@
 /** Numbers that lose their spelling: integral ones with a point or an exponent, and those of 16 digits and more. */
 const LOSSY = /\d\.0+(?![0-9])|\d[eE][-+]?\d|\d{16}/;
 
-/** Whether `parseExactJson` could give something else than `JSON.parse` does. */
+/** True if `parseExactJson` could give something else than `JSON.parse` does. */
 export function spellsNumbers(text: string): boolean {
   return LOSSY.test(text);
 }

@@ -33,7 +33,7 @@ export async function readPrompts(
   return lines;
 }
 
-/** Whether a descriptor is open, and a pipe, socket or regular file rather than a terminal or /dev/null. */
+/** True for a descriptor that is open, and a pipe, socket or regular file rather than a terminal or /dev/null. */
 function isPiped(descriptor: number): boolean {
   try {
     const stat = fstatSync(descriptor);

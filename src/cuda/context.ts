@@ -34,7 +34,7 @@ export class Context extends Handle {
     callCuda(this.api, "cuCtxSetCurrent", [this.value]);
   }
 
-  /** Whether this GPU can reach the memory of another, by its CUdevice. */
+  /** True if this GPU can reach the memory of another, by its CUdevice. */
   canReach(peerDevice: number): boolean {
     const can = new Int32Array(1);
     callCuda(this.api, "cuDeviceCanAccessPeer", [can, this.device.id, peerDevice], `GPU ${peerDevice}`);

@@ -4,7 +4,7 @@ import { type CudaApi, FunctionAttribute } from "./driver-symbols.ts";
 import { callCuda } from "./errors.ts";
 import { OutPointer } from "./ffi.ts";
 
-/** What the driver keeps of a multiprocessor's shared memory for each block. */
+/** Bytes of a multiprocessor's shared memory that the driver keeps for each block. */
 const RESERVED_BYTES = 1024;
 
 /** Device code loaded into a context. */

@@ -56,7 +56,7 @@ export class Event extends DriverHandle {
     callCuda(this.api, "cuEventRecord", [this.value, stream.value]);
   }
 
-  /** Whether the work before the mark has finished. True when nothing was recorded. */
+  /** True once the work before the mark has finished, and when nothing was recorded. */
   get isDone(): boolean {
     const status = this.api.cuEventQuery(this.value);
     if (status === CudaStatus.notReady) return false;

@@ -1,7 +1,7 @@
 import type { Backend, BatchTensors, LayerCache } from "../backend/backend.ts";
 import type { Workspace } from "../backend/workspace.ts";
 
-/** What ops outside a forward pass need. */
+/** The surroundings of ops outside a forward pass. */
 export type OpContext = Pick<ForwardContext, "backend" | "workspace">;
 
 /** The surroundings of a forward pass, the same for all of its layers. */

@@ -24,7 +24,7 @@ export interface ChunkRead {
  */
 const MIN_PIECE_BYTES = 4096;
 
-/** Whether the wanted bytes of a chunk lie side by side in the file. */
+/** True if the wanted bytes of a chunk lie side by side in the file. */
 export function isContiguous({ rowBytes, columnBegin, columnEnd }: ChunkRead): boolean {
   return columnEnd - columnBegin === rowBytes;
 }
@@ -96,7 +96,7 @@ export class ChunkReader {
   }
 }
 
-/** Whether a chunk's wanted bytes lie side by side once they are read. */
+/** True if a chunk's wanted bytes lie side by side once they are read. */
 function isPacked(chunk: ChunkRead): boolean {
   return isContiguous(chunk) || bytesReadOfRow(chunk) < chunk.rowBytes;
 }

@@ -32,7 +32,7 @@ export class HubCache {
     return join(this.folder, "snapshots", commit);
   }
 
-  /** Whether `name` is there at `commit` with all its `size` bytes. */
+  /** True if `name` is there at `commit` with all its `size` bytes. */
   has(commit: string, name: string, size: number): boolean {
     return statSync(join(this.snapshotPath(commit), name), { throwIfNoEntry: false })?.size === size;
   }

@@ -3,7 +3,7 @@ import { MAX_RANKS, type Shard } from "../base/shard.ts";
 import type { ModelConfig } from "./config.ts";
 
 /**
- * Whether ranks can have equal parts of a model: as many query heads, intermediate dimensions and tokens of the
+ * Checks that ranks can have equal parts of a model: as many query heads, intermediate dimensions and tokens of the
  * vocabulary each, and as many key/value heads, or one that several ranks hold.
  * @throws ConfigError naming the numbers of ranks that would do.
  */

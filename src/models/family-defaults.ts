@@ -12,7 +12,7 @@ export interface FamilyDefaults {
   readonly maxPositionEmbeddings: number;
   /** In tokens; 0 = none. */
   readonly slidingWindow: number;
-  /** Whether the window holds without `use_sliding_window`. */
+  /** True if the window holds without `use_sliding_window`. */
   readonly usesSlidingWindow: boolean;
   /** First layer that has it, where layers are not listed. */
   readonly firstWindowLayer: number;

@@ -37,7 +37,7 @@ export class JsonFields {
     return this.get(name) !== undefined;
   }
 
-  /** Whether the field is null, not absent: what would take a default then has none. */
+  /** True for a field that is null, not absent: what would take a default then has none. */
   isNull(name: string): boolean {
     return Object.hasOwn(this.fields, name) && this.fields[name] === null;
   }

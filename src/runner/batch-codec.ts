@@ -20,7 +20,7 @@ export function encodeBatch({
   return words.take();
 }
 
-/** What `encodeBatch` was given. */
+/** The batch that `encodeBatch` was given. */
 export function decodeBatch(encoded: Int32Array): ScheduledBatch {
   const words = new WordReader(encoded);
   const [decodeRows, numTokens, joins, updates, rows] = [

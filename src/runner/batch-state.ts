@@ -70,7 +70,7 @@ export class BatchState {
     return Array<StepRow>(rows).fill({ slot: this.shape.maxNumSeqs, count: 1, sample: true });
   }
 
-  /** Whether the slot's sequence needs no logits: a temperature is all that it asks for. */
+  /** True if the slot's sequence needs no logits: a temperature is all that it asks for. */
   isPlain(slot: number): boolean {
     return this.#plain[slot]!;
   }

@@ -17,7 +17,7 @@ function nextBucket(size: number): number {
 /** Tokens that a captured prompt is padded to. Longer ones keep the GPU busy for longer than the host. */
 const PROMPT_BUCKETS = [32, 64, 128, 256];
 
-/** How a captured step draws its tokens: straight from hidden states, or from logits that it processes. */
+/** The source of a captured step's tokens: straight from hidden states, or from logits that it processes. */
 export type DrawKind = "plain" | "full";
 
 export interface GraphLimits {

@@ -11,16 +11,16 @@ export interface MailboxShape {
   readonly logprobs: number;
 }
 
-/** What a step answered; views that the next draft invalidates. */
+/** A step's answer: views that the next draft invalidates. */
 export interface Answer {
   readonly tokens: Int32Array;
   readonly logprobs: Int32Array;
 }
 
 /**
- * What host and device tell each other in each step, in memory of both, so that no copy lies between two steps. Both count the
- * steps, and a step's number names its area: the host writes to the area of the next step, and reads that of the oldest,
- * while the device has the others. An area is free again when its step's answer has been taken.
+ * The words that host and device exchange in each step, in memory of both, so that no copy lies between two steps. Both
+ * count the steps, and a step's number names its area: the host writes to the area of the next step, and reads that of the
+ * oldest, while the device has the others. An area is free again when its step's answer has been taken.
  */
 export class Mailbox {
   /** For `prepareBatch`, which begins a step. */
@@ -66,7 +66,7 @@ export class Mailbox {
     this.#sent++;
   }
 
-  /** What the oldest step answered. It is done: nothing of it is under way. */
+  /** Takes the answer of the oldest step. It is done: nothing of it is under way. */
   take(): Answer {
     invariant(this.#taken < this.#sent, "no step to take an answer from");
     const step = this.#taken++;

@@ -11,7 +11,7 @@ export interface SlotRecord {
   readonly allowed: Uint32Array | undefined;
 }
 
-/** Whether the slot's token counts must be kept. */
+/** True if the slot's token counts must be kept. */
 export function hasPenalties({
   repetitionPenalty,
   presencePenalty,
@@ -20,7 +20,7 @@ export function hasPenalties({
   return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
 }
 
-/** Whether the slot's tokens are drawn from what the model gives and a temperature alone; see `Backend.drawTokens`. */
+/** True if the slot's tokens are drawn by the model's logits and a temperature alone; see `Backend.drawTokens`. */
 export function isPlain(sampling: SlotSampling): boolean {
   const { temperature, topP, topK, minP, logitBias, bannedTokens, badWords, allowedTokenIds } = sampling;
   const filtered = temperature > 0 && (topP < 1 || topK > 0 || minP > 0);

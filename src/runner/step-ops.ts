@@ -7,7 +7,7 @@ import type { KvCache } from "./kv-cache.ts";
 import type { Mailbox } from "./mailbox.ts";
 import type { StepTensors } from "./step-buffers.ts";
 
-/** What the parts of a step work on. */
+/** Objects that the parts of a step work on. */
 export interface StepContext {
   readonly backend: Backend;
   readonly model: CausalLM;

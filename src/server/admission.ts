@@ -29,7 +29,7 @@ export class Admission {
     return this.#generation.requests + this.#text.requests;
   }
 
-  /** Whether requests will soon be refused, or are already: routers should send no more. */
+  /** True if requests will soon be refused, or are already: routers should send no more. */
   get ending(): boolean {
     return this.#ending;
   }
@@ -78,7 +78,7 @@ export class Admission {
     };
   }
 
-  /** Whether no request is left within `seconds`. */
+  /** Waits up to `seconds` for the last request; true if none is left. */
   async #idle(seconds: number): Promise<boolean> {
     if (this.numRequests === 0) return true;
     const { promise, resolve } = Promise.withResolvers<void>();

@@ -20,7 +20,7 @@ export class Authenticator {
     this.#digests = apiKeys.map(sha256);
   }
 
-  /** Whether the request may be served: it brings a key of the server's, or none is needed. */
+  /** True for a request that may be served: it brings a key of the server's, or none is needed. */
   knows(authorization: string | undefined): boolean {
     try {
       this.authenticate(authorization);

@@ -12,7 +12,7 @@ export interface LifetimeOptions {
   readonly cutoff: AbortSignal;
   readonly requestTimeoutSeconds: number;
   readonly queueTimeoutSeconds: number;
-  /** Whether anything of the request has been computed. */
+  /** True once anything of the request has been computed. */
   readonly started: () => boolean;
   /** Called when the lifetime is disposed of. */
   readonly onClose: () => void;

@@ -49,7 +49,7 @@ export class TrackedRequest {
   }
 
   /**
-   * What follows the prefix in the reply's id: the request's `X-Request-Id` where such headers are enabled, or the
+   * The reply's id behind its prefix: the request's `X-Request-Id` where such headers are enabled, or the
    * `request_id` of its body, or the id chosen here.
    */
   replyId(requestId: string | null | undefined): string {

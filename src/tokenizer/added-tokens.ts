@@ -6,7 +6,7 @@ type Normalize = (text: string) => string;
 export interface Section {
   readonly text: string;
   readonly isAdded: boolean;
-  /** Whether it is where the whole text begins. */
+  /** True for the one at the start of the whole text. */
   readonly isFirst: boolean;
 }
 
@@ -84,7 +84,7 @@ class TokenTrie {
 
 function sections(text: string, trie: TokenTrie, isFirst: boolean): Section[] {
   const result: Section[] = [];
-  /** Where what has not been told yet begins. */
+  /** The start of what has not been told yet. */
   let open = 0;
   const tell = (end: number) => {
     if (end > open)

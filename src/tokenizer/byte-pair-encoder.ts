@@ -54,7 +54,7 @@ export class BytePairEncoder {
     }
   }
 
-  /** Where the pair's rank is, or would be, in the table. */
+  /** The cell of the table where the pair's rank is, or would be. */
   #cell(left: number, right: number): number {
     const mask = this.#table.length - 1;
     let cell = Math.imul(Math.imul(left, 0x9e3779b1) ^ right, 0x85ebca6b);
@@ -71,7 +71,7 @@ export class BytePairEncoder {
     return this.#cache.of(word);
   }
 
-  /** What merging begins with. */
+  /** The symbols that merging begins with. */
   #symbols(word: string): string[] {
     const symbols = Array.from(word);
     if (this.#unknown === "apart") return symbols;

@@ -45,7 +45,7 @@ function flat(config: unknown, name: string, file: string): Step[] {
   return list(step, name, file).flatMap((each) => flat(each, name, file));
 }
 
-/** Whether each byte of UTF-8 has a token, so that no character is dropped or unknown. */
+/** True if each byte of UTF-8 has a token, so that no character is dropped or unknown. */
 function spellsAllBytes({ definition, vocabulary }: TokenizerFiles, isByteLevel: boolean): boolean {
   const model = definition["model"];
   if (!isByteLevel && !(isJsonObject(model) && model["byte_fallback"] === true)) return false;

@@ -46,7 +46,7 @@ const MAX_SOURCE_LENGTH = 2 ** 18;
 /** The parser is quadratic in a run of white space. */
 const LONG_BLANK = /\s{513}/;
 
-/** What the templates of real models are rendered with when they are loaded; some want a system message or an answer. */
+/** Conversations that templates of real models are rendered with when loaded; some want a system message or an answer. */
 const PROBE = "octavo-probe";
 const PROBES: readonly (readonly string[])[] = [
   ["user"],
@@ -74,11 +74,11 @@ const FUNCTIONS = {
 export class ChatTemplate {
   readonly #program: Node;
   readonly #specialTokens: Readonly<Record<string, string>>;
-  /** Whether a text as content appears in the prompt; templates that only know lists of parts lose it. */
+  /** True if a text as content appears in the prompt; templates that only know lists of parts lose it. */
   readonly #takesText: boolean;
-  /** Whether a list of parts does, as a text would. */
+  /** True if a list of parts does, as a text would. */
   readonly #takesParts: boolean;
-  /** Whether the template asks if a content is none, as it then expects of one that is missing. */
+  /** True if the template asks if a content is none, as it then expects of one that is missing. */
   readonly #asksForNone: boolean;
 
   /**
@@ -259,7 +259,7 @@ function cutAtMarker(rendered: string): string {
   return rendered[at + MARKER.length] === " " ? text : text.trimEnd();
 }
 
-/** Whether a template asks if a message's content is none, or a variable set to it. */
+/** True if a template asks if a message's content is none, or a variable set to it. */
 function asksForNone(program: Node): boolean {
   const aliases = new Set<string>();
   const isContent = (node: Node): boolean => {

@@ -18,7 +18,7 @@ export class IncrementalDetokenizer {
   readonly #tokenizer: Tokenizer;
   readonly #skipSpecialTokens: boolean;
   readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  /** How many spaces may still be dropped: none once the text has begun. */
+  /** Spaces that may still be dropped: none once the text has begun. */
   #leadingSpaces: number;
 
   constructor(tokenizer: Tokenizer, { skipSpecialTokens = true, context = [] }: DetokenizerOptions = {}) {

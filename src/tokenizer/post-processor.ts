@@ -4,7 +4,7 @@ import { list, readStep, type Step } from "./steps.ts";
 import type { TokenizerFiles } from "./tokenizer-files.ts";
 
 /**
- * What adds tokens around a single text, for the library. The post-processor of tokenizer.json alone decides, as in
+ * The step that adds tokens around a single text, for the library. The post-processor of tokenizer.json alone decides, as in
  * transformers 5, but for the classes of Llama and Gemma where tokenizer_config.json says `add_bos_token` or
  * `add_eos_token`, or where there is no post-processor: such files are of transformers 4, which went by these flags,
  * and by default began with that token.

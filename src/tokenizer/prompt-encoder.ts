@@ -3,7 +3,7 @@ import { MAX_BAD_WORD_TOKENS } from "../base/sampling-params.ts";
 import type { ChatMessage, ChatTemplate } from "./chat-template.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
-/** What to continue: text, or token ids. */
+/** A text to continue, or token ids. */
 export type Prompt = string | TextPrompt | TokensPrompt;
 
 export interface TextPrompt {

@@ -2,7 +2,7 @@ import { ModelDataError } from "../base/errors.ts";
 import type { Finder } from "./pattern/pattern.ts";
 
 const BEHAVIORS = ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] as const;
-/** What becomes of a match when a text is split at it. */
+/** The fate of a match when a text is split at it. */
 export type Behavior = (typeof BEHAVIORS)[number];
 
 /** @throws ModelDataError naming `file` */

@@ -102,7 +102,7 @@ const PRE_TOKENIZERS: Steps<PreTokenizer> = {
 };
 
 /**
- * What happens to a text before it is split.
+ * The changes to a text before it is split.
  * @throws ModelDataError or UnsupportedModelError naming `file`
  */
 export function createNormalizer(config: unknown, file: string): Normalizer | null {
@@ -114,7 +114,7 @@ export function createNormalizer(config: unknown, file: string): Normalizer | nu
 }
 
 /**
- * How a text is split into the words that byte-pair encoding merges within.
+ * The split of a text into the words that byte-pair encoding merges within.
  * @throws ModelDataError or UnsupportedModelError naming `file`
  */
 export function createPreTokenizer(config: unknown, file: string): PreTokenizer | null {

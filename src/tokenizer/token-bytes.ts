@@ -1,11 +1,11 @@
 import { UnsupportedModelError } from "../base/errors.ts";
 import { fromAlphabet } from "./byte-alphabet.ts";
 
-/** How a vocabulary spells bytes, read from the `decoder` of tokenizer.json. */
+/** A vocabulary's spelling of bytes, read from the `decoder` of tokenizer.json. */
 export interface TokenBytes {
   /** The bytes that `token` stands for. `added` tokens of a byte-level vocabulary are spelled literally. */
   of(token: string, added: boolean): Uint8Array<ArrayBuffer>;
-  /** How many spaces are dropped from the very start of a decoded text. */
+  /** Spaces that are dropped from the very start of a decoded text. */
   readonly leadingSpaces: number;
 }
 

@@ -23,7 +23,7 @@ export interface AddedToken {
   readonly special: boolean;
   /** Looked for in normalised text. Default: unless it is special. */
   readonly normalized?: boolean;
-  /** Whether it takes the white space before it, and after it. */
+  /** True if it takes the white space before it, and after it. */
   readonly lstrip?: boolean;
   readonly rstrip?: boolean;
   /** Not within a word. */
@@ -37,7 +37,7 @@ export interface ChatTemplateSource {
   readonly file: string;
 }
 
-/** What a model folder says of its tokenizer, validated: ids are unique integers in [0, 2^24). */
+/** A model folder's description of its tokenizer, validated: ids are unique integers in [0, 2^24). */
 export interface TokenizerFiles {
   /** tokenizer.json as it stands; `model` is a BPE model. */
   readonly definition: JsonObject;

@@ -30,7 +30,7 @@ export class Tokenizer {
   readonly chatTemplateFile: string | undefined;
   /** `bos_token`, `eos_token` and their kin by name, as chat templates see them. */
   readonly specialTokens: Readonly<Record<string, string>>;
-  /** How many spaces a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
+  /** Spaces that a decoded text loses at its very start: 1 for SentencePiece models that prefix a space. */
   readonly leadingSpaces: number;
 
   /** Until the encoder has been built. */
@@ -72,7 +72,7 @@ export class Tokenizer {
     this.leadingSpaces = this.#spelling.leadingSpaces;
   }
 
-  /** Whether this tokenizer holds the tables that encoding needs, merges above all. */
+  /** True if this tokenizer holds the tables that encoding needs, merges above all. */
   get hasEncoder(): boolean {
     return this.#encoder !== undefined;
   }

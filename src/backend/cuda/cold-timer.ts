@@ -5,7 +5,7 @@ import { Event, type Stream } from "../../cuda/stream.ts";
 
 /** Timed replays of a candidate; the fastest counts. */
 const REPLAYS = 3;
-/** What a timing cycles through comes to at least this many times the L2 cache, where the model has the weights for it. */
+/** The least multiple of the L2 cache that a timing cycles through, where the model has the weights for it. */
 const L2_MULTIPLE = 3;
 
 /** Of candidates within this of the fastest, the one ranked first is taken: two starts that time a little differently agree. */

@@ -53,7 +53,7 @@ const DEPENDENT_LAUNCH_CAPABILITY = 9;
 const HOPPER_CAPABILITY = 9;
 
 export interface CudaBackendOptions {
-  /** What has opened the GPU ahead; finished by the time that `prepare` resolves. */
+  /** The opening of the GPU that was begun ahead; finished by the time that `prepare` resolves. */
   readonly opening?: GpuOpening | undefined;
   /**
    * One algorithm for all products of a shape, and decode rows cut by their own length alone: a token's results are the same

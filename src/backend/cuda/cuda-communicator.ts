@@ -78,7 +78,7 @@ export class CudaCommunicator implements Communicator {
     this.#largestOwn = this.#nccl === undefined || options.batchInvariant ? Infinity : largestSum(shard);
   }
 
-  /** What is launched, for compiling ahead. */
+  /** Units for all that is launched, for compiling ahead. */
   units(): KernelUnit[] {
     return this.#peerOps.units();
   }

@@ -10,14 +10,14 @@ export interface Rehearsal {
   readonly outFeatures: number;
 }
 
-/** What takes long about opening a GPU, each for a Worker of its own. */
+/** The parts of opening a GPU that take long, each for a Worker of its own. */
 export type OpeningTask =
   /** Initialises the driver, retains the primary context of the first GPU until it is told to end, then rehearses. */
   | { readonly part: "context"; readonly rehearsal: Rehearsal }
   /** Loads cuBLASLt and NVRTC. */
   | { readonly part: "libraries"; readonly driverMajor: number };
 
-/** What the Workers say: that the GPU may be opened, and that they have nothing more to do. */
+/** The Workers' replies: that the GPU may be opened, and that they have nothing more to do. */
 export type OpeningReply = "opened" | "ended";
 
 /**

@@ -11,8 +11,9 @@ const READBACK_BYTES = 2 ** 20;
 const ALIGNMENT = 16;
 
 /**
- * What goes between host and device on one stream: marks to wait for, and copies through page-locked memory: uploads through a ring of segments, each
- * waited for only when it comes round again, downloads through buffers that are free once they were read.
+ * Traffic between host and device on one stream: marks to wait for, and copies through page-locked memory, uploads through a
+ * ring of segments, each waited for only when it comes round again, downloads through buffers that are free once they were
+ * read.
  */
 export class Staging {
   readonly #ring: PinnedMemory;

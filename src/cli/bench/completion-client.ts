@@ -108,7 +108,7 @@ export class EventReader {
   #rest = "";
   #done = false;
 
-  /** Whether `[DONE]` has come. */
+  /** True once `[DONE]` has come. */
   get done(): boolean {
     return this.#done;
   }

@@ -83,7 +83,7 @@ export function scanStructure(bytes: Uint8Array, counted: readonly string[]): Re
   return members;
 }
 
-/** Where the string that begins at `start` ends, its quotes included. */
+/** The end of the string that begins at `start`, its quotes included. */
 function endOfString(bytes: Uint8Array, start: number): number {
   for (let i = start + 1; i < bytes.length; i++) {
     const byte = bytes[i]!;
@@ -100,7 +100,7 @@ function firstOfValue(bytes: Uint8Array, at: number): number {
   return bytes[i] ?? 0;
 }
 
-/** Whether an entry that begins so counts as a part. Lists and objects do where they open. */
+/** True for an entry that counts as a part, by its first byte. Lists and objects do where they open. */
 function isPart(first: number, countsNumbers: boolean): boolean {
   if (first === OPEN_LIST || first === OPEN_OBJECT) return false;
   return countsNumbers || !(first === MINUS || (first >= 0x30 && first <= 0x39));

@@ -15,7 +15,7 @@ import {
 import { TokenSpelling } from "./token-spelling.ts";
 import type { Usage } from "./usage.ts";
 
-/** What a chat's reply repeats of its conversation. */
+/** The part of its conversation that a chat's reply repeats. */
 interface PromptPart {
   /** `prompt_logprobs`, if they were asked for. */
   readonly scores: JsonList | undefined;

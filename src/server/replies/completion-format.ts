@@ -16,7 +16,7 @@ import { codePoints, GivenTextOffsets, TextOffsets } from "./text-offsets.ts";
 import { TokenSpelling } from "./token-spelling.ts";
 import type { Usage } from "./usage.ts";
 
-/** What the choices of a completion repeat of their prompt. */
+/** The part of their prompt that the choices of a completion repeat. */
 interface PromptPart {
   /** The echoed text. */
   readonly text: string;

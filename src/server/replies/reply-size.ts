@@ -6,9 +6,9 @@ const MAX_SCORED_PROMPT = 8192;
 
 /** The log-probabilities of prompts in a reply. */
 export interface PromptScores {
-  /** How many of the likeliest at each position; an entry for each field that has them. */
+  /** Counts of the likeliest at each position; an entry for each field that has them. */
   readonly tops: readonly number[];
-  /** Whether each choice repeats them. */
+  /** True if each choice repeats them. */
   readonly inChoices: boolean;
 }
 

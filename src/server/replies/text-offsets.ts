@@ -1,7 +1,7 @@
 import type { TokenTable } from "../../tokenizer/token-table.ts";
 
 /**
- * Where tokens begin in the text that they come to, in Unicode code points, as Python counts. A token that is a part of a
+ * Offsets of tokens in the text that they come to, in Unicode code points, as Python counts. A token that is a part of a
  * character begins where the character does, one that the text leaves out where the next one does.
  */
 export class TextOffsets {
@@ -30,7 +30,7 @@ export class TextOffsets {
 }
 
 /**
- * Where the tokens of a given text begin in it, likewise. The text may lack tokens that the tokenizer added, and the blanks
+ * Offsets of the tokens of a given text, likewise. The text may lack tokens that the tokenizer added, and the blanks
  * that it put in front; where it was normalised, tokens are as long as their own text.
  */
 export class GivenTextOffsets {

@@ -59,7 +59,7 @@ export const generationShape = {
 export const GenerationBody = z.object(generationShape);
 export type GenerationBody = z.infer<typeof GenerationBody>;
 
-/** What bodies are checked against besides their schema. */
+/** Limits that bodies are checked against besides their schema. */
 export interface BodyLimits {
   /** Tokens that a prompt may have. */
   readonly maxPromptTokens: number;

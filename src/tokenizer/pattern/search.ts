@@ -68,7 +68,7 @@ export class LinearSearch {
   }
 }
 
-/** Which choices have failed at which positions. */
+/** The choices that have failed, at their positions. */
 class FailedChoices {
   readonly #bits: Uint32Array;
   readonly #splits: number;
@@ -101,7 +101,7 @@ function after(text: string, position: number): number {
   return position + (code !== undefined && code > 0xffff ? 2 : 1);
 }
 
-/** Where a match that begins at `start` ends, or -1. */
+/** The end of a match that begins at `start`, or -1. */
 function run({ code, start: entry }: Program, text: string, start: number, failed: FailedChoices): number {
   /** Choices to go back to: instruction and position, one after the other. */
   const open: number[] = [];
@@ -130,7 +130,7 @@ function run({ code, start: entry }: Program, text: string, start: number, faile
   }
 }
 
-/** Where an instruction without a choice leaves the position, or -1 where it fails. */
+/** The position after an instruction without a choice, or -1 where it fails. */
 function step(instruction: Plain, text: string, position: number): number {
   switch (instruction.kind) {
     case "set": {
@@ -188,7 +188,7 @@ const UNKNOWN = 0;
 const MATCHES = 1;
 const FAILS = 2;
 
-/** Whether a program matches from `position` on. What is found out of its choices is kept in `outcomes`. */
+/** True if a program matches from `position` on. What is found out of its choices is kept in `outcomes`. */
 function matchesFrom(
   { code, start, splits }: Program,
   text: string,
@@ -238,7 +238,7 @@ function matchesFrom(
   }
 }
 
-/** Whether the one set that a look behind is matches the character before `position`. */
+/** True if the one set that a look behind is matches the character before `position`. */
 function matchesBefore({ code, start }: Program, text: string, position: number): boolean {
   const instruction = code[start]!;
   if (instruction.kind !== "set" || position === 0) return false;

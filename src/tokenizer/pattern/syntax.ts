@@ -25,7 +25,7 @@ const HEX = "[0-9A-Fa-f]";
 const MAX_DEPTH = 100;
 const MAX_REPEAT = 100_000;
 
-/** What may stand behind a backslash for a class of characters, as an atom within brackets. */
+/** Letters behind a backslash that stand for a class of characters, each with its atom within brackets. */
 const CLASSES: Readonly<Record<string, string>> = {
   d: "\\p{Nd}",
   D: "\\P{Nd}",
@@ -194,7 +194,7 @@ class Parser {
     return this.#set(this.#escaped());
   }
 
-  /** What follows a backslash where a character or class may stand, as an atom within brackets. */
+  /** The character or class that follows a backslash, as an atom within brackets. */
   #escaped(): string {
     const property = this.#match(/^([pP])\{(\^?)([\w -]+)\}/);
     if (property !== undefined)

@@ -1,4 +1,4 @@
-/** What a template may do whatever it is given, and in addition for each element and character of its inputs. */
+/** A template's allowance whatever it is given, and in addition for each element and character of its inputs. */
 const BASE_STEPS = 2 ** 20;
 const STEPS_PER_ELEMENT = 256;
 const STEPS_PER_CHARACTER = 1;
@@ -9,7 +9,7 @@ const LENGTH_PER_CHARACTER = 4;
 const CHARACTERS_PER_STEP = 64;
 /** Integers longer than this cost more to compute with than a step. */
 const MAX_INTEGER = 1n << 256n;
-/** How deep values and syntax may nest. */
+/** The depth to which values and syntax may nest. */
 export const MAX_NESTING = 128;
 const MAX_DEPTH = 512;
 
@@ -17,7 +17,7 @@ const MAX_DEPTH = 512;
 export class BudgetError extends Error {}
 
 /**
- * What one rendering of an untrusted template may use: a count of steps, so that the same rendering ends the same way
+ * The allowance of one rendering of an untrusted template: a count of steps, so that the same rendering ends the same way
  * on every machine. A step is a syntax node run, an element touched, or 64 characters read or written; a million take
  * about a tenth of a second. Everything that costs more than its syntax is paid for before it is done, which bounds
  * memory too.

@@ -54,7 +54,7 @@ function size(value: Value, budget: Budget): number {
   return length;
 }
 
-/** What a value is sorted by: its attribute, and without regard to case unless it is asked for. */
+/** The key that a value is sorted by: its attribute, and without regard to case unless it is asked for. */
 function sortKey(
   args: Arguments,
   caseIndex: number,

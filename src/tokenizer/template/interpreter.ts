@@ -93,7 +93,7 @@ class Interpreter {
     this.#budget = budget;
   }
 
-  /** What `nodes` write. A loop's signal ends at the block that it is in. */
+  /** The text that `nodes` write. A loop's signal ends at the block that it is in. */
   text(nodes: readonly Node[], scope: Scope): string {
     const output: string[] = [];
     this.#run(nodes, scope, output);
@@ -398,7 +398,7 @@ class Interpreter {
 
 const NO_ARGUMENTS: Arguments = { positional: [], keywords: new Map() };
 
-/** Which of `varargs` and `kwargs` a macro's body names. */
+/** The ones of `varargs` and `kwargs` that a macro's body names. */
 function specialNames(body: readonly Node[], budget: Budget): ReadonlySet<string> {
   const names = new Set<string>();
   walk(body, (node) => {

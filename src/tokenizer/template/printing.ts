@@ -72,7 +72,7 @@ function quoted(value: string, budget: Budget): string {
 
 export interface JsonOptions {
   readonly ensureAscii: boolean;
-  /** What each level is indented by; undefined writes one line. */
+  /** The indentation of each level; undefined writes one line. */
   readonly indent: string | undefined;
   /** Between elements, and between key and value. */
   readonly separators: readonly [string, string];

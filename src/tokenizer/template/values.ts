@@ -20,7 +20,7 @@ export type Value =
   | Callable
   | Undefined;
 
-/** What a name, key or attribute that does not exist gives: empty when printed, an error when it is used. */
+/** The value of a name, key or attribute that does not exist: empty when printed, an error when it is used. */
 export class Undefined {
   /**
    * @param message of the error, e.g. `'foo' is undefined`
@@ -52,7 +52,7 @@ export class View {
   ) {}
 }
 
-/** What filters such as `map` and `select` return: elements that can be taken once, and not be counted. */
+/** The result of filters such as `map` and `select`: elements that can be taken once, and not be counted. */
 export class Stream {
   #items: readonly Value[];
 
@@ -84,7 +84,7 @@ export class Loop {
   constructor(
     readonly items: readonly Value[],
     readonly index: number,
-    /** What `loop.changed` was last asked about in this loop. */
+    /** The value that `loop.changed` was last asked about in this loop. */
     readonly state: { last: Value | undefined },
   ) {}
 
@@ -168,7 +168,7 @@ export class Dict {
   }
 }
 
-/** What equal keys share. @throws Error for a value that cannot be a key */
+/** The one value that equal keys share. @throws Error for a value that cannot be a key */
 export function hashable(key: Value): unknown {
   if (typeof key === "boolean") return BigInt(key);
   if (typeof key === "number") return Number.isInteger(key) ? BigInt(key) : key;
@@ -218,7 +218,7 @@ export function sequence(value: Value): readonly Value[] | undefined {
   return value instanceof Tuple || value instanceof View ? value.items : undefined;
 }
 
-/** What a loop over `value` meets: characters of a text, keys of a dictionary, nothing in what is undefined. */
+/** The elements that a loop over `value` meets: characters of a text, keys of a dictionary, nothing in what is undefined. */
 export function iterate(value: Value, budget: Budget): readonly Value[] {
   if (typeof value === "string") {
     budget.step(value.length);
@@ -255,7 +255,7 @@ export function orUndefined(value: Value | undefined, message: string): Value {
   return value === undefined ? new Undefined(message) : value;
 }
 
-/** How large inputs are, for the budget. */
+/** The size of inputs, for the budget. */
 export class InputSize {
   elements = 0;
   characters = 0;

@@ -9,7 +9,7 @@ import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 
 const THREADS = 128;
 
-/** What kernels call activations. */
+/** Codes of activations in kernels. */
 export const ACTIVATION_CODES: Record<Activation, number> = { silu: 0, gelu: 1, gelu_tanh: 2 };
 export const ACTIVATION_CONSTANTS = {
   ACTIVATION_SILU: ACTIVATION_CODES.silu,
@@ -48,7 +48,7 @@ export class ActivationOps {
     this.#plain = new KernelVariants(library, PLAIN_ACTIVATION, dtype, options);
   }
 
-  /** What rows of `width` elements need, in tensors that are aligned to vectors. */
+  /** Units for rows of `width` elements, in tensors that are aligned to vectors. */
   units(width: number): KernelUnit[] {
     return [this.#gated.unit({ ACCESS: accessWidth(this.dtype, width) })];
   }

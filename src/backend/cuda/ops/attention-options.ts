@@ -2,7 +2,7 @@ import type { FloatDType } from "../../../base/dtype.ts";
 import type { TensorMapShape } from "../../../cuda/tensor-map.ts";
 import type { DeviceBuffer } from "../../tensor.ts";
 
-/** What attention kernels need of the GPU and the backend. */
+/** Properties of the GPU and the backend that attention kernels need. */
 export interface AttentionOptions {
   /** Multiprocessors of the GPU. */
   readonly smCount: number;

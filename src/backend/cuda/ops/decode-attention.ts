@@ -35,7 +35,7 @@ const ATTENTION_DECODE = {
   scalars: ["max_blocks", "scale_log2", "window", "eps", "min_split_tiles"],
 } as const;
 
-/** How the rows of a decode batch are cut: gridDim.z, and the least that a split gets. */
+/** Splits of each row of a decode batch: gridDim.z, and the least tiles that a split gets. */
 export interface DecodeSplits {
   readonly splits: number;
   readonly minTiles: number;

@@ -95,7 +95,7 @@ interface Stage {
   readonly gated: boolean;
 }
 
-/** What a kernel is specialised by. */
+/** Parameters that a kernel is specialised by. */
 interface LayerShape {
   readonly qkv: Stage;
   readonly output: Stage;
@@ -145,12 +145,12 @@ export class DecodeLayers {
     this.#epochs = allocateZeroed(smCount * 4);
   }
 
-  /** Whether the call, of some part of a layer, is of a size that the kernel can take. */
+  /** True if the call, of some part of a layer, is of a size that the kernel can take. */
   takes(call: LayerCall): boolean {
     return call.kind === "linear" ? this.#takesLinear(call) : this.#takesAttend(call);
   }
 
-  /** What layers of these sizes need; nothing if the kernel cannot take them. */
+  /** Units for layers of these sizes; none if the kernel cannot take them. */
   units(model: ModelShape): KernelUnit[] {
     const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, rotaryDim, blockSize } = model;
     const group = numHeads / numKvHeads;

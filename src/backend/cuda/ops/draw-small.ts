@@ -32,7 +32,7 @@ const DRAW_SMALL = {
 /** Bytes of a key: a score and its token. */
 const KEY_BYTES = 8;
 
-/** What is left to choose of a head's kernel once its shape is known. */
+/** The plan of a head's shape, with its kernel. */
 interface PlannedHead {
   readonly plan: SmallPlan;
   readonly kernel: Kernel<ArgumentsOf<typeof DRAW_SMALL>>;
@@ -56,7 +56,7 @@ export class DrawSmall {
     this.#keys = new Scratch(allocate);
   }
 
-  /** What a normed head [vocabSize, hiddenSize] needs; nothing if the kernel cannot take it. */
+  /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. */
   units(vocabSize: number, hiddenSize: number): KernelUnit[] {
     return stagings(hiddenSize).flatMap((staged) => {
       const shape = headShape(vocabSize, hiddenSize, true, staged);

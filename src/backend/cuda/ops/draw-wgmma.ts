@@ -85,7 +85,7 @@ export class DrawWgmma {
     this.#kernels = new KernelVariants(library, DRAW_WGMMA, dtype, options);
   }
 
-  /** What a normed head [vocabSize, hiddenSize] needs; nothing if the kernel cannot take it. */
+  /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. */
   units(vocabSize: number, hiddenSize: number): KernelUnit[] {
     if (!takes(vocabSize, hiddenSize)) return [];
     return DRAW_TILES.map((tile) => this.#kernels.unit(defines(tile)));

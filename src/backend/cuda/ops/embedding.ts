@@ -27,7 +27,7 @@ export class EmbeddingOps {
     this.#gather = new KernelVariants(library, GATHER_ROWS, dtype, options);
   }
 
-  /** What rows of `width` elements need, in tensors that are aligned to vectors. */
+  /** Units for rows of `width` elements, in tensors that are aligned to vectors. */
   units(width: number): KernelUnit[] {
     return [this.#gather.unit({ COPY_BYTES: accessWidth(this.dtype, width) * dtypeSize(this.dtype) })];
   }

@@ -6,7 +6,7 @@ import type { Macros } from "../kernel-source.ts";
 import { VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 
 /**
- * How a warp takes heads of the projections (`head_part.cuh`): `lanes` neighbouring lanes share one, each with `pairs` pairs
+ * A warp's part of heads of the projections (`head_part.cuh`): `lanes` neighbouring lanes share one, each with `pairs` pairs
  * of dimensions at a time.
  */
 export interface HeadPart {

@@ -7,7 +7,7 @@ export const MAX_GROUP_SIZE = 16;
 
 export type Heads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim">;
 
-/** What attention kernels are specialised by. */
+/** The shape of heads that attention kernels are specialised by. */
 export interface HeadShape {
   readonly headDim: number;
   /** Query heads of a key/value head. */

@@ -12,7 +12,7 @@ export const WARP = 32;
 /** Bytes of a vector access, which must be aligned to as many. */
 export const VECTOR_BYTES = 16;
 
-/** What types.cuh is told, and with it every kernel. */
+/** Constants of types.cuh, and so of every kernel. */
 const COMMON_CONSTANTS: Macros = { WARP, VECTOR_BYTES };
 
 /** Macros that select `elem_t` in types.cuh. */
@@ -37,12 +37,12 @@ export function accessWidth(dtype: FloatDType, width: number, ...tensors: (Tenso
 /** A kernel as its wrapper launches it. Its source declares the same parameters, in whatever order. */
 export interface KernelDeclaration {
   readonly file: string;
-  /** What the file shares with the wrapper; the same in all declarations of the file. */
+  /** Macros that the file shares with the wrapper; the same in all declarations of the file. */
   readonly constants?: Macros;
   readonly entry: string;
   readonly pointers: readonly string[];
   readonly scalars: readonly string[];
-  /** What it takes whole from host memory: tensor maps, tables. */
+  /** Arguments that it takes whole from host memory: tensor maps, tables. */
   readonly values?: readonly string[];
 }
 
@@ -80,7 +80,7 @@ export class KernelVariants<K extends KernelDeclaration> {
     }
   }
 
-  /** What `get` compiles under these macros. */
+  /** The unit that `get` compiles under these macros. */
   unit(defines: Macros = {}): KernelUnit {
     const { file, constants } = this.declaration;
     return {

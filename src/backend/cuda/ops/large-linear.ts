@@ -49,7 +49,7 @@ export interface LargeLinearOptions extends KernelOptions, TensorMapOptions {
   readonly smCount: number;
 }
 
-/** What a kernel is specialised by. */
+/** Parameters that a kernel is specialised by. */
 interface LargeVariant {
   readonly tile: Tile;
   readonly activation: LinearActivation;
@@ -69,7 +69,7 @@ export class LargeLinear {
     this.#maps = new TensorMaps(options);
   }
 
-  /** What products by [rows, inputs] with this activation need; nothing if the kernel cannot take them. */
+  /** Units for products by [rows, inputs] with this activation; none if the kernel cannot take them. */
   units(rows: number, inputs: number, activation: LinearActivation): KernelUnit[] {
     if (!takes(activation.gated ? rows / 2 : rows, inputs)) return [];
     return TILES.map((tile) => this.#kernels.unit(defines({ tile, activation, bias: false })));
@@ -120,7 +120,7 @@ export class LargeLinear {
   }
 }
 
-/** Whether results of so many columns, of so many inputs, are whole steps and groups. */
+/** True if results of so many columns, of so many inputs, are whole steps and groups. */
 function takes(outputs: number, inputs: number): boolean {
   return inputs % LARGE_K_TILE === 0 && outputs % ROW_GROUP === 0;
 }

@@ -48,7 +48,7 @@ export function layerOf(calls: readonly LayerCall[]): LayerCalls {
 }
 
 /**
- * Whether `call` is the one that follows `before`, the first calls of a layer:
+ * True if `call` is the one that follows `before`, the first calls of a layer:
  *
  * 0. qkv = norm(residual) · weightᵀ
  * 1. attended = attend(qkv), each row of one token
@@ -77,7 +77,7 @@ export function continuesLayer(before: readonly LayerCall[], call: LayerCall): b
   return before.length === 4 && adds && bias === undefined && isSame(x, up!.out);
 }
 
-/** Whether a call does in its layer what `first` does in the first one: all but weights, norms and caches is the same. */
+/** True if a call does in its layer what `first` does in the first one: all but weights, norms and caches is the same. */
 export function repeats(first: LayerCall, call: LayerCall): boolean {
   if (first.kind === "attend" || call.kind === "attend")
     return first.kind === "attend" && call.kind === "attend" && repeatsAttend(first, call);

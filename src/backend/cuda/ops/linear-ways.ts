@@ -63,7 +63,7 @@ export class LinearWays {
     private readonly options: LinearWaysOptions,
   ) {}
 
-  /** What compiling ahead needs for the four products of a layer: what was chosen at an earlier start, or else all ways. */
+  /** Units for the four products of a layer: those that an earlier start has chosen, or else all ways. */
   units({ hiddenSize, intermediateSize, numHeads, numKvHeads, headDim }: ModelShape): KernelUnit[] {
     const plain = { norm: false, gated: false, activation: -1, floatOut: false };
     // Other activations are rare.
@@ -210,12 +210,12 @@ export class LinearWays {
   }
 }
 
-/** What the kernel multiplies where the norm has one of its own. */
+/** The shape that the kernel multiplies: without the norm, where that has a kernel of its own. */
 function multiplied(shape: WgmmaShape, { normKernel }: WgmmaWay): WgmmaShape {
   return normKernel ? { ...shape, norm: false } : shape;
 }
 
-/** What surrounds a product besides its shape, in all combinations. */
+/** The surroundings of a product besides its shape, in all combinations. */
 const FUSIONS: readonly { readonly bias?: unknown; readonly addTo?: unknown }[] = [
   {},
   { bias: true },

@@ -53,7 +53,7 @@ export class LinearOps {
     this.#run(stream, hopper?.ways.find(out, x, weight, fusion), out, x, weight, fusion);
   }
 
-  /** What the products of a layer of these sizes may need of kernels for more than a few tokens. */
+  /** Units for the products of a layer of these sizes, for more than a few tokens. */
   units(shape: ModelShape): KernelUnit[] {
     return this.parts.hopper?.ways.units(shape) ?? [];
   }

@@ -25,7 +25,7 @@ const LAYER_NORM = {
   scalars: ["width", "eps"],
 } as const;
 
-/** How a block takes a row. */
+/** A block's accesses to a row. */
 interface RowShape {
   readonly access: number;
   readonly accesses: number;
@@ -46,7 +46,7 @@ export class NormOps {
     this.#layerNorm = new KernelVariants(library, LAYER_NORM, dtype, options);
   }
 
-  /** What rows of `width` elements need, in tensors that are aligned to vectors. */
+  /** Units for rows of `width` elements, in tensors that are aligned to vectors. */
   units(width: number): KernelUnit[] {
     const access = accessWidth(this.dtype, width);
     return [this.#rmsNorm.unit({ ACCESS: access, ACCESSES: accessesOf(width, access) })];

@@ -11,7 +11,7 @@ import { accessWidth, KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts"
 
 /** Threads of a block, a vector or a word each. */
 const PEER_THREADS = 512;
-/** How long a kernel waits for another rank: longer than any rank may be late, as one that compiles a kernel is. */
+/** Nanoseconds that a kernel waits for another rank: longer than any rank may be late, as one that compiles a kernel is. */
 const PEER_TIMEOUT_NS = 20e9;
 
 const CONSTANTS = { MAX_RANKS, PEER_THREADS, PEER_TIMEOUT_NS };
@@ -60,7 +60,7 @@ export class PeerExchange {
     this.#gather = new KernelVariants(library, GATHER_WORDS, dtype, options);
   }
 
-  /** What streams need, of whole vectors or not. */
+  /** Units for all exchanges, of whole vectors or not. */
   units(): KernelUnit[] {
     const streams = [this.#vector, 1].map((access) => this.#reduceAdd.unit(this.#defines(access)));
     return [...streams, this.#gather.unit(this.#ranks)];

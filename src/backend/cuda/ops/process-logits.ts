@@ -24,7 +24,7 @@ const PROCESS_LOGITS = {
   scalars: ["vocab", "capacity"],
 } as const;
 
-/** What slots ask to be done to their logits. */
+/** The changes that slots ask of their logits. */
 export class ProcessLogitsOps {
   readonly #kernels: KernelVariants<typeof PROCESS_LOGITS>;
 

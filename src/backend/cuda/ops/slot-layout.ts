@@ -12,7 +12,7 @@ import {
 } from "../../backend.ts";
 import type { Macros } from "../kernel-source.ts";
 
-/** What slot.cuh is told of a slot's record and counts: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */
+/** Constants of slot.cuh for a slot's record and counts: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */
 export const SLOT_CONSTANTS: Macros = {
   SLOT_WORDS,
   ...prefixed("SLOT_WORD", SlotWord),
@@ -20,10 +20,10 @@ export const SLOT_CONSTANTS: Macros = {
   COUNT_IN_PROMPT: `${COUNT_IN_PROMPT}u`,
 };
 
-/** What process_logits.cu is told of a slot's other tables. */
+/** Constants of process_logits.cu for a slot's other tables. */
 export const SLOT_TABLE_CONSTANTS: Macros = { MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS, MAX_BAD_WORD_TOKENS };
 
-/** What batch.cu is told of the records of rows and joins, in the same manner. */
+/** Constants of batch.cu for the records of rows and joins, in the same manner. */
 export const RECORD_CONSTANTS: Macros = {
   ROW_WORDS,
   ...prefixed("ROW_WORD", RowWord),

@@ -22,12 +22,12 @@ const CHUNKS = [512, 256];
 /** Steps of a warp, above which x does not stay in registers, and tokens whose x is then kept in shared memory. */
 const MAX_KEPT_STEPS = 16;
 const STAGED_TOKENS = 2;
-/** What the driver keeps of a multiprocessor's shared memory for each block. */
+/** Bytes of a multiprocessor's shared memory that the driver keeps for each block. */
 const RESERVED_BYTES = 1024;
 /** Alignment and barriers. */
 const SLACK_BYTES = 256;
 
-/** What small_product.cuh is told, and the threads of a block of its kernels. */
+/** Constants of small_product.cuh, and the threads of a block of its kernels. */
 export const SMALL_CONSTANTS = {
   ...{ LINEAR_WARPS, LINEAR_STEP, LINEAR_ROW_PADDING, LINEAR_SUM_PADDING },
   LINEAR_MAX_TOKENS: MAX_SMALL_TOKENS,
@@ -42,7 +42,7 @@ const LINEAR_SMALL = {
   scalars: ["tokens", "outputs", "tiles", "activation", "trigger_early", "eps"],
 } as const;
 
-/** What the plan of a product depends on besides its shape. */
+/** The GPU's limits that the plan of a product depends on. */
 export interface SmallLinearOptions extends KernelOptions {
   readonly smCount: number;
   /** Bytes of shared memory: most of a block, and of a multiprocessor. */
@@ -50,7 +50,7 @@ export interface SmallLinearOptions extends KernelOptions {
   readonly sharedBytesPerSm: number;
 }
 
-/** What a kernel is specialised by, besides the number of outputs. */
+/** A product's shape: a kernel is specialised by it, but for the number of outputs. */
 export interface SmallShape {
   readonly outFeatures: number;
   readonly inFeatures: number;
@@ -60,7 +60,7 @@ export interface SmallShape {
   readonly staged: boolean;
 }
 
-/** How a shape is computed. */
+/** The launch that computes a shape. */
 export interface SmallPlan {
   readonly tileRows: number;
   readonly tiles: number;
@@ -89,7 +89,7 @@ export class SmallLinear {
     this.#kernels = new KernelVariants(library, LINEAR_SMALL, dtype, options);
   }
 
-  /** What products by [outFeatures, inFeatures] need; nothing if the kernel cannot take them. */
+  /** Units for products by [outFeatures, inFeatures]; none if the kernel cannot take them. */
   units(
     outFeatures: number,
     inFeatures: number,
@@ -177,7 +177,7 @@ export function smallTileRows(outFeatures: number, gated: boolean, smCount: numb
   return gated || outFeatures / 16 >= smCount ? 16 : 8;
 }
 
-/** Whether x of so many tokens is kept in shared memory. */
+/** True if x of so many tokens is kept in shared memory. */
 export function isStaged(inFeatures: number, tokens: number): boolean {
   return !keepsX(inFeatures) && tokens <= STAGED_TOKENS;
 }

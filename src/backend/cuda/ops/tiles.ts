@@ -8,5 +8,5 @@ export const TILE_THREADS = TILES_PER_BLOCK * WARP;
 /** Threads of the kernels that take a row a block. */
 export const ROW_THREADS = 512;
 
-/** What logits.cuh is told. */
+/** Constants of logits.cuh. */
 export const LOGIT_CONSTANTS = { LOGIT_TILE, TILE_THREADS, ROW_THREADS } as const;

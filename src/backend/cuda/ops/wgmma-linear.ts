@@ -19,7 +19,7 @@ const PIECE_ROWS = 16;
 const WARPGROUP = 4 * WARP;
 /** Warps that fetch. */
 const FETCH_WARPS = 2;
-/** What the driver keeps of a multiprocessor's shared memory for each block. */
+/** Bytes of a multiprocessor's shared memory that the driver keeps for each block. */
 const RESERVED_BYTES = 1024;
 /** Alignment and single barriers. */
 const SLACK_BYTES = 64;
@@ -46,7 +46,7 @@ export interface WgmmaLinearOptions extends KernelOptions {
   readonly encodeTensorMap: (shape: TensorMapShape) => Uint8Array;
 }
 
-/** How a product is cut; see `linear_wgmma.cu`. */
+/** The cut of a product; see `linear_wgmma.cu`. */
 export interface WgmmaTile {
   /** Warpgroups of a CTA, each of 64 weight rows. */
   readonly groups: 1 | 2;
@@ -119,7 +119,7 @@ export class WgmmaLinear {
     };
   }
 
-  /** What a shape in such tiles needs compiled: nothing where the kernel cannot take it. */
+  /** Units for a shape in such tiles; none where the kernel cannot take it. */
   units(tile: WgmmaTile, shape: WgmmaShape): KernelUnit[] {
     const stages = this.#stages(tile, shape);
     return stages === undefined ? [] : [this.#kernels.unit(defines(tile, shape, stages))];
@@ -248,7 +248,7 @@ export class WgmmaLinear {
   }
 }
 
-/** Whether the kernel can address the operands. */
+/** True if the kernel can address the operands. */
 export function aligned(out: Tensor, x: Tensor, weight: Weight, { norm, addTo }: LinearFusion): boolean {
   const all = [out, x, weight.data, norm?.weight, addTo];
   return all.every((tensor) => tensor === undefined || tensor.address % VECTOR_BYTES === 0);
