@@ -41,6 +41,7 @@ const BATCHES = {
     [74, 74],
     [90, 53],
   ],
+  "tokens for all of a GPU": [[9, 1], ...Array<RowShape>(155).fill([24, 24]), [90, 37]],
 } satisfies Readonly<Record<string, readonly RowShape[]>>;
 type BatchName = keyof typeof BATCHES;
 
@@ -105,6 +106,9 @@ function projectionCases(addCase: Case): void {
     ["one prefill", 2, 2, 96, 32],
     ["short decodes", 2, 1, 96, 20],
     ["decode and chunk", 3, 1, 64, 2],
+    // Heads that are no multiple of those that a thread takes.
+    ["tokens for all of a GPU", 7, 1, 128, 128],
+    ["tokens for all of a GPU", 3, 1, 96, 20],
   ] as const) {
     const shape = { numHeads, numKvHeads, headDim, rotaryDim, blockSize: 16, window: 0 };
     for (const headNorm of [false, true]) attendCase(addCase, name, { ...shape, headNorm });

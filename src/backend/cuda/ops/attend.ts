@@ -41,7 +41,7 @@ export class AttendOps {
     return [
       this.#prefillFor(shape).unit(shape),
       this.#decode.unit(shape, model.rotaryDim),
-      this.#rotary.unit(model.headDim, model.rotaryDim),
+      ...this.#rotary.units(model.headDim, model.rotaryDim),
     ];
   }
 

@@ -5,18 +5,23 @@ import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { type HeadPart, headPart, headPartDefines } from "./head-part.ts";
-import { KernelVariants, wholeWarps } from "./kernel-variants.ts";
+import { KernelVariants } from "./kernel-variants.ts";
 
-const MAX_THREADS = 256;
+const ROPE_THREADS = 128;
+/** Heads that a thread takes of a token where there are enough threads: more bytes are under way then. */
+const MOST_HEADS = 4;
+/** From so many threads with a head each on, about as many as a GPU runs at once; fewer are done sooner with one head. */
+const ENOUGH_THREADS = 2 ** 18;
 
 const ROPE_STORE = {
   file: "rotary.cu",
+  constants: { ROPE_THREADS },
   entry: "rope_store",
   pointers: [
     ...(["qkv", "keys", "values", "cos_sin", "positions", "slot_mapping"] as const),
     ...(["query_norm", "key_norm"] as const),
   ],
-  scalars: ["heads", "kv_heads", "block_size", "eps"],
+  scalars: ["tokens", "heads", "kv_heads", "block_size", "eps"],
 } as const;
 
 /** Query and key norm, rotary embedding, and the store to the paged cache, of tokens whose attention another kernel does. */
@@ -31,8 +36,10 @@ export class RotaryOps {
     this.#ropeStore = new KernelVariants(library, ROPE_STORE, dtype, options);
   }
 
-  unit(headDim: number, rotaryDim: number): KernelUnit {
-    return this.#ropeStore.unit(defines(headDim, rotaryDim, headPart(this.dtype, headDim, rotaryDim)));
+  /** For few tokens and for many. */
+  units(headDim: number, rotaryDim: number): KernelUnit[] {
+    const part = headPart(this.dtype, headDim, rotaryDim);
+    return [1, MOST_HEADS].map((heads) => this.#ropeStore.unit(defines(headDim, rotaryDim, part, heads)));
   }
 
   /**
@@ -49,15 +56,20 @@ export class RotaryOps {
   ): void {
     const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
     const { keys, values } = cache;
-    const [tokens, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
+    const [end, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
     const part = headPart(this.dtype, headDim, rotaryDim);
+    const tokens = end - firstToken;
     const heads = numHeads + 2 * numKvHeads;
-    const threads = blockThreads(heads, part);
-    const blocks = Math.ceil((heads * part.lanes) / threads);
-    const fromFirst = (tensor: Tensor) => (firstToken === 0 ? tensor : tensor.rows(firstToken, tokens));
+    const headsOfThread = tokens * heads * part.lanes < ENOUGH_THREADS ? 1 : MOST_HEADS;
+    const groups = Math.ceil(heads / headsOfThread);
+    const blocks = Math.ceil((tokens * groups * part.lanes) / ROPE_THREADS);
+    const fromFirst = (tensor: Tensor) => (firstToken === 0 ? tensor : tensor.rows(firstToken, end));
     this.#ropeStore
-      .get(headDim * 65536 + rotaryDim, defines(headDim, rotaryDim, part))
-      .launch(stream, tokens - firstToken, blocks, 1, threads, 0, {
+      .get(
+        (headsOfThread * 4096 + headDim) * 4096 + rotaryDim,
+        defines(headDim, rotaryDim, part, headsOfThread),
+      )
+      .launch(stream, blocks, 1, 1, ROPE_THREADS, 0, {
         qkv: fromFirst(qkv),
         keys,
         values,
@@ -66,6 +78,7 @@ export class RotaryOps {
         slot_mapping: fromFirst(batch.slotMapping),
         query_norm: headNorm?.query ?? null,
         key_norm: headNorm?.key ?? null,
+        tokens,
         heads: numHeads,
         kv_heads: numKvHeads,
         block_size: batch.blockSize,
@@ -74,10 +87,6 @@ export class RotaryOps {
   }
 }
 
-function defines(headDim: number, rotaryDim: number, part: HeadPart): Macros {
-  return { HEAD_DIM: headDim, ...headPartDefines(rotaryDim, part) };
-}
-
-function blockThreads(heads: number, { lanes }: HeadPart): number {
-  return Math.min(MAX_THREADS, wholeWarps(heads * lanes));
+function defines(headDim: number, rotaryDim: number, part: HeadPart, headsOfThread: number): Macros {
+  return { HEAD_DIM: headDim, ...headPartDefines(rotaryDim, part), ROPE_HEADS: headsOfThread };
 }

@@ -16,11 +16,11 @@ const { machine, backend, requested, launch, launches } = recorder;
 const { bf16, f32, batch, layerCache } = new FakeOperands();
 const f = Math.fround;
 
-/** The macros that `file` was compiled with for heads of this shape. */
-function macrosOf(file: string, group: number, headDim: number): Readonly<Record<string, number>> {
+/** The macros that `file` was compiled with where they are these among others. */
+function macrosOf(file: string, wanted: Readonly<Record<string, number>>): Readonly<Record<string, number>> {
   const call = requested.mock.calls.find(
     ([{ file: name, defines }]) =>
-      name === file && defines?.["HEAD_DIM"] === headDim && defines["GROUP_SIZE"] === group,
+      name === file && Object.entries(wanted).every(([macro, value]) => defines?.[macro] === value),
   );
   return { ...call![0].constants, ...call![0].defines } as Record<string, number>;
 }
@@ -50,20 +50,43 @@ describe("attend", () => {
     const bare = spec(4, headDim, { rotaryDim });
     const headNorm = { query, key, eps: 1e-6 };
     const [, stored] = launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm }));
-    expect(stored!.entry).toBe("rope_store");
-    expect(stored!.grid[0]).toBe(40);
+    const wanted = { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim, ROPE_HEADS: 1 };
+    const { HEAD_LANES, ROPE_THREADS } = macrosOf("rotary.cu", wanted);
+    expect(stored).toMatchObject({ entry: "rope_store", block: [ROPE_THREADS!, 1, 1] });
+    expect(stored!.grid).toEqual([Math.ceil((40 * (16 + 8) * HEAD_LANES!) / ROPE_THREADS!), 1, 1]);
     // Of the tokens after the decode rows.
     const width = (16 + 8) * headDim;
     const common = {
       ...{ qkv: qkv.address + 5 * width * 2, keys: cache.keys.address, values: cache.values.address },
       ...{ cos_sin: bare.cosSin.address, positions: step.positions.address + 20 },
-      ...{ slot_mapping: step.slotMapping.address + 20, heads: 16, kv_heads: 4, block_size: 16 },
+      ...{ slot_mapping: step.slotMapping.address + 20, tokens: 40 },
+      ...{ heads: 16, kv_heads: 4, block_size: 16 },
     };
     const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
     expect(namedArguments(stored!)).toEqual({ ...common, ...norms });
     const [, unnormed] = launches(() => backend.attend(out, qkv, cache, step, bare));
     expect(namedArguments(unnormed!)).toEqual({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
   });
+
+  test.each([
+    [64, 64, 16],
+    [128, 128, 8],
+    [96, 32, 4],
+  ])(
+    "of long prompts with heads of %d dimensions, %d of them rotated, takes several a thread",
+    (headDim, rotaryDim, group) => {
+      const step = batch({ decodeRows: 0, prefill: [4000] });
+      const { out, qkv, cache } = operands(step, group, headDim);
+      const [stored] = launches(() =>
+        backend.attend(out, qkv, cache, step, spec(group, headDim, { rotaryDim })),
+      );
+      const wanted = { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim, ROPE_HEADS: 4 };
+      const { HEAD_LANES, ROPE_THREADS } = macrosOf("rotary.cu", wanted);
+      const groups = Math.ceil((4 * group + 8) / 4);
+      expect(stored!.grid).toEqual([Math.ceil((4000 * groups * HEAD_LANES!) / ROPE_THREADS!), 1, 1]);
+      expect(namedArguments(stored!)).toMatchObject({ tokens: 4000, heads: 4 * group, kv_heads: 4 });
+    },
+  );
 
   test.each([
     [1, 2, 128],
@@ -81,7 +104,7 @@ describe("attend", () => {
     const { splits, minTiles } = decodeSplits(rows, 4, MULTIPROCESSORS);
     expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, rows, splits], sharedBytes: 0 });
     expect(machine.cuda.sharedPercents.get("attention_decode")).toBeGreaterThan(0);
-    const { DECODE_WARPS, WARP } = macrosOf("attention_decode.cu", group, headDim);
+    const { DECODE_WARPS, WARP } = macrosOf("attention_decode.cu", { GROUP_SIZE: group, HEAD_DIM: headDim });
     expect(decode.block).toEqual([DECODE_WARPS! * WARP!, 1, 1]);
     const { partials, partial_stats, counters, ...rest } = namedArguments(decode);
     const common = {
@@ -157,7 +180,7 @@ describe("attend", () => {
       const rows = headDim <= 128 ? 128 : 64;
       const tiles = Math.ceil((step.maxQueryLen * group) / rows);
       expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
-      const macros = macrosOf("attention_prefill.cu", group, headDim);
+      const macros = macrosOf("attention_prefill.cu", { GROUP_SIZE: group, HEAD_DIM: headDim });
       const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_PADDING, PREFILL_WARPS, WARP } = macros;
       expect(prompt!.block).toEqual([PREFILL_WARPS! * WARP!, 1, 1]);
       // As the kernel's comment has it, in elements of 2 bytes.
