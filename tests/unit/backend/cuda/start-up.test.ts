@@ -86,7 +86,7 @@ describe("a model that loads", () => {
         });
       return backend;
     });
-    expect(prepared).toBe(17);
+    expect(prepared).toBe(18);
     add(loaded.engine, makeRequest(range(0, 40), { maxTokens: 5, logprobs: 3 }));
     drain(loaded.engine);
     expect(machine.nvrtc.requests).toHaveLength(prepared);
