@@ -293,6 +293,9 @@ export class Scheduler {
   }
 }
 
+/** More than a step has rows; with a length, which has 31 bits, as exact as a number is. A power of two. */
+const MAX_PLACES = 2 ** 20;
+
 /**
  * Collects a batch: rows of one token first, but for those of prompts with `batchInvariant`, and of these the longest contexts
  * first. Attention takes rows in this order, and when those that it starts last are the shortest, all of the GPU ends at about
@@ -347,19 +350,37 @@ class StepBuilder {
   /** Undefined when there is nothing to compute. */
   build(): ScheduledStep | undefined {
     if (this.#numTokens === 0) return undefined;
-    const byLength = [...this.#rows.keys()].sort(
-      (a, b) => this.#sequences[b]!.numScheduledTokens - this.#sequences[a]!.numScheduledTokens,
-    );
+    const { rows, sequences } = this.#longestFirst();
+    for (const row of this.#chunks) rows.push(row);
+    for (const sequence of this.#chunkSequences) sequences.push(sequence);
     return {
       batch: {
         joins: this.#joins,
         blockTableUpdates: this.#updates,
-        rows: [...byLength.map((i) => this.#rows[i]!), ...this.#chunks],
+        rows,
         decodeRows: this.#rows.length,
         numTokens: this.#numTokens,
       },
-      sequences: [...byLength.map((i) => this.#sequences[i]!), ...this.#chunkSequences],
+      sequences,
       admitted: this.#admitted,
     };
+  }
+
+  /** The rows of one token, those of the longest contexts first, and of as long ones in order of arrival. */
+  #longestFirst(): { readonly rows: ScheduledRow[]; readonly sequences: Sequence[] } {
+    const last = this.#rows.length - 1;
+    // A length and a place in one number: those sort several times as fast as places do that are compared by their lengths.
+    const keys = new Float64Array(last + 1);
+    for (let i = 0; i <= last; i++)
+      keys[i] = this.#sequences[i]!.numScheduledTokens * MAX_PLACES + (last - i);
+    keys.sort();
+    const rows: ScheduledRow[] = [];
+    const sequences: Sequence[] = [];
+    for (let at = last; at >= 0; at--) {
+      const i = last - (keys[at]! & (MAX_PLACES - 1));
+      rows.push(this.#rows[i]!);
+      sequences.push(this.#sequences[i]!);
+    }
+    return { rows, sequences };
   }
 }

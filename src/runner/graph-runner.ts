@@ -14,8 +14,10 @@ function nextBucket(size: number): number {
   return size + 64;
 }
 
-/** Tokens that a captured prompt is padded to. Longer ones keep the GPU busy for longer than the host. */
-const PROMPT_BUCKETS = [32, 64, 128, 256];
+/** Tokens that prompts are padded to, ascending. Longer ones keep the GPU busy for longer than the host. */
+export function promptBuckets(maxTokens: number): readonly number[] {
+  return [32, 64, 128, 256].filter((tokens) => tokens <= maxTokens);
+}
 
 /** The source of a captured step's tokens: straight from hidden states, or from logits that it processes. */
 export type DrawKind = "plain" | "full";
@@ -42,7 +44,7 @@ export class GraphRunner {
     private readonly capture: (bucket: StepBucket, kind: DrawKind) => CapturedGraph,
   ) {
     this.#decodeBuckets = decodeBuckets(maxRows);
-    this.#promptBuckets = PROMPT_BUCKETS.filter((tokens) => tokens <= maxTokens);
+    this.#promptBuckets = promptBuckets(maxTokens);
     for (const decodeRows of [...this.#decodeBuckets].reverse()) this.find({ decodeRows }, "plain");
   }
 

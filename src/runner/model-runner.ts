@@ -5,7 +5,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant, messageOf } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
-import { type DrawKind, decodeBuckets, GraphRunner } from "./graph-runner.ts";
+import { type DrawKind, decodeBuckets, GraphRunner, promptBuckets } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
 import {
   asInt32,
@@ -85,6 +85,8 @@ export class ModelRunner implements Runner {
   readonly #prompts: PromptReader;
   readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
+  /** For `writeBlocks`. */
+  readonly #rowOfSlot: Int32Array;
   /** Copies to the host of the step that was launched last. */
   #copies: Readback[] = [];
   #cache: KvCache;
@@ -107,6 +109,7 @@ export class ModelRunner implements Runner {
     const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);
     const maxLogits = Math.max(maxRows, LOGITS_CHUNK);
     this.#maxRows = maxRows;
+    this.#rowOfSlot = new Int32Array(maxNumSeqs);
     this.#buffers = new StepBuffers(backend, this.#state.slots, {
       ...{ maxTokens: maxNumBatchedTokens, maxRows, maxLogits, vocabSize: config.vocabSize, blockSize },
     });
@@ -124,21 +127,22 @@ export class ModelRunner implements Runner {
     );
 
     const shape = { ...model.kvHeads, blockSize, kvDtype: options.kvDtype };
-    const buckets = backend.capture && !options.enforceEager ? decodeBuckets(maxRows) : [];
+    const captures = backend.capture !== undefined && !options.enforceEager;
+    const limits = { maxRows, maxTokens: maxNumBatchedTokens };
     if (backend.memory) {
       this.#cache = new KvCache(backend, shape, 0);
       const topCount = options.maxLogprobs < 0 ? config.vocabSize : options.maxLogprobs;
-      this.#warmUp(maxNumBatchedTokens, Math.min(topCount, config.vocabSize));
-      if (buckets.length > 0) backend.tuneLinear?.([...buckets, maxNumBatchedTokens]);
+      const padded = captures ? promptBuckets(maxNumBatchedTokens) : [];
+      this.#warmUp(maxNumBatchedTokens, Math.max(0, ...padded), Math.min(topCount, config.vocabSize));
+      if (captures) backend.tuneLinear?.([...decodeBuckets(maxRows), maxNumBatchedTokens]);
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
     this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
     this.#cache = new KvCache(backend, shape, this.numBlocks);
-    if (backend.memory) this.#greetCache();
-    if (buckets.length > 0) {
+    if (backend.memory) this.#greetCache(maxNumBatchedTokens);
+    if (captures) {
       this.#workspace.freeze();
-      const limits = { maxRows, maxTokens: maxNumBatchedTokens };
       this.#graphs = new GraphRunner(limits, (...step) => this.#capture(...step));
     }
   }
@@ -195,7 +199,10 @@ export class ModelRunner implements Runner {
       writeRows(words, [...rows, ...this.#state.padding(extents.numRows - rows.length)], decodeRows);
     }
     for (const join of joins) this.#prompts.join(join);
-    this.#state.apply({ joins, blockTableUpdates: writeBlocks(words, rows, blockTableUpdates) });
+    this.#state.apply({
+      joins,
+      blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot),
+    });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
       sample && (logprobs !== undefined || !this.#state.isPlain(slot));
     const kind = rows.some(asksLogits) ? "full" : "plain";
@@ -276,8 +283,9 @@ export class ModelRunner implements Runner {
   /**
    * Runs the largest of everything that a step can be asked for, on the scratch block, so that all memory is allocated before
    * the KV pool takes the rest. Prompt tokens are in as many rows as possible, where attention takes least.
+   * @param padded tokens that a captured step of a prompt has at most, be its sequence as short as it may.
    */
-  #warmUp(maxTokens: number, topCount: number): void {
+  #warmUp(maxTokens: number, padded: number, topCount: number): void {
     const { backend } = this;
     const maxRows = this.#maxRows;
     const padding = this.#state.padding(maxRows);
@@ -287,7 +295,7 @@ export class ModelRunner implements Runner {
       prompts.push({ ...padding[0]!, count, sample: false });
       left -= count;
     }
-    const hidden = this.#ops.forward(this.#rehearse(prompts, 0), this.#cache);
+    const hidden = this.#ops.forward(this.#rehearse(prompts, 0, padded), this.#cache);
     const asked = Math.max(maxRows, LOGITS_CHUNK);
     const zeros = backend.empty("int32", [asked]);
     backend.fill(zeros, 0);
@@ -305,18 +313,20 @@ export class ModelRunner implements Runner {
     zeros.buffer.dispose();
   }
 
-  /** Runs a small step of both kinds of rows on the new pool, so that backends make ready what they keep of each layer. */
-  #greetCache(): void {
+  /** Runs a small step of each kind of row on the new pool, so that backends make ready what they keep of each layer. */
+  #greetCache(maxTokens: number): void {
     const [row] = this.#state.padding(1);
-    const rows = [row!, { ...row!, count: 2 }].slice(-this.#maxRows);
-    this.#ops.forward(this.#rehearse(rows, rows.length - 1), this.#cache);
+    const count = Math.min(2, maxTokens, this.maxModelLen);
+    this.#ops.forward(this.#rehearse([row!], 1), this.#cache);
+    this.#ops.forward(this.#rehearse([{ ...row!, count }], 0), this.#cache);
     this.#mailbox.recall();
   }
 
-  /** The buffers of a step that will not be sent. */
-  #rehearse(rows: readonly StepRow[], decodeRows: number): StepTensors {
+  /** The buffers of a step that will not be sent, of at least so many tokens. */
+  #rehearse(rows: readonly StepRow[], decodeRows: number, leastTokens = 0): StepTensors {
     this.#mailbox.recall();
-    return this.#buffers.view(writeRows(this.#mailbox.draft(), rows, decodeRows));
+    const extents = writeRows(this.#mailbox.draft(), rows, decodeRows);
+    return this.#buffers.view({ ...extents, numTokens: Math.max(extents.numTokens, leastTokens) });
   }
 }
 

@@ -65,20 +65,22 @@ export function writeRows(words: Int32Array, rows: readonly StepRow[], decodeRow
 
 /**
  * Lets the rows written to `words` bring new blocks, each one of its own slot.
- * @returns those that no row has room for.
+ * @param rowOfSlot a word for each slot, which may hold anything.
+ * @returns the updates that no row has room for.
  */
 export function writeBlocks(
   words: Int32Array,
   rows: readonly StepRow[],
   updates: readonly BlockTableUpdate[],
+  rowOfSlot: Int32Array,
 ): readonly BlockTableUpdate[] {
   if (updates.length === 0) return updates;
-  // Both are in about the same order.
-  let row = 0;
+  for (let row = 0; row < rows.length; row++) rowOfSlot[rows[row]!.slot] = row;
   return updates.filter(({ slot, index, block }) => {
-    for (let i = 0; i < rows.length && rows[row]!.slot !== slot; i++) row = (row + 1) % rows.length;
+    // A slot without a row has what an earlier step, or nobody, wrote.
+    const row = rowOfSlot[slot]!;
     const at = ROW_WORDS * row;
-    if (rows[row]!.slot !== slot || words[at + RowWord.blockIndex] !== -1) return true;
+    if (rows[row]?.slot !== slot || words[at + RowWord.blockIndex] !== -1) return true;
     words[at + RowWord.blockIndex] = index;
     words[at + RowWord.block] = deviceBlock(block);
     return false;

@@ -119,6 +119,15 @@ test("a prompt is computed in chunks of what the budget leaves after the decodes
   ]);
 });
 
+test("of contexts of any length the longest come first, and of as long ones the first to arrive", () => {
+  const lengths = [5, 70_000, 5, 3000, 70_000, 5];
+  const { add, step } = setUp({ maxNumSeqs: 6, budget: 200_000, numBlocks: 40_000 });
+  for (const length of lengths) add(range(0, length));
+  expect(step()).toHaveLength(6);
+  const order = [1, 4, 3, 0, 2, 5];
+  expect(step()).toEqual(order.map((slot) => [slot, lengths[slot], 1, true]));
+});
+
 test("prompts are served in order of arrival under one budget, rows of one token first", () => {
   const { add, launch } = setUp({ budget: 10 });
   add(range(0, 4));

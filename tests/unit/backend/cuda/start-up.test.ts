@@ -26,6 +26,11 @@ const CONFIG = {
   },
   ...{ max_position_embeddings: 128, rms_norm_eps: 1e-6, hidden_act: "silu", torch_dtype: "bfloat16" },
 };
+/** Hopper's own kernels take these. */
+const HOPPER_SIZES = {
+  ...{ hidden_size: 1024, intermediate_size: 1024, head_dim: 128, num_attention_heads: 8 },
+  ...{ vocab_size: 256, max_position_embeddings: 4096 },
+};
 const OPTIONS: EngineOptions = {
   ...{ device: "cuda", loadFormat: "dummy", skipTokenizerInit: true },
   ...{ maxNumSeqs: 4, maxNumBatchedTokens: 32, maxModelLen: 64, kvCacheMemoryBytes: 2 ** 20 },
@@ -157,17 +162,13 @@ describe("a model that loads", () => {
 });
 
 describe("a model of sizes that Hopper's own kernels take", () => {
-  const sizes = {
-    ...{ hidden_size: 1024, intermediate_size: 1024, head_dim: 128, num_attention_heads: 8 },
-    ...{ vocab_size: 256, max_position_embeddings: 4096 },
-  };
   const options = {
     ...{ maxNumSeqs: 20, maxNumBatchedTokens: 2100, maxModelLen: 2400 },
     ...{ kvCacheMemoryBytes: 2 ** 24, enablePrefixCaching: false },
   };
 
   test("compiles, loads and allocates nothing for any request, nor does a capture", async () => {
-    writeFileSync(join(folder, "config.json"), JSON.stringify({ ...CONFIG, ...sizes }));
+    writeFileSync(join(folder, "config.json"), JSON.stringify({ ...CONFIG, ...HOPPER_SIZES }));
     const { engine, dispose } = await load(options);
     const used = ["cuMemAlloc_v2", "cuModuleLoadData"] as const;
     const counts = () => [...used.map((call) => machine.cuda.count(call)), machine.nvrtc.requests.length];
@@ -194,6 +195,26 @@ describe("a model of sizes that Hopper's own kernels take", () => {
       expect(entries).toContain(entry);
     expect(entries).toContain("attention_prefill_hopper");
     dispose();
+  });
+});
+
+describe("a model of such sizes whose steps are small", () => {
+  test.each([16, 40, 64, 100, 200])("captures and runs steps of %d tokens without", async (tokens) => {
+    writeFileSync(join(folder, "config.json"), JSON.stringify({ ...CONFIG, ...HOPPER_SIZES }));
+    const options = { maxNumBatchedTokens: tokens, maxNumSeqs: 12, maxModelLen: 2 * tokens };
+    // The second start finds what the first has chosen.
+    for (let start = 0; start < 2; start++) {
+      const { engine, dispose } = await load({ ...options, kvCacheMemoryBytes: 2 ** 24 });
+      const memory = machine.cuda.count("cuMemAlloc_v2");
+      for (const length of [1, 9, 9, 17, 17, 33, 33, 65, 65, 129, 129]) {
+        if (length >= 2 * tokens) break;
+        const request = makeRequest(range(0, length), { maxTokens: 3 });
+        add(engine, request);
+        expect(drain(engine).completion(request.id).tokenIds).toEqual([7, 7, 7]);
+      }
+      expect(machine.cuda.count("cuMemAlloc_v2")).toBe(memory);
+      dispose();
+    }
   });
 });
 
