@@ -12,7 +12,7 @@
 import { ConfigError, DeviceError } from "../src/base/errors.ts";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { integerValue } from "../src/cli/flag-values.ts";
-import { gpuCount } from "../src/cuda/open-cuda.ts";
+import { gpuCount, openCuda } from "../src/cuda/open-cuda.ts";
 import type { RankMessage, RankTask, RankTime } from "./collectives-rank.ts";
 import { makeRecord, writeRecord } from "./record.ts";
 import { Rendezvous } from "./rendezvous.ts";
@@ -36,8 +36,13 @@ const command = createCommand("bench:collectives")
   .option("--seed <seed>", "of sizes, values and delays", integerValue, 1)
   .option("--stuck", "at the end, let a rank wait in vain and give up")
   .option("--json <file>", "write a record");
-command.action(async ({ ranks = mostRanks(), rounds, seed, stuck, json }: Flags) => {
-  if (![2, 4, 8].includes(ranks)) throw new ConfigError("ranks", `ranks must be 2, 4 or 8, not ${ranks}`);
+command.action(async (flags: Flags) => {
+  const { rounds, seed, stuck, json } = flags;
+  if (flags.ranks !== undefined && ![2, 4, 8].includes(flags.ranks))
+    throw new ConfigError("ranks", `ranks must be 2, 4 or 8, not ${flags.ranks}`);
+  // Says what is missing, where it is more than a GPU.
+  openCuda();
+  const ranks = flags.ranks ?? mostRanks();
   if (gpuCount() < ranks)
     throw new DeviceError(`${ranks} ranks take as many GPUs; ${gpuCount()} can be used`);
   const memory = Rendezvous.allocate(ranks);

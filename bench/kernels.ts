@@ -23,6 +23,7 @@ import { linearCases } from "./linear-cases.ts";
 import { describeMachine, makeRecord, writeRecord } from "./record.ts";
 import { rowCases } from "./row-cases.ts";
 import { headCases, samplingCases } from "./sampling-cases.ts";
+import { selection } from "./selection.ts";
 import { contextLengths, recordedWorkload } from "./workload.ts";
 
 interface Flags {
@@ -55,15 +56,18 @@ const command = createCommand("bench:kernels")
   .option("--only <text>", "cases whose line has this text; may be repeated", listValue)
   .option("--list", "print the cases and run none")
   .option("--json <file>", "write a record");
-command.action(async ({ only = [""], list, json }: Flags) => {
-  const wanted = ({ group, name }: KernelCase) => only.some((text) => `${group}: ${name}`.includes(text));
+command.action(async ({ only, list, json }: Flags) => {
   const unmade = new CaseMemory({ activationDtype: "bfloat16" } as CudaBackend);
-  const selected = sections().map(({ shape, groups }) => ({
+  const lineOf = ({ group, name }: KernelCase) => `${group}: ${name}`;
+  const every = sections();
+  const all = every.flatMap(({ groups }) => groups.flatMap((group) => group(unmade)));
+  const isChosen = selection(only, all.map(lineOf));
+  const wanted = (each: KernelCase) => isChosen(lineOf(each));
+  const selected = every.map(({ shape, groups }) => ({
     ...{ shape, groups: groups.filter((group) => group(unmade).some(wanted)) },
   }));
   if (list) {
-    const all = selected.flatMap(({ groups }) => groups.flatMap((group) => group(unmade)));
-    for (const { group, name } of all.filter(wanted)) console.log(`${group}: ${name}`);
+    for (const each of all.filter(wanted)) console.log(lineOf(each));
     return;
   }
   const machine = describeMachine();

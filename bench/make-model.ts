@@ -8,6 +8,7 @@
 import { closeSync, cpSync, mkdirSync, openSync, readdirSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import type { ParameterSpec } from "../src/base/parameter-spec.ts";
+import { createCommand, runCommand } from "../src/cli/command.ts";
 import { readModelConfig } from "../src/models/config.ts";
 import { defineModel } from "../src/models/registry.ts";
 
@@ -15,13 +16,15 @@ const BLOCK_ELEMENTS = 2 ** 22;
 const ONE = 0x3f80;
 
 if (import.meta.main) {
-  const [configFolder, outFolder] = process.argv.slice(2);
-  if (configFolder === undefined || outFolder === undefined) {
-    console.error("usage: bun run bench/make-model.ts CONFIG_DIR OUT_DIR");
-    process.exit(64);
-  }
-  const bytes = makeModel(configFolder, outFolder);
-  console.log(`wrote ${(bytes / 2 ** 20).toFixed(0)} MiB to ${outFolder}`);
+  const command = createCommand("make-model")
+    .description("Writes a checkpoint of random weights in the shapes of a config.")
+    .argument("<config>", "folder with the config")
+    .argument("<out>", "folder to write to");
+  command.action((configFolder: string, outFolder: string) => {
+    const bytes = makeModel(configFolder, outFolder);
+    console.log(`wrote ${(bytes / 2 ** 20).toFixed(0)} MiB to ${outFolder}`);
+  });
+  await runCommand(command, process.argv.slice(2));
 }
 
 /** @returns bytes of all tensors. */

@@ -10,7 +10,8 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createCommand, runCommand } from "../src/cli/command.ts";
-import { integerValue } from "../src/cli/flag-values.ts";
+import { countValue, integerValue } from "../src/cli/flag-values.ts";
+import { ChildError } from "./child-error.ts";
 import { makeRecord, writeRecord } from "./record.ts";
 import { median } from "./stats.ts";
 
@@ -34,11 +35,11 @@ const START_SECONDS = 120;
 
 const command = createCommand("bench:served")
   .description("Compares served with offline throughput.")
-  .requiredOption("-m, --model <model>", "model folder or Hugging Face id")
-  .requiredOption("-w, --workload <file>", "requests to run")
+  .requiredOption("-m, --model <model>", "model folder or Hugging Face id (required)")
+  .requiredOption("-w, --workload <file>", "requests to run (required)")
   .option("--load-format <name>", "auto, or dummy for random weights")
   .option("--port <port>", "port of the server", integerValue, 8123)
-  .option("--repeat <count>", "runs of each; medians are compared", integerValue, 3)
+  .option("--repeat <count>", "runs of each; medians are compared", countValue, 3)
   .option("--json <file>", "write a record");
 command.action(async (flags: Flags) => {
   const folder = mkdtempSync(join(tmpdir(), "octavo-served-"));
@@ -108,7 +109,8 @@ function start<Err extends "pipe" | "ignore">(args: readonly string[], stderr: E
 async function finish(args: readonly string[]): Promise<void> {
   const process = start(args, "pipe");
   const complaint = await new Response(process.stderr).text();
-  if ((await process.exited) !== 0) throw new Error(complaint.trim());
+  const code = await process.exited;
+  if (code !== 0) throw new ChildError(complaint, code);
 }
 
 async function ready(url: string): Promise<void> {

@@ -11,7 +11,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { addEngineFlags, engineOptions } from "../src/cli/engine-flags.ts";
-import { integerValue } from "../src/cli/flag-values.ts";
+import { countValue } from "../src/cli/flag-values.ts";
+import { ChildError } from "./child-error.ts";
 import { makeRecord, writeRecord } from "./record.ts";
 import type { PhaseEnds, StartupTask } from "./startup-child.ts";
 import { median } from "./stats.ts";
@@ -32,7 +33,7 @@ interface StartTimes {
 const command = createCommand("bench:startup")
   .description("Measures the time from process start to the first token.")
   .option("-m, --model <model>", "model folder (default: the embedded model)")
-  .option("--runs <count>", "processes; medians are printed", integerValue, 5)
+  .option("--runs <count>", "processes; medians are printed", countValue, 5)
   .option("--cold", "give each process an empty cache of kernels and matrix choices")
   .option("--json <file>", "write a record");
 addEngineFlags(command);
@@ -69,7 +70,8 @@ async function runChild(task: StartupTask, cold: boolean): Promise<StartTimes> {
       env: { ...process.env, ...(cache !== undefined && { OCTAVO_CACHE_DIR: cache }) },
     });
     const output = await new Response(child.stdout).text();
-    if ((await child.exited) !== 0) throw new Error(`the process to be timed failed: ${output}`);
+    const code = await child.exited;
+    if (code !== 0) throw new ChildError(`the process to be timed failed: ${output}`, code);
     const ends = JSON.parse(output) as PhaseEnds;
     const phases = ends.map(([phase, at], i) => [phase, at - (i === 0 ? started : ends[i - 1]![1])] as const);
     return { phases: new Map(phases), total: ends.at(-1)![1] - started };

@@ -14,9 +14,11 @@ import { join } from "node:path";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { countValue, listValue } from "../src/cli/flag-values.ts";
 import { openCuda } from "../src/cuda/open-cuda.ts";
+import { ChildError } from "./child-error.ts";
 import type { KernelTime } from "./kernel-case.ts";
 import { makeModel } from "./make-model.ts";
 import { type BenchRecord, describeMachine, makeRecord, writeRecord } from "./record.ts";
+import { selection } from "./selection.ts";
 import { median } from "./stats.ts";
 import type { ThroughputResults } from "./throughput.ts";
 
@@ -130,8 +132,12 @@ const command = createCommand("bench:table")
   .option("--list", "print the rows and run nothing")
   .option("--json <file>", "write a record");
 if (import.meta.main) {
-  command.action(async ({ only = [""], processes, tokenizer, list, json }: Flags) => {
-    const rows = ROWS.filter(({ name }) => only.some((text) => name.includes(text)));
+  command.action(async ({ only, processes, tokenizer, list, json }: Flags) => {
+    const isChosen = selection(
+      only,
+      ROWS.map(({ name }) => name),
+    );
+    const rows = ROWS.filter(({ name }) => isChosen(name));
     if (list) {
       for (const { name, unit } of rows) console.log(`${name.padEnd(40)} ${unit}`);
       return;
@@ -184,7 +190,8 @@ async function measure(args: readonly string[], file: string): Promise<Results> 
     ...{ cwd: join(import.meta.dir, ".."), stdout: "pipe", stderr: "inherit" },
   });
   const output = await new Response(child.stdout).text();
-  if ((await child.exited) !== 0) throw new Error(`${args.join(" ")} failed: ${output}`);
+  const code = await child.exited;
+  if (code !== 0) throw new ChildError(`${args.join(" ")} failed: ${output}`, code);
   return (JSON.parse(readFileSync(file, "utf8")) as BenchRecord<Results>).results;
 }
 

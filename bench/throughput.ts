@@ -10,7 +10,7 @@
 import type { EngineConfig } from "../src/base/config.ts";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { addEngineFlags, engineOptions } from "../src/cli/engine-flags.ts";
-import { integerValue } from "../src/cli/flag-values.ts";
+import { countValue } from "../src/cli/flag-values.ts";
 import { LLM } from "../src/index.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
@@ -57,7 +57,7 @@ const command = createCommand("bench")
   .option("-m, --model <model>", "model folder or Hugging Face id (default: the embedded model)")
   .option("-w, --workload <file>", "requests to run")
   .option("--streams <sizes>", "greedy streams to run, as 16x32+128; may be repeated", streamsValue)
-  .option("--repeat <count>", "runs of each measurement; the median is printed", integerValue, 3)
+  .option("--repeat <count>", "runs of each measurement; the median is printed", countValue, 3)
   .option("--no-profile", "do not look at single steps and ops")
   .option("--json <file>", "write a record of everything");
 addEngineFlags(command);

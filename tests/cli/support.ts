@@ -83,6 +83,11 @@ export function octavo(args: readonly string[], options: StartOptions = {}): Pro
   return finished(startOctavo(args, options));
 }
 
+/** Runs another script of the repository to its end. */
+export function runScript(script: string, args: readonly string[]): Promise<Result> {
+  return finished(startScript(script, args, {}));
+}
+
 /** The program ends with `code` and says why in one line. */
 export function expectRefusal({ code, stderr }: Result, expected: number, ...parts: readonly string[]): void {
   expect([code, stderr]).toEqual([expected, expect.stringMatching(/^octavo: [^\n]+\n$/)]);
