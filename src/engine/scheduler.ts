@@ -72,7 +72,6 @@ export class Scheduler {
    * @returns undefined when nothing can be computed before a step in flight is collected.
    */
   schedule(idle: boolean): ScheduledStep | undefined {
-    const preemptions = this.numPreemptions;
     if (!this.#makeRoom(idle)) return undefined;
     const step = new StepBuilder(this.#maxNumBatchedTokens, this.#batchInvariant);
     const maxDrafts = this.#affordableDrafts();
@@ -82,7 +81,7 @@ export class Scheduler {
     for (let sequence = this.running.first; sequence && step.budget > 0; sequence = sequence.next) {
       if (sequence.numRemainingTokens > 1) this.#compute(sequence, step);
     }
-    if (this.numPreemptions === preemptions) this.#admit(step);
+    this.#admit(step);
     return step.build();
   }
 

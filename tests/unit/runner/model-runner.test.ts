@@ -139,29 +139,31 @@ describe("a sequence", () => {
 
 describe("log-probabilities", () => {
   test("belong to the sampled rows that asked, whatever the others ask for", () => {
-    const prompts = range(6).map((slot) => someTokens(3 + slot, slot + 2));
+    const prompts = range(6).map((slot) => someTokens(slot < 4 ? 3 + slot : 7, slot + 2));
     const prefill = prompts.map((tokens, slot) => ({ slot, count: tokens.length, sample: true }));
     const joins = prompts.map((tokens, slot) => toyJoin(slot, tokens));
     const { tokens: drawn } = run(prefill.slice(0, 4), joins.slice(0, 4));
     const rows: ScheduledRow[] = [
       decode(3),
-      decode(1, { logprobs: 5 }),
+      decode(1, { logprobs: 2 }),
       decode(0, { logprobs: 0 }),
       { slot: 4, count: 3, sample: false },
-      { slot: 5, count: 8, sample: true, logprobs: 2 },
+      { slot: 5, count: 7, sample: true, logprobs: 5 },
     ];
     const { tokens, offsets, logprobs } = run(rows, joins.slice(4));
     expect([...offsets]).toEqual([0, 1, 2, 3, 3, 4]);
     const after = (slot: number): [number, number] => {
-      return slot < 4 ? [drawn[slot]!, 3 + slot] : [prompts[slot]!.at(-1)!, 2 + slot];
+      return slot < 4 ? [drawn[slot]!, 3 + slot] : [prompts[slot]!.at(-1)!, 6];
     };
     const slots = [3, 1, 0, 5];
     expect([...tokens]).toEqual(slots.map((slot) => best(logitsAfter(...after(slot)), 1)[0]!));
+    // No token is what one that is missing would be read as.
+    expect(tokens).not.toContain(0);
     expect([...logprobs.keys()].sort()).toEqual([1, 2, 4]);
     for (const [row, slot, topCount] of [
-      [1, 1, 5],
+      [1, 1, 2],
       [2, 0, 0],
-      [4, 5, 2],
+      [4, 5, 5],
     ] as const)
       expectLogprobs(logprobs.get(row)!, [after(slot)], [tokens[offsets[row]!]!], topCount);
   });
@@ -354,8 +356,13 @@ describe("with captured steps", () => {
       super();
     }
 
+    /** Tokens, rows, and tokens of the longest row, of each step. */
+    readonly steps: [number, number, number][] = [];
+
     override forward(context: ForwardContext): Tensor {
+      const { numTokens, numRows, maxQueryLen } = context.batch;
       this.events.push("forward");
+      this.steps.push([numTokens, numRows, maxQueryLen]);
       context.workspace.tensor("own", "uint32", [this.words]);
       return super.forward(context);
     }
@@ -379,6 +386,23 @@ describe("with captured steps", () => {
         const starts = events.filter((event) => event !== "forward");
         expect(starts).toEqual(enforceEager ? ["plan"] : [tuned, "plan"]);
       }
+    },
+  );
+
+  test.each([
+    // All sequences have room for the budget: in six rows, of which two are shorter.
+    [6, 400, 298, [298, 6, 50]],
+    // They have not: as much as they have, or as a prompt is padded to.
+    [2, 70, 1000, [256, 2, 70]],
+    [2, 300, 1000, [600, 2, 300]],
+  ] as const)(
+    "of up to %d rows of %d tokens, and %d of a step, follow one of as many tokens as any step, in as many rows as there can be",
+    (maxNumSeqs, maxModelLen, maxNumBatchedTokens, largest) => {
+      const model = new HungryModel([]);
+      const options = { maxNumSeqs, maxModelLen, maxNumBatchedTokens, enforceEager: false };
+      toyRunner(new FiniteBackend(), options, model).dispose();
+      expect(model.steps[0]).toEqual([...largest]);
+      expect(Math.max(...model.steps.map(([tokens]) => tokens))).toBe(largest[0]);
     },
   );
 

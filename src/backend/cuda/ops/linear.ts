@@ -12,6 +12,7 @@ import type { LinearWay, LinearWays } from "./linear-ways.ts";
 import type { NormOps } from "./norm.ts";
 import { MAX_SMALL_TOKENS, type SmallLinear } from "./small-linear.ts";
 import type { WgmmaLinear } from "./wgmma-linear.ts";
+import { MAX_WGMMA_TOKENS } from "./wgmma-tiles.ts";
 
 export interface LinearParts {
   /** For few tokens, where the GPU has what it needs. */
@@ -84,11 +85,21 @@ export class LinearOps {
     fusion: LinearFusion,
   ): void {
     const { wgmma } = this.parts.hopper ?? {};
-    if (wgmma === undefined || way === undefined) this.#compose(stream, out, x, weight, fusion);
-    else if (way.normKernel && fusion.norm !== undefined) {
+    if (wgmma === undefined || way === undefined) {
+      this.#compose(stream, out, x, weight, fusion);
+      return;
+    }
+    this.#reserve(Math.min(x.dim(0), MAX_WGMMA_TOKENS), weight, fusion);
+    if (way.normKernel && fusion.norm !== undefined) {
       const { norm, ...rest } = fusion;
       wgmma.launch(stream, way.plan, out, this.#norm(stream, x, norm), weight, rest);
     } else wgmma.launch(stream, way.plan, out, x, weight, fusion);
+  }
+
+  /** Takes the memory of a product in parts: one of fewer tokens may be run so, when capturing lets nothing be allocated. */
+  #reserve(tokens: number, { shape: [n, k] }: Weight, { norm, activation }: LinearFusion): void {
+    if (norm !== undefined) this.#normed.atLeast(byteLengthOf(this.dtype, [tokens, k]));
+    if (activation?.gated) this.#gateUp.atLeast(byteLengthOf(this.dtype, [tokens, n]));
   }
 
   #compose(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
