@@ -24,6 +24,8 @@ export interface EngineOptions {
    * intermediate size and vocabulary. Default 1.
    */
   tensorParallelSize?: number;
+  /** Index of the GPU among those that the driver shows; of several, the first. Default 0. */
+  gpuIndex?: number;
   /** Do not capture CUDA graphs. Slower; for debugging. Default false. */
   enforceEager?: boolean;
   /**
@@ -120,6 +122,7 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     gpuMemoryUtilization,
     kvCacheMemoryBytes: integer("kvCacheMemoryBytes", 1, Number.MAX_SAFE_INTEGER, undefined),
     tensorParallelSize: integer("tensorParallelSize", 1, MAX_RANKS, 1),
+    gpuIndex: integer("gpuIndex", 0, 1023, 0),
     enforceEager: flag("enforceEager", false),
     batchInvariant: flag("batchInvariant", false),
     enablePrefixCaching: flag("enablePrefixCaching", true),

@@ -36,6 +36,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
     "ranks that share the model, on the CPU; -tp for short (default: 1)",
     integerValue,
   ],
+  gpuIndex: ["--gpu-index <index>", "GPU to use; of several, the first (default: 0)", integerValue],
   enforceEager: ["--enforce-eager", "do not capture CUDA graphs"],
   batchInvariant: ["--batch-invariant", "the same tokens, bit for bit, whatever else runs; slower"],
   enablePrefixCaching: ["--no-enable-prefix-caching", "do not reuse the KV blocks of equal prefixes"],

@@ -16,7 +16,7 @@ self.onmessage = ({ data }: MessageEvent<OpeningTask | "end">) => {
 /** The main thread meets the same failures, and reports them. */
 async function run(task: OpeningTask): Promise<void> {
   try {
-    if (task.part === "context") context = retainContext();
+    if (task.part === "context") context = retainContext(task.gpuIndex);
     else {
       openCublasLt(thisMachine(), task.driverMajor);
       openNvrtc(thisMachine(), task.driverMajor);
@@ -24,7 +24,7 @@ async function run(task: OpeningTask): Promise<void> {
   } finally {
     post("opened");
   }
-  if (task.part === "context") await rehearse(task.rehearsal);
+  if (task.part === "context") await rehearse(task.gpuIndex, task.rehearsal);
 }
 
 function end(): void {
@@ -35,17 +35,20 @@ function end(): void {
   }
 }
 
-function retainContext(): Context {
+function retainContext(gpuIndex: number): Context {
   const { api } = openDriver(thisMachine());
-  return Context.retain(api, Device.open(api, 0));
+  return Context.retain(api, Device.open(api, gpuIndex));
 }
 
 /** The operands are whatever the memory holds: nobody looks at the result. */
-async function rehearse({ dtype, tokens, inFeatures, outFeatures }: Rehearsal): Promise<void> {
+async function rehearse(
+  gpuIndex: number,
+  { dtype, tokens, inFeatures, outFeatures }: Rehearsal,
+): Promise<void> {
   // The context comes first: these modules take a while to load.
   const { CudaBackend } = await import("./cuda-backend.ts");
   const { denseWeight } = await import("../weight.ts");
-  const backend = new CudaBackend(openCuda(), dtype);
+  const backend = new CudaBackend(openCuda(gpuIndex), dtype);
   try {
     const x = backend.empty(dtype, [tokens, inFeatures]);
     const weight = denseWeight(backend.empty(dtype, [outFeatures, inFeatures]));

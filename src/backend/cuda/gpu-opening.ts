@@ -12,8 +12,8 @@ export interface Rehearsal {
 
 /** The parts of opening a GPU that take long, each for a Worker of its own. */
 export type OpeningTask =
-  /** Initialises the driver, retains the primary context of the first GPU until it is told to end, then rehearses. */
-  | { readonly part: "context"; readonly rehearsal: Rehearsal }
+  /** Initialises the driver, retains the GPU's primary context until it is told to end, then rehearses. */
+  | { readonly part: "context"; readonly gpuIndex: number; readonly rehearsal: Rehearsal }
   /** Loads cuBLASLt and NVRTC. */
   | { readonly part: "libraries"; readonly driverMajor: number };
 
@@ -21,7 +21,7 @@ export type OpeningTask =
 export type OpeningReply = "opened" | "ended";
 
 /**
- * The first GPU being opened in Workers while this thread does something else: starting the driver, making the context and
+ * A GPU being opened in Workers while this thread does something else: starting the driver, making the context and
  * loading cuBLASLt with the kernels of a first product take some 350 ms together, which a process pays once, whichever
  * thread comes first. What fails here fails again, and is reported, where this thread opens the GPU itself.
  */
@@ -37,11 +37,15 @@ export class GpuOpening {
   }
 
   /** Undefined where there is no driver to open: that is found out at once. */
-  static begin(rehearsal: Rehearsal, machine: Machine = thisMachine()): GpuOpening | undefined {
+  static begin(
+    gpuIndex: number,
+    rehearsal: Rehearsal,
+    machine: Machine = thisMachine(),
+  ): GpuOpening | undefined {
     const version = driverVersion(machine);
     if (version === undefined) return undefined;
     return new GpuOpening([
-      { part: "context", rehearsal },
+      { part: "context", gpuIndex, rehearsal },
       { part: "libraries", driverMajor: version[0] },
     ]);
   }

@@ -32,6 +32,7 @@ const OPTIONS: Readonly<
   gpuMemoryUtilization: { bad: [0, -0.1, 1.1, Number.NaN, "0.9", null], good: [0.01, 1] },
   kvCacheMemoryBytes: { bad: [...NO_INTEGER, 0, -1, 2 ** 53], good: [1, 2 ** 40] },
   tensorParallelSize: { bad: [...NO_INTEGER, 0, 9], good: [1, 8] },
+  gpuIndex: { bad: [...NO_INTEGER, -1, 1024], good: [0, 7] },
   enforceEager: { bad: NO_FLAG, good: [true, false] },
   batchInvariant: { bad: NO_FLAG, good: [true, false] },
   enablePrefixCaching: { bad: NO_FLAG, good: [true, false] },
@@ -68,7 +69,7 @@ test("the defaults", () => {
   expect(resolve({})).toEqual({
     ...{ device: "auto", dtype: "auto", maxModelLen: undefined, maxNumSeqs: 256 },
     ...{ maxNumBatchedTokens: 16384, blockSize: 16, gpuMemoryUtilization: 0.9 },
-    ...{ kvCacheMemoryBytes: undefined, tensorParallelSize: 1, enforceEager: false },
+    ...{ kvCacheMemoryBytes: undefined, tensorParallelSize: 1, gpuIndex: 0, enforceEager: false },
     batchInvariant: false,
     ...{ enablePrefixCaching: true, overlapScheduling: undefined, loadFormat: "auto" },
     ...{ skipTokenizerInit: false, seed: 0, revision: "main", downloadDir: undefined },

@@ -17,7 +17,7 @@ test("nothing is opened where there is no driver", () => {
       throw new Error(`no ${path}`);
     },
   };
-  expect(GpuOpening.begin(REHEARSAL, machine)).toBeUndefined();
+  expect(GpuOpening.begin(0, REHEARSAL, machine)).toBeUndefined();
 });
 
 test("Workers that cannot open anything keep nobody waiting, before the end or at it", async () => {
@@ -30,7 +30,7 @@ test("Workers that cannot open anything keep nobody waiting, before the end or a
     setDefault: () => {},
     open: () => cuda.api as never,
   };
-  const opening = GpuOpening.begin(REHEARSAL, machine)!;
+  const opening = GpuOpening.begin(0, REHEARSAL, machine)!;
   await opening.opened;
   const ending = opening.finish();
   expect(opening.finish()).toBe(ending);
@@ -45,7 +45,7 @@ test("an end asked for at once comes after the opening", async () => {
     setDefault: () => {},
     open: () => cuda.api as never,
   };
-  const opening = GpuOpening.begin(REHEARSAL, machine)!;
+  const opening = GpuOpening.begin(0, REHEARSAL, machine)!;
   const order: string[] = [];
   void opening.opened.then(() => order.push("opened"));
   await opening.finish().then(() => order.push("ended"));
