@@ -8,6 +8,11 @@ const CHUNK_BYTES = 256 * 1024;
 const COUNTERS = 3;
 /** Chunks of a rank: one that others may still read, and the next. */
 const CHUNKS = 2;
+/**
+ * Milliseconds that ranks wait for one another while they start: one may have to compile, or to measure, what another finds on
+ * disk.
+ */
+const START_TIMEOUT_MS = 300_000;
 
 export function exchangeBytes(size: number): number {
   return headerBytes(size) + size * CHUNKS * CHUNK_BYTES;
@@ -39,6 +44,11 @@ export class Exchange {
     return { rank: this.group.rank, size: this.group.size };
   }
 
+  /** See `RankGroup.failure`. */
+  get hasFailed(): boolean {
+    return this.group.failure !== undefined;
+  }
+
   /**
    * Shows the other ranks `bytes` and calls `receive` with every rank's, this one's included, in the order of the ranks: once,
    * or piece by piece with the offset of each. Every rank must have as many. The pieces are valid during the call only.
@@ -49,6 +59,16 @@ export class Exchange {
       const piece = bytes.subarray(offset, offset + CHUNK_BYTES);
       receive(this.#shareChunk(piece), offset);
     }
+  }
+
+  /** Runs what ranks start with: they wait for one another longer than a step may take. */
+  starting<T>(run: () => T): T {
+    return this.group.withPatience(START_TIMEOUT_MS, run);
+  }
+
+  /** See `RankGroup.waitUntil`. */
+  waitUntil(isDone: () => boolean, what: string): void {
+    this.group.waitUntil(isDone, what);
   }
 
   /** The least of the ranks' values, int32. @throws as `share`. */

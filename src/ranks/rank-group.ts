@@ -21,6 +21,8 @@ const Status = { running: 0, failing: 1, failed: 2, closed: 3 } as const;
 
 /** Longest sleep before a waiting rank looks whether another has failed, in milliseconds. */
 const SLICE_MS = 50;
+/** The same for what no rank reports: a sleep takes some 0.1 ms at least. */
+const POLL_MS = 0.05;
 
 /**
  * One rank's view of all ranks' common fate: they run, until one fails or the leader, rank 0, closes the group. From then on
@@ -28,12 +30,25 @@ const SLICE_MS = 50;
  */
 export class RankGroup {
   readonly #control: Int32Array;
+  /** Milliseconds that this rank waits for another before it gives up on it: `memory.timeout`, or more while ranks start. */
+  #patience: number;
 
   constructor(
     readonly memory: RankMemory,
     readonly rank: number,
   ) {
     this.#control = new Int32Array(memory.control);
+    this.#patience = memory.timeout;
+  }
+
+  /** Waits for others for so long while `run` runs, instead of as long as a step may take. */
+  withPatience<T>(milliseconds: number, run: () => T): T {
+    this.#patience = milliseconds;
+    try {
+      return run();
+    } finally {
+      this.#patience = this.memory.timeout;
+    }
   }
 
   get size(): number {
@@ -81,16 +96,37 @@ export class RankGroup {
    */
   waitFor(counters: Int32Array, index: number, target: number, whose: number): void {
     if (hasReached(Atomics.load(counters, index), target)) return;
-    const deadline = performance.now() + this.memory.timeout;
+    const deadline = performance.now() + this.#patience;
     for (;;) {
       const value = Atomics.load(counters, index);
       if (hasReached(value, target)) return;
       this.assertAlive();
       if (performance.now() > deadline) {
-        this.#fail(`rank ${whose} has not answered rank ${this.rank} for ${this.memory.timeout / 1000} s`);
+        this.#fail(`rank ${whose} has not answered rank ${this.rank} for ${this.#patience / 1000} s`);
         this.assertAlive();
       }
       Atomics.wait(counters, index, value, SLICE_MS);
+    }
+  }
+
+  /**
+   * Waits for what the ranks do together without counting it, as their devices do; looks again and again. A group that was closed
+   * still finishes it.
+   * @param what of this rank, in words
+   * @throws EngineDeadError when a rank has failed, or it has not happened within the timeout: then the group has failed.
+   */
+  waitUntil(isDone: () => boolean, what: string): void {
+    if (isDone()) return;
+    const deadline = performance.now() + this.#patience;
+    while (!isDone()) {
+      if (this.failure !== undefined) throw this.failure;
+      if (performance.now() > deadline) {
+        this.#fail(`${what} of rank ${this.rank} has not come to an end for ${this.#patience / 1000} s`);
+        throw (
+          this.failure ?? new EngineDeadError(`${what} has not come to an end while ranks were shut down`)
+        );
+      }
+      Atomics.wait(this.#control, Word.status, Status.running, POLL_MS);
     }
   }
 

@@ -120,3 +120,50 @@ test("gatherColumns puts the parts beside each other, row by row", () => {
   ]);
   expect(() => backend.gatherColumns!(out, tensorOf(backend, [1, 2, 3], 1, 3))).toThrow(InvariantError);
 });
+
+test("what is not counted is waited for by looking, even of a group that was closed", () => {
+  const { groups, first } = twoRanks();
+  let looks = 0;
+  first.waitUntil(() => ++looks === 5, "the work");
+  groups[0]!.close();
+  first.waitUntil(() => ++looks === 10, "the work");
+  expect(looks).toBe(10);
+});
+
+test("such a wait ends with the failure of another rank, and with one of its own when it takes too long", () => {
+  const { groups, first, second } = twoRanks(120);
+  let looks = 0;
+  const wait = () =>
+    first.waitUntil(() => {
+      if (++looks === 3) groups[1]!.fail("out of everything");
+      return false;
+    }, "the work");
+  expect(thrown(wait)).toMatchObject({ message: "rank 1 failed: out of everything" });
+  expect(looks).toBeLessThan(6);
+  expect([first.hasFailed, second.hasFailed]).toEqual([true, true]);
+  // What is done already needs nobody.
+  first.waitUntil(() => true, "the work");
+
+  const late = twoRanks(120);
+  expect(late.second.hasFailed).toBe(false);
+  const error = thrown(() => late.second.waitUntil(() => false, "the work"));
+  expect(error).toBeInstanceOf(EngineDeadError);
+  expect(error).toMatchObject({ message: "the work of rank 1 has not come to an end for 0.12 s" });
+  expect(late.first.hasFailed).toBe(true);
+});
+
+test("ranks that start are waited for longer", () => {
+  const { first, second } = twoRanks(1);
+  // Rank 1 comes when that time is over.
+  const begin = performance.now();
+  const least = first.starting(() => {
+    let isThere = false;
+    first.waitUntil(() => {
+      if (performance.now() - begin > 20 && !isThere) isThere = second.starting(() => true);
+      return isThere;
+    }, "the work");
+    return isThere;
+  });
+  expect(least).toBe(true);
+  expect(thrown(() => first.waitUntil(() => false, "the work"))).toBeInstanceOf(EngineDeadError);
+});
