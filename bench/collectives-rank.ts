@@ -85,11 +85,12 @@ function tune(ranks: Rendezvous): void {
   const start = performance.now();
   const backend = new CudaBackend(cuda, "bfloat16", { ranks: { exchange: ranks, openNccl: openNcclHere } });
   try {
+    awaitRanks(ranks);
     const joined = performance.now();
     const communicator = backend.communicator!;
-    communicator.tune();
+    communicator.meet();
     const end = performance.now();
-    const times = `joining ${(joined - start).toFixed(0)} ms, tuning ${(end - joined).toFixed(0)} ms`;
+    const times = `opening ${(joined - start).toFixed(0)} ms, meeting ${(end - joined).toFixed(0)} ms`;
     if (rank === 0)
       post({ type: "line", text: `Octavo's own up to ${communicator.largestOwn} bytes; ${times}` });
     awaitRanks(ranks);

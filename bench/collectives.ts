@@ -27,7 +27,7 @@ interface Flags {
 
 type Done = Extract<RankMessage, { type: "done" }>;
 
-const SIZES = Array.from({ length: 9 }, (_, i) => 4096 * 2 ** i);
+const SIZES = Array.from({ length: 11 }, (_, i) => 4096 * 2 ** i);
 
 const command = createCommand("bench:collectives")
   .description("Checks and measures sums over GPUs.")

@@ -4,7 +4,7 @@ import type { RankDevice } from "./rank-device.ts";
 import { expectedSums, fromBfloat16, largestError, randomValues, withoutSigns } from "./sum-reference.ts";
 
 /** Elements of the largest sum: more than fits at once, so that some go in pieces. */
-const LARGEST = 2 ** 20 + 2 ** 17;
+const LARGEST = 2 ** 21 + 2 ** 17;
 /** Words of the largest gathering. */
 const LARGEST_GATHER = 2 ** 17;
 /** Sums in flight before their results are looked at. */

@@ -49,6 +49,25 @@ export class Rendezvous implements RankExchange {
     this.#meet();
   }
 
+  get hasFailed(): boolean {
+    return Atomics.load(this.#header, FAILED) !== 0;
+  }
+
+  /** Looks again every 0.1 ms, as long as others are waited for. @throws as `share` */
+  waitUntil(isDone: () => boolean, what: string): void {
+    const deadline = performance.now() + this.timeoutMs;
+    while (!isDone()) {
+      this.#checkOthers();
+      if (performance.now() > deadline) {
+        this.giveUp();
+        throw new DeviceError(
+          `${what} of rank ${this.shard.rank} takes more than ${this.timeoutMs / 1000} s`,
+        );
+      }
+      Bun.sleepSync(0.1);
+    }
+  }
+
   /** This rank does not go on: all others stop waiting for it. */
   giveUp(): void {
     Atomics.store(this.#header, FAILED, 1);
@@ -80,7 +99,7 @@ export class Rendezvous implements RankExchange {
   }
 
   #checkOthers(): void {
-    if (Atomics.load(this.#header, FAILED) !== 0)
+    if (this.hasFailed)
       throw new DeviceError(`rank ${this.shard.rank} cannot go on: another rank has failed`);
   }
 }

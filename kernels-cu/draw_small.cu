@@ -3,6 +3,7 @@
 //
 //   x       elem_t [T, K]            gamma      elem_t [K], the norm's weight, with NORM
 //   weight  elem_t [V, K]            row_slots  int32 [T], positions  int32 [T], params  uint32 [slots, SLOT_WORDS]
+//   V are all tokens of the vocabulary or those of one rank, from first_token on
 //   keys    uint64 [T, CTAs]: 0 where no logit is above −inf, NOT_A_NUMBER where one is a NaN
 //
 // Parallelisation: that of linear_small.cu, and its sums to the bit: a logit's thread scores it and keeps the best key it has
@@ -18,6 +19,7 @@ struct DrawBest {
   uint64* keys;
   const int32 *row_slots, *positions;
   const uint32* params;
+  int first_token;
   Noise noise;
   float leader;  // the best score, in units of ln 2
   uint64 best;
@@ -27,7 +29,8 @@ struct DrawBest {
     if (token < tokens) noise = noise_of(load_slot_params(params, row_slots[token]), positions[token]);
   }
   __device__ __forceinline__ void begin(int, int) {}
-  __device__ __forceinline__ void finish(int, int token, float logit, float) {
+  __device__ __forceinline__ void finish(int, int output, float logit, float) {
+    const int token = first_token + output;
     if (logit != logit) best = NOT_A_NUMBER;
     if (!(logit > -infinity())) return;
     uint64 key;
@@ -48,8 +51,8 @@ struct DrawBest {
 extern "C" __global__ void __launch_bounds__(CONSUMERS + WARP, MIN_CTAS)
     draw_small(uint64* __restrict__ keys, const elem_t* x, const elem_t* __restrict__ weight,
                const elem_t* __restrict__ gamma, const int32* row_slots, const int32* positions, const uint32* params,
-               int tokens, int vocab, int tiles, int trigger_early, float eps) {
-  DrawBest epilogue = {keys, row_slots, positions, params};
+               int tokens, int vocab, int first_token, int tiles, int trigger_early, float eps) {
+  DrawBest epilogue = {keys, row_slots, positions, params, first_token};
   small_product(x, weight, gamma, tokens, vocab, tiles, trigger_early, eps, epilogue);
   if (threadIdx.x >= CONSUMERS) return;
   // The OUT_ROWS threads of a token are neighbours in one warp.

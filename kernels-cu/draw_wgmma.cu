@@ -5,6 +5,7 @@
 //           already, in boxes of TOKENS rows by 64 columns; rows of x from T on may hold anything
 //   keys    uint64 [T], 0 before: raised to the best key; NOT_A_NUMBER where a logit is a NaN
 //   row_slots, positions  int32 [T]       params  uint32 [slots, SLOT_WORDS]
+//   V are all tokens of the vocabulary or those of one rank, from first_token on; whole groups of 16, and first_token one of 4
 //
 // Parallelisation: weights are wgmma's 64-row side, tokens the other. A CTA takes tiles of TILE_ROWS weight rows, one every
 // gridDim.x; a warp keeps a ring of weights and x filled, 64 columns a stage, and two warpgroups multiply 64 rows each by all
@@ -241,10 +242,10 @@ __device__ __forceinline__ void score(const Sums& d, Shared& shared, float* lead
   }
 }
 
-// Grid: at most a CTA a tile, all resident. `k_tiles` is K / 64, `tiles` V / TILE_ROWS.
+// Grid: at most a CTA a tile, all resident. `k_tiles` is K / 64, `tiles` V / TILE_ROWS, the last one's rows past V being zeros.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draw_wgmma(uint64* keys, const TensorMap* maps, const int32* row_slots, const int32* positions, const uint32* params,
-               int tokens, int tiles, int k_tiles) {
+               int tokens, int vocab, int first_token, int tiles, int k_tiles) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Shared& shared = *reinterpret_cast<Shared*>(dynamic);
   const int warp = threadIdx.x / WARP;
@@ -289,8 +290,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int i = 0; i < OWN; i++)
         if (own_row(i) < tokens) leaders[own_row(i)] = leader_of(known[i], shared.noise[own_row(i)].temperature);
       named_barrier_sync(2 + group, 4 * WARP);
-      const int tile = blockIdx.x + round * gridDim.x;
-      score(d, shared, leaders, keys, tokens, tile * TILE_ROWS + warp * 16);
+      const int output = (blockIdx.x + round * gridDim.x) * TILE_ROWS + warp * 16;
+      if (output < vocab) score(d, shared, leaders, keys, tokens, first_token + output);
     }
   }
 }

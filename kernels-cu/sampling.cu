@@ -5,6 +5,7 @@
 //   processed     float [rows, vocab], of which only rows of slots with flags are read; may be logits
 //   params        uint32 [slots, SLOT_WORDS]        tokens    int32 [slots, capacity], of which lengths int32 [slots]
 //   counts        uint32 [slots, vocab]             stats     TileStats [rows, tiles]
+//   In sample_tiles logits may be those of one rank, from first_token on: candidates.cu goes on from its stats.
 //
 // The draw is the argmax of logit / temperature + Gumbel noise over the tokens that min-p, top-k and top-p keep. The
 // noise depends on seed, position and token alone, so neither the batch nor the launch shape changes a row's token.
@@ -23,28 +24,21 @@
 // order of their ids 14 and 31).
 #include "gumbel.cuh"
 #include "logits.cuh"
+#include "tile_stats.cuh"
 
-#if !defined(TILE_STATS_BYTES) || !defined(DREW_NOT_A_NUMBER) || !defined(DREW_NOTHING_ALLOWED)
-#error "TILE_STATS_BYTES and DREW_… come from src/backend/cuda/ops/sampling.ts"
+#if !defined(DREW_NOT_A_NUMBER) || !defined(DREW_NOTHING_ALLOWED)
+#error "DREW_NOT_A_NUMBER and DREW_NOTHING_ALLOWED come from src/backend/cuda/ops/sampling.ts"
 #endif
 
 // ── drawing a token ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-struct __align__(16) TileStats {
-  float most;     // maximum; NaN when there is a NaN
-  float exp_sum;  // Σ exp((logit − most) / temperature), where top-p needs it
-  uint32 best_score;
-  uint32 best_token;
-  __device__ __forceinline__ uint64 best() const { return static_cast<uint64>(best_score) << 32 | best_token; }
-};
-static_assert(sizeof(TileStats) == TILE_STATS_BYTES, "TILE_STATS_BYTES must be those of a TileStats");
 static_assert(LANE_VECTORS * 4 <= 32, "LOGIT_TILE must give a lane at most 32 logits, a bit of one word each");
 
 // The best key of the tile's tokens above a limit; logits has −inf for those that are not, `most` is the greatest. 0 when there
-// is none. Scores are bounded first; then those that may be the best are computed: the ones near the greatest bound, and those
-// whose bound is not below the best of these.
-__device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const float* row, int tile, int vocab, float most,
-                                               float limit, const Noise& noise) {
+// is none. The row's first logit is that of token `first`, a multiple of 4. Scores are bounded first; then those that may be the
+// best are computed: the ones near the greatest bound, and those whose bound is not below the best of these.
+__device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const float* row, int tile, int vocab, int first,
+                                               float most, float limit, const Noise& noise) {
   if (most == -infinity()) return 0;
   constexpr float NEAR = 0.05f;
   float bound[LANE_VECTORS * 4];
@@ -54,7 +48,7 @@ __device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const f
     const float4 v = logits.vectors[i];
     bound[4 * i] = v.x, bound[4 * i + 1] = v.y, bound[4 * i + 2] = v.z, bound[4 * i + 3] = v.w;
     if (noise.temperature == 0) continue;
-    const uint4 words = noise_words(noise, lane_token(tile, i) / 4);
+    const uint4 words = noise_words(noise, (first + lane_token(tile, i)) / 4);
     const uint32 word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -82,7 +76,7 @@ __device__ __forceinline__ uint64 best_of_tile(const TileLogits& logits, const f
       if (token >= vocab) continue;
       const float logit = row[token];
       if (!(logit > limit)) continue;
-      const uint64 key = score_key(noise, logit, token);
+      const uint64 key = score_key(noise, logit, first + token);
       best = key > best ? key : best;
     }
     best = warp_max_key(best);
@@ -100,7 +94,7 @@ __device__ __forceinline__ const float* logits_of(int row, const SlotParams& slo
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     sample_tiles(TileStats* __restrict__ stats, const float* __restrict__ logits, const float* __restrict__ processed,
                  const int32* __restrict__ row_slots, const int32* __restrict__ positions,
-                 const uint32* __restrict__ params, int32 vocab, int32 tiles) {
+                 const uint32* __restrict__ params, int32 vocab, int32 first_token, int32 tiles) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int row = blockIdx.y;
@@ -113,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   const float most = tile_maximum(tile_logits);
   const bool needs_mass = slot.temperature > 0 && slot.top_p < 1;
   const float exp_sum = needs_mass ? tile_exp_sum(tile_logits, most, 1 / slot.temperature) : 0;
-  const uint64 best = best_of_tile(tile_logits, row_logits, tile, vocab, most, -infinity(), noise_of(slot, positions[row]));
+  const uint64 best = best_of_tile(tile_logits, row_logits, tile, vocab, first_token, most, -infinity(),
+                                   noise_of(slot, positions[row]));
   if (threadIdx.x % WARP == 0)
     stats[static_cast<int64>(row) * tiles + tile] = {most, exp_sum, static_cast<uint32>(best >> 32),
                                                      static_cast<uint32>(best)};
@@ -230,7 +225,7 @@ __device__ __forceinline__ uint64 best_above(const FilteredRow& row, float limit
       v.x = v.x > limit ? v.x : -infinity(), v.y = v.y > limit ? v.y : -infinity();
       v.z = v.z > limit ? v.z : -infinity(), v.w = v.w > limit ? v.w : -infinity();
     }
-    const uint64 found = best_of_tile(logits, row.logits.logits, tile, row.logits.vocab, row.logits.tile_most[tile], limit, row.noise);
+    const uint64 found = best_of_tile(logits, row.logits.logits, tile, row.logits.vocab, 0, row.logits.tile_most[tile], limit, row.noise);
     other = found > other ? found : other;
   }
   return block_max_key(other);

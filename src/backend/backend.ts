@@ -52,8 +52,24 @@ export interface Backend {
   /** Finds the fastest way to multiply by the weights used so far, at these numbers of tokens; at thousands only if it was used so. */
   tuneLinear?(tokenCounts: readonly number[]): void;
   /**
+   * Makes the way to the other ranks, where there are any: all of them call it at the same time, once, ahead of the first op that
+   * they have to do with.
+   */
+  meetRanks?(): void;
+  /**
+   * Waits for what is enqueued, or gives it up if another rank has failed; nothing but disposal may follow. What ranks reach of each
+   * other's must not be freed before. Safe to call twice.
+   */
+  leaveRanks?(): void;
+  /**
+   * Runs ops whose results nobody will look at, as what a step needs is allocated by them: ranks run them each by itself, so that
+   * none waits on its device for one that allocates. Undefined where that makes no difference.
+   */
+  rehearse?(run: () => void): void;
+  /**
    * Records the ops that `enqueue` calls, without running them, for replay on the same memory. Inside, nothing may be
-   * allocated, uploaded or downloaded. Undefined where the device has no such thing.
+   * allocated, uploaded or downloaded. All ranks do it at the same point of their work. Undefined where the device has no such
+   * thing.
    */
   capture?(enqueue: () => void): CapturedGraph;
   /** Frees everything this backend allocated. Safe to call twice. */

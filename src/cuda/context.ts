@@ -36,9 +36,7 @@ export class Context extends Handle {
 
   /** True if this GPU can reach the memory of another, by its CUdevice. */
   canReach(peerDevice: number): boolean {
-    const can = new Int32Array(1);
-    callCuda(this.api, "cuDeviceCanAccessPeer", [can, this.device.id, peerDevice], `GPU ${peerDevice}`);
-    return can[0] !== 0;
+    return this.device.canReach(this.api, peerDevice);
   }
 
   /**

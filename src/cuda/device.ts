@@ -23,6 +23,13 @@ export class Device {
     readonly sharedMemoryPerMultiprocessor: number,
   ) {}
 
+  /** Whether its kernels can reach the memory of another GPU, by its CUdevice. */
+  canReach(api: CudaApi, peer: number): boolean {
+    const can = new Int32Array(1);
+    callCuda(api, "cuDeviceCanAccessPeer", [can, this.id, peer], `GPU ${peer}`);
+    return can[0] !== 0;
+  }
+
   /** Number of visible GPUs; 0 when there are none. */
   static count(api: CudaApi): number {
     const count = new Int32Array(1);

@@ -129,18 +129,21 @@ export class ModelRunner implements Runner {
     const shape = { ...model.kvHeads, blockSize, kvDtype: options.kvDtype };
     const captures = backend.capture !== undefined && !options.enforceEager;
     const limits = { maxRows, maxTokens: maxNumBatchedTokens };
+    const rehearse = (run: () => void) => (backend.rehearse ? backend.rehearse(run) : run());
     if (backend.memory) {
       this.#cache = new KvCache(backend, shape, 0);
       const topCount = options.maxLogprobs < 0 ? config.vocabSize : options.maxLogprobs;
       const padded = captures ? promptBuckets(maxNumBatchedTokens) : [];
-      this.#warmUp(maxNumBatchedTokens, Math.max(0, ...padded), Math.min(topCount, config.vocabSize));
+      rehearse(() =>
+        this.#warmUp(maxNumBatchedTokens, Math.max(0, ...padded), Math.min(topCount, config.vocabSize)),
+      );
       if (captures) backend.tuneLinear?.([...decodeBuckets(maxRows), maxNumBatchedTokens]);
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
     this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
     this.#cache = new KvCache(backend, shape, this.numBlocks);
-    if (backend.memory) this.#greetCache(maxNumBatchedTokens);
+    if (backend.memory) rehearse(() => this.#greetCache(maxNumBatchedTokens));
     if (captures) {
       this.#workspace.freeze();
       this.#graphs = new GraphRunner(limits, (...step) => this.#capture(...step));
@@ -178,6 +181,7 @@ export class ModelRunner implements Runner {
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.backend.leaveRanks?.();
     this.#graphs?.dispose();
     this.#mailbox.dispose();
     this.#buffers.dispose();

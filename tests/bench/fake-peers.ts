@@ -6,8 +6,11 @@ import type { FakeCuda, FakeLaunch } from "../unit/cuda/fake-cuda.ts";
 /** Bytes of a table of ranks. */
 const TABLE_BYTES = 64;
 
-/** The kernels by which ranks exchange messages, in host memory that their threads have in common: as the sources say it. */
-export function installPeers(cuda: FakeCuda, ranks: number): void {
+/**
+ * The kernels by which ranks exchange messages, in host memory that their threads have in common: as the sources say it.
+ * @param isGivenUp whether a kernel ends that waits for another rank
+ */
+export function installPeers(cuda: FakeCuda, ranks: number, isGivenUp = () => false): void {
   cuda.structBytes.set("reduce_add", TABLE_BYTES).set("gather_words", TABLE_BYTES);
 
   cuda.effects.set("reduce_add", (launch) => {
@@ -21,7 +24,7 @@ export function installPeers(cuda: FakeCuda, ranks: number): void {
     const parts = Array.from({ length: ranks }, () => words);
     for (const other of others) {
       const slot = wordsAt(place(rank!, other), words.length);
-      while (slot.includes(0)) Bun.sleepSync(0.05);
+      while (slot.includes(0) && !isGivenUp()) Bun.sleepSync(0.05);
       parts[other] = slot.slice();
       slot.fill(0);
     }
@@ -50,7 +53,8 @@ export function installPeers(cuda: FakeCuda, ranks: number): void {
     }
     for (let other = 0; other < ranks; other++) {
       const slot = other === rank ? undefined : wordsAt(place(rank!, other), 2 * words!);
-      while (slot !== undefined && !own.every((_, i) => slot[2 * i + 1] === tag)) Bun.sleepSync(0.05);
+      while (slot !== undefined && !own.every((_, i) => slot[2 * i + 1] === tag) && !isGivenUp())
+        Bun.sleepSync(0.05);
       for (const [i, word] of own.entries()) result[target(other, i)] = slot?.[2 * i] ?? word;
     }
     endRound();

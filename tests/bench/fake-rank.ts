@@ -35,7 +35,7 @@ self.onmessage = ({ data }: MessageEvent<FakeRankTask>) => {
 };
 
 function run({ rank, size, wrong }: FakeRankTask, rendezvous: Rendezvous, done: string[]): void {
-  using fake = new FakeMachine();
+  using fake = new FakeMachine({ memory: 2 ** 30 });
   installPeers(fake.cuda, size);
   if (wrong !== undefined) spoil(fake, wrong);
   const opened = fake.open();

@@ -41,7 +41,9 @@ import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
 import { LinearWays } from "./ops/linear-ways.ts";
 import { PendingLayers } from "./ops/pending-layers.ts";
+import { NOISE_GROUP } from "./ops/sampling.ts";
 import type { RankExchange } from "./rank-exchange.ts";
+import { Scratch } from "./scratch.ts";
 import { Staging } from "./staging.ts";
 import { TuningCache } from "./tuning-cache.ts";
 
@@ -77,6 +79,8 @@ export class CudaBackend implements Backend {
   readonly #linear: LinearOps;
   /** Undefined where decode steps are launched op by op: before Hopper, or as a row must not depend on the others. */
   readonly #pending: PendingLayers | undefined;
+  /** This rank's part of the logits that tokens are drawn from. */
+  readonly #logitsPart: Scratch;
   /** With the other ranks, where there are any; with it is what only they have. */
   readonly communicator: CudaCommunicator | undefined;
   readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
@@ -102,7 +106,9 @@ export class CudaBackend implements Backend {
     this.#context = Context.retain(cuda.driver.api, device);
     try {
       this.#stream = Stream.create(this.#context);
-      this.#staging = new Staging(this.#context, this.#stream);
+      const { ranks } = options;
+      const wait = ranks && ((event: Event) => this.communicator!.wait(event));
+      this.#staging = new Staging(this.#context, this.#stream, wait);
       this.#library = KernelLibrary.create(this.#context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
       const cublas = CublasLt.create(cuda.cublasLt, this.#context);
       const workspace = DeviceMemory.allocate(this.#context, GEMM_WORKSPACE_BYTES);
@@ -123,6 +129,11 @@ export class CudaBackend implements Backend {
         sharedBytesPerSm: device.sharedMemoryPerMultiprocessor,
         dependentLaunch: device.computeCapability[0] >= DEPENDENT_LAUNCH_CAPABILITY,
         hopper: device.computeCapability[0] === HOPPER_CAPABILITY,
+        wholeLayers: !batchInvariant && ranks === undefined,
+        ranks: ranks && {
+          size: ranks.exchange.shard.size,
+          gatherColumns: (out, part) => this.gatherColumns!(out, part),
+        },
         upload: (address, bytes) => this.#staging.upload(address, bytes),
         encodeTensorMap: (shape) => encodeTensorMap(cuda.driver.api, shape),
         allocate,
@@ -143,8 +154,9 @@ export class CudaBackend implements Backend {
         ...{ gemm: this.#gemm, norm, activation },
         allocate,
       });
-      this.#pending = batchInvariant ? undefined : this.#pendingLayers();
-      this.communicator = options.ranks && this.#joinRanks(options.ranks, device.computeCapability[0]);
+      this.#pending = this.#pendingLayers();
+      this.#logitsPart = new Scratch(allocate);
+      this.communicator = ranks && this.#communicator(ranks, device.computeCapability[0]);
       if (this.communicator !== undefined) {
         this.allReduceAdd = this.communicator.allReduceAdd.bind(this.communicator);
         this.gatherColumns = this.communicator.gatherColumns.bind(this.communicator);
@@ -159,7 +171,7 @@ export class CudaBackend implements Backend {
     }
   }
 
-  #joinRanks(ranks: NonNullable<CudaBackendOptions["ranks"]>, capability: number): CudaCommunicator {
+  #communicator(ranks: NonNullable<CudaBackendOptions["ranks"]>, capability: number): CudaCommunicator {
     return new CudaCommunicator({
       ...{ ...ranks, context: this.#context, library: this.#library, dtype: this.activationDtype },
       batchInvariant: this.options.batchInvariant === true,
@@ -189,21 +201,33 @@ export class CudaBackend implements Backend {
     this.#pending?.flush(this.#stream.value);
   }
 
-  /** Compiles, in parallel, what the disk cache lacks, and loads all. With other ranks, all of them do it at the same time. */
+  /** Compiles, in parallel, what the disk cache lacks, and loads all. */
   async prepare(shape: ModelShape): Promise<void> {
-    const { communicator } = this;
-    try {
-      await this.#library.prepare([
-        ...[...this.#linear.units(shape), ...this.#ops.units(shape)],
-        ...(communicator?.units() ?? []),
-      ]);
-      communicator?.tune();
-    } catch (error) {
-      communicator?.abort();
-      throw error;
-    }
+    await this.#library.prepare([
+      ...[...this.#linear.units(shape), ...this.#ops.units(shape)],
+      ...(this.communicator?.units() ?? []),
+    ]);
     // What it holds of the GPU's memory must not be missing when the KV pool is planned.
     await this.options.opening?.finish();
+  }
+
+  /** See `CudaCommunicator.meet`. */
+  meetRanks(): void {
+    try {
+      this.communicator?.meet();
+    } catch (error) {
+      this.communicator?.abort();
+      throw error;
+    }
+  }
+
+  leaveRanks(): void {
+    if (!this.#context.isDisposed) this.communicator?.leave();
+  }
+
+  rehearse(run: () => void): void {
+    if (this.communicator === undefined) run();
+    else this.communicator.rehearse(run);
   }
 
   allocate(byteLength: number): DeviceBuffer {
@@ -251,7 +275,8 @@ export class CudaBackend implements Backend {
   }
 
   synchronize(): void {
-    this.#ordered.synchronize();
+    if (this.communicator === undefined) this.#ordered.synchronize();
+    else this.fence().wait();
   }
 
   /** Marks this point of the work enqueued, with a timestamp: for benchmarks, outside `capture`. The caller disposes. */
@@ -267,6 +292,7 @@ export class CudaBackend implements Backend {
 
   capture(enqueue: () => void): CapturedGraph {
     this.#hasCaptured = true;
+    this.communicator?.settle();
     using graph = Graph.capture(this.#ordered, () => {
       try {
         enqueue();
@@ -282,6 +308,7 @@ export class CudaBackend implements Backend {
       replay.dispose();
       throw error;
     }
+    this.communicator?.settle();
     return { launch: () => replay.launch(this.#ordered), dispose: () => replay.dispose() };
   }
 
@@ -295,6 +322,7 @@ export class CudaBackend implements Backend {
   }
 
   dispose(): void {
+    this.leaveRanks();
     this.#context.dispose();
   }
 
@@ -380,14 +408,27 @@ export class CudaBackend implements Backend {
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots);
+    const ranks = head.firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
+    const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots, ranks);
     if (rows === 0) return;
     // Steps in which some row needs its logits multiply by `linear`, which rounds otherwise.
     const { drawSmall, drawWgmma }: Partial<KernelOps> = this.options.batchInvariant ? {} : this.#ops;
     const stream = this.#ordered.value;
     if (drawSmall?.launch(stream, out, hidden, head, samples, slots)) return;
     if (drawWgmma?.launch(stream, out, hidden, head, samples, slots)) return;
-    this.linear(logits, hidden, head.weight, { norm: head.norm });
+    const { weight, norm, firstToken } = head;
+    if (firstToken === undefined) {
+      this.linear(logits, hidden, weight, { norm });
+      this.sample(out, logits, logits, samples, slots);
+      return;
+    }
+    const part = this.#logitsPart.tensor("float32", [rows, weight.shape[0]]);
+    this.linear(part, hidden, weight, { norm });
+    if (weight.shape[0] % NOISE_GROUP === 0) {
+      this.#ops.sampling.drawPart(stream, out, part, firstToken, samples, slots);
+      return;
+    }
+    this.gatherColumns!(logits, part);
     this.sample(out, logits, logits, samples, slots);
   }
 

@@ -7,6 +7,7 @@ import type { KernelUnit } from "./kernel-source.ts";
 import { ActivationOps } from "./ops/activation.ts";
 import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
+import type { CandidateExchange } from "./ops/candidates.ts";
 import { DecodeLayers } from "./ops/decode-layers.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
@@ -32,6 +33,10 @@ export interface KernelOpsOptions {
   /** See `AttentionOptions`. */
   readonly batchInvariant?: boolean;
   readonly hopper: boolean;
+  /** Whether decode steps may be whole layers as one launch, where the GPU can: products are then not summed over ranks. */
+  readonly wholeLayers: boolean;
+  /** See `SamplingOptions`. */
+  readonly ranks?: CandidateExchange | undefined;
   readonly upload: (address: number, bytes: Uint8Array) => void;
   readonly encodeTensorMap: (shape: TensorMapShape) => Uint8Array;
   /** Device memory that the backend frees. */
@@ -82,7 +87,7 @@ export class KernelOps {
     }
     if (options.hopper) this.largeLinear = new LargeLinear(library, options);
     if (options.hopper) this.drawWgmma = new DrawWgmma(library, dtype, this.norm, this.sampling, options);
-    if (options.hopper && options.dependentLaunch)
+    if (options.hopper && options.dependentLaunch && options.wholeLayers)
       this.decodeLayers = new DecodeLayers(library, dtype, options);
   }
 

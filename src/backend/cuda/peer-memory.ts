@@ -1,21 +1,19 @@
 import { ptr } from "bun:ffi";
 import { invariant } from "../../base/errors.ts";
-import type { Shard } from "../../base/shard.ts";
+import { MAX_RANKS, type Shard } from "../../base/shard.ts";
 import type { Context } from "../../cuda/context.ts";
 import { DeviceMemory, PinnedMemory } from "../../cuda/memory.ts";
 import type { Stream } from "../../cuda/stream.ts";
 import type { Addressed, HostValue } from "./argument-packer.ts";
 import { type RankExchange, shareNumbers } from "./rank-exchange.ts";
 
-/** The most ranks; kernels take the addresses of as many. */
-export const MAX_RANKS = 8;
 /** Buffers that rounds take in turn, see peers.cuh. */
 const BUFFERS = 2;
 const VECTOR_BYTES = 16;
 /** Bytes of a word with its tag. */
 const TAGGED_BYTES = 8;
 /** The largest message that is summed at once. All of it goes to every other rank, so more ranks get less. */
-const LARGEST_SUM_BYTES = 2 ** 21;
+const LARGEST_SUM_BYTES = 2 ** 23;
 const LEAST_SUM_BYTES = 2 ** 18;
 /** The most words that are gathered at once. */
 const GATHER_WORDS = 2 ** 16;

@@ -3,12 +3,19 @@ import type { Shard } from "../../base/shard.ts";
 /** The way between the threads of ranks, in memory of the host: what they agree by until their GPUs can exchange anything. */
 export interface RankExchange {
   readonly shard: Shard;
+  /** A rank has failed. */
+  readonly hasFailed: boolean;
   /**
    * Shows the other ranks `bytes` and calls `receive` with every rank's, this one's included, in the order of the ranks: once,
    * or piece by piece with the offset of each. Every rank has as many, one at least. The pieces are valid during the call only.
    * @throws OctavoError when a rank has failed, or does not take part in time.
    */
   share(bytes: Uint8Array, receive: (pieces: readonly Uint8Array[], offset: number) => void): void;
+  /**
+   * Waits until `isDone`, looking again and again. @param what of this rank, in words
+   * @throws OctavoError when a rank has failed, or it takes too long; what `isDone` throws.
+   */
+  waitUntil(isDone: () => boolean, what: string): void;
 }
 
 /** Every rank's bytes, in the order of the ranks. */

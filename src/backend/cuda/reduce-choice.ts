@@ -21,6 +21,9 @@ export interface MeasuredRank {
   readonly context: Context;
   readonly stream: Stream;
   readonly exchange: RankExchange;
+  /** See `CudaCommunicator`. */
+  readonly settle: () => void;
+  readonly wait: (event: Event) => void;
 }
 
 /** Sizes from 32 KiB, doubling, as far as `most`. */
@@ -68,11 +71,7 @@ export function measureCrossover(rank: MeasuredRank, ways: ReduceWays, most: num
  * Milliseconds of a replay of what `enqueue` puts on the stream. All ranks replay at the same time, and graphs come and go while
  * no GPU waits for another: the driver may wait for GPUs then.
  */
-function replayTime({ context, stream, exchange }: MeasuredRank, enqueue: () => void): number {
-  const settle = () => {
-    stream.synchronize();
-    awaitRanks(exchange);
-  };
+function replayTime({ context, stream, settle, wait }: MeasuredRank, enqueue: () => void): number {
   settle();
   using start = Event.create(context, { timing: true });
   using end = Event.create(context, { timing: true });
@@ -85,7 +84,7 @@ function replayTime({ context, stream, exchange }: MeasuredRank, enqueue: () => 
     start.record(stream);
     replay.launch(stream);
     end.record(stream);
-    end.synchronize();
+    wait(end);
     if (i > 0) best = Math.min(best, end.elapsedSince(start));
   }
   settle();

@@ -25,9 +25,11 @@ export class Staging {
   #offset = 0;
   #bulk: CudaBulkUpload | undefined;
 
+  /** @param wait for what was marked by an event; by default this thread waits for nothing else. */
   constructor(
     private readonly context: Context,
     private readonly stream: Stream,
+    private readonly wait: (event: Event) => void = (event) => event.synchronize(),
   ) {
     this.#ring = PinnedMemory.allocate(context, UPLOAD_SEGMENTS * UPLOAD_SEGMENT_BYTES);
     this.#bytes = new Uint8Array(this.#ring.bytes);
@@ -76,7 +78,7 @@ export class Staging {
     return {
       wait: () => {
         try {
-          buffer.done.synchronize();
+          this.wait(buffer.done);
           return buffer.bytes.slice(0, byteLength);
         } finally {
           // After a failed wait the copy may still be under way: the buffer's next one comes after it on the stream.
@@ -93,7 +95,7 @@ export class Staging {
     event.record(this.stream);
     return {
       wait: () => {
-        event.synchronize();
+        this.wait(event);
         this.#freeEvents.push(event);
       },
     };
@@ -111,7 +113,7 @@ export class Staging {
   #nextSegment(): void {
     this.#segmentFree[this.#segment]!.record(this.stream);
     this.#segment = (this.#segment + 1) % UPLOAD_SEGMENTS;
-    this.#segmentFree[this.#segment]!.synchronize();
+    this.wait(this.#segmentFree[this.#segment]!);
     this.#offset = 0;
   }
 }

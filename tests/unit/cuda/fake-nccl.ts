@@ -27,6 +27,8 @@ export class FakeNccl {
   /** What has gone wrong meanwhile. */
   asyncError: number = NcclStatus.success;
   lastError = "";
+  /** The other ranks are made up: nobody is waited for, and nothing exchanged. */
+  isAlone = false;
 
   readonly api: NcclApi = Object.fromEntries(
     Object.keys(ncclSymbols).map((name) => [
@@ -100,6 +102,7 @@ export class FakeNccl {
   ): number {
     const member = this.live.get(comm);
     if (member === undefined) return NcclStatus.invalidArgument;
+    if (this.isAlone) return 0;
     const { group, rank } = member;
     if (rank !== group.waiting.length || group.waiting.some((other) => other.what !== what))
       return NcclStatus.invalidUsage;

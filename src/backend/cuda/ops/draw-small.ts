@@ -26,7 +26,7 @@ const DRAW_SMALL = {
   constants: { ...SMALL_CONSTANTS, ...SLOT_CONSTANTS },
   entry: "draw_small",
   pointers: ["keys", "x", "weight", "gamma", "row_slots", "positions", "params"],
-  scalars: ["tokens", "vocab", "tiles", "trigger_early", "eps"],
+  scalars: ["tokens", "vocab", "first_token", "tiles", "trigger_early", "eps"],
 } as const;
 
 /** Bytes of a key: a score and its token. */
@@ -70,7 +70,7 @@ export class DrawSmall {
     stream: number,
     out: Tensor,
     hidden: Tensor,
-    { weight, norm }: LmHead,
+    { weight, norm, firstToken = 0 }: LmHead,
     samples: SampleRows,
     slots: SlotTensors,
   ): boolean {
@@ -89,7 +89,7 @@ export class DrawSmall {
     kernel.launch(stream, plan.blocks, 1, 1, SMALL_THREADS, plan.sharedBytes, {
       ...{ keys, x: hidden, weight: weight.data, gamma: norm?.weight ?? null },
       ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },
-      ...{ tokens, vocab, tiles: plan.tiles, trigger_early: 0, eps: norm?.eps ?? 0 },
+      ...{ tokens, vocab, first_token: firstToken, tiles: plan.tiles, trigger_early: 0, eps: norm?.eps ?? 0 },
     });
     this.sampling.drawRows(stream, out, keys, plan.blocks, samples, slots);
     return true;

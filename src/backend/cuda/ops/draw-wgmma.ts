@@ -13,6 +13,8 @@ import { SLOT_CONSTANTS } from "./slot-layout.ts";
 
 /** Weight rows of a tile, 64 for each of two warpgroups; one more warpgroup fetches. */
 const TILE_ROWS = 128;
+/** Of them, those that a warp scores. */
+const WARP_ROWS = 16;
 const THREADS = 3 * 4 * WARP;
 /** Columns of a stage: a row of them is what the copy engine swizzles. */
 const K_TILE = 64;
@@ -26,7 +28,7 @@ const DRAW_WGMMA = {
   constants: { ...SLOT_CONSTANTS, TILE_ROWS },
   entry: "draw_wgmma",
   pointers: ["keys", "maps", "row_slots", "positions", "params"],
-  scalars: ["tokens", "tiles", "k_tiles"],
+  scalars: ["tokens", "vocab", "first_token", "tiles", "k_tiles"],
 } as const;
 
 /** Tokens of a tile and stages of its ring. */
@@ -99,7 +101,7 @@ export class DrawWgmma {
     stream: number,
     out: Tensor,
     hidden: Tensor,
-    { weight, norm }: LmHead,
+    { weight, norm, firstToken = 0 }: LmHead,
     samples: SampleRows,
     slots: SlotTensors,
   ): boolean {
@@ -113,7 +115,7 @@ export class DrawWgmma {
       this.norm.rmsNorm(stream, x, part(hidden), norm.weight, norm.eps);
       const { tokenIndices, slots: rowSlots, positions } = samples;
       const some = { tokenIndices, slots: part(rowSlots), positions: part(positions) };
-      this.#launch(stream, head, weight, end - first, some, slots);
+      this.#launch(stream, head, weight, firstToken, end - first, some, slots);
       try {
         this.sampling.drawRows(stream, part(out), head.keys, 1, some, slots);
       } catch (error) {
@@ -129,6 +131,7 @@ export class DrawWgmma {
     stream: number,
     { maps, keys }: HeadMemory,
     weight: Weight,
+    firstToken: number,
     tokens: number,
     samples: SampleRows,
     slots: SlotTensors,
@@ -136,12 +139,12 @@ export class DrawWgmma {
     const [vocab, width] = weight.shape;
     const index = DRAW_TILES.findIndex((tile) => tile.tokens >= tokens);
     const tile = DRAW_TILES[index]!;
-    const tiles = vocab / TILE_ROWS;
+    const tiles = Math.ceil(vocab / TILE_ROWS);
     const blocks = Math.min(this.options.smCount, tiles);
     this.#kernels.get(index, defines(tile)).launch(stream, blocks, 1, 1, THREADS, sharedBytes(tile), {
       ...{ keys, maps: maps[index]! },
       ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },
-      ...{ tokens, tiles, k_tiles: width / K_TILE },
+      ...{ tokens, vocab, first_token: firstToken, tiles, k_tiles: width / K_TILE },
     });
   }
 
@@ -177,7 +180,7 @@ export class DrawWgmma {
 }
 
 function takes(vocabSize: number, hiddenSize: number): boolean {
-  return vocabSize % TILE_ROWS === 0 && hiddenSize % K_TILE === 0;
+  return vocabSize % WARP_ROWS === 0 && hiddenSize % K_TILE === 0;
 }
 
 function sharedBytes({ tokens, stages }: DrawTile): number {

@@ -1,18 +1,18 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import { dtypeSize } from "../../../base/dtype.ts";
-import type { Shard } from "../../../base/shard.ts";
+import { MAX_RANKS, type Shard } from "../../../base/shard.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { Addressed } from "../argument-packer.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
-import { MAX_RANKS, type PeerMemory } from "../peer-memory.ts";
+import type { PeerMemory } from "../peer-memory.ts";
 import { accessWidth, KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts";
 
 /** Threads of a block, a vector or a word each. */
 const PEER_THREADS = 512;
-/** Nanoseconds that a kernel waits for another rank: longer than any rank may be late, as one that compiles a kernel is. */
-const PEER_TIMEOUT_NS = 20e9;
+/** Nanoseconds that a kernel waits for another rank, should no host give it up: longer than hosts wait within a step. */
+const PEER_TIMEOUT_NS = 25e9;
 
 const CONSTANTS = { MAX_RANKS, PEER_THREADS, PEER_TIMEOUT_NS };
 

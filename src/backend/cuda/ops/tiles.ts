@@ -10,3 +10,6 @@ export const ROW_THREADS = 512;
 
 /** Constants of logits.cuh. */
 export const LOGIT_CONSTANTS = { LOGIT_TILE, TILE_THREADS, ROW_THREADS } as const;
+
+/** Bytes of a tile's statistics; tile_stats.cuh. */
+export const TILE_STATS_BYTES = 16;

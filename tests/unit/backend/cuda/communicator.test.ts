@@ -4,7 +4,7 @@ import type { CudaCommunicator } from "../../../../src/backend/cuda/cuda-communi
 import type { RankExchange } from "../../../../src/backend/cuda/rank-exchange.ts";
 import { comparedSizes, crossover } from "../../../../src/backend/cuda/reduce-choice.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
-import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
+import { DeviceError, EngineDeadError, InvariantError } from "../../../../src/base/errors.ts";
 import { Context } from "../../../../src/cuda/context.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
@@ -22,22 +22,37 @@ const OTHER_BASE = 2 ** 45;
 class FakeExchange implements RankExchange {
   readonly shard = { rank: 1, size: 2 };
   /** What rank 0 answers, beside what it would if it were as this one. */
-  answers: { device?: number; nccl?: number; reaches?: number; context?: number; times?: readonly number[] } =
-    {};
+  answers: {
+    device?: number;
+    nccl?: number;
+    capability?: number;
+    reaches?: number;
+    context?: number;
+    times?: readonly number[];
+  } = {};
+  hasFailed = false;
   #calls = 0;
+  #hasId = false;
 
   share(own: Uint8Array, receive: (pieces: readonly Uint8Array[], offset: number) => void): void {
     receive([this.#other(own), own], 0);
   }
 
-  /** By the length: ids are of 128 bytes, times the only numbers that are more than two. */
+  waitUntil(isDone: () => boolean): void {
+    while (!isDone()) if (this.hasFailed) throw new EngineDeadError("rank 0 failed");
+  }
+
+  /** By the length: ids are the first 128 bytes, times the only numbers that are more than three. */
   #other(own: Uint8Array): Uint8Array {
-    if (own.length === 128) return new Uint8Array(128).fill(9);
+    if (own.length === 128 && !this.#hasId) {
+      this.#hasId = true;
+      return new Uint8Array(128).fill(9);
+    }
     const numbers = new Float64Array(own.slice().buffer);
-    const { device = 7, nccl = numbers[1], reaches = 1, context = 0, times = numbers } = this.answers;
-    if (numbers.length > 2) return bytesOf(times);
-    const call = this.#calls++;
-    if (call === 0) return bytesOf([device, nccl!]);
+    const { device = 7, reaches = 1, context = 0, times = numbers } = this.answers;
+    if (numbers.length > 3) return bytesOf(times);
+    const { nccl = numbers[1]!, capability = numbers[2]! } = this.answers;
+    if (this.#calls++ === 0) return bytesOf([device, nccl, capability]);
     return bytesOf(numbers.length === 1 ? [reaches] : [context, OTHER_BASE]);
   }
 }
@@ -56,6 +71,7 @@ beforeEach(() => {
   machine = new FakeMachine();
   machine.cuda.structBytes.set("reduce_add", 64).set("gather_words", 64);
   nccl = new FakeNccl();
+  nccl.isAlone = true;
   exchange = new FakeExchange();
   other = Context.retain(machine.cuda.api, Device.open(machine.cuda.api, 0));
   exchange.answers.context = other.value;
@@ -76,6 +92,12 @@ const noNccl = () => {
 
 function join({ open = () => nccl.api, batchInvariant = false } = {}): CudaCommunicator {
   backend = machine.backend("bfloat16", { batchInvariant, ranks: { exchange, openNccl: open } });
+  try {
+    backend.meetRanks();
+  } catch (error) {
+    backend.dispose();
+    throw error;
+  }
   return backend.communicator!;
 }
 
@@ -106,7 +128,7 @@ describe("a sum through peers' memory", () => {
         size: elements,
         rank: 1,
       });
-      expect(sum).toMatchObject({ offset: 0, capacity: 2 ** 16 });
+      expect(sum).toMatchObject({ offset: 0, capacity: 2 ** 18 });
     }
   });
 
@@ -117,7 +139,7 @@ describe("a sum through peers' memory", () => {
     expect([...table].map(Number)).toEqual([OTHER_BASE, expect.any(Number), 0, 0, 0, 0, 0, 0]);
     expect(machine.cuda.count("cuCtxEnablePeerAccess")).toBe(1);
     const own = machine.cuda.bytesOf(Number(table[1]));
-    expect(own).toHaveLength(2 * 2 * (2 ** 20 + 2 ** 16 * 8));
+    expect(own).toHaveLength(2 * 2 * (2 ** 22 + 2 ** 16 * 8));
     expect(own.every((byte) => byte === 0)).toBe(true);
     const rounds = machine.cuda.bytesOf(sum!["rounds"]!);
     expect(rounds).toHaveLength(2 * 32 * 4);
@@ -126,12 +148,12 @@ describe("a sum through peers' memory", () => {
 
   test("goes in pieces where it is larger and there is no NCCL", () => {
     join({ open: noNccl });
-    const [residual, branch] = stream(2 ** 20 + 24);
+    const [residual, branch] = stream(2 ** 22 + 24);
     const pieces = launches(() => backend!.allReduceAdd!(residual, branch));
-    expect(pieces.map(({ size }) => size)).toEqual([2 ** 19, 2 ** 19, 24]);
+    expect(pieces.map(({ size }) => size)).toEqual([2 ** 21, 2 ** 21, 24]);
     for (const [i, piece] of pieces.entries()) {
-      expect(piece["residual"]! - residual.address).toBe(i * 2 ** 20);
-      expect(piece["branch"]! - branch.address).toBe(i * 2 ** 20);
+      expect(piece["residual"]! - residual.address).toBe(i * 2 ** 22);
+      expect(piece["branch"]! - branch.address).toBe(i * 2 ** 22);
     }
   });
 
@@ -164,7 +186,7 @@ describe("a gathering", () => {
       [2 ** 16, 5, words, 2 ** 16],
     ]);
     for (const piece of pieces) expect(piece).toMatchObject({ out: out.address, part: part.address });
-    expect(pieces[0]!["offset"]).toBe(2 * 2 * 2 ** 20);
+    expect(pieces[0]!["offset"]).toBe(2 * 2 * 2 ** 22);
     const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
     expect(pieces[0]!["rounds"]! - sum!["rounds"]!).toBe(32 * 4);
   });
@@ -216,9 +238,9 @@ describe("the way", () => {
     }).map(({ launch: { entry } }) => entry);
 
   test("of larger sums is NCCL's, and an addition", () => {
-    expect(join().largestOwn).toBe(2 ** 20);
-    expect(entries(2 ** 19)).toEqual(["reduce_add"]);
-    expect(entries(2 ** 19 + 8)).toEqual(["add"]);
+    expect(join().largestOwn).toBe(2 ** 22);
+    expect(entries(2 ** 21)).toEqual(["reduce_add"]);
+    expect(entries(2 ** 21 + 8)).toEqual(["add"]);
     expect(nccl.calls.at(-1)).toBe("ncclAllReduce");
   });
 
@@ -247,20 +269,20 @@ describe("the way", () => {
     exchange = new FakeExchange();
     exchange.answers.device = 0;
     expect(join).toThrow("ranks 0 and 1 are on the same GPU");
+    exchange = new FakeExchange();
+    exchange.answers.capability = 80;
+    expect(join).toThrow("ranks need GPUs of one compute capability, these have 8.0, 9.0");
   });
 
   test.each([
     ["the slowest rank's times decide", [1, 1, 1, 9, 1, 1], 128 * KIB],
-    ["where NCCL is never faster, all that fits is Octavo's own", [1, 1, 1, 1, 1, 1], 1024 * KIB],
+    ["where NCCL is never faster, all that fits is Octavo's own", [1, 1, 1, 1, 1, 1], 4096 * KIB],
     ["where it always is, only what is smaller was not asked", [9, 1, 1, 1, 1, 1], 16 * KIB],
   ])("is measured: %s", (_name, own, expected) => {
-    const communicator = join();
     machine.cuda.elapsed = () => 1.5;
-    exchange.answers.times = [...own, ...Array<number>(6).fill(1.5)];
-    // Alone it cannot exchange anything: what NCCL is asked for is enough.
-    Object.assign(nccl.api, { ncclAllReduce: () => 0 });
-    communicator.tune();
-    expect(communicator.largestOwn).toBe(expected);
+    const sizes = comparedSizes(2 ** 22).length;
+    exchange.answers.times = [...own, ...Array<number>(2 * sizes - own.length).fill(1.5)];
+    expect(join().largestOwn).toBe(expected);
   });
 });
 
@@ -271,12 +293,70 @@ test("sizes double from 32 KiB; a way is faster up to where it is first slower",
   expect(crossover([8, 16, 32], [3, 1, 1], [2, 2, 2])).toBe(4);
 });
 
+describe("a rehearsal", () => {
+  test("waits for nobody: sums have one term, what is gathered is zeros", () => {
+    join({ open: noNccl });
+    const [residual, branch] = stream(8);
+    const [part, out] = [backend!.empty("float32", [3, 50]), backend!.empty("float32", [3, 100])];
+    backend!.fill(out, 255);
+    const alone = launches(() =>
+      backend!.rehearse(() => {
+        backend!.allReduceAdd!(residual, branch);
+        backend!.gatherColumns!(out, part);
+        backend!.communicator!.allGather(out, part);
+      }),
+    );
+    expect(alone.map(({ launch: { entry } }) => entry)).toEqual(["add"]);
+    expect(backend!.download(out)).toEqual(new Uint8Array(1200));
+    const together = launches(() => {
+      expect(() =>
+        backend!.rehearse(() => {
+          throw new RangeError("no more");
+        }),
+      ).toThrow(RangeError);
+      backend!.allReduceAdd!(residual, branch);
+    });
+    expect(together.map(({ launch: { entry } }) => entry)).toEqual(["reduce_add"]);
+  });
+});
+
 describe("a failure", () => {
-  test("of NCCL's work is found by asking", () => {
-    const communicator = join();
-    communicator.check();
+  const pending = () => {
+    let looks = 0;
+    Object.assign(machine.cuda.api, { cuEventQuery: () => (++looks < 2000 ? 600 : 0) });
+    return () => looks;
+  };
+
+  test("of NCCL's work is found while it is waited for", () => {
+    join();
+    pending();
+    backend!.synchronize();
+    pending();
     nccl.asyncError = 6;
-    expect(() => communicator.check()).toThrow("ncclCommGetAsyncError failed: fake error 6 (6)");
+    expect(() => backend!.synchronize()).toThrow("ncclCommGetAsyncError failed: fake error 6 (6)");
+    expect(nccl.calls.at(-1)).toBe("ncclCommAbort");
+  });
+
+  test("of another rank ends the wait for what is enqueued, and what waits on the GPU", () => {
+    join();
+    const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
+    const givenUp = new Uint32Array(machine.cuda.bytesOf(sum!["given_up"]!).buffer);
+    const looks = pending();
+    const fence = backend!.fence();
+    exchange.hasFailed = true;
+    expect(() => fence.wait()).toThrow("rank 0 failed");
+    expect(looks()).toBeLessThan(10);
+    expect([givenUp[0], nccl.live.size]).toEqual([1, 0]);
+  });
+
+  test("of another rank that has nothing left to do: NCCL's end is not released, but given up", () => {
+    join();
+    exchange.hasFailed = true;
+    backend!.leaveRanks();
+    backend!.leaveRanks();
+    expect(nccl.calls.filter((name) => name === "ncclCommAbort")).toHaveLength(1);
+    backend!.dispose();
+    expect(nccl.calls).not.toContain("ncclCommDestroy");
   });
 
   test("of another rank ends all that waits for it: kernels and NCCL", () => {

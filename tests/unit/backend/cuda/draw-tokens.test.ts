@@ -38,7 +38,14 @@ describe("tokens are drawn", () => {
     expect(product).toEqual({
       ...{ x: address(x), weight: address(head.weight.data), gamma: address(head.norm.weight) },
       ...{ row_slots: address(samples.slots), positions: address(samples.positions) },
-      ...{ params: address(slots.params), tokens: rows, vocab, trigger_early: 0, eps: f(1e-6) },
+      ...{
+        params: address(slots.params),
+        tokens: rows,
+        vocab,
+        first_token: 0,
+        trigger_early: 0,
+        eps: f(1e-6),
+      },
     });
     expect(vocab % tiles!).toBe(0);
     expect(machine.cuda.bytesOf(at!).length).toBeGreaterThanOrEqual(8 * rows * keys!.grid[0]!);
@@ -52,6 +59,7 @@ describe("tokens are drawn", () => {
     [9, 151_936, 1024, [9]],
     [64, 128_256, 4096, [64]],
     [65, 1280, 64, [65]],
+    [256, 75_968, 1024, [256]],
     [256, 262_144, 2560, [256]],
     [600, 151_936, 1024, [256, 256, 88]],
   ])(
@@ -76,7 +84,8 @@ describe("tokens are drawn", () => {
             row_slots: address(samples.slots) + 4 * first,
             positions: address(samples.positions) + 4 * first,
           },
-          ...{ params: address(slots.params), tokens: parts[i]!, tiles: vocab / 128, k_tiles: width / 64 },
+          ...{ params: address(slots.params), tokens: parts[i]!, vocab, first_token: 0 },
+          ...{ tiles: Math.ceil(vocab / 128), k_tiles: width / 64 },
         });
         expect(machine.cuda.bytesOf(maps!).length).toBeGreaterThanOrEqual(256);
         expect(machine.cuda.bytesOf(at!).length).toBeGreaterThanOrEqual(8 * parts[i]!);
@@ -141,7 +150,7 @@ describe("tokens are drawn", () => {
   });
 
   test.each([
-    ["more rows by a vocabulary that is no whole number of tiles", 9, 151_952, 1024],
+    ["more rows by a vocabulary that is no whole number of warps' parts", 9, 151_944, 1024],
     ["a vocabulary that is no whole number of tiles", 1, 151_937, 1024],
     ["a width that is no whole number of chunks", 8, 151_936, 1000],
   ])("for %s from logits, unprocessed", (_, rows, vocab, width) => {

@@ -22,7 +22,9 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const buffer = { byteLength: 0, address: 0, dispose: () => {} };
   const memory = { allocate: unused, allocateZeroed: () => buffer, clear: unused };
   const uploads = { upload: unused, encodeTensorMap: unused };
-  const options = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, ...memory, ...uploads };
+  const ranks = { size: 2, gatherColumns: unused };
+  const gpu = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, wholeLayers: true, ranks };
+  const options = { ...gpu, ...memory, ...uploads };
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);
   const ops = new KernelOps(library, options);

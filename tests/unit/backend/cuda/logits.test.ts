@@ -47,7 +47,7 @@ test.each([
   expect([tile!.entry, tile!.grid[1]]).toEqual(["sample_tiles", rows]);
   expect(tile!.grid[0]! * (tile!.block[0]! / 32)).toBeGreaterThanOrEqual(tiles);
   const { stats, ...tileArguments } = namedArguments(tile!);
-  expect(tileArguments).toEqual({ ...common, processed: address(logits), tiles });
+  expect(tileArguments).toEqual({ ...common, processed: address(logits), first_token: 0, tiles });
   expect(machine.cuda.bytesOf(stats!).length).toBeGreaterThanOrEqual(rows * tiles * 16);
   expect(row).toMatchObject({ entry: "sample_rows", grid: [rows, 1, 1], sharedBytes: 4 * tiles });
   expect(namedArguments(row!)).toEqual({
