@@ -1,7 +1,7 @@
 import type { Backend, ModelShape } from "../backend/backend.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { type Shard, WHOLE } from "../base/shard.ts";
+import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import { rotaryDim } from "../layers/rotary.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
 import { dummyWeights } from "../loader/dummy-weights.ts";
@@ -26,7 +26,8 @@ export interface PartSource {
 export interface LoadedPart {
   /**
    * Makes the runner: gives what memory is left to the KV pool. Where there are several ranks all must do so at the same time:
-   * through `peers` they agree on what all have room for, and know at the end that all are done.
+   * they make the way from device to device, agree through `peers` on what all have room for, and know at the end that all are
+   * done.
    */
   build(peers?: Exchange): ModelRunner;
 }
@@ -42,7 +43,7 @@ export async function loadPart(
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ): Promise<LoadedPart> {
   const definition = defineModel(modelConfig, { shard });
-  const kernels = backend.prepare?.(modelShape(modelConfig, config));
+  const kernels = backend.prepare?.(modelShape(modelConfig, config, shard));
   kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
   // Dense weights are multiplied, and keys and values attended to, in the dtype of the activations.
   const [weightDtype, kvDtype] = [backend.activationDtype, backend.activationDtype];
@@ -54,6 +55,7 @@ export async function loadPart(
   await kernels;
   return {
     build: (peers) => {
+      backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
       const kvShape = { ...definition.kvHeads, blockSize: config.blockSize, kvDtype };
       const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend);
@@ -82,6 +84,15 @@ async function loadFolder(
   return await loadWeights(checkpoint, definition.parameters, backend, options);
 }
 
-function modelShape(model: ModelConfig, { blockSize }: EngineConfig): ModelShape {
-  return { ...model, rotaryDim: rotaryDim(model.headDim, model.rope), blockSize };
+/** The sizes of a rank's part. */
+function modelShape(model: ModelConfig, { blockSize }: EngineConfig, shard: Shard): ModelShape {
+  const part = (count: number) => lengthOf(shareOf(count, shard));
+  return {
+    ...model,
+    vocabSize: part(model.vocabSize),
+    intermediateSize: part(model.intermediateSize),
+    numHeads: part(model.numHeads),
+    numKvHeads: part(model.numKvHeads),
+    ...{ rotaryDim: rotaryDim(model.headDim, model.rope), blockSize },
+  };
 }

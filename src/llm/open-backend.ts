@@ -5,8 +5,8 @@ import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
 import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { ConfigError } from "../base/errors.ts";
-import { gpuCount, openCuda } from "../cuda/open-cuda.ts";
+import { ConfigError, DeviceError } from "../base/errors.ts";
+import { gpuCount, openCuda, openNccl, thisMachine } from "../cuda/open-cuda.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 
@@ -20,8 +20,9 @@ export type OpenBackend = (
 ) => Backend | Promise<Backend>;
 
 /**
- * The GPU if there is one and it is not refused, else the CPU. Opening a GPU leaves this thread free meanwhile.
- * @param peers the way to the other ranks, where there are any: on the CPU only
+ * The GPU if there is one and it is not refused, else the CPU; a rank's own GPU where there are several. Opening it leaves this
+ * thread free meanwhile.
+ * @param peers the way to the other ranks, where there are any: nobody waits for them here
  */
 export async function createBackend(
   config: EngineConfig,
@@ -29,16 +30,19 @@ export async function createBackend(
   peers?: Exchange,
 ): Promise<Backend> {
   const { device, dtype, batchInvariant } = config;
-  if (peers !== undefined && (device === "cuda" || (device === "auto" && gpuCount() > 0))) {
-    const message = `tensorParallelSize ${config.tensorParallelSize} needs device: "cpu": several GPUs are not supported yet`;
-    throw new ConfigError("tensorParallelSize", message);
-  }
-  const opening =
-    device === "cpu" || peers !== undefined ? undefined : GpuOpening.begin(rehearsal(config, model));
+  const gpuIndex = config.gpuIndex + (peers?.shard.rank ?? 0);
+  const opening = device === "cpu" ? undefined : GpuOpening.begin(gpuIndex, rehearsal(config, model));
   try {
     await opening?.opened;
-    if (device === "cuda" || (device === "auto" && gpuCount() > 0))
-      return new CudaBackend(openCuda(), cudaDtype(dtype, model), { opening, batchInvariant });
+    if (device === "cuda" || (device === "auto" && gpuCount() > 0)) {
+      if (peers !== undefined) checkGpus(config);
+      const cuda = openCuda(gpuIndex);
+      const ranks = peers && {
+        exchange: peers,
+        openNccl: () => openNccl(thisMachine(), cuda.driver.version[0]).api,
+      };
+      return new CudaBackend(cuda, cudaDtype(dtype, model), { opening, batchInvariant, ranks });
+    }
   } finally {
     void opening?.finish();
   }
@@ -47,13 +51,26 @@ export async function createBackend(
   return new CpuBackend(undefined, peers && new SharedMemoryCommunicator(peers));
 }
 
+/** @throws DeviceError when there are fewer GPUs than ranks, but for none at all: opening one says why. */
+function checkGpus({ gpuIndex, tensorParallelSize }: EngineConfig): void {
+  const count = gpuCount();
+  if (count === 0 || gpuIndex + tensorParallelSize <= count) return;
+  const [usable, from] = [
+    Math.max(0, count - gpuIndex),
+    gpuIndex === 0 ? "" : ` from gpuIndex ${gpuIndex} on`,
+  ];
+  const message = `tensorParallelSize ${tensorParallelSize} takes as many GPUs; the driver shows ${usable}${from}`;
+  throw new DeviceError(message);
+}
+
 /** The first product of the largest step, which a start computes first. */
-function rehearsal({ dtype, maxNumBatchedTokens }: EngineConfig, model: ModelConfig): Rehearsal {
+function rehearsal(config: EngineConfig, model: ModelConfig): Rehearsal {
+  const { dtype, maxNumBatchedTokens, tensorParallelSize } = config;
   return {
     dtype: cudaDtype(dtype, model),
     tokens: Math.min(maxNumBatchedTokens, REHEARSED_TOKENS),
     inFeatures: model.hiddenSize,
-    outFeatures: (model.numHeads + 2 * model.numKvHeads) * model.headDim,
+    outFeatures: Math.ceil(((model.numHeads + 2 * model.numKvHeads) * model.headDim) / tensorParallelSize),
   };
 }
 

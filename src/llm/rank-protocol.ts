@@ -6,7 +6,9 @@ import type { PartSource } from "./load-part.ts";
 export type RankMessage =
   | { readonly type: "load"; readonly source: Required<PartSource>; readonly memory: RankMemory }
   /** All ranks have loaded: build the runner and follow the leader. */
-  | { readonly type: "build" };
+  | { readonly type: "build" }
+  /** Nobody will build: free what was loaded, and end. */
+  | { readonly type: "end" };
 
 /** A message from the Worker of a rank. */
 export type RankReply =

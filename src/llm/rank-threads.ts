@@ -101,7 +101,7 @@ export class RankThreads {
     for (const link of this.#links) link.post({ type: "build" });
     let runner: ModelRunner;
     try {
-      runner = own.build(this.peers);
+      runner = this.peers.starting(() => own.build(this.peers));
     } catch (error) {
       // While this thread waited for it, a rank could only leave a message, not the error itself.
       if (error instanceof EngineDeadError && this.#group.failure !== undefined)
@@ -119,18 +119,18 @@ export class RankThreads {
     else this.#onFailure = listener;
   }
 
-  /** Ends the ranks: at once while they load, else within 5 s. Safe to call twice. */
+  /** Ends the ranks, within 5 s. Safe to call twice. */
   dispose(): void {
     this.#group.close();
-    const terminate = () => {
-      for (const link of this.#links) void link.terminate();
-    };
-    if (!this.#isBuilding) terminate();
-    else {
-      const timer = setTimeout(terminate, SHUTDOWN_MS);
-      timer.unref();
-      void this.#ended.then(() => clearTimeout(timer));
+    for (const link of this.#links) {
+      if (!this.#isBuilding) link.post({ type: "end" });
+      link.unref();
     }
+    const timer = setTimeout(() => {
+      for (const link of this.#links) void link.terminate();
+    }, SHUTDOWN_MS);
+    timer.unref();
+    void this.#ended.then(() => clearTimeout(timer));
   }
 
   #fail(rank: number, error: Error): void {

@@ -15,13 +15,21 @@ declare const self: Worker;
 class RankThread {
   readonly #group: RankGroup;
   readonly #exchange: Exchange;
-  readonly #loading: Promise<{ readonly backend: Backend; readonly part: LoadedPart }>;
+  readonly #loading: Promise<LoadedPart>;
+  #backend: Backend | undefined;
 
   constructor(message: Extract<RankMessage, { type: "load" }>) {
     this.#group = new RankGroup(message.memory, message.source.shard.rank);
     this.#exchange = new Exchange(this.#group);
-    // However this thread ends: the others must not wait for it.
-    process.on("exit", (code) => this.#group.fail(`its thread ended with code ${code}`));
+    // However this thread ends: the others must not wait for it, nor its device for them.
+    process.on("exit", (code) => {
+      this.#group.fail(`its thread ended with code ${code}`);
+      try {
+        this.#backend?.leaveRanks?.();
+      } catch {
+        // The process ends soon.
+      }
+    });
     this.#loading = this.#load(message.source);
     this.#loading.then(
       () => post({ type: "loaded" }),
@@ -31,23 +39,39 @@ class RankThread {
 
   async follow(): Promise<void> {
     try {
-      const { backend, part } = await this.#loading;
-      const runner = part.build(this.#exchange);
+      const part = await this.#loading;
+      const runner = this.#exchange.starting(() => part.build(this.#exchange));
       new Follower(runner, this.#group, new StepRing(this.#group)).follow();
       runner.dispose();
-      backend.dispose();
+    } catch (error) {
+      this.#end(error);
+    }
+    this.#free();
+  }
+
+  /** Ends without having built anything. */
+  async leave(): Promise<void> {
+    // What failed has been reported.
+    await this.#loading.catch(() => {});
+    this.#free();
+  }
+
+  #free(): never {
+    try {
+      this.#backend?.dispose();
     } catch (error) {
       this.#end(error);
     }
     process.exit(0);
   }
 
-  async #load(source: Extract<RankMessage, { type: "load" }>["source"]) {
-    const backend = await createBackend(source.config, source.modelConfig, this.#exchange);
-    const part = await loadPart(source, backend, (loadedBytes, totalBytes) =>
-      post({ type: "progress", loadedBytes, totalBytes }),
-    );
-    return { backend, part };
+  async #load(source: Extract<RankMessage, { type: "load" }>["source"]): Promise<LoadedPart> {
+    this.#backend = await createBackend(source.config, source.modelConfig, this.#exchange);
+    return loadPart(source, this.#backend, (loadedBytes, totalBytes) => {
+      // Where another has failed, the rest need not be read.
+      this.#group.assertAlive();
+      post({ type: "progress", loadedBytes, totalBytes });
+    });
   }
 
   #end(error: unknown): void {
@@ -63,5 +87,5 @@ function post(reply: RankReply): void {
 let thread: RankThread | undefined;
 self.onmessage = ({ data }: MessageEvent<RankMessage>) => {
   if (data.type === "load") thread = new RankThread(data);
-  else void thread!.follow();
+  else void (data.type === "build" ? thread!.follow() : thread!.leave());
 };
