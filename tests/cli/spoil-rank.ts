@@ -1,19 +1,33 @@
 /**
  * Preloaded into the main thread: hands itself on to Workers, and where one is a rank of a model, makes it fail at the
- * `OCTAVO_SPOIL_AT`th of its steps, or while it is built, in the manner of `OCTAVO_SPOIL`.
+ * `OCTAVO_SPOIL_AT`th of its steps, or while it is built, in the manner of `OCTAVO_SPOIL`. The file `OCTAVO_SPOIL_LOG` then has the
+ * time, in milliseconds of `Date.now()`.
  */
-import { CpuBackend } from "../../src/backend/cpu/cpu-backend.ts";
+import { writeFileSync } from "node:fs";
+import type { Backend } from "../../src/backend/backend.ts";
+import { Tensor } from "../../src/backend/tensor.ts";
 import { DeviceError } from "../../src/base/errors.ts";
 import { StepRing } from "../../src/ranks/step-ring.ts";
 import { KvPlan } from "../../src/runner/kv-plan.ts";
+import { ModelRunner } from "../../src/runner/model-runner.ts";
 
-const { OCTAVO_SPOIL: manner, OCTAVO_SPOIL_AT: at } = process.env;
+const { OCTAVO_SPOIL: manner, OCTAVO_SPOIL_AT: at, OCTAVO_SPOIL_LOG: log } = process.env;
 const SCRIPT = import.meta.path;
 
 let steps = 0;
 const { next } = StepRing.prototype;
-const { prepareBatch } = CpuBackend.prototype;
+const { launch } = ModelRunner.prototype;
 const isRank = () => process.env["OCTAVO_TEST_RANK"] === "1";
+
+/** Reads what is at an address that nobody has, in a kernel. */
+function readNowhere(backend: Backend): void {
+  const nowhere = { byteLength: 4, address: 2 ** 46, dispose: () => {} };
+  const [out, table] = [
+    backend.empty(backend.activationDtype, [1, 8]),
+    backend.empty(backend.activationDtype, [1, 8]),
+  ];
+  backend.gatherRows(out, table, new Tensor(nowhere, "int32", [1]));
+}
 
 if (isRank()) {
   if (manner === "refuse") {
@@ -21,13 +35,15 @@ if (isRank()) {
       throw new DeviceError("there is no room on this device");
     };
   }
-  CpuBackend.prototype.prepareBatch = function (...args) {
+  ModelRunner.prototype.launch = function (step) {
     if (++steps === Number(at)) {
+      if (log !== undefined) writeFileSync(log, String(Date.now()));
       if (manner === "throw") throw new RangeError("out of everything");
       if (manner === "exit") process.exit(9);
+      if (manner === "illegal address") readNowhere((this as unknown as { backend: Backend }).backend);
       if (manner === "hang") for (;;) Bun.sleepSync(1000);
     }
-    prepareBatch.apply(this, args);
+    launch.call(this, step);
   };
   StepRing.prototype.next = function () {
     if (manner === "exit when idle" && steps === Number(at)) {

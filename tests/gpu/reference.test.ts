@@ -1,13 +1,10 @@
 import { setDefaultTimeout } from "bun:test";
 import { FIXTURES } from "../model/fixtures.ts";
-import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
+import { referenceSuite, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
+import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
 
 setDefaultTimeout(300_000);
-
-/** 16-bit weights, activations and cache against the float32 reference. */
-const BFLOAT16: Tolerance = { stds: 0.1, relative: 2e-2, cosine: 0.9999, logprob: 0.1, greedyGap: 0.1 };
-const FLOAT16: Tolerance = { stds: 0.05, relative: 1e-2, cosine: 0.9999, logprob: 0.05, greedyGap: 0.1 };
 
 function variants(dtype: "bfloat16" | "float16"): Variant[] {
   const options = { device: "cuda", dtype, gpuMemoryUtilization: 0.2 } as const;
