@@ -5,6 +5,7 @@
  *   bun run bench                                 one stream and 16 streams of the embedded model
  *   bun run bench --workload FILE --model DIR     a recorded workload and one stream
  *   bun run bench --streams 1x32768+1 ...         greedy streams: count × prompt tokens + output tokens
+ *   bun run bench -tp 2 ...                       on two GPUs, beside what both could do together
  *   bun run bench ... --json FILE                 writes a record, see bench/results/README.md
  */
 import type { EngineConfig } from "../src/base/config.ts";
@@ -67,7 +68,8 @@ command.action(async (flags: Flags) => {
   const synthetic = flags.streams ?? [streams(1, 32, 128), ...(recorded ? [] : [streams(16, 32, 128)])];
   const workloads = recorded ? [recorded, ...synthetic] : synthetic;
   const machine = describeMachine();
-  const limits = options.device !== "cpu" && machine.gpu !== undefined ? measureCeilings() : undefined;
+  const one = options.device !== "cpu" && machine.gpu !== undefined ? measureCeilings() : undefined;
+  const limits = one && together(one, options.tensorParallelSize);
   const throughput: Throughput[] = [];
   const llm = await LLM.create(flags.model, options);
   const { model, device } = llm;
@@ -97,6 +99,11 @@ command.action(async (flags: Flags) => {
   console.log(`wrote ${flags.json}`);
 });
 await runCommand(command, process.argv.slice(2));
+
+/** The limits of several GPUs like this one. */
+function together({ bytesPerSecond, flopsPerSecond }: DeviceLimits, gpus = 1): DeviceLimits {
+  return { bytesPerSecond: gpus * bytesPerSecond, flopsPerSecond: gpus * flopsPerSecond };
+}
 
 /** The first run, which finds the ways to multiply for its sizes, is not counted. */
 async function timeStreams(llm: LLM, workload: NamedWorkload, least: number): Promise<number[]> {

@@ -79,11 +79,12 @@ function cudaProblem(): string | undefined {
 
 function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
   const { octavo, bun, os, cpuCores, memory } = machine;
-  const gpus = cuda.gpus.map(({ ordinal, name, computeCapability, totalMemory, multiprocessors }) =>
-    line(
-      `GPU ${ordinal}`,
-      `${name}, compute capability ${computeCapability}, ${formatBytes(totalMemory)}, ${multiprocessors} SMs`,
-    ),
+  const gpus = cuda.gpus.map(
+    ({ ordinal, name, computeCapability, totalMemory, multiprocessors, reaches }) => {
+      const size = `${formatBytes(totalMemory)}, ${multiprocessors} SMs`;
+      const reached = cuda.gpus.length === 1 ? "" : `, reaches ${reaches.join(", ") || "no other GPU"}`;
+      return line(`GPU ${ordinal}`, `${name}, compute capability ${computeCapability}, ${size}${reached}`);
+    },
   );
   const libraries = cuda.libraries.map(({ name, path, version, source, problem }) =>
     line(name, problem ?? `${version}  ${path}  (${source})`),

@@ -26,6 +26,8 @@ export interface GpuReport {
   /** Bytes of device memory. */
   readonly totalMemory: number;
   readonly multiprocessors: number;
+  /** Ordinals of the GPUs whose memory it reaches: ranks on these exchange small messages without NCCL, and faster. */
+  readonly reaches: readonly number[];
 }
 
 export interface CudaReport {
@@ -45,14 +47,17 @@ export function inspectCuda(machine = thisMachine()): CudaReport {
     const driver = openDriver(machine);
     driverMajor = driver.version[0];
     driverVersion = driver.version.join(".");
-    for (let ordinal = 0; ordinal < Device.count(driver.api); ordinal++) {
-      const device = Device.open(driver.api, ordinal);
+    const count = Device.count(driver.api);
+    const devices = Array.from({ length: count }, (_, ordinal) => Device.open(driver.api, ordinal));
+    for (const device of devices) {
+      const others = devices.filter((other) => other !== device && device.canReach(driver.api, other.id));
       gpus.push({
-        ordinal,
+        ordinal: device.ordinal,
         name: device.name,
         computeCapability: device.computeCapability.join("."),
         totalMemory: device.totalMemory,
         multiprocessors: device.multiprocessors,
+        reaches: others.map(({ ordinal }) => ordinal),
       });
     }
     return describe(driver.library, driverVersion);

@@ -98,6 +98,7 @@ export class ServerMetrics implements Disposable {
       num_gpu_blocks: String(llm.cacheConfig.numBlocks),
       enable_prefix_caching: String(llm.config.enablePrefixCaching),
       gpu_memory_utilization: String(llm.config.gpuMemoryUtilization),
+      tensor_parallel_size: String(llm.config.tensorParallelSize),
     });
     this.#interToken = this.#histogram("inter_token_latency_seconds", "Time between tokens.", SECONDS);
     this.#longest = this.#histogram(

@@ -145,6 +145,7 @@ describe("inspectCuda", () => {
       [1, "second"],
     ]);
     expect(report.gpus[0]).toMatchObject({ computeCapability: "9.0", multiprocessors: 132 });
+    expect(report.gpus.map(({ reaches }) => reaches)).toEqual([[1], [0]]);
     expect(report.libraries.map(({ name, version }) => [name, version])).toEqual([
       ["cuda", "13.0"],
       ["nvrtc", "13.2"],
