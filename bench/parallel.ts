@@ -142,7 +142,7 @@ async function measure(
   repeat: number,
   file: string,
 ): Promise<Partial<ThroughputResults>> {
-  const flags = ["--load-format", "dummy", "--no-profile", "--repeat", String(repeat)];
+  const flags = ["--device", "cuda", "--load-format", "dummy", "--no-profile", "--repeat", String(repeat)];
   const args = ["bench/throughput.ts", "--model", model, "-tp", String(ranks), ...flags, ...workloads];
   const child = Bun.spawn([process.execPath, "run", ...args, "--json", file], {
     ...{ cwd: join(import.meta.dir, ".."), stdout: "inherit", stderr: "inherit" },

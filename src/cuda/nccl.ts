@@ -63,11 +63,15 @@ export class NcclComm extends Handle {
     if (status !== NcclStatus.inProgress) checkNccl(this.api, "ncclCommGetAsyncError", status);
   }
 
-  /** Ends what waits for other ranks, on the GPU too; nothing but disposal may follow. Safe to call twice. */
-  abort(): void {
+  /**
+   * Ends what waits for other ranks, on the GPU too; nothing but disposal may follow. Safe to call twice.
+   * @param call what calls ncclCommAbort, by default this thread: where graphs use the communicator, it returns when they are gone
+   */
+  abort(call?: (comm: number) => void): void {
     if (this.#isAborted || this.isDisposed) return;
     this.#isAborted = true;
-    callNccl(this.api, "ncclCommAbort", [this.value]);
+    if (call === undefined) callNccl(this.api, "ncclCommAbort", [this.value]);
+    else call(this.value);
   }
 
   /** Of a communicator that was not aborted: waits until all ranks release it. */

@@ -6,10 +6,12 @@ import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
+import type { AbortTask } from "../cuda/nccl-abort-worker.ts";
 import { gpuCount, openCuda, openNccl, thisMachine } from "../cuda/open-cuda.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 
+const NCCL_ABORT_WORKER = new URL("../cuda/nccl-abort-worker.ts", import.meta.url);
 /** Tokens of a product that is computed for nothing: enough for the kernels of large ones. */
 const REHEARSED_TOKENS = 2 ** 14;
 
@@ -40,6 +42,7 @@ export async function createBackend(
       const ranks = peers && {
         exchange: peers,
         openNccl: () => openNccl(thisMachine(), cuda.driver.version[0]).api,
+        abortNccl: (comm: number) => abortElsewhere({ comm, driverMajor: cuda.driver.version[0] }),
       };
       return new CudaBackend(cuda, cudaDtype(dtype, model), { opening, batchInvariant, ranks });
     }
@@ -49,6 +52,10 @@ export async function createBackend(
   if (dtype !== "auto" && dtype !== "float32")
     throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
   return new CpuBackend(undefined, peers && new SharedMemoryCommunicator(peers));
+}
+
+function abortElsewhere(task: AbortTask): void {
+  new Worker(NCCL_ABORT_WORKER, { ref: false }).postMessage(task);
 }
 
 /** @throws DeviceError when there are fewer GPUs than ranks, but for none at all: opening one says why. */

@@ -4,7 +4,6 @@ import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
 import { DeviceMemory } from "../../cuda/memory.ts";
-import type { NcclApi } from "../../cuda/nccl-symbols.ts";
 import type { Cuda } from "../../cuda/open-cuda.ts";
 import { Event, Stream } from "../../cuda/stream.ts";
 import { encodeTensorMap } from "../../cuda/tensor-map.ts";
@@ -31,7 +30,7 @@ import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
-import { CudaCommunicator } from "./cuda-communicator.ts";
+import { CudaCommunicator, type CudaCommunicatorOptions } from "./cuda-communicator.ts";
 import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GEMM_CANDIDATES, GemmTuner } from "./gemm-tuner.ts";
@@ -42,7 +41,6 @@ import { LinearOps } from "./ops/linear.ts";
 import { LinearWays } from "./ops/linear-ways.ts";
 import { PendingLayers } from "./ops/pending-layers.ts";
 import { NOISE_GROUP } from "./ops/sampling.ts";
-import type { RankExchange } from "./rank-exchange.ts";
 import { Scratch } from "./scratch.ts";
 import { Staging } from "./staging.ts";
 import { TuningCache } from "./tuning-cache.ts";
@@ -63,7 +61,7 @@ export interface CudaBackendOptions {
    */
   readonly batchInvariant?: boolean;
   /** The other ranks of a model that is divided among GPUs; see `CudaCommunicatorOptions`. */
-  readonly ranks?: { readonly exchange: RankExchange; readonly openNccl: () => NcclApi } | undefined;
+  readonly ranks?: Pick<CudaCommunicatorOptions, "exchange" | "openNccl" | "abortNccl"> | undefined;
 }
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
@@ -292,7 +290,11 @@ export class CudaBackend implements Backend {
 
   capture(enqueue: () => void): CapturedGraph {
     this.#hasCaptured = true;
-    this.communicator?.settle();
+    const capture = () => this.#capture(enqueue);
+    return this.communicator === undefined ? capture() : this.communicator.capture(capture);
+  }
+
+  #capture(enqueue: () => void): CapturedGraph {
     using graph = Graph.capture(this.#ordered, () => {
       try {
         enqueue();
@@ -308,7 +310,6 @@ export class CudaBackend implements Backend {
       replay.dispose();
       throw error;
     }
-    this.communicator?.settle();
     return { launch: () => replay.launch(this.#ordered), dispose: () => replay.dispose() };
   }
 

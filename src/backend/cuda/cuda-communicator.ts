@@ -34,6 +34,8 @@ export interface CudaCommunicatorOptions extends KernelOptions {
   readonly exchange: RankExchange;
   /** @throws DeviceError where there is none. */
   readonly openNccl: () => NcclApi;
+  /** Calls ncclCommAbort on another thread. Default: on this one. */
+  readonly abortNccl?: (comm: number) => void;
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
 }
 
@@ -44,7 +46,7 @@ export interface CudaCommunicatorOptions extends KernelOptions {
  *
  * While others may be waiting for this rank on their GPUs, it should allocate and free no memory that they reach, which is all
  * that it has, and load no kernel: the driver may wait for them first. So ranks meet when nothing else is under way, `rehearse`
- * what allocates, and `settle` before and after they capture.
+ * what allocates, and capture at the same time.
  */
 export class CudaCommunicator implements Communicator {
   readonly shard: Shard;
@@ -57,6 +59,8 @@ export class CudaCommunicator implements Communicator {
   /** Marks the end of what was enqueued. */
   #mark: Event | undefined;
   #hasGivenUp = false;
+  /** Steps were captured, which NCCL's calls may be in. */
+  #hasCaptured = false;
 
   /** Waits for nobody: see `meet`. */
   constructor(private readonly options: CudaCommunicatorOptions) {
@@ -154,6 +158,15 @@ export class CudaCommunicator implements Communicator {
     }
   }
 
+  /** Lets this rank capture, as all of them do at the same time: none has anything left to do before, nor goes on until all are done. */
+  capture<T>(run: () => T): T {
+    this.#hasCaptured = true;
+    this.settle();
+    const captured = run();
+    this.settle();
+    return captured;
+  }
+
   /** Waits until no rank's GPU has anything left to do. Every rank calls it at the same point of its work. @throws as `wait`. */
   settle(): void {
     this.#mark ??= Event.create(this.options.context);
@@ -248,7 +261,7 @@ export class CudaCommunicator implements Communicator {
   abort(): void {
     this.#hasGivenUp = true;
     this.#peers?.giveUp();
-    this.#nccl?.abort();
+    this.#nccl?.abort(this.#hasCaptured ? this.options.abortNccl : undefined);
   }
 
   /** Whether nothing is to be gathered: then it is zeros. */

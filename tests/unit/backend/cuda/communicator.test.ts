@@ -349,6 +349,25 @@ describe("a failure", () => {
     expect([givenUp[0], nccl.live.size]).toEqual([1, 0]);
   });
 
+  test("while steps are captured that use NCCL: another thread aborts it, as that waits for them", () => {
+    const aborted: number[] = [];
+    const ranks = {
+      exchange,
+      openNccl: () => nccl.api,
+      abortNccl: (comm: number) => void aborted.push(comm),
+    };
+    backend = machine.backend("bfloat16", { ranks });
+    backend.meetRanks();
+    const tensors = stream(8);
+    const graph = backend.capture(() => backend!.allReduceAdd!(...tensors));
+    exchange.hasFailed = true;
+    backend.leaveRanks();
+    expect(aborted).toEqual([...nccl.live.keys()]);
+    expect(nccl.calls).not.toContain("ncclCommAbort");
+    nccl.live.clear();
+    graph.dispose();
+  });
+
   test("of another rank that has nothing left to do: NCCL's end is not released, but given up", () => {
     join();
     exchange.hasFailed = true;
