@@ -19,6 +19,15 @@ export function ncclUniqueId(api: NcclApi): Uint8Array<ArrayBuffer> {
   return id;
 }
 
+/** Calls ncclCommAbort on another thread. */
+export type BeginAbort = (comm: number) => Aborting;
+
+/** An ncclCommAbort on its way. */
+export interface Aborting {
+  /** Waits on this thread until it has returned, or for as long as one does in vain. */
+  join(): void;
+}
+
 /**
  * One rank's end of a communicator, on the GPU of a primary context. Every rank makes the same calls in the same order. They
  * enqueue, and may be captured once each has run at its size.
@@ -26,6 +35,7 @@ export function ncclUniqueId(api: NcclApi): Uint8Array<ArrayBuffer> {
 export class NcclComm extends Handle {
   readonly #asyncError = new Int32Array(new ArrayBuffer(4));
   #isAborted = false;
+  #aborting: Aborting | undefined;
 
   private constructor(
     readonly api: NcclApi,
@@ -65,17 +75,22 @@ export class NcclComm extends Handle {
 
   /**
    * Ends what waits for other ranks, on the GPU too; nothing but disposal may follow. Safe to call twice.
-   * @param call what calls ncclCommAbort, by default this thread: where graphs use the communicator, it returns when they are gone
+   * @param begin calls ncclCommAbort elsewhere; by default this thread calls it. Where graphs use the communicator, it may return
+   * only when all ranks' are gone.
    */
-  abort(call?: (comm: number) => void): void {
+  abort(begin?: BeginAbort): void {
     if (this.#isAborted || this.isDisposed) return;
     this.#isAborted = true;
-    if (call === undefined) callNccl(this.api, "ncclCommAbort", [this.value]);
-    else call(this.value);
+    if (begin === undefined) callNccl(this.api, "ncclCommAbort", [this.value]);
+    else this.#aborting = begin(this.value);
   }
 
-  /** Of a communicator that was not aborted: waits until all ranks release it. */
+  /**
+   * Whichever rank of a process comes last, having aborted or not, frees what all of them had, on every GPU: once the last one has
+   * returned there is nothing left, and not before.
+   */
   protected override release(value: number): void {
     if (!this.#isAborted) callNccl(this.api, "ncclCommDestroy", [value]);
+    else this.#aborting?.join();
   }
 }

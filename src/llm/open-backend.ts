@@ -6,12 +6,15 @@ import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
+import type { Aborting } from "../cuda/nccl.ts";
 import type { AbortTask } from "../cuda/nccl-abort-worker.ts";
 import { gpuCount, openCuda, openNccl, thisMachine } from "../cuda/open-cuda.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 
 const NCCL_ABORT_WORKER = new URL("../cuda/nccl-abort-worker.ts", import.meta.url);
+/** Longest wait for NCCL's abort, which waits for ranks that may be stuck. */
+const ABORT_MS = 1000;
 /** Tokens of a product that is computed for nothing: enough for the kernels of large ones. */
 const REHEARSED_TOKENS = 2 ** 14;
 
@@ -54,8 +57,10 @@ export async function createBackend(
   return new CpuBackend(undefined, peers && new SharedMemoryCommunicator(peers));
 }
 
-function abortElsewhere(task: AbortTask): void {
-  new Worker(NCCL_ABORT_WORKER, { ref: false }).postMessage(task);
+function abortElsewhere(task: Omit<AbortTask, "returned">): Aborting {
+  const returned = new SharedArrayBuffer(4);
+  new Worker(NCCL_ABORT_WORKER, { ref: false }).postMessage({ ...task, returned } satisfies AbortTask);
+  return { join: () => void Atomics.wait(new Int32Array(returned), 0, 0, ABORT_MS) };
 }
 
 /** @throws DeviceError when there are fewer GPUs than ranks, but for none at all: opening one says why. */

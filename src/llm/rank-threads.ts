@@ -12,8 +12,9 @@ import type { LoadedPart, PartSource } from "./load-part.ts";
 import type { RankMessage, RankReply } from "./rank-protocol.ts";
 
 const RANK_WORKER = new URL("./rank-worker.ts", import.meta.url);
-/** Time that ranks have to free their devices. */
+/** Time that ranks have to free their devices, in milliseconds; less where one has failed, which may be stuck. */
 const SHUTDOWN_MS = 5000;
+const FAILED_SHUTDOWN_MS = 1000;
 /** Time that the reason of a rank's failure has to arrive once it is known that it failed. */
 const REASON_MS = 1000;
 
@@ -36,8 +37,8 @@ export class RankThreads {
   readonly #failed = Promise.withResolvers<never>();
   /** By rank. */
   readonly #progress: (Progress | undefined)[];
-  readonly #ended: Promise<unknown>;
   #isBuilding = false;
+  #isDisposed = false;
   #failure: EngineDeadError | undefined;
   #onFailure: (reason: EngineDeadError) => void = () => {};
 
@@ -56,26 +57,22 @@ export class RankThreads {
     this.#progress = Array(size).fill(undefined);
     this.#failed.promise.catch(() => {}); // Reported where somebody waits for ranks.
     const loaded: Promise<void>[] = [];
-    const ended: Promise<void>[] = [];
     for (let rank = 1; rank < size; rank++) {
       const link: RankLink = new WorkerLink(RANK_WORKER);
       this.#links.push(link);
-      const [isLoaded, isEnded] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+      const isLoaded = Promise.withResolvers<void>();
       loaded.push(isLoaded.promise);
-      ended.push(isEnded.promise);
       link.onMessage = (reply) => {
         if (reply.type === "loaded") isLoaded.resolve();
         else if (reply.type === "progress") this.report(rank, reply);
         else this.#fail(rank, decodeError(reply.error));
       };
       link.onEnd = (reason) => {
-        isEnded.resolve();
         if (!this.#group.isClosed) this.#fail(rank, new EngineDeadError(`its thread ended: ${reason}`));
       };
       link.post({ type: "load", memory, source: { ...source, shard: { rank, size } } });
     }
     this.#loaded = Promise.race([Promise.all(loaded), this.#failed.promise]);
-    this.#ended = Promise.all(ended);
     this.#loaded.catch(() => {});
   }
 
@@ -119,18 +116,21 @@ export class RankThreads {
     else this.#onFailure = listener;
   }
 
-  /** Ends the ranks, within 5 s. Safe to call twice. */
+  /**
+   * Ends the ranks, and waits on this thread until none of them holds anything of its device or does anything with another's: who
+   * comes next may capture on the same devices. That takes 5 s at most. Safe to call twice.
+   */
   dispose(): void {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
     this.#group.close();
     for (const link of this.#links) {
       if (!this.#isBuilding) link.post({ type: "end" });
       link.unref();
     }
-    const timer = setTimeout(() => {
-      for (const link of this.#links) void link.terminate();
-    }, SHUTDOWN_MS);
-    timer.unref();
-    void this.#ended.then(() => clearTimeout(timer));
+    const limit = this.#group.isClosed ? SHUTDOWN_MS : FAILED_SHUTDOWN_MS;
+    if (this.#group.awaitOthers(limit)) return;
+    for (const link of this.#links) void link.terminate();
   }
 
   #fail(rank: number, error: Error): void {

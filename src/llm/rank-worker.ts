@@ -29,6 +29,7 @@ class RankThread {
       } catch {
         // The process ends soon.
       }
+      this.#group.leave();
     });
     this.#loading = this.#load(message.source);
     this.#loading.then(

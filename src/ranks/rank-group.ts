@@ -11,9 +11,9 @@ export interface RankMemory {
   readonly ring: SharedArrayBuffer;
 }
 
-/** Words of the control memory, ahead of the message. */
-const Word = { status: 0, messageBytes: 1 } as const;
-const MESSAGE_START = 8;
+/** Words of the control memory, ahead of the message. `gone` counts the ranks beside the leader that hold nothing any more. */
+const Word = { status: 0, messageBytes: 1, gone: 2 } as const;
+const MESSAGE_START = 16;
 const MAX_MESSAGE_BYTES = 4096;
 export const CONTROL_BYTES = MESSAGE_START + MAX_MESSAGE_BYTES;
 
@@ -63,6 +63,23 @@ export class RankGroup {
   /** Ends the group; not an error. */
   close(): void {
     Atomics.compareExchange(this.#control, Word.status, Status.running, Status.closed);
+  }
+
+  /** Another rank than the leader has given back all it had, and does nothing any more. Called once. */
+  leave(): void {
+    Atomics.add(this.#control, Word.gone, 1);
+    Atomics.notify(this.#control, Word.gone);
+  }
+
+  /** The leader's: waits until all other ranks have left, for so long at most. @returns whether they have */
+  awaitOthers(milliseconds: number): boolean {
+    const deadline = performance.now() + milliseconds;
+    for (;;) {
+      const gone = Atomics.load(this.#control, Word.gone);
+      const left = deadline - performance.now();
+      if (gone >= this.size - 1 || left <= 0) return gone >= this.size - 1;
+      Atomics.wait(this.#control, Word.gone, gone, left);
+    }
   }
 
   /** Ends the group with the failure of a rank, by default this one, unless it has ended. */

@@ -290,12 +290,15 @@ export class CudaBackend implements Backend {
 
   capture(enqueue: () => void): CapturedGraph {
     this.#hasCaptured = true;
-    const capture = () => this.#capture(enqueue);
-    return this.communicator === undefined ? capture() : this.communicator.capture(capture);
+    const record = () => this.#record(enqueue);
+    const instantiate = (graph: Graph) => this.#instantiate(graph);
+    if (this.communicator !== undefined) return this.communicator.capture(record, instantiate);
+    using graph = record();
+    return instantiate(graph);
   }
 
-  #capture(enqueue: () => void): CapturedGraph {
-    using graph = Graph.capture(this.#ordered, () => {
+  #record(enqueue: () => void): Graph {
+    return Graph.capture(this.#ordered, () => {
       try {
         enqueue();
         this.#flush();
@@ -303,6 +306,9 @@ export class CudaBackend implements Backend {
         this.#pending?.discard();
       }
     });
+  }
+
+  #instantiate(graph: Graph): CapturedGraph {
     const replay = graph.instantiate();
     try {
       replay.upload(this.#ordered);

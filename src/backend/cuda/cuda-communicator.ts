@@ -2,7 +2,7 @@ import type { FloatDType } from "../../base/dtype.ts";
 import { DeviceError, invariant, messageOf } from "../../base/errors.ts";
 import type { Shard } from "../../base/shard.ts";
 import type { Context } from "../../cuda/context.ts";
-import { NcclComm, ncclUniqueId } from "../../cuda/nccl.ts";
+import { type BeginAbort, NcclComm, ncclUniqueId } from "../../cuda/nccl.ts";
 import { type NcclApi, UNIQUE_ID_BYTES } from "../../cuda/nccl-symbols.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
 import type { Communicator } from "../communicator.ts";
@@ -35,7 +35,7 @@ export interface CudaCommunicatorOptions extends KernelOptions {
   /** @throws DeviceError where there is none. */
   readonly openNccl: () => NcclApi;
   /** Calls ncclCommAbort on another thread. Default: on this one. */
-  readonly abortNccl?: (comm: number) => void;
+  readonly abortNccl?: BeginAbort;
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
 }
 
@@ -158,13 +158,18 @@ export class CudaCommunicator implements Communicator {
     }
   }
 
-  /** Lets this rank capture, as all of them do at the same time: none has anything left to do before, nor goes on until all are done. */
-  capture<T>(run: () => T): T {
+  /**
+   * Lets this rank capture, as all of them do at the same time: none has anything left to do before, none makes use of its
+   * recording, which takes memory, while another still records, and none goes on until all are done.
+   */
+  capture<R extends Disposable, T>(record: () => R, instantiate: (recorded: R) => T): T {
     this.#hasCaptured = true;
     this.settle();
-    const captured = run();
+    using recorded = record();
+    awaitRanks(this.options.exchange);
+    const made = instantiate(recorded);
     this.settle();
-    return captured;
+    return made;
   }
 
   /** Waits until no rank's GPU has anything left to do. Every rank calls it at the same point of its work. @throws as `wait`. */

@@ -71,11 +71,13 @@ export function measureCrossover(rank: MeasuredRank, ways: ReduceWays, most: num
  * Milliseconds of a replay of what `enqueue` puts on the stream. All ranks replay at the same time, and graphs come and go while
  * no GPU waits for another: the driver may wait for GPUs then.
  */
-function replayTime({ context, stream, settle, wait }: MeasuredRank, enqueue: () => void): number {
-  settle();
+function replayTime(rank: MeasuredRank, enqueue: () => void): number {
+  const { context, stream, exchange, settle, wait } = rank;
   using start = Event.create(context, { timing: true });
   using end = Event.create(context, { timing: true });
+  settle();
   using graph = Graph.capture(stream, enqueue);
+  awaitRanks(exchange);
   using replay = graph.instantiate();
   replay.upload(stream);
   let best = Infinity;

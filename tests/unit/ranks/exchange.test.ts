@@ -70,6 +70,16 @@ test("a closed group has not failed, and nobody waits in it", () => {
   expect(thrown(() => first.minimum(5))).toMatchObject({ message: "the ranks have been shut down" });
 });
 
+test("the leader waits for the others to leave, but not for ever", async () => {
+  const memory = allocateRankMemory(3);
+  const groups = [0, 1, 2].map((rank) => new RankGroup(memory, rank));
+  groups[1]!.leave();
+  expect(groups[0]!.awaitOthers(20)).toBe(false);
+  const last = startRank(memory, 2, "leave");
+  expect(groups[0]!.awaitOthers(60_000)).toBe(true);
+  await last;
+});
+
 test("ranks that show other numbers of bytes do not go on", () => {
   const { first, second } = twoRanks(100);
   thrown(() => second.share(new Uint8Array(8), () => {}));

@@ -5,9 +5,17 @@ import { digestOfRounds } from "./rounds.ts";
 
 declare const self: Worker;
 
-/** A rank that takes part in rounds of exchanges, or sums up the messages of the leader. */
-self.onmessage = ({ data }: MessageEvent<{ memory: RankMemory; rank: number; job: "rounds" | "ring" }>) => {
+export type Job = "rounds" | "ring" | "leave";
+
+/** A rank that takes part in rounds of exchanges, sums up the messages of the leader, or leaves. */
+self.onmessage = ({ data }: MessageEvent<{ memory: RankMemory; rank: number; job: Job }>) => {
   const group = new RankGroup(data.memory, data.rank);
+  if (data.job === "leave") {
+    Bun.sleepSync(5);
+    group.leave();
+    self.postMessage(undefined);
+    return;
+  }
   if (data.job === "rounds") {
     self.postMessage(digestOfRounds(new Exchange(group), data.rank));
     return;

@@ -257,7 +257,7 @@ describe("a rank of a model", () => {
     add(engine, makeRequest(range(0, 5), { maxTokens: 3, topK: 3, temperature: 1 }));
     drain(engine);
     expect(machine.cuda.count("cuGraphInstantiateWithFlags")).toBe(graphs + 1);
-    expect(exchange.meetings).toBe(before + 2);
+    expect(exchange.meetings).toBe(before + 3);
     const begin = calls.lastIndexOf("cuStreamBeginCapture_v2");
     expect(calls.slice(begin - 2, begin)).toEqual(["cuEventRecord", "cuEventQuery"]);
     engine.dispose();
