@@ -7,6 +7,9 @@ import { RankChecks } from "./rank-checks.ts";
 import { RankDevice } from "./rank-device.ts";
 import { Rendezvous } from "./rendezvous.ts";
 
+/** Numbers of blocks that sums are timed with beside the engine's. */
+const OTHER_BLOCKS = [16, 32, 64, 128, 256];
+
 /** What a rank's thread is to do. */
 export interface RankTask {
   readonly memory: SharedArrayBuffer;
@@ -26,7 +29,7 @@ export interface RankTime {
   readonly bytes: number;
   /** Sum over ranks and addition in one kernel of Octavo's. */
   readonly fused: number;
-  /** The same with other numbers of blocks. */
+  /** The same with other numbers of blocks than the engine's. */
   readonly fusedByBlocks: Readonly<Record<number, number>>;
   /** NCCL's sum alone, and with the addition after it. */
   readonly nccl?: number;
@@ -140,9 +143,9 @@ function timeSize(device: RankDevice, bytes: number): RankTime {
     bytes,
     fused: device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch)),
     fusedByBlocks: Object.fromEntries(
-      device.otherPeers.map((memory) => [
-        memory.blocks,
-        device.time(() => exchange.reduceAdd(stream.value, memory, residual, branch)),
+      OTHER_BLOCKS.filter((blocks) => blocks <= peers.blocks).map((blocks) => [
+        blocks,
+        device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch, blocks)),
       ]),
     ),
     ...(nccl !== undefined && {

@@ -19,8 +19,6 @@ import { type Machine, openCuda, openNccl, thisMachine } from "../src/cuda/open-
 import { Event, Stream } from "../src/cuda/stream.ts";
 import { median } from "./stats.ts";
 
-/** Blocks of kernels beside those that the engine launches. */
-const OTHER_BLOCKS = [8, 16, 64, 128];
 /** Operations of a timed graph, and its timed replays. */
 const OPERATIONS = 200;
 const REPLAYS = 10;
@@ -33,8 +31,6 @@ export class RankDevice implements Disposable {
   readonly stream: Stream;
   readonly exchange: PeerExchange;
   readonly peers: PeerMemory;
-  /** The same for kernels of other numbers of blocks, to compare. */
-  readonly otherPeers: readonly PeerMemory[];
   /** Undefined where a rank has no NCCL. */
   readonly nccl: NcclComm | undefined;
   readonly ncclVersion: string;
@@ -59,7 +55,6 @@ export class RankDevice implements Disposable {
         throw new DeviceError(`GPU ${shard.rank} does not reach the memory of GPU ${rank}`);
     }
     this.peers = new PeerMemory(this.context, this.stream, ranks);
-    this.otherPeers = OTHER_BLOCKS.map((blocks) => new PeerMemory(this.context, this.stream, ranks, blocks));
     const opened = tryNccl(machine, cuda.driver.version[0]);
     this.ncclVersion = typeof opened === "string" ? opened : opened.version;
     const all = shareNumbers(ranks, Number(typeof opened !== "string"));

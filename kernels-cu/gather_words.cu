@@ -3,15 +3,15 @@
 //   out     uint32 [rows, RANKS, width]        part  uint32 [rows, width], of this rank
 //           of which the words of part from `first` on take part, `words` of them; a single row gathers part after part
 //   peers   of each rank, uint64 [2 buffers, RANKS, capacity] at `offset`: words with their tags
-//   rounds  uint32 [blocks]                  given_up  uint32, in host memory
+//   rounds  uint32 [PEER_BLOCKS]                given_up  uint32, in host memory
 //
-// Parallelisation: a word a thread at a time, in whole warps over as few as one and as many as all blocks.
+// Parallelisation: a word a thread at a time, in whole warps over all blocks.
 // Why this version: candidates of a step are a few hundred bytes, so latency is all that counts, and any word may be any value,
 // so each goes with the number of its round in one 8-byte store: no value is set apart, nothing is ever cleared, and no flag
 // follows. Larger messages would do better without the tags, which double them.
 #include "peers.cuh"
 
-extern "C" __global__ void __launch_bounds__(PEER_THREADS)
+extern "C" __global__ void __launch_bounds__(PEER_THREADS, PEER_BLOCKS_PER_SM)
     gather_words(const __grid_constant__ PeerTable peers, uint32* out, const uint32* part, uint32* rounds,
                  const uint32* given_up, int64 offset, int64 first, int32 width, int32 capacity, int32 rank, int32 words) {
   GRID_DEPENDENCY_LAUNCH();

@@ -3,14 +3,15 @@
 //   residual  elem_t [size]                    branch  elem_t [size], of this rank; with ACCESS > 1 both are 16-byte aligned and
 //                                              `size` is of whole vectors
 //   peers     of each rank, uint4 [2 buffers, RANKS, capacity] at `offset`: zeros wherever nothing is under way
-//   rounds    uint32 [blocks]                  given_up  uint32, in host memory
+//   rounds    uint32 [PEER_BLOCKS]                given_up  uint32, in host memory
 //
-// Parallelisation: a 16-byte vector a thread at a time, in whole warps over as few as one and as many as all blocks.
+// Parallelisation: a 16-byte vector a thread at a time, in whole warps over all blocks; a thread has one vector, or a few where
+// there are more than fit all blocks that may be.
 // Why this version: a message of a few KB takes as long as the link's latency, so it goes over the link once, without a flag or a
 // barrier after it: all-reduce by pushing to everyone, where zeros mean "not yet" (as Lamport's algorithms do with a value
 // that is never sent; SGLang's and FlashInfer's one-shot all-reduce are of this kind). A word of zeros is sent as −0 in its
 // upper half, which changes no sum but that of zeros alone. RANKS − 1 times the message leave each GPU: beyond some
-// hundred KB a ring is faster.
+// MB a ring is faster, where ranks are many earlier.
 // Sums are float32 over ranks in their order, then the residual; one rounding.
 #include "peers.cuh"
 
@@ -42,7 +43,7 @@ __device__ __forceinline__ void store_vector(elem_t* p, int n, int size, const f
   }
 }
 
-extern "C" __global__ void __launch_bounds__(PEER_THREADS)
+extern "C" __global__ void __launch_bounds__(PEER_THREADS, PEER_BLOCKS_PER_SM)
     reduce_add(const __grid_constant__ PeerTable peers, elem_t* residual, const elem_t* branch, uint32* rounds,
                const uint32* given_up, int64 offset, int32 capacity, int32 rank, int32 size) {
   GRID_DEPENDENCY_LAUNCH();

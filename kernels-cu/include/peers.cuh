@@ -10,16 +10,20 @@
 // their wait for the kernels before, thus after their round n, in which they have read (and cleared) the buffer. So nothing is
 // overwritten that is still to be read, and nothing stored is cleared unread. Kernels of a kind must send something in each
 // round, which is why the host leaves out empty ones.
-// The number of a round is in the memory of each block, as captured graphs launch with the same arguments every time: all
-// launches have the same number of blocks, and a block counts its own. Ranks need not have the same number of blocks.
+// The number of a round is in device memory, as captured graphs launch with the same arguments every time: a word for each of
+// PEER_BLOCKS blocks, all of which every launch counts on, however few blocks it has itself. So a message may have as many as it
+// is worth, and ranks need not have the same number.
 //
-// All blocks of a launch must be resident on all GPUs at once, as they wait for one another: a block a multiprocessor at most.
-// Kernels after it start early only when all its blocks have started.
+// All blocks of a launch must be resident on all GPUs at once, as they wait for one another: PEER_BLOCKS_PER_SM a multiprocessor
+// at most. Kernels after it start early only when all its blocks have started.
 #pragma once
 #include "types.cuh"
 
 #if !defined(RANKS) || !defined(PEER_THREADS) || !defined(MAX_RANKS) || !defined(PEER_TIMEOUT_NS)
 #error "RANKS, PEER_THREADS, MAX_RANKS and PEER_TIMEOUT_NS come from src/backend/cuda/ops/peer-exchange.ts"
+#endif
+#if !defined(PEER_BLOCKS) || !defined(PEER_BLOCKS_PER_SM)
+#error "PEER_BLOCKS and PEER_BLOCKS_PER_SM come from src/backend/cuda/peer-memory.ts"
 #endif
 static_assert(RANKS >= 2 && RANKS <= MAX_RANKS, "RANKS must be 2 to MAX_RANKS");
 static_assert(PEER_THREADS % WARP == 0 && PEER_THREADS <= 1024, "PEER_THREADS must be whole warps of one block");
@@ -86,10 +90,13 @@ class Patience {
 // The round of this launch, by the block's count in `rounds`. Called after the wait for the kernels before.
 __device__ __forceinline__ uint32 this_round(const uint32* rounds) { return load_coherent(rounds + blockIdx.x); }
 
-// The block's next launch is another round. All threads must call, when they have read this one's number.
+// The next launch is another round, for blocks that this one has not, too: block b counts for b, b + gridDim.x and so on. All
+// threads must call, when they have read this one's number.
 __device__ __forceinline__ void end_round(uint32* rounds, uint32 round) {
+  static_assert(PEER_BLOCKS <= PEER_THREADS, "the threads of one block count for all blocks there may be");
   __syncthreads();
-  if (threadIdx.x == 0) rounds[blockIdx.x] = round + 1;
+  const uint32 block = blockIdx.x + threadIdx.x * gridDim.x;
+  if (block < PEER_BLOCKS) rounds[block] = round + 1;
 }
 
 // Items that a warp takes together, spread over the blocks: those of a small message over as many multiprocessors as it has

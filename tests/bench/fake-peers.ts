@@ -1,8 +1,10 @@
 import { type Pointer, toArrayBuffer } from "bun:ffi";
 import { expectedSums, withoutSigns } from "../../bench/sum-reference.ts";
+import { PEER_MEMORY_CONSTANTS } from "../../src/backend/cuda/peer-memory.ts";
 import { namedArguments } from "../unit/backend/cuda/kernel-signatures.ts";
 import type { FakeCuda, FakeLaunch } from "../unit/cuda/fake-cuda.ts";
 
+const { PEER_BLOCKS } = PEER_MEMORY_CONSTANTS;
 /** Bytes of a table of ranks. */
 const TABLE_BYTES = 64;
 
@@ -70,7 +72,7 @@ export function installPeers(cuda: FakeCuda, ranks: number, isGivenUp = () => fa
   function roundOf(launch: FakeLaunch, itemBytes: number) {
     const { rounds, offset, capacity } = namedArguments(launch) as Record<string, number>;
     const bases = new BigUint64Array(launch.args[0]!.slice().buffer);
-    const counts = wordsAt(rounds!, launch.grid[0]!);
+    const counts = wordsAt(rounds!, PEER_BLOCKS);
     const round = counts[0]!;
     return {
       tag: round + 1,

@@ -17,8 +17,13 @@ const LARGEST_SUM_BYTES = 2 ** 23;
 const LEAST_SUM_BYTES = 2 ** 18;
 /** The most words that are gathered at once. */
 const GATHER_WORDS = 2 ** 16;
-/** The most blocks of a kernel: 32 with 512 threads take 256 KiB in one go, and fit on every GPU at once. */
-const MAX_BLOCKS = 32;
+/** Blocks of a kernel that a multiprocessor has room for at once. */
+const PEER_BLOCKS_PER_SM = 2;
+/** The most blocks of a kernel. */
+const PEER_BLOCKS = 256;
+
+/** Constants of peers.cuh. */
+export const PEER_MEMORY_CONSTANTS = { PEER_BLOCKS, PEER_BLOCKS_PER_SM };
 
 /** Part of the memory that ranks write for one kind of kernel. */
 export interface PeerArea {
@@ -26,7 +31,7 @@ export interface PeerArea {
   readonly offset: number;
   /** Items of a message: vectors or words. */
   readonly capacity: number;
-  /** Each block's rounds. */
+  /** Each block's rounds, uint32 [PEER_BLOCKS]. */
   readonly rounds: Addressed;
 }
 
@@ -35,6 +40,7 @@ export interface PeerArea {
  * GPU reaches it. Owned by the context; free it when the stream has nothing left to do, which it then has not at any rank.
  */
 export class PeerMemory {
+  /** The most blocks of a kernel. */
   readonly blocks: number;
   readonly sums: PeerArea;
   readonly gathers: PeerArea;
@@ -43,19 +49,16 @@ export class PeerMemory {
   readonly #bases = new BigUint64Array(new ArrayBuffer(MAX_RANKS * 8));
   readonly #givenUp: PinnedMemory;
 
-  /**
-   * @param maxBlocks of a kernel, on this GPU
-   * @throws OctavoError when a rank has failed; CudaError when this GPU cannot reach another.
-   */
-  constructor(context: Context, stream: Stream, exchange: RankExchange, maxBlocks = MAX_BLOCKS) {
+  /** @throws OctavoError when a rank has failed; CudaError when this GPU cannot reach another. */
+  constructor(context: Context, stream: Stream, exchange: RankExchange) {
     const { shard } = exchange;
     invariant(shard.size <= MAX_RANKS, `${shard.size} ranks`);
-    this.blocks = Math.min(maxBlocks, context.device.multiprocessors);
+    this.blocks = Math.min(PEER_BLOCKS, PEER_BLOCKS_PER_SM * context.device.multiprocessors);
     const places = BUFFERS * shard.size;
     const sumCapacity = largestSum(shard) / VECTOR_BYTES;
     const sumBytes = places * sumCapacity * VECTOR_BYTES;
     const memory = DeviceMemory.allocate(context, sumBytes + places * GATHER_WORDS * TAGGED_BYTES);
-    const rounds = DeviceMemory.allocate(context, 2 * this.blocks * 4);
+    const rounds = DeviceMemory.allocate(context, 2 * PEER_BLOCKS * 4);
     this.#givenUp = PinnedMemory.allocate(context, 4);
     new Uint32Array(this.#givenUp.bytes)[0] = 0;
     for (const { value, byteLength } of [memory, rounds]) stream.fill(value, 0, byteLength);
@@ -71,7 +74,7 @@ export class PeerMemory {
     this.gathers = {
       offset: sumBytes,
       capacity: GATHER_WORDS,
-      rounds: { address: rounds.value + this.blocks * 4 },
+      rounds: { address: rounds.value + PEER_BLOCKS * 4 },
     };
   }
 

@@ -6,15 +6,17 @@ import type { Addressed } from "../argument-packer.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
-import type { PeerMemory } from "../peer-memory.ts";
+import { PEER_MEMORY_CONSTANTS, type PeerMemory } from "../peer-memory.ts";
 import { accessWidth, KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts";
 
 /** Threads of a block, a vector or a word each. */
 const PEER_THREADS = 512;
+/** The fewest blocks of a message: its warps are spread over so many multiprocessors. More take longer to start than they save. */
+const LEAST_BLOCKS = 16;
 /** Nanoseconds that a kernel waits for another rank, should no host give it up: longer than hosts wait within a step. */
 const PEER_TIMEOUT_NS = 25e9;
 
-const CONSTANTS = { MAX_RANKS, PEER_THREADS, PEER_TIMEOUT_NS };
+const CONSTANTS = { MAX_RANKS, PEER_THREADS, PEER_TIMEOUT_NS, ...PEER_MEMORY_CONSTANTS };
 
 const REDUCE_ADD = {
   file: "reduce_add.cu",
@@ -69,14 +71,16 @@ export class PeerExchange {
   /**
    * residual += the sum over ranks of branch, element by element in float32, bit-equal on every rank. Messages larger than
    * the memory go in pieces. The tensors are disjoint and have the same shape.
+   * @param blocks of each kernel: by default a vector for each thread, within the limits
    */
-  reduceAdd(stream: number, memory: PeerMemory, residual: Tensor, branch: Tensor): void {
+  reduceAdd(stream: number, memory: PeerMemory, residual: Tensor, branch: Tensor, blocks?: number): void {
     const access = accessWidth(this.dtype, residual.size, residual, branch);
     const kernel = this.#reduceAdd.get(access, this.#defines(access));
     const { rounds, offset, capacity } = memory.sums;
     const fixed = { peers: memory.table, given_up: memory.givenUp, rank: this.shard.rank };
     for (const piece of piecesOf(residual.size, capacity * this.#vector)) {
-      kernel.launch(stream, memory.blocks, 1, 1, PEER_THREADS, 0, {
+      const count = blocks ?? blocksOf(memory, Math.ceil(piece.length / this.#vector));
+      kernel.launch(stream, count, 1, 1, PEER_THREADS, 0, {
         ...{ ...fixed, rounds, offset, capacity, size: piece.length },
         residual: at(residual, piece.start),
         branch: at(branch, piece.start),
@@ -103,7 +107,8 @@ export class PeerExchange {
     const { rounds, offset, capacity } = memory.gathers;
     const fixed = { peers: memory.table, given_up: memory.givenUp, rank: this.shard.rank };
     for (const piece of piecesOf(part.size, capacity)) {
-      this.#gather.get(0, this.#ranks).launch(stream, memory.blocks, 1, 1, PEER_THREADS, 0, {
+      const blocks = blocksOf(memory, piece.length);
+      this.#gather.get(0, this.#ranks).launch(stream, blocks, 1, 1, PEER_THREADS, 0, {
         ...{ ...fixed, rounds, offset, capacity, out, part },
         ...{ width, first: piece.start, words: piece.length },
       });
@@ -117,6 +122,11 @@ export class PeerExchange {
   #defines(access: number) {
     return { ...this.#ranks, ACCESS: access };
   }
+}
+
+/** Blocks of a message of so many vectors or words, one for each thread. */
+function blocksOf(memory: PeerMemory, items: number): number {
+  return Math.min(memory.blocks, Math.max(LEAST_BLOCKS, Math.ceil(items / PEER_THREADS)));
 }
 
 /** Of a message: none of nothing, which no rank sends. */

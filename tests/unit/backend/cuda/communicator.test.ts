@@ -114,13 +114,19 @@ const stream = (elements: number): [Tensor, Tensor] => [
 ];
 
 describe("a sum through peers' memory", () => {
-  test("is one launch, early, of the same number of blocks whatever the size", () => {
+  test("is one launch, early, of a block for 512 vectors, within limits", () => {
     join({ open: noNccl });
-    for (const elements of [8, 4096, 2 ** 19]) {
+    for (const [elements, blocks] of [
+      [8, 16],
+      [2 ** 16, 16],
+      [2 ** 16 + 8, 17],
+      [2 ** 19, 128],
+      [2 ** 21, 256],
+    ] as const) {
       const [residual, branch] = stream(elements);
       const [sum, ...more] = launches(() => backend!.allReduceAdd!(residual, branch));
       expect(more).toEqual([]);
-      expect(sum!.launch).toMatchObject({ entry: "reduce_add", grid: [32, 1, 1], block: [512, 1, 1] });
+      expect(sum!.launch).toMatchObject({ entry: "reduce_add", grid: [blocks, 1, 1], block: [512, 1, 1] });
       expect(sum!.launch.dependent).toBe(true);
       expect(sum).toMatchObject({
         residual: residual.address,
@@ -142,7 +148,7 @@ describe("a sum through peers' memory", () => {
     expect(own).toHaveLength(2 * 2 * (2 ** 22 + 2 ** 16 * 8));
     expect(own.every((byte) => byte === 0)).toBe(true);
     const rounds = machine.cuda.bytesOf(sum!["rounds"]!);
-    expect(rounds).toHaveLength(2 * 32 * 4);
+    expect(rounds).toHaveLength(2 * 256 * 4);
     expect(rounds.every((byte) => byte === 0)).toBe(true);
   });
 
@@ -188,7 +194,7 @@ describe("a gathering", () => {
     for (const piece of pieces) expect(piece).toMatchObject({ out: out.address, part: part.address });
     expect(pieces[0]!["offset"]).toBe(2 * 2 * 2 ** 22);
     const [sum] = launches(() => backend!.allReduceAdd!(...stream(8)));
-    expect(pieces[0]!["rounds"]! - sum!["rounds"]!).toBe(32 * 4);
+    expect(pieces[0]!["rounds"]! - sum!["rounds"]!).toBe(256 * 4);
   });
 
   test("of columns puts the rows of all ranks beside each other", () => {
@@ -320,6 +326,24 @@ describe("a rehearsal", () => {
   });
 });
 
+test("a rank records when no other has work left, and makes a step of it when none records any more", () => {
+  join({ open: noNccl });
+  const tensors = stream(8);
+  const { calls } = machine.cuda;
+  calls.length = 0;
+  const { share } = exchange;
+  exchange.share = function (this: FakeExchange, ...args) {
+    calls.push("meet" as never);
+    share.apply(this, args);
+  };
+  backend!.capture(() => backend!.allReduceAdd!(...tensors)).dispose();
+  expect(calls.filter((name) => /meet|Graph|Capture/.test(name))).toEqual([
+    ...["meet", "cuStreamBeginCapture_v2", "cuStreamEndCapture"],
+    ...["meet", "cuGraphInstantiateWithFlags", "cuGraphUpload"],
+    ...["meet", "cuGraphDestroy", "cuGraphExecDestroy"],
+  ] as never[]);
+});
+
 describe("a failure", () => {
   const pending = () => {
     let looks = 0;
@@ -351,10 +375,14 @@ describe("a failure", () => {
 
   test("while steps are captured that use NCCL: another thread aborts it, as that waits for them", () => {
     const aborted: number[] = [];
+    const joined: boolean[] = [];
     const ranks = {
       exchange,
       openNccl: () => nccl.api,
-      abortNccl: (comm: number) => void aborted.push(comm),
+      abortNccl: (comm: number) => {
+        aborted.push(comm);
+        return { join: () => void joined.push(machine.cuda.calls.includes("cuGraphExecDestroy")) };
+      },
     };
     backend = machine.backend("bfloat16", { ranks });
     backend.meetRanks();
@@ -365,7 +393,11 @@ describe("a failure", () => {
     expect(aborted).toEqual([...nccl.live.keys()]);
     expect(nccl.calls).not.toContain("ncclCommAbort");
     nccl.live.clear();
-    graph.dispose();
+    machine.cuda.calls.length = 0;
+    expect(graph).toBeDefined();
+    backend.dispose();
+    // Which is over when disposal is: it may have waited for the steps.
+    expect(joined).toEqual([true]);
   });
 
   test("of another rank that has nothing left to do: NCCL's end is not released, but given up", () => {
