@@ -5,7 +5,8 @@
 //           already, in boxes of TOKENS rows by 64 columns; rows of x from T on may hold anything
 //   keys    uint64 [T], 0 before: raised to the best key; NOT_A_NUMBER where a logit is a NaN
 //   row_slots, positions  int32 [T]       params  uint32 [slots, SLOT_WORDS]
-//   V are all tokens of the vocabulary or those of one rank, from first_token on; whole groups of 16, and first_token one of 4
+//   V are all tokens of the vocabulary or, with PART, those of one rank, from first_token on, a multiple of 4; without it they are
+//   whole tiles, with it whole groups of 16
 //
 // Parallelisation: weights are wgmma's 64-row side, tokens the other. A CTA takes tiles of TILE_ROWS weight rows, one every
 // gridDim.x; a warp keeps a ring of weights and x filled, 64 columns a stage, and two warpgroups multiply 64 rows each by all
@@ -19,8 +20,8 @@
 #include "tensor_map.cuh"
 #include "wgmma_wide.cuh"
 
-#if !defined(TOKENS) || !defined(STAGES) || !defined(TILE_ROWS) || !defined(DRAW_SHARED_BYTES)
-#error "TOKENS, STAGES, TILE_ROWS and DRAW_SHARED_BYTES come from src/backend/cuda/ops/draw-wgmma.ts"
+#if !defined(TOKENS) || !defined(STAGES) || !defined(TILE_ROWS) || !defined(DRAW_SHARED_BYTES) || !defined(PART)
+#error "TOKENS, STAGES, TILE_ROWS, DRAW_SHARED_BYTES and PART come from src/backend/cuda/ops/draw-wgmma.ts"
 #endif
 
 constexpr int GROUPS = TILE_ROWS / 64;
@@ -291,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (own_row(i) < tokens) leaders[own_row(i)] = leader_of(known[i], shared.noise[own_row(i)].temperature);
       named_barrier_sync(2 + group, 4 * WARP);
       const int output = (blockIdx.x + round * gridDim.x) * TILE_ROWS + warp * 16;
-      if (output < vocab) score(d, shared, leaders, keys, tokens, first_token + output);
+      if (!PART || output < vocab) score(d, shared, leaders, keys, tokens, (PART ? first_token : 0) + output);
     }
   }
 }

@@ -46,6 +46,8 @@ const MAX_TOKENS = 256;
 const KEY_BYTES = 8;
 
 export interface DrawWgmmaOptions extends KernelOptions {
+  /** Given where ranks divide the vocabulary. */
+  readonly ranks?: object | undefined;
   readonly smCount: number;
   readonly sharedBytesPerBlock: number;
   readonly upload: (address: number, bytes: Uint8Array) => void;
@@ -90,7 +92,7 @@ export class DrawWgmma {
   /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. */
   units(vocabSize: number, hiddenSize: number): KernelUnit[] {
     if (!takes(vocabSize, hiddenSize)) return [];
-    return DRAW_TILES.map((tile) => this.#kernels.unit(defines(tile)));
+    return DRAW_TILES.map((tile) => this.#kernels.unit(defines(tile, this.#isPart(vocabSize))));
   }
 
   /**
@@ -141,11 +143,18 @@ export class DrawWgmma {
     const tile = DRAW_TILES[index]!;
     const tiles = Math.ceil(vocab / TILE_ROWS);
     const blocks = Math.min(this.options.smCount, tiles);
-    this.#kernels.get(index, defines(tile)).launch(stream, blocks, 1, 1, THREADS, sharedBytes(tile), {
+    const isPart = this.#isPart(vocab);
+    const kernel = this.#kernels.get(2 * index + Number(isPart), defines(tile, isPart));
+    kernel.launch(stream, blocks, 1, 1, THREADS, sharedBytes(tile), {
       ...{ keys, maps: maps[index]! },
       ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },
       ...{ tokens, vocab, first_token: firstToken, tiles, k_tiles: width / K_TILE },
     });
+  }
+
+  /** Whether the kernel is to look at where its tokens begin and end: not those of a whole vocabulary in whole tiles. */
+  #isPart(vocab: number): boolean {
+    return this.options.ranks !== undefined || vocab % TILE_ROWS !== 0;
   }
 
   /** New maps get memory of their own: the copy engine may remember what it read at an address. */
@@ -187,7 +196,7 @@ function sharedBytes({ tokens, stages }: DrawTile): number {
   return stages * (TILE_ROWS + tokens) * K_TILE * 2 + SUM_BYTES + tokens * TOKEN_BYTES + SLACK_BYTES;
 }
 
-function defines(tile: DrawTile): Macros {
+function defines(tile: DrawTile, isPart: boolean): Macros {
   const { tokens, stages } = tile;
-  return { TOKENS: tokens, STAGES: stages, DRAW_SHARED_BYTES: sharedBytes(tile) };
+  return { TOKENS: tokens, STAGES: stages, DRAW_SHARED_BYTES: sharedBytes(tile), PART: Number(isPart) };
 }

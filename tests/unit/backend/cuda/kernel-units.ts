@@ -25,11 +25,13 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const ranks = { size: 2, gatherColumns: unused };
   const gpu = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, wholeLayers: true, ranks };
   const options = { ...gpu, ...memory, ...uploads };
+  const alone = { ...options, ranks: undefined };
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);
   const ops = new KernelOps(library, options);
   return [
     ...ops.units(shape),
+    ...new KernelOps(library, alone).units(shape),
     ...(ops.wgmmaLinear === undefined ? [] : wgmmaUnits(ops.wgmmaLinear, shape)),
     ...[2, 4, 8].flatMap((size) => new PeerExchange(library, dtype, { rank: 0, size }).units()),
   ];
