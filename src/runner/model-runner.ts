@@ -137,7 +137,8 @@ export class ModelRunner implements Runner {
       rehearse(() =>
         this.#warmUp(maxNumBatchedTokens, Math.max(0, ...padded), Math.min(topCount, config.vocabSize)),
       );
-      if (captures) backend.tuneLinear?.([...decodeBuckets(maxRows), maxNumBatchedTokens]);
+      // Eager steps, too, so that they compute what captured ones of as many rows do.
+      backend.tuneLinear?.([...decodeBuckets(maxRows), maxNumBatchedTokens]);
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
