@@ -44,7 +44,7 @@ type Support =
       | "fill"
       | "rotaryTable"
     )
-  | ("fence" | "synchronize" | "memory" | "prepare" | "tuneLinear" | "capture" | "dispose")
+  | ("fence" | "synchronize" | "memory" | "prepare" | "prepareWeight" | "tuneLinear" | "capture" | "dispose")
   | ("meetRanks" | "leaveRanks" | "rehearse");
 
 const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {

@@ -45,6 +45,12 @@ export interface Backend {
   fence(): Fence;
   /** Waits for everything enqueued. */
   synchronize(): void;
+  /**
+   * Takes a loaded weight, of any format, in its canonical form and gives the one to multiply by: the same, or one whose memory is
+   * ordered as the device likes it. Called once for each weight, before anything multiplies by it, and then only the result is used;
+   * what it replaces, the backend frees. Undefined where weights stay as they are.
+   */
+  prepareWeight?(weight: Weight): Weight;
   /** Bytes of the device; undefined where memory is the host's. */
   memory?(): { readonly free: number; readonly total: number };
   /** Compiles ahead what a model of these sizes needs; what it does not foresee still works, later. */
@@ -96,7 +102,8 @@ export interface Backend {
   /**
    * out[T, N] = x[T, K] · weight[N, K]ᵀ, and what `fusion` says happens around the product. Without a bias, an activation
    * and a sum, `out` may also be float32. Sums of K products are float32; a backend that computes the parts one by one
-   * rounds to `activationDtype` between them.
+   * rounds to `activationDtype` between them. A quantised weight stands for the real numbers that `Weight` defines, and x is not
+   * rounded further.
    */
   linear(out: Tensor, x: Tensor, weight: Weight, fusion?: LinearFusion): void;
   /**

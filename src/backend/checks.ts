@@ -17,7 +17,7 @@ import {
   type StepAreas,
 } from "./backend.ts";
 import type { Tensor } from "./tensor.ts";
-import type { Weight } from "./weight.ts";
+import { tensorsOf, type Weight } from "./weight.ts";
 
 /**
  * The checks before an op runs, the same for every backend: dtypes, shapes and overlap. One function an op; each throws `InvariantError` that names the op and the tensor, and returns the extents that the op works with.
@@ -133,17 +133,49 @@ export function checkLinear(
   const op = "linear";
   check(op, "x", x, dtype, "T", "K");
   const [m, k] = [x.dim(0), x.dim(1)];
-  check(op, "weight", weight.data, dtype, weight.shape[0], k);
   const n = weight.shape[0];
+  checkWeight(op, "weight", weight, dtype, n, k);
   if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, k);
   if (bias !== undefined) check(op, "bias", bias, dtype, n);
   if (activation !== undefined && addTo !== undefined) refuse(op, `an activation and a sum`);
   if (addTo !== undefined) check(op, "addTo", addTo, dtype, m, n);
   const plain = bias === undefined && activation === undefined && addTo === undefined;
   check(op, "out", out, plain ? [dtype, "float32"] : dtype, m, activation?.gated ? n / 2 : n);
-  disjoint(op, out, { x, weight: weight.data, norm: norm?.weight, bias });
+  disjoint(op, out, { x, norm: norm?.weight, bias });
+  disjointFromWeight(op, out, weight);
   if (addTo !== undefined) sameOrDisjoint(op, out, addTo, "addTo");
   return { m, n, k };
+}
+
+/** A weight [n, k] as `Weight` describes it. */
+function checkWeight(op: string, name: string, weight: Weight, dtype: FloatDType, n: number, k: number) {
+  const { shape, data } = weight;
+  if (shape[0] !== n || shape[1] !== k) refuse(op, `${name} is [${shape}], expected [${n}, ${k}]`);
+  if (weight.format === "dense") {
+    check(op, name, data, dtype, n, k);
+    return;
+  }
+  if (weight.format === "fp8") {
+    const { blockRows, blockColumns } = weight;
+    check(op, `${name}.data`, data, "float8_e4m3", n, k);
+    check(op, `${name}.scales`, weight.scales, "float32", blocks(n, blockRows), blocks(k, blockColumns));
+    return;
+  }
+  const { bits, groupSize, scales, zeros, permutation } = weight;
+  if (k % groupSize !== 0 || groupSize % 16 !== 0) refuse(op, `${name} has groups of ${groupSize} of ${k}`);
+  check(op, `${name}.data`, data, "uint8", n, (k * bits) / 8);
+  check(op, `${name}.scales`, scales, ["float16", "bfloat16"], n, k / groupSize);
+  if (zeros !== undefined) check(op, `${name}.zeros`, zeros, "uint8", n, k / groupSize);
+  if (permutation !== undefined) check(op, `${name}.permutation`, permutation, "int32", k);
+}
+
+function blocks(extent: number, block: number): number {
+  return Math.ceil(extent / block);
+}
+
+function disjointFromWeight(op: string, written: Tensor, weight: Weight, name = "out") {
+  if (weight.format === "dense") disjoint(op, written, { weight: weight.data }, name);
+  else for (const tensor of tensorsOf(weight)) disjoint(op, written, { weight: tensor }, name);
 }
 
 export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor) {
@@ -345,11 +377,13 @@ export function checkDrawTokens(
   const shape = checkSampleRows(op, logits, samples, slots);
   check(op, "hidden", hidden, dtype, shape.rows, "H");
   const width = hidden.dim(1);
-  check(op, "head.weight", weight.data, dtype, shape.vocab / ranks, width);
+  checkWeight(op, "head.weight", weight, dtype, shape.vocab / ranks, width);
   if (norm !== undefined) check(op, "head.norm.weight", norm.weight, dtype, width);
   check(op, "out", out, "int32", shape.rows);
-  const read = { hidden, weight: weight.data, norm: norm?.weight };
+  const read = { hidden, norm: norm?.weight };
   disjoint(op, logits, read, "logits");
+  disjointFromWeight(op, logits, weight, "logits");
+  disjointFromWeight(op, out, weight);
   const { slots: rowSlots, positions } = samples;
   disjoint(op, out, { ...read, logits, "samples.slots": rowSlots, "samples.positions": positions });
   return { ...shape, width };

@@ -1,13 +1,30 @@
 import type { Tensor } from "./tensor.ts";
 
 /**
- * A matrix [N, K] as it is stored, to multiply by. What is beside `data` depends on the format (scales, zero points, an
- * order of rows), and so does the layout of `data` itself: layers pass weights on and never look inside, and the ops that
- * take one say which formats they can.
+ * A matrix [N, K] as it is stored, to multiply by: y[N] = W[N, K] · x[K]. Layers pass weights on and never look inside; ops tell the
+ * forms apart by `format`.
+ *
+ * | format    | data                               | scales                     | an element W[n, k]                                |
+ * | --------- | ---------------------------------- | -------------------------- | ------------------------------------------------- |
+ * | `dense`   | activations' dtype [N, K]          | none                       | data[n, k]                                        |
+ * | `fp8`     | float8_e4m3 [N, K]                 | float32 [⌈N/r⌉, ⌈K/c⌉]     | data[n, k] · scales[n div r, k div c]             |
+ * | `grouped` | uint8 [N, K·bits/8], packed        | 16-bit float [N, K/g]      | (code[n, j] − zero[n, j div g]) · scales[n, j div g] |
+ *
+ * Everything is row-major without padding: K is contiguous, a row of scales follows the one before. Each tensor of a weight is at
+ * least 16-byte aligned: one that was loaded begins an allocation of its own. This is the canonical form, which the loader makes of
+ * every checkpoint and the CPU backend reads. A backend that wants another order makes it in `Backend.prepareWeight`.
+ *
+ * **Fused products** (query, key and value; gate and up) are one weight: rows of all parts one after another, and with them their rows
+ * of scales and zeros. Parts of one weight have one format, block, group size and permutation; a checkpoint whose parts differ is
+ * refused.
+ *
+ * **Ranks** hold rows [n₀, n₁) of a weight split by columns, with their rows of scales and zeros, and columns [k₀, k₁) of one split by
+ * rows. Columns are cut between blocks and groups only; a permuted weight cannot be cut so. Where ranks or parts begin within a
+ * block's rows, the block is given in fewer rows, each with its own copy of the scale (see `Fp8Weight.blockRows`).
  */
-export type Weight = DenseWeight;
+export type Weight = DenseWeight | Fp8Weight | GroupedWeight;
 
-/** One float an element, row-major, in the dtype of the activations that are multiplied by it. */
+/** One float an element, in the dtype of the activations that are multiplied by it. */
 export interface DenseWeight {
   readonly format: "dense";
   /** N outputs, K inputs. */
@@ -15,7 +32,63 @@ export interface DenseWeight {
   readonly data: Tensor;
 }
 
+/** 8-bit floats (e4m3fn: no infinities, no NaN in a weight) and a factor for each block, or for each output channel. */
+export interface Fp8Weight {
+  readonly format: "fp8";
+  readonly shape: readonly [N: number, K: number];
+  /** float8_e4m3 [N, K]. */
+  readonly data: Tensor;
+  /**
+   * float32 [⌈N/blockRows⌉, ⌈K/blockColumns⌉]; the last block of a row or column may be partial. A scale of a whole tensor is repeated
+   * for every output channel: never requantised, exact for fused parts.
+   */
+  readonly scales: Tensor;
+  /**
+   * Rows that share a scale: 1 where each output channel has its own; for blocks 128, or a smaller power of two where fused parts or
+   * ranks begin within a block's rows.
+   */
+  readonly blockRows: number;
+  /** Columns that share a scale: K for output channels, 128 for blocks. */
+  readonly blockColumns: number;
+}
+
+/**
+ * Unsigned integers of 4 or 8 bits, with a scale and a zero point for each row's group of g columns. Code j of a row is
+ * `byte[j]` of 8 bits; of 4 bits the low half of `byte[j div 2]` when j is even, the high half when it is odd. So eight codes are a
+ * little-endian 32-bit word, the first in its lowest bits.
+ */
+export interface GroupedWeight {
+  readonly format: "grouped";
+  readonly shape: readonly [N: number, K: number];
+  readonly bits: 4 | 8;
+  /** g, a multiple of 16 that divides K; K itself where each output channel has one scale. */
+  readonly groupSize: number;
+  /** uint8 [N, K·bits/8]. */
+  readonly data: Tensor;
+  /** float16 or bfloat16 [N, K/g], the checkpoint's dtype whatever that of activations is. */
+  readonly scales: Tensor;
+  /** uint8 [N, K/g], one byte a zero point. Undefined: all are 2^(bits − 1). */
+  readonly zeros?: Tensor | undefined;
+  /**
+   * int32 [K], a permutation: code j of every row belongs to input x[permutation[j]]. Undefined: to x[j]. (GPTQ's `desc_act`: columns
+   * of a group are not neighbours in the model, so they were moved together when they were loaded.)
+   */
+  readonly permutation?: Tensor | undefined;
+}
+
+/** The format of a weight, for messages and metrics. */
+export type WeightFormat = Weight["format"];
+
 /** The weight that a tensor [N, K] is. */
 export function denseWeight(data: Tensor): DenseWeight {
   return { format: "dense", shape: [data.dim(0), data.dim(1)], data };
+}
+
+/** The tensors that a weight consists of. */
+export function tensorsOf(weight: Weight): Tensor[] {
+  const { data } = weight;
+  if (weight.format === "dense") return [data];
+  if (weight.format === "fp8") return [data, weight.scales];
+  const { scales, zeros, permutation } = weight;
+  return [data, scales, zeros, permutation].filter((tensor) => tensor !== undefined);
 }

@@ -1,8 +1,14 @@
-/** Element types of tensors. Weights and activations are floats; indices are int32. */
-export type DType = "float32" | "bfloat16" | "float16" | "int32" | "uint32";
+/**
+ * Element types of tensors. Activations are floats of `FloatDType`, weights too unless they are quantised; indices are int32. float8_e4m3 has
+ * a sign, 4 bits of exponent and 3 of mantissa, no infinity ("e4m3fn"; Micikevicius et al. 2022).
+ */
+export type DType = "float32" | "bfloat16" | "float16" | "float8_e4m3" | "int32" | "uint32" | "uint8";
 export type FloatDType = "float32" | "bfloat16" | "float16";
 
-const SIZES: Record<DType, number> = { float32: 4, bfloat16: 2, float16: 2, int32: 4, uint32: 4 };
+const SIZES: Record<DType, number> = {
+  ...{ float32: 4, bfloat16: 2, float16: 2, float8_e4m3: 1 },
+  ...{ int32: 4, uint32: 4, uint8: 1 },
+};
 
 /** Bytes of one element. */
 export function dtypeSize(dtype: DType): number {

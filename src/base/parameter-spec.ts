@@ -1,3 +1,5 @@
+import type { DType } from "./dtype.ts";
+
 /**
  * One parameter of a model as data: the model states it, the loader fills it from the checkpoint. Merged weights
  * (query, key and value in one matrix; gate and up in one) are several sources stacked along dimension 0.
@@ -7,6 +9,8 @@ export interface ParameterSpec {
   readonly name: string;
   /** The shape after stacking and sharding. */
   readonly shape: readonly number[];
+  /** Default: that of activations. */
+  readonly dtype?: DType;
   /** The checkpoint's tensors that make up this parameter, stacked along dimension 0 in this order. */
   readonly sources: readonly ParameterSource[];
   /** The values that `loadFormat: "dummy"` fills it with. */

@@ -43,14 +43,13 @@ export class Linear {
   readonly #split: Split;
 
   constructor(parameters: Parameters, name: string, { inputSize, projections, split, bias }: LinearShape) {
-    const { shard, scheme } = parameters;
+    const { shard } = parameters;
     const parts = projections.map(({ source, units, unitSize = 1 }) => {
       const rowSpan = split === "columns" ? shareOf(units, shard) : { start: 0, end: units };
       return { source, rows: units * unitSize, rowSpan: scaled(rowSpan, unitSize) };
     });
     const columnSpan = split === "rows" ? shareOf(inputSize, shard) : { start: 0, end: inputSize };
-    const matrix = { name, parts, columns: inputSize, columnSpan };
-    this.weight = scheme.weight(matrix, (spec) => parameters.get(spec));
+    this.weight = parameters.weight({ name, parts, columns: inputSize, columnSpan });
     this.#split = split;
     if (!bias) return;
     const loaded = parameters.get({

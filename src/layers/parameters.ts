@@ -1,9 +1,11 @@
+import type { Backend } from "../backend/backend.ts";
 import { type DeviceBuffer, Tensor } from "../backend/tensor.ts";
+import type { Weight } from "../backend/weight.ts";
 import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
-import type { WeightScheme } from "./weight-scheme.ts";
+import type { MatrixSpec, WeightScheme } from "./weight-scheme.ts";
 
 /**
  * The source of layers' parameters while they are built. A model is built twice, once to list its parameters and once
@@ -12,9 +14,10 @@ import type { WeightScheme } from "./weight-scheme.ts";
 export interface Parameters {
   /** The rank that the layers are built for. */
   readonly shard: Shard;
-  readonly scheme: WeightScheme;
   /** The parameter that `spec` describes. */
   get(spec: ParameterSpec): Tensor;
+  /** The matrix to multiply by that `spec` describes, in whatever form the checkpoint has it. */
+  weight(spec: MatrixSpec): Weight;
 }
 
 /** Lists what layers ask for. The tensors that it gives have a shape but no memory. */
@@ -23,12 +26,16 @@ export class ParameterList implements Parameters {
 
   constructor(
     readonly shard: Shard,
-    readonly scheme: WeightScheme,
+    private readonly scheme: WeightScheme,
   ) {}
 
   get(spec: ParameterSpec): Tensor {
     this.specs.push(spec);
-    return this.placeholder("float32", spec.shape);
+    return this.placeholder(spec.dtype ?? "float32", spec.shape);
+  }
+
+  weight(matrix: MatrixSpec): Weight {
+    return this.scheme.weight(matrix, (spec) => this.get(spec));
   }
 
   /** A tensor without memory. */
@@ -41,14 +48,20 @@ export class ParameterList implements Parameters {
 export class LoadedParameters implements Parameters {
   constructor(
     readonly shard: Shard,
-    readonly scheme: WeightScheme,
+    private readonly scheme: WeightScheme,
     private readonly tensors: ReadonlyMap<string, Tensor>,
+    private readonly backend: Backend,
   ) {}
 
   get({ name }: ParameterSpec): Tensor {
     const tensor = this.tensors.get(name);
     invariant(tensor !== undefined, `parameter "${name}" was not loaded`);
     return tensor;
+  }
+
+  weight(matrix: MatrixSpec): Weight {
+    const weight = this.scheme.weight(matrix, (spec) => this.get(spec));
+    return this.backend.prepareWeight?.(weight) ?? weight;
   }
 }
 

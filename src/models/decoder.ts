@@ -49,7 +49,10 @@ export function defineDecoder(
     ignored: [/\.rotary_emb\.inv_freq$/, ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : [])],
     kvHeads,
     build: (weights, backend, maxPositions) =>
-      create(new LoadedParameters(shard, scheme, weights), rotaryTable(backend, headDim, maxPositions, rope)),
+      create(
+        new LoadedParameters(shard, scheme, weights, backend),
+        rotaryTable(backend, headDim, maxPositions, rope),
+      ),
   };
 }
 

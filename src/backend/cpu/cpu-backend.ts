@@ -23,6 +23,7 @@ import { activation } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
 import { type BatchMetadata, gather, gatherOwn, joinSlots, prepareBatch, scatter } from "./batch.ts";
+import { rowsOf } from "./dequantise.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
@@ -150,7 +151,8 @@ export class CpuBackend implements Backend {
       norm: norm && { weight: floats(norm.weight), eps: norm.eps },
       ...{ bias: optionalFloats(bias), activation, addTo: optionalFloats(addTo) },
     };
-    linear(floats(out), floats(x), floats(weight.data), shape, host, this.loops.product);
+    const matrix = weight.format === "dense" ? floats(weight.data) : rowsOf(weight);
+    linear(floats(out), floats(x), matrix, shape, host, this.loops.product);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {

@@ -1,5 +1,6 @@
 import type { LinearActivation } from "../backend.ts";
 import { activation, gatedActivation } from "./activation.ts";
+import type { RowSource } from "./dequantise.ts";
 import { rmsNorm } from "./norm.ts";
 
 /** Writes out[m, n] = x[m, k] · weight[n, k]ᵀ. */
@@ -11,6 +12,9 @@ export type Product = (
   n: number,
   k: number,
 ) => void;
+
+/** A weight in host memory: the floats themselves, or what they are computed from. */
+export type HostWeight = Float32Array | RowSource;
 
 /** `LinearFusion` in host memory. */
 export interface HostFusion {
@@ -40,11 +44,37 @@ export function dot(
   return sum;
 }
 
+/** Rows of a weight that are dequantised at a time: a tile stays in the second-level cache while all tokens pass. */
+const TILE_BYTES = 2 ** 18;
+
+/** Writes out[m, n] = x[m, k] · weight[n, k]ᵀ. */
+function multiplyBy(
+  weight: HostWeight,
+  out: Float32Array,
+  x: Float32Array,
+  { m, n, k }: { readonly m: number; readonly n: number; readonly k: number },
+  multiply: Product,
+): void {
+  if (weight instanceof Float32Array) {
+    multiply(out, x, weight, m, n, k);
+    return;
+  }
+  const tileRows = Math.min(n, Math.max(4, Math.floor(TILE_BYTES / (4 * k))));
+  const tile = new Float32Array(tileRows * k);
+  const y = new Float32Array(m * tileRows);
+  for (let start = 0; start < n; start += tileRows) {
+    const count = Math.min(tileRows, n - start);
+    weight.dequantise(tile, start, start + count);
+    multiply(y, x, tile, m, count, k);
+    for (let row = 0; row < m; row++) out.set(y.subarray(row * count, (row + 1) * count), row * n + start);
+  }
+}
+
 /** See `Backend.linear`. */
 export function linear(
   out: Float32Array,
   x: Float32Array,
-  weight: Float32Array,
+  weight: HostWeight,
   { m, n, k }: { readonly m: number; readonly n: number; readonly k: number },
   fusion: HostFusion,
   multiply: Product,
@@ -54,7 +84,7 @@ export function linear(
 
   const inPlace = fusion.addTo === undefined && !fusion.activation?.gated;
   const y = inPlace ? out : new Float32Array(m * n);
-  multiply(y, input, weight, m, n, k);
+  multiplyBy(weight, y, input, { m, n, k }, multiply);
 
   if (fusion.bias !== undefined) addBias(y, fusion.bias);
   if (fusion.activation !== undefined) activate(out, y, n, fusion.activation);

@@ -1,5 +1,5 @@
 import type { DType, FloatDType } from "../../base/dtype.ts";
-import { ConfigError, InvariantError, invariant } from "../../base/errors.ts";
+import { ConfigError, DeviceError, InvariantError, invariant } from "../../base/errors.ts";
 import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
@@ -362,8 +362,14 @@ export class CudaBackend implements Backend {
   }
 
   linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
+    if (weight.format !== "dense") throw unmultiplied(weight);
     if (this.#pending?.add(this.#stream.value, { kind: "linear", out, x, weight, fusion })) return;
     this.#linear.linear(this.#stream.value, out, x, weight, fusion);
+  }
+
+  prepareWeight(weight: Weight): Weight {
+    if (weight.format !== "dense") throw unmultiplied(weight);
+    return weight;
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
@@ -420,10 +426,13 @@ export class CudaBackend implements Backend {
     if (rows === 0) return;
     // Steps in which some row needs its logits multiply by `linear`, which rounds otherwise.
     const { drawSmall, drawWgmma }: Partial<KernelOps> = this.options.batchInvariant ? {} : this.#ops;
-    const stream = this.#ordered.value;
-    if (drawSmall?.launch(stream, out, hidden, head, samples, slots)) return;
-    if (drawWgmma?.launch(stream, out, hidden, head, samples, slots)) return;
     const { weight, norm, firstToken } = head;
+    const stream = this.#ordered.value;
+    if (weight.format === "dense") {
+      const dense = { ...head, weight };
+      if (drawSmall?.launch(stream, out, hidden, dense, samples, slots)) return;
+      if (drawWgmma?.launch(stream, out, hidden, dense, samples, slots)) return;
+    }
     if (firstToken === undefined) {
       this.linear(logits, hidden, weight, { norm });
       this.sample(out, logits, logits, samples, slots);
@@ -442,4 +451,8 @@ export class CudaBackend implements Backend {
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
     this.#ops.logprobs.logprobs(this.#ordered.value, out, logits, tokens, rows);
   }
+}
+
+function unmultiplied({ format }: Weight): DeviceError {
+  return new DeviceError(`no kernels multiply by ${format} weights; device "cpu" does`);
 }

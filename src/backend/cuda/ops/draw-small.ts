@@ -1,6 +1,7 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import type { LmHead, SampleRows, SlotTensors } from "../../backend.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { DenseWeight } from "../../weight.ts";
 import type { Kernel } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
@@ -38,6 +39,9 @@ interface PlannedHead {
   readonly kernel: Kernel<ArgumentsOf<typeof DRAW_SMALL>>;
 }
 
+/** A head that is stored as floats. */
+export type DenseHead = LmHead & { readonly weight: DenseWeight };
+
 /** `Backend.drawTokens` for at most `MAX_SMALL_TOKENS` rows: the draw in the epilogue of the LM head, `draw_small.cu`. */
 export class DrawSmall {
   readonly #kernels: KernelVariants<typeof DRAW_SMALL>;
@@ -70,7 +74,7 @@ export class DrawSmall {
     stream: number,
     out: Tensor,
     hidden: Tensor,
-    { weight, norm, firstToken = 0 }: LmHead,
+    { weight, norm, firstToken = 0 }: DenseHead,
     samples: SampleRows,
     slots: SlotTensors,
   ): boolean {

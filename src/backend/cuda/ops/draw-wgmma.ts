@@ -1,11 +1,12 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { TENSOR_MAP_BYTES, type TensorMapShape } from "../../../cuda/tensor-map.ts";
-import type { LmHead, SampleRows, SlotTensors } from "../../backend.ts";
+import type { SampleRows, SlotTensors } from "../../backend.ts";
 import { type DeviceBuffer, Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
+import type { DenseHead } from "./draw-small.ts";
 import { KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 import type { NormOps } from "./norm.ts";
 import type { SamplingOps } from "./sampling.ts";
@@ -103,7 +104,7 @@ export class DrawWgmma {
     stream: number,
     out: Tensor,
     hidden: Tensor,
-    { weight, norm, firstToken = 0 }: LmHead,
+    { weight, norm, firstToken = 0 }: DenseHead,
     samples: SampleRows,
     slots: SlotTensors,
   ): boolean {
@@ -132,7 +133,7 @@ export class DrawWgmma {
   #launch(
     stream: number,
     { maps, keys }: HeadMemory,
-    weight: Weight,
+    weight: DenseWeight,
     firstToken: number,
     tokens: number,
     samples: SampleRows,
@@ -158,7 +159,7 @@ export class DrawWgmma {
   }
 
   /** New maps get memory of their own: the copy engine may remember what it read at an address. */
-  #memoryOf(weight: Weight): HeadMemory {
+  #memoryOf(weight: DenseWeight): HeadMemory {
     const { address } = weight.data;
     const [vocab, width] = weight.shape;
     const known = this.#heads.find(

@@ -1,6 +1,6 @@
 import type { LinearActivation, LinearFusion } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
@@ -86,7 +86,7 @@ export class LargeLinear {
     stream: number,
     out: Tensor,
     x: Tensor,
-    weight: Weight,
+    weight: DenseWeight,
     { norm, bias, activation, addTo }: LinearFusion,
   ): boolean {
     const [tokens, outputs] = [out.dim(0), out.dim(1)];

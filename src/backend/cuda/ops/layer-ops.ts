@@ -1,13 +1,13 @@
 import type { AttentionSpec, BatchTensors, LayerCache, LinearFusion } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 
 /** A call of `Backend.linear`. */
 export interface LinearCall {
   readonly kind: "linear";
   readonly out: Tensor;
   readonly x: Tensor;
-  readonly weight: Weight;
+  readonly weight: DenseWeight;
   readonly fusion: LinearFusion;
 }
 

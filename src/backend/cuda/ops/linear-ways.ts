@@ -1,7 +1,7 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import type { LinearFusion, ModelShape } from "../../backend.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 import { attempt, type ColdTimer, chosen } from "../cold-timer.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import type { TuningCache } from "../tuning-cache.ts";
@@ -38,7 +38,7 @@ export type RunLinear = (
   way: LinearWay | undefined,
   out: Tensor,
   x: Tensor,
-  weight: Weight,
+  weight: DenseWeight,
   fusion: LinearFusion,
 ) => void;
 
@@ -47,7 +47,7 @@ interface Product {
   readonly name: string;
   readonly shape: WgmmaShape;
   /** Its weights by address, each with what surrounds it. */
-  readonly uses: Map<number, { readonly weight: Weight; readonly fusion: LinearFusion }>;
+  readonly uses: Map<number, { readonly weight: DenseWeight; readonly fusion: LinearFusion }>;
   /** Ways of token counts; undefined is cuBLASLt. */
   readonly ways: Map<number, LinearWay | undefined>;
 }
@@ -79,7 +79,7 @@ export class LinearWays {
   }
 
   /** The way of a product whose checks have passed; undefined for cuBLASLt with what surrounds it. */
-  find(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): LinearWay | undefined {
+  find(out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion): LinearWay | undefined {
     const key = productKey(out, weight, fusion);
     let product = this.#products.get(key);
     if (product === undefined) {
@@ -224,7 +224,11 @@ const FUSIONS: readonly { readonly bias?: unknown; readonly addTo?: unknown }[] 
 ];
 
 /** Tells products apart, as `productName` does; it is asked at every launch, where a string would cost more than the rest. */
-function productKey(out: Tensor, weight: Weight, { norm, bias, activation, addTo }: LinearFusion): number {
+function productKey(
+  out: Tensor,
+  weight: DenseWeight,
+  { norm, bias, activation, addTo }: LinearFusion,
+): number {
   const added = (bias === undefined ? 0 : 1) + (addTo === undefined ? 0 : 2) + (norm === undefined ? 0 : 4);
   const activated =
     activation === undefined ? 0 : 2 * (ACTIVATION_CODES[activation.kind] + 1) + (activation.gated ? 1 : 0);

@@ -2,7 +2,7 @@ import type { FloatDType } from "../../../base/dtype.ts";
 import type { LinearFusion, ModelShape, RmsNormSpec } from "../../backend.ts";
 import { checkLinear } from "../../checks.ts";
 import { byteLengthOf, type DeviceBuffer, type Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 import type { Gemm } from "../gemm.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
@@ -46,7 +46,7 @@ export class LinearOps {
   }
 
   /** See `Backend.linear`. */
-  linear(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
+  linear(stream: number, out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion): void {
     const { m } = checkLinear(this.dtype, out, x, weight, fusion);
     if (m === 0) return;
     const { small, hopper } = this.parts;
@@ -81,7 +81,7 @@ export class LinearOps {
     way: LinearWay | undefined,
     out: Tensor,
     x: Tensor,
-    weight: Weight,
+    weight: DenseWeight,
     fusion: LinearFusion,
   ): void {
     const { wgmma } = this.parts.hopper ?? {};
@@ -97,12 +97,12 @@ export class LinearOps {
   }
 
   /** Takes the memory of a product in parts: one of fewer tokens may be run so, when capturing lets nothing be allocated. */
-  #reserve(tokens: number, { shape: [n, k] }: Weight, { norm, activation }: LinearFusion): void {
+  #reserve(tokens: number, { shape: [n, k] }: DenseWeight, { norm, activation }: LinearFusion): void {
     if (norm !== undefined) this.#normed.atLeast(byteLengthOf(this.dtype, [tokens, k]));
     if (activation?.gated) this.#gateUp.atLeast(byteLengthOf(this.dtype, [tokens, n]));
   }
 
-  #compose(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
+  #compose(stream: number, out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion): void {
     const { norm, bias, activation, addTo } = fusion;
     const input = norm === undefined ? x : this.#norm(stream, x, norm);
     const [m, n] = [x.dim(0), weight.shape[0]];

@@ -1,7 +1,7 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import type { LinearFusion } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 import type { Kernel, KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
@@ -109,7 +109,7 @@ export class SmallLinear {
   }
 
   /** Enqueues `Backend.linear`, whose checks have passed, if it is one that the kernel can take; else false. */
-  launch(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): boolean {
+  launch(stream: number, out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion): boolean {
     const tokens = x.dim(0);
     if (tokens > MAX_SMALL_TOKENS) return false;
     const { norm, bias, activation, addTo } = fusion;

@@ -3,7 +3,7 @@ import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import type { TensorMapShape } from "../../../cuda/tensor-map.ts";
 import type { LinearFusion } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { Weight } from "../../weight.ts";
+import type { DenseWeight } from "../../weight.ts";
 import type { HostValue } from "../argument-packer.ts";
 import type { Kernel, KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -110,7 +110,7 @@ export class WgmmaLinear {
   }
 
   /** The shape of a product whose checks have passed. */
-  static shapeOf(out: Tensor, weight: Weight, { norm, activation }: LinearFusion): WgmmaShape {
+  static shapeOf(out: Tensor, weight: DenseWeight, { norm, activation }: LinearFusion): WgmmaShape {
     const [outFeatures, inFeatures] = weight.shape;
     return {
       ...{ outFeatures, inFeatures, norm: norm !== undefined, gated: activation?.gated ?? false },
@@ -142,7 +142,7 @@ export class WgmmaLinear {
     plan: WgmmaPlan,
     out: Tensor,
     x: Tensor,
-    weight: Weight,
+    weight: DenseWeight,
     fusion: LinearFusion,
   ): void {
     const { tile, shape } = plan;
@@ -249,7 +249,7 @@ export class WgmmaLinear {
 }
 
 /** True if the kernel can address the operands. */
-export function aligned(out: Tensor, x: Tensor, weight: Weight, { norm, addTo }: LinearFusion): boolean {
+export function aligned(out: Tensor, x: Tensor, weight: DenseWeight, { norm, addTo }: LinearFusion): boolean {
   const all = [out, x, weight.data, norm?.weight, addTo];
   return all.every((tensor) => tensor === undefined || tensor.address % VECTOR_BYTES === 0);
 }

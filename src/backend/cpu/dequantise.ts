@@ -1,0 +1,98 @@
+import { E4M3_VALUES } from "../../base/float8.ts";
+import type { Tensor } from "../tensor.ts";
+import type { Fp8Weight, GroupedWeight } from "../weight.ts";
+import { bytes, floats, ints } from "./host-buffer.ts";
+
+/** A quantised weight [N, K] in host memory, which is dequantised some rows at a time. */
+export interface RowSource {
+  /** Writes rows [start, end) to the beginning of `target`, as `Weight` defines them; products are rounded to float32 once. */
+  dequantise(target: Float32Array, start: number, end: number): void;
+}
+
+/** The rows of a quantised weight. */
+export function rowsOf(weight: Fp8Weight | GroupedWeight): RowSource {
+  return weight.format === "fp8" ? new Fp8Rows(weight) : new GroupedRows(weight);
+}
+
+class Fp8Rows implements RowSource {
+  readonly #codes: Uint8Array;
+  readonly #scales: Float32Array;
+
+  constructor(private readonly weight: Fp8Weight) {
+    this.#codes = bytes(weight.data);
+    this.#scales = floats(weight.scales);
+  }
+
+  dequantise(target: Float32Array, start: number, end: number): void {
+    const { shape, blockRows, blockColumns } = this.weight;
+    const k = shape[1];
+    const scalesOfRow = Math.ceil(k / blockColumns);
+    for (let row = start, out = 0; row < end; row++) {
+      const scaleRow = Math.floor(row / blockRows) * scalesOfRow;
+      for (let block = 0; block < scalesOfRow; block++) {
+        const scale = this.#scales[scaleRow + block]!;
+        const first = row * k + block * blockColumns;
+        const last = Math.min(first + blockColumns, (row + 1) * k);
+        for (let i = first; i < last; i++, out++) target[out] = E4M3_VALUES[this.#codes[i]!]! * scale;
+      }
+    }
+  }
+}
+
+class GroupedRows implements RowSource {
+  readonly #codes: Uint8Array;
+  readonly #scales: Float32Array | Float16Array;
+  readonly #zeros: Uint8Array | undefined;
+  readonly #permutation: Int32Array | undefined;
+
+  constructor(private readonly weight: GroupedWeight) {
+    this.#codes = bytes(weight.data);
+    this.#scales = shortFloats(weight.scales);
+    this.#zeros = weight.zeros && bytes(weight.zeros);
+    this.#permutation = weight.permutation && ints(weight.permutation);
+  }
+
+  dequantise(target: Float32Array, start: number, end: number): void {
+    const { shape, bits, groupSize } = this.weight;
+    const k = shape[1];
+    const groups = k / groupSize;
+    const row = this.#permutation === undefined ? undefined : new Float32Array(k);
+    for (let n = start; n < end; n++) {
+      const out = row ?? target.subarray((n - start) * k, (n - start + 1) * k);
+      for (let group = 0; group < groups; group++) {
+        const scale = this.#scales[n * groups + group]!;
+        const zero = this.#zeros?.[n * groups + group] ?? 2 ** (bits - 1);
+        const [first, last] = [group * groupSize, (group + 1) * groupSize];
+        if (bits === 4) this.#nibbles(out, (n * k) / 2, first, last, zero, scale);
+        else for (let j = first; j < last; j++) out[j] = (this.#codes[n * k + j]! - zero) * scale;
+      }
+      if (row !== undefined)
+        for (let j = 0; j < k; j++) target[(n - start) * k + this.#permutation![j]!] = row[j]!;
+    }
+  }
+
+  #nibbles(
+    out: Float32Array,
+    rowStart: number,
+    first: number,
+    last: number,
+    zero: number,
+    scale: number,
+  ): void {
+    for (let j = first; j < last; j += 2) {
+      const byte = this.#codes[rowStart + j / 2]!;
+      out[j] = ((byte & 15) - zero) * scale;
+      out[j + 1] = ((byte >> 4) - zero) * scale;
+    }
+  }
+}
+
+/** 16-bit floats of host memory, as numbers. */
+function shortFloats(tensor: Tensor): Float32Array | Float16Array {
+  const { buffer, byteOffset, length } = bytes(tensor);
+  if (tensor.dtype === "float16") return new Float16Array(buffer, byteOffset, length / 2);
+  const from = new Uint16Array(buffer, byteOffset, length / 2);
+  const to = new Uint32Array(from.length);
+  for (let i = 0; i < from.length; i++) to[i] = from[i]! << 16;
+  return new Float32Array(to.buffer);
+}
