@@ -14,6 +14,7 @@ import { memoryCases } from "./cases/memory.ts";
 import { normCases } from "./cases/norm.ts";
 import { paddingCases } from "./cases/padding.ts";
 import { processLogitsCases } from "./cases/process-logits.ts";
+import { quantisedLinearCases } from "./cases/quantised-linear.ts";
 import { rotaryTableCases } from "./cases/rotary-table.ts";
 import { sampleCases } from "./cases/sample.ts";
 import { Fixture } from "./fixture.ts";
@@ -49,6 +50,7 @@ export function runContract(name: string, createBackend: () => Backend): void {
     rotaryTableCases(addCase);
     gatherCases(addCase);
     linearCases(addCase);
+    quantisedLinearCases(addCase);
     normCases(addCase);
     activationCases(addCase);
     attendCases(addCase);

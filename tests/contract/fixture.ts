@@ -65,6 +65,14 @@ export class Fixture {
     return tensor;
   }
 
+  /** An input of 1-byte elements that no op may change. */
+  bytes(dtype: "uint8" | "float8_e4m3", values: Uint8Array, shape: readonly number[]): Tensor {
+    const tensor = this.#place(dtype, shape);
+    this.backend.upload(tensor, values);
+    this.#inputs.set(tensor, values);
+    return tensor;
+  }
+
   /** A tensor of 4-byte elements that ops may change. */
   stateOf(dtype: DType, values: Int32Array | Uint32Array, shape: readonly number[]): Tensor {
     const tensor = this.#place(dtype, shape);

@@ -1,0 +1,180 @@
+import type { LinearFusion } from "../../../src/backend/backend.ts";
+import type { Case } from "../backend.contract.ts";
+import { expectClose } from "../compare.ts";
+import type { Fixture } from "../fixture.ts";
+import { fp8Weight, type GroupedForm, groupedWeight, type QuantisedWeight } from "../quantised-weights.ts";
+import * as reference from "../reference.ts";
+
+/** Token counts of the kernels that a backend may have: one, a few, a tile, several. */
+const TOKENS = [1, 2, 7, 8, 16, 33, 64, 130, 257] as const;
+const EPS = 1e-6;
+
+type Make = (fixture: Fixture, shape: readonly [n: number, k: number]) => QuantisedWeight;
+type Shapes = readonly (readonly [n: number, k: number])[];
+
+const grouped =
+  (form: GroupedForm): Make =>
+  (fixture, shape) =>
+    groupedWeight(fixture, shape, form);
+
+const wholeRows =
+  (form: Omit<GroupedForm, "groupSize">): Make =>
+  (fixture, [n, k]) =>
+    groupedWeight(fixture, [n, k], { ...form, groupSize: k });
+
+/** Each form, and shapes [N, K] that it can have: whole blocks and partial ones, fewer outputs than inputs and more. */
+const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Shapes }>> = {
+  "fp8, a scale a channel": {
+    make: (fixture, [n, k]) => fp8Weight(fixture, [n, k], { blockRows: 1, blockColumns: k }),
+    shapes: [
+      [256, 512],
+      [96, 1024],
+      [50, 72],
+      [1040, 128],
+    ],
+  },
+  "fp8, blocks": {
+    make: (fixture, shape) => fp8Weight(fixture, shape, { blockRows: 128, blockColumns: 128 }),
+    shapes: [
+      [256, 512],
+      [192, 320],
+      [128, 1024],
+      [1088, 192],
+    ],
+  },
+  "fp8, blocks of fewer rows": {
+    make: (fixture, shape) => fp8Weight(fixture, shape, { blockRows: 64, blockColumns: 128 }),
+    shapes: [
+      [384, 256],
+      [192, 384],
+    ],
+  },
+  "4 bits, groups of 128": {
+    make: grouped({ bits: 4, groupSize: 128 }),
+    shapes: [
+      [256, 512],
+      [96, 1024],
+      [1040, 128],
+    ],
+  },
+  "4 bits, groups of 128 with zeros": {
+    make: grouped({ bits: 4, groupSize: 128, zeros: true }),
+    shapes: [
+      [256, 512],
+      [96, 1024],
+    ],
+  },
+  "4 bits, groups of 64, bfloat16 scales": {
+    make: grouped({ bits: 4, groupSize: 64, scaleDtype: "bfloat16" }),
+    shapes: [[256, 320]],
+  },
+  "4 bits, groups of 32 with zeros, bfloat16 scales": {
+    make: grouped({ bits: 4, groupSize: 32, zeros: true, scaleDtype: "bfloat16" }),
+    shapes: [
+      [72, 160],
+      [256, 512],
+    ],
+  },
+  "4 bits, whole rows": {
+    make: wholeRows({ bits: 4 }),
+    shapes: [
+      [256, 512],
+      [40, 96],
+    ],
+  },
+  "4 bits, permuted": {
+    make: grouped({ bits: 4, groupSize: 128, zeros: true, permuted: true }),
+    shapes: [[256, 512]],
+  },
+  "4 bits, permuted, groups of 32": {
+    make: grouped({ bits: 4, groupSize: 32, permuted: true }),
+    shapes: [[136, 96]],
+  },
+  "8 bits, groups of 128": {
+    make: grouped({ bits: 8, groupSize: 128 }),
+    shapes: [
+      [256, 512],
+      [96, 384],
+    ],
+  },
+  "8 bits, groups of 32 with zeros": {
+    make: grouped({ bits: 8, groupSize: 32, zeros: true, scaleDtype: "bfloat16" }),
+    shapes: [
+      [72, 160],
+      [256, 512],
+    ],
+  },
+  "8 bits, whole rows": {
+    make: wholeRows({ bits: 8, scaleDtype: "bfloat16" }),
+    shapes: [
+      [256, 512],
+      [50, 80],
+    ],
+  },
+  "8 bits, permuted": {
+    make: grouped({ bits: 8, groupSize: 64, zeros: true, permuted: true }),
+    shapes: [[256, 512]],
+  },
+};
+
+/** Products by weights that are not floats, alone and with what may surround them. */
+export function quantisedLinearCases(addCase: Case): void {
+  for (const [name, { make, shapes }] of Object.entries(FORMS)) {
+    for (const [i, [n, k]] of shapes.entries()) {
+      for (const m of i === 0 ? TOKENS : [1, 3, 17, 70]) {
+        for (const floatOut of m === 1 ? [false, true] : [false]) {
+          const title = `${name}: [${m}, ${k}] · [${n}, ${k}]ᵀ${floatOut ? ", float32 out" : ""}`;
+          addCase("linear", title, (fixture) => {
+            const { weight, values } = make(fixture, [n, k]);
+            const x = fixture.normals([m, k]);
+            const out = fixture.output(floatOut ? "float32" : fixture.dtype, [m, n]);
+            fixture.backend.linear(out, x.tensor, weight);
+            const expected = reference.linear(x.values, values, undefined, n, k);
+            // Dequantised weights may be rounded to the dtype of activations.
+            const precision = { dtype: fixture.dtype, reduction: 2 * k, intermediates: 1 };
+            expectClose("out", fixture.readFloats(out), expected, precision);
+          });
+        }
+      }
+    }
+    surrounded(addCase, name, make, shapes[0]!);
+  }
+}
+
+function surrounded(addCase: Case, name: string, make: Make, [n, k]: readonly [number, number]): void {
+  for (const m of [1, 8, 40]) {
+    addCase("linear", `${name}: ${m} tokens, norm and bias, added to out`, (fixture) => {
+      const { weight, values } = make(fixture, [n, k]);
+      const x = fixture.normals([m, k], 3);
+      const norm = fixture.normals([k], 0.3, 1);
+      const bias = fixture.normals([n]);
+      const residual = fixture.state(fixture.random.normals(m * n, 2), [m, n]);
+      const fusion: LinearFusion = {
+        norm: { weight: norm.tensor, eps: EPS },
+        bias: bias.tensor,
+        addTo: residual.tensor,
+      };
+      fixture.backend.linear(residual.tensor, x.tensor, weight, fusion);
+      const input = reference.rmsNorm(x.values, norm.values, EPS).values;
+      const product = reference.linear(input, values, bias.values, n, k);
+      const expected = reference.plus(product, residual.values);
+      const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates: 5 };
+      expectClose("out", fixture.readFloats(residual.tensor), expected, precision);
+    });
+    addCase("linear", `${name}: ${m} tokens, norm, gated silu`, (fixture) => {
+      const { weight, values } = make(fixture, [n, k]);
+      const x = fixture.normals([m, k], 3);
+      const norm = fixture.normals([k], 0.3, 1);
+      const out = fixture.output(fixture.dtype, [m, n / 2]);
+      fixture.backend.linear(out, x.tensor, weight, {
+        norm: { weight: norm.tensor, eps: EPS },
+        activation: { kind: "silu", gated: true },
+      });
+      const input = reference.rmsNorm(x.values, norm.values, EPS).values;
+      const y = reference.linear(input, values, undefined, n, k);
+      const expected = reference.gatedOf(y, n / 2, "silu");
+      const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates: 6 };
+      expectClose("out", fixture.readFloats(out), expected, precision);
+    });
+  }
+}

@@ -1,0 +1,96 @@
+import type { Fp8Weight, GroupedWeight, Weight } from "../../src/backend/weight.ts";
+import type { Fixture } from "./fixture.ts";
+
+/** A quantised weight on a backend, and the matrix [N, K] that it stands for. */
+export interface QuantisedWeight {
+  readonly weight: Weight;
+  readonly values: Float64Array;
+}
+
+type Shape = readonly [n: number, k: number];
+
+/** The number that an e4m3 code stands for, by its definition. */
+function e4m3(code: number): number {
+  const [exponent, mantissa] = [(code >> 3) & 15, code & 7];
+  const magnitude = exponent === 0 ? (mantissa / 8) * 2 ** -6 : (1 + mantissa / 8) * 2 ** (exponent - 7);
+  return code & 0x80 ? -magnitude : magnitude;
+}
+
+/** Random codes of every finite value, with scales between which lie powers of two. */
+export function fp8Weight(
+  fixture: Fixture,
+  [n, k]: Shape,
+  { blockRows, blockColumns }: Pick<Fp8Weight, "blockRows" | "blockColumns">,
+): QuantisedWeight {
+  const [rows, columns] = [Math.ceil(n / blockRows), Math.ceil(k / blockColumns)];
+  const codes = randomBytes(fixture, n * k).map((code) => ((code & 0x7f) === 0x7f ? code ^ 1 : code));
+  const scales = randomScales(fixture, rows * columns, 1 / (200 * Math.sqrt(k)));
+  const values = matrix(n, k, (row, column) => {
+    const block = Math.floor(row / blockRows) * columns + Math.floor(column / blockColumns);
+    return e4m3(codes[row * k + column]!) * scales[block]!;
+  });
+  const weight: Fp8Weight = {
+    ...{ format: "fp8", shape: [n, k], blockRows, blockColumns },
+    data: fixture.bytes("float8_e4m3", codes, [n, k]),
+    scales: fixture.input(scales, [rows, columns], "float32").tensor,
+  };
+  return { weight, values };
+}
+
+export interface GroupedForm {
+  readonly bits: 4 | 8;
+  readonly groupSize: number;
+  readonly scaleDtype?: "float16" | "bfloat16";
+  readonly zeros?: boolean;
+  readonly permuted?: boolean;
+}
+
+/** Random codes, with zero points that differ for each group and row. */
+export function groupedWeight(
+  fixture: Fixture,
+  [n, k]: Shape,
+  { bits, groupSize, scaleDtype = "float16", zeros = false, permuted = false }: GroupedForm,
+): QuantisedWeight {
+  const groups = k / groupSize;
+  const data = randomBytes(fixture, (n * k * bits) / 8);
+  const scale = fixture.input(
+    randomScales(fixture, n * groups, 2 / (2 ** bits * Math.sqrt(k))),
+    [n, groups],
+    scaleDtype,
+  );
+  const zeroBytes = zeros
+    ? randomBytes(fixture, n * groups).map((byte) => byte & (2 ** bits - 1))
+    : undefined;
+  const order = permuted ? fixture.random.permutation(k) : undefined;
+  const values = new Float64Array(n * k);
+  for (let row = 0; row < n; row++) {
+    for (let j = 0; j < k; j++) {
+      const index = row * k + j;
+      const code = bits === 8 ? data[index]! : (data[index >> 1]! >> (4 * (j % 2))) & 15;
+      const group = row * groups + Math.floor(j / groupSize);
+      const zero = zeroBytes?.[group] ?? 2 ** (bits - 1);
+      values[row * k + (order?.[j] ?? j)] = (code - zero) * scale.values[group]!;
+    }
+  }
+  const weight: GroupedWeight = {
+    ...{ format: "grouped", shape: [n, k], bits, groupSize },
+    data: fixture.bytes("uint8", data, [n, (k * bits) / 8]),
+    scales: scale.tensor,
+    zeros: zeroBytes && fixture.bytes("uint8", zeroBytes, [n, groups]),
+    permutation: order && fixture.ints(order),
+  };
+  return { weight, values };
+}
+
+function randomBytes({ random }: Fixture, count: number): Uint8Array {
+  return Uint8Array.from({ length: count }, () => random.int(256));
+}
+
+/** Between 1 and 16 times `least`: a scale of another group is a gross mistake. */
+function randomScales({ random }: Fixture, count: number, least: number): Float32Array {
+  return Float32Array.from({ length: count }, () => least * 2 ** random.int(5) * (1 + random.int(64) / 64));
+}
+
+function matrix(n: number, k: number, element: (row: number, column: number) => number): Float64Array {
+  return Float64Array.from({ length: n * k }, (_, i) => element(Math.floor(i / k), i % k));
+}
