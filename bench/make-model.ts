@@ -48,7 +48,8 @@ export function makeModel(configFolder: string, outFolder: string): number {
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
 
-  const blocks: Record<ParameterSpec["dummy"], Uint16Array> = {
+  // Numbers are for the scales of quantised weights, of which a config's floats have none.
+  const blocks: Record<Exclude<ParameterSpec["dummy"], number>, Uint16Array> = {
     normal: randomBlock(),
     ones: new Uint16Array(BLOCK_ELEMENTS).fill(ONE),
     zeros: new Uint16Array(BLOCK_ELEMENTS),
@@ -58,7 +59,7 @@ export function makeModel(configFolder: string, outFolder: string): number {
     for (const part of [length, text]) writeAll(file, part);
     for (const { shape, dummy } of tensors) {
       for (let left = elements(shape); left > 0; left -= BLOCK_ELEMENTS) {
-        const part = blocks[dummy].subarray(0, Math.min(left, BLOCK_ELEMENTS));
+        const part = blocks[dummy as keyof typeof blocks].subarray(0, Math.min(left, BLOCK_ELEMENTS));
         writeAll(file, new Uint8Array(part.buffer, 0, part.byteLength));
       }
     }

@@ -1,4 +1,5 @@
 import type { DType } from "./dtype.ts";
+import type { Reading } from "./reading.ts";
 
 /**
  * One parameter of a model as data: the model states it, the loader fills it from the checkpoint. Merged weights
@@ -13,8 +14,11 @@ export interface ParameterSpec {
   readonly dtype?: DType;
   /** The checkpoint's tensors that make up this parameter, stacked along dimension 0 in this order. */
   readonly sources: readonly ParameterSource[];
-  /** The values that `loadFormat: "dummy"` fills it with. */
-  readonly dummy: "normal" | "ones" | "zeros";
+  /**
+   * What `loadFormat: "dummy"` fills it with: a number, or random values of mean 0 and standard deviation 0.02, of float8 50 times as
+   * large; of integers, random bits.
+   */
+  readonly dummy: "normal" | "ones" | "zeros" | number;
 }
 
 /** A tensor of the checkpoint, or a part of one, that a parameter is made of. */
@@ -23,6 +27,8 @@ export interface ParameterSource {
   readonly name: string;
   /** The shape in the checkpoint, before `slice`. */
   readonly shape: readonly number[];
-  /** The part that this rank holds: `[start, end)` along `dim`. The whole tensor when left out. */
+  /** How the tensor is read. Default: floats, in order, converted to the parameter's dtype. */
+  readonly reading?: Reading;
+  /** The part that this rank holds, where there is no `reading`: `[start, end)` along `dim`. The whole tensor when left out. */
   readonly slice?: { readonly dim: 0 | 1; readonly start: number; readonly end: number };
 }

@@ -9,6 +9,10 @@ import { addEffectlessFlags, EFFECTLESS_ENGINE_FLAGS } from "./vllm-flags.ts";
 export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   device: ["--device <name>", "auto, cuda or cpu (default: auto)"],
   dtype: ["--dtype <name>", "auto, bfloat16, float16 or float32 (default: auto)", dtypeValue],
+  quantization: [
+    "-q, --quantization <name>",
+    "quantise while loading: fp8, fp8_per_channel or fp8_per_block (default: as the model is stored)",
+  ],
   maxModelLen: [
     "--max-model-len <tokens>",
     "prompt plus output of one sequence, as 4096, 4k or 4K; auto: what fits (default: the model's)",

@@ -32,7 +32,7 @@ const REFUSED_SWITCHES: readonly string[] = words(`
 
 /** Flags with values of `vllm serve` for what Octavo does not do. */
 const REFUSED_VALUES: readonly string[] = words(`
-  lora-modules max-loras max-lora-rank max-cpu-loras lora-dtype default-mm-loras quantization
+  lora-modules max-loras max-lora-rank max-cpu-loras lora-dtype default-mm-loras
   speculative-config spec-method spec-model spec-tokens tool-call-parser tool-parser-plugin tool-server
   reasoning-parser reasoning-parser-plugin reasoning-config structured-outputs-config
   guided-decoding-backend tokenizer tokenizer-revision hf-config-path hf-overrides rope-scaling
@@ -55,7 +55,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
   "root-path": PROXY,
 };
 
-const REFUSED = new Set([...REFUSED_SWITCHES, ...REFUSED_VALUES, ...Object.keys(REMEDIES), "q"]);
+const REFUSED = new Set([...REFUSED_SWITCHES, ...REFUSED_VALUES, ...Object.keys(REMEDIES)]);
 
 /** Flags for what the engine does anyway, or what cannot matter to it. */
 export const EFFECTLESS_ENGINE_FLAGS: readonly EffectlessFlags[] = [

@@ -27,6 +27,8 @@ export interface MatrixPart {
  * `Weight`.
  */
 export interface WeightScheme {
+  /** Tensors of the checkpoint that belong to weights and are no parameters. Known when all weights were asked for. */
+  readonly ignored?: readonly RegExp[];
   /** @param get the parameter that a spec describes; called while specs are gathered, and again when they are loaded. */
   weight(matrix: MatrixSpec, get: (spec: ParameterSpec) => Tensor): Weight;
 }

@@ -1,10 +1,15 @@
 import type { Backend, ModelShape } from "../backend/backend.ts";
+import type { Tensor } from "../backend/tensor.ts";
 import type { EngineConfig } from "../base/config.ts";
-import type { FloatDType } from "../base/dtype.ts";
+import { ConfigError } from "../base/errors.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import { rotaryDim } from "../layers/rotary.ts";
+import { declaredScheme } from "../layers/schemes/declared-scheme.ts";
+import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
+import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
 import { dummyWeights } from "../loader/dummy-weights.ts";
+import { directoryOf } from "../loader/tensor-directory.ts";
 import { loadWeights } from "../loader/weights.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ModelDefinition } from "../models/model.ts";
@@ -42,16 +47,14 @@ export async function loadPart(
   backend: Backend,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ): Promise<LoadedPart> {
-  const definition = defineModel(modelConfig, { shard });
   const kernels = backend.prepare?.(modelShape(modelConfig, config, shard));
   kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
-  // Dense weights are multiplied, and keys and values attended to, in the dtype of the activations.
-  const [weightDtype, kvDtype] = [backend.activationDtype, backend.activationDtype];
-  const weights =
+  // Keys and values are attended to in the dtype of the activations.
+  const kvDtype = backend.activationDtype;
+  const { definition, weights } =
     config.loadFormat === "dummy"
-      ? // Parts that are the same would give tokens that are equally likely.
-        dummyWeights(definition.parameters, backend, weightDtype, config.seed + shard.rank)
-      : await loadFolder(folder, definition, backend, weightDtype, onProgress);
+      ? loadDummy(config, modelConfig, shard, backend)
+      : await loadFolder({ folder, config, modelConfig, shard }, backend, onProgress);
   await kernels;
   return {
     build: (peers) => {
@@ -72,16 +75,61 @@ export async function loadPart(
   };
 }
 
-async function loadFolder(
-  folder: string,
-  definition: ModelDefinition,
+/** A model, and what was loaded for its parameters. */
+interface LoadedWeights {
+  readonly definition: ModelDefinition;
+  readonly weights: Map<string, Tensor>;
+}
+
+function loadDummy(
+  { quantization, seed }: EngineConfig,
+  modelConfig: ModelConfig,
+  shard: Shard,
   backend: Backend,
-  dtype: FloatDType,
+): LoadedWeights {
+  const { quantisation } = modelConfig;
+  const online = onlineFormOf(quantization, quantisation);
+  const declared =
+    online === undefined ? quantisation?.declared : { kind: "float8" as const, granularity: online };
+  const definition = defineModel(modelConfig, {
+    shard,
+    ...(declared && { scheme: declaredScheme(declared) }),
+  });
+  // Parts that are the same would give tokens that are equally likely.
+  const weights = dummyWeights(definition.parameters, backend, backend.activationDtype, seed + shard.rank);
+  return { definition, weights };
+}
+
+async function loadFolder(
+  { folder, config, modelConfig, shard }: Required<PartSource>,
+  backend: Backend,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
-) {
+): Promise<LoadedWeights> {
   using checkpoint = Checkpoint.open(folder);
-  const options = { dtype, ignored: definition.ignored, onProgress };
-  return await loadWeights(checkpoint, definition.parameters, backend, options);
+  const { quantisation } = modelConfig;
+  const scheme = new StoredScheme(directoryOf(checkpoint), {
+    gptqZeros: quantisation?.gptqZeros,
+    online: onlineFormOf(config.quantization, quantisation),
+  });
+  const definition = defineModel(modelConfig, { shard, scheme });
+  const options = { dtype: backend.activationDtype, ignored: definition.ignored, onProgress };
+  return { definition, weights: await loadWeights(checkpoint, definition.parameters, backend, options) };
+}
+
+/**
+ * The form in which floats are quantised while they are loaded; undefined: not at all.
+ * @throws ConfigError for a checkpoint that is quantised in another way already
+ */
+function onlineFormOf(
+  quantization: EngineConfig["quantization"],
+  stored: ModelConfig["quantisation"],
+): OnlineFloat8 | undefined {
+  if (quantization === undefined) return undefined;
+  if (stored === undefined) return quantization === "fp8_per_block" ? "block" : "channel";
+  // Its author has chosen which matrices stay floats.
+  if (quantization === "fp8" && stored.declared.kind === "float8") return undefined;
+  const message = `quantization ${quantization} is for a model in floats; this one is quantised already (${stored.method}): leave the option out`;
+  throw new ConfigError("quantization", message);
 }
 
 /** The sizes of a rank's part. */

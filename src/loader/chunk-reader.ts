@@ -1,6 +1,7 @@
 import { dtypeSize, type FloatDType, narrow, widen } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import { readFully } from "./read-fully.ts";
+import { bytesOfRows, type RowsRead, readRows } from "./rows-read.ts";
 
 /** A piece of a file that becomes a piece of a parameter. Plain data, so that it can be sent to a Worker. */
 export interface ChunkRead {
@@ -36,7 +37,8 @@ export function bytesReadOfRow({ rowBytes, columnBegin, columnEnd }: ChunkRead):
 }
 
 /** Bytes that a chunk reads. */
-export function bytesRead(chunk: ChunkRead): number {
+export function bytesRead(chunk: ChunkRead | RowsRead): number {
+  if ("reading" in chunk) return bytesOfRows(chunk);
   const bytes = chunk.end - chunk.begin;
   return isContiguous(chunk) ? bytes : (bytes / chunk.rowBytes) * bytesReadOfRow(chunk);
 }
@@ -51,13 +53,17 @@ export class ChunkReader {
    * their dtype; returns their bytes.
    * @throws ModelDataError when the file cannot be read or has become shorter.
    */
-  read(chunk: ChunkRead, target: Uint8Array): Uint8Array {
+  read(chunk: ChunkRead | RowsRead, target: Uint8Array): Uint8Array {
+    return "reading" in chunk ? readRows(chunk, target) : this.#readElements(chunk, target);
+  }
+
+  #readElements(chunk: ChunkRead, target: Uint8Array): Uint8Array {
     const { dtype, targetDtype } = chunk;
     const bytes = bytesRead(chunk);
     const direct = dtype === targetDtype && isPacked(chunk);
     const source = direct ? target.subarray(0, bytes) : this.#scratch(bytes);
     invariant(source.length === bytes, `${bytes} bytes for a target of ${target.length}`);
-    readRows(chunk, source);
+    readElementRows(chunk, source);
     if (direct) return source;
 
     const packed = isPacked(chunk) ? source : packColumns(chunk, source);
@@ -102,7 +108,7 @@ function isPacked(chunk: ChunkRead): boolean {
 }
 
 /** Fills `target` with what is read of each row. */
-function readRows(chunk: ChunkRead, target: Uint8Array): void {
+function readElementRows(chunk: ChunkRead, target: Uint8Array): void {
   const { path, fd, begin, end, rowBytes, columnBegin } = chunk;
   const piece = bytesReadOfRow(chunk);
   if (piece === rowBytes) readFully(path, fd, target, begin);

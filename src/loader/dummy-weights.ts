@@ -1,6 +1,7 @@
 import type { Backend } from "../backend/backend.ts";
-import type { Tensor } from "../backend/tensor.ts";
-import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
+import { Tensor } from "../backend/tensor.ts";
+import { type DType, dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
+import { encodeFloat8 } from "../base/float8.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 
 const STANDARD_DEVIATION = 0.02;
@@ -15,6 +16,7 @@ const SLICE_ROWS = 2 ** 18;
  * billions of parameters, `normal` ones (mean 0, standard deviation 0.02) are pieced together on the device from the rows
  * of one table of 2 M values in pseudo-random order: neighbours look independent, the whole is not. Fit for benchmarks and
  * tests of the machinery, not for statistics.
+ * Codes of float8 are the same of standard deviation 1, integers random bits.
  * @param dtype that of the backend's activations
  */
 export function dummyWeights(
@@ -23,42 +25,66 @@ export function dummyWeights(
   dtype: FloatDType,
   seed: number,
 ): Map<string, Tensor> {
-  const source = new RandomTable(backend, dtype, seed);
+  const tables = {
+    floats: new RandomTable(backend, dtype, () => narrow(normalValues(ROWS * WIDTH, seed), dtype)),
+    float8: new RandomTable(backend, dtype, () => normalCodes(ROWS * WIDTH * dtypeSize(dtype), seed)),
+    bits: new RandomTable(backend, dtype, () => randomBytes(ROWS * WIDTH * dtypeSize(dtype), seed)),
+  };
   try {
     const weights = new Map<string, Tensor>();
     for (const spec of specs) {
-      const parameter = backend.empty(dtype, spec.shape);
+      const parameter = backend.empty(spec.dtype ?? dtype, spec.shape);
       weights.set(spec.name, parameter);
-      if (spec.dummy === "zeros") backend.fill(parameter, 0);
-      else if (spec.dummy === "ones")
-        backend.upload(parameter, narrow(new Float32Array(parameter.size).fill(1), dtype));
-      else source.fill(parameter, Bun.hash.xxHash32(`${seed} ${spec.name}`));
+      const { dummy } = spec;
+      if (dummy === "zeros") backend.fill(parameter, 0);
+      else if (dummy !== "normal")
+        backend.upload(parameter, constant(parameter, dummy === "ones" ? 1 : dummy));
+      else tables[contentsOf(parameter.dtype)].fill(parameter, Bun.hash.xxHash32(`${seed} ${spec.name}`));
     }
     return weights;
   } finally {
-    source.dispose();
+    for (const table of Object.values(tables)) table.dispose();
   }
 }
 
-/** Normal values on the host, and on the device once something large is filled with them. */
+function contentsOf(dtype: DType): "floats" | "float8" | "bits" {
+  if (dtype === "uint8") return "bits";
+  return dtype === "float8_e4m3" ? "float8" : "floats";
+}
+
+/** The bytes of a tensor whose elements are all `value`. */
+function constant({ dtype, size }: Tensor, value: number): Uint8Array {
+  if (dtype === "uint8") return new Uint8Array(size).fill(value);
+  return narrow(new Float32Array(size).fill(value), dtype as FloatDType);
+}
+
+/**
+ * Random bytes on the host, made when they are first asked for, and on the device once something large is filled with them, where they count
+ * as elements of `dtype`, which `gatherRows` copies.
+ */
 class RandomTable {
-  readonly #values: Uint8Array;
+  #bytes: Uint8Array | undefined;
   #table: Tensor | undefined;
   #rows: Tensor | undefined;
 
   constructor(
     private readonly backend: Backend,
     private readonly dtype: FloatDType,
-    seed: number,
-  ) {
-    this.#values = narrow(normalValues(ROWS * WIDTH, seed), dtype);
+    private readonly create: () => Uint8Array,
+  ) {}
+
+  get #values(): Uint8Array {
+    this.#bytes ??= this.create();
+    return this.#bytes;
   }
 
   fill(target: Tensor, seed: number): void {
     const random = generator(seed);
     const draw = () => Math.floor(random() * ROWS);
-    const elements = target.reshape(target.size);
-    const whole = Math.floor(target.size / WIDTH);
+    const { buffer, byteOffset, byteLength } = target;
+    const rowBytes = WIDTH * dtypeSize(this.dtype);
+    const whole = Math.floor(byteLength / rowBytes);
+    const elements = new Tensor(buffer, this.dtype, [whole * WIDTH], byteOffset);
     for (let at = 0; at < whole; at += SLICE_ROWS) {
       const count = Math.min(SLICE_ROWS, whole - at);
       const slice = elements.rows(at * WIDTH, (at + count) * WIDTH).reshape(count, WIDTH);
@@ -66,11 +92,11 @@ class RandomTable {
       for (let i = 0; i < count; i++) numbers[i] = draw();
       this.#copyRows(slice, numbers);
     }
-    const rest = elements.rows(whole * WIDTH, target.size);
-    if (rest.size === 0) return;
-    const rowBytes = WIDTH * dtypeSize(this.dtype);
+    const rest = byteLength - whole * rowBytes;
+    if (rest === 0) return;
     const from = draw() * rowBytes;
-    this.backend.upload(rest, this.#values.subarray(from, from + rest.byteLength));
+    const bytes = new Tensor(buffer, "uint8", [rest], byteOffset + whole * rowBytes);
+    this.backend.upload(bytes, this.#values.subarray(from, from + rest));
   }
 
   dispose(): void {
@@ -101,6 +127,19 @@ function normalValues(count: number, seed: number): Float32Array {
     values[i + 1] = radius * Math.sin(angle);
   }
   return values;
+}
+
+/** The same in float8, of standard deviation 1. */
+function normalCodes(count: number, seed: number): Uint8Array {
+  const values = normalValues(count, seed).map((value) => value / STANDARD_DEVIATION);
+  const codes = new Uint8Array(count);
+  encodeFloat8(values, codes);
+  return codes;
+}
+
+function randomBytes(count: number, seed: number): Uint8Array {
+  const random = generator(Bun.hash.xxHash32(`${seed} bits`));
+  return Uint8Array.from({ length: count }, () => 256 * random());
 }
 
 /** Uniform numbers in [0, 1): a 32-bit Weyl sequence through the finaliser of MurmurHash3. */

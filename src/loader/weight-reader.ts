@@ -1,9 +1,10 @@
 import { InvariantError, ModelDataError } from "../base/errors.ts";
 import type { ChunkRead } from "./chunk-reader.ts";
+import type { RowsRead } from "./rows-read.ts";
 
 /** A message to a reader's Worker: the chunk to read and the memory to fill. */
 export interface ReadTask {
-  readonly chunk: ChunkRead;
+  readonly chunk: ChunkRead | RowsRead;
   readonly address: number;
   readonly byteLength: number;
 }
@@ -42,10 +43,10 @@ export class WeightReader implements Disposable {
    * overlap: the Worker takes them in order.
    * @throws ModelDataError when the file cannot be read; InvariantError when the Worker has died.
    */
-  async read(chunk: ChunkRead, address: number, byteLength: number): Promise<void> {
+  async read(chunk: ChunkRead | RowsRead, address: number, byteLength: number): Promise<void> {
     if (this.#closed) throw this.#death();
     const done = Promise.withResolvers<void>();
-    this.#waiting.push({ path: chunk.path, done });
+    this.#waiting.push({ path: "reading" in chunk ? chunk.tensor.path : chunk.path, done });
     this.#worker.postMessage({ chunk, address, byteLength } satisfies ReadTask);
     return done.promise;
   }

@@ -7,6 +7,7 @@ import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { bulkLoad } from "./bulk-load.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesRead, ChunkReader } from "./chunk-reader.ts";
+import { storedDtypes } from "./rows-read.ts";
 import { LOADABLE, planParameter, splitReads, type WeightChunk } from "./weight-plan.ts";
 
 /** Chunks on one thread: large enough to amortise what an upload costs besides its bytes. */
@@ -59,7 +60,8 @@ export async function loadWeights(
   const weights = new Map<string, Tensor>();
   // Allocates when the first chunk is asked for: by then the readers are starting.
   const chunksOf = function* (chunkBytes: number) {
-    for (const { name, shape } of specs) weights.set(name, backend.empty(options.dtype, shape));
+    for (const { name, shape, dtype = options.dtype } of specs)
+      weights.set(name, backend.empty(dtype, shape));
     yield* splitReads(plans, weights, chunkBytes);
   };
   try {
@@ -95,17 +97,21 @@ function checkCheckpoint(
   specs: readonly ParameterSpec[],
   ignored: readonly RegExp[],
 ) {
-  const sources = new Map(specs.flatMap((spec) => spec.sources).map((source) => [source.name, source.shape]));
+  const sources = new Map(specs.flatMap((spec) => spec.sources).map((source) => [source.name, source]));
   invariant(new Set(specs.map((spec) => spec.name)).size === specs.length, "two parameters have one name");
   const missing: string[] = [];
   const misshapen: string[] = [];
   const unsupported: string[] = [];
-  for (const [name, expected] of sources) {
+  const mistyped: string[] = [];
+  for (const [name, { shape: expected, reading }] of sources) {
     const tensor = checkpoint.tensors.get(name);
     if (tensor === undefined) missing.push(name);
     else if (tensor.shape.join() !== expected.join())
       misshapen.push(`${name} (expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}])`);
-    else if (!LOADABLE.has(tensor.dtype)) unsupported.push(`${name} (${tensor.dtype})`);
+    else if (reading !== undefined && !storedDtypes(reading).includes(tensor.dtype))
+      mistyped.push(`${name} (expected ${storedDtypes(reading).join(" or ")}, found ${tensor.dtype})`);
+    else if (reading === undefined && !LOADABLE.has(tensor.dtype))
+      unsupported.push(`${name} (${tensor.dtype})`);
   }
   const unexpected = [...checkpoint.tensors.keys()].filter(
     (name) => !sources.has(name) && !ignored.some((pattern) => name.search(pattern) >= 0),
@@ -113,6 +119,7 @@ function checkCheckpoint(
   const { folder } = checkpoint;
   if (missing.length > 0) throw new ModelDataError(folder, `missing tensors: ${listed(missing)}`);
   if (misshapen.length > 0) throw new ModelDataError(folder, `misshapen tensors: ${listed(misshapen)}`);
+  if (mistyped.length > 0) throw new ModelDataError(folder, `tensors of another dtype: ${listed(mistyped)}`);
   if (unexpected.length > 0) throw new ModelDataError(folder, `unexpected tensors: ${listed(unexpected)}`);
   if (unsupported.length > 0)
     throw new UnsupportedModelError(folder, `tensors that are not BF16, F16 or F32: ${listed(unsupported)}`);

@@ -6,6 +6,7 @@ import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../ba
 import type { RopeConfig } from "../layers/rotary.ts";
 import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
 import { JsonFields } from "./json-fields.ts";
+import { type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
 import { readRopeConfig, stretchedPositions } from "./rope-config.ts";
 
@@ -37,6 +38,8 @@ export interface ModelConfig {
   readonly eosTokenIds: readonly number[];
   /** Dtype of the checkpoint; undefined when the config is silent. */
   readonly dtype: FloatDType | undefined;
+  /** Undefined for weights in floats. */
+  readonly quantisation: QuantisationConfig | undefined;
 }
 
 const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
@@ -52,7 +55,7 @@ const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", 
  * Reads `config.json` as transformers 4 and 5 write it; fields that it does not mention have the family's defaults. Code
  * that a config names (`auto_map`) is never looked at.
  * @throws ModelNotFoundError when the folder or the file is missing; UnsupportedModelError for an architecture, and after
- * that for quantised weights, unknown activations, dtypes, rope types or fields that would change results;
+ * that for quantisation that is not supported, unknown activations, dtypes, rope types or fields that would change results;
  * ModelDataError naming a field that is out of range.
  */
 export function readModelConfig(folder: string): ModelConfig {
@@ -66,6 +69,7 @@ export function readModelConfig(folder: string): ModelConfig {
   const architecture = readArchitecture(json);
   const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
   refuseUnsupported(json);
+  const quantisation = readQuantisation(json, folder);
 
   const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
   const hiddenSize = json.integer("hidden_size", 1, 1e6, defaults.hiddenSize);
@@ -94,6 +98,7 @@ export function readModelConfig(folder: string): ModelConfig {
     layerWindows: Object.freeze(readLayerWindows(json, defaults, numLayers)),
     eosTokenIds: Object.freeze(readEosTokenIds(json, defaults, vocabSize)),
     dtype: readDtype(json),
+    quantisation: quantisation && Object.freeze(quantisation),
   });
 }
 
@@ -111,9 +116,6 @@ function readArchitecture(json: JsonFields): Architecture {
 
 function refuseUnsupported(json: JsonFields): void {
   const unsupported = (what: string) => new UnsupportedModelError(json.file, `${what} not supported`);
-  const quantisation = json.object("quantization_config") ?? json.object("compression_config");
-  if (quantisation !== undefined)
-    throw unsupported(`quantised weights (${quantisation.string("quant_method", "unknown method")}) are`);
   if (json.has("text_config") && !json.has("hidden_size"))
     throw unsupported("multimodal models (text_config) are");
   refuseUnknownFields(json);

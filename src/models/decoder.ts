@@ -46,7 +46,11 @@ export function defineDecoder(
   create(list, list.placeholder("float32", [0, rotaryDim(headDim, rope)]));
   return {
     parameters: list.specs,
-    ignored: [/\.rotary_emb\.inv_freq$/, ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : [])],
+    ignored: [
+      /\.rotary_emb\.inv_freq$/,
+      ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : []),
+      ...(scheme.ignored ?? []),
+    ],
     kvHeads,
     build: (weights, backend, maxPositions) =>
       create(

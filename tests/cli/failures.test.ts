@@ -48,8 +48,6 @@ describe("64: the command line is wrong", () => {
   });
 
   test.each([
-    "--quantization fp8",
-    "-q fp8",
     "--enable_lora",
     "--speculative-config {}",
     "--enable-auto-tool-choice",
@@ -154,7 +152,11 @@ describe("65: the model is broken or not supported", () => {
       (c: object) => ({ ...c, architectures: ["MambaForCausalLM"] }),
       "config.json: architecture MambaForCausalLM",
     ],
-    ["quantised weights", (c: object) => ({ ...c, quantization_config: { quant_method: "awq" } }), "awq"],
+    [
+      "unknown quantisation",
+      (c: object) => ({ ...c, quantization_config: { quant_method: "aqlm" } }),
+      "aqlm",
+    ],
     ["a field out of range", (c: object) => ({ ...c, num_hidden_layers: -1 }), "num_hidden_layers"],
     ["another width than the weights have", (c: object) => ({ ...c, intermediate_size: 512 }), "mlp"],
     ["fewer tokens than the tokenizer", (c: object) => ({ ...c, vocab_size: 4095 }), "4095"],

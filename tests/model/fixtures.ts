@@ -3,7 +3,13 @@ import { join } from "node:path";
 import type { GreedyReference, TopLogprobs } from "./compare.ts";
 
 export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "tiny-stories"] as const;
-export type FixtureName = (typeof FIXTURE_NAMES)[number];
+/** Formats of quantised weights; `make-quantised.py` says what each holds. */
+const QUANTISED_FORMATS = [
+  ...(["fp8-block", "fp8-tensor", "fp8-modelopt", "ct-fp8-channel", "ct-int8"] as const),
+  ...(["ct-w4", "ct-w4-asym", "awq", "gptq", "gptq-act-order", "gptq-v2-8bit"] as const),
+] as const;
+export type QuantisedFormat = (typeof QUANTISED_FORMATS)[number];
+export type FixtureName = (typeof FIXTURE_NAMES)[number] | `quantised-${QuantisedFormat}`;
 
 /** What the reference computed for one prompt, in float32. */
 export interface FixtureCase {
@@ -34,11 +40,15 @@ interface ReferenceFile {
   readonly cases: readonly Omit<FixtureCase, "logits">[];
 }
 
+/** Models in floats. */
 export const FIXTURES: readonly Fixture[] = FIXTURE_NAMES.map(lazyFixture);
+/** Models of quantised weights. */
+export const QUANTISED_FIXTURES: readonly (Fixture & { readonly format: QuantisedFormat })[] =
+  QUANTISED_FORMATS.map((format) => Object.assign(lazyFixture(`quantised-${format}`), { format }));
 
 /** The fixture of that name. */
 export function fixture(name: FixtureName): Fixture {
-  return FIXTURES[FIXTURE_NAMES.indexOf(name)]!;
+  return [...FIXTURES, ...QUANTISED_FIXTURES].find((each) => each.name === name)!;
 }
 
 function lazyFixture(name: FixtureName): Fixture {

@@ -1,4 +1,4 @@
-import { E4M3_VALUES } from "../../base/float8.ts";
+import { FLOAT8_VALUES } from "../../base/float8.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Fp8Weight, GroupedWeight } from "../weight.ts";
 import { bytes, floats, ints } from "./host-buffer.ts";
@@ -33,7 +33,7 @@ class Fp8Rows implements RowSource {
         const scale = this.#scales[scaleRow + block]!;
         const first = row * k + block * blockColumns;
         const last = Math.min(first + blockColumns, (row + 1) * k);
-        for (let i = first; i < last; i++, out++) target[out] = E4M3_VALUES[this.#codes[i]!]! * scale;
+        for (let i = first; i < last; i++, out++) target[out] = FLOAT8_VALUES[this.#codes[i]!]! * scale;
       }
     }
   }

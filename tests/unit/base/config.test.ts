@@ -25,6 +25,7 @@ const OPTIONS: Readonly<
 > = {
   device: { bad: ["gpu", "", 0, null], good: ["auto", "cuda", "cpu"] },
   dtype: { bad: ["float64", "half", 16, null], good: ["auto", "bfloat16", "float16", "float32"] },
+  quantization: { bad: ["int4", "awq", 8, null], good: ["fp8", "fp8_per_channel", "fp8_per_block"] },
   maxModelLen: { bad: [...NO_INTEGER, 0, -1, 2 ** 24 + 1], good: [1, 2 ** 24] },
   maxNumSeqs: { bad: [...NO_INTEGER, 0, 4097], good: [1, 4096] },
   maxNumBatchedTokens: { bad: [...NO_INTEGER, 0, 2 ** 20 + 1], good: [1, 2 ** 20] },
@@ -61,13 +62,13 @@ describe("the range of each option", () => {
 
   test("an unknown option is refused by name, even when undefined", () => {
     expect(refusal({ max_model_len: 5 }).option).toBe("max_model_len");
-    expect(refusal({ quantization: undefined }).option).toBe("quantization");
+    expect(refusal({ speculativeConfig: undefined }).option).toBe("speculativeConfig");
   });
 });
 
 test("the defaults", () => {
   expect(resolve({})).toEqual({
-    ...{ device: "auto", dtype: "auto", maxModelLen: undefined, maxNumSeqs: 256 },
+    ...{ device: "auto", dtype: "auto", quantization: undefined, maxModelLen: undefined, maxNumSeqs: 256 },
     ...{ maxNumBatchedTokens: 16384, blockSize: 16, gpuMemoryUtilization: 0.9 },
     ...{ kvCacheMemoryBytes: undefined, tensorParallelSize: 1, gpuIndex: 0, enforceEager: false },
     batchInvariant: false,

@@ -110,7 +110,7 @@ describe("the configuration file", () => {
     ["a switch that is neither", "enforce-eager: maybe", "true or false"],
     ["a list for one value", "device: [cpu, cuda]", "list"],
     ["no value", "device:", "missing"],
-    ["what Octavo does not do", "quantization: fp8", "--quantization is not supported yet"],
+    ["what Octavo does not do", "speculative-config: fp8", "--speculative-config is not supported yet"],
     ["no mapping", "- device", "map"],
     ["no YAML", "a: [1", "octavo.yaml"],
   ])("refuses %s", (_, file, part) => {

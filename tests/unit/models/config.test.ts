@@ -265,7 +265,7 @@ describe("readModelConfig", () => {
   });
 
   test.each([
-    ["quantization_config", { quant_method: "gptq", bits: 4 }, "gptq"],
+    ["quantization_config", { quant_method: "bitsandbytes", load_in_4bit: true }, "bitsandbytes"],
     ["rope_scaling", { rope_type: "longrope", factor: 2 }, "longrope"],
     ["rope_scaling", { type: "mrope", mrope_section: [1, 2] }, "mrope"],
     ["rope_scaling", { rope_type: "yarn", factor: 2, truncate: false }, "truncate"],

@@ -1,0 +1,52 @@
+import type { Weight } from "../../backend/weight.ts";
+import { lengthOf } from "../../base/shard.ts";
+import { denseScheme, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
+import { float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
+import { rowsThatFit } from "./rows-that-fit.ts";
+import { BLOCK } from "./stored-float8.ts";
+
+/** The form that all of a model's matrices have but the LM head. */
+export type DeclaredForm =
+  | { readonly kind: "floats" }
+  | { readonly kind: "float8"; readonly granularity: "channel" | "block" }
+  | {
+      readonly kind: "integers";
+      readonly bits: 4 | 8;
+      /** −1: a whole row. */
+      readonly groupSize: number;
+      readonly zeros: boolean;
+    };
+
+/** Weights without a checkpoint to look at, for `loadFormat: "dummy"`: parameters of a form, made of nothing. */
+export function declaredScheme(form: DeclaredForm): WeightScheme {
+  return {
+    weight: (matrix, get) =>
+      form.kind === "floats" || matrix.parts.some(({ source }) => source === "lm_head")
+        ? denseScheme.weight(matrix, get)
+        : declaredWeight(form, matrix, get),
+  };
+}
+
+function declaredWeight(
+  form: Exclude<DeclaredForm, { kind: "floats" }>,
+  { name, parts, columnSpan }: MatrixSpec,
+  get: GetParameter,
+): Weight {
+  const rows = parts.reduce((sum, { rowSpan }) => sum + lengthOf(rowSpan), 0);
+  const columns = lengthOf(columnSpan);
+  const shape = [rows, columns] as const;
+  if (form.kind === "float8") {
+    const isBlock = form.granularity === "block";
+    const blockRows = isBlock ? rowsThatFit(parts.map(({ rowSpan }) => rowSpan)) : 1;
+    const blockColumns = isBlock ? BLOCK : columns;
+    return float8Weight(get, name, { shape, blockRows, blockColumns }, { codes: [], scales: [] });
+  }
+  const { bits, zeros } = form;
+  const groupSize = form.groupSize === -1 ? columns : form.groupSize;
+  return groupedWeight(
+    get,
+    name,
+    { shape, bits, groupSize, scaleDtype: "float16" },
+    { codes: [], scales: [], zeros: zeros ? [] : undefined, permutation: undefined },
+  );
+}

@@ -1,0 +1,100 @@
+import type { Tensor } from "../../backend/tensor.ts";
+import type { Fp8Weight, GroupedWeight } from "../../backend/weight.ts";
+import type { ParameterSource, ParameterSpec } from "../../base/parameter-spec.ts";
+
+/** Gives the parameter that a spec describes. */
+export type GetParameter = (spec: ParameterSpec) => Tensor;
+
+/** Of random float8 codes, which have standard deviation 1, and of random codes of integers: deviations of some 0.02 result. */
+const DUMMY_FLOAT8_SCALE = 0.02;
+const DUMMY_SCALES = { 4: 0.0045, 8: 0.00027 } as const;
+
+export interface Float8Sources {
+  readonly codes: readonly ParameterSource[];
+  readonly scales: readonly ParameterSource[];
+}
+
+/** An `Fp8Weight` [n, k] of its parameters. @param name of the matrix */
+export function float8Weight(
+  get: GetParameter,
+  name: string,
+  { shape, blockRows, blockColumns }: Pick<Fp8Weight, "shape" | "blockRows" | "blockColumns">,
+  sources: Float8Sources,
+): Fp8Weight {
+  const [n, k] = shape;
+  return {
+    ...{ format: "fp8", shape, blockRows, blockColumns },
+    data: get({
+      ...{
+        name: `${name}.weight`,
+        shape: [n, k],
+        dtype: "float8_e4m3",
+        sources: sources.codes,
+        dummy: "normal",
+      },
+    }),
+    scales: get({
+      ...{ name: `${name}.scales`, shape: [Math.ceil(n / blockRows), Math.ceil(k / blockColumns)] },
+      ...{ dtype: "float32", sources: sources.scales, dummy: DUMMY_FLOAT8_SCALE },
+    }),
+  };
+}
+
+export interface GroupedForm extends Pick<GroupedWeight, "shape" | "bits" | "groupSize"> {
+  readonly scaleDtype: "float16" | "bfloat16";
+}
+
+export interface GroupedSources {
+  readonly codes: readonly ParameterSource[];
+  readonly scales: readonly ParameterSource[];
+  readonly zeros: readonly ParameterSource[] | undefined;
+  readonly permutation: ParameterSource | undefined;
+}
+
+/** A `GroupedWeight` [n, k] of its parameters. @param name of the matrix */
+export function groupedWeight(
+  get: GetParameter,
+  name: string,
+  { shape, bits, groupSize, scaleDtype }: GroupedForm,
+  { codes, scales, zeros, permutation }: GroupedSources,
+): GroupedWeight {
+  const [n, k] = shape;
+  const groups = [n, k / groupSize];
+  return {
+    ...{ format: "grouped", shape, bits, groupSize },
+    data: get({
+      ...{
+        name: `${name}.weight`,
+        shape: [n, (k * bits) / 8],
+        dtype: "uint8",
+        sources: codes,
+        dummy: "normal",
+      },
+    }),
+    scales: get({
+      ...{
+        name: `${name}.scales`,
+        shape: groups,
+        dtype: scaleDtype,
+        sources: scales,
+        dummy: DUMMY_SCALES[bits],
+      },
+    }),
+    zeros:
+      zeros &&
+      get({
+        ...{ name: `${name}.zeros`, shape: groups, dtype: "uint8", sources: zeros, dummy: 2 ** (bits - 1) },
+      }),
+    permutation:
+      permutation &&
+      get({
+        ...{
+          name: `${name}.permutation`,
+          shape: [k],
+          dtype: "int32",
+          sources: [permutation],
+          dummy: "zeros",
+        },
+      }),
+  };
+}

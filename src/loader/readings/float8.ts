@@ -1,0 +1,108 @@
+import { dtypeSize, widen } from "../../base/dtype.ts";
+import { encodeFloat8, FLOAT8_MAX } from "../../base/float8.ts";
+import type { Float8Reading } from "../../base/reading.ts";
+import { lengthOf, type Span } from "../../base/shard.ts";
+import { readBand } from "./band.ts";
+import { byteMatrix, type StoredTensor, tensorError } from "./stored-tensor.ts";
+
+const DTYPES = { F32: "float32", BF16: "bfloat16", F16: "float16" } as const;
+
+/** See `Float8Reading`. The largest value of a block becomes ±448; a block of zeros has the factor 1. */
+export function readFloat8(
+  tensor: StoredTensor,
+  reading: Float8Reading,
+  rows: Span,
+  target: Uint8Array,
+): void {
+  const { part, blockRows, blockColumns, columns } = reading;
+  const all = lengthOf(reading.rows);
+  const width = lengthOf(columns);
+  const source = new RowBlocks(tensor, columns);
+  const blocks =
+    part === "scales"
+      ? rows
+      : { start: Math.floor(rows.start / blockRows), end: Math.ceil(rows.end / blockRows) };
+  for (let block = blocks.start; block < blocks.end; block++) {
+    const first = block * blockRows;
+    const last = Math.min(first + blockRows, all);
+    const values = source.read({ start: reading.rows.start + first, end: reading.rows.start + last });
+    const scales = scalesOf(values, width, blockColumns, tensor);
+    if (part === "scales") {
+      const out = new Float32Array(target.buffer, target.byteOffset, target.length / 4);
+      out.set(scales, (block - rows.start) * scales.length);
+      continue;
+    }
+    divide(values, scales, width, blockColumns);
+    const wanted = { start: Math.max(first, rows.start), end: Math.min(last, rows.end) };
+    encodeFloat8(
+      values.subarray((wanted.start - first) * width, (wanted.end - first) * width),
+      target.subarray((wanted.start - rows.start) * width, (wanted.end - rows.start) * width),
+    );
+  }
+}
+
+/** Reads rows of a tensor of floats, one block after another, into the same memory. */
+class RowBlocks {
+  #bytes = new Uint8Array(0);
+  #values = new Float32Array(0);
+
+  constructor(
+    private readonly tensor: StoredTensor,
+    private readonly columns: Span,
+  ) {}
+
+  read(rows: Span): Float32Array {
+    const dtype = DTYPES[this.tensor.dtype as keyof typeof DTYPES];
+    const size = dtypeSize(dtype);
+    const count = lengthOf(rows) * lengthOf(this.columns);
+    if (this.#values.length < count) {
+      this.#bytes = new Uint8Array(count * size);
+      this.#values = new Float32Array(count);
+    }
+    const bytes = this.#bytes.subarray(0, count * size);
+    const columns = { start: this.columns.start * size, end: this.columns.end * size };
+    readBand(byteMatrix(this.tensor, size), rows, columns, bytes);
+    const values = this.#values.subarray(0, count);
+    widen(bytes, dtype, values);
+    return values;
+  }
+}
+
+/** The factor of each block of columns. */
+function scalesOf(
+  values: Float32Array,
+  width: number,
+  blockColumns: number,
+  tensor: StoredTensor,
+): Float32Array {
+  const largest = new Float32Array(Math.ceil(width / blockColumns));
+  let check = 0;
+  for (let row = 0; row < values.length; row += width) {
+    for (let block = 0; block < largest.length; block++) {
+      const end = row + Math.min((block + 1) * blockColumns, width);
+      let most = largest[block]!;
+      for (let i = row + block * blockColumns; i < end; i++) {
+        const value = values[i]!;
+        const size = Math.abs(value);
+        if (size > most) most = size;
+        check += value * 0;
+      }
+      largest[block] = most;
+    }
+  }
+  if (check !== 0) throw tensorError(tensor, "has a value that is no finite number");
+  return largest.map((most) => (most === 0 ? 1 : Math.max(most / FLOAT8_MAX, SMALLEST_SCALE)));
+}
+
+/** Scales of less would be subnormal. */
+const SMALLEST_SCALE = 2 ** -126;
+
+/** Divides each value by its block's factor, in place. */
+function divide(values: Float32Array, scales: Float32Array, width: number, blockColumns: number): void {
+  for (let row = 0; row < values.length; row += width) {
+    for (const [block, scale] of scales.entries()) {
+      const end = row + Math.min((block + 1) * blockColumns, width);
+      for (let i = row + block * blockColumns; i < end; i++) values[i]! /= scale;
+    }
+  }
+}
