@@ -38,10 +38,13 @@ export function toFloat8(value: number): number {
 const SMALLEST_NORMAL_BITS = 0x3c80_0000;
 const FLOAT8_MAX_BITS = 0x43e0_0000;
 
-/** `toFloat8` of each value. `target` has their number. */
-export function encodeFloat8(values: Float32Array, target: Uint8Array): void {
+/**
+ * `toFloat8` of each value times `factor`. The products are left in `values`; `target` has their number.
+ */
+export function encodeFloat8(values: Float32Array, factor: number, target: Uint8Array): void {
   const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
   for (let i = 0; i < words.length; i++) {
+    values[i]! *= factor;
     const word = words[i]!;
     const size = word & 0x7fff_ffff;
     if (size < SMALLEST_NORMAL_BITS || size >= FLOAT8_MAX_BITS) target[i] = toFloat8(values[i]!);

@@ -131,9 +131,8 @@ function normalValues(count: number, seed: number): Float32Array {
 
 /** The same in float8, of standard deviation 1. */
 function normalCodes(count: number, seed: number): Uint8Array {
-  const values = normalValues(count, seed).map((value) => value / STANDARD_DEVIATION);
   const codes = new Uint8Array(count);
-  encodeFloat8(values, codes);
+  encodeFloat8(normalValues(count, seed), 1 / STANDARD_DEVIATION, codes);
   return codes;
 }
 

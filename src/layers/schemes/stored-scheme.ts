@@ -19,7 +19,9 @@ export interface StoredSchemeOptions {
 }
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
-const COMPANIONS = [/\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_zero_point|activation_scale)$/];
+const COMPANIONS = [
+  /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_zero_point|activation_scale)$/,
+];
 const LM_HEAD = "lm_head";
 
 /** A matrix [n, k] with a part of each of the checkpoint's matrices that are stacked in it. */

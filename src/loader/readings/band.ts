@@ -46,8 +46,11 @@ export function readBand(
   }
 }
 
+/** Rows of a band are a multiple of this, but for the last band's. */
+export const BAND_ROWS = 8;
+
 /**
- * Calls `visit` with bands of a matrix of at most 1 MiB, or one row, from its first wanted row on. The memory is the caller's to read until
+ * Calls `visit` with bands of a matrix of some 1 MiB from its first wanted row on. The memory is the caller's to read until
  * `visit` returns; it is aligned for words.
  */
 export function visitBands(
@@ -57,7 +60,7 @@ export function visitBands(
   visit: (band: Uint8Array<ArrayBuffer>, rows: Span) => void,
 ): void {
   const piece = columns.end - columns.start;
-  const batch = Math.max(1, Math.floor(BATCH_BYTES / piece));
+  const batch = BAND_ROWS * Math.max(1, Math.floor(BATCH_BYTES / (BAND_ROWS * piece)));
   const band = new Uint8Array(Math.min(batch, rows.end - rows.start) * piece);
   for (let start = rows.start; start < rows.end; start += batch) {
     const some = { start, end: Math.min(start + batch, rows.end) };

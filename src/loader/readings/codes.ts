@@ -17,9 +17,14 @@ export function readCodes(tensor: StoredTensor, reading: CodesReading, rows: Spa
   const write = isWordwise(reading)
     ? transposeWords(target, reading, matrix.start)
     : unpack(target, reading, matrix);
+  const squares = hasSquares(reading, matrix);
   const bytes = { start: 4 * inner.start, end: 4 * inner.end };
   visitBands(byteMatrix(tensor, 4), outer, bytes, (band, stored) => {
     const words = new Uint32Array(band.buffer, band.byteOffset, band.length / 4);
+    if (squares && lengthOf(stored) % SIDE === 0) {
+      transposeSquares(words, lengthOf(inner), target, reading, stored.start);
+      return;
+    }
     for (let o = stored.start, i = 0; i < words.length; o++) {
       for (let w = inner.start; w < inner.end; w++, i++) {
         if (transposed) write(words[i]!, w, o);
@@ -27,6 +32,54 @@ export function readCodes(tensor: StoredTensor, reading: CodesReading, rows: Spa
       }
     }
   });
+}
+
+/** Codes of 4 bits in a word. */
+const SIDE = 8;
+
+/** Whether words of 8 rows' neighbours become words of 8 columns' neighbours, 8 × 8 codes at a time. */
+function hasSquares(
+  { bits, along, transposed, columns, add, permutation, packed }: CodesReading,
+  rows: Span,
+): boolean {
+  const aligned = [rows.start, rows.end, columns.start, columns.end].every((at) => at % SIDE === 0);
+  const isPlain = packed && !add && permutation === undefined;
+  return bits === 4 && along === "column" && transposed && aligned && isPlain;
+}
+
+/** @param words of columns from `firstColumn` on, so many of each */
+function transposeSquares(
+  words: Uint32Array,
+  wordsOfColumn: number,
+  target: Uint8Array,
+  { columns, order }: CodesReading,
+  firstColumn: number,
+): void {
+  const out = new Uint32Array(target.buffer, target.byteOffset, target.length / 4);
+  const width = lengthOf(columns) / SIDE;
+  const places = order ?? [0, 1, 2, 3, 4, 5, 6, 7];
+  const squares = words.length / (SIDE * wordsOfColumn);
+  for (let square = 0; square < squares; square++) {
+    const at = square * SIDE * wordsOfColumn;
+    const column = (firstColumn - columns.start) / SIDE + square;
+    for (let w = 0; w < wordsOfColumn; w++) {
+      const a = words[at + w]!;
+      const b = words[at + w + wordsOfColumn]!;
+      const c = words[at + w + 2 * wordsOfColumn]!;
+      const d = words[at + w + 3 * wordsOfColumn]!;
+      const e = words[at + w + 4 * wordsOfColumn]!;
+      const f = words[at + w + 5 * wordsOfColumn]!;
+      const g = words[at + w + 6 * wordsOfColumn]!;
+      const h = words[at + w + 7 * wordsOfColumn]!;
+      for (let i = 0; i < SIDE; i++) {
+        const shift = 4 * i;
+        const low = ((a >>> shift) & 15) | (((b >>> shift) & 15) << 4) | (((c >>> shift) & 15) << 8);
+        const middle = (((d >>> shift) & 15) << 12) | (((e >>> shift) & 15) << 16);
+        const high = (((f >>> shift) & 15) << 20) | (((g >>> shift) & 15) << 24) | ((h >>> shift) << 28);
+        out[(w * SIDE + places[i]!) * width + column] = low | middle | high;
+      }
+    }
+  }
 }
 
 /** Writes the codes of a word, whose place among words is given, to where they belong. */

@@ -32,12 +32,14 @@ export function readFloat8(
       out.set(scales, (block - rows.start) * scales.length);
       continue;
     }
-    divide(values, scales, width, blockColumns);
-    const wanted = { start: Math.max(first, rows.start), end: Math.min(last, rows.end) };
-    encodeFloat8(
-      values.subarray((wanted.start - first) * width, (wanted.end - first) * width),
-      target.subarray((wanted.start - rows.start) * width, (wanted.end - rows.start) * width),
-    );
+    for (let row = Math.max(first, rows.start); row < Math.min(last, rows.end); row++) {
+      const from = values.subarray((row - first) * width, (row - first + 1) * width);
+      const to = target.subarray((row - rows.start) * width, (row - rows.start + 1) * width);
+      for (const [i, scale] of scales.entries()) {
+        const [start, end] = [i * blockColumns, (i + 1) * blockColumns];
+        encodeFloat8(from.subarray(start, end), 1 / scale, to.subarray(start, end));
+      }
+    }
   }
 }
 
@@ -75,34 +77,24 @@ function scalesOf(
   blockColumns: number,
   tensor: StoredTensor,
 ): Float32Array {
-  const largest = new Float32Array(Math.ceil(width / blockColumns));
-  let check = 0;
-  for (let row = 0; row < values.length; row += width) {
+  // Magnitudes are ordered like their bits, and what is not finite comes last.
+  const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const largest = new Uint32Array(Math.ceil(width / blockColumns));
+  for (let row = 0; row < words.length; row += width) {
     for (let block = 0; block < largest.length; block++) {
       const end = row + Math.min((block + 1) * blockColumns, width);
       let most = largest[block]!;
       for (let i = row + block * blockColumns; i < end; i++) {
-        const value = values[i]!;
-        const size = Math.abs(value);
+        const size = words[i]! & 0x7fff_ffff;
         if (size > most) most = size;
-        check += value * 0;
       }
       largest[block] = most;
     }
   }
-  if (check !== 0) throw tensorError(tensor, "has a value that is no finite number");
-  return largest.map((most) => (most === 0 ? 1 : Math.max(most / FLOAT8_MAX, SMALLEST_SCALE)));
+  const sizes = new Float32Array(largest.buffer);
+  if (!sizes.every(Number.isFinite)) throw tensorError(tensor, "has a value that is no finite number");
+  return sizes.map((most) => (most === 0 ? 1 : Math.max(most / FLOAT8_MAX, SMALLEST_SCALE)));
 }
 
 /** Scales of less would be subnormal. */
 const SMALLEST_SCALE = 2 ** -126;
-
-/** Divides each value by its block's factor, in place. */
-function divide(values: Float32Array, scales: Float32Array, width: number, blockColumns: number): void {
-  for (let row = 0; row < values.length; row += width) {
-    for (const [block, scale] of scales.entries()) {
-      const end = row + Math.min((block + 1) * blockColumns, width);
-      for (let i = row + block * blockColumns; i < end; i++) values[i]! /= scale;
-    }
-  }
-}
