@@ -32,6 +32,7 @@ export type {
   SubmittedRequest,
 } from "./base/outputs.ts";
 export type { OutputKind, SamplingParams } from "./base/sampling-params.ts";
+export type { WeightSummary } from "./base/weight-summary.ts";
 export {
   type ChatGenerateOptions,
   type CreateOptions,

@@ -3,6 +3,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
 import type { EngineStats } from "../engine/engine.ts";
 import { checkRequest, checkTokens, type EngineRequest, roomOf, type TokenIds } from "../engine/request.ts";
 import type { CreateOptions } from "../llm/llm.ts";
@@ -134,6 +135,11 @@ export class AsyncLLM implements AsyncDisposable {
   /** The dtype that the model computes in. */
   get dtype(): FloatDType {
     return this.engine.info.dtype;
+  }
+
+  /** The form of the weights, and the bytes that each rank holds of them. */
+  get weights(): WeightSummary {
+    return this.engine.info.weights;
   }
 
   get cacheConfig(): { readonly blockSize: number; readonly numBlocks: number } {

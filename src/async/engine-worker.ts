@@ -48,8 +48,8 @@ function serve(loaded: LoadedModel, port: MessagePort): void {
 }
 
 function infoOf({ engine, ...loaded }: LoadedModel): EngineInfo {
-  const { name, modelConfig, device, dtype, defaultSampling } = loaded;
+  const { name, modelConfig, device, dtype, weights, defaultSampling } = loaded;
   const { limits, cacheConfig } = engine;
   const { timeOrigin } = performance;
-  return { name, modelConfig, device, dtype, defaultSampling, limits, cacheConfig, timeOrigin };
+  return { name, modelConfig, device, dtype, weights, defaultSampling, limits, cacheConfig, timeOrigin };
 }

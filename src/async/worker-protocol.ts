@@ -50,7 +50,7 @@ export type EngineReply =
 
 /** The main thread's knowledge of the model and the engine. */
 export interface EngineInfo
-  extends Pick<LoadedModel, "name" | "modelConfig" | "device" | "dtype">,
+  extends Pick<LoadedModel, "name" | "modelConfig" | "device" | "dtype" | "weights">,
     Pick<Engine, "limits" | "cacheConfig"> {
   readonly defaultSampling: SamplingParams;
   /** `performance.timeOrigin` of the worker, milliseconds. */

@@ -5,8 +5,10 @@ import { version } from "../../package.json";
 import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
 import { formatBytes } from "../base/bytes.ts";
 import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
 import { openCuda } from "../cuda/open-cuda.ts";
+import { inspectWeights } from "../llm/inspect-model.ts";
 import { createCommand } from "./command.ts";
 
 interface DoctorFlags {
@@ -27,6 +29,8 @@ interface Diagnosis {
   /** The device that `--device auto` stands for here. */
   readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
   readonly folders: { readonly models: string; readonly kernels: string };
+  /** The model that was asked about: its weights' form and bytes on a device. */
+  readonly model?: { readonly folder: string; readonly weights: WeightSummary };
 }
 
 /** `doctor`: the parts of CUDA that this machine has, those it lacks, and how to get them. */
@@ -34,23 +38,25 @@ export function doctorCommand(name: string): Command {
   return createCommand(name, [
     "octavo doctor",
     "octavo doctor --device cuda --json    exit code 69 unless a GPU can be used",
+    "octavo doctor ./model                 also what a model folder holds",
   ])
     .description("Shows the GPUs, libraries and folders that Octavo finds, and what to install.")
+    .argument("[model]", "a model folder, to look at without loading it")
     .option("--device <name>", "auto, cpu, or cuda: fail when no GPU can be used", "auto")
     .option("--json", "print JSON")
     .action(doctor);
 }
 
-function doctor({ device, json }: DoctorFlags): void {
+function doctor(model: string | undefined, { device, json }: DoctorFlags): void {
   if (!["auto", "cpu", "cuda"].includes(device))
     throw new ConfigError("device", `device must be one of auto, cuda, cpu, not "${device}"`);
-  const diagnosis = diagnose();
+  const diagnosis = diagnose(model);
   console.log(json ? JSON.stringify(diagnosis, null, 2) : describe(diagnosis));
   if (device === "cuda" && diagnosis.cuda.problem !== undefined)
     throw new DeviceError(diagnosis.cuda.problem);
 }
 
-function diagnose(): Diagnosis {
+function diagnose(folder: string | undefined): Diagnosis {
   const cuda = inspectCuda();
   const problem = cudaProblem();
   const [gpu] = cuda.gpus;
@@ -65,6 +71,7 @@ function diagnose(): Diagnosis {
       ? { device: "cuda", reason: `GPU 0 is ${gpu.name}` }
       : { device: "cpu", reason: "no GPU was found" },
     folders: { models: getHFHubCachePath(), kernels: cubinCacheFolder() },
+    ...(folder !== undefined && { model: { folder, weights: inspectWeights(folder) } }),
   };
 }
 
@@ -77,7 +84,7 @@ function cudaProblem(): string | undefined {
   }
 }
 
-function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
+function describe({ cuda, auto, folders, model, ...machine }: Diagnosis): string {
   const { octavo, bun, os, cpuCores, memory } = machine;
   const gpus = cuda.gpus.map(
     ({ ordinal, name, computeCapability, totalMemory, multiprocessors, reaches }) => {
@@ -106,7 +113,14 @@ function describe({ cuda, auto, folders, ...machine }: Diagnosis): string {
     "Folders",
     line("models", folders.models),
     line("kernels", folders.kernels),
+    ...(model
+      ? ["", "Model", line("folder", model.folder), line("weights", describeWeights(model.weights))]
+      : []),
   ].join("\n");
+}
+
+function describeWeights({ format, bytes }: WeightSummary): string {
+  return `${formatBytes(bytes)} in ${format}`;
 }
 
 /** Wrapped to about 100 columns. */

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { AsyncLLM } from "../async/async-llm.ts";
+import { formatBytes } from "../base/bytes.ts";
 import type { EngineOptions } from "../base/config.ts";
 import { ConfigError, ExitCode } from "../base/errors.ts";
 import { Listener } from "../server/listener.ts";
@@ -119,8 +120,9 @@ async function failure(llm: AsyncLLM): Promise<void> {
   while (!llm.failure) await Bun.sleep(FAILURE_POLL_MS);
 }
 
-function describe({ model, device, dtype, maxModelLen, cacheConfig, config }: AsyncLLM): string {
+function describe({ model, device, dtype, weights, maxModelLen, cacheConfig, config }: AsyncLLM): string {
   const { numBlocks, blockSize } = cacheConfig;
   const ranks = config.tensorParallelSize === 1 ? "" : `${config.tensorParallelSize} × `;
-  return `${model} on ${ranks}${device}, ${dtype}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
+  const memory = `weights of ${formatBytes(weights.bytes)}${ranks && " a rank"} in ${weights.format}`;
+  return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
 }

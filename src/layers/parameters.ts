@@ -23,6 +23,7 @@ export interface Parameters {
 /** Lists what layers ask for. The tensors that it gives have a shape but no memory. */
 export class ParameterList implements Parameters {
   readonly specs: ParameterSpec[] = [];
+  readonly weights: Weight[] = [];
 
   constructor(
     readonly shard: Shard,
@@ -35,7 +36,9 @@ export class ParameterList implements Parameters {
   }
 
   weight(matrix: MatrixSpec): Weight {
-    return this.scheme.weight(matrix, (spec) => this.get(spec));
+    const weight = this.scheme.weight(matrix, (spec) => this.get(spec));
+    this.weights.push(weight);
+    return weight;
   }
 
   /** A tensor without memory. */

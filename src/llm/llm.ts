@@ -3,6 +3,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { EngineDeadError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
 import { checkRequest, roomOf } from "../engine/request.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
@@ -98,6 +99,11 @@ export class LLM {
   /** The dtype that the model computes in. */
   get dtype(): FloatDType {
     return this.#loaded.dtype;
+  }
+
+  /** The form of the weights, and the bytes that each rank holds of them. */
+  get weights(): WeightSummary {
+    return this.#loaded.weights;
   }
 
   /** Undefined with `skipTokenizerInit`. */

@@ -6,6 +6,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { type EngineDeadError, ModelDataError } from "../base/errors.ts";
 import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
 import { Engine } from "../engine/engine.ts";
 import { resolveModel } from "../loader/resolve-model.ts";
 import { checkShard } from "../models/check-shard.ts";
@@ -51,6 +52,8 @@ export interface LoadedModel {
   readonly device: Backend["name"];
   /** The dtype that the model computes in. */
   readonly dtype: FloatDType;
+  /** The form of the weights, and what this thread's rank holds of them. */
+  readonly weights: WeightSummary;
   readonly defaultSampling: SamplingParams;
   /** Undefined with `skipTokenizerInit`. */
   readonly tokenizer: Tokenizer | undefined;
@@ -99,7 +102,7 @@ export async function loadModel(
     if (loaded.status === "rejected") throw loaded.reason;
     const { tokenizer, encoder } = loaded.value;
     const hasher = await createSHA256();
-    const runner = await loadRunner(source, backend, ranks, report("weights"));
+    const { runner, weights } = await loadRunner(source, backend, ranks, report("weights"));
     const seeds = new SplitMix64(config.seed);
     const engine = new Engine({
       ...config,
@@ -123,6 +126,7 @@ export async function loadModel(
       name: model ?? "tiny-stories",
       device: backend.name,
       dtype: backend.activationDtype,
+      weights,
       defaultSampling: config.generationConfig === "auto" ? generation.sampling : {},
       onFailure: (listener) => ranks?.onFailure(listener),
       dispose: () => {
@@ -159,12 +163,15 @@ async function loadRunner(
   backend: Backend,
   ranks: RankThreads | undefined,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
-): Promise<Runner> {
-  if (ranks === undefined) return (await loadPart(source, backend, onProgress)).build();
+): Promise<{ readonly runner: Runner; readonly weights: WeightSummary }> {
+  if (ranks === undefined) {
+    const part = await loadPart(source, backend, onProgress);
+    return { runner: part.build(), weights: part.weights };
+  }
   const own = await loadPart({ ...source, shard: ranks.peers.shard }, backend, (loadedBytes, totalBytes) =>
     ranks.report(0, { loadedBytes, totalBytes }),
   );
-  return ranks.build(own);
+  return { runner: await ranks.build(own), weights: own.weights };
 }
 
 function disposeAll(backend: Backend, ranks: RankThreads | undefined): void {

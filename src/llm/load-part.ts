@@ -3,6 +3,7 @@ import type { Tensor } from "../backend/tensor.ts";
 import type { EngineConfig } from "../base/config.ts";
 import { ConfigError } from "../base/errors.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
 import { rotaryDim } from "../layers/rotary.ts";
 import { declaredScheme } from "../layers/schemes/declared-scheme.ts";
 import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
@@ -14,6 +15,7 @@ import { loadWeights } from "../loader/weights.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ModelDefinition } from "../models/model.ts";
 import { defineModel } from "../models/registry.ts";
+import { summaryOf } from "../models/weight-summary.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 import { KvPlan } from "../runner/kv-plan.ts";
 import { ModelRunner } from "../runner/model-runner.ts";
@@ -29,6 +31,7 @@ export interface PartSource {
 
 /** Weights of a rank, on its backend. */
 export interface LoadedPart {
+  readonly weights: WeightSummary;
   /**
    * Makes the runner: gives what memory is left to the KV pool. Where there are several ranks all must do so at the same time:
    * they make the way from device to device, agree through `peers` on what all have room for, and know at the end that all are
@@ -57,6 +60,7 @@ export async function loadPart(
       : await loadFolder({ folder, config, modelConfig, shard }, backend, onProgress);
   await kernels;
   return {
+    weights: summaryOf(definition, backend.activationDtype),
     build: (peers) => {
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;

@@ -46,6 +46,7 @@ export function defineDecoder(
   create(list, list.placeholder("float32", [0, rotaryDim(headDim, rope)]));
   return {
     parameters: list.specs,
+    matrices: list.weights,
     ignored: [
       /\.rotary_emb\.inv_freq$/,
       ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : []),

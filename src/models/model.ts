@@ -1,5 +1,6 @@
 import type { Backend, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
+import type { Weight } from "../backend/weight.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
 import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
@@ -35,6 +36,8 @@ export interface KvHeads {
 /** A model before it is loaded: what it needs from the checkpoint, and how to put it together. */
 export interface ModelDefinition {
   readonly parameters: readonly ParameterSpec[];
+  /** The matrices that are multiplied by, without memory. */
+  readonly matrices: readonly Weight[];
   /** Checkpoint tensors that are neither needed nor an error. */
   readonly ignored: readonly RegExp[];
   readonly kvHeads: KvHeads;

@@ -100,6 +100,7 @@ export class ServerMetrics implements Disposable {
       gpu_memory_utilization: String(llm.config.gpuMemoryUtilization),
       tensor_parallel_size: String(llm.config.tensorParallelSize),
     });
+    this.#weights(llm);
     this.#interToken = this.#histogram("inter_token_latency_seconds", "Time between tokens.", SECONDS);
     this.#longest = this.#histogram(
       "request_max_num_generation_tokens",
@@ -189,6 +190,15 @@ export class ServerMetrics implements Disposable {
         this.set(labels, read());
       },
     });
+  }
+
+  #weights({ weights: { bytes, format } }: AsyncLLM): void {
+    const labels = { ...this.#labels, format };
+    const gauge = new Gauge({
+      ...{ name: "octavo:weights_bytes", help: "Memory of a rank's weights, by their form." },
+      ...{ labelNames: Object.keys(labels), registers: [this.#registry] },
+    });
+    gauge.set(labels, bytes);
   }
 
   /** A counter whose total is kept elsewhere. */

@@ -24,7 +24,7 @@ self.onmessage = ({ data: { model, inbox } }: MessageEvent<LoadMessage>) => {
   };
   const info = {
     ...{ name: "nothing", modelConfig: {} as never, device: "cpu" as const },
-    ...{ dtype: "float32" as const, defaultSampling: {} },
+    ...{ dtype: "float32" as const, weights: { format: "float32", bytes: 0 }, defaultSampling: {} },
     ...{ limits: { maxModelLen: 64, poolTokens: 64, vocabSize: 64, eosTokenIds: [] } },
     ...{ cacheConfig: { blockSize: 16, numBlocks: 4 }, timeOrigin: performance.timeOrigin },
   };

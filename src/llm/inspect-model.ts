@@ -1,0 +1,21 @@
+import type { FloatDType } from "../base/dtype.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
+import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
+import { Checkpoint } from "../loader/checkpoint.ts";
+import { directoryOf } from "../loader/tensor-directory.ts";
+import { readModelConfig } from "../models/config.ts";
+import { defineModel } from "../models/registry.ts";
+import { summaryOf } from "../models/weight-summary.ts";
+
+/**
+ * The weights that a model folder holds, as they would be loaded onto one device; nothing is loaded.
+ * @param dtype of activations, in which weights in floats are kept. Default: the checkpoint's
+ * @throws ModelNotFoundError, ModelDataError
+ */
+export function inspectWeights(folder: string, dtype?: FloatDType): WeightSummary {
+  const config = readModelConfig(folder);
+  using checkpoint = Checkpoint.open(folder);
+  const { quantisation } = config;
+  const scheme = new StoredScheme(directoryOf(checkpoint), { gptqZeros: quantisation?.gptqZeros });
+  return summaryOf(defineModel(config, { scheme }), dtype ?? config.dtype ?? "bfloat16");
+}
