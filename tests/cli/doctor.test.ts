@@ -1,4 +1,5 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
 import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
 
@@ -35,6 +36,16 @@ test("--json holds the same; --device cuda fails without a GPU, after the report
     "nccl",
   ]);
   expect(result.stderr).toContain(report.cuda.problem);
+});
+
+test("looks at a model folder without loading it", async () => {
+  const folder = join(import.meta.dir, "../model/fixtures/quantised-awq");
+  const { code, stdout } = await octavo(["doctor", folder]);
+  expect(code).toBe(0);
+  expect(stdout).toMatch(/weights +212 KiB in int4 in groups of 64 with zero points, bfloat16/);
+  const report = JSON.parse((await octavo(["doctor", folder, "--json"])).stdout);
+  expect(report.model).toMatchObject({ folder, weights: { bytes: expect.any(Number) } });
+  expectRefusal(await octavo(["doctor", "./no/such/folder"]), 66, "no/such/folder");
 });
 
 test("refuses another device", async () => {

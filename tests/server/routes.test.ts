@@ -142,6 +142,7 @@ describe("metrics", () => {
       expect(text).toContain(`vllm:${sample}{model_name="${MODEL}",engine="0"`);
     }
     expect(text).toContain('block_size="16",num_gpu_blocks="');
+    expect(text).toMatch(/octavo:weights_bytes\{.*,format="float32"\} \d{7}/);
   });
 
   test("have samples from the start, every family of them", async () => {

@@ -1,9 +1,11 @@
 import type { Weight } from "../../backend/weight.ts";
+import { UnsupportedModelError } from "../../base/errors.ts";
 import { lengthOf } from "../../base/shard.ts";
 import { denseScheme, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
 import { float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
 import { BLOCK } from "./stored-float8.ts";
+import { GROUP_UNIT } from "./stored-integers.ts";
 
 /** The form that all of a model's matrices have but the LM head. */
 export type DeclaredForm =
@@ -43,6 +45,8 @@ function declaredWeight(
   }
   const { bits, zeros } = form;
   const groupSize = form.groupSize === -1 ? columns : form.groupSize;
+  if (groupSize % GROUP_UNIT !== 0 || columns % groupSize !== 0)
+    throw new UnsupportedModelError(name, `${columns} columns in groups of ${groupSize} are not supported`);
   return groupedWeight(
     get,
     name,

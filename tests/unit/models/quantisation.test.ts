@@ -1,0 +1,137 @@
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
+import { JsonFields } from "../../../src/models/json-fields.ts";
+import { type QuantisationConfig, readQuantisation } from "../../../src/models/quantisation.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
+
+function read(config: object, files: Readonly<Record<string, object>> = {}): QuantisationConfig | undefined {
+  using folder = temporaryFolder();
+  for (const [name, content] of Object.entries({ ...files, "config.json": config }))
+    writeFileSync(folder.file(name), JSON.stringify(content));
+  return readQuantisation(JsonFields.read(folder.path, "config.json")!, folder.path);
+}
+
+const of = (quantization_config: object) => read({ quantization_config });
+
+const compressed = (weights: object, more: object = {}) => ({
+  ...{ quant_method: "compressed-tensors", format: "pack-quantized", ...more },
+  config_groups: { group_0: { targets: ["Linear"], weights, input_activations: null } },
+});
+const INT4 = { num_bits: 4, type: "int", symmetric: true, strategy: "group", group_size: 128 };
+const FP8 = { num_bits: 8, type: "float", symmetric: true, strategy: "channel" };
+
+describe("what checkpoints state", () => {
+  test.each<[string, object, object]>([
+    [
+      "FP8 by blocks",
+      { quant_method: "fp8", weight_block_size: [128, 128], activation_scheme: "dynamic" },
+      { method: "fp8", declared: { kind: "float8", granularity: "block" } },
+    ],
+    ["FP8 by tensors", { quant_method: "fp8" }, { declared: { kind: "float8", granularity: "channel" } }],
+    ["FBGEMM", { quant_method: "fbgemm_fp8" }, { declared: { kind: "float8", granularity: "channel" } }],
+    [
+      "ModelOpt",
+      { quant_method: "modelopt", quant_algo: "fp8_pb_wo" },
+      { method: "modelopt", declared: { kind: "float8", granularity: "block" } },
+    ],
+    [
+      "AWQ",
+      { quant_method: "awq", bits: 4, group_size: 128, zero_point: true, version: "GEMM" },
+      { declared: { kind: "integers", bits: 4, groupSize: 128, zeros: true } },
+    ],
+    [
+      "AWQ's older names",
+      { quant_method: "awq", w_bit: 4, q_group_size: 64, zero_point: false },
+      { declared: { kind: "integers", bits: 4, groupSize: 64, zeros: false } },
+    ],
+    [
+      "GPTQ",
+      { quant_method: "gptq", bits: 8, group_size: -1, sym: false, desc_act: true },
+      { gptqZeros: "v1", declared: { kind: "integers", bits: 8, groupSize: -1, zeros: true } },
+    ],
+    ["GPTQ v2", { quant_method: "gptq", bits: 4, checkpoint_format: "gptq_v2" }, { gptqZeros: "v2" }],
+    [
+      "AutoRound",
+      { quant_method: "intel/auto-round", bits: 4, group_size: 32, packing_format: "auto_round:auto_awq" },
+      { declared: { kind: "integers", bits: 4, groupSize: 32, zeros: true } },
+    ],
+    [
+      "compressed integers",
+      compressed(INT4),
+      { declared: { kind: "integers", bits: 4, groupSize: 128, zeros: false } },
+    ],
+    [
+      "compressed FP8",
+      compressed(FP8, { format: "float-quantized" }),
+      { declared: { kind: "float8", granularity: "channel" } },
+    ],
+    [
+      "compressed FP8 by blocks",
+      compressed({ ...FP8, strategy: "block", block_structure: [128, 128] }, { format: "float-quantized" }),
+      { declared: { kind: "float8", granularity: "block" } },
+    ],
+  ])("%s", (_, config, expected) => {
+    expect(of(config)).toMatchObject(expected);
+  });
+
+  test("nothing, for a model in floats", () => {
+    expect(read({})).toBeUndefined();
+    expect(read({ quantization_config: null })).toBeUndefined();
+  });
+
+  test("in a file of its own, in older checkpoints", () => {
+    const hf = { quantization: { quant_algo: "FP8", kv_cache_quant_algo: null } };
+    expect(read({}, { "hf_quant_config.json": hf })).toMatchObject({ method: "modelopt" });
+    expect(read({}, { "quantize_config.json": { bits: 4, group_size: 128 } })).toMatchObject({
+      method: "gptq",
+    });
+    expect(read({}, { "quant_config.json": { w_bit: 4, q_group_size: 128 } })).toMatchObject({
+      method: "awq",
+    });
+    expect(read({ compression_config: compressed(INT4) })).toMatchObject({ method: "compressed-tensors" });
+  });
+});
+
+describe("what is refused by name, with what would work", () => {
+  test.each<[string, object]>([
+    ...["bitsandbytes", "aqlm", "hqq", "eetq", "quark", "torchao", "mxfp4", "constructor"].map(
+      (method): [string, object] => [`(${method})`, { quant_method: method }],
+    ),
+    ["ModelOpt's NVFP4", { quant_method: "modelopt", quant_algo: "NVFP4" }],
+    ["GPTQ of 3 bits", { quant_method: "gptq", bits: 3 }],
+    ["AWQ of 8 bits", { quant_method: "awq", bits: 8 }],
+    ['"gemv"', { quant_method: "awq", bits: 4, version: "gemv" }],
+    ['"gemv_fast"', { quant_method: "awq", bits: 4, version: "GEMV_FAST" }],
+    ["weight_block_size [64,128]", { quant_method: "fp8", weight_block_size: [64, 128] }],
+    ["block_structure", compressed({ ...FP8, strategy: "block" }, { format: "float-quantized" })],
+    ["nvfp4-pack-quantized", compressed(INT4, { format: "nvfp4-pack-quantized" })],
+    ["transform_config", compressed(INT4, { transform_config: { config_groups: { R1: {} } } })],
+    ["sparsity_config", compressed(INT4, { sparsity_config: { format: "sparse-24-bitmask" } })],
+    ["int weights of 3 bits", compressed({ ...INT4, num_bits: 3 })],
+    ["packing_format", { quant_method: "auto-round", packing_format: "auto_round:llm_compressor" }],
+  ])("%s", (what, config) => {
+    const error = thrown(() => of(config));
+    expect(error).toBeInstanceOf(UnsupportedModelError);
+    expect((error as Error).message).toContain("config.json: ");
+    expect((error as Error).message).toContain(what);
+    expect((error as Error).message).toMatch(
+      /not supported; what would: the model in 16 bits, with quantization: "fp8"/,
+    );
+  });
+
+  test.each([
+    [{ quant_method: 4 }],
+    [{ quant_method: "gptq", bits: "4" }],
+    [{ quant_method: "gptq", group_size: -2 }],
+    [{ quant_method: "compressed-tensors", config_groups: {} }],
+    [{ quant_method: "compressed-tensors", config_groups: { group_0: 3 } }],
+    [{ quant_method: "awq", version: 3 }],
+  ])("%j is malformed", (config) => {
+    const error = thrown(() => of(config));
+    expect(error).toBeInstanceOf(ModelDataError);
+    expect(error).not.toBeInstanceOf(UnsupportedModelError);
+  });
+});
