@@ -64,7 +64,9 @@ describe("random weights", () => {
 test("random weights of groups that do not fit the model are refused", async () => {
   for (const group_size of [100, 0, 512]) {
     using folder = temporaryFolder();
-    const config = JSON.parse(readFileSync(join(import.meta.dir, "../../models/tiny-stories/config.json"), "utf8"));
+    const config = JSON.parse(
+      readFileSync(join(import.meta.dir, "../../models/tiny-stories/config.json"), "utf8"),
+    );
     const quantization_config = { quant_method: "gptq", bits: 4, group_size };
     writeFileSync(folder.file("config.json"), JSON.stringify({ ...config, quantization_config }));
     const refused = LLM.create(folder.path, { ...CPU, loadFormat: "dummy" });

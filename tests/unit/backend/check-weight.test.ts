@@ -1,0 +1,57 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import type { Backend } from "../../../src/backend/backend.ts";
+import { checkLinear } from "../../../src/backend/checks.ts";
+import { Tensor } from "../../../src/backend/tensor.ts";
+import { acceptedOf, callsOf, type Refusals } from "../../contract/refusals.ts";
+
+setDefaultTimeout(300_000);
+
+const [T, N, K] = [3, 32, 64];
+
+/** Products by quantised weights: all that is not as `Weight` says is refused. */
+const TABLES: readonly Refusals[] = [
+  {
+    ...{ op: "linear", title: "by fp8" },
+    operands: {
+      ...{ out: ["bfloat16", T, N], x: ["bfloat16", T, K] },
+      ...{ data: ["float8_e4m3", N, K], scales: ["float32", 4, 3] },
+    },
+    dtypes: { out: ["float32"] },
+    scalars: { n: N, k: K, blockRows: 8, blockColumns: 24 },
+    apart: { out: ["x", "data", "scales"] },
+    wrong: [{ blockRows: 4 }, { blockColumns: 32 }, { n: N + 1 }, { k: K - 1 }],
+    run: (_, { out, x, data, scales }, { n, k, blockRows, blockColumns }) => {
+      const form = { blockRows: blockRows!, blockColumns: blockColumns! };
+      const weight = { format: "fp8", shape: [n!, k!], data: data!, scales: scales!, ...form } as const;
+      checkLinear("bfloat16", out!, x!, weight, {});
+    },
+  },
+  ...([4, 8] as const).map(
+    (bits): Refusals => ({
+      ...{ op: "linear", title: `by ${bits} bits` },
+      operands: {
+        ...{ out: ["bfloat16", T, N], x: ["bfloat16", T, K], data: ["uint8", N, (K * bits) / 8] },
+        ...{ scales: ["float16", N, 2], zeros: ["uint8", N, 2], permutation: ["int32", K] },
+      },
+      dtypes: { out: ["float32"], scales: ["bfloat16"] },
+      scalars: { n: N, k: K, bits, groupSize: 32 },
+      apart: { out: ["x", "data", "scales", "zeros", "permutation"] },
+      wrong: [{ bits: 12 - bits }, { groupSize: 16 }, { groupSize: 24 }, { groupSize: 8 }, { k: 2 * K }],
+      run: (_, { out, x, data, scales, zeros, permutation }, scalars) => {
+        const { n, k, groupSize } = scalars;
+        const form = { bits: scalars["bits"] as 4 | 8, groupSize: groupSize! };
+        const tensors = { data: data!, scales: scales!, zeros: zeros!, permutation: permutation! };
+        checkLinear("bfloat16", out!, x!, { format: "grouped", shape: [n!, k!], ...form, ...tensors }, {});
+      },
+    }),
+  ),
+];
+
+test.each(TABLES.map((table) => [table.title!, table] as const))("%s", (_, table) => {
+  const place = (words: Int32Array) =>
+    new Tensor({ byteLength: words.byteLength, address: 0, dispose: () => {} }, "int32", [words.length]);
+  const { right, wrong } = callsOf({} as Backend, table, place);
+  right();
+  expect(wrong.length).toBeGreaterThan(30);
+  expect(acceptedOf("linear", wrong)).toEqual([]);
+});
