@@ -3,7 +3,7 @@ export interface TensorDirectory {
   find(name: string): StoredShape | undefined;
   /** A small tensor of integers of 32 or 64 bits, or of packed ones, as 32-bit words; it must exist. */
   words(name: string): Int32Array;
-  /** Whether every byte of a small tensor is 0; it must exist. */
+  /** True if every byte of a small tensor is 0; it must exist. */
   isZero(name: string): boolean;
 }
 

@@ -13,7 +13,7 @@ export function readBytes(tensor: StoredTensor, reading: BytesReading, rows: Spa
   if (reading.stored === "F8_E4M3" && hasNaN(target)) throw tensorError(tensor, "has a NaN");
 }
 
-/** Whether some code of float8_e4m3 is NaN: 7 bits of ones below the sign. */
+/** True if some code of float8_e4m3 is NaN: 7 bits of ones below the sign. */
 function hasNaN(codes: Uint8Array): boolean {
   const whole = codes.byteOffset % 4 === 0 ? Math.floor(codes.length / 4) : 0;
   const words = new Int32Array(codes.buffer, whole === 0 ? 0 : codes.byteOffset, whole);

@@ -37,7 +37,7 @@ export function readCodes(tensor: StoredTensor, reading: CodesReading, rows: Spa
 /** Codes of 4 bits in a word. */
 const SIDE = 8;
 
-/** Whether words of 8 rows' neighbours become words of 8 columns' neighbours, 8 × 8 codes at a time. */
+/** True if words of 8 rows' neighbours become words of 8 columns' neighbours, 8 × 8 codes at a time. */
 function hasSquares(
   { bits, along, transposed, columns, add, permutation, packed }: CodesReading,
   rows: Span,
@@ -85,7 +85,7 @@ function transposeSquares(
 /** Writes the codes of a word, whose place among words is given, to where they belong. */
 type WriteWord = (word: number, row: number, column: number) => void;
 
-/** Whether a word's codes stay together, in their order. */
+/** True if a word's codes stay together, in their order. */
 function isWordwise({ bits, along, columns, order, add, permutation, packed }: CodesReading): boolean {
   const perWord = 32 / bits;
   const aligned = columns.start % perWord === 0 && columns.end % perWord === 0;
