@@ -8,7 +8,7 @@ import { SERVER_FLAGS } from "./server-flags.ts";
 const FLAGS: ReadonlyMap<string, string> = new Map(
   Object.entries<FlagSpec>({ ...ENGINE_FLAGS, ...SERVER_FLAGS, ...SAMPLING_FLAGS }).map(([name, [flags]]) => [
     name,
-    flags.split(" ")[0]!.replace("--no-", "--"),
+    flags.match(/--[\w-]+/)![0].replace("--no-", "--"),
   ]),
 );
 

@@ -178,7 +178,7 @@ describe("refuses to start", () => {
     [["--max-queue-length", "-1"], 64, "--max-queue-length must be"],
     [["--block-size", "3"], 64, "--block-size must be"],
     [["--model", "a/b", "c/d"], 64, "not both"],
-    [["--quantization", "int3"], 64, "quantization must be one of fp8"],
+    [["-q", "int3"], 64, "--quantization must be one of fp8"],
     [["--device", "cuda"], 69, "NVIDIA"],
   ])("%j: %d", async (args, code, part) => {
     expectRefusal(await octavo(["serve", "--port", "0", ...args]), code, part);
