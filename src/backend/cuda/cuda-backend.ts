@@ -1,5 +1,5 @@
 import type { DType, FloatDType } from "../../base/dtype.ts";
-import { ConfigError, DeviceError, InvariantError, invariant } from "../../base/errors.ts";
+import { ConfigError, InvariantError, invariant } from "../../base/errors.ts";
 import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
@@ -27,7 +27,7 @@ import type {
 } from "../backend.ts";
 import { checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
-import type { Weight } from "../weight.ts";
+import { requireDense, type Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
 import { CudaCommunicator, type CudaCommunicatorOptions } from "./cuda-communicator.ts";
@@ -67,6 +67,7 @@ export interface CudaBackendOptions {
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
   readonly name = "cuda";
+  readonly prepareWeight = requireDense;
   readonly #context: Context;
   readonly #stream: Stream;
   readonly #staging: Staging;
@@ -362,14 +363,9 @@ export class CudaBackend implements Backend {
   }
 
   linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
-    if (weight.format !== "dense") throw unmultiplied(weight);
-    if (this.#pending?.add(this.#stream.value, { kind: "linear", out, x, weight, fusion })) return;
-    this.#linear.linear(this.#stream.value, out, x, weight, fusion);
-  }
-
-  prepareWeight(weight: Weight): Weight {
-    if (weight.format !== "dense") throw unmultiplied(weight);
-    return weight;
+    const dense = requireDense(weight);
+    if (this.#pending?.add(this.#stream.value, { kind: "linear", out, x, weight: dense, fusion })) return;
+    this.#linear.linear(this.#stream.value, out, x, dense, fusion);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
@@ -428,11 +424,9 @@ export class CudaBackend implements Backend {
     const { drawSmall, drawWgmma }: Partial<KernelOps> = this.options.batchInvariant ? {} : this.#ops;
     const { weight, norm, firstToken } = head;
     const stream = this.#ordered.value;
-    if (weight.format === "dense") {
-      const dense = { ...head, weight };
-      if (drawSmall?.launch(stream, out, hidden, dense, samples, slots)) return;
-      if (drawWgmma?.launch(stream, out, hidden, dense, samples, slots)) return;
-    }
+    const dense = { ...head, weight: requireDense(weight) };
+    if (drawSmall?.launch(stream, out, hidden, dense, samples, slots)) return;
+    if (drawWgmma?.launch(stream, out, hidden, dense, samples, slots)) return;
     if (firstToken === undefined) {
       this.linear(logits, hidden, weight, { norm });
       this.sample(out, logits, logits, samples, slots);
@@ -451,8 +445,4 @@ export class CudaBackend implements Backend {
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {
     this.#ops.logprobs.logprobs(this.#ordered.value, out, logits, tokens, rows);
   }
-}
-
-function unmultiplied({ format }: Weight): DeviceError {
-  return new DeviceError(`no kernels multiply by ${format} weights; device "cpu" does`);
 }
