@@ -30,6 +30,12 @@ export type RopeScaling =
       readonly originalMaxPositionEmbeddings: number;
       /** Multiplies cosines and sines; default 0.1 · ln(factor) + 1. */
       readonly attentionFactor: number;
+    }
+  | {
+      /** Each pair's wavelength multiplied by a factor of its own: what a GGUF file makes of Llama 3.1's scaling. */
+      readonly kind: "factors";
+      /** [rotaryDim / 2] */
+      readonly factors: readonly number[];
     };
 
 /** Number of leading dimensions of a head that are rotated; even. */
@@ -47,6 +53,8 @@ export function inverseFrequencies(headDim: number, rope: RopeConfig): Float64Ar
       return base;
     case "linear":
       return base.map((frequency) => frequency / scaling.factor);
+    case "factors":
+      return base.map((frequency, i) => frequency / scaling.factors[i]!);
     case "llama3": {
       const { factor, lowFreqFactor, highFreqFactor, originalMaxPositionEmbeddings } = scaling;
       return base.map((frequency) => {

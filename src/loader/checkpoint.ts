@@ -3,33 +3,44 @@ import { basename, isAbsolute, join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
 import { isJsonObject } from "../base/json-object.ts";
 import { findModelFile, readModelJson } from "../base/model-file.ts";
-import { type SafetensorsEntry, SafetensorsFile } from "./safetensors.ts";
+import { isGgufModel } from "../gguf/gguf-file.ts";
+import type { CheckpointFile, CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
+import { openGguf } from "./gguf-checkpoint.ts";
+import { SafetensorsFile } from "./safetensors.ts";
 
 export const SINGLE_FILE = "model.safetensors";
 export const SHARD_INDEX = "model.safetensors.index.json";
 const MAX_SHARDS = 1024;
 const MAX_INDEX_BYTES = 64 * 1024 * 1024;
 
-export interface CheckpointTensor extends SafetensorsEntry {
-  readonly file: SafetensorsFile;
-}
+const SAFETENSORS: CheckpointFormat = { storedName: (name) => name, dtypes: ["BF16", "F16", "F32"] };
 
 /**
- * A model folder's weights: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+ * A model's weights by their names in a Hugging Face checkpoint: of a folder `model.safetensors`, or the shards that
+ * `model.safetensors.index.json` lists; or a GGUF file's.
  */
 export class Checkpoint implements Disposable {
   private constructor(
-    readonly folder: string,
+    /** The folder or the file. */
+    readonly path: string,
+    readonly format: CheckpointFormat,
     readonly tensors: ReadonlyMap<string, CheckpointTensor>,
-    private readonly files: readonly SafetensorsFile[],
+    private readonly files: readonly CheckpointFile[],
   ) {}
 
   /**
    * Opens and validates every file of the checkpoint, which the caller disposes of.
+   * @param model a folder or a GGUF file
    * @throws ModelNotFoundError when there are no weights; UnsupportedModelError when there are only pickled ones;
    * ModelDataError when a file is malformed or index and shards disagree.
    */
-  static open(folder: string): Checkpoint {
+  static open(model: string): Checkpoint {
+    if (!isGgufModel(model)) return Checkpoint.#openFolder(model);
+    const { file, format, tensors } = openGguf(model);
+    return new Checkpoint(model, format, tensors, [file]);
+  }
+
+  static #openFolder(folder: string): Checkpoint {
     if (!existsSync(folder) || !statSync(folder).isDirectory())
       throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
     const single = findModelFile(folder, SINGLE_FILE) !== undefined;
@@ -62,7 +73,7 @@ export class Checkpoint implements Disposable {
         if (!tensors.has(tensor))
           throw new ModelDataError(join(folder, SHARD_INDEX), `tensor "${tensor}" is not in ${name}`);
       }
-      return new Checkpoint(folder, tensors, files);
+      return new Checkpoint(folder, SAFETENSORS, tensors, files);
     } catch (error) {
       for (const file of files) file.close();
       throw error;

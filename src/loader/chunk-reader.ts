@@ -1,21 +1,25 @@
-import { dtypeSize, type FloatDType, narrow, widen } from "../base/dtype.ts";
+import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
-import { readFully } from "./read-fully.ts";
-import { bytesOfRows, type RowsRead, readRows } from "./rows-read.ts";
+import { readFully } from "../base/read-fully.ts";
+import { lengthOf } from "../base/shard.ts";
+import { bytesOfRows, formOf, type RowsRead, readRows } from "./rows-read.ts";
+import { decode, type StoredDType, unitOf } from "./stored-dtype.ts";
 
 /** A piece of a file that becomes a piece of a parameter. Plain data, so that it can be sent to a Worker. */
 export interface ChunkRead {
   readonly path: string;
   /** Of the open file: descriptors are the process's, good on every thread. */
   readonly fd: number;
-  /** Byte offsets in the file: whole elements, and whole rows when only some columns are wanted. */
+  /** Byte offsets in the file: whole units of `dtype`, and whole rows when only some columns are wanted. */
   readonly begin: number;
   readonly end: number;
   /** Bytes of a row in the file; of each row the bytes `[columnBegin, columnEnd)` are wanted. */
   readonly rowBytes: number;
   readonly columnBegin: number;
   readonly columnEnd: number;
-  readonly dtype: FloatDType;
+  /** Where blocks of a row are wanted in part: the elements of those bytes that are, `[start, end)`. */
+  readonly trim?: { readonly start: number; readonly end: number };
+  readonly dtype: StoredDType;
   readonly targetDtype: FloatDType;
 }
 
@@ -25,9 +29,25 @@ export interface ChunkRead {
  */
 const MIN_PIECE_BYTES = 4096;
 
-/** True if the wanted bytes of a chunk lie side by side in the file. */
-export function isContiguous({ rowBytes, columnBegin, columnEnd }: ChunkRead): boolean {
-  return columnEnd - columnBegin === rowBytes;
+/** True if all of every row is wanted, so that what is wanted lies side by side in the file. */
+export function isContiguous({ rowBytes, columnBegin, columnEnd, trim }: ChunkRead): boolean {
+  return columnEnd - columnBegin === rowBytes && trim === undefined;
+}
+
+/** The elements that some bytes of a chunk stand for. */
+function elementsIn(bytes: number, { dtype }: ChunkRead): number {
+  const unit = unitOf(dtype);
+  return (bytes / unit.bytes) * unit.elements;
+}
+
+/** Elements of the parameter that a chunk gives. */
+export function elementsOf(chunk: ChunkRead | RowsRead): number {
+  if ("reading" in chunk) return lengthOf(chunk.rows) * formOf(chunk.reading).width;
+  const bytes = chunk.end - chunk.begin;
+  if (isContiguous(chunk)) return elementsIn(bytes, chunk);
+  const { rowBytes, columnBegin, columnEnd, trim } = chunk;
+  const wanted = trim ? trim.end - trim.start : elementsIn(columnEnd - columnBegin, chunk);
+  return (bytes / rowBytes) * wanted;
 }
 
 /** Bytes of each row that are read: the wanted ones alone, or all of a row whose wanted part is short. */
@@ -67,32 +87,36 @@ export class ChunkReader {
     if (direct) return source;
 
     const packed = isPacked(chunk) ? source : packColumns(chunk, source);
-    const count = packed.length / dtypeSize(dtype);
+    const count = elementsOf(chunk);
     const result = target.subarray(0, count * dtypeSize(targetDtype));
     invariant(
       result.length === count * dtypeSize(targetDtype),
       `${count} elements for ${target.length} bytes`,
     );
     if (dtype === targetDtype) result.set(packed);
-    else this.#convert(packed, dtype, result, targetDtype, count);
+    else this.#convert(packed, chunk, result);
     return result;
   }
 
-  #convert(source: Uint8Array, from: FloatDType, target: Uint8Array, to: FloatDType, count: number): void {
-    if (to === "float32") {
-      widen(source, from, new Float32Array(target.buffer, target.byteOffset, count));
+  #convert(source: Uint8Array, chunk: ChunkRead, target: Uint8Array): void {
+    const { dtype, targetDtype, trim } = chunk;
+    const count = elementsIn(source.length, chunk);
+    if (targetDtype === "float32" && trim === undefined) {
+      decode(source, dtype, new Float32Array(target.buffer, target.byteOffset, count));
       return;
     }
-    const values = this.#widened(source, from, count);
-    if (to === "float16") new Float16Array(target.buffer, target.byteOffset, count).set(values);
-    else target.set(narrow(values, to));
+    const decoded = this.#decoded(source, dtype, count);
+    const values = trim === undefined ? decoded : packTrimmed(decoded, chunk, trim);
+    if (targetDtype === "float16")
+      new Float16Array(target.buffer, target.byteOffset, values.length).set(values);
+    else target.set(narrow(values, targetDtype));
   }
 
-  #widened(source: Uint8Array, dtype: FloatDType, count: number): Float32Array {
+  #decoded(source: Uint8Array, dtype: StoredDType, count: number): Float32Array {
     if (dtype === "float32") return new Float32Array(source.buffer, source.byteOffset, count);
     if (this.#values.length < count) this.#values = new Float32Array(count);
     const values = this.#values.subarray(0, count);
-    widen(source, dtype, values);
+    decode(source, dtype, values);
     return values;
   }
 
@@ -124,4 +148,17 @@ function packColumns({ rowBytes, columnBegin, columnEnd }: ChunkRead, rows: Uint
   for (let row = 0; row < rows.length; row += rowBytes, packed += columnEnd - columnBegin)
     rows.copyWithin(packed, row + columnBegin, row + columnEnd);
   return rows.subarray(0, packed);
+}
+
+/** Moves the wanted elements of the rows' blocks to the front, in place. */
+function packTrimmed(
+  values: Float32Array,
+  chunk: ChunkRead,
+  { start, end }: { readonly start: number; readonly end: number },
+): Float32Array {
+  const width = elementsIn(chunk.columnEnd - chunk.columnBegin, chunk);
+  let packed = 0;
+  for (let row = 0; row < values.length; row += width, packed += end - start)
+    values.copyWithin(packed, row + start, row + end);
+  return values.subarray(0, packed);
 }

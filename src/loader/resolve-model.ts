@@ -1,27 +1,45 @@
-import { existsSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { ModelNotFoundError } from "../base/errors.ts";
+import { findModelFile } from "../base/model-file.ts";
+import { hasGgufMagic } from "../gguf/gguf-file.ts";
 import type { ResolveModelOptions } from "./hub.ts";
 
 /**
- * The local folder of a model: `model` itself when it is a folder, else the snapshot of a Hugging Face model, see
- * `resolveHubModel`.
- * @throws ModelNotFoundError when `model` is neither a folder nor an id; otherwise as `resolveHubModel`.
+ * The local folder or GGUF file of a model: `model` itself when it is one, the only GGUF file of a folder without a
+ * config.json, else the snapshot of a Hugging Face model, see `resolveHubModel`.
+ * @throws ModelNotFoundError when `model` is neither a folder nor a GGUF file nor an id; otherwise as `resolveHubModel`.
  */
 export async function resolveModel(model: string, options: ResolveModelOptions = {}): Promise<string> {
   const path = model.startsWith("~/") ? join(homedir(), model.slice(2)) : model;
   const exists = existsSync(path);
-  if (exists && statSync(path).isDirectory()) return resolve(path);
-  if (exists) throw new ModelNotFoundError(model, `${model} is a file; expected a model folder`);
-  if (/^(?:\.{0,2}\/|~|\.{1,2}$)/.test(model))
-    throw new ModelNotFoundError(model, `model folder ${model} does not exist`);
+  if (exists && statSync(path).isDirectory()) return resolve(ggufOf(path) ?? path);
+  if (exists && statSync(path).isFile() && hasGgufMagic(path)) return resolve(path);
+  if (exists) throw new ModelNotFoundError(model, `${model} is neither a model folder nor a GGUF file`);
+  if (/^(?:\.{0,2}\/|~|\.{1,2}$)|\.gguf$/.test(model))
+    throw new ModelNotFoundError(model, `${model} does not exist; expected a model folder or a GGUF file`);
   if (!/^(?:\w[\w.-]{0,95})\/(?:\w[\w.-]{0,95})$/.test(model) || /--|\.\.|[.-](?:$|\/)/.test(model))
     throw new ModelNotFoundError(
       model,
-      `${JSON.stringify(model)} is neither a folder nor a Hugging Face id (org/name)`,
+      `${JSON.stringify(model)} is neither a folder, a GGUF file nor a Hugging Face id (org/name)`,
     );
   // The hub's library takes 20 ms to load, which local folders do without.
   const { resolveHubModel } = await import("./hub.ts");
   return resolveHubModel(model, options);
+}
+
+/**
+ * The GGUF file that a folder holds instead of a config.json, weights and a tokenizer; undefined when there is none.
+ * @throws ModelNotFoundError when there are several
+ */
+function ggufOf(folder: string): string | undefined {
+  if (existsSync(join(folder, "config.json"))) return undefined;
+  const [name, ...others] = readdirSync(folder).filter((each) => each.endsWith(".gguf"));
+  if (name === undefined) return undefined;
+  if (others.length > 0) {
+    const names = [name, ...others].sort().slice(0, 5).join(", ");
+    throw new ModelNotFoundError(folder, `${folder} has several GGUF files (${names}); name one of them`);
+  }
+  return findModelFile(folder, name);
 }

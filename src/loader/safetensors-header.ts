@@ -1,5 +1,6 @@
 import { ModelDataError } from "../base/errors.ts";
 import { isJsonObject, type JsonObject } from "../base/json-object.ts";
+import { quoted } from "../base/quoted.ts";
 
 /** One tensor of a safetensors file. */
 export interface SafetensorsEntry {
@@ -66,7 +67,7 @@ export function parseSafetensorsHeader(
   for (const [name, entry] of entries) {
     if (entry.begin !== end) {
       const what = entry.begin > end ? "leaves a hole before it" : "overlaps the tensor before it";
-      throw new ModelDataError(file, `tensor ${show(name)} ${what} in the data section`);
+      throw new ModelDataError(file, `tensor ${quoted(name)} ${what} in the data section`);
     }
     end = entry.end;
   }
@@ -116,7 +117,7 @@ function measure(text: string): { numNames: number; depth: number } {
 
 function parseEntry(file: string, name: string, value: unknown, dataStart: number): SafetensorsEntry {
   const fail = (rule: string): never => {
-    throw new ModelDataError(file, `tensor ${show(name)} ${rule}`);
+    throw new ModelDataError(file, `tensor ${quoted(name)} ${rule}`);
   };
   if (Buffer.byteLength(name) > MAX_NAME_BYTES) fail(`has a name longer than ${MAX_NAME_BYTES} bytes`);
   if (!isJsonObject(value)) return fail("is not described by an object");
@@ -126,7 +127,7 @@ function parseEntry(file: string, name: string, value: unknown, dataStart: numbe
 
   if (typeof dtype !== "string") return fail("has a dtype that is not a string");
   const bits = DTYPE_BITS.get(dtype);
-  if (bits === undefined) return fail(`has the unknown dtype ${show(dtype)}`);
+  if (bits === undefined) return fail(`has the unknown dtype ${quoted(dtype)}`);
   if (!isCounts(shape)) return fail("has a shape that is not a list of exact non-negative integers");
   if (shape.length > MAX_RANK) fail(`has rank ${shape.length}, at most ${MAX_RANK} is allowed`);
   if (!isCounts(offsets) || offsets.length !== 2)
@@ -154,10 +155,4 @@ function parseEntry(file: string, name: string, value: unknown, dataStart: numbe
 
 function isCounts(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((item) => Number.isSafeInteger(item) && item >= 0);
-}
-
-/** A text in a message: quoted, without control characters, not longer than a line. */
-function show(text: string): string {
-  const quoted = JSON.stringify(text);
-  return quoted.length <= 100 ? quoted : `${quoted.slice(0, 100)}…`;
 }

@@ -1,6 +1,6 @@
 import { closeSync, constants, fstatSync, openSync } from "node:fs";
 import { invariant, ModelDataError, ModelNotFoundError, messageOf } from "../base/errors.ts";
-import { readFully } from "./read-fully.ts";
+import { readFully } from "../base/read-fully.ts";
 import { MAX_HEADER_BYTES, parseSafetensorsHeader, type SafetensorsEntry } from "./safetensors-header.ts";
 
 export type { SafetensorsEntry } from "./safetensors-header.ts";

@@ -3,17 +3,10 @@ import { type DType, dtypeSize, type FloatDType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import type { ParameterSource, ParameterSpec } from "../base/parameter-spec.ts";
 import type { Reading } from "../base/reading.ts";
-import { lengthOf } from "../base/shard.ts";
 import type { Checkpoint } from "./checkpoint.ts";
-import { bytesReadOfRow, type ChunkRead, isContiguous } from "./chunk-reader.ts";
+import { bytesReadOfRow, type ChunkRead, elementsOf, isContiguous } from "./chunk-reader.ts";
 import { formOf, type RowsRead } from "./rows-read.ts";
-
-/** Checkpoint dtypes that can be loaded. */
-export const LOADABLE: ReadonlyMap<string, FloatDType> = new Map([
-  ["F32", "float32"],
-  ["BF16", "bfloat16"],
-  ["F16", "float16"],
-]);
+import { LOADABLE, unitOf } from "./stored-dtype.ts";
 
 /** A read, and the elements of a parameter, one-dimensional, that it becomes. */
 export interface WeightChunk {
@@ -34,10 +27,10 @@ export function planParameter(
   defaultDtype: FloatDType,
 ): ParameterPlan {
   const dtype = spec.dtype ?? defaultDtype;
-  const reads = spec.sources.map(({ reading, ...source }) =>
+  const reads = spec.sources.flatMap(({ reading, ...source }): (ChunkRead | RowsRead)[] =>
     reading === undefined
-      ? planRead(checkpoint, source, dtype as FloatDType)
-      : planRows(checkpoint, source.name, reading, dtype),
+      ? planReads(checkpoint, source, dtype as FloatDType)
+      : [planRows(checkpoint, source.name, reading, dtype)],
   );
   const found = reads.reduce((sum, read) => sum + elementsOf(read), 0);
   const wanted = product(spec.shape);
@@ -53,7 +46,7 @@ function planRows(checkpoint: Checkpoint, name: string, reading: Reading, target
   return { reading, tensor, rows: { start: 0, end: form.count } };
 }
 
-function planRead(checkpoint: Checkpoint, source: ParameterSource, targetDtype: FloatDType): ChunkRead {
+function planReads(checkpoint: Checkpoint, source: ParameterSource, targetDtype: FloatDType): ChunkRead[] {
   const tensor = checkpoint.tensors.get(source.name)!;
   const dtype = LOADABLE.get(tensor.dtype)!;
   const [rows = 1, ...inner] = source.shape;
@@ -61,14 +54,45 @@ function planRead(checkpoint: Checkpoint, source: ParameterSource, targetDtype: 
   const extent = source.shape[dim];
   const what = `slice [${start}, ${end}) of dimension ${dim} of ${source.name} [${source.shape}]`;
   invariant(source.shape.length === 0 || (extent !== undefined && 0 <= start && end <= extent), what);
-  const size = dtypeSize(dtype);
-  const rowBytes = product(inner) * size;
+  const unit = unitOf(dtype);
+  const rowBytes = (product(inner) / unit.elements) * unit.bytes;
   const whole = { begin: tensor.begin, end: tensor.end, columnBegin: 0, columnEnd: rowBytes };
   const common = { path: tensor.file.path, fd: tensor.file.fd, ...whole, rowBytes, dtype, targetDtype };
-  if (dim === 0)
-    return { ...common, begin: tensor.begin + start * rowBytes, end: tensor.begin + end * rowBytes };
-  const columnBytes = product(inner.slice(1)) * size;
-  return { ...common, columnBegin: start * columnBytes, columnEnd: end * columnBytes };
+  if (dim === 0) {
+    if (tensor.pairedRows !== undefined) return pairedReads(common, tensor.pairedRows, start, end);
+    return [{ ...common, begin: tensor.begin + start * rowBytes, end: tensor.begin + end * rowBytes }];
+  }
+  invariant(tensor.pairedRows === undefined, `${what}, whose rows are in another order`);
+  // Whole blocks are read; where a slice begins or ends within one, what is decoded of it is trimmed.
+  const [first, last] = [start, end].map((column) => column * product(inner.slice(1)));
+  const columnBegin = Math.floor(first! / unit.elements);
+  const skipped = first! - columnBegin * unit.elements;
+  const columns = {
+    columnBegin: columnBegin * unit.bytes,
+    columnEnd: Math.ceil(last! / unit.elements) * unit.bytes,
+  };
+  const isWhole = skipped === 0 && last! % unit.elements === 0;
+  const trim = { start: skipped, end: skipped + last! - first! };
+  return [{ ...common, ...columns, ...(!isWhole && { trim }) }];
+}
+
+/**
+ * Reads of rows `[start, end)` of a tensor whose groups of `size` rows are stored as pairs: row i of a group's first half, then
+ * row i of its second. Seen as rows twice as long, each half is their left or right half.
+ */
+function pairedReads(rows: ChunkRead, size: number, start: number, end: number): ChunkRead[] {
+  const { begin, rowBytes } = rows;
+  invariant(
+    start % size === 0 && end % size === 0,
+    `${rows.path}: [${start}, ${end}) cuts groups of ${size}`,
+  );
+  const reads: ChunkRead[] = [];
+  for (let row = start; row < end; row += size) {
+    const group = { ...rows, begin: begin + row * rowBytes, end: begin + (row + size) * rowBytes };
+    for (const side of [0, rowBytes])
+      reads.push({ ...group, rowBytes: 2 * rowBytes, columnBegin: side, columnEnd: side + rowBytes });
+  }
+  return reads;
 }
 
 /** Cuts the reads of all parameters into chunks that take at most `chunkBytes` before and after conversion. */
@@ -102,8 +126,9 @@ export function* splitReads(
 }
 
 function stepBytes(read: ChunkRead, chunkBytes: number): number {
-  const size = dtypeSize(read.dtype);
-  const maxBytes = Math.floor(chunkBytes / Math.max(size, dtypeSize(read.targetDtype))) * size;
+  const unit = unitOf(read.dtype);
+  const decodedBytes = unit.elements * dtypeSize(read.targetDtype);
+  const maxBytes = Math.floor(chunkBytes / Math.max(unit.bytes, decodedBytes)) * unit.bytes;
   if (isContiguous(read)) return maxBytes;
   // A row is never split when only some of its columns are wanted.
   const bytes = bytesReadOfRow(read);
@@ -119,14 +144,6 @@ function* splitRows(read: RowsRead, chunkBytes: number): Generator<RowsRead> {
   const { start, end } = read.rows;
   for (let row = start; row < end; row += count)
     yield { ...read, rows: { start: row, end: Math.min(row + count, end) } };
-}
-
-/** Elements of the parameter that a read gives. */
-function elementsOf(read: ChunkRead | RowsRead): number {
-  if ("reading" in read) return lengthOf(read.rows) * formOf(read.reading).width;
-  const bytes = read.end - read.begin;
-  const wanted = isContiguous(read) ? bytes : (bytes / read.rowBytes) * (read.columnEnd - read.columnBegin);
-  return wanted / dtypeSize(read.dtype);
 }
 
 function product(extents: readonly number[]): number {

@@ -8,7 +8,8 @@ import { bulkLoad } from "./bulk-load.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesRead, ChunkReader } from "./chunk-reader.ts";
 import { storedDtypes } from "./rows-read.ts";
-import { LOADABLE, planParameter, splitReads, type WeightChunk } from "./weight-plan.ts";
+import { LOADABLE } from "./stored-dtype.ts";
+import { planParameter, splitReads, type WeightChunk } from "./weight-plan.ts";
 
 /** Chunks on one thread: large enough to amortise what an upload costs besides its bytes. */
 const CHUNK_BYTES = 16 * 2 ** 20;
@@ -38,7 +39,7 @@ export interface LoadWeightsOptions {
  * chunk of 16 MiB in host memory at a time. Nothing is allocated before all checks have passed; what was allocated is
  * freed when reading fails later. The checkpoint must stay open until this settles.
  * @throws ModelDataError naming tensors that are missing, misshapen or unexpected, or a file that cannot be read;
- * UnsupportedModelError for tensors that are not BF16, F16 or F32.
+ * UnsupportedModelError for tensors of dtypes that are not in `LOADABLE`.
  */
 export async function loadWeights(
   checkpoint: Checkpoint,
@@ -105,24 +106,31 @@ function checkCheckpoint(
   const mistyped: string[] = [];
   for (const [name, { shape: expected, reading }] of sources) {
     const tensor = checkpoint.tensors.get(name);
-    if (tensor === undefined) missing.push(name);
+    const stored = checkpoint.format.storedName(name);
+    if (tensor === undefined) missing.push(stored);
     else if (tensor.shape.join() !== expected.join())
-      misshapen.push(`${name} (expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}])`);
+      misshapen.push(`${stored} (expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}])`);
     else if (reading !== undefined && !storedDtypes(reading).includes(tensor.dtype))
-      mistyped.push(`${name} (expected ${storedDtypes(reading).join(" or ")}, found ${tensor.dtype})`);
+      mistyped.push(`${stored} (expected ${storedDtypes(reading).join(" or ")}, found ${tensor.dtype})`);
     else if (reading === undefined && !LOADABLE.has(tensor.dtype))
-      unsupported.push(`${name} (${tensor.dtype})`);
+      unsupported.push(`${stored} (${tensor.dtype})`);
   }
   const unexpected = [...checkpoint.tensors.keys()].filter(
     (name) => !sources.has(name) && !ignored.some((pattern) => name.search(pattern) >= 0),
   );
-  const { folder } = checkpoint;
-  if (missing.length > 0) throw new ModelDataError(folder, `missing tensors: ${listed(missing)}`);
-  if (misshapen.length > 0) throw new ModelDataError(folder, `misshapen tensors: ${listed(misshapen)}`);
-  if (mistyped.length > 0) throw new ModelDataError(folder, `tensors of another dtype: ${listed(mistyped)}`);
-  if (unexpected.length > 0) throw new ModelDataError(folder, `unexpected tensors: ${listed(unexpected)}`);
-  if (unsupported.length > 0)
-    throw new UnsupportedModelError(folder, `tensors that are not BF16, F16 or F32: ${listed(unsupported)}`);
+  const { path } = checkpoint;
+  if (missing.length > 0) throw new ModelDataError(path, `missing tensors: ${listed(missing)}`);
+  if (misshapen.length > 0) throw new ModelDataError(path, `misshapen tensors: ${listed(misshapen)}`);
+  if (mistyped.length > 0) throw new ModelDataError(path, `tensors of another dtype: ${listed(mistyped)}`);
+  if (unexpected.length > 0)
+    throw new ModelDataError(
+      path,
+      `unexpected tensors: ${listed(unexpected.map(checkpoint.format.storedName))}`,
+    );
+  if (unsupported.length > 0) {
+    const known = checkpoint.format.dtypes.join(", ").replace(/, (?=\w+$)/, " or ");
+    throw new UnsupportedModelError(path, `tensors that are not ${known}: ${listed(unsupported)}`);
+  }
 }
 
 function listed(names: readonly string[]): string {

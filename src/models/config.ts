@@ -3,10 +3,12 @@ import { join } from "node:path";
 import type { Activation } from "../backend/backend.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
+import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { RopeConfig } from "../layers/rotary.ts";
 import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
+import { readGgufConfig } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
-import { type QuantisationConfig, readQuantisation } from "./quantisation.ts";
+import { GGUF_QUANTISATION, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
 import { readRopeConfig, stretchedPositions } from "./rope-config.ts";
 
@@ -52,24 +54,19 @@ const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
 const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", "float16"]);
 
 /**
- * Reads `config.json` as transformers 4 and 5 write it; fields that it does not mention have the family's defaults. Code
- * that a config names (`auto_map`) is never looked at.
+ * Reads a model folder's `config.json` as transformers 4 and 5 write it, or what stands for it in a GGUF file; fields that
+ * it does not mention have the family's defaults. Code that a config names (`auto_map`) is never looked at.
+ * @param model a folder or a GGUF file
  * @throws ModelNotFoundError when the folder or the file is missing; UnsupportedModelError for an architecture, and after
  * that for quantisation that is not supported, unknown activations, dtypes, rope types or fields that would change results;
  * ModelDataError naming a field that is out of range.
  */
-export function readModelConfig(folder: string): ModelConfig {
-  if (!existsSync(folder) || !statSync(folder).isDirectory())
-    throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
-  const json = JsonFields.read(folder, "config.json");
-  if (json === undefined) {
-    const path = join(folder, "config.json");
-    throw new ModelNotFoundError(path, `${path} does not exist`);
-  }
+export function readModelConfig(model: string): ModelConfig {
+  const json = isGgufModel(model) ? readGgufConfig(model) : readConfigJson(model);
   const architecture = readArchitecture(json);
   const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
   refuseUnsupported(json);
-  const quantisation = readQuantisation(json, folder);
+  const quantisation = isGgufModel(model) ? GGUF_QUANTISATION : readQuantisation(json, model);
 
   const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
   const hiddenSize = json.integer("hidden_size", 1, 1e6, defaults.hiddenSize);
@@ -100,6 +97,15 @@ export function readModelConfig(folder: string): ModelConfig {
     dtype: readDtype(json),
     quantisation: quantisation && Object.freeze(quantisation),
   });
+}
+
+function readConfigJson(folder: string): JsonFields {
+  if (!existsSync(folder) || !statSync(folder).isDirectory())
+    throw new ModelNotFoundError(folder, `model folder ${folder} does not exist`);
+  const json = JsonFields.read(folder, "config.json");
+  if (json !== undefined) return json;
+  const path = join(folder, "config.json");
+  throw new ModelNotFoundError(path, `${path} does not exist`);
 }
 
 /** The first that the config names; that it cannot be loaded is the first thing that a user is told. */

@@ -1,5 +1,7 @@
 import type { SamplingParams } from "../base/sampling-params.ts";
+import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { ModelConfig } from "./config.ts";
+import { readGgufSampling } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
 
 /** The recommendations of a model's authors for generation. */
@@ -13,12 +15,13 @@ export interface GenerationConfig {
 }
 
 /**
- * Reads `generation_config.json`, if there is one. Without end-of-sequence ids there, those of the model config hold.
+ * Reads a model folder's `generation_config.json`, if there is one, or a GGUF file's sampling entries. Without end-of-sequence ids there, those of the model config hold.
  * `do_sample: false` drops temperature, top-p, top-k and min-p, which it makes meaningless.
+ * @param path the folder or the file
  * @throws ModelDataError naming a field that is out of range.
  */
-export function readGenerationConfig(folder: string, model: ModelConfig): GenerationConfig {
-  const json = JsonFields.read(folder, "generation_config.json");
+export function readGenerationConfig(path: string, model: ModelConfig): GenerationConfig {
+  const json = isGgufModel(path) ? readGgufSampling(path) : JsonFields.read(path, "generation_config.json");
   if (json === undefined) {
     return Object.freeze({
       eosTokenIds: model.eosTokenIds,

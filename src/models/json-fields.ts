@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { ModelDataError } from "../base/errors.ts";
-import { isJsonObject } from "../base/json-object.ts";
+import { isJsonObject, type JsonObject } from "../base/json-object.ts";
 import { readModelJson } from "../base/model-file.ts";
 
 const MAX_BYTES = 16 * 1024 * 1024;
@@ -13,6 +13,8 @@ export class JsonFields {
     readonly file: string,
     private readonly fields: Readonly<Record<string, unknown>>,
     private readonly path: string,
+    /** What fields are called in messages, by path, where that is not their own name. */
+    private readonly names: Readonly<Record<string, string>> = {},
   ) {}
 
   /**
@@ -22,6 +24,14 @@ export class JsonFields {
   static read(folder: string, name: string): JsonFields | undefined {
     const fields = readModelJson(folder, name, MAX_BYTES);
     return fields && new JsonFields(join(folder, name), fields, "");
+  }
+
+  /**
+   * Fields that a file of another format stands for.
+   * @param names what they are called there, for messages
+   */
+  static of(file: string, fields: JsonObject, names: Readonly<Record<string, string>>): JsonFields {
+    return new JsonFields(file, fields, "", names);
   }
 
   get isEmpty(): boolean {
@@ -101,13 +111,19 @@ export class JsonFields {
     const value = this.get(name);
     if (value === undefined) return undefined;
     if (!isJsonObject(value)) throw this.invalid(name, "an object");
-    return new JsonFields(this.file, value, `${this.path}${name}.`);
+    return new JsonFields(this.file, value, `${this.path}${name}.`, this.names);
+  }
+
+  /** What the file calls a field. */
+  nameOf(name: string): string {
+    const path = `${this.path}${name}`;
+    return this.names[path] ?? path;
   }
 
   /** The error for a field that is not what it must be. */
   invalid(name: string, expected: string): ModelDataError {
     const value = this.get(name);
     const found = value === undefined ? "it is missing" : `not ${JSON.stringify(value).slice(0, 80)}`;
-    return new ModelDataError(this.file, `${this.path}${name} must be ${expected}, ${found}`);
+    return new ModelDataError(this.file, `${this.nameOf(name)} must be ${expected}, ${found}`);
   }
 }

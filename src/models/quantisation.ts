@@ -16,6 +16,11 @@ export interface QuantisationConfig {
   readonly declared: DeclaredForm;
 }
 
+/** That of a GGUF file, each of whose tensors says by itself how it is stored. */
+export const GGUF_QUANTISATION: QuantisationConfig = {
+  ...{ method: "GGUF", gptqZeros: "v1", declared: { kind: "floats" } },
+};
+
 /** A remedy for what is refused. */
 const WOULD_WORK =
   'what would: the model in 16 bits, with quantization: "fp8" if it is too large, or a checkpoint in FP8, AWQ, GPTQ of 4 or 8 bits, or compressed-tensors';

@@ -52,6 +52,9 @@ export function refuseUnknownFields(json: JsonFields): void {
     const isEmpty = typeof value === "object" && Object.keys(value as object).length === 0;
     if (!value || isEmpty || neutral.includes(value)) continue;
     const shown = JSON.stringify(value).slice(0, 80);
-    throw new UnsupportedModelError(json.file, `${name} = ${shown} is not supported by this architecture`);
+    throw new UnsupportedModelError(
+      json.file,
+      `${json.nameOf(name)} = ${shown} is not supported by this architecture`,
+    );
   }
 }

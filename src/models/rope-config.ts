@@ -25,6 +25,8 @@ export function readRopeConfig(config: JsonFields, headDim: number, positions: n
       readScaling(parameters, originalPositions(config, parameters, positions), positions),
     ),
   };
+  if (rope.scaling.kind === "factors" && rope.scaling.factors.length !== rotaryDim(headDim, rope) / 2)
+    throw parameters!.invalid("factors", `a list of ${rotaryDim(headDim, rope) / 2} factors`);
   if (rotaryDim(headDim, rope) === 0)
     throw new ModelDataError(
       config.file,
@@ -72,6 +74,8 @@ function readScaling(fields: JsonFields | undefined, original: number, positions
     }
     case "yarn":
       return readYarn(fields, original, positions);
+    case "factors":
+      return { kind, factors: Object.freeze(readFactors(fields)) };
   }
   throw new UnsupportedModelError(fields.file, `rope type "${kind}" is not supported`);
 }
@@ -104,4 +108,11 @@ function readYarn(fields: JsonFields, original: number, positions: number): Rope
     originalMaxPositionEmbeddings: original,
     attentionFactor,
   };
+}
+
+function readFactors(fields: JsonFields): number[] {
+  const factors = fields.get("factors");
+  const isFactor = (factor: unknown) => typeof factor === "number" && factor > 0 && factor < 1e6;
+  if (Array.isArray(factors) && factors.every(isFactor)) return [...factors];
+  throw fields.invalid("factors", "a list of positive numbers");
 }

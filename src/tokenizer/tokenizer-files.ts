@@ -6,7 +6,7 @@ import { readModelJson, readModelText } from "../base/model-file.ts";
 /** Ids lie below this bound, so that a hostile one cannot size an array. */
 const MAX_TOKEN_ID = 2 ** 24;
 const MAX_FILE_BYTES = 256 * 2 ** 20;
-const MAX_TEMPLATE_BYTES = 2 ** 20;
+export const MAX_TEMPLATE_BYTES = 2 ** 20;
 const NAMED_TOKENS = [
   "bos_token",
   "eos_token",
@@ -37,9 +37,9 @@ export interface ChatTemplateSource {
   readonly file: string;
 }
 
-/** A model folder's description of its tokenizer, validated: ids are unique integers in [0, 2^24). */
+/** A model folder's or a GGUF file's description of its tokenizer, validated: ids are unique integers in [0, 2^24). */
 export interface TokenizerFiles {
-  /** tokenizer.json as it stands; `model` is a BPE model. */
+  /** tokenizer.json as it stands, or what stands for it; `model` is a BPE model, whose vocabulary and merges are below. */
   readonly definition: JsonObject;
   readonly config: JsonObject;
   /** Every token by its id, added ones included; ids may be missing. */
@@ -53,7 +53,7 @@ export interface TokenizerFiles {
   /** `bos_token`, `eos_token` and their kin, by name; those that are set. */
   readonly specialTokens: Readonly<Record<string, string>>;
   readonly chatTemplate: ChatTemplateSource | undefined;
-  /** The path of tokenizer.json, for messages. */
+  /** The path of tokenizer.json or of the GGUF file, for messages. */
   readonly path: string;
 }
 

@@ -1,4 +1,6 @@
 import type { Tokenizer as Pipeline } from "@huggingface/tokenizers";
+import { isGgufModel } from "../gguf/gguf-file.ts";
+import { readGgufTokenizer } from "./gguf-tokenizer.ts";
 import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
 import { readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
 
@@ -15,7 +17,7 @@ export interface DecodeOptions {
 const NO_BYTES = new Uint8Array(0);
 
 /**
- * A model's byte-pair tokenizer, read from its Hugging Face files. Normalisation, pre-tokenisation, added tokens and
+ * A model's byte-pair tokenizer, read from its Hugging Face files or its GGUF file. Normalisation, pre-tokenisation, added tokens and
  * post-processing follow `tokenizers`; text that spells a special token is encoded as that token, as transformers
  * does. Splitting takes time linear in the text and merging O(n log n), so that no input is pathological. A tokenizer that
  * only decodes does without the encoder's tables.
@@ -46,11 +48,12 @@ export class Tokenizer {
   readonly #bytes: (Uint8Array<ArrayBuffer> | undefined)[] = [];
 
   /**
-   * @throws ModelNotFoundError if `folder` has no tokenizer.json
+   * @param model a folder or a GGUF file
+   * @throws ModelNotFoundError if a folder has no tokenizer.json
    * @throws ModelDataError if a file is malformed, UnsupportedModelError if it is not a byte-pair tokenizer
    */
-  static async load(folder: string): Promise<Tokenizer> {
-    return new Tokenizer(readTokenizerFiles(folder));
+  static async load(model: string): Promise<Tokenizer> {
+    return new Tokenizer(isGgufModel(model) ? readGgufTokenizer(model) : readTokenizerFiles(model));
   }
 
   private constructor(files: TokenizerFiles) {

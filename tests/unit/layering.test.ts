@@ -23,9 +23,13 @@ const ROOMS: Readonly<Record<string, Room>> = {
       "driver, NVRTC, cuBLASLt and NCCL through `bun:ffi`: where they lie, handles, streams, graphs, errors",
     imports: [],
   },
+  gguf: {
+    knows: "GGUF files: header and metadata, names of tensors, block types and what they stand for",
+    imports: [],
+  },
   tokenizer: {
     knows: "text ↔ token ids: tokenizer, chat template, prompt encoder, incremental detokenizer",
-    imports: [],
+    imports: ["gguf"],
   },
   backend: {
     knows: "the `Backend` interface: every op, its shapes and checks; tensors, scratch memory",
@@ -47,8 +51,14 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "linear, norm, rotary, attention, feed-forward: what models are composed of",
     imports: ["backend"],
   },
-  models: { knows: "config.json → `ModelConfig`; one short file a family", imports: ["backend", "layers"] },
-  loader: { knows: "safetensors, sharded checkpoints, weight plans, hub downloads", imports: ["backend"] },
+  models: {
+    knows: "config.json → `ModelConfig`; one short file a family",
+    imports: ["backend", "gguf", "layers"],
+  },
+  loader: {
+    knows: "safetensors, sharded checkpoints, weight plans, hub downloads",
+    imports: ["backend", "gguf"],
+  },
   threads: { knows: "Workers as typed links, errors as messages", imports: ["cuda"] },
   "runner/types.ts": { knows: "the seam between policy and mechanism: plain data", imports: [] },
   runner: {

@@ -15,26 +15,34 @@ const cased = (contractions: string, digits: string) =>
     String.raw`${digits}|${SYMBOLS}[\r\n/]*|${BLANKS}`,
   ].join("|");
 
+/** Patterns of families whose tokenizers other formats than tokenizer.json name. */
+export const PATTERNS = {
+  /** cl100k, too. */
+  llama3: String.raw`${CONTRACTIONS}|${BEFORE}\p{L}+|\p{N}{1,3}|${SYMBOLS}[\r\n]*|${BLANKS}`,
+  /** Qwen 2, 2.5 and 3. */
+  qwen2: String.raw`${CONTRACTIONS}|${BEFORE}\p{L}+|\p{N}|${SYMBOLS}[\r\n]*|${BLANKS}`,
+  qwen35: String.raw`${CONTRACTIONS}|${BEFORE}[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|${BLANKS}`,
+  /** gpt-oss, too. */
+  o200k: cased(`${CONTRACTIONS}?`, String.raw`\p{N}{1,3}`),
+  tekken: cased("", String.raw`\p{N}`),
+  /** Three that DeepSeek 3 splits by, one after another. */
+  deepseekNumbers: String.raw`\p{N}{1,3}`,
+  deepseekKana: `[${KANA}]+`,
+  deepseekWords: `${ASCII_SYMBOL}[A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|${BLANKS.replace("\\r\\n", "\r\n")}`,
+} as const;
+
 /**
  * Pre-tokenizer patterns of public models that take JavaScript's engine time linear in the text: a part of them either
  * matches at once, or matches what the parts before it have scanned in vain.
  */
 export const KNOWN_PATTERNS: ReadonlySet<string> = new Set([
+  ...Object.values(PATTERNS),
   // GPT-2 and what follows it.
   String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+|${SYMBOLS}|\s+(?!\S)|\s+`,
   String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+|${SYMBOLS}|\s+(?!\S)`,
-  // cl100k and Llama 3; Qwen 2 and 3; Qwen 3.5.
-  String.raw`${CONTRACTIONS}|${BEFORE}\p{L}+|\p{N}{1,3}|${SYMBOLS}[\r\n]*|${BLANKS}`,
-  String.raw`${CONTRACTIONS}|${BEFORE}\p{L}+|\p{N}|${SYMBOLS}[\r\n]*|${BLANKS}`,
+  // As Llama 3's, with numbers of any length.
   String.raw`${CONTRACTIONS}|${BEFORE}\p{L}+|\p{N}+|${SYMBOLS}[\r\n]*|${BLANKS}`,
-  String.raw`${CONTRACTIONS}|${BEFORE}[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|${BLANKS}`,
-  // o200k and gpt-oss; Mistral's Tekken.
-  cased(`${CONTRACTIONS}?`, String.raw`\p{N}{1,3}`),
-  cased("", String.raw`\p{N}`),
-  // DeepSeek.
-  String.raw`\p{N}{1,3}`,
-  `[${KANA}]+`,
-  `${ASCII_SYMBOL}[A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|${BLANKS.replace("\\r\\n", "\r\n")}`,
+  // DeepSeek's words in another spelling.
   String.raw`${ASCII_SYMBOL}[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|${BLANKS}`,
   // Digits on their own.
   String.raw`\p{N}`,

@@ -1,6 +1,6 @@
 import { expect } from "bun:test";
 import type { ParameterSource, ParameterSpec } from "../../../src/base/parameter-spec.ts";
-import { readFully } from "../../../src/loader/read-fully.ts";
+import { readFully } from "../../../src/base/read-fully.ts";
 import type { SafetensorsFile } from "../../../src/loader/safetensors.ts";
 
 export interface TensorData {

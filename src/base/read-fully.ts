@@ -1,5 +1,5 @@
 import { readSync } from "node:fs";
-import { ModelDataError, messageOf } from "../base/errors.ts";
+import { ModelDataError, messageOf } from "./errors.ts";
 
 /**
  * Fills `target` from `position` of an open file.

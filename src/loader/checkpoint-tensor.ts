@@ -1,0 +1,31 @@
+/** An open file that tensors are read from. */
+export interface CheckpointFile {
+  readonly path: string;
+  readonly fd: number;
+  /** Safe to call twice. */
+  close(): void;
+}
+
+/** A tensor as it is stored, and where. */
+export interface CheckpointTensor {
+  /** The format's name of the element type, e.g. `BF16` or `Q4_K`. */
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  /** Byte offsets in the file, `[begin, end)`. */
+  readonly begin: number;
+  readonly end: number;
+  readonly file: CheckpointFile;
+  /**
+   * Rows of a group, e.g. of an attention head, that are stored as pairs: row i of the group's first half, then row i of its
+   * second. Undefined where rows are in order.
+   */
+  readonly pairedRows?: number;
+}
+
+/** What a format of checkpoints calls things. */
+export interface CheckpointFormat {
+  /** The file's name of a tensor, by that of a Hugging Face checkpoint. */
+  storedName(name: string): string;
+  /** The dtypes that can be loaded. */
+  readonly dtypes: readonly string[];
+}
