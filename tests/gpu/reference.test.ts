@@ -1,5 +1,5 @@
 import { setDefaultTimeout } from "bun:test";
-import { FIXTURES } from "../model/fixtures.ts";
+import { FIXTURES, GGUF_FIXTURES } from "../model/fixtures.ts";
 import { referenceSuite, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
 import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
@@ -18,7 +18,7 @@ function variants(dtype: "bfloat16" | "float16"): Variant[] {
 }
 
 describeGpu("reference models on the GPU", () => {
-  for (const fixture of FIXTURES) {
+  for (const fixture of [...FIXTURES, ...GGUF_FIXTURES]) {
     referenceSuite(fixture, variants("bfloat16"), BFLOAT16);
     referenceSuite(fixture, variants("float16"), FLOAT16);
   }

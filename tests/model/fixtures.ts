@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { GreedyReference, TopLogprobs } from "./compare.ts";
 
@@ -9,7 +9,12 @@ const QUANTISED_FORMATS = [
   ...(["ct-w4", "ct-w4-asym", "awq", "gptq", "gptq-act-order", "gptq-v2-8bit"] as const),
 ] as const;
 export type QuantisedFormat = (typeof QUANTISED_FORMATS)[number];
-export type FixtureName = (typeof FIXTURE_NAMES)[number] | `quantised-${QuantisedFormat}`;
+/** Models of one GGUF file each, made by `make-gguf-fixtures.py`. */
+export const GGUF_NAMES = ["gguf-llama", "gguf-qwen3", "gguf-qwen2"] as const;
+export type FixtureName =
+  | (typeof FIXTURE_NAMES)[number]
+  | `quantised-${QuantisedFormat}`
+  | (typeof GGUF_NAMES)[number];
 
 /** What the reference computed for one prompt, in float32. */
 export interface FixtureCase {
@@ -26,10 +31,10 @@ export interface FixtureCase {
   readonly greedy: GreedyReference | null;
 }
 
-/** A model folder and its reference results. `cases` is read from disk on first use. */
+/** A model and its reference results. `cases` is read from disk on first use. */
 export interface Fixture {
   readonly name: FixtureName;
-  /** Absolute path of the folder with config.json and the weights. */
+  /** Absolute path of the folder with config.json and the weights, or of the GGUF file. */
   readonly modelDir: string;
   readonly vocabSize: number;
   readonly cases: readonly FixtureCase[];
@@ -45,15 +50,16 @@ export const FIXTURES: readonly Fixture[] = FIXTURE_NAMES.map(lazyFixture);
 /** Models of quantised weights. */
 export const QUANTISED_FIXTURES: readonly (Fixture & { readonly format: QuantisedFormat })[] =
   QUANTISED_FORMATS.map((format) => Object.assign(lazyFixture(`quantised-${format}`), { format }));
+export const GGUF_FIXTURES: readonly Fixture[] = GGUF_NAMES.map(lazyFixture);
 
 /** The fixture of that name. */
 export function fixture(name: FixtureName): Fixture {
-  return [...FIXTURES, ...QUANTISED_FIXTURES].find((each) => each.name === name)!;
+  return [...FIXTURES, ...QUANTISED_FIXTURES, ...GGUF_FIXTURES].find((each) => each.name === name)!;
 }
 
 function lazyFixture(name: FixtureName): Fixture {
   const folder = join(import.meta.dir, "fixtures", name);
-  const modelDir = name === "tiny-stories" ? join(import.meta.dir, "../../models", name) : folder;
+  const modelDir = name === "tiny-stories" ? join(import.meta.dir, "../../models", name) : modelIn(folder);
   let loaded: Pick<Fixture, "vocabSize" | "cases"> | undefined;
   const load = () => {
     loaded ??= readReference(folder);
@@ -69,6 +75,11 @@ function lazyFixture(name: FixtureName): Fixture {
       return load().cases;
     },
   };
+}
+
+function modelIn(folder: string): string {
+  const gguf = join(folder, "model.gguf");
+  return existsSync(gguf) ? gguf : folder;
 }
 
 function readReference(folder: string): Pick<Fixture, "vocabSize" | "cases"> {

@@ -1,5 +1,5 @@
 import { setDefaultTimeout } from "bun:test";
-import { FIXTURES } from "./fixtures.ts";
+import { FIXTURES, GGUF_FIXTURES } from "./fixtures.ts";
 import { referenceSuite, type Tolerance, type Variant } from "./suite.ts";
 
 setDefaultTimeout(300_000);
@@ -18,3 +18,4 @@ const VARIANTS: readonly Variant[] = [
 ];
 
 for (const fixture of FIXTURES) referenceSuite(fixture, VARIANTS, FLOAT32);
+for (const fixture of GGUF_FIXTURES) referenceSuite(fixture, VARIANTS.slice(0, 2), FLOAT32);

@@ -5,7 +5,7 @@ import { type Shard, shareOf } from "../../../src/base/shard.ts";
 import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { defineModel } from "../../../src/models/registry.ts";
 import { writeDivisibleModels } from "../../model/divisible-models.ts";
-import { FIXTURES } from "../../model/fixtures.ts";
+import { FIXTURES, GGUF_FIXTURES } from "../../model/fixtures.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
 import { bytesOf, FakeBackend } from "../loader/fake-backend.ts";
 import { loadRank, logitsOf } from "./ranks.ts";
@@ -18,7 +18,7 @@ const DIVISIBLE_MODELS = writeDivisibleModels(folder);
 
 /** Folders by name. */
 const MODELS = new Map<string, string>([
-  ...FIXTURES.map(({ name, modelDir }) => [name, modelDir] as const),
+  ...[...FIXTURES, ...GGUF_FIXTURES].map(({ name, modelDir }) => [name, modelDir] as const),
   ...DIVISIBLE_MODELS.map(({ name, folder }) => [name, folder] as const),
 ]);
 
