@@ -33,7 +33,7 @@ export function chatCommand(name: string): Command {
     .description(
       "Talks with a model in the terminal. Piped input is one message a line; replies go to stdout.",
     )
-    .argument("[model]", "model folder or Hugging Face id (default: the embedded model)")
+    .argument("[model]", "model folder, GGUF file or Hugging Face id (default: the embedded model)")
     .option("-m, --model <model>", "the same, for environment and configuration file")
     .option("--system <text>", "system message")
     .option(

@@ -29,7 +29,7 @@ export function generateCommand(name: string): Command {
   ])
     .description("Continues prompts. Without a model, the embedded one tells a small children's story.")
     .argument("[prompts...]", `texts to continue (default: what is piped in, else "${DEFAULT_PROMPT}")`)
-    .option("-m, --model <model>", "model folder or Hugging Face id (default: the embedded model)")
+    .option("-m, --model <model>", "model folder, GGUF file or Hugging Face id (default: the embedded model)")
     .option("-f, --file <path>", "read prompts from a file, one a line; - is standard input")
     .option("--chat", "treat each prompt as a chat message")
     .option("--system <text>", "system message of the chat")

@@ -32,7 +32,7 @@ export function serveCommand(name: string): Command {
     .description(
       "Serves a model with OpenAI's HTTP API. SIGTERM and Ctrl-C let requests finish; twice, they do not.",
     )
-    .argument("[model]", "model folder or Hugging Face id (default: the embedded model)")
+    .argument("[model]", "model folder, GGUF file or Hugging Face id (default: the embedded model)")
     .option("-m, --model <model>", "the same, for environment and configuration file");
   addServerFlags(command);
   addEngineFlags(command);

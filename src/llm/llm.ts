@@ -68,7 +68,7 @@ export class LLM {
 
   /**
    * Loads a model.
-   * @param model a folder, a Hugging Face id such as `Qwen/Qwen3-0.6B`, or nothing for the embedded model.
+   * @param model a folder, a GGUF file, a Hugging Face id such as `Qwen/Qwen3-0.6B`, or nothing for the embedded model.
    * @throws ConfigError, ModelNotFoundError, ModelDataError, DownloadError or DeviceError.
    */
   static async create(model?: string, options: CreateOptions = {}): Promise<LLM> {

@@ -67,7 +67,7 @@ export interface LoadedModel {
 }
 
 /**
- * Loads a model: a folder, a Hugging Face id, or the embedded one.
+ * Loads a model: a folder, a GGUF file, a Hugging Face id, or the embedded one.
  * @throws ModelNotFoundError, ModelDataError, DownloadError, DeviceError or ConfigError; nothing stays allocated.
  */
 export async function loadModel(
@@ -187,7 +187,7 @@ async function loadText(folder: string, config: EngineConfig, model: ModelConfig
   const tokenizer = await loadTokenizer(folder, config);
   if (tokenizer !== undefined && tokenizer.vocabSize > model.vocabSize) {
     const rule = `token id ${tokenizer.vocabSize - 1} is outside the model's vocabulary of ${model.vocabSize}`;
-    throw new ModelDataError(join(folder, "tokenizer.json"), rule);
+    throw new ModelDataError(tokenizer.file, rule);
   }
   return { tokenizer, encoder: withEncoder ? createPromptEncoder(tokenizer, config) : undefined };
 }

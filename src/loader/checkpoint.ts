@@ -119,8 +119,10 @@ export function noWeights(
   const pickle = files.find(
     (name) => /\.(?:bin|pt|pth|ckpt)$/.test(name) && !name.startsWith("training_args"),
   );
+  const gguf = files.find((name) => name.endsWith(".gguf"));
+  const instead = gguf === undefined ? "" : `; it has GGUF files: name one, such as ${gguf}, by its path`;
   return pickle === undefined
-    ? new ModelNotFoundError(model, `${model} has neither ${SINGLE_FILE} nor ${SHARD_INDEX}`)
+    ? new ModelNotFoundError(model, `${model} has neither ${SINGLE_FILE} nor ${SHARD_INDEX}${instead}`)
     : new UnsupportedModelError(model, `pickle weights unsupported: found ${pickle}, but no safetensors`);
 }
 

@@ -23,6 +23,8 @@ const NO_BYTES = new Uint8Array(0);
  * only decodes does without the encoder's tables.
  */
 export class Tokenizer {
+  /** The path of tokenizer.json or of the GGUF file, for messages. */
+  readonly file: string;
   /** The highest token id plus one. The model's logits may be wider. */
   readonly vocabSize: number;
   readonly eosTokenId: number | undefined;
@@ -66,6 +68,7 @@ export class Tokenizer {
     this.#special = new Set(addedTokens.filter((token) => token.special).map((token) => token.id));
     this.#spelling = tokenBytes(files.definition["decoder"], files.path);
     this.#files = files;
+    this.file = files.path;
     this.vocabSize = files.tokens.length;
     this.eosTokenId = this.tokenToId(specialTokens["eos_token"] ?? "");
     this.bosTokenId = this.tokenToId(specialTokens["bos_token"] ?? "");

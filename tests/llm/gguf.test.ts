@@ -1,0 +1,72 @@
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { LLM, ModelDataError } from "../../src/index.ts";
+import { writeGgufModel } from "../gguf-model.ts";
+import { gguf } from "../gguf-writer.ts";
+import { fixture } from "../model/fixtures.ts";
+import { temporaryFolder } from "../support.ts";
+import { GREEDY, only, PROMPT, rejection, SMALL } from "./support.ts";
+
+setDefaultTimeout(300_000);
+
+const EMBEDDED = join(import.meta.dir, "../../models/tiny-stories");
+const CHAT = [{ role: "user", content: "Tell me of a cat" }];
+
+describe("a GGUF file", () => {
+  test("of the embedded model writes what its folder does, and so does a folder that holds it alone", async () => {
+    using folder = temporaryFolder();
+    mkdirSync(folder.file("model"));
+    const path = folder.file("model/tiny.gguf");
+    writeGgufModel(EMBEDDED, path);
+    await using expected = await LLM.create(EMBEDDED, SMALL);
+    for (const model of [path, folder.file("model")]) {
+      await using llm = await LLM.create(model, SMALL);
+      expect(llm.model).toBe(model);
+      const [story, wanted] = [await llm.generate(PROMPT, GREEDY), await expected.generate(PROMPT, GREEDY)];
+      expect(only(story).text).toBe(only(wanted).text);
+      const [reply, told] = [await llm.chat(CHAT, GREEDY), await expected.chat(CHAT, GREEDY)];
+      expect(reply[0]!.promptTokenIds).toEqual(told[0]!.promptTokenIds);
+      expect(reply[0]!.outputs[0]!.text).toBe(told[0]!.outputs[0]!.text);
+    }
+  });
+
+  test("of blocks generates text through its own tokenizer and template", async () => {
+    await using llm = await LLM.create(fixture("gguf-llama").modelDir, { ...SMALL, device: "cpu" });
+    const [output] = await llm.chat([{ role: "user", content: "then" }], { maxTokens: 4, temperature: 0 });
+    const prompt = llm.tokenizer!.decode([...output!.promptTokenIds], { skipSpecialTokens: false });
+    expect(prompt).toBe("<|im_start|>user\nthen<|im_end|>\n<|im_start|>assistant\n");
+    expect(output!.promptTokenIds).toContain(llm.tokenizer!.tokenToId("the")!);
+    expect(output!.outputs[0]!.tokenIds.length).toBeGreaterThan(0);
+  });
+
+  test("ranks share it", async () => {
+    const options = { device: "cpu", skipTokenizerInit: true, maxModelLen: 64 } as const;
+    const model = fixture("gguf-llama").modelDir;
+    const prompt = { promptTokenIds: [3, 1, 4, 1, 5, 9, 2, 6] };
+    await using alone = await LLM.create(model, options);
+    await using ranks = await LLM.create(model, { ...options, tensorParallelSize: 2 });
+    const params = { temperature: 0, maxTokens: 16, ignoreEos: true };
+    const tokens = async (llm: LLM) => only(await llm.generate(prompt, params)).tokenIds;
+    expect(await tokens(ranks)).toEqual(await tokens(alone));
+  });
+
+  test("that is cut off, of another model, or no model is refused by name", async () => {
+    using folder = temporaryFolder();
+    const path = folder.file("tiny.gguf");
+    writeGgufModel(EMBEDDED, path);
+    truncateSync(path, 700_000);
+    const cut = await rejection(LLM.create(path, SMALL));
+    expect(cut).toBeInstanceOf(ModelDataError);
+    expect((cut as Error).message).toMatch(
+      /tiny\.gguf: tensor ".+" ends at byte \d+, but the file has 700000/,
+    );
+    writeFileSync(path, gguf({ metadata: { "general.architecture": "bert" } }));
+    expect((await rejection(LLM.create(path, SMALL))) as Error).toMatchObject({ code: "unsupported_model" });
+    writeGgufModel(EMBEDDED, path, { "tokenizer.ggml.pre": "mystery" });
+    const unknown = (await rejection(LLM.create(path, SMALL))) as Error;
+    expect(unknown.message).toContain('tokenizer.ggml.pre = "mystery" is not supported');
+    await using bare = await LLM.create(path, { ...SMALL, skipTokenizerInit: true });
+    expect(bare.tokenizer).toBeUndefined();
+  });
+});
