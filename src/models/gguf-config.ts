@@ -95,6 +95,7 @@ export function readGgufConfig(path: string): JsonFields {
   const { hidden_size: hidden, num_attention_heads: heads } = fields as Record<string, number>;
   const headDim = number("attention.key_length") ?? hidden! / heads!;
   fields["head_dim"] = headDim;
+  fields["num_key_value_heads"] ??= heads;
   if ((number("attention.value_length") ?? headDim) !== headDim)
     throw metadata.unsupported(entry("attention.value_length"), `; keys have ${headDim} dimensions`);
   // As many as the embedding has rows: a tokenizer may know fewer.

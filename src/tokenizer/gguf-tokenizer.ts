@@ -55,7 +55,7 @@ export function readGgufTokenizer(path: string): TokenizerFiles {
     throw metadata.unsupported(key, "; supported are gpt2 and llama");
   const vocabulary = readVocabulary(metadata);
   const { addsBos, merges, ...definition } =
-    model === "gpt2" ? byteLevel(metadata, vocabulary) : sentencePiece(metadata, vocabulary);
+    model === "gpt2" ? byteLevel(metadata) : sentencePiece(metadata, vocabulary);
   const specialTokens = readSpecialTokens(metadata, vocabulary);
   const template = readTemplate(metadata);
   return {
@@ -102,7 +102,7 @@ function perToken(metadata: GgufMetadata, name: string, count: number): number[]
   return values;
 }
 
-function byteLevel(metadata: GgufMetadata, { ids }: Vocabulary): Definition {
+function byteLevel(metadata: GgufMetadata): Definition {
   const { normalizer, preTokenizer, ignoresMerges, addsBos } = preTokenizerKind(metadata);
   const key = `${PREFIX}merges`;
   if (metadata.list(key) === undefined) throw metadata.invalid(key, "a list of merges");
@@ -117,8 +117,9 @@ function byteLevel(metadata: GgufMetadata, { ids }: Vocabulary): Definition {
         .list(key)!
         .strings()
         .map((merge, rank) => {
-          const [left, right, ...rest] = merge.split(" ");
-          if (left && right && rest.length === 0 && ids.has(left + right)) return [left, right] as const;
+          const at = merge.indexOf(" ");
+          if (at > 0 && at === merge.lastIndexOf(" "))
+            return [merge.slice(0, at), merge.slice(at + 1)] as const;
           throw new ModelDataError(
             metadata.path,
             `${key}: merge ${rank} is no pair of tokens: ${quoted(merge)}`,

@@ -89,6 +89,8 @@ describe("the configuration of a GGUF file", () => {
   ] as const)("%s", (name, architecture) => {
     const config = read({ metadata: of(name) });
     expect(config).toMatchObject({ architecture, hiddenSize: 64, headDim: 16, layerWindows: [0, 0] });
+    const withoutKeys = { ...of(name), [`${name}.attention.head_count_kv`]: undefined };
+    expect(read({ metadata: withoutKeys }).numKvHeads).toBe(4);
   });
 
   test("ends of sequences: what the file names, and tokens that are known to be some", () => {

@@ -212,7 +212,11 @@ describe("a tokenizer that cannot be is refused", () => {
       'merge 0 is no pair of tokens: "th"',
     ],
     ["a merge of three", () => small({ "tokenizer.ggml.merges": ["t h e"] }), "merge 0 is no pair"],
-    ["a merge that makes nothing", () => small({ "tokenizer.ggml.merges": ["e e"] }), "merge 0 is no pair"],
+    [
+      "a merge that makes nothing",
+      () => small({ "tokenizer.ggml.merges": ["e e"] }),
+      'merge 0 (["e","e"]) is not in the vocabulary',
+    ],
     ["no kind", () => without(small(), "pre"), "tokenizer.ggml.pre must be one of llama-bpe, "],
     [
       "bos out of range",
