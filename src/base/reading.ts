@@ -10,6 +10,7 @@ export type Reading =
   | TransposedReading
   | ScalesReading
   | CodesReading
+  | BlocksReading
   | Float8Reading;
 
 /** Values that were computed of the tensor ahead. */
@@ -62,6 +63,16 @@ export interface CodesReading {
   readonly permutation?: Int32Array;
   /** Two codes of 4 bits a byte, the first in the low half; else each has a byte. */
   readonly packed: boolean;
+}
+
+/** Blocks of a GGUF file, each a float16 and its codes, to `GroupedWeight.data`, or to the scales alone. */
+export interface BlocksReading {
+  readonly kind: "blocks";
+  readonly stored: "Q4_0" | "Q8_0";
+  readonly part: "codes" | "scales";
+  readonly rows: Span;
+  /** Of the matrix: whole blocks. */
+  readonly columns: Span;
 }
 
 /** Floats, quantised to float8 in blocks of blockRows × blockColumns, counted from the first wanted row and column. */

@@ -2,6 +2,7 @@ import type { DType } from "../base/dtype.ts";
 import { dtypeSize } from "../base/dtype.ts";
 import type { Reading } from "../base/reading.ts";
 import { lengthOf, type Span } from "../base/shard.ts";
+import { BLOCK_COLUMNS, readBlocks } from "./readings/blocks.ts";
 import { readBytes } from "./readings/bytes.ts";
 import { readCodes } from "./readings/codes.ts";
 import { readFloat8 } from "./readings/float8.ts";
@@ -31,7 +32,8 @@ export interface RowsForm {
 /** Formats' names of the dtypes that a reading takes. */
 export function storedDtypes(reading: Reading): readonly string[] {
   const { kind } = reading;
-  if (kind === "given" || kind === "bytes" || kind === "transposed") return [reading.stored];
+  if (kind === "given" || kind === "bytes" || kind === "transposed" || kind === "blocks")
+    return [reading.stored];
   if (kind === "scales") return ["F32", "BF16", "F16", "F8_E8M0"];
   return kind === "codes" ? ["I32"] : ["F32", "BF16", "F16"];
 }
@@ -54,6 +56,10 @@ export function formOf(reading: Reading): RowsForm {
     case "codes": {
       const width = reading.packed ? (columns * reading.bits) / 8 : columns;
       return form(width, "uint8", reading.along === "column" ? 32 / reading.bits : 1);
+    }
+    case "blocks": {
+      if (reading.part === "scales") return form(columns / BLOCK_COLUMNS, "float16");
+      return form(reading.stored === "Q4_0" ? columns / 2 : columns, "uint8");
     }
     case "float8": {
       const { part, blockRows, blockColumns } = reading;
@@ -89,6 +95,9 @@ export function readRows(read: RowsRead, target: Uint8Array): Uint8Array {
       break;
     case "codes":
       readCodes(tensor, reading, rows, result);
+      break;
+    case "blocks":
+      readBlocks(tensor, reading, rows, result);
       break;
     case "float8":
       readFloat8(tensor, reading, rows, result);

@@ -1,8 +1,8 @@
 import { ModelDataError } from "../base/errors.ts";
+import { readFully } from "../base/read-fully.ts";
 import type { TensorDirectory } from "../base/tensor-directory.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import type { CheckpointTensor } from "./checkpoint-tensor.ts";
-import { readFully } from "../base/read-fully.ts";
 
 /** The most bytes of a tensor that is looked into ahead: zero points, orders of columns and biases are less. */
 const MAX_BYTES = 2 ** 28;

@@ -39,10 +39,12 @@ export function planParameter(
 }
 
 function planRows(checkpoint: Checkpoint, name: string, reading: Reading, targetDtype: DType): RowsRead {
-  const { file, dtype, shape, begin, end } = checkpoint.tensors.get(name)!;
+  const { file, dtype, shape, begin, end, pairedRows } = checkpoint.tensors.get(name)!;
   const form = formOf(reading);
   invariant(form.dtype === targetDtype, `${name}: rows of ${form.dtype} for a parameter of ${targetDtype}`);
-  const tensor = { name, path: file.path, fd: file.fd, dtype, shape, begin, end };
+  invariant(pairedRows === undefined || reading.kind === "blocks", `${name}: rows in another order`);
+  const stored = checkpoint.format.storedName(name);
+  const tensor = { name: stored, path: file.path, fd: file.fd, dtype, shape, begin, end, pairedRows };
   return { reading, tensor, rows: { start: 0, end: form.count } };
 }
 

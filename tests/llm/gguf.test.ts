@@ -40,15 +40,26 @@ describe("a GGUF file", () => {
     expect(output!.outputs[0]!.tokenIds.length).toBeGreaterThan(0);
   });
 
-  test("ranks share it", async () => {
+  test.each(["gguf-llama", "gguf-qwen3", "gguf-qwen2"] as const)("ranks share %s", async (name) => {
     const options = { device: "cpu", skipTokenizerInit: true, maxModelLen: 64 } as const;
-    const model = fixture("gguf-llama").modelDir;
+    const model = fixture(name).modelDir;
     const prompt = { promptTokenIds: [3, 1, 4, 1, 5, 9, 2, 6] };
     await using alone = await LLM.create(model, options);
     await using ranks = await LLM.create(model, { ...options, tensorParallelSize: 2 });
     const params = { temperature: 0, maxTokens: 16, ignoreEos: true };
     const tokens = async (llm: LLM) => only(await llm.generate(prompt, params)).tokenIds;
     expect(await tokens(ranks)).toEqual(await tokens(alone));
+  });
+
+  test("is not quantised once more", async () => {
+    const loading = LLM.create(fixture("gguf-llama").modelDir, { ...SMALL, quantization: "fp8" });
+    expect(((await rejection(loading)) as Error).message).toContain("this one is quantised already (GGUF)");
+  });
+
+  test("makes random weights of its sizes", async () => {
+    const options = { ...SMALL, loadFormat: "dummy" } as const;
+    await using llm = await LLM.create(fixture("gguf-qwen2").modelDir, options);
+    expect(only(await llm.generate({ promptTokenIds: [1, 2] }, GREEDY)).tokenIds.length).toBeGreaterThan(0);
   });
 
   test("that is cut off, of another model, or no model is refused by name", async () => {

@@ -27,6 +27,8 @@ export interface StoredIntegers {
   readonly scaleDtype: "float16" | "bfloat16";
   /** Every zero point is the middle of the range. */
   readonly symmetric: boolean;
+  /** The matrix can be loaded as floats, too, where groups do not fit: parts of a product that differ, ranks that cut groups. */
+  readonly orFloats?: boolean;
   /** The order of columns in which those of a group are neighbours, and the tensor that says so. */
   readonly permutation?: { readonly values: Int32Array; readonly source: StoredName } | undefined;
   /** Readings of rows and of columns, which are whole groups; `zeros` where the file has any. */

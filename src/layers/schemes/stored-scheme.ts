@@ -7,6 +7,7 @@ import { denseScheme, type MatrixPart, type MatrixSpec, type WeightScheme } from
 import { type OnlineFloat8, onlineFloat8 } from "./online-float8.ts";
 import { type Float8Sources, float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
+import { isGroupedBlocks, storedBlocks } from "./stored-blocks.ts";
 import { BLOCK, storedFloat8, storedInt8 } from "./stored-float8.ts";
 import { type GptqZeros, GROUP_UNIT, storedGroups, storedPacked } from "./stored-integers.ts";
 import { MatrixTensors, type StoredFloat8, type StoredIntegers, type StoredMatrix } from "./stored-matrix.ts";
@@ -56,6 +57,7 @@ export class StoredScheme implements WeightScheme {
     const stored = parts.map((part) => ({ ...part, stored: this.#find(part, matrix.columns) }));
     const file = this.#fileOf(parts[0]!);
     const stacked = { matrix, file, shape: [rows, lengthOf(columnSpan)] as const };
+    if (stored.some(mayBeFloats) && !areGroups(stored, columnSpan)) return denseScheme.weight(matrix, get);
     if (all(stored, isFloat8)) return stackFloat8({ ...stacked, parts: stored }, get);
     if (all(stored, isIntegers)) return stackIntegers({ ...stacked, parts: stored }, get);
     const mixed = stored.find((part) => part.stored.form !== stored[0]!.stored.form);
@@ -78,6 +80,7 @@ export class StoredScheme implements WeightScheme {
   #look(tensors: MatrixTensors): StoredMatrix {
     const dtype = tensors.find("weight")?.dtype;
     if (dtype === "F8_E4M3") return storedFloat8(tensors);
+    if (isGroupedBlocks(dtype)) return storedBlocks(tensors, dtype);
     const isPacked = tensors.find("weight_packed") !== undefined;
     const isGrouped = tensors.find("qweight") !== undefined;
     if (dtype !== "I8" && !isPacked && !isGrouped) return { form: "floats" };
@@ -116,6 +119,18 @@ function isIntegers<P extends { readonly stored: StoredMatrix }>(
   part: P,
 ): part is P & { readonly stored: StoredIntegers } {
   return part.stored.form === "integers";
+}
+
+function mayBeFloats({ stored }: { readonly stored: StoredMatrix }): boolean {
+  return stored.form === "integers" && stored.orFloats === true;
+}
+
+/** Whether all parts of a product are in groups of the same kind, and the columns are whole groups. */
+function areGroups(parts: readonly { readonly stored: StoredMatrix }[], { start, end }: Span): boolean {
+  if (!all(parts, isIntegers)) return false;
+  const { bits, groupSize } = parts[0]!.stored;
+  const isWhole = start % groupSize === 0 && end % groupSize === 0;
+  return isWhole && parts.every(({ stored }) => stored.bits === bits && stored.groupSize === groupSize);
 }
 
 function all<T, U extends T>(items: readonly T[], test: (item: T) => item is U): items is readonly U[] {

@@ -1,5 +1,5 @@
-import type { Span } from "../../base/shard.ts";
 import { readFully } from "../../base/read-fully.ts";
+import type { Span } from "../../base/shard.ts";
 
 /** A read from the page cache takes about as long as copying so many bytes: what lies between two rows' wanted bytes is read too if it is less. */
 const READ_COST_BYTES = 8192;

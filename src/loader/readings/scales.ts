@@ -1,7 +1,7 @@
 import { widen } from "../../base/dtype.ts";
+import { readFully } from "../../base/read-fully.ts";
 import type { ScalesReading } from "../../base/reading.ts";
 import { lengthOf, type Span } from "../../base/shard.ts";
-import { readFully } from "../../base/read-fully.ts";
 import { type StoredTensor, tensorError } from "./stored-tensor.ts";
 
 const DTYPES = { F32: "float32", BF16: "bfloat16", F16: "float16" } as const;

@@ -11,6 +11,8 @@ export interface StoredTensor {
   /** Byte offsets in the file. */
   readonly begin: number;
   readonly end: number;
+  /** See `CheckpointTensor`. Only blocks are read in another order. */
+  readonly pairedRows?: number | undefined;
 }
 
 /** A tensor of rank 2, whose elements have these bytes, as a matrix of bytes. */
