@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
 import { KNOWN_PATTERNS } from "../../../src/tokenizer/pattern/known-patterns.ts";
+import { mergesOf } from "../../../src/tokenizer/sentencepiece-merges.ts";
 import { Tokenizer } from "../../../src/tokenizer/tokenizer.ts";
 import { byteLevel, type Config, type Definition, KIND, readJson, vocabulary } from "../../gguf-model.ts";
 import { f32, gguf, type Value } from "../../gguf-writer.ts";
@@ -169,6 +170,31 @@ describe("what a GGUF file says of its tokenizer", () => {
     const without = await load(pieces({ "tokenizer.ggml.add_space_prefix": false }));
     expect(without.encode("hello", bare).map((id) => without.idToToken(id))).toEqual(["h", "el", "lo"]);
     expect(without.leadingSpaces).toBe(0);
+  });
+
+  test("a word that is a token is not merged, where the kind says so", async () => {
+    const tokens = [...(small()["tokenizer.ggml.tokens"] as string[])];
+    tokens[260] = "xyz";
+    const types = (small()["tokenizer.ggml.token_type"] as { readonly value: readonly number[] }).value.with(260, KIND.normal);
+    const more = { "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": i32(types) };
+    expect((await load(small({ ...more, "tokenizer.ggml.pre": "llama-bpe" }))).encode("xyz")).toEqual([260]);
+    expect((await load(small(more))).encode("xyz")).toHaveLength(3);
+  });
+
+  test("merges of pieces: by score, then the longer left part; parts of one piece by their ids", () => {
+    const pieces = ["a", "b", "c", "bc", "ab", "abc", "ca", "aa", "aaa"];
+    const ids = new Map(pieces.map((piece, id) => [piece, id]));
+    const scored = [
+      ["abc", -1],
+      ["ca", 3],
+      ["bc", -1],
+      ["ab", -1],
+      ["aa", 2],
+      ["aaa", 2],
+    ] as const;
+    expect(mergesOf(ids, scored).map((pair) => pair.join(" "))).toEqual([
+      ...["c a", "aa a", "a aa", "a a", "ab c", "a bc", "b c", "a b"],
+    ]);
   });
 
   test("every pattern is one that JavaScript's engine runs in linear time", async () => {
