@@ -113,7 +113,7 @@ export class AsyncLLM implements AsyncDisposable {
     readonly config: EngineConfig,
   ) {}
 
-  /** Name or folder of the model. */
+  /** Name, folder or file of the model. */
   get model(): string {
     return this.engine.info.name;
   }

@@ -23,7 +23,7 @@ export interface StepReport {
 /** Callbacks while a model loads. */
 export interface LoadListeners {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
-  /** Called with the model's folder once that is complete on disk. */
+  /** Called with the model's folder, or its GGUF file, once that is complete on disk. */
   readonly onFolder?: (folder: string) => void;
 }
 

@@ -43,7 +43,7 @@ export class TextPool {
   readonly #deadline: number;
   readonly #patience: number;
   readonly #mostOthers: number;
-  /** The model's folder, once it is known. */
+  /** The model's folder or file, once it is known. */
   #folder: string | undefined;
   /** Runs while a short job waits and another worker could be started. */
   #growing: Timer | undefined;

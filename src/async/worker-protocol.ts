@@ -35,7 +35,7 @@ export interface AddMessage {
 
 /** A message from the engine worker. */
 export type EngineReply =
-  /** The model's folder, complete on disk. */
+  /** The model's folder or file, complete on disk. */
   | { readonly type: "folder"; readonly folder: string }
   | { readonly type: "progress"; readonly progress: LoadProgress }
   | { readonly type: "ready"; readonly info: EngineInfo; readonly stats: EngineStats }

@@ -77,7 +77,7 @@ export class LLM {
     return new LLM(await loadModel(model, config, { onProgress, withEncoder: true }), config);
   }
 
-  /** Name or folder of the model. */
+  /** Name, folder or file of the model. */
   get model(): string {
     return this.#loaded.name;
   }

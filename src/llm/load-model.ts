@@ -29,7 +29,7 @@ const DETOKENIZER_CONTEXT = 8;
 
 export interface LoadOptions {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
-  /** Called with the model's folder once that is complete on disk. */
+  /** Called with the model's folder, or its GGUF file, once that is complete on disk. */
   readonly onFolder?: (folder: string) => void;
   /** Make an encoder of prompts, too. Default false: the model takes and gives tokens, and text is only decoded. */
   readonly withEncoder?: boolean;
@@ -46,7 +46,7 @@ export interface LoadProgress {
 
 /** A model ready to run, and what surrounds it. */
 export interface LoadedModel {
-  /** Name or folder it was loaded from. */
+  /** Name, folder or file that it was loaded from. */
   readonly name: string;
   readonly modelConfig: ModelConfig;
   readonly device: Backend["name"];

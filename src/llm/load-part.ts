@@ -22,7 +22,7 @@ import { ModelRunner } from "../runner/model-runner.ts";
 
 /** The part of a model that one rank loads, or all of it. */
 export interface PartSource {
-  /** The model's folder. */
+  /** The model's folder, or its GGUF file. */
   readonly folder: string;
   readonly config: EngineConfig;
   readonly modelConfig: ModelConfig;

@@ -15,8 +15,9 @@ export interface GenerationConfig {
 }
 
 /**
- * Reads a model folder's `generation_config.json`, if there is one, or a GGUF file's sampling entries. Without end-of-sequence ids there, those of the model config hold.
- * `do_sample: false` drops temperature, top-p, top-k and min-p, which it makes meaningless.
+ * Reads a model folder's `generation_config.json`, if there is one, or a GGUF file's sampling entries. Without
+ * end-of-sequence ids there, those of the model config hold. `do_sample: false` drops temperature, top-p, top-k and min-p,
+ * which it makes meaningless.
  * @param path the folder or the file
  * @throws ModelDataError naming a field that is out of range.
  */

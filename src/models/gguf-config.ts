@@ -38,17 +38,9 @@ const REQUIRED: ReadonlySet<string> = new Set([
  * Tokens that end a sequence, besides those that go by one of these names: a file says which one ends a text or a turn, and
  * not that another does, too.
  */
-const END_NAMES: ReadonlySet<string> = new Set([
-  ...[
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|end|>",
-    "<end_of_turn>",
-  ],
-]);
+const END_NAMES: ReadonlySet<string> = new Set(
+  "<|endoftext|> <|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|end|> <end_of_turn>".split(" "),
+);
 const END_TOKENS = ["eos", "eot", "eom"].map((name) => `tokenizer.ggml.${name}_token_id`);
 /** Fields of generation_config.json, and the metadata that they are. */
 const SAMPLING: Readonly<Record<string, string>> = {

@@ -175,7 +175,10 @@ describe("what a GGUF file says of its tokenizer", () => {
   test("a word that is a token is not merged, where the kind says so", async () => {
     const tokens = [...(small()["tokenizer.ggml.tokens"] as string[])];
     tokens[260] = "xyz";
-    const types = (small()["tokenizer.ggml.token_type"] as { readonly value: readonly number[] }).value.with(260, KIND.normal);
+    const types = (small()["tokenizer.ggml.token_type"] as { readonly value: readonly number[] }).value.with(
+      260,
+      KIND.normal,
+    );
     const more = { "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": i32(types) };
     expect((await load(small({ ...more, "tokenizer.ggml.pre": "llama-bpe" }))).encode("xyz")).toEqual([260]);
     expect((await load(small(more))).encode("xyz")).toHaveLength(3);
