@@ -90,6 +90,25 @@ const PARTS: Readonly<Record<string, string>> = {
 
 /** Writes a folder's Qwen3 model, its tensors as they are, to a GGUF file. */
 export function writeGgufModel(folder: string, path: string, more: Record<string, Value> = {}): void {
+  writeFileSync(path, gguf(modelOf(folder, more)));
+}
+
+/** Splits it among two files. @returns the path of the first */
+export function writeSplitGgufModel(folder: string, target: string): string {
+  const { metadata, tensors } = modelOf(folder, {});
+  const [first, second] = [1, 2].map((part) => join(target, `tiny-0000${part}-of-00002.gguf`)) as [
+    string,
+    string,
+  ];
+  const entries = Object.entries(tensors);
+  const numbered = (part: number): Record<string, Value> => ({ "split.no": part, "split.count": 2 });
+  const half = (part: number) => Object.fromEntries(entries.filter((_, i) => i % 2 === part));
+  writeFileSync(first, gguf({ metadata: { ...metadata, ...numbered(0) }, tensors: half(0) }));
+  writeFileSync(second, gguf({ metadata: numbered(1), tensors: half(1) }));
+  return first;
+}
+
+function modelOf(folder: string, more: Record<string, Value>) {
   const config = readJson<Record<string, number>>(folder, "config.json");
   const entries = {
     "general.architecture": "qwen3",
@@ -106,7 +125,7 @@ export function writeGgufModel(folder: string, path: string, more: Record<string
   const template = readJson<Config>(folder, "tokenizer_config.json")["chat_template"] as string;
   const tokenizer = { ...byteLevel(folder, "qwen2"), "tokenizer.chat_template": template };
   const metadata = { ...entries, ...tokenizer, ...more };
-  writeFileSync(path, gguf({ metadata, tensors: readTensors(join(folder, "model.safetensors")) }));
+  return { metadata, tensors: readTensors(join(folder, "model.safetensors")) };
 }
 
 function readTensors(path: string): Record<string, TensorInput> {

@@ -1,16 +1,7 @@
 import { closeSync, constants, fstatSync, openSync, readSync, statSync } from "node:fs";
-import {
-  invariant,
-  ModelDataError,
-  ModelNotFoundError,
-  messageOf,
-  UnsupportedModelError,
-} from "../base/errors.ts";
+import { invariant, ModelDataError, ModelNotFoundError, messageOf } from "../base/errors.ts";
 import { GGUF_MAGIC, type GgufHeader, readHeader } from "./header.ts";
 import { HeaderReader } from "./header-reader.ts";
-
-/** A split file's name: the part that it is, and how many there are. */
-const SPLIT_NAME = /-(\d{5})-of-(\d{5})\.gguf$/;
 
 /**
  * An open GGUF file with a validated header. Data is read through `fd` with positioned reads, never mapped: a file that is
@@ -29,17 +20,14 @@ export class GgufFile implements Disposable {
 
   /**
    * Opens a file and validates its header. The caller closes it.
-   * @throws ModelNotFoundError when it cannot be opened; ModelDataError naming the file and the rule it breaks;
-   * UnsupportedModelError for a part of a split model.
+   * @throws ModelNotFoundError when it cannot be opened; ModelDataError naming the file and the rule it breaks.
    */
   static open(path: string): GgufFile {
     const fd = openFile(path);
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile()) throw new ModelDataError(path, "not a regular file");
-      const header = readHeader(new HeaderReader(path, fd, stat.size), stat.size);
-      refuseSplit(path, header);
-      return new GgufFile(path, fd, header);
+      return new GgufFile(path, fd, readHeader(new HeaderReader(path, fd, stat.size), stat.size));
     } catch (error) {
       closeSync(fd);
       throw error;
@@ -92,15 +80,4 @@ function openFile(path: string): number {
   } catch (error) {
     throw new ModelNotFoundError(path, `cannot open ${path}: ${messageOf(error)}`, { cause: error });
   }
-}
-
-function refuseSplit(path: string, { metadata }: GgufHeader): void {
-  const count = metadata.number("split.count") ?? 1;
-  const named = SPLIT_NAME.exec(path);
-  if (count <= 1 && (named === null || Number(named[2]) <= 1)) return;
-  throw new UnsupportedModelError(
-    path,
-    `a part of a model that is split among ${named ? Number(named[2]) : count} files, which is not supported; ` +
-      "merge them first (llama-gguf-split --merge)",
-  );
 }

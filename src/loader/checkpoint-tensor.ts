@@ -2,8 +2,6 @@
 export interface CheckpointFile {
   readonly path: string;
   readonly fd: number;
-  /** Safe to call twice. */
-  close(): void;
 }
 
 /** A tensor as it is stored, and where. */

@@ -4,7 +4,7 @@ import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../ba
 import { isJsonObject } from "../base/json-object.ts";
 import { findModelFile, readModelJson } from "../base/model-file.ts";
 import { isGgufModel } from "../gguf/gguf-file.ts";
-import type { CheckpointFile, CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
+import type { CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
 import { openGguf } from "./gguf-checkpoint.ts";
 import { SafetensorsFile } from "./safetensors.ts";
 
@@ -25,7 +25,7 @@ export class Checkpoint implements Disposable {
     readonly path: string,
     readonly format: CheckpointFormat,
     readonly tensors: ReadonlyMap<string, CheckpointTensor>,
-    private readonly files: readonly CheckpointFile[],
+    private readonly files: readonly Disposable[],
   ) {}
 
   /**
@@ -36,8 +36,8 @@ export class Checkpoint implements Disposable {
    */
   static open(model: string): Checkpoint {
     if (!isGgufModel(model)) return Checkpoint.#openFolder(model);
-    const { file, format, tensors } = openGguf(model);
-    return new Checkpoint(model, format, tensors, [file]);
+    const { opened, format, tensors } = openGguf(model);
+    return new Checkpoint(model, format, tensors, [opened]);
   }
 
   static #openFolder(folder: string): Checkpoint {
@@ -82,7 +82,7 @@ export class Checkpoint implements Disposable {
 
   /** Closes every file. Safe to call twice. */
   [Symbol.dispose](): void {
-    for (const file of this.files) file.close();
+    for (const file of this.files) file[Symbol.dispose]();
   }
 }
 

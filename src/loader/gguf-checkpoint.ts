@@ -2,7 +2,7 @@ import { ModelDataError } from "../base/errors.ts";
 import { quoted } from "../base/quoted.ts";
 import { architectureOf } from "../gguf/architecture.ts";
 import { BLOCK_TYPES, isBlockType } from "../gguf/dequantize.ts";
-import { GgufFile } from "../gguf/gguf-file.ts";
+import { GgufModel } from "../gguf/gguf-model.ts";
 import type { GgufTensor } from "../gguf/header.ts";
 import type { GgufMetadata } from "../gguf/metadata.ts";
 import { checkpointName, ggufName } from "../gguf/tensor-names.ts";
@@ -13,25 +13,25 @@ const GGUF: CheckpointFormat = { storedName: ggufName, dtypes: ["F32", "F16", "B
 const ROPE_FACTORS = "rope_freqs.weight";
 
 /**
- * Opens a GGUF file, which the caller closes. Its tensors have the names of a Hugging Face checkpoint; those that it stores in
+ * Opens a GGUF model, which the caller closes. Its tensors have the names of a Hugging Face checkpoint; those that it stores in
  * another order of rows say so.
- * @throws as `GgufFile.open`; ModelDataError, too, when a tensor does not fit the metadata.
+ * @throws as `GgufModel.open`; ModelDataError, too, when a tensor does not fit the metadata.
  */
 export function openGguf(path: string) {
-  const file = GgufFile.open(path);
+  const model = GgufModel.open(path);
   try {
-    const { metadata, tensors } = file.header;
+    const { metadata, tensors } = model;
     const { name: prefix, pairsRows } = architectureOf(metadata);
     const entries = [...tensors].filter(([name]) => name !== ROPE_FACTORS);
     return {
-      file,
+      opened: model,
       format: GGUF,
       tensors: new Map(
         entries.map(([name, tensor]): [string, CheckpointTensor] => {
-          const { type: dtype, shape, begin, end } = tensor;
+          const { type: dtype, shape, begin, end, file } = tensor;
           if (shape.length === 1 && isBlockType(dtype))
             throw new ModelDataError(
-              path,
+              file.path,
               `tensor ${quoted(name)} is a vector of ${dtype}; allowed are floats`,
             );
           const pairedRows = pairsRows ? rowsOfHead(name, tensor, metadata, prefix) : undefined;
@@ -41,7 +41,7 @@ export function openGguf(path: string) {
       ),
     };
   } catch (error) {
-    file.close();
+    model[Symbol.dispose]();
     throw error;
   }
 }

@@ -4,6 +4,7 @@ import { join, resolve } from "node:path";
 import { ModelNotFoundError } from "../base/errors.ts";
 import { findModelFile } from "../base/model-file.ts";
 import { hasGgufMagic } from "../gguf/gguf-file.ts";
+import { isLaterPart } from "../gguf/gguf-model.ts";
 import type { ResolveModelOptions } from "./hub.ts";
 
 /**
@@ -35,7 +36,9 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
  */
 function ggufOf(folder: string): string | undefined {
   if (existsSync(join(folder, "config.json"))) return undefined;
-  const [name, ...others] = readdirSync(folder).filter((each) => each.endsWith(".gguf"));
+  const [name, ...others] = readdirSync(folder).filter(
+    (each) => each.endsWith(".gguf") && !isLaterPart(each),
+  );
   if (name === undefined) return undefined;
   if (others.length > 0) {
     const names = [name, ...others].sort().slice(0, 5).join(", ");

@@ -3,6 +3,7 @@ import type { JsonObject } from "../base/json-object.ts";
 import { readFully } from "../base/read-fully.ts";
 import { architectureOf } from "../gguf/architecture.ts";
 import { GgufFile } from "../gguf/gguf-file.ts";
+import { GgufModel, type PlacedTensor } from "../gguf/gguf-model.ts";
 import type { GgufMetadata } from "../gguf/metadata.ts";
 import { JsonFields } from "./json-fields.ts";
 
@@ -56,12 +57,12 @@ const MAX_ROPE_FACTORS = 512;
 /**
  * The fields of a config.json for the model of a GGUF file, from its metadata and the tensors that it has. Messages about
  * a field name the entry that it came from.
- * @throws ModelNotFoundError, ModelDataError or UnsupportedModelError as `GgufFile.open`, and for entries that are missing,
+ * @throws ModelNotFoundError, ModelDataError or UnsupportedModelError as `GgufModel.open`, and for entries that are missing,
  * of a wrong type, or of models that Octavo cannot run.
  */
 export function readGgufConfig(path: string): JsonFields {
-  using file = GgufFile.open(path);
-  const { metadata, tensors } = file.header;
+  using model = GgufModel.open(path);
+  const { metadata, tensors } = model;
   const architecture = architectureOf(metadata);
   const entry = (name: string) => `${architecture.name}.${name}`;
   const number = (name: string) => metadata.number(entry(name));
@@ -98,9 +99,11 @@ export function readGgufConfig(path: string): JsonFields {
   fields["attention_bias"] = tensors.has("blk.0.attn_q.bias");
   fields["mlp_bias"] = tensors.has("blk.0.ffn_gate.bias");
   fields["partial_rotary_factor"] = (number("rope.dimension_count") ?? headDim) / headDim;
-  fields["rope_scaling"] = tensors.has(ROPE_FACTORS)
-    ? { rope_type: "factors", factors: readRopeFactors(file) }
-    : ropeScaling(metadata, entry("rope"));
+  const factors = tensors.get(ROPE_FACTORS);
+  fields["rope_scaling"] =
+    factors === undefined
+      ? ropeScaling(metadata, entry("rope"))
+      : { rope_type: "factors", factors: readRopeFactors(factors) };
   const ends = END_TOKENS.map((key) => metadata.tokenId(key)).filter((id) => id !== undefined);
   ends.push(...(metadata.list("tokenizer.ggml.tokens")?.positionsOf(END_NAMES) ?? []));
   fields["eos_token_id"] = ends.length > 0 ? ends : null;
@@ -151,8 +154,8 @@ function ropeScaling(metadata: GgufMetadata, rope: string): JsonObject | undefin
 }
 
 /** What Llama 3's frequencies are divided by, one for each pair of rotated dimensions. */
-function readRopeFactors({ path, fd, header }: GgufFile): number[] {
-  const { type, shape, begin, end } = header.tensors.get(ROPE_FACTORS)!;
+function readRopeFactors({ type, shape, begin, end, file }: PlacedTensor): number[] {
+  const { path, fd } = file;
   if (type !== "F32" || shape.length !== 1 || shape[0]! > MAX_ROPE_FACTORS) {
     const expected = `a list of at most ${MAX_ROPE_FACTORS} F32`;
     throw new ModelDataError(path, `${ROPE_FACTORS} must be ${expected}, not ${type} [${shape.join(", ")}]`);

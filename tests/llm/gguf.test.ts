@@ -2,7 +2,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { LLM, ModelDataError } from "../../src/index.ts";
-import { writeGgufModel } from "../gguf-model.ts";
+import { writeGgufModel, writeSplitGgufModel } from "../gguf-model.ts";
 import { gguf } from "../gguf-writer.ts";
 import { fixture } from "../model/fixtures.ts";
 import { temporaryFolder } from "../support.ts";
@@ -14,13 +14,14 @@ const EMBEDDED = join(import.meta.dir, "../../models/tiny-stories");
 const CHAT = [{ role: "user", content: "Tell me of a cat" }];
 
 describe("a GGUF file", () => {
-  test("of the embedded model writes what its folder does, and so does a folder that holds it alone", async () => {
+  test("of the embedded model writes what its folder does; so do a folder that holds it alone, and parts of it", async () => {
     using folder = temporaryFolder();
     mkdirSync(folder.file("model"));
     const path = folder.file("model/tiny.gguf");
     writeGgufModel(EMBEDDED, path);
+    const split = writeSplitGgufModel(EMBEDDED, folder.path);
     await using expected = await LLM.create(EMBEDDED, SMALL);
-    for (const model of [path, folder.file("model")]) {
+    for (const model of [path, folder.file("model"), split]) {
       await using llm = await LLM.create(model, SMALL);
       expect(llm.model).toBe(model);
       const [story, wanted] = [await llm.generate(PROMPT, GREEDY), await expected.generate(PROMPT, GREEDY)];

@@ -139,19 +139,11 @@ describe("a file that breaks a rule is refused", () => {
     ["version 1", gguf({ version: 1 }), "version 1 of GGUF is not supported"],
     ["version 4", gguf({ version: 4 }), "version 4 of GGUF is not supported"],
     ["big-endian", gguf({ version: 0x3000000 }), "big-endian GGUF files are not supported"],
-    ["a part of a split", gguf({ metadata: { "split.count": 3 } }), "split among 3 files"],
   ])("%s, by name", (_what, bytes, message) => {
     using file = write(bytes);
     const error = thrown(() => GgufFile.open(file.path)) as UnsupportedModelError;
     expect(error).toBeInstanceOf(UnsupportedModelError);
     expect(error.message).toContain(message);
-  });
-
-  test("a part of a split, by its name", () => {
-    using file = write(gguf({}), "large-00002-of-00003.gguf");
-    expect(() => GgufFile.open(file.path)).toThrow("split among 3 files, which is not supported; merge them");
-    using whole = write(gguf({}), "large-00001-of-00001.gguf");
-    GgufFile.open(whole.path).close();
   });
 
   test("items that are not UTF-8, or of another type, when they are asked for", () => {

@@ -113,6 +113,9 @@ describe("a name that needs no hub", () => {
     const error = await failure(several);
     expect(error).toBeInstanceOf(ModelNotFoundError);
     expect(error.message).toContain("has several GGUF files (a.gguf, b.gguf); name one of them");
+    mkdirSync(folder.file("split"));
+    for (const part of [1, 2]) writeFileSync(folder.file(`split/m-0000${part}-of-00002.gguf`), "GGUF");
+    expect(await resolveModel(folder.file("split"))).toBe(folder.file("split/m-00001-of-00002.gguf"));
     writeFileSync(join(several, "config.json"), "{}");
     expect(await resolveModel(several)).toBe(several);
     expect(() => Checkpoint.open(several)).toThrow("it has GGUF files: name one, such as");
