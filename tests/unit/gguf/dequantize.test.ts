@@ -1,6 +1,8 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { BLOCK_TYPES, blockOf, dequantize } from "../../../src/gguf/dequantize.ts";
 import blocks from "./fixtures/blocks.json";
+
+setDefaultTimeout(300_000);
 
 describe("blocks stand for what the package gguf makes of them, to the bit", () => {
   test.each([...BLOCK_TYPES])("%s", (type) => {

@@ -1,9 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { GgufModel, isLaterPart } from "../../../src/gguf/gguf-model.ts";
 import { floats, gguf, type TensorInput, type Value } from "../../gguf-writer.ts";
 import { temporaryFolder, thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
 
 const nameOf = (number: number, count: number) =>
   `m-${String(number).padStart(5, "0")}-of-${String(count).padStart(5, "0")}.gguf`;
