@@ -5,8 +5,8 @@
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { narrow, widen } from "../src/base/dtype.ts";
+import { readFully } from "../src/base/read-fully.ts";
 import { Checkpoint } from "../src/loader/checkpoint.ts";
-import { readFully } from "../src/loader/read-fully.ts";
 
 export interface RoundingForm {
   readonly bits: 4 | 8;

@@ -9,6 +9,7 @@ import type { WeightSummary } from "../base/weight-summary.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
 import { openCuda } from "../cuda/open-cuda.ts";
 import { inspectWeights } from "../llm/inspect-model.ts";
+import { findLocalModel } from "../loader/resolve-model.ts";
 import { createCommand } from "./command.ts";
 
 interface DoctorFlags {
@@ -30,7 +31,7 @@ interface Diagnosis {
   readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
   readonly folders: { readonly models: string; readonly kernels: string };
   /** The model that was asked about: its weights' form and bytes on a device. */
-  readonly model?: { readonly folder: string; readonly weights: WeightSummary };
+  readonly model?: { readonly path: string; readonly weights: WeightSummary };
 }
 
 /** `doctor`: the parts of CUDA that this machine has, those it lacks, and how to get them. */
@@ -38,10 +39,10 @@ export function doctorCommand(name: string): Command {
   return createCommand(name, [
     "octavo doctor",
     "octavo doctor --device cuda --json    exit code 69 unless a GPU can be used",
-    "octavo doctor ./model                 also what a model folder holds",
+    "octavo doctor ./model                 also what a model folder or GGUF file holds",
   ])
     .description("Shows the GPUs, libraries and folders that Octavo finds, and what to install.")
-    .argument("[model]", "a model folder, to look at without loading it")
+    .argument("[model]", "a model folder or GGUF file, to look at without loading it")
     .option("--device <name>", "auto, cpu, or cuda: fail when no GPU can be used", "auto")
     .option("--json", "print JSON")
     .action(doctor);
@@ -56,7 +57,7 @@ function doctor(model: string | undefined, { device, json }: DoctorFlags): void 
     throw new DeviceError(diagnosis.cuda.problem);
 }
 
-function diagnose(folder: string | undefined): Diagnosis {
+function diagnose(model: string | undefined): Diagnosis {
   const cuda = inspectCuda();
   const problem = cudaProblem();
   const [gpu] = cuda.gpus;
@@ -71,7 +72,9 @@ function diagnose(folder: string | undefined): Diagnosis {
       ? { device: "cuda", reason: `GPU 0 is ${gpu.name}` }
       : { device: "cpu", reason: "no GPU was found" },
     folders: { models: getHFHubCachePath(), kernels: cubinCacheFolder() },
-    ...(folder !== undefined && { model: { folder, weights: inspectWeights(folder) } }),
+    ...(model !== undefined && {
+      model: { path: model, weights: inspectWeights(findLocalModel(model) ?? model) },
+    }),
   };
 }
 
@@ -114,7 +117,7 @@ function describe({ cuda, auto, folders, model, ...machine }: Diagnosis): string
     line("models", folders.models),
     line("kernels", folders.kernels),
     ...(model
-      ? ["", "Model", line("folder", model.folder), line("weights", describeWeights(model.weights))]
+      ? ["", "Model", line("path", model.path), line("weights", describeWeights(model.weights))]
       : []),
   ].join("\n");
 }

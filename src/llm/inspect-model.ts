@@ -8,7 +8,7 @@ import { defineModel } from "../models/registry.ts";
 import { summaryOf } from "../models/weight-summary.ts";
 
 /**
- * The weights that a model folder holds, as they would be loaded onto one device; nothing is loaded.
+ * The weights that a model folder or a GGUF file holds, as they would be loaded onto one device; nothing is loaded.
  * @param dtype of activations, in which weights in floats are kept. Default: the checkpoint's
  * @throws ModelNotFoundError, ModelDataError
  */

@@ -8,16 +8,13 @@ import { isLaterPart } from "../gguf/gguf-model.ts";
 import type { ResolveModelOptions } from "./hub.ts";
 
 /**
- * The local folder or GGUF file of a model: `model` itself when it is one, the only GGUF file of a folder without a
- * config.json, else the snapshot of a Hugging Face model, see `resolveHubModel`.
+ * The local folder or GGUF file of a model: as `findLocalModel`, else the snapshot of a Hugging Face model, see
+ * `resolveHubModel`.
  * @throws ModelNotFoundError when `model` is neither a folder nor a GGUF file nor an id; otherwise as `resolveHubModel`.
  */
 export async function resolveModel(model: string, options: ResolveModelOptions = {}): Promise<string> {
-  const path = model.startsWith("~/") ? join(homedir(), model.slice(2)) : model;
-  const exists = existsSync(path);
-  if (exists && statSync(path).isDirectory()) return resolve(ggufOf(path) ?? path);
-  if (exists && statSync(path).isFile() && hasGgufMagic(path)) return resolve(path);
-  if (exists) throw new ModelNotFoundError(model, `${model} is neither a model folder nor a GGUF file`);
+  const local = findLocalModel(model);
+  if (local !== undefined) return local;
   if (/^(?:\.{0,2}\/|~|\.{1,2}$)|\.gguf$/.test(model))
     throw new ModelNotFoundError(model, `${model} does not exist; expected a model folder or a GGUF file`);
   if (!/^(?:\w[\w.-]{0,95})\/(?:\w[\w.-]{0,95})$/.test(model) || /--|\.\.|[.-](?:$|\/)/.test(model))
@@ -28,6 +25,20 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
   // The hub's library takes 20 ms to load, which local folders do without.
   const { resolveHubModel } = await import("./hub.ts");
   return resolveHubModel(model, options);
+}
+
+/**
+ * The absolute path of a model that is on disk: a folder, a GGUF file, or the only GGUF file of a folder without a config.json.
+ * @returns undefined when there is nothing of that name
+ * @throws ModelNotFoundError for a file of another kind, or a folder of several GGUF files
+ */
+export function findLocalModel(model: string): string | undefined {
+  const path = model.startsWith("~/") ? join(homedir(), model.slice(2)) : model;
+  if (!existsSync(path)) return undefined;
+  const stat = statSync(path);
+  if (stat.isDirectory()) return resolve(ggufOf(path) ?? path);
+  if (stat.isFile() && hasGgufMagic(path)) return resolve(path);
+  throw new ModelNotFoundError(model, `${model} is neither a model folder nor a GGUF file`);
 }
 
 /**

@@ -44,7 +44,7 @@ test("looks at a model folder without loading it", async () => {
   expect(code).toBe(0);
   expect(stdout).toMatch(/weights +212 KiB in int4 in groups of 64 with zero points, bfloat16/);
   const report = JSON.parse((await octavo(["doctor", folder, "--json"])).stdout);
-  expect(report.model).toMatchObject({ folder, weights: { bytes: expect.any(Number) } });
+  expect(report.model).toMatchObject({ path: folder, weights: { bytes: expect.any(Number) } });
   expectRefusal(await octavo(["doctor", "./no/such/folder"]), 66, "no/such/folder");
 });
 

@@ -1,8 +1,10 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, truncateSync } from "node:fs";
+import { cpSync, mkdirSync, truncateSync } from "node:fs";
+import { join } from "node:path";
 import { writeGgufModel } from "../gguf-model.ts";
+import { fixture } from "../model/fixtures.ts";
 import { temporaryFolder } from "../support.ts";
-import { expectRefusal, generate, MODEL, serve } from "./support.ts";
+import { expectRefusal, generate, MODEL, octavo, serve } from "./support.ts";
 
 setDefaultTimeout(300_000);
 
@@ -28,6 +30,19 @@ test("generate and serve take a GGUF file, or a folder that holds one", async ()
     });
     expect(chat.status).toBe(200);
   }
+});
+
+test("doctor looks at one without loading it: blocks that stay as they are, and those that become floats", async () => {
+  using folder = temporaryFolder();
+  cpSync(fixture("gguf-qwen2").modelDir, folder.file("model.gguf"));
+  for (const model of [folder.path, folder.file("model.gguf")]) {
+    const { code, stdout } = await octavo(["doctor", model, "--json"]);
+    expect(code).toBe(0);
+    const { weights } = JSON.parse(stdout).model;
+    expect(weights.format).toMatch(/int[48] in groups of 32/);
+    expect(weights.bytes).toBeGreaterThan(100_000);
+  }
+  expectRefusal(await octavo(["doctor", join(import.meta.dir, "gguf.test.ts")]), 66, "nor a GGUF file");
 });
 
 test("a file that is cut off is refused in one line, and so is one that does not exist", async () => {
