@@ -72,7 +72,7 @@ export function entry(key: string, value: Value): Buffer {
   return Buffer.concat([string(key), encoded(value)]);
 }
 
-/** What the header says of a tensor. */
+/** A tensor's entry in the header. */
 export function tensorInfo(
   name: string,
   { type, shape }: Pick<TensorInput, "type" | "shape">,

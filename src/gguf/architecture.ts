@@ -9,7 +9,7 @@ export interface GgufArchitecture {
   /** The name of the same architecture in a config.json. */
   readonly model: string;
   /**
-   * Whether the rows of each query and key head are stored for a rotation of neighbouring dimensions: as pairs, of which
+   * True if the rows of each query and key head are stored for a rotation of neighbouring dimensions: as pairs, of which
    * one is of the head's first half and the other of its second.
    */
   readonly pairsRows: boolean;

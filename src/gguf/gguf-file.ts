@@ -57,12 +57,12 @@ export class GgufFile implements Disposable {
   }
 }
 
-/** Whether a model is one file, and so a GGUF file, rather than a folder. */
+/** True if a model is one file, and so a GGUF file, rather than a folder. */
 export function isGgufModel(model: string): boolean {
   return statSync(model, { throwIfNoEntry: false })?.isFile() === true;
 }
 
-/** Whether a file begins as GGUF files do, whatever it is called. */
+/** True if a file begins as GGUF files do, whatever it is called. */
 export function hasGgufMagic(path: string): boolean {
   const fd = openFile(path);
   try {

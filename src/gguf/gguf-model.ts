@@ -61,7 +61,7 @@ export class GgufModel implements Disposable {
   }
 }
 
-/** Whether a file is named as a part of a split model that is not the first. */
+/** True if a file is named as a part of a split model that is not the first. */
 export function isLaterPart(name: string): boolean {
   const number = PART_NAME.exec(name)?.[1];
   return number !== undefined && Number(number) !== 1;

@@ -25,7 +25,7 @@ export class HeaderReader {
     return this.#at;
   }
 
-  /** What has been read of the file, from its beginning on. */
+  /** The part of the file that has been read, from its beginning on. */
   get bytes(): Buffer {
     return this.#bytes;
   }

@@ -142,7 +142,7 @@ class StringList implements GgufList {
     return found;
   }
 
-  /** Where the items' bytes begin and end. */
+  /** The beginning and the end of each item's bytes. */
   *#spans(): Generator<readonly [begin: number, end: number]> {
     const { bytes } = this.reader;
     for (let i = 0, at = this.start; i < this.length; i++) {

@@ -20,7 +20,7 @@ export interface CheckpointTensor {
   readonly pairedRows?: number;
 }
 
-/** What a format of checkpoints calls things. */
+/** A format's names for tensors and dtypes. */
 export interface CheckpointFormat {
   /** The file's name of a tensor, by that of a Hugging Face checkpoint. */
   storedName(name: string): string;

@@ -17,7 +17,7 @@ export interface ChunkRead {
   readonly rowBytes: number;
   readonly columnBegin: number;
   readonly columnEnd: number;
-  /** Where blocks of a row are wanted in part: the elements of those bytes that are, `[start, end)`. */
+  /** The elements of those bytes that are wanted, `[start, end)`; absent where all are. */
   readonly trim?: { readonly start: number; readonly end: number };
   readonly dtype: StoredDType;
   readonly targetDtype: FloatDType;

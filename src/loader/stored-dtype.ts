@@ -1,7 +1,7 @@
 import { dtypeSize, type FloatDType, widen } from "../base/dtype.ts";
 import { BLOCK_TYPES, type BlockType, blockOf, dequantize, isBlockType } from "../gguf/dequantize.ts";
 
-/** How a file stores elements that become floats: as floats, or in blocks of a quantised type. */
+/** A file's way to store elements that become floats: as floats, or in blocks of a quantised type. */
 export type StoredDType = FloatDType | BlockType;
 
 /** Formats' names of the dtypes that can be loaded. */

@@ -153,7 +153,7 @@ function ropeScaling(metadata: GgufMetadata, rope: string): JsonObject | undefin
   };
 }
 
-/** What Llama 3's frequencies are divided by, one for each pair of rotated dimensions. */
+/** The divisors of Llama 3's frequencies, one for each pair of rotated dimensions. */
 function readRopeFactors({ type, shape, begin, end, file }: PlacedTensor): number[] {
   const { path, fd } = file;
   if (type !== "F32" || shape.length !== 1 || shape[0]! > MAX_ROPE_FACTORS) {

@@ -13,7 +13,7 @@ export class JsonFields {
     readonly file: string,
     private readonly fields: Readonly<Record<string, unknown>>,
     private readonly path: string,
-    /** What fields are called in messages, by path, where that is not their own name. */
+    /** Fields' names in messages, by path, where those are not their own. */
     private readonly names: Readonly<Record<string, string>> = {},
   ) {}
 
@@ -114,7 +114,7 @@ export class JsonFields {
     return new JsonFields(this.file, value, `${this.path}${name}.`, this.names);
   }
 
-  /** What the file calls a field. */
+  /** The file's name for a field. */
   nameOf(name: string): string {
     const path = `${this.path}${name}`;
     return this.names[path] ?? path;

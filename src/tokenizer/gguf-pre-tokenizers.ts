@@ -2,13 +2,13 @@ import type { JsonObject } from "../base/json-object.ts";
 import type { GgufMetadata } from "../gguf/metadata.ts";
 import { PATTERNS } from "./pattern/known-patterns.ts";
 
-/** What a kind of byte-level tokenizer does before it merges, as tokenizer.json would say it. */
+/** The steps of a kind of byte-level tokenizer before it merges, as tokenizer.json would say them. */
 export interface PreTokenizerKind {
   readonly normalizer: JsonObject | null;
   readonly preTokenizer: JsonObject;
   /** A word that is a token is not merged. */
   readonly ignoresMerges: boolean;
-  /** Whether texts begin with the beginning-of-sequence token unless the file says otherwise. */
+  /** True if texts begin with the beginning-of-sequence token unless the file says otherwise. */
   readonly addsBos: boolean;
 }
 

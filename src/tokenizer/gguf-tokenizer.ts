@@ -29,7 +29,7 @@ interface Vocabulary {
   readonly kinds: readonly number[];
 }
 
-/** What the model of a vocabulary makes of text, as tokenizer.json says it. */
+/** The way from text to tokens of a vocabulary, as tokenizer.json says it. */
 interface Definition {
   readonly model: JsonObject;
   readonly normalizer: JsonObject | null;
@@ -41,7 +41,7 @@ interface Definition {
 }
 
 /**
- * What a GGUF file says of its tokenizer, as if it came from the files of a Hugging Face folder: byte-level
+ * A GGUF file's description of its tokenizer, as if it came from the files of a Hugging Face folder: byte-level
  * vocabularies of a known kind, and SentencePiece BPE ones.
  * @throws ModelNotFoundError or ModelDataError as `GgufFile.open`, and for entries that are missing or contradict each
  * other; UnsupportedModelError for other tokenizers
@@ -197,7 +197,7 @@ function readSpecialTokens(metadata: GgufMetadata, { tokens }: Vocabulary): Reco
   return named;
 }
 
-/** What stands around a text. */
+/** The tokens around a text. */
 function postProcessor(metadata: GgufMetadata, { tokens }: Vocabulary, addsBos: boolean): JsonObject | null {
   const wanted = {
     bos: metadata.boolean(`${PREFIX}add_bos_token`) ?? addsBos,

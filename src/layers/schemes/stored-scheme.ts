@@ -125,7 +125,7 @@ function mayBeFloats({ stored }: { readonly stored: StoredMatrix }): boolean {
   return stored.form === "integers" && stored.orFloats === true;
 }
 
-/** Whether all parts of a product are in groups of the same kind, and the columns are whole groups. */
+/** True if all parts of a product are in groups of the same kind, and the columns are whole groups. */
 function areGroups(parts: readonly { readonly stored: StoredMatrix }[], { start, end }: Span): boolean {
   if (!all(parts, isIntegers)) return false;
   const { bits, groupSize } = parts[0]!.stored;

@@ -44,14 +44,14 @@ export function readBlocks(
   }
 }
 
-/** Where a row is stored: pairs of one row of a group's first half and one of its second follow each other. */
+/** The place of a row in the file, where pairs of one row of a group's first half and one of its second follow each other. */
 function placeOf(row: number, groupRows: number): number {
   const inGroup = row % groupRows;
   const half = groupRows / 2;
   return row - inGroup + 2 * (inGroup % half) + (inGroup < half ? 0 : 1);
 }
 
-/** Whether the float16 that a block begins with is neither infinite nor NaN. */
+/** True if the float16 that a block begins with is neither infinite nor NaN. */
 function hasFiniteScale(band: Uint8Array, at: number): boolean {
   return (band[at + 1]! & 0x7c) !== 0x7c;
 }

@@ -250,7 +250,7 @@ function readAll(path: string, size: number): void {
   }
 }
 
-/** Whether bytes are accepted; they must not cause any other error. */
+/** Tells if bytes are accepted; they must not cause any other error. */
 function acceptor(folder: { file(name: string): string }): (bytes: Uint8Array) => boolean {
   const path = folder.file("model.gguf");
   return (bytes) => {
