@@ -2,11 +2,11 @@
  * What quantised weights cost the embedded model: the perplexity of stories that it was not trained on, for each form that
  * weights can have. Prints a table, that of docs/quantisation.md.
  *
- *   bun run bench:perplexity [--device cuda]
+ *   bun run bench:perplexity [--device cuda] [other models of its tokens, instead]
  */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
 import { type EngineOptions, LLM } from "../src/index.ts";
 import { EMBEDDED_MODEL } from "../src/llm/load-model.ts";
@@ -16,6 +16,8 @@ const STORIES = join(import.meta.dir, "texts/stories.txt");
 
 interface Scheme {
   readonly name: string;
+  /** Default: the embedded model. */
+  readonly model?: string;
   readonly quantization?: EngineOptions["quantization"];
   readonly rounding?: RoundingForm;
 }
@@ -50,14 +52,14 @@ export async function perplexityOf(llm: LLM, stories: readonly string[]): Promis
 
 /** Perplexity of the embedded model in a form. */
 export async function measure(
-  { quantization, rounding }: Scheme,
+  { model: given = EMBEDDED_MODEL, quantization, rounding }: Scheme,
   options: EngineOptions,
   stories: readonly string[],
 ) {
   const folder = mkdtempSync(join(tmpdir(), "octavo-perplexity-"));
   try {
     if (rounding !== undefined) roundModel(EMBEDDED_MODEL, folder, rounding);
-    const model = rounding === undefined ? EMBEDDED_MODEL : folder;
+    const model = rounding === undefined ? given : folder;
     await using llm = await LLM.create(model, { ...options, ...(quantization && { quantization }) });
     return { ...(await perplexityOf(llm, stories)), weights: llm.weights };
   } finally {
@@ -70,11 +72,15 @@ export function readStories(): string[] {
 }
 
 if (import.meta.main) {
-  const { values } = parseArgs({ options: { device: { type: "string", default: "cpu" } } });
+  const { values, positionals } = parseArgs({
+    options: { device: { type: "string", default: "cpu" } },
+    allowPositionals: true,
+  });
+  const models = positionals.map((model) => ({ name: basename(model), model }));
   const options = { device: values.device as "cpu" | "cuda", enablePrefixCaching: false };
   const stories = readStories();
   let base: number | undefined;
-  for (const scheme of SCHEMES) {
+  for (const scheme of models.length > 0 ? [SCHEMES[0]!, ...models] : SCHEMES) {
     const { perplexity, tokens, weights } = await measure(scheme, options, stories);
     if (base === undefined) {
       console.log(`${tokens} tokens of ${stories.length} stories, ${values.device}\n`);
