@@ -114,6 +114,7 @@ async function loadFolder(
   const scheme = new StoredScheme(directoryOf(checkpoint), {
     gptqZeros: quantisation?.gptqZeros,
     online: onlineFormOf(config.quantization, quantisation),
+    blocksAsFloats: backend.name === "cuda",
   });
   const definition = defineModel(modelConfig, { shard, scheme });
   const options = { dtype: backend.activationDtype, ignored: definition.ignored, onProgress };

@@ -17,6 +17,8 @@ export interface StoredSchemeOptions {
   readonly gptqZeros?: GptqZeros | undefined;
   /** Matrices of floats are quantised while they are loaded; the LM head stays as it is. */
   readonly online?: OnlineFloat8 | undefined;
+  /** Blocks of a GGUF file become floats, for a backend that cannot multiply by groups. */
+  readonly blocksAsFloats?: boolean;
 }
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
@@ -80,7 +82,7 @@ export class StoredScheme implements WeightScheme {
   #look(tensors: MatrixTensors): StoredMatrix {
     const dtype = tensors.find("weight")?.dtype;
     if (dtype === "F8_E4M3") return storedFloat8(tensors);
-    if (isGroupedBlocks(dtype)) return storedBlocks(tensors, dtype);
+    if (isGroupedBlocks(dtype) && !this.options.blocksAsFloats) return storedBlocks(tensors, dtype);
     const isPacked = tensors.find("weight_packed") !== undefined;
     const isGrouped = tensors.find("qweight") !== undefined;
     if (dtype !== "I8" && !isPacked && !isGrouped) return { form: "floats" };

@@ -7,7 +7,7 @@ import type { ParameterSpec } from "../../../src/base/parameter-spec.ts";
 import type { Span } from "../../../src/base/shard.ts";
 import { blockOf, dequantize } from "../../../src/gguf/dequantize.ts";
 import { ParameterList } from "../../../src/layers/parameters.ts";
-import { StoredScheme } from "../../../src/layers/schemes/stored-scheme.ts";
+import { StoredScheme, type StoredSchemeOptions } from "../../../src/layers/schemes/stored-scheme.ts";
 import type { MatrixSpec } from "../../../src/layers/weight-scheme.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { directoryOf } from "../../../src/loader/tensor-directory.ts";
@@ -60,15 +60,19 @@ function matrix(parts: [name: string, rows: number, span: Span][], columnSpan: S
 }
 
 /** The weight that the scheme makes of a file. */
-async function load(tensors: Record<string, TensorInput>, spec: MatrixSpec): Promise<Weight> {
+async function load(
+  tensors: Record<string, TensorInput>,
+  spec: MatrixSpec,
+  options: StoredSchemeOptions = {},
+): Promise<Weight> {
   using folder = temporaryFolder();
   writeFileSync(folder.file("m.gguf"), gguf({ metadata: LLAMA, tensors }));
   using checkpoint = Checkpoint.open(folder.file("m.gguf"));
-  const scheme = new StoredScheme(directoryOf(checkpoint));
+  const scheme = new StoredScheme(directoryOf(checkpoint), options);
   const list = new ParameterList({ rank: 0, size: 1 }, scheme);
   list.weight(spec);
-  const options = { dtype: "float32", ignored: [/./] } as const;
-  const loaded = await loadWeights(checkpoint, list.specs, new FakeBackend().backend, options);
+  const loading = { dtype: "float32", ignored: [/./] } as const;
+  const loaded = await loadWeights(checkpoint, list.specs, new FakeBackend().backend, loading);
   return scheme.weight(spec, ({ name }: ParameterSpec): Tensor => loaded.get(name)!);
 }
 
@@ -164,6 +168,15 @@ test("parts of different types, and columns that are no whole blocks, become flo
   expect(partial.format).toBe("dense");
   const values = new Float32Array(new Uint8Array(bytesOf(partial.data)).buffer);
   expect(values).toEqual(Float32Array.from(cut(o.values, { start: 0, end: 24 }, columns)));
+});
+
+test("a backend that cannot multiply by groups gets floats", async () => {
+  const { stored, values } = blocks("Q4_0", 16);
+  const rows = { start: 0, end: 16 };
+  const tensors = { "blk.0.attn_v.weight": stored };
+  const weight = await load(tensors, matrix([["v", 16, rows]], ALL), { blocksAsFloats: true });
+  expect(weight.format).toBe("dense");
+  expect(new Float32Array(new Uint8Array(bytesOf(weight.data)).buffer)).toEqual(Float32Array.from(values));
 });
 
 test("a scale that is no finite number is refused by the tensor's name", async () => {
