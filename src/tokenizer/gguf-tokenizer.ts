@@ -2,12 +2,15 @@ import { ModelDataError, messageOf } from "../base/errors.ts";
 import type { JsonObject } from "../base/json-object.ts";
 import { quoted } from "../base/quoted.ts";
 import { GgufFile } from "../gguf/gguf-file.ts";
-import type { GgufMetadata } from "../gguf/metadata.ts";
+import type { GgufList, GgufMetadata } from "../gguf/metadata.ts";
 import { preTokenizerKind } from "./gguf-pre-tokenizers.ts";
 import { mergesOf } from "./sentencepiece-merges.ts";
 import { type AddedToken, MAX_TEMPLATE_BYTES, type TokenizerFiles } from "./tokenizer-files.ts";
 
 const PREFIX = "tokenizer.ggml.";
+/** Bounds on memory; real vocabularies have up to 262,144 tokens and 600,000 merges. */
+const MAX_TOKENS = 2 ** 21;
+const MAX_MERGES = 2 ** 22;
 /** Kinds of tokens by their number in `token_type`. */
 const KIND = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
 /** A place of the embedding that no token has. */
@@ -75,8 +78,7 @@ export function readGgufTokenizer(path: string): TokenizerFiles {
 
 function readVocabulary(metadata: GgufMetadata): Vocabulary {
   const key = `${PREFIX}tokens`;
-  const tokens: (string | undefined)[] | undefined = metadata.list(key)?.strings();
-  if (tokens === undefined || tokens.length === 0) throw metadata.invalid(key, "a list of tokens");
+  const tokens: (string | undefined)[] = listOf(metadata, "tokens", MAX_TOKENS).strings();
   const kinds = perToken(metadata, "token_type", tokens.length) ?? new Array(tokens.length).fill(KIND.normal);
   const ids = new Map<string, number>();
   for (const [id, token] of tokens.entries()) {
@@ -94,18 +96,25 @@ function readVocabulary(metadata: GgufMetadata): Vocabulary {
   return { tokens, ids, kinds };
 }
 
+/** A list that must be there, of at least one item. */
+function listOf(metadata: GgufMetadata, name: "tokens" | "merges", most: number): GgufList {
+  const list = metadata.list(PREFIX + name);
+  if (list !== undefined && list.length > 0 && list.length <= most) return list;
+  throw metadata.invalid(PREFIX + name, `a list of 1 to ${most} ${name}`);
+}
+
 /** A list with a number for each token. */
 function perToken(metadata: GgufMetadata, name: string, count: number): number[] | undefined {
-  const values = metadata.list(PREFIX + name)?.numbers();
-  if (values !== undefined && values.length !== count)
+  const list = metadata.list(PREFIX + name);
+  if (list !== undefined && list.length !== count)
     throw metadata.invalid(PREFIX + name, `a list of ${count} numbers, as there are tokens`);
-  return values;
+  return list?.numbers();
 }
 
 function byteLevel(metadata: GgufMetadata): Definition {
   const { normalizer, preTokenizer, ignoresMerges, addsBos } = preTokenizerKind(metadata);
   const key = `${PREFIX}merges`;
-  if (metadata.list(key) === undefined) throw metadata.invalid(key, "a list of merges");
+  const list = listOf(metadata, "merges", MAX_MERGES);
   return {
     model: { type: "BPE", unk_token: null, byte_fallback: false, ignore_merges: ignoresMerges },
     normalizer,
@@ -113,18 +122,15 @@ function byteLevel(metadata: GgufMetadata): Definition {
     decoder: { type: "ByteLevel" },
     addsBos,
     merges: () =>
-      metadata
-        .list(key)!
-        .strings()
-        .map((merge, rank) => {
-          const at = merge.indexOf(" ");
-          if (at > 0 && at === merge.lastIndexOf(" "))
-            return [merge.slice(0, at), merge.slice(at + 1)] as const;
-          throw new ModelDataError(
-            metadata.path,
-            `${key}: merge ${rank} is no pair of tokens: ${quoted(merge)}`,
-          );
-        }),
+      list.strings().map((merge, rank) => {
+        const at = merge.indexOf(" ");
+        if (at > 0 && at === merge.lastIndexOf(" "))
+          return [merge.slice(0, at), merge.slice(at + 1)] as const;
+        throw new ModelDataError(
+          metadata.path,
+          `${key}: merge ${rank} is no pair of tokens: ${quoted(merge)}`,
+        );
+      }),
   };
 }
 

@@ -222,8 +222,12 @@ describe("a tokenizer that cannot be is refused", () => {
       "tokenizer.ggml.model must be gpt2 or llama, it is missing",
     ],
     ["a model that is a number", () => small({ "tokenizer.ggml.model": 1 }), "must be a string, not 1"],
-    ["no tokens", () => without(small(), "tokens"), "tokenizer.ggml.tokens must be a list of tokens"],
-    ["an empty list", () => small({ "tokenizer.ggml.tokens": [] }), "must be a list of tokens"],
+    [
+      "no tokens",
+      () => without(small(), "tokens"),
+      "tokenizer.ggml.tokens must be a list of 1 to 2097152 tokens, it is missing",
+    ],
+    ["an empty list", () => small({ "tokenizer.ggml.tokens": [] }), "must be a list of 1 to 2097152 tokens"],
     [
       "tokens that are numbers",
       () => small({ "tokenizer.ggml.tokens": i32([1]) }),
@@ -234,7 +238,11 @@ describe("a tokenizer that cannot be is refused", () => {
       () => small({ "tokenizer.ggml.token_type": i32([1, 1]) }),
       "a list of 261 numbers",
     ],
-    ["no merges", () => without(small(), "merges"), "tokenizer.ggml.merges must be a list of merges"],
+    [
+      "no merges",
+      () => without(small(), "merges"),
+      "tokenizer.ggml.merges must be a list of 1 to 4194304 merges",
+    ],
     [
       "a merge of one",
       () => small({ "tokenizer.ggml.merges": ["th"] }),
