@@ -1,6 +1,12 @@
 import { ConfigError } from "./errors.ts";
 import { MAX_RANKS } from "./shard.ts";
 
+/** What may be done to weights in floats, and methods of checkpoints. */
+const QUANTIZATIONS = [
+  ...(["fp8", "fp8_per_channel", "fp8_per_block"] as const),
+  ...(["awq", "gptq", "compressed-tensors", "modelopt"] as const),
+] as const;
+
 /** Options of the engine: vLLM's, in camelCase, with its defaults. */
 export interface EngineOptions {
   /** `auto`: cuda when a driver and a GPU are found, else cpu. Default auto. */
@@ -10,9 +16,10 @@ export interface EngineOptions {
   /**
    * Quantises the matrices of a model in floats while it is loaded, all but the LM head, to 8-bit floats (e4m3): with a factor for each output
    * channel (`fp8`, `fp8_per_channel`) or each block of 128 × 128 (`fp8_per_block`). Half the memory, and less to read for each token; see
-   * docs/quantisation.md for what it costs. A checkpoint that is quantised needs no option. Default: weights as they are.
+   * docs/quantisation.md for what it costs. A checkpoint that is quantised needs no option; the name of its own method is accepted, any other
+   * refused. Default: weights as they are.
    */
-  quantization?: "fp8" | "fp8_per_channel" | "fp8_per_block";
+  quantization?: (typeof QUANTIZATIONS)[number];
   /** Prompt plus output tokens of one sequence. Default: the model's own limit, or what the KV cache holds if less. */
   maxModelLen?: number;
   /** Sequences that run at once. Default 256. */
@@ -131,7 +138,7 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
   const config: EngineConfig = {
     device: oneOf("device", ["auto", "cuda", "cpu"], "auto"),
     dtype: oneOf("dtype", ["auto", "bfloat16", "float16", "float32"], "auto"),
-    quantization: oneOf("quantization", ["fp8", "fp8_per_channel", "fp8_per_block"], undefined),
+    quantization: oneOf("quantization", QUANTIZATIONS, undefined),
     maxModelLen: integer("maxModelLen", 1, 2 ** 24, undefined),
     maxNumSeqs: integer("maxNumSeqs", 1, 4096, 256),
     maxNumBatchedTokens: integer("maxNumBatchedTokens", 1, 2 ** 20, 16384),

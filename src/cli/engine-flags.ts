@@ -12,6 +12,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   quantization: [
     "-q, --quantization <name>",
     "quantise while loading: fp8, fp8_per_channel or fp8_per_block (default: as the model is stored)",
+    quantizationValue,
   ],
   maxModelLen: [
     "--max-model-len <tokens>",
@@ -64,6 +65,11 @@ function maxModelLenValue(text: string): number | typeof AUTO {
 /** Takes vLLM's other names of dtypes. */
 function dtypeValue(text: string): string {
   return { half: "float16", float: "float32" }[text] ?? text;
+}
+
+/** Takes vLLM's names of methods with the kernels for them. */
+function quantizationValue(text: string): string {
+  return text.replace(/^(awq|gptq)_marlin$|^(modelopt)_fp8$/, "$1$2");
 }
 
 /** Takes vLLM's names of formats and loaders of safetensors, which are Octavo's only one. */

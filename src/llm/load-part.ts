@@ -123,18 +123,24 @@ async function loadFolder(
 
 /**
  * The form in which floats are quantised while they are loaded; undefined: not at all.
- * @throws ConfigError for a checkpoint that is quantised in another way already
+ * @throws ConfigError for a checkpoint that is quantised in another way, or not at all
  */
 function onlineFormOf(
   quantization: EngineConfig["quantization"],
   stored: ModelConfig["quantisation"],
 ): OnlineFloat8 | undefined {
-  if (quantization === undefined) return undefined;
-  if (stored === undefined) return quantization === "fp8_per_block" ? "block" : "channel";
+  if (quantization === undefined || quantization === stored?.method) return undefined;
   // Its author has chosen which matrices stay floats.
-  if (quantization === "fp8" && stored.declared.kind === "float8") return undefined;
-  const message = `quantization ${quantization} is for a model in floats; this one is quantised already (${stored.method}): leave the option out`;
-  throw new ConfigError("quantization", message);
+  if (quantization === "fp8" && stored?.declared.kind === "float8") return undefined;
+  const isOnline = quantization.startsWith("fp8");
+  if (stored === undefined && isOnline) return quantization === "fp8_per_block" ? "block" : "channel";
+  const found =
+    stored === undefined ? "this one is in floats" : `this one is quantised already (${stored.method})`;
+  const wanted = isOnline ? "a model in floats" : "a checkpoint of that method";
+  throw new ConfigError(
+    "quantization",
+    `quantization ${quantization} is for ${wanted}; ${found}: leave the option out`,
+  );
 }
 
 /** The sizes of a rank's part. */

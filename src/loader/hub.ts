@@ -10,6 +10,7 @@ import { downloadFile } from "./resumable-download.ts";
 const PARALLEL_DOWNLOADS = 4;
 const NEEDED: ReadonlySet<string> = new Set([
   ...["config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"],
+  ...["hf_quant_config.json", "quantize_config.json", "quant_config.json"],
   ...["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"],
   ...["tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"],
 ]);

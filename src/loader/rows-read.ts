@@ -108,6 +108,14 @@ export function readRows(read: RowsRead, target: Uint8Array): Uint8Array {
 /** Bytes of the file that rows are made of: their share of the tensor. */
 export function bytesOfRows({ tensor, reading, rows }: RowsRead): number {
   const { count } = formOf(reading);
-  const bytesUpTo = (row: number) => Math.floor(((tensor.end - tensor.begin) * row) / count);
+  const bytesUpTo = (row: number) => Math.floor((wantedBytes(tensor, reading) * row) / count);
   return bytesUpTo(rows.end) - bytesUpTo(rows.start);
+}
+
+function wantedBytes({ begin, end, shape }: StoredTensor, reading: Reading): number {
+  if (reading.kind === "given") return end - begin;
+  const elements = shape.reduce((product, extent) => product * extent, 1);
+  const each = reading.kind === "codes" ? 32 / reading.bits : reading.kind === "scales" ? reading.repeat : 1;
+  const wanted = lengthOf(reading.rows) * lengthOf(reading.columns);
+  return (end - begin) * Math.min(1, wanted / (elements * each));
 }

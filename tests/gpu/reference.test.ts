@@ -1,5 +1,5 @@
 import { setDefaultTimeout } from "bun:test";
-import { FIXTURES, GGUF_FIXTURES } from "../model/fixtures.ts";
+import { FIXTURES, GGUF_FIXTURES, QUANTISED_FIXTURES } from "../model/fixtures.ts";
 import { referenceSuite, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
 import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
@@ -21,5 +21,14 @@ describeGpu("reference models on the GPU", () => {
   for (const fixture of [...FIXTURES, ...GGUF_FIXTURES]) {
     referenceSuite(fixture, variants("bfloat16"), BFLOAT16);
     referenceSuite(fixture, variants("float16"), FLOAT16);
+  }
+});
+
+describeGpu("quantised models on the GPU", () => {
+  const some = (dtype: "bfloat16" | "float16") =>
+    variants(dtype).filter(({ name }) => /whole|chunks of 7/.test(name));
+  for (const fixture of QUANTISED_FIXTURES) {
+    referenceSuite(fixture, some("bfloat16"), BFLOAT16);
+    referenceSuite(fixture, some("float16"), FLOAT16);
   }
 });

@@ -75,7 +75,10 @@ test("random weights of groups that do not fit the model are refused", async () 
 });
 
 test("a quantised checkpoint is not quantised again", async () => {
-  const refused = async (name: Parameters<typeof fixture>[0], quantization: "fp8" | "fp8_per_block") =>
+  const refused = async (
+    name: Parameters<typeof fixture>[0],
+    quantization: NonNullable<EngineOptions["quantization"]>,
+  ) =>
     await LLM.create(fixture(name).modelDir, { ...CPU, quantization }).then(
       async (llm) => await llm.dispose(),
       (error: unknown) => error,
@@ -86,4 +89,8 @@ test("a quantised checkpoint is not quantised again", async () => {
   expect((error as ConfigError).message).toContain("quantised already (awq)");
   expect(await refused("quantised-ct-fp8-channel", "fp8_per_block")).toBeInstanceOf(ConfigError);
   expect(await refused("quantised-ct-fp8-channel", "fp8")).toBeUndefined();
+  expect(await refused("quantised-gptq", "gptq")).toBeUndefined();
+  expect(await refused("quantised-fp8-modelopt", "modelopt")).toBeUndefined();
+  expect(await refused("quantised-gptq", "awq")).toBeInstanceOf(ConfigError);
+  expect(((await refused("qwen3", "awq")) as ConfigError).message).toContain("this one is in floats");
 });

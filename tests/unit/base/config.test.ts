@@ -25,7 +25,7 @@ const OPTIONS: Readonly<
 > = {
   device: { bad: ["gpu", "", 0, null], good: ["auto", "cuda", "cpu"] },
   dtype: { bad: ["float64", "half", 16, null], good: ["auto", "bfloat16", "float16", "float32"] },
-  quantization: { bad: ["int4", "awq", 8, null], good: ["fp8", "fp8_per_channel", "fp8_per_block"] },
+  quantization: { bad: ["int4", "hqq", 8, null], good: ["fp8", "fp8_per_channel", "fp8_per_block", "awq"] },
   maxModelLen: { bad: [...NO_INTEGER, 0, -1, 2 ** 24 + 1], good: [1, 2 ** 24] },
   maxNumSeqs: { bad: [...NO_INTEGER, 0, 4097], good: [1, 4096] },
   maxNumBatchedTokens: { bad: [...NO_INTEGER, 0, 2 ** 20 + 1], good: [1, 2 ** 20] },

@@ -177,6 +177,13 @@ describe("download", () => {
     expect(progress).toEqual([]);
   });
 
+  test("files of their own that say how weights are quantised", async () => {
+    const names = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"];
+    using server = serve({ ...SINGLE, ...Object.fromEntries(names.map((name) => [name, Buffer.from("{}")])) });
+    expect(readdirSync(await resolveModel(MODEL))).toEqual(expect.arrayContaining(names));
+    expect(server.requests.length).toBeGreaterThan(0);
+  });
+
   test("shards named by the index, four at a time", async () => {
     const names = Array.from({ length: 9 }, (_, i) => `model-${i}.safetensors`);
     const shards = names.map((name, i) => [name, safetensors({ [`t${i}`]: f32([1000]) })] as const);
