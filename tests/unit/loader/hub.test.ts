@@ -179,7 +179,10 @@ describe("download", () => {
 
   test("files of their own that say how weights are quantised", async () => {
     const names = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"];
-    using server = serve({ ...SINGLE, ...Object.fromEntries(names.map((name) => [name, Buffer.from("{}")])) });
+    using server = serve({
+      ...SINGLE,
+      ...Object.fromEntries(names.map((name) => [name, Buffer.from("{}")])),
+    });
     expect(readdirSync(await resolveModel(MODEL))).toEqual(expect.arrayContaining(names));
     expect(server.requests.length).toBeGreaterThan(0);
   });
