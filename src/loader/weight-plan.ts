@@ -42,7 +42,8 @@ function planRows(checkpoint: Checkpoint, name: string, reading: Reading, target
   const { file, dtype, shape, begin, end, pairedRows } = checkpoint.tensors.get(name)!;
   const form = formOf(reading);
   invariant(form.dtype === targetDtype, `${name}: rows of ${form.dtype} for a parameter of ${targetDtype}`);
-  invariant(pairedRows === undefined || reading.kind === "blocks", `${name}: rows in another order`);
+  const mayBePaired = reading.kind === "blocks" || reading.kind === "float8";
+  invariant(pairedRows === undefined || mayBePaired, `${name}: rows in another order`);
   const stored = checkpoint.format.storedName(name);
   const tensor = { name: stored, path: file.path, fd: file.fd, dtype, shape, begin, end, pairedRows };
   return { reading, tensor, rows: { start: 0, end: form.count } };

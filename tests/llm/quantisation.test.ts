@@ -94,3 +94,8 @@ test("a quantised checkpoint is not quantised again", async () => {
   expect(await refused("quantised-gptq", "awq")).toBeInstanceOf(ConfigError);
   expect(((await refused("qwen3", "awq")) as ConfigError).message).toContain("this one is in floats");
 });
+
+test("blocks of a GGUF file are not quantised again", async () => {
+  const refused = LLM.create(fixture("gguf-qwen3").modelDir, { ...CPU, quantization: "fp8" });
+  await expect(refused).rejects.toThrow("this one is quantised already (GGUF)");
+});

@@ -2,7 +2,7 @@ import type { BlocksReading } from "../../base/reading.ts";
 import { lengthOf, type Span } from "../../base/shard.ts";
 import { blockOf } from "../../gguf/dequantize.ts";
 import { type ByteMatrix, readBand, visitBands } from "./band.ts";
-import { type StoredTensor, tensorError } from "./stored-tensor.ts";
+import { placeOf, type StoredTensor, tensorError } from "./stored-tensor.ts";
 
 /** Columns of a block, of either type. */
 export const BLOCK_COLUMNS = 32;
@@ -42,13 +42,6 @@ export function readBlocks(
       writeBlocks(band);
     }
   }
-}
-
-/** The place of a row in the file, where pairs of one row of a group's first half and one of its second follow each other. */
-function placeOf(row: number, groupRows: number): number {
-  const inGroup = row % groupRows;
-  const half = groupRows / 2;
-  return row - inGroup + 2 * (inGroup % half) + (inGroup < half ? 0 : 1);
 }
 
 /** True if the float16 that a block begins with is neither infinite nor NaN. */

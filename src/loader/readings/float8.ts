@@ -2,8 +2,8 @@ import { dtypeSize, widen } from "../../base/dtype.ts";
 import { encodeFloat8, FLOAT8_MAX } from "../../base/float8.ts";
 import type { Float8Reading } from "../../base/reading.ts";
 import { lengthOf, type Span } from "../../base/shard.ts";
-import { readBand } from "./band.ts";
-import { byteMatrix, type StoredTensor, tensorError } from "./stored-tensor.ts";
+import { type ByteMatrix, readBand } from "./band.ts";
+import { byteMatrix, placeOf, type StoredTensor, tensorError } from "./stored-tensor.ts";
 
 const DTYPES = { F32: "float32", BF16: "bfloat16", F16: "float16" } as const;
 
@@ -63,10 +63,23 @@ class RowBlocks {
     }
     const bytes = this.#bytes.subarray(0, count * size);
     const columns = { start: this.columns.start * size, end: this.columns.end * size };
-    readBand(byteMatrix(this.tensor, size), rows, columns, bytes);
+    this.#readRows(byteMatrix(this.tensor, size), rows, columns, bytes);
     const values = this.#values.subarray(0, count);
     widen(bytes, dtype, values);
     return values;
+  }
+
+  #readRows(matrix: ByteMatrix, rows: Span, columns: Span, target: Uint8Array): void {
+    const { pairedRows } = this.tensor;
+    if (pairedRows === undefined) {
+      readBand(matrix, rows, columns, target);
+      return;
+    }
+    const rowBytes = lengthOf(columns);
+    for (let row = rows.start, at = 0; row < rows.end; row++, at += rowBytes) {
+      const place = placeOf(row, pairedRows);
+      readBand(matrix, { start: place, end: place + 1 }, columns, target.subarray(at, at + rowBytes));
+    }
   }
 }
 

@@ -23,3 +23,10 @@ export function byteMatrix({ path, fd, begin, shape }: StoredTensor, elementByte
 export function tensorError({ path, name }: StoredTensor, rule: string): ModelDataError {
   return new ModelDataError(path, `tensor "${name}" ${rule}`);
 }
+
+/** The place of a row in the file, where pairs of one row of a group's first half and one of its second follow each other. */
+export function placeOf(row: number, groupRows: number): number {
+  const inGroup = row % groupRows;
+  const half = groupRows / 2;
+  return row - inGroup + 2 * (inGroup % half) + (inGroup < half ? 0 : 1);
+}

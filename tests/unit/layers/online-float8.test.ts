@@ -1,5 +1,5 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { closeSync, openSync, writeFileSync } from "node:fs";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import { floats } from "../../../src/backend/cpu/host-buffer.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
@@ -11,6 +11,7 @@ import type { Span } from "../../../src/base/shard.ts";
 import type { OnlineFloat8 } from "../../../src/layers/schemes/online-float8.ts";
 import { StoredScheme } from "../../../src/layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
+import { readFloat8 } from "../../../src/loader/readings/float8.ts";
 import { directoryOf } from "../../../src/loader/tensor-directory.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
 import { Random } from "../../contract/random.ts";
@@ -101,6 +102,40 @@ describe.each(["channel", "block"] as const)("by each %s", (online) => {
       }
     }
   });
+});
+
+test("rows that the file stores in pairs are quantised in their order", async () => {
+  using folder = temporaryFolder();
+  const [n, k, group] = [16, 4, 8];
+  // Row r of a group is stored at 2r of its first half, at 2(r − 4) + 1 of its second.
+  const rowAt = Array.from({ length: n }, (_, place) => {
+    const inGroup = place % group;
+    return place - inGroup + (inGroup % 2) * (group / 2) + Math.floor(inGroup / 2);
+  });
+  writeFileSync(
+    folder.file("m"),
+    Float32Array.from({ length: n * k }, (_, i) => 1 + rowAt[Math.floor(i / k)]!),
+  );
+  const fd = openSync(folder.file("m"), "r");
+  const tensor = {
+    name: "m",
+    path: folder.file("m"),
+    fd,
+    dtype: "F32",
+    shape: [n, k],
+    begin: 0,
+    end: 4 * n * k,
+  };
+  const reading = {
+    ...({ kind: "float8", part: "scales", blockRows: 1, blockColumns: k } as const),
+    ...{ rows: { start: 0, end: n }, columns: { start: 0, end: k } },
+  };
+  const target = new Uint8Array(4 * n);
+  readFloat8({ ...tensor, pairedRows: group }, reading, { start: 0, end: n }, target);
+  closeSync(fd);
+  expect([...new Float32Array(target.buffer)]).toEqual(
+    Array.from({ length: n }, (_, row) => Math.fround((1 + row) / 448)),
+  );
 });
 
 test("a value that is not finite is refused", async () => {
