@@ -1,5 +1,5 @@
 import type { Weight } from "../../backend/weight.ts";
-import { ConfigError, UnsupportedModelError } from "../../base/errors.ts";
+import { ConfigError, ModelDataError, UnsupportedModelError } from "../../base/errors.ts";
 import type { ParameterSource } from "../../base/parameter-spec.ts";
 import { lengthOf, MAX_RANKS, type Span } from "../../base/shard.ts";
 import type { TensorDirectory } from "../../base/tensor-directory.ts";
@@ -26,6 +26,8 @@ const COMPANIONS = [
   /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_zero_point|activation_scale)$/,
 ];
 const LM_HEAD = "lm_head";
+/** The names of tensors of codes, or of floats. */
+const DATA = ["weight", "qweight", "weight_packed"];
 
 /** A matrix [n, k] with a part of each of the checkpoint's matrices that are stacked in it. */
 interface Stacked<Stored extends StoredMatrix> {
@@ -57,13 +59,17 @@ export class StoredScheme implements WeightScheme {
     const { parts, columnSpan } = matrix;
     const rows = parts.reduce((sum, { rowSpan }) => sum + lengthOf(rowSpan), 0);
     const stored = parts.map((part) => ({ ...part, stored: this.#find(part, matrix.columns) }));
-    const file = this.#fileOf(parts[0]!);
+    const file = parts.map((part) => this.#fileOf(part)).find((found) => found !== undefined) ?? matrix.name;
     const stacked = { matrix, file, shape: [rows, lengthOf(columnSpan)] as const };
     if (stored.some(mayBeFloats) && !areGroups(stored, columnSpan)) return denseScheme.weight(matrix, get);
     if (all(stored, isFloat8)) return stackFloat8({ ...stacked, parts: stored }, get);
     if (all(stored, isIntegers)) return stackIntegers({ ...stacked, parts: stored }, get);
     const mixed = stored.find((part) => part.stored.form !== stored[0]!.stored.form);
-    if (mixed !== undefined) throw unequal(file, stored[0]!, mixed);
+    if (mixed !== undefined) {
+      const absent = parts.find((part) => this.#fileOf(part) === undefined);
+      if (absent === undefined) throw unequal(file, stored[0]!, mixed);
+      throw new ModelDataError(file, `has none of the tensors ${DATA.join(", ")} of ${absent.source}`);
+    }
     const { online } = this.options;
     if (online !== undefined && !parts.some(({ source }) => source === LM_HEAD))
       return onlineFloat8(matrix, stacked.shape, online, get);
@@ -98,9 +104,11 @@ export class StoredScheme implements WeightScheme {
     this.#unused.push(new RegExp(`^${name.replace(/[.\\+*?[^\]$(){}=!<>|:#/-]/g, "\\$&")}$`));
   }
 
-  #fileOf({ source }: MatrixPart): string {
-    const names = ["weight", "qweight", "weight_packed"].map((suffix) => `${source}.${suffix}`);
-    return names.map((name) => this.directory.find(name)?.file).find((file) => file !== undefined) ?? source;
+  /** The file with the codes of a matrix; undefined when there are none. */
+  #fileOf({ source }: MatrixPart): string | undefined {
+    return DATA.map((name) => this.directory.find(`${source}.${name}`)?.file).find(
+      (file) => file !== undefined,
+    );
   }
 }
 
