@@ -1,7 +1,13 @@
 /** Octavo's public surface. */
 
-export { AsyncLLM, type SubmitOptions, type Tokenization } from "./async/async-llm.ts";
+export {
+  type AsyncCreateOptions,
+  AsyncLLM,
+  type SubmitOptions,
+  type Tokenization,
+} from "./async/async-llm.ts";
 export type { StepReport } from "./async/engine-client.ts";
+export type { Replica } from "./async/replica-set.ts";
 export type { EngineConfig, EngineOptions } from "./base/config.ts";
 export {
   ChatTemplateError,
@@ -16,6 +22,7 @@ export {
   ModelDataError,
   ModelNotFoundError,
   OctavoError,
+  ReplicaDeadError,
   RequestFailedError,
   UnsupportedModelError,
 } from "./base/errors.ts";

@@ -1,6 +1,6 @@
 import { type EngineConfig, resolveEngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { EngineDeadError, InvalidRequestError } from "../base/errors.ts";
+import { ConfigError, EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
@@ -18,8 +18,23 @@ import {
   type PromptOptions,
 } from "../tokenizer/prompt-encoder.ts";
 import { TokenTable } from "../tokenizer/token-table.ts";
-import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
+import type { LoadListeners, StepReport } from "./engine-client.ts";
+import { type Replica, ReplicaSet } from "./replica-set.ts";
 import { TextPool, type TextPoolOptions } from "./text-pool.ts";
+
+export interface AsyncCreateOptions extends CreateOptions {
+  /**
+   * Engines that share the requests, each with a copy of the model: on GPUs of its own, `tensorParallelSize` of them from
+   * `gpuIndex` on, or in a thread of its own on the CPU. Default 1.
+   */
+  dataParallelSize?: number;
+}
+
+/** How an `AsyncLLM` starts. */
+export interface StartOptions extends Pick<LoadListeners, "onProgress"> {
+  /** Default 1. */
+  readonly dataParallelSize?: number;
+}
 
 export interface SubmitOptions {
   /** Ends the request early; its completions then finish with "abort". */
@@ -57,9 +72,12 @@ export const WORKER_SCRIPTS: WorkerScripts = {
 /** The encoder of prompts that are token ids already. */
 const TOKENS_ONLY = new PromptEncoder(undefined, undefined);
 
+/** The most replicas of one process. */
+const MAX_REPLICAS = 64;
+
 /**
- * A model and its engine in a Worker, for servers: this thread neither computes nor tokenizes. Text is prepared in
- * Workers of its own. Dispose of it, or the process does not end.
+ * A model and its engine in a Worker, or several, for servers: this thread neither computes nor tokenizes. Text is prepared
+ * in Workers of its own. Dispose of it, or the process does not end.
  */
 export class AsyncLLM implements AsyncDisposable {
   #numUnfinished = 0;
@@ -69,45 +87,49 @@ export class AsyncLLM implements AsyncDisposable {
   #idle = Promise.withResolvers<void>();
 
   /**
-   * Loads a model in a Worker.
+   * Loads a model in a Worker for each replica.
    * @param model as for `LLM.create`, and so are options and errors.
    */
-  static async create(model?: string, options: CreateOptions = {}): Promise<AsyncLLM> {
-    const { onProgress, ...engineOptions } = options;
+  static async create(model?: string, options: AsyncCreateOptions = {}): Promise<AsyncLLM> {
+    const { onProgress, dataParallelSize = 1, ...engineOptions } = options;
     const config = resolveEngineConfig(engineOptions);
-    return AsyncLLM.start(WORKER_SCRIPTS, model, config, onProgress);
+    if (!Number.isInteger(dataParallelSize) || dataParallelSize < 1 || dataParallelSize > MAX_REPLICAS) {
+      const message = `dataParallelSize must be an integer from 1 to ${MAX_REPLICAS}, not ${dataParallelSize}`;
+      throw new ConfigError("dataParallelSize", message);
+    }
+    return AsyncLLM.start(WORKER_SCRIPTS, model, config, { onProgress, dataParallelSize });
   }
 
   /**
-   * Starts the engine worker and a text worker, which loads the tokenizer while the other loads weights.
+   * Starts the engine workers and a text worker, which loads the tokenizer while the others load weights.
    * @internal Use `AsyncLLM.create`.
    */
   static async start(
     scripts: WorkerScripts,
     model: string | undefined,
     config: EngineConfig,
-    onProgress?: LoadListeners["onProgress"],
+    { onProgress, dataParallelSize: count = 1 }: StartOptions = {},
   ): Promise<AsyncLLM> {
     const folder = Promise.withResolvers<string>();
     const listeners = { onProgress, onFolder: folder.resolve };
-    const starting = EngineClient.start(scripts.engine, { model, config }, listeners);
+    const starting = ReplicaSet.start(scripts.engine, { model, config, count }, listeners);
     const text = config.skipTokenizerInit ? undefined : new TextPool(scripts.text, config, scripts.textPool);
     const opening = text && folder.promise.then((path) => text.open(path));
     opening?.catch(() => {}); // Reported where it is awaited, unless the engine fails first.
-    let engine: EngineClient | undefined;
+    let engines: ReplicaSet | undefined;
     try {
-      engine = await starting;
+      engines = await starting;
       await opening;
-      return new AsyncLLM(engine, text, config);
+      return new AsyncLLM(engines, text, config);
     } catch (error) {
       const reason = new EngineDeadError("the model could not be loaded", { cause: error });
-      await Promise.all([engine?.close(reason), text?.close(reason)]);
+      await Promise.all([engines?.close(reason), text?.close(reason)]);
       throw error;
     }
   }
 
   private constructor(
-    private readonly engine: EngineClient,
+    private readonly engines: ReplicaSet,
     private readonly text: TextPool | undefined,
     /** The options this model was created with, defaults filled in. */
     readonly config: EngineConfig,
@@ -115,50 +137,56 @@ export class AsyncLLM implements AsyncDisposable {
 
   /** Name, folder or file of the model. */
   get model(): string {
-    return this.engine.info.name;
+    return this.engines.info.name;
   }
 
   get modelConfig(): ModelConfig {
-    return this.engine.info.modelConfig;
+    return this.engines.info.modelConfig;
   }
 
   /** Prompt plus output tokens that one sequence can have. */
   get maxModelLen(): number {
-    return this.engine.info.limits.maxModelLen;
+    return this.engines.info.limits.maxModelLen;
   }
 
   /** The device that the model runs on. */
   get device(): "cpu" | "cuda" {
-    return this.engine.info.device;
+    return this.engines.info.device;
   }
 
   /** The dtype that the model computes in. */
   get dtype(): FloatDType {
-    return this.engine.info.dtype;
+    return this.engines.info.dtype;
   }
 
-  /** The form of the weights, and the bytes that each rank holds of them. */
+  /** The form of the weights, and the bytes that each rank of the first replica holds of them. */
   get weights(): WeightSummary {
-    return this.engine.info.weights;
+    return this.engines.info.weights;
   }
 
+  /** The KV cache of the first replica; those of others may have more or fewer blocks. */
   get cacheConfig(): { readonly blockSize: number; readonly numBlocks: number } {
-    return this.engine.info.cacheConfig;
+    return this.engines.info.cacheConfig;
   }
 
-  /** Counters and gauges as of the latest step. */
+  /** The engines, by their index; those that have died stay among them. */
+  get replicas(): readonly Replica[] {
+    return this.engines.replicas;
+  }
+
+  /** Counters and gauges as of the latest steps, summed over the replicas; `kvUsage` is a share of all that live. */
   get stats(): EngineStats {
-    return this.engine.stats;
+    return this.engines.stats;
   }
 
-  /** The error that the engine died of, or that it was disposed of; undefined while it lives. */
+  /** The error that the last replica died of, or that all were disposed of; undefined while one lives. */
   get failure(): EngineDeadError | undefined {
-    return this.engine.failure;
+    return this.engines.failure;
   }
 
-  /** Seconds since the engine last finished a step while it has work; 0 when idle. */
+  /** Seconds since the engine last finished a step while it has work; of several, the one that does best. 0 when idle. */
   get secondsWithoutProgress(): number {
-    return this.engine.secondsWithoutProgress;
+    return this.engines.secondsWithoutProgress;
   }
 
   /** Requests being prepared, queued or running. */
@@ -220,7 +248,7 @@ export class AsyncLLM implements AsyncDisposable {
 
   /** The tokens of a prompt or conversation. @throws as `submit`, but of any length. */
   async tokenize(prompt: Prompt | ChatPrompt, options: SubmitOptions = {}): Promise<Tokenization> {
-    this.engine.assertAlive();
+    this.engines.assertAlive();
     const kept = this.#keptTokens(options, 0);
     const { addSpecialTokens } = options;
     const { text, tokenIds } = await this.#encode(prompt, { addSpecialTokens });
@@ -234,7 +262,7 @@ export class AsyncLLM implements AsyncDisposable {
     tokenIds: readonly number[],
     { skipSpecialTokens = true }: { readonly skipSpecialTokens?: boolean } = {},
   ): Promise<string> {
-    this.engine.assertAlive();
+    this.engines.assertAlive();
     const ids = checkTokens("tokenIds", tokenIds, this.modelConfig.vocabSize);
     return this.#textJobs("tokenIds").call("detokenize", { ids, skipSpecialTokens });
   }
@@ -249,14 +277,14 @@ export class AsyncLLM implements AsyncDisposable {
     return this.#tokens;
   }
 
-  /** Forgets all cached prefixes. False when requests are running, which hold theirs. */
+  /** Forgets all cached prefixes. False when requests are running on a replica, which then keeps its own. */
   resetPrefixCache(): Promise<boolean> {
-    return this.engine.resetPrefixCache();
+    return this.engines.resetPrefixCache();
   }
 
-  /** Calls `listener` for every step from now on. @returns what ends that. */
+  /** Calls `listener` for every step of a replica from now on. @returns what ends that. */
   onStep(listener: (report: StepReport) => void): () => void {
-    return this.engine.onStep(listener);
+    return this.engines.onStep(listener);
   }
 
   /** Resolves when nothing is left to do. @throws DOMException "TimeoutError" after `seconds`. */
@@ -270,10 +298,10 @@ export class AsyncLLM implements AsyncDisposable {
     await Promise.race([this.#idle.promise, timeout.promise]).finally(() => clearTimeout(timer));
   }
 
-  /** Ends pending requests with EngineDeadError, frees the device and ends the Workers. Safe to call twice. */
+  /** Ends pending requests with EngineDeadError, frees the devices and ends the Workers. Safe to call twice. */
   async dispose(): Promise<void> {
     const reason = new EngineDeadError("the AsyncLLM was disposed of");
-    await Promise.all([this.engine.close(reason), this.text?.close(reason)]);
+    await Promise.all([this.engines.close(reason), this.text?.close(reason)]);
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -284,8 +312,8 @@ export class AsyncLLM implements AsyncDisposable {
     prompts: readonly (Prompt | ChatPrompt)[],
     params: SamplingParams | readonly SamplingParams[],
   ): ResolvedSamplingParams[] {
-    this.engine.assertAlive();
-    const { limits, defaultSampling } = this.engine.info;
+    this.engines.assertAlive();
+    const { limits, defaultSampling } = this.engines.info;
     return resolveSampling(prompts, params, {
       vocabSize: limits.vocabSize,
       maxLogprobs: this.config.maxLogprobs,
@@ -299,8 +327,8 @@ export class AsyncLLM implements AsyncDisposable {
     samplings: readonly ResolvedSamplingParams[],
     options: SubmitOptions,
   ): Promise<GenerationStream> {
-    const { limits, timeOrigin } = this.engine.info;
-    const arrivalTime = (performance.timeOrigin - timeOrigin + performance.now()) / 1000;
+    const { limits } = this.engines.info;
+    const arrivalTime = performance.now() / 1000;
     const { addSpecialTokens } = options;
     const prepare = async (prompt: Prompt | ChatPrompt, given: ResolvedSamplingParams) => {
       const sampling = bounded(given, options.maxOutputTokens);
@@ -320,7 +348,7 @@ export class AsyncLLM implements AsyncDisposable {
     try {
       const checked = await Promise.all(prompts.map((prompt, i) => prepare(prompt, samplings[i]!)));
       options.onChecked?.(checked.map(({ request }) => request));
-      return this.engine.add(checked, { signal: options.signal, onEnd: () => this.#ended(1) });
+      return this.engines.add(checked, { signal: options.signal, onEnd: () => this.#ended(1) });
     } catch (error) {
       this.#ended(prompts.length);
       throw error;
@@ -346,7 +374,7 @@ export class AsyncLLM implements AsyncDisposable {
       const message = "truncatePromptTokens must be a positive integer, or -1";
       throw new InvalidRequestError("truncatePromptTokens", message);
     }
-    return Math.max(1, roomOf(this.engine.info.limits) - output);
+    return Math.max(1, roomOf(this.engines.info.limits) - output);
   }
 
   #textJobs(param: string): TextPool {

@@ -4,15 +4,17 @@ import type { FinishedRequest } from "../base/outputs.ts";
 import type { EngineStats } from "../engine/engine.ts";
 import type { LoadProgress } from "../llm/load-model.ts";
 import { OpenRequests } from "../llm/open-requests.ts";
-import type { RequestStream, StreamedPrompt, StreamOptions } from "../llm/request-stream.ts";
+import type { RequestStream, StreamedRequest } from "../llm/request-stream.ts";
 import { decodeError } from "../threads/error-codec.ts";
 import { atMost, WorkerLink } from "../threads/worker-link.ts";
 import { LogprobUnpacker } from "./logprob-codec.ts";
 import { type PackedStep, unpackStep } from "./step-codec.ts";
 import type { EngineInfo, EngineMessage, EngineReply, LoadMessage } from "./worker-protocol.ts";
 
-/** One engine step, for metrics. */
+/** One step of an engine, for metrics. */
 export interface StepReport {
+  /** Index of the replica. */
+  readonly replica: number;
   readonly stats: EngineStats;
   /** Tokens of the batch that the step launched; 0 if it only took in results. */
   readonly numBatchedTokens: number;
@@ -24,9 +26,12 @@ export interface StepReport {
 export interface LoadListeners {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
   /** Called with the model's folder, or its GGUF file, once that is complete on disk. */
-  readonly onFolder?: (folder: string) => void;
+  readonly onFolder?: ((folder: string) => void) | undefined;
+  /** Ends the loading with its reason. */
+  readonly signal?: AbortSignal;
 }
 
+type EngineReport = Omit<StepReport, "replica">;
 type EngineLink = WorkerLink<LoadMessage, EngineReply>;
 
 /** Time that the worker has to free the device. */
@@ -38,8 +43,10 @@ export class EngineClient {
   stats: EngineStats;
   /** The error that the engine died of, or the reason of its closing. */
   failure: EngineDeadError | undefined;
+  /** Called once with the failure; what it returns is what the pending requests are told. */
+  onDeath: (failure: EngineDeadError) => EngineDeadError = (failure) => failure;
   readonly #requests = new OpenRequests();
-  readonly #listeners = new Set<(report: StepReport) => void>();
+  readonly #listeners = new Set<(report: EngineReport) => void>();
   readonly #logprobs = new LogprobUnpacker();
   /** In the order of the questions. */
   readonly #prefixCacheResets: PromiseWithResolvers<boolean>[] = [];
@@ -55,7 +62,7 @@ export class EngineClient {
   static async start(
     url: URL,
     message: { readonly model: string | undefined; readonly config: EngineConfig },
-    { onProgress, onFolder }: LoadListeners = {},
+    { onProgress, onFolder, signal }: LoadListeners = {},
   ): Promise<EngineClient> {
     const link: EngineLink = new WorkerLink(url);
     const { port1: outbox, port2: inbox } = new MessageChannel();
@@ -71,6 +78,9 @@ export class EngineClient {
         loaded.reject(error);
       }
     };
+    const onAbort = () => loaded.reject(signal!.reason);
+    signal?.addEventListener("abort", onAbort);
+    if (signal?.aborted) onAbort();
     try {
       link.post({ ...message, inbox }, [inbox]);
       const { info, stats } = await loaded.promise;
@@ -78,6 +88,8 @@ export class EngineClient {
     } catch (error) {
       await link.terminate();
       throw error;
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
     }
   }
 
@@ -95,26 +107,39 @@ export class EngineClient {
     };
   }
 
+  get cacheConfig(): EngineInfo["cacheConfig"] {
+    return this.info.cacheConfig;
+  }
+
   /** Seconds since the last step while there are requests; 0 when there are none. */
   get secondsWithoutProgress(): number {
     return this.#requests.size === 0 ? 0 : (performance.now() - this.#lastProgress) / 1000;
   }
 
-  /** Queues requests together. @throws EngineDeadError */
-  add(prompts: readonly StreamedPrompt[], options: Omit<StreamOptions, "abort">): RequestStream {
+  /** This thread's time, in seconds, on the engine's clock. */
+  engineTime(seconds: number): number {
+    return (performance.timeOrigin - this.info.timeOrigin) / 1000 + seconds;
+  }
+
+  /**
+   * Queues requests of a stream together.
+   * @param isAborted nothing is computed, but they end like any other. @throws EngineDeadError
+   */
+  add(stream: RequestStream, streamed: readonly StreamedRequest[], isAborted: boolean): void {
     this.assertAlive();
     if (this.#requests.size === 0) this.#lastProgress = performance.now();
     // This thread keeps its own copies of the prompts.
-    const requests = prompts.map(({ request }) => {
+    const requests = streamed.map(({ request }) => {
       return { ...request, promptTokenIds: request.promptTokenIds.slice() };
     });
-    const isAborted = options.signal?.aborted === true;
     const transfer = requests.map(({ promptTokenIds }) => promptTokenIds.buffer);
     this.#post({ type: "add", requests, isAborted }, transfer);
-    const abort = (ids: readonly string[]) => {
-      if (!isAborted) this.#post({ type: "abort", ids });
-    };
-    return this.#requests.open(prompts, { ...options, abort });
+    for (const request of streamed) this.#requests.watch(stream, request);
+  }
+
+  /** Ends requests early; no effect on those that have ended. */
+  abort(ids: readonly string[]): void {
+    this.#post({ type: "abort", ids });
   }
 
   /** False when requests are running. @throws EngineDeadError */
@@ -127,7 +152,7 @@ export class EngineClient {
   }
 
   /** @returns a function that ends the calls. */
-  onStep(listener: (report: StepReport) => void): () => void {
+  onStep(listener: (report: EngineReport) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
   }
@@ -176,9 +201,12 @@ export class EngineClient {
   }
 
   #die(failure: EngineDeadError): void {
-    this.failure ??= failure;
-    for (const reset of this.#prefixCacheResets.splice(0)) reset.reject(this.failure);
-    this.#requests.fail(this.failure);
+    if (this.failure) return;
+    this.failure = failure;
+    this.stats = { ...this.stats, running: 0, waiting: 0, kvUsage: 0, cachedBlocks: 0 };
+    const told = this.onDeath(failure);
+    for (const reset of this.#prefixCacheResets.splice(0)) reset.reject(told);
+    this.#requests.fail(told);
   }
 }
 

@@ -157,8 +157,21 @@ export class RequestFailedError extends OctavoError {
 
 /** The engine has been disposed of, or has died; `cause` says of what. */
 export class EngineDeadError extends OctavoError {
-  readonly code = "engine_dead";
+  readonly code: string = "engine_dead";
   readonly exitCode = ExitCode.internal;
+}
+
+/** The replica that ran the request has died, as `cause` says, and others go on: the request may be sent again. */
+export class ReplicaDeadError extends EngineDeadError {
+  override readonly code = "replica_dead";
+
+  constructor(
+    /** Its index among the replicas. */
+    readonly replica: number,
+    cause: EngineDeadError,
+  ) {
+    super(`replica ${replica} died: ${cause.message}`, { cause });
+  }
 }
 
 /** A bug in Octavo: an invariant does not hold. Never caught inside the engine. */

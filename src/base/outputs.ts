@@ -68,6 +68,8 @@ export interface SubmittedRequest {
   readonly promptTokenIds: readonly number[];
   readonly numPromptTokens: number;
   readonly sampling: ResolvedSamplingParams;
+  /** Index of the replica that runs it; 0 where there is one engine. */
+  readonly replica: number;
   /** Valid from the first delta on. */
   readonly numCachedTokens: number;
   /** Valid from the first delta on; undefined unless asked for. */

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import type { AsyncCreateOptions } from "../async/async-llm.ts";
 import type { EngineOptions } from "../base/config.ts";
 import { ConfigError } from "../base/errors.ts";
 import { addFlags, type FlagTable, givenFlags } from "./flag-table.ts";
@@ -55,6 +56,15 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   maxLogprobs: ["--max-logprobs <count>", "greatest logprobs of a request (default: 20)", integerValue],
 };
 
+/** The engines of a server. */
+export const REPLICA_FLAGS: FlagTable<"dataParallelSize"> = {
+  dataParallelSize: [
+    "--data-parallel-size <count>",
+    "copies of the model, each on GPUs of its own; -dp for short (default: 1)",
+    integerValue,
+  ],
+};
+
 /** Stands for a context as long as the model's, or as the KV cache holds if less: the option left out. */
 const AUTO = "auto";
 
@@ -81,6 +91,16 @@ function loadFormatValue(text: string): string {
 export function addEngineFlags(command: Command): Command {
   addFlags(command, "Engine:", ENGINE_FLAGS);
   return addEffectlessFlags(command, EFFECTLESS_ENGINE_FLAGS);
+}
+
+/** Adds the number of engines, which only a server can have several of. */
+export function addReplicaFlags(command: Command): Command {
+  return addFlags(command, "Engine:", REPLICA_FLAGS);
+}
+
+/** The number of engines, if it was given. */
+export function replicaOptions(command: Command): Pick<AsyncCreateOptions, "dataParallelSize"> {
+  return givenFlags(command, REPLICA_FLAGS);
 }
 
 /** The engine's options that were given; those left out keep the engine's defaults. */

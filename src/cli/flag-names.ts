@@ -1,15 +1,14 @@
 import { ChatTemplateError, ConfigError, InvalidRequestError, messageOf } from "../base/errors.ts";
-import { ENGINE_FLAGS } from "./engine-flags.ts";
+import { ENGINE_FLAGS, REPLICA_FLAGS } from "./engine-flags.ts";
 import type { FlagSpec } from "./flag-table.ts";
 import { SAMPLING_FLAGS } from "./sampling-flags.ts";
 import { SERVER_FLAGS } from "./server-flags.ts";
 
 /** `--max-tokens` for `maxTokens`, and so on: the flag of each option and parameter. */
 const FLAGS: ReadonlyMap<string, string> = new Map(
-  Object.entries<FlagSpec>({ ...ENGINE_FLAGS, ...SERVER_FLAGS, ...SAMPLING_FLAGS }).map(([name, [flags]]) => [
-    name,
-    flags.match(/--[\w-]+/)![0].replace("--no-", "--"),
-  ]),
+  Object.entries<FlagSpec>({ ...ENGINE_FLAGS, ...REPLICA_FLAGS, ...SERVER_FLAGS, ...SAMPLING_FLAGS }).map(
+    ([name, [flags]]) => [name, flags.match(/--[\w-]+/)![0].replace("--no-", "--")],
+  ),
 );
 
 const flagOf = (name: string) => FLAGS.get(name) ?? name;

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
 import { version } from "../../package.json";
-import { AsyncLLM } from "../async/async-llm.ts";
+import { type AsyncCreateOptions, AsyncLLM } from "../async/async-llm.ts";
+import type { Replica } from "../async/replica-set.ts";
 import { formatBytes } from "../base/bytes.ts";
-import type { EngineOptions } from "../base/config.ts";
 import { ConfigError, ExitCode } from "../base/errors.ts";
 import { Listener } from "../server/listener.ts";
 import {
@@ -12,13 +12,13 @@ import {
   type ServerOptions,
 } from "../server/options.ts";
 import { startServer } from "../server/serve.ts";
-import { createCommand, modelOf } from "./command.ts";
-import { addEngineFlags, engineOptions } from "./engine-flags.ts";
+import { createCommand, modelOf, say } from "./command.ts";
+import { addEngineFlags, addReplicaFlags, engineOptions, replicaOptions } from "./engine-flags.ts";
 import { integerValue } from "./flag-values.ts";
 import { ProgressBar } from "./progress.ts";
 import { addServerFlags, serverOptions } from "./server-flags.ts";
 
-/** Interval at which the engine is asked whether it still lives. */
+/** Interval at which the engines are asked whether they still live. */
 const FAILURE_POLL_MS = 250;
 /** Time that clients get to read that the engine has died. */
 const LAST_WORDS_MS = 2000;
@@ -36,10 +36,12 @@ export function serveCommand(name: string): Command {
     .option("-m, --model <model>", "the same, for environment and configuration file");
   addServerFlags(command);
   addEngineFlags(command);
+  addReplicaFlags(command);
   command.option("--seed <integer>", "seeds requests that bring no seed (default: 0)", integerValue);
   return command.action((model: string | undefined, { seed }: { seed?: number }) =>
     serve(modelOf(command, model), serverOptions(command), {
       ...engineOptions(command),
+      ...replicaOptions(command),
       ...(seed !== undefined && { seed }),
     }),
   );
@@ -48,7 +50,7 @@ export function serveCommand(name: string): Command {
 async function serve(
   model: string | undefined,
   options: ServerOptions,
-  engineOptions: EngineOptions,
+  createOptions: AsyncCreateOptions,
 ): Promise<void> {
   const config = checked(options, model);
   // A closed log is no reason to stop serving.
@@ -60,7 +62,7 @@ async function serve(
   const bar = new ProgressBar();
   const started = performance.now();
   const loading = AsyncLLM.create(model, {
-    ...engineOptions,
+    ...createOptions,
     onProgress: (progress) => bar.load(progress),
   });
   const loaded = await Promise.race([loading, stopped]).finally(() => bar.stop());
@@ -115,14 +117,32 @@ function firstSignal(): Promise<undefined> {
   return promise;
 }
 
-/** Resolves when the engine has died. */
+/** Resolves when the last engine has died. Of those before it a line says so. */
 async function failure(llm: AsyncLLM): Promise<void> {
-  while (!llm.failure) await Bun.sleep(FAILURE_POLL_MS);
+  const told = new Set<Replica>();
+  while (!llm.failure) {
+    for (const [index, replica] of llm.replicas.entries()) {
+      if (!replica.failure || told.has(replica)) continue;
+      told.add(replica);
+      say(`replica ${index} of ${llm.replicas.length} died, the others go on: ${replica.failure.message}`);
+    }
+    await Bun.sleep(FAILURE_POLL_MS);
+  }
 }
 
-function describe({ model, device, dtype, weights, maxModelLen, cacheConfig, config }: AsyncLLM): string {
+function describe({
+  model,
+  device,
+  dtype,
+  weights,
+  maxModelLen,
+  cacheConfig,
+  replicas,
+  config: { tensorParallelSize },
+}: AsyncLLM): string {
   const { numBlocks, blockSize } = cacheConfig;
-  const ranks = config.tensorParallelSize === 1 ? "" : `${config.tensorParallelSize} × `;
+  const ranks = tensorParallelSize === 1 ? "" : `${tensorParallelSize} × `;
   const memory = `weights of ${formatBytes(weights.bytes)}${ranks && " a rank"} in ${weights.format}`;
-  return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens`;
+  const copies = replicas.length > 1 ? `, ${replicas.length} replicas` : "";
+  return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${copies}`;
 }

@@ -53,6 +53,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
   "ssl-ca-certs": PROXY,
   uds: PROXY,
   "root-path": PROXY,
+  "data-parallel-size": "octavo serve has it",
 };
 
 const REFUSED = new Set([...REFUSED_SWITCHES, ...REFUSED_VALUES, ...Object.keys(REMEDIES)]);
@@ -120,10 +121,9 @@ export const EFFECTLESS_ENGINE_FLAGS: readonly EffectlessFlags[] = [
   },
   { because: "Octavo has its own workers", values: ["worker-cls"], only: ["auto"] },
   {
-    because: "one engine on one machine is what runs",
+    because: "one machine is what runs, and every GPU of a model has all of its layers",
     values: words(`
-      pipeline-parallel-size data-parallel-size data-parallel-size-local nnodes
-      decode-context-parallel-size prefill-context-parallel-size
+      pipeline-parallel-size nnodes decode-context-parallel-size prefill-context-parallel-size
     `),
     only: ["1"],
   },
@@ -133,8 +133,10 @@ export const EFFECTLESS_ENGINE_FLAGS: readonly EffectlessFlags[] = [
     only: ["0"],
   },
   {
-    because: "one engine is what runs",
-    values: words("data-parallel-address data-parallel-rpc-port data-parallel-backend"),
+    because: "replicas are threads of one process",
+    values: words(`
+      data-parallel-size-local data-parallel-address data-parallel-rpc-port data-parallel-backend
+    `),
   },
   { because: "models generate text", values: words("runner task"), only: ["auto", "generate"] },
   { because: "models generate text", values: ["convert"], only: ["auto", "none"] },

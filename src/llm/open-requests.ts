@@ -24,8 +24,13 @@ export class OpenRequests implements StepSink {
   /** A stream of requests that the engine has been given and has not begun. */
   open(prompts: readonly StreamedPrompt[], options: StreamOptions): RequestStream {
     const stream = new RequestStream(prompts, options);
-    for (const request of stream.requests) this.#open.set(request.id, { stream, request });
+    for (const request of stream.requests) this.watch(stream, request);
     return stream;
+  }
+
+  /** The engine has been given this request of the stream. */
+  watch(stream: RequestStream, request: StreamedRequest): void {
+    this.#open.set(request.id, { stream, request });
   }
 
   deliver({ prompts, deltas, finished }: StepOutput): void {

@@ -18,14 +18,19 @@ export class StreamedRequest implements SubmittedRequest {
   logits: Float32Array | undefined;
   metrics: RequestMetrics;
   isFinished = false;
+  readonly request: EngineRequest;
+  readonly prompt: string | undefined;
+  readonly replica: number;
   #promptTokenIds: readonly number[] | undefined;
 
   constructor(
-    private readonly request: EngineRequest,
-    readonly prompt: string | undefined,
+    { request, prompt, replica = 0 }: StreamedPrompt,
     /** Index of its first completion among all of the stream. */
     readonly firstChoice: number,
   ) {
+    this.request = request;
+    this.prompt = prompt;
+    this.replica = replica;
     this.metrics = { arrivalTime: request.arrivalTime };
   }
 
@@ -51,15 +56,17 @@ export class StreamedRequest implements SubmittedRequest {
 export interface StreamedPrompt {
   readonly request: EngineRequest;
   readonly prompt: string | undefined;
+  /** Index of the engine that runs it, where there are several. Default 0. */
+  readonly replica?: number;
 }
 
 export interface StreamOptions {
-  /** Tells the engine to end these requests; called once at most. */
+  /** Tells the engines to end these requests; called once at most. */
   readonly abort: (ids: readonly string[]) => void;
   /** Aborts the requests; listened to until they have ended. */
   readonly signal?: AbortSignal | undefined;
   /** Called once for each request, however it ends. */
-  readonly onEnd?: (() => void) | undefined;
+  readonly onEnd?: ((request: StreamedRequest) => void) | undefined;
 }
 
 /**
@@ -78,9 +85,9 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
 
   constructor(prompts: readonly StreamedPrompt[], options: StreamOptions) {
     let firstChoice = 0;
-    this.requests = prompts.map(({ request, prompt }) => {
-      const streamed = new StreamedRequest(request, prompt, firstChoice);
-      firstChoice += request.sampling.n;
+    this.requests = prompts.map((prompt) => {
+      const streamed = new StreamedRequest(prompt, firstChoice);
+      firstChoice += prompt.request.sampling.n;
       return streamed;
     });
     this.#numUnfinished = prompts.length;
@@ -101,21 +108,26 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
   }
 
   /** Takes a delta over from the engine. */
-  push({ firstChoice }: StreamedRequest, delta: OwnedDelta): void {
-    if (this.#isAbandoned) return;
+  push({ firstChoice, isFinished }: StreamedRequest, delta: OwnedDelta): void {
+    if (this.#isAbandoned || isFinished) return;
     this.#untaken.push(firstChoice + delta.index, delta);
     this.#wakeReader();
   }
 
   /** All deltas of the request have come. */
   finish(request: StreamedRequest, { metrics }: FinishedRequest): void {
+    if (request.isFinished) return;
     request.metrics = metrics;
     this.#end(request);
   }
 
-  /** No further delta comes; the reader is told so after those that it has not taken. Safe to call twice. */
+  /**
+   * No further delta comes; the reader is told so after those that it has not taken. What other engines still run of it is
+   * aborted. Safe to call twice.
+   */
   fail(reason: Error): void {
     this.#failure ??= reason;
+    this.abort();
     for (const request of this.requests) if (!request.isFinished) this.#end(request);
   }
 
@@ -146,7 +158,7 @@ export class RequestStream implements GenerationStream, AsyncIterator<Completion
     request.isFinished = true;
     this.#numUnfinished--;
     if (this.#numUnfinished === 0) this.#options.signal?.removeEventListener("abort", this.abort);
-    this.#options.onEnd?.();
+    this.#options.onEnd?.(request);
     this.#wakeReader();
   }
 

@@ -38,8 +38,9 @@ export class StepLoop {
     void this.#run();
   }
 
-  /** Ends what is unfinished of these requests; their last deltas come with the next step. */
+  /** Ends what is unfinished of these requests; their last deltas come with the next step. Nothing once the loop has ended. */
   abort(ids: readonly string[]): void {
+    if (this.#failure) return;
     for (const id of ids) this.engine.abort(id);
     void this.#run();
   }

@@ -43,7 +43,10 @@ export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink
   return {
     ...{ llm, config, metrics, log },
     admission: new Admission({
-      maxCompletions: llm.config.maxNumSeqs + config.maxQueueLength,
+      get maxCompletions() {
+        const living = llm.replicas.filter(({ failure }) => !failure).length;
+        return living * llm.config.maxNumSeqs + config.maxQueueLength;
+      },
       maxConcurrentPerKey: config.maxConcurrentPerKey,
     }),
     bodies: new BodyParser({ maxPromptTokens: llm.maxModelLen }),

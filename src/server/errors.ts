@@ -4,6 +4,7 @@ import {
   ExitCode,
   InvalidRequestError,
   OctavoError,
+  ReplicaDeadError,
   RequestFailedError,
 } from "../base/errors.ts";
 import { apiMessage, apiName } from "./schemas/sampling.ts";
@@ -91,6 +92,8 @@ export function toApiError(error: unknown): ApiError {
     const message = error instanceof ChatTemplateError ? error.message : apiMessage(error.message);
     return new ApiError(400, error.code, message, apiName(error.param));
   }
+  if (error instanceof ReplicaDeadError)
+    return overloaded("replica_dead", "the engine that ran the request has stopped, others go on");
   if (error instanceof EngineDeadError)
     return new ApiError(503, error.code, "the engine has stopped", null, { "X-Should-Retry": "false" });
   if (error instanceof RequestFailedError)

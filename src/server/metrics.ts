@@ -1,6 +1,7 @@
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { AsyncLLM } from "../async/async-llm.ts";
 import type { StepReport } from "../async/engine-client.ts";
+import type { Replica } from "../async/replica-set.ts";
 import type { FinishedRequest } from "../base/outputs.ts";
 
 const LABELS = ["model_name", "engine"] as const;
@@ -12,15 +13,14 @@ const SECONDS = [
 const TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000];
 const COUNTS = [1, 2, 5, 10, 20, 50, 100, 128];
 
-type Stats = AsyncLLM["stats"];
-
 /** Gauges and counters that are read off the engine's statistics, under vLLM's names and the older ones. */
-const GAUGES: readonly (readonly [name: string, help: string, read: (stats: Stats) => number])[] = [
-  ["num_requests_running", "Sequences that run.", (stats) => stats.running],
-  ["num_requests_waiting", "Sequences that wait.", (stats) => stats.waiting],
-  ["kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", (stats) => stats.kvUsage],
-  ["gpu_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", (stats) => stats.kvUsage],
-];
+const GAUGES: readonly (readonly [name: string, help: string, read: (stats: Replica["stats"]) => number])[] =
+  [
+    ["num_requests_running", "Sequences that run.", (stats) => stats.running],
+    ["num_requests_waiting", "Sequences that wait.", (stats) => stats.waiting],
+    ["kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", (stats) => stats.kvUsage],
+    ["gpu_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", (stats) => stats.kvUsage],
+  ];
 const COUNTERS: typeof GAUGES = [
   ["prefix_cache_queries_total", "Prompt tokens looked up.", (stats) => stats.prefixQueries],
   ["prefix_cache_hits_total", "Prompt tokens found.", (stats) => stats.prefixHits],
@@ -75,32 +75,42 @@ function timePerToken({ metrics, generationTokens, n }: FinishedRequest): number
   return seconds === undefined || generationTokens <= n ? undefined : (seconds * n) / (generationTokens - n);
 }
 
-/** Prometheus metrics of one server under vLLM's names, in a registry of its own. */
+/** Prometheus metrics of one server under vLLM's names, in a registry of its own. Each replica is an `engine`, as in vLLM. */
 export class ServerMetrics implements Disposable {
   readonly #registry = new Registry();
-  readonly #labels: Readonly<Record<(typeof LABELS)[number], string>>;
+  /** Of each replica. */
+  readonly #labels: readonly Readonly<Record<(typeof LABELS)[number], string>>[];
+  readonly #replicas: readonly Replica[];
   readonly #unsubscribe: () => void;
-  readonly #interToken: Histogram.Internal<string>;
-  readonly #longest: Histogram.Internal<string>;
+  /** Of each replica. */
+  readonly #interToken: readonly Histogram.Internal<string>[];
+  /** Of each replica. */
+  readonly #longest: readonly Histogram.Internal<string>[];
   readonly #unknownFields: Counter<string>;
   readonly #requests: Counter<string>;
 
   constructor(llm: AsyncLLM, modelName: string) {
-    this.#labels = { model_name: modelName, engine: "0" };
-    for (const [name, help, read] of GAUGES) this.#gauge(name, help, () => read(llm.stats));
-    for (const [name, help, read] of COUNTERS) this.#counter(name, help, () => read(llm.stats));
-    this.#gauge("num_requests_waiting_by_reason", "Sequences that wait.", () => llm.stats.waiting, {
-      reason: "capacity",
+    this.#replicas = llm.replicas;
+    this.#labels = llm.replicas.map((_, i) => ({ model_name: modelName, engine: String(i) }));
+    for (const [name, help, read] of GAUGES) this.#gauge(`vllm:${name}`, help, ({ stats }) => read(stats));
+    for (const [name, help, read] of COUNTERS) this.#counter(name, help, read);
+    this.#gauge("vllm:num_requests_waiting_by_reason", "Sequences that wait.", ({ stats }) => stats.waiting, {
+      reason: () => "capacity",
     });
-    this.#gauge("engine_sleep_state", "1: in this state.", () => 1, { sleep_state: "awake" });
-    this.#gauge("cache_config_info", "The KV cache.", () => 1, {
-      block_size: String(llm.cacheConfig.blockSize),
-      num_gpu_blocks: String(llm.cacheConfig.numBlocks),
-      enable_prefix_caching: String(llm.config.enablePrefixCaching),
-      gpu_memory_utilization: String(llm.config.gpuMemoryUtilization),
-      tensor_parallel_size: String(llm.config.tensorParallelSize),
+    this.#gauge("vllm:engine_sleep_state", "1: in this state.", () => 1, { sleep_state: () => "awake" });
+    this.#gauge("vllm:cache_config_info", "The KV cache.", () => 1, {
+      block_size: ({ cacheConfig }) => cacheConfig.blockSize,
+      num_gpu_blocks: ({ cacheConfig }) => cacheConfig.numBlocks,
+      enable_prefix_caching: () => llm.config.enablePrefixCaching,
+      gpu_memory_utilization: () => llm.config.gpuMemoryUtilization,
+      tensor_parallel_size: () => llm.config.tensorParallelSize,
     });
-    this.#weights(llm);
+    this.#gauge("octavo:weights_bytes", "Memory of a rank's weights, by their form.", () => llm.weights.bytes, {
+      format: () => llm.weights.format,
+    });
+    this.#gauge("octavo:replica_up", "1: the engine lives; 0: it has died.", ({ failure }) =>
+      failure ? 0 : 1,
+    );
     this.#interToken = this.#histogram("inter_token_latency_seconds", "Time between tokens.", SECONDS);
     this.#longest = this.#histogram(
       "request_max_num_generation_tokens",
@@ -130,13 +140,13 @@ export class ServerMetrics implements Disposable {
     return this.#registry.metrics();
   }
 
-  observeInterToken(seconds: number): void {
-    this.#interToken.observe(seconds);
+  observeInterToken(replica: number, seconds: number): void {
+    this.#interToken[replica]!.observe(seconds);
   }
 
   /** @param tokens of the longest of a prompt's completions. */
-  observeLongest(tokens: number): void {
-    this.#longest.observe(tokens);
+  observeLongest(replica: number, tokens: number): void {
+    this.#longest[replica]!.observe(tokens);
   }
 
   countRequest(handler: string, status: number): void {
@@ -152,73 +162,77 @@ export class ServerMetrics implements Disposable {
   }
 
   #listener(): (report: StepReport) => void {
-    const labels = this.#labels;
     const iterationTokens = this.#histogram("iteration_tokens_total", "Tokens computed in a step.", TOKENS);
     const cached = new Counter({
       ...{ name: "vllm:prompt_tokens_cached_total", help: "Prompt tokens found in the prefix cache." },
       ...{ labelNames: LABELS, registers: [this.#registry] },
-    }).labels(labels);
-    cached.inc(0);
+    });
     const successes = new Counter({
       ...{ name: "vllm:request_success_total", help: "Completions by how they ended." },
       ...{ labelNames: [...LABELS, "finished_reason"], registers: [this.#registry] },
     });
-    for (const reason of ["stop", "length", "abort", "error"])
-      successes.inc({ ...labels, finished_reason: reason }, 0);
+    for (const labels of this.#labels) {
+      cached.inc(labels, 0);
+      for (const reason of ["stop", "length", "abort", "error"])
+        successes.inc({ ...labels, finished_reason: reason }, 0);
+    }
     const histograms = HISTOGRAMS.map(([name, help, buckets, read]) => {
       return { histogram: this.#histogram(name, help, buckets), read };
     });
-    return ({ numBatchedTokens, finished }) => {
-      if (numBatchedTokens > 0) iterationTokens.observe(numBatchedTokens);
+    return ({ replica, numBatchedTokens, finished }) => {
+      const labels = this.#labels[replica]!;
+      if (numBatchedTokens > 0) iterationTokens[replica]!.observe(numBatchedTokens);
       for (const request of finished) {
-        cached.inc(request.cachedTokens);
+        cached.inc(labels, request.cachedTokens);
         for (const reason of request.finishReasons) successes.inc({ ...labels, finished_reason: reason });
         for (const { histogram, read } of histograms) {
           const value = read(request);
-          if (value !== undefined) histogram.observe(value);
+          if (value !== undefined) histogram[replica]!.observe(value);
         }
       }
     };
   }
 
-  /** A gauge that is read when it is asked for. */
-  #gauge(name: string, help: string, read: () => number, more: Readonly<Record<string, string>> = {}): void {
-    const labels = { ...this.#labels, ...more };
+  /** A gauge that is read off each replica when it is asked for. */
+  #gauge(
+    name: string,
+    help: string,
+    read: (replica: Replica) => number,
+    more: Readonly<Record<string, (replica: Replica) => unknown>> = {},
+  ): void {
+    const samples = this.#replicas.map((replica, i) => {
+      const rest = Object.entries(more).map(([label, value]) => [label, String(value(replica))]);
+      return { replica, labels: { ...this.#labels[i]!, ...Object.fromEntries(rest) } };
+    });
     new Gauge({
-      ...{ name: `vllm:${name}`, help, labelNames: Object.keys(labels), registers: [this.#registry] },
+      ...{ name, help, labelNames: [...LABELS, ...Object.keys(more)], registers: [this.#registry] },
       collect() {
-        this.set(labels, read());
+        for (const { replica, labels } of samples) this.set(labels, read(replica));
       },
     });
   }
 
-  #weights({ weights: { bytes, format } }: AsyncLLM): void {
-    const labels = { ...this.#labels, format };
-    const gauge = new Gauge({
-      ...{ name: "octavo:weights_bytes", help: "Memory of a rank's weights, by their form." },
-      ...{ labelNames: Object.keys(labels), registers: [this.#registry] },
-    });
-    gauge.set(labels, bytes);
-  }
-
-  /** A counter whose total is kept elsewhere. */
-  #counter(name: string, help: string, read: () => number): void {
-    const labels = this.#labels;
+  /** A counter whose total each replica keeps. */
+  #counter(name: string, help: string, read: (stats: Replica["stats"]) => number): void {
+    const [replicas, labels] = [this.#replicas, this.#labels];
     new Counter({
       ...{ name: `vllm:${name}`, help, labelNames: LABELS, registers: [this.#registry] },
       collect() {
         this.reset();
-        this.inc(labels, read());
+        for (const [i, { stats }] of replicas.entries()) this.inc(labels[i]!, read(stats));
       },
     });
   }
 
-  #histogram(name: string, help: string, buckets: readonly number[]): Histogram.Internal<string> {
+  /** One of each replica. */
+  #histogram(name: string, help: string, buckets: readonly number[]): readonly Histogram.Internal<string>[] {
     const histogram = new Histogram({
       ...{ name: `vllm:${name}`, help, labelNames: LABELS },
       ...{ buckets: [...buckets], registers: [this.#registry] },
     });
-    histogram.zero(this.#labels);
-    return histogram.labels(this.#labels);
+    return this.#labels.map((labels) => {
+      histogram.zero(labels);
+      return histogram.labels(labels);
+    });
   }
 }

@@ -18,7 +18,7 @@ export interface ServerOptions {
   maxRequestBytes?: number;
   /** Log-probabilities that a reply may have: prompts × n × tokens × (logprobs + 1). Larger ones get 400. Default 2^20. */
   maxReplyLogprobs?: number;
-  /** Completions that may wait besides the `maxNumSeqs` that run; more get 503. Default 2048. */
+  /** Completions that may wait besides the `maxNumSeqs` of each replica that run; more get 503. Default 2048. */
   maxQueueLength?: number;
   /** Requests of one key (or of all without keys) under way at once; more get 429. 0: no limit. Default 0. */
   maxConcurrentPerKey?: number;

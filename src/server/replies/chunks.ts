@@ -31,7 +31,7 @@ export interface ChunkOptions<Prompt> {
   /** Aborted, with an error as reason, to end the reply. */
   readonly signal: AbortSignal;
   /** Told of the tokens of each delta, for metrics. */
-  readonly onTokens?: (choice: number, count: number) => void;
+  readonly onTokens?: (choice: number, count: number, request: SubmittedRequest) => void;
 }
 
 /**
@@ -56,7 +56,7 @@ export async function* chunksOf<Prompt>(
       if (delta.finishReason === "abort" && signal.aborted) throw signal.reason;
       const { request, base } = places.get(delta.requestId)!;
       const choice = base + delta.index;
-      onTokens?.(choice, delta.tokenIds.length);
+      onTokens?.(choice, delta.tokenIds.length, request);
       let prompt: Prompt | undefined;
       if (!begun.has(choice)) {
         begun.add(choice);

@@ -1,6 +1,6 @@
 import type { SubmitOptions } from "../../async/async-llm.ts";
 import { InvalidRequestError } from "../../base/errors.ts";
-import type { GenerationStream } from "../../base/outputs.ts";
+import type { GenerationStream, SubmittedRequest } from "../../base/outputs.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import type { ChatPrompt, Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { TokenTable } from "../../tokenizer/token-table.ts";
@@ -143,7 +143,8 @@ class Generation<Prompt> {
     const { record } = this.c.get("tracked");
     record.promptTokens = this.#usage.promptTokens;
     record.completionTokens = this.#usage.completionTokens;
-    for (const tokens of this.#usage.longest()) this.context.metrics.observeLongest(tokens);
+    for (const [i, tokens] of this.#usage.longest().entries())
+      this.context.metrics.observeLongest(this.#stream!.requests[i]!.replica, tokens);
   }
 
   /** The request is under way until its reply has been written. */
@@ -177,11 +178,12 @@ class Generation<Prompt> {
     const { promptOnly } = this.request;
     const { metrics } = this.context;
     const latest = new Map<number, number>();
-    const onTokens = (choice: number, count: number) => {
+    const onTokens = (choice: number, count: number, { replica }: SubmittedRequest) => {
       const now = performance.now();
       const before = latest.get(choice);
       latest.set(choice, now);
-      if (before !== undefined && count > 0) metrics.observeInterToken((now - before) / 1000 / count);
+      if (before !== undefined && count > 0)
+        metrics.observeInterToken(replica, (now - before) / 1000 / count);
     };
     const chunks = chunksOf(this.#stream!, {
       ...{ interval, onTokens, signal: this.#lifetime.signal },

@@ -1,15 +1,16 @@
+import { type Replica, STALL_SECONDS } from "../../async/replica-set.ts";
 import type { ServerApp, ServerContext } from "../context.ts";
 import { ApiError, errorResponse, overloaded } from "../errors.ts";
 import { type Handler, mount } from "../router.ts";
 
-/** An engine that has work and finishes no step for so long is taken for stuck. */
-const STALL_SECONDS = 30;
-
-/** `/live`: this process answers. `/ready`: it takes requests. `/health` and `/ping`: and the engine gets on with them. */
+/**
+ * `/live`: this process answers. `/ready`: it takes requests. `/health` and `/ping`: and an engine gets on with them. Where there
+ * are several engines, the body says how each of them is.
+ */
 export function healthRoutes(app: ServerApp, context: ServerContext): void {
   const live = answer(() => undefined);
   const ready = answer(() => unready(context));
-  const health = answer(() => healthProblem(context));
+  const health = answer(() => healthProblem(context), context.llm.replicas.length > 1 ? context : undefined);
   // HAProxy asks with OPTIONS unless it is told otherwise.
   mount(app, "/live", { GET: live, OPTIONS: live });
   mount(app, "/ready", { GET: ready, OPTIONS: ready });
@@ -22,11 +23,18 @@ export function healthProblem(context: ServerContext): ApiError | undefined {
   return unready(context) ?? stuck(context);
 }
 
-function answer(problem: () => ApiError | undefined): Handler {
+/** @param detailed whose replicas the body lists while there is no problem. */
+function answer(problem: () => ApiError | undefined, detailed?: ServerContext): Handler {
   return (c) => {
     const error = problem();
-    return error ? errorResponse(error) : c.body(null, 200);
+    if (error) return errorResponse(error);
+    return detailed ? c.json({ replicas: detailed.llm.replicas.map(stateOf) }) : c.body(null, 200);
   };
+}
+
+function stateOf({ failure, secondsWithoutProgress }: Replica): "ok" | "stalled" | "dead" {
+  if (failure) return "dead";
+  return secondsWithoutProgress < STALL_SECONDS ? "ok" : "stalled";
 }
 
 function unready({ llm, admission }: ServerContext): ApiError | undefined {

@@ -31,6 +31,7 @@ describe("errors between threads", () => {
     new errors.ChatTemplateError("fails"),
     new errors.RequestFailedError("NaN", "numerical_error"),
     new errors.EngineDeadError("gone"),
+    new errors.ReplicaDeadError(1, new errors.EngineDeadError("gone")),
     new errors.InvariantError("bug"),
     new CudaError("cuInit", 700, "CUDA_ERROR", "text", "detail"),
     new CudaOutOfMemoryError("cuMemAlloc", "OOM", "text", 1, 2, 3),
