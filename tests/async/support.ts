@@ -1,5 +1,5 @@
 import { expect } from "bun:test";
-import { AsyncLLM, type CreateOptions } from "../../src/index.ts";
+import { type AsyncCreateOptions, AsyncLLM, type CreateOptions } from "../../src/index.ts";
 import { fixture } from "../model/fixtures.ts";
 
 export { collect, GREEDY, PROMPT, rejection, SMALL } from "../llm/support.ts";
@@ -9,7 +9,7 @@ import { SMALL } from "../llm/support.ts";
 export const LONG = { temperature: 0, maxTokens: 400, ignoreEos: true };
 
 /** The embedded model on the CPU. */
-export function createAsyncLLM(options: CreateOptions = {}): Promise<AsyncLLM> {
+export function createAsyncLLM(options: AsyncCreateOptions = {}): Promise<AsyncLLM> {
   return AsyncLLM.create(undefined, { ...SMALL, ...options });
 }
 

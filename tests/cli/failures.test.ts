@@ -60,6 +60,11 @@ describe("64: the command line is wrong", () => {
     expectRefusal(await octavo(["generate", ...line.split(" ")]), 64, `${named} is not supported yet`);
   });
 
+  test("replicas: their number, and where there is no server", async () => {
+    expectRefusal(await octavo(["serve", "-dp", "0"]), 64, "--data-parallel-size must be an integer");
+    expectRefusal(await octavo(["generate", "-dp", "2"]), 64, "octavo serve has it");
+  });
+
   test("the subcommand", async () => {
     expectRefusal(await octavo(["serf"]), 64, "serf");
     const { code, stderr } = await octavo([]);

@@ -31,6 +31,19 @@ test("says what it loaded, serves it, logs requests, and ends with 0 at SIGTERM"
   expect(entries.at(-1)).toMatchObject({ path: "/v1/completions", status: 200, completionTokens: 5 });
 });
 
+test("-dp: several replicas behind one port", async () => {
+  using server = await serve(["-dp", "2", "--kv-cache-memory-bytes", "64M"]);
+  expect(server.banner).toContain("KV blocks of 16 tokens, 2 replicas, loaded");
+  expect(await (await fetch(`${server.url}/health`)).json()).toEqual({ replicas: ["ok", "ok"] });
+  const prompt = ["Once upon a time", "Once upon a time"];
+  const reply = await server.complete({ prompt, max_tokens: 5 });
+  expect(await reply.json()).toMatchObject({
+    choices: [{ text: ", there was a little" }, { text: ", there was a little" }],
+  });
+  server.child.kill("SIGTERM");
+  expect(await server.child.exited).toBe(0);
+});
+
 const LONG = { prompt: "Once upon a time", max_tokens: 300, ignore_eos: true, stream: true };
 
 test("SIGTERM lets an open stream finish and refuses new requests", async () => {

@@ -1,6 +1,5 @@
 import { expect } from "bun:test";
-import { AsyncLLM } from "../../src/async/async-llm.ts";
-import type { EngineOptions } from "../../src/base/config.ts";
+import { type AsyncCreateOptions, AsyncLLM } from "../../src/async/async-llm.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../../src/server/serve.ts";
 import { eventually } from "../support.ts";
 
@@ -12,7 +11,7 @@ export const HI = [{ role: "user" as const, content: "Hi" }];
 /** Runs until it is stopped, for seconds. */
 export const ENDLESS = { prompt: PROMPT, max_tokens: 1000, ignore_eos: true, seed: 1 } as const;
 
-export function createAsyncLLM(options: EngineOptions = {}): Promise<AsyncLLM> {
+export function createAsyncLLM(options: AsyncCreateOptions = {}): Promise<AsyncLLM> {
   return AsyncLLM.create(undefined, { device: "cpu", kvCacheMemoryBytes: 64 * 2 ** 20, ...options });
 }
 
@@ -30,7 +29,7 @@ export class TestServer implements AsyncDisposable {
     this.running = startServer({ llm, options: { port: 0, ...options }, log });
   }
 
-  static async start(options: ServerOptions = {}, engine: EngineOptions = {}): Promise<TestServer> {
+  static async start(options: ServerOptions = {}, engine: AsyncCreateOptions = {}): Promise<TestServer> {
     return new TestServer(await createAsyncLLM(engine), options);
   }
 
