@@ -4,7 +4,7 @@ import { eventually } from "../support.ts";
 
 /** The channel on which a replica is told, by its index, to die. */
 export const DEATH_CHANNEL = "replicas that die";
-/** The revision with which the second replica dies while it loads. */
+/** The revision with which the second replica dies while it loads, and the first has no end of loading. */
 export const SECOND_FAILS = "the second fails";
 
 const SCRIPTS = { ...WORKER_SCRIPTS, engine: new URL("./mortal-engine-worker.ts", import.meta.url) };
