@@ -123,6 +123,10 @@ describe("requests among replicas", () => {
 describe("a replica's death", () => {
   test("takes its own requests only; later ones go to the living; the last takes all", async () => {
     await using llm = await createReplicas();
+    const ends = new Map<string, readonly string[]>();
+    llm.onStep(({ finished }) => {
+      for (const { id, finishReasons } of finished) ends.set(id, finishReasons);
+    });
     const [first, second] = [await endlessOn(llm, 0), await endlessOn(llm, 1)];
     const both = await llm.submit([PROMPT, PROMPT], LONG);
     expect(replicasOf(both).toSorted()).toEqual([0, 1]);
@@ -135,7 +139,9 @@ describe("a replica's death", () => {
       expect((error as Error).message).toBe("replica 1 died: the engine worker died: it exited with code 7");
     }
     // The other prompt of the two ends with it.
-    await eventually(() => llm.replicas[0]!.stats.running === 1);
+    const other = both.requests.find(({ replica }) => replica === 0)!.id;
+    await eventually(() => ends.has(other));
+    expect(ends.get(other)).toEqual(["abort"]);
     expect((await collect(first)).at(-1)!.finishReason).toBe("length");
     expect(llm.failure).toBeUndefined();
     expect(llm.replicas.map(({ failure }) => failure?.message)).toEqual([

@@ -41,7 +41,12 @@ test("metrics have a series for each engine, and their sums are the server's", a
   const of = (name: string, engine: number) => server.metric(`vllm:${name}`, `engine="${engine}"`);
   const sum = async (name: string) => (await of(name, 0))! + (await of(name, 1))!;
   expect(await sum("generation_tokens_total")).toBe(before + n * GREEDY.max_tokens);
-  for (const engine of [0, 1]) expect(await of("generation_tokens_total", engine)).toBeGreaterThan(0);
+  for (const engine of [0, 1]) {
+    for (const name of ["generation_tokens_total", "request_max_num_generation_tokens_count"])
+      expect(await of(name, engine)).toBeGreaterThan(0);
+    const ended = `engine="${engine}",finished_reason="length"`;
+    expect(await server.metric("vllm:request_success_total", ended)).toBeGreaterThan(0);
+  }
   for (const name of ["e2e_request_latency_seconds", "request_max_num_generation_tokens"])
     expect(await sum(`${name}_count`)).toBe(n);
   expect(await sum("inter_token_latency_seconds_count")).toBeGreaterThan(0);
