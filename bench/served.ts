@@ -4,7 +4,8 @@
  *   bun run bench:served --workload bench/workloads/nano-vllm.json --model DIR
  *
  * `octavo serve` and `octavo bench serve` run as processes of their own, with the prefix cache off: what one run leaves
- * must not help the next. With tokenizer files in the model folder, the served text is detokenized as in production.
+ * must not help the next. Offline is one engine; with `--data-parallel-size` the server has several, and the ratio says what
+ * they add. With tokenizer files in the model folder, the served text is detokenized as in production.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -20,6 +21,7 @@ interface Flags {
   readonly workload: string;
   readonly loadFormat?: string;
   readonly port: number;
+  readonly dataParallelSize: number;
   readonly repeat: number;
   readonly json?: string;
 }
@@ -39,6 +41,7 @@ const command = createCommand("bench:served")
   .requiredOption("-w, --workload <file>", "requests to run (required)")
   .option("--load-format <name>", "auto, or dummy for random weights")
   .option("--port <port>", "port of the server", integerValue, 8123)
+  .option("-dp, --data-parallel-size <count>", "engines of the server", countValue, 1)
   .option("--repeat <count>", "runs of each; medians are compared", countValue, 3)
   .option("--json <file>", "write a record");
 command.action(async (flags: Flags) => {
@@ -51,8 +54,8 @@ command.action(async (flags: Flags) => {
     console.log(`offline  ${offline.toFixed(1)} tokens/s, median of ${flags.repeat}`);
     console.log(`served   ${median(rates).toFixed(1)} tokens/s, ${(100 * ratio).toFixed(1)}% of offline`);
     if (flags.json === undefined) return;
-    const { model, workload, loadFormat = "auto" } = flags;
-    const options = { workload, loadFormat, enablePrefixCaching: false };
+    const { model, workload, loadFormat = "auto", dataParallelSize } = flags;
+    const options = { workload, loadFormat, dataParallelSize, enablePrefixCaching: false };
     const results = { offlineTokensPerSecond: offline, served, ratio };
     writeRecord(flags.json, makeRecord({ benchmark: "served", model, options }, results));
   } finally {
@@ -71,11 +74,12 @@ async function offlineRate(flags: Flags, file: string): Promise<number> {
 }
 
 async function servedRuns(flags: Flags, folder: string): Promise<ServedRun[]> {
-  const { model, loadFormat, port } = flags;
+  const { model, loadFormat, port, dataParallelSize } = flags;
   const engine = [model, "--no-enable-prefix-caching", ...(loadFormat ? ["--load-format", loadFormat] : [])];
+  const replicas = ["--data-parallel-size", String(dataParallelSize)];
   const tokenizer = existsSync(join(model, "tokenizer.json")) ? [] : ["--skip-tokenizer-init"];
   const server = start(
-    ["src/cli/main.ts", "serve", ...engine, ...tokenizer, "--port", String(port)],
+    ["src/cli/main.ts", "serve", ...engine, ...tokenizer, ...replicas, "--port", String(port)],
     "ignore",
   );
   try {
