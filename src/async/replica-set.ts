@@ -31,8 +31,8 @@ export interface ReplicaSetOptions {
 
 /**
  * The main thread's side of the engine workers: places each request on one of them, all of its completions together. One
- * that dies takes its own requests with it, and those of other engines that were submitted together with them; later ones go to the
- * living. A replica that is stuck gets no requests while another is not.
+ * that dies takes its own requests with it, and what was submitted together with them; later ones go to the living. A
+ * replica that is stuck gets no requests while another is not.
  */
 export class ReplicaSet {
   /** The first replica's, but for `limits`, which are those of all. */
@@ -72,7 +72,11 @@ export class ReplicaSet {
       return startOne(replica, await Promise.race([found.promise, first.then(() => model)]));
     });
     try {
-      return new ReplicaSet(await Promise.all(starting), config);
+      const engines = await Promise.all(starting);
+      // One may have died while the others were loading.
+      const dead = engines.find(({ failure }) => failure);
+      if (dead) throw dead.failure;
+      return new ReplicaSet(engines, config);
     } catch (error) {
       cancel.abort(error);
       const reason = new EngineDeadError("the model could not be loaded", { cause: error });
