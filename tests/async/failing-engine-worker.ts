@@ -7,8 +7,8 @@ declare const self: Worker;
 
 const post = (reply: EngineReply) => self.postMessage(reply);
 
-/** Loads nothing, and fails at the first request in the manner that the model's name tells. */
-self.onmessage = ({ data: { model, inbox } }: MessageEvent<LoadMessage>) => {
+/** Loads nothing, and fails at the first request in the manner that the model's name tells. Its sizes tell its GPU. */
+self.onmessage = ({ data: { model, config, inbox } }: MessageEvent<LoadMessage>) => {
   if (model === "crash while loading") throw new TypeError("no such thing");
   if (model === "end while loading") process.exit(7);
   inbox.onmessage = ({ data: message }: MessageEvent<EngineMessage>) => {
@@ -25,8 +25,8 @@ self.onmessage = ({ data: { model, inbox } }: MessageEvent<LoadMessage>) => {
   const info = {
     ...{ name: "nothing", modelConfig: {} as never, device: "cpu" as const },
     ...{ dtype: "float32" as const, weights: { format: "float32", bytes: 0 }, defaultSampling: {} },
-    ...{ limits: { maxModelLen: 64, poolTokens: 64, vocabSize: 64, eosTokenIds: [] } },
-    ...{ cacheConfig: { blockSize: 16, numBlocks: 4 }, timeOrigin: performance.timeOrigin },
+    ...{ limits: { maxModelLen: 64 - config.gpuIndex, poolTokens: 64, vocabSize: 64, eosTokenIds: [] } },
+    ...{ cacheConfig: { blockSize: 16, numBlocks: 4 + config.gpuIndex }, timeOrigin: performance.timeOrigin },
   };
   post({ type: "ready", info, stats });
 };

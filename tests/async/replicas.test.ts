@@ -182,6 +182,16 @@ describe("a replica's death", () => {
   });
 });
 
+test("each has the next GPUs; what fits none of them fits nowhere", async () => {
+  const engine = new URL("./failing-engine-worker.ts", import.meta.url);
+  const config = resolveEngineConfig({ skipTokenizerInit: true, gpuIndex: 3, tensorParallelSize: 2 });
+  const scripts = { ...WORKER_SCRIPTS, engine };
+  await using llm = await AsyncLLM.start(scripts, "die", config, { dataParallelSize: 3 });
+  // The worker's sizes tell its GPU.
+  expect(llm.replicas.map(({ cacheConfig }) => cacheConfig.numBlocks)).toEqual([4 + 3, 4 + 5, 4 + 7]);
+  expect(llm.maxModelLen).toBe(64 - 7);
+});
+
 test("a replica that is stuck gets no requests while another is not", async () => {
   const engine = new URL("./failing-engine-worker.ts", import.meta.url);
   const config = resolveEngineConfig({ skipTokenizerInit: true });
