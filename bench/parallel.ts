@@ -1,13 +1,13 @@
 /**
- * What several GPUs give together: the 8B shape on one GPU and on ranks, at one stream and in nano-vLLM's workload, and a model that
- * one card cannot hold, on ranks alone.
+ * What several GPUs give together: the 8B shape on one GPU and on ranks, at one stream and in nano-vLLM's workload; that workload on
+ * as many replicas, divided among them and one for each; and a model that one card cannot hold, on ranks alone.
  *
  *   bun run bench:parallel                    on two GPUs
  *   bun run bench:parallel --ranks 4
  *   bun run bench:parallel --only 8B          rows with this text
  *   bun run bench:parallel --json FILE        writes a record, see bench/results/README.md
  *
- * `bench/throughput.ts` does the measuring, in a process of its own for each model. The model that is too large has the layers of
+ * `bench/throughput.ts` and `bench/replicas.ts` do the measuring, in a process of their own for each row. The model that is too large has the layers of
  * Llama 3.1 70B, as many as take 1.2 times the memory of one card, and random weights.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -34,6 +34,8 @@ export interface ParallelRun {
   readonly name: string;
   readonly model: string;
   readonly ranks: number;
+  /** Copies of the model, which share the requests. Default 1. */
+  readonly replicas?: number;
   readonly workloads: readonly string[];
 }
 
@@ -42,13 +44,14 @@ export interface ParallelRow {
   readonly name: string;
   readonly workload: string;
   readonly ranks: number;
+  readonly replicas: number;
   readonly tokensPerSecond: number;
   readonly times?: number;
 }
 
 const MODELS = join(import.meta.dir, "models");
 const STREAM = ["--streams", "1x32+128"];
-const WORKLOADS = ["--workload", join(import.meta.dir, "workloads/nano-vllm.json"), ...STREAM];
+const NANO = ["--workload", join(import.meta.dir, "workloads/nano-vllm.json")];
 /** Of one card's memory, what the weights of a model take that it cannot hold. */
 const TOO_LARGE = 1.2;
 const BYTES_PER_WEIGHT = 2;
@@ -69,13 +72,15 @@ if (import.meta.main) {
     try {
       const large = join(workspace, "large");
       const layers = writeLargeModel(large, gpus[0]!.totalMemory);
+      const small = { name: "8B", model: join(MODELS, "qwen3-8b") };
+      const copies = ["--copies", String(ranks)];
       const runs: readonly ParallelRun[] = [
-        { name: "8B", model: join(MODELS, "qwen3-8b"), ranks: 1, workloads: WORKLOADS },
-        { name: "8B", model: join(MODELS, "qwen3-8b"), ranks, workloads: WORKLOADS },
+        { ...small, ranks: 1, workloads: [...NANO, ...STREAM] },
+        { ...small, ranks, workloads: [...NANO, ...STREAM] },
+        { ...small, ranks: 1, replicas: ranks, workloads: NANO },
+        { ...small, ranks: 1, replicas: ranks, workloads: [...NANO, ...copies] },
         {
-          name: `${layers} layers of 70B`,
-          model: large,
-          ranks,
+          ...{ name: `${layers} layers of 70B`, model: large, ranks },
           workloads: [...STREAM, "--streams", "32x256+64"],
         },
       ];
@@ -97,22 +102,32 @@ if (import.meta.main) {
   await runCommand(command, process.argv.slice(2));
 }
 
-/** Beside the row of the same model and workload on one GPU, if there is one. */
+/** Beside the row of the same model and workload, or of one copy of it, on one GPU, if there is one. */
 export function rowOf(
-  { name, ranks }: ParallelRun,
+  { name, ranks, replicas = 1 }: ParallelRun,
   workload: string,
   tokensPerSecond: number,
   before: readonly ParallelRow[],
 ): ParallelRow {
-  const one = before.find((row) => row.name === name && row.workload === workload && row.ranks === 1);
-  const row = { name, workload, ranks, tokensPerSecond };
-  return ranks === 1 || one === undefined ? row : { ...row, times: tokensPerSecond / one.tokensPerSecond };
+  const one = before.find(
+    (row) =>
+      row.name === name && row.ranks * row.replicas === 1 && workload.replace(/^\d+ × /, "") === row.workload,
+  );
+  const row = { name, workload, ranks, replicas, tokensPerSecond };
+  return one === undefined ? row : { ...row, times: tokensPerSecond / one.tokensPerSecond };
 }
 
-export function describeRow({ name, workload, ranks, tokensPerSecond, times }: ParallelRow): string {
+export function describeRow({
+  name,
+  workload,
+  ranks,
+  replicas,
+  tokensPerSecond,
+  times,
+}: ParallelRow): string {
   const beside = times === undefined ? "" : `, ${times.toFixed(2)} times one GPU`;
-  const gpus = ranks === 1 ? "1 GPU " : `${ranks} GPUs`;
-  return `${name.padEnd(20)} ${workload.padEnd(12)} ${gpus} ${tokensPerSecond.toFixed(1).padStart(9)} tokens/s${beside}`;
+  const gpus = replicas > 1 ? `${replicas} replicas` : ranks === 1 ? "1 GPU" : `${ranks} ranks`;
+  return `${name.padEnd(20)} ${workload.padEnd(14)} ${gpus.padEnd(10)} ${tokensPerSecond.toFixed(1).padStart(9)} tokens/s${beside}`;
 }
 
 /** Layers of a model whose weights take `bytes` at least. */
@@ -136,14 +151,18 @@ function writeLargeModel(folder: string, cardBytes: number): number {
   return layers;
 }
 
-/** What `bench/throughput.ts` finds, in a process of its own. */
+/** What a process of its own finds. */
 async function measure(
-  { model, ranks, workloads }: ParallelRun,
+  { model, ranks, replicas = 1, workloads }: ParallelRun,
   repeat: number,
   file: string,
 ): Promise<Partial<ThroughputResults>> {
-  const flags = ["--device", "cuda", "--load-format", "dummy", "--no-profile", "--repeat", String(repeat)];
-  const args = ["bench/throughput.ts", "--model", model, "-tp", String(ranks), ...flags, ...workloads];
+  const flags = ["--device", "cuda", "--load-format", "dummy", "--repeat", String(repeat)];
+  const script =
+    replicas > 1
+      ? ["bench/replicas.ts", "-dp", String(replicas)]
+      : ["bench/throughput.ts", "--no-profile", "-tp", String(ranks)];
+  const args = [...script, "--model", model, ...flags, ...workloads];
   const child = Bun.spawn([process.execPath, "run", ...args, "--json", file], {
     ...{ cwd: join(import.meta.dir, ".."), stdout: "inherit", stderr: "inherit" },
   });

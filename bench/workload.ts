@@ -3,6 +3,9 @@ import { InvalidArgumentError } from "commander";
 import { readWorkload, type Workload } from "../src/cli/bench/workload.ts";
 import type { LLM, RequestOutput, SamplingParams } from "../src/index.ts";
 
+/** Token ids that all models have. */
+const LEAST_VOCABULARY = 256;
+
 export interface NamedWorkload extends Workload {
   readonly name: string;
   /** The first request asks for the log-probabilities of its tokens. */
@@ -40,6 +43,18 @@ export function streamsValue(text: string, previous: readonly NamedWorkload[] = 
     throw new InvalidArgumentError(`"${text}" is not COUNTxPROMPT+OUTPUT, as 16x32+128.`);
   const workload = streams(...sizes);
   return [...previous, suffix === undefined ? workload : { ...workload, name: text, logprobs: true }];
+}
+
+/** The workload so many times, of which each begins with other tokens: no copy finds what another has cached. */
+export function copies(workload: NamedWorkload, count: number): NamedWorkload {
+  if (count === 1) return workload;
+  const requests = Array.from({ length: count }, (_, copy) =>
+    workload.requests.map(({ promptTokenIds: [first, ...rest], maxTokens }) => ({
+      promptTokenIds: [(first! + copy) % LEAST_VOCABULARY, ...rest],
+      maxTokens,
+    })),
+  );
+  return { ...workload, name: `${count} × ${workload.name}`, requests: requests.flat() };
 }
 
 export function samplingOf({ temperature, ignoreEos, requests, logprobs }: NamedWorkload): SamplingParams[] {

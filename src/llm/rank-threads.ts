@@ -13,7 +13,7 @@ import type { RankMessage, RankReply } from "./rank-protocol.ts";
 
 const RANK_WORKER = new URL("./rank-worker.ts", import.meta.url);
 /** Time that ranks have to free their devices, in milliseconds; less where one has failed, which may be stuck. */
-const SHUTDOWN_MS = 5000;
+const SHUTDOWN_MS = 4000;
 const FAILED_SHUTDOWN_MS = 1000;
 /** Time that the reason of a rank's failure has to arrive once it is known that it failed. */
 const REASON_MS = 1000;
@@ -118,7 +118,7 @@ export class RankThreads {
 
   /**
    * Ends the ranks, and waits on this thread until none of them holds anything of its device or does anything with another's: who
-   * comes next may capture on the same devices. That takes 5 s at most. Safe to call twice.
+   * comes next may capture on the same devices. That takes 4 s at most. Safe to call twice.
    */
   dispose(): void {
     if (this.#isDisposed) return;

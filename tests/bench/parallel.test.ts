@@ -21,10 +21,13 @@ test("a row stands beside that of one GPU, if it was measured", () => {
   const one = { name: "8B", model: "m", ranks: 1, workloads: [] };
   const two = { ...one, ranks: 2 };
   const first = rowOf(one, "1x32+128", 200, []);
-  expect(first).toEqual({ name: "8B", workload: "1x32+128", ranks: 1, tokensPerSecond: 200 });
+  expect(first).toEqual({ name: "8B", workload: "1x32+128", ranks: 1, replicas: 1, tokensPerSecond: 200 });
   const before = [first, rowOf(one, "nano-vllm", 9000, [])];
   expect(rowOf(two, "1x32+128", 330, before).times).toBeCloseTo(1.65);
   expect(rowOf(two, "nano-vllm", 15_300, before).times).toBeCloseTo(1.7);
+  const copies = rowOf({ ...one, replicas: 2 }, "2 × nano-vllm", 18_000, before);
+  expect(copies.times).toBeCloseTo(2);
+  expect(describeRow(copies)).toContain("2 replicas   18000.0 tokens/s, 2.00 times one GPU");
   expect(rowOf({ ...two, name: "70B" }, "1x32+128", 50, before).times).toBeUndefined();
   expect(describeRow(rowOf(two, "1x32+128", 330, before))).toContain("330.0 tokens/s, 1.65 times one GPU");
 });

@@ -1,7 +1,8 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type EngineOptions, LLM, type SamplingParams } from "octavo";
+import { makeModel } from "../../bench/make-model.ts";
 import { Context } from "../../src/cuda/context.ts";
 import { Device } from "../../src/cuda/device.ts";
 import { serve, startOctavo, textOf } from "../cli/support.ts";
@@ -9,6 +10,7 @@ import { FIXTURES, fixture } from "../model/fixtures.ts";
 import { referenceSuite } from "../model/suite.ts";
 import { eventually, temporaryFolder } from "../support.ts";
 import { describeGpus } from "./gpu.ts";
+import type { LoadingCosts } from "./loading-ranks.ts";
 import { BFLOAT16 } from "./tolerances.ts";
 
 setDefaultTimeout(300_000);
@@ -17,6 +19,12 @@ const RANKS = 2;
 const OPTIONS = {
   ...{ device: "cuda", dtype: "bfloat16", tensorParallelSize: RANKS, gpuMemoryUtilization: 0.2 },
 } as const satisfies EngineOptions;
+
+const BENCH_MODELS = join(import.meta.dir, "../../bench/models");
+/** Page-locked memory that each rank reads weights through. */
+const STAGING_BYTES = 32 * 2 ** 20;
+/** Of a GPU's memory beside weights: a small KV cache, activations, logits, the exchange, and what NCCL and cuBLASLt take. */
+const GPU_OVERHEAD_BYTES = 1.25 * 2 ** 30;
 
 /** What commands need to see the GPUs. */
 const VISIBLE = { CUDA_VISIBLE_DEVICES: process.env["CUDA_VISIBLE_DEVICES"] ?? "0,1" };
@@ -80,6 +88,31 @@ describeGpus(RANKS, "ranks on two GPUs", ({ driver }) => {
     const before = free();
     for (let i = 0; i < 5; i++) await cycle();
     await settled();
+  });
+
+  test("loading takes little of the host's memory, whatever the model's, and of each GPU's its share", async () => {
+    using folder = temporaryFolder();
+    const [config, model] = [folder.file("config"), folder.file("model")];
+    const shape = JSON.parse(readFileSync(join(BENCH_MODELS, "qwen3-8b/config.json"), "utf8")) as object;
+    mkdirSync(config);
+    writeFileSync(join(config, "config.json"), JSON.stringify({ ...shape, num_hidden_layers: 4 }));
+    const weights = makeModel(config, model);
+    const child = Bun.spawn(
+      [process.execPath, join(import.meta.dir, "loading-ranks.ts"), model, String(RANKS)],
+      { stdout: "pipe", stderr: "inherit" },
+    );
+    const printed = await new Response(child.stdout).text();
+    expect(await child.exited).toBe(0);
+    const { host, gpus } = JSON.parse(printed.trim().split("\n").at(-1)!) as LoadingCosts;
+    const mib = (bytes: number) => Math.round(bytes / 2 ** 20);
+    console.log(
+      `${mib(weights)} MiB loaded by ${RANKS} ranks: host ${mib(host)} MiB, GPUs ${gpus.map(mib)} MiB`,
+    );
+    expect(host).toBeLessThan(RANKS * STAGING_BYTES + 2 ** 28);
+    for (const bytes of gpus) {
+      expect(bytes).toBeGreaterThan(weights / RANKS);
+      expect(bytes).toBeLessThan(weights / RANKS + GPU_OVERHEAD_BYTES);
+    }
   });
 
   describe("that fail", () => {
