@@ -41,7 +41,7 @@ const command = createCommand("bench:served")
   .requiredOption("-w, --workload <file>", "requests to run (required)")
   .option("--load-format <name>", "auto, or dummy for random weights")
   .option("--port <port>", "port of the server", integerValue, 8123)
-  .option("-dp, --data-parallel-size <count>", "engines of the server", countValue, 1)
+  .option("--data-parallel-size <count>", "engines of the server", countValue, 1)
   .option("--repeat <count>", "runs of each; medians are compared", countValue, 3)
   .option("--json <file>", "write a record");
 command.action(async (flags: Flags) => {
