@@ -13,7 +13,7 @@ const MAX_TOKENS = 2 ** 21;
 const MAX_MERGES = 2 ** 22;
 /** Kinds of tokens by their number in `token_type`. */
 const KIND = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
-/** A place of the embedding that no token has. */
+/** A place of the embedding that no token has, as an empty text is one. */
 const PADDING = /^\[PAD-?\d+\]$/;
 /** Named special tokens, and the entries that hold their ids. */
 const NAMED: Readonly<Record<string, string>> = {
@@ -82,7 +82,7 @@ function readVocabulary(metadata: GgufMetadata): Vocabulary {
   const kinds = perToken(metadata, "token_type", tokens.length) ?? new Array(tokens.length).fill(KIND.normal);
   const ids = new Map<string, number>();
   for (const [id, token] of tokens.entries()) {
-    if (kinds[id] === KIND.unused && PADDING.test(token!)) {
+    if (token === "" || (kinds[id] === KIND.unused && PADDING.test(token!))) {
       tokens[id] = undefined;
       continue;
     }
@@ -197,8 +197,10 @@ function readSpecialTokens(metadata: GgufMetadata, { tokens }: Vocabulary): Reco
     const id = metadata.tokenId(PREFIX + entry);
     if (id === undefined) continue;
     const token = tokens[id];
-    if (token === undefined) throw metadata.invalid(PREFIX + entry, "the id of a token");
-    named[name] = token;
+    if (token !== undefined) named[name] = token;
+    // Nothing is made of the others: files whose padding token does not exist are common.
+    else if (name === "bos_token" || name === "eos_token")
+      throw metadata.invalid(PREFIX + entry, "the id of a token");
   }
   return named;
 }

@@ -172,6 +172,21 @@ describe("what a GGUF file says of its tokenizer", () => {
     expect(without.leadingSpaces).toBe(0);
   });
 
+  test("places without a token may be many; a padding token need not exist", async () => {
+    const tokens = [...(small()["tokenizer.ggml.tokens"] as string[]), "", "", "last"];
+    const types = (small()["tokenizer.ggml.token_type"] as { readonly value: readonly number[] }).value;
+    const tokenizer = await load(
+      small({
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": i32([...types, ...[1, 1, 1].map(() => KIND.normal)]),
+        "tokenizer.ggml.padding_token_id": 9999,
+      }),
+    );
+    expect([tokenizer.vocabSize, tokenizer.idToToken(262)]).toEqual([264, undefined]);
+    expect(tokenizer.decode([259, 261, 262])).toBe("the");
+    expect(tokenizer.specialTokens).toEqual({ eos_token: "<|end|>" });
+  });
+
   test("a word that is a token is not merged, where the kind says so", async () => {
     const tokens = [...(small()["tokenizer.ggml.tokens"] as string[])];
     tokens[260] = "xyz";
