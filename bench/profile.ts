@@ -15,7 +15,7 @@ import {
   type StepTime,
   timeByClass,
 } from "./profiling-backend.ts";
-import { type DeviceLimits, decodeLimit } from "./roofline.ts";
+import { asLoaded, type DeviceLimits, decodeLimit } from "./roofline.ts";
 import { median, percentile, sum } from "./stats.ts";
 import { checkOutputs, type NamedWorkload, samplingOf, streams } from "./workload.ts";
 
@@ -92,7 +92,7 @@ export async function profile(
       ? []
       : batches.map((batch) => {
           const shares = decodeShares(loaded, profiler, Math.min(batch, config.maxNumSeqs));
-          return limits ? besideLimit(shares, loaded.modelConfig, limits) : shares;
+          return limits ? besideLimit(shares, asLoaded(loaded.modelConfig, config), limits) : shares;
         });
     // One loop steps the engine: a second would take its deltas.
     const open = new OpenRequests();

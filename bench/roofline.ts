@@ -1,5 +1,8 @@
+import { byteLengthOf } from "../src/backend/tensor.ts";
+import type { EngineConfig } from "../src/base/config.ts";
 import { dtypeSize } from "../src/base/dtype.ts";
 import type { Workload } from "../src/cli/bench/workload.ts";
+import { declaredScheme } from "../src/layers/schemes/declared-scheme.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import { defineModel } from "../src/models/registry.ts";
 
@@ -27,8 +30,7 @@ export function requestLengths({ requests }: Workload): RequestLengths[] {
 export interface RooflineOptions {
   readonly maxNumSeqs: number;
   readonly maxNumBatchedTokens: number;
-  /** Bytes of a weight, and of an element of the KV cache. Default 2. */
-  readonly weightBytes?: number;
+  /** Bytes of an element of the KV cache. Default 2. */
   readonly kvBytes?: number;
 }
 
@@ -56,9 +58,9 @@ export function roofline(
   limits: DeviceLimits,
   options: RooflineOptions,
 ): Roofline {
-  const { weightBytes = dtypeSize("bfloat16"), kvBytes = dtypeSize("bfloat16") } = options;
+  const { kvBytes = dtypeSize("bfloat16") } = options;
   const { layers, head } = weightCounts(config);
-  const stepBytes = (layers + head) * weightBytes;
+  const stepBytes = layerBytes(config) + head * dtypeSize("bfloat16");
   const attended = (from: number, to: number) =>
     config.layerWindows.reduce((total, window) => total + attendedTokens(from, to, window), 0);
 
@@ -109,7 +111,7 @@ export function decodeLimit(
   );
   const tokens = read.reduce((total, count) => total + count, 0);
   const [layers, head, attention] = [
-    (weights.layers * bytes) / bytesPerSecond,
+    layerBytes(config) / bytesPerSecond,
     (weights.head * bytes) / bytesPerSecond,
     (tokens * 2 * config.numKvHeads * config.headDim * bytes) / bytesPerSecond,
   ];
@@ -124,6 +126,28 @@ function weightCounts(config: ModelConfig): { layers: number; head: number } {
     0,
   );
   return { layers: all - (config.tieWordEmbeddings ? 1 : 2) * head, head };
+}
+
+/** Bytes of the layers' weights, codes and scales alike, in the form that the config states. */
+function layerBytes(config: ModelConfig): number {
+  const { quantisation, tieWordEmbeddings, vocabSize, hiddenSize } = config;
+  const { parameters } = defineModel(
+    config,
+    quantisation && { scheme: declaredScheme(quantisation.declared) },
+  );
+  const all = parameters.reduce((sum, spec) => sum + byteLengthOf(spec.dtype ?? "bfloat16", spec.shape), 0);
+  return all - (tieWordEmbeddings ? 1 : 2) * vocabSize * hiddenSize * dtypeSize("bfloat16");
+}
+
+/** A model whose weights are quantised while it is loaded, if the options say so, as if its config stated that. */
+export function asLoaded(
+  config: ModelConfig,
+  { quantization }: Pick<EngineConfig, "quantization">,
+): ModelConfig {
+  if (config.quantisation !== undefined || !quantization?.startsWith("fp8")) return config;
+  const granularity = quantization === "fp8_per_block" ? "block" : "channel";
+  const declared = { kind: "float8", granularity } as const;
+  return { ...config, quantisation: { method: quantization, gptqZeros: "v1", declared } };
 }
 
 /** Σ over contexts of `from` to `to` tokens of what a layer with this window reads of them; 0 = no window. */

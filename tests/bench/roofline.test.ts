@@ -1,6 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { type DeviceLimits, decodeLimit, requestLengths, roofline } from "../../bench/roofline.ts";
+import { asLoaded, type DeviceLimits, decodeLimit, requestLengths, roofline } from "../../bench/roofline.ts";
 import { readWorkload } from "../../src/cli/bench/workload.ts";
 import { type ModelConfig, readModelConfig } from "../../src/models/config.ts";
 
@@ -50,6 +50,19 @@ describe("roofline of nano-vLLM's workload", () => {
 });
 
 describe("roofline", () => {
+  test("quantised weights of the layers are read in fewer bytes, the LM head's are not", () => {
+    const seconds = (config: ModelConfig) =>
+      roofline(config, [{ prompt: 32, output: 128 }], readRate, options).weightSeconds;
+    const fp8 = seconds(asLoaded(large, { quantization: "fp8" }));
+    const head = (127 * large.vocabSize * large.hiddenSize * 2) / readRate.bytesPerSecond;
+    // A factor of 4 bytes for each channel beside its 4,096 weights or more.
+    expectWithin1Percent((fp8 - head) / (seconds(large) - head), 0.5);
+    const declared = { kind: "integers", bits: 4, groupSize: 128, zeros: false } as const;
+    const int4 = seconds({ ...large, quantisation: { method: "gptq", gptqZeros: "v1", declared } });
+    expectWithin1Percent((int4 - head) / (seconds(large) - head), (4 + 16 / 128) / 16);
+    expect(asLoaded(large, { quantization: undefined })).toBe(large);
+  });
+
   test("one stream is bound by reading the weights, its prompt's step included", () => {
     const limit = roofline(small, [{ prompt: 32, output: 128 }], readRate, options);
     expectWithin1Percent(limit.tokensPerSecond, 3870);
