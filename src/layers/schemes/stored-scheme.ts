@@ -23,7 +23,7 @@ export interface StoredSchemeOptions {
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
 const COMPANIONS = [
-  /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_zero_point|activation_scale)$/,
+  /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_scale_ub|input_zero_point|activation_scale)$/,
 ];
 const LM_HEAD = "lm_head";
 /** The names of tensors of codes, or of floats. */
