@@ -1,4 +1,5 @@
 import type { AttentionSpec, BatchTensors, LayerCache } from "../src/backend/backend.ts";
+import { dtypeSize, type KvDType } from "../src/base/dtype.ts";
 import { rotaryTable } from "../src/layers/rotary.ts";
 import type { CaseMemory, KernelCase } from "./kernel-case.ts";
 import { sum } from "./stats.ts";
@@ -8,6 +9,8 @@ export interface AttentionHeads {
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
+  /** Of keys and values. Default: that of activations. */
+  readonly kvDtype?: KvDType;
 }
 
 /** Tokens of a KV block: the engine's default. */
@@ -27,7 +30,7 @@ export function decodeCase(
   heads: AttentionHeads,
   contextLens: readonly number[],
 ): KernelCase {
-  const tokenBytes = 2 * heads.numKvHeads * heads.headDim * BYTES;
+  const tokenBytes = 2 * heads.numKvHeads * heads.headDim * elementBytes(heads);
   const tokens = sum(contextLens);
   const operands = memory.coldSets(tokens * tokenBytes);
   return {
@@ -61,7 +64,8 @@ export function prefillCase(
   return {
     ...{ group, name: `${window === 0 ? "" : `window of ${window}, `}${length} tokens`, operands },
     // Queries, keys and values are read and written once, and the result is written.
-    bytes: length * (3 * numHeads + 4 * numKvHeads) * headDim * BYTES,
+    bytes:
+      length * ((3 * numHeads + 2 * numKvHeads) * BYTES + 2 * numKvHeads * elementBytes(heads)) * headDim,
     flops: (window === 0 ? 2 * length ** 2 : 4 * length * window) * headDim * numHeads,
     prepare: () => attendLauncher(memory, heads, [length], [length], operands, window),
   };
@@ -70,7 +74,7 @@ export function prefillCase(
 /** Enqueues attention of rows with so many query tokens, at the ends of their contexts, on one of several caches. */
 function attendLauncher(
   memory: CaseMemory,
-  { numHeads, numKvHeads, headDim }: AttentionHeads,
+  { numHeads, numKvHeads, headDim, kvDtype }: AttentionHeads,
   contextLens: readonly number[],
   queryLens: readonly number[],
   operands: number,
@@ -113,9 +117,14 @@ function attendLauncher(
   };
   const qkv = memory.random(numTokens, (numHeads + 2 * numKvHeads) * headDim);
   const out = memory.empty(backend.activationDtype, numTokens, numHeads * headDim);
-  const pool = () => memory.random(order.length, numKvHeads, BLOCK_SIZE, headDim);
+  const blocks = [order.length, numKvHeads, BLOCK_SIZE, headDim];
+  const pool = () => (kvDtype === "float8_e4m3" ? memory.randomFloat8(...blocks) : memory.random(...blocks));
   const caches = Array.from({ length: operands }, (): LayerCache => ({ keys: pool(), values: pool() }));
   return (i) => backend.attend(out, qkv, caches[i % operands]!, batch, spec);
+}
+
+function elementBytes({ kvDtype }: AttentionHeads): number {
+  return kvDtype === undefined ? BYTES : dtypeSize(kvDtype);
 }
 
 /** Whole numbers below `count` in an order without runs, the same every time. */

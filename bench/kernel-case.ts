@@ -9,6 +9,9 @@ import { median } from "./stats.ts";
 /** Bytes that launches go through before they come to the same again: several times any L2 cache. */
 const COLD_BYTES = 512 * 2 ** 20;
 
+/** Pseudo-random codes before they repeat. */
+const FLOAT8_CODES = 2 ** 22;
+
 /** Launches of a graph: so many, or as many as take this long at the limit, so that its start does not count. */
 const MAX_LAUNCHES = 200;
 const GRAPH_SECONDS = 0.02;
@@ -73,6 +76,19 @@ export class CaseMemory implements Disposable {
   /** Normal values around 0, of standard deviation 0.02, in the dtype of activations. */
   random(...shape: number[]): Tensor {
     return this.#dummy("normal", shape);
+  }
+
+  /** Codes of float8_e4m3 between −2 and 2, the same again every so many. */
+  randomFloat8(...shape: number[]): Tensor {
+    const tensor = this.empty("float8_e4m3", ...shape);
+    const codes = new Uint8Array(Math.min(tensor.size, FLOAT8_CODES));
+    for (let i = 0; i < codes.length; i++) codes[i] = (Math.imul(i + 1, 0x9e3779b9) >>> 24) & 0xbf;
+    const flat = tensor.reshape(tensor.size);
+    for (let at = 0; at < tensor.size; at += codes.length) {
+      const part = flat.rows(at, Math.min(at + codes.length, tensor.size));
+      this.backend.upload(part, codes.subarray(0, part.size));
+    }
+    return tensor;
   }
 
   ones(...shape: number[]): Tensor {

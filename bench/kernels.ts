@@ -37,6 +37,7 @@ const MODELS = { "0.6B": model("qwen3-0.6b"), "8B": model("qwen3-8b") } as const
 const OTHER_HEADS: Readonly<Record<string, AttentionHeads>> = {
   d64: { numHeads: 32, numKvHeads: 8, headDim: 64 },
   d256: { numHeads: 16, numKvHeads: 8, headDim: 256 },
+  "0.6B, eight bits": { ...MODELS["0.6B"], kvDtype: "float8_e4m3" },
 };
 const WORKLOAD_STEPS = [1, 150, 500];
 const PROMPT_LENGTHS = [2048, 8192, 16384, 32768];

@@ -15,7 +15,7 @@ import {
   type StepTime,
   timeByClass,
 } from "./profiling-backend.ts";
-import { asLoaded, type DeviceLimits, decodeLimit } from "./roofline.ts";
+import { asLoaded, type DeviceLimits, decodeLimit, kvElementBytes } from "./roofline.ts";
 import { median, percentile, sum } from "./stats.ts";
 import { checkOutputs, type NamedWorkload, samplingOf, streams } from "./workload.ts";
 
@@ -92,7 +92,8 @@ export async function profile(
       ? []
       : batches.map((batch) => {
           const shares = decodeShares(loaded, profiler, Math.min(batch, config.maxNumSeqs));
-          return limits ? besideLimit(shares, asLoaded(loaded.modelConfig, config), limits) : shares;
+          const model = asLoaded(loaded.modelConfig, config);
+          return limits ? besideLimit(shares, model, limits, kvElementBytes(config)) : shares;
         });
     // One loop steps the engine: a second would take its deltas.
     const open = new OpenRequests();
@@ -147,9 +148,14 @@ export function summarize(
   };
 }
 
-function besideLimit(shares: DecodeShares, model: ModelConfig, limits: DeviceLimits): DecodeShares {
+function besideLimit(
+  shares: DecodeShares,
+  model: ModelConfig,
+  limits: DeviceLimits,
+  kvBytes: number,
+): DecodeShares {
   const contexts = Array<number>(shares.batch).fill(shares.contextTokens);
-  const limit = decodeLimit(model, contexts, limits);
+  const limit = decodeLimit(model, contexts, limits, kvBytes);
   const known = new Map<OpClass, number>([
     ["linear", limit.layers],
     ["attention", limit.attention],

@@ -14,6 +14,11 @@ export interface DeviceLimits {
   readonly flopsPerSecond: number;
 }
 
+/** Bytes of an element of the KV cache on a GPU. */
+export function kvElementBytes({ kvCacheDtype }: Pick<EngineConfig, "kvCacheDtype">): number {
+  return dtypeSize(kvCacheDtype === "auto" ? "bfloat16" : "float8_e4m3");
+}
+
 /** A request's lengths in tokens. */
 export interface RequestLengths {
   readonly prompt: number;
@@ -98,11 +103,15 @@ export interface DecodeLimit {
   readonly step: number;
 }
 
-/** The weights of the layers and of the LM head, and the keys and values of the contexts, are read once. */
+/**
+ * The weights of the layers and of the LM head, and the keys and values of the contexts, are read once.
+ * @param kvBytes of an element of the KV cache
+ */
 export function decodeLimit(
   config: ModelConfig,
   contextLengths: readonly number[],
   { bytesPerSecond }: DeviceLimits,
+  kvBytes = dtypeSize("bfloat16"),
 ): DecodeLimit {
   const bytes = dtypeSize("bfloat16");
   const weights = weightCounts(config);
@@ -113,7 +122,7 @@ export function decodeLimit(
   const [layers, head, attention] = [
     layerBytes(config) / bytesPerSecond,
     (weights.head * bytes) / bytesPerSecond,
-    (tokens * 2 * config.numKvHeads * config.headDim * bytes) / bytesPerSecond,
+    (tokens * 2 * config.numKvHeads * config.headDim * kvBytes) / bytesPerSecond,
   ];
   return { layers, attention, head, step: layers + attention + head };
 }

@@ -17,7 +17,14 @@ import type { ModelConfig } from "../src/models/config.ts";
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
 import { type DecodeShares, type IdleTimes, type Profile, profile } from "./profile.ts";
 import { describeMachine, makeRecord, writeRecord } from "./record.ts";
-import { asLoaded, type DeviceLimits, type Roofline, requestLengths, roofline } from "./roofline.ts";
+import {
+  asLoaded,
+  type DeviceLimits,
+  kvElementBytes,
+  type Roofline,
+  requestLengths,
+  roofline,
+} from "./roofline.ts";
 import { median, sum } from "./stats.ts";
 import { type NamedWorkload, recordedWorkload, streams, streamsValue, timeGenerate } from "./workload.ts";
 
@@ -127,7 +134,9 @@ function judge(
   const lengths = requestLengths(workload);
   const outputTokens = sum(lengths.map(({ output }) => output));
   const tokensPerSecond = outputTokens / median(seconds);
-  const limit = limits && roofline(asLoaded(llm.modelConfig, llm.config), lengths, limits, llm.config);
+  const model = asLoaded(llm.modelConfig, llm.config);
+  const options = { ...llm.config, kvBytes: kvElementBytes(llm.config) };
+  const limit = limits && roofline(model, lengths, limits, options);
   return {
     ...{ workload: workload.name, requests: lengths.length, outputTokens, seconds, tokensPerSecond },
     promptTokens: sum(lengths.map(({ prompt }) => prompt)),

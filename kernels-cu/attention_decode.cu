@@ -1,25 +1,25 @@
 // The whole of attend for rows with one query token: query and key norm, rotary embedding, the store of the new key and
 // value, and attention over the paged context (split-KV flash-decoding).
 //
-// Shapes: qkv [R, (g + 2)·NKV·D], keys and values [B, NKV, BS, D], out [R, g·NKV·D]; row r's token is token r and sits at
+// Shapes: qkv [R, (g + 2)·NKV·D], keys and values cache_t [B, NKV, BS, D], out [R, g·NKV·D]; row r's token is token r and sits at
 // position context_lens[r] − 1. A row of context 0 or slot −1 (padding of a captured batch) is left alone; one of slot
 // mapping −1 is not stored.
 //
 // Parallelisation: a CTA for each (KV head, row, split), the split slowest so that the extra splits, which only long
 // rows fill, come last. Lengths are read here, so a captured launch stays valid while they grow: a row is cut into
 // min(gridDim.z, context / min_split) equal splits and the other CTAs leave at once. A warp takes every WARPS-th tile
-// of 16 tokens. Each CTA prepares its group's queries for itself; the one of the last split also prepares and stores the
+// of TILE tokens. Each CTA prepares its group's queries for itself; the one of the last split also prepares and stores the
 // token's key and value, and takes them from shared memory. Splits write float partials and the last one to arrive merges
 // them in split order: no second launch, and results repeat bit for bit and do not depend on the other rows' contents.
 //
 // Why this version: reading the cache once at full bandwidth is all that counts, so everything else is kept off its
 // way. Tiles land directly in fragments (decode_tiles.cuh): no shared memory, no barriers in the loop. Each warp keeps the
-// next tile's keys and values in flight (8 KiB at D = 128).
+// next tile's keys and values in flight (8 KiB at D = 128): a tile of eight bits has twice the tokens.
 //
 // Lengths, tables, cached tokens, norms and rotation angles are read before the wait (see GRID_DEPENDENCY_PUBLISH): what is
 // left after it are the token's projections.
 #include "decode_tiles.cuh"
-#include "head_part.cuh"
+#include "group_projections.cuh"
 
 #if !defined(DECODE_WARPS) || !defined(STATIC_SHARED_BYTES)
 #error "DECODE_WARPS and STATIC_SHARED_BYTES come from src/backend/cuda/ops/decode-attention.ts"
@@ -28,15 +28,12 @@
 constexpr int WARPS = DECODE_WARPS;
 // Splits whose results are fetched together.
 constexpr int SPLITS_AT_ONCE = 16;
-// Heads of a group in its projections.
-constexpr int KEY = GROUP_SIZE, VALUE = GROUP_SIZE + 1, PROJECTED = GROUP_SIZE + 2;
 
 struct Shared {
   // The warps' results.
   float2 outputs[WARPS][GROUP_SIZE][HEAD_DIM / 2];
   float2 stats[WARPS][GROUP_SIZE];
-  // Queries, key and value of the group's token; padded so that rows start on different banks.
-  alignas(VECTOR_BYTES) elem_t projected[PROJECTED][HEAD_DIM + VEC];
+  GroupProjections projections;
 };
 static_assert(sizeof(Shared) < STATIC_SHARED_BYTES, "the warps' results must fit static shared memory");
 
@@ -66,15 +63,16 @@ __device__ __forceinline__ bool arrive_last(uint32* counter, uint32 count) {
 
 // Grid (NKV, R, splits). partials [R, NKV, splits, g, D] and partial_stats [R, NKV, splits, g] (maximum, sum) are
 // scratch; counters [R, NKV] must be 0 and are 0 again afterwards. scale_log2 is the scale of the scores times log2(e);
-// window 0 = none; min_split_tiles: a split has at least this many tiles of 16 tokens unless the row is shorter. The norms
-// may be null.
+// window 0 = none; min_split_tiles: a split has at least this many tiles unless the row is shorter. The norms may be null.
+// scale_log2 has key_scale in it.
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-    attention_decode(elem_t* __restrict__ out, const elem_t* qkv, elem_t* keys, elem_t* values,
+    attention_decode(elem_t* __restrict__ out, const elem_t* qkv, cache_t* keys, cache_t* values,
                      const float* __restrict__ cos_sin, const elem_t* __restrict__ query_norm,
                      const elem_t* __restrict__ key_norm, const int* __restrict__ slot_mapping,
                      const int* __restrict__ block_tables, const int* __restrict__ row_slots,
                      const int* __restrict__ context_lens, float2* partials, float2* partial_stats, uint32* counters,
-                     int max_blocks, float scale_log2, int window, float eps, uint32 min_split_tiles) {
+                     int max_blocks, float scale_log2, int window, float eps, uint32 min_split_tiles,
+                     float key_scale, float value_scale) {
   const int kv_head = blockIdx.x, num_kv_heads = gridDim.x, row = blockIdx.y;
   const uint32 split = blockIdx.z;
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, r = lane / 4, c = lane % 4;
@@ -96,8 +94,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   // The token that this step brings; not in the cache yet.
   const int token = context - 1;
   const bool has_token = end_tile * TILE >= context;
-  const Context cached = {PagedHead(keys, kv_head, num_kv_heads, c * 8),
-                          PagedHead(values, kv_head, num_kv_heads, r * 8),
+  const Context cached = {PagedHead(keys, kv_head, num_kv_heads, c * KEY_LANE_DIMS),
+                          PagedHead(values, kv_head, num_kv_heads, r * VALUE_LANE_DIMS),
                           block_tables + static_cast<int64>(slot) * max_blocks,
                           token - 1,
                           r,
@@ -105,8 +103,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   KeyTile key_tile;
   ValueTile value_tile;
   const bool works = tile < end_tile;
-  const int block = works ? cached.block_of_tile(tile) : 0;
-  int next_block = works ? cached.block_of_tile(tile + WARPS) : 0;
+  const TileBlocks blocks = works ? blocks_of_tile(cached, tile) : TileBlocks{};
+  TileBlocks next_blocks = works ? blocks_of_tile(cached, tile + WARPS) : TileBlocks{};
   // Of a head of the token's projections LANES lanes have a part each. What they need of other memory is asked for while the
   // block tables are under way.
   constexpr int HEADS_AT_ONCE = WARP / LANES;
@@ -119,8 +117,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   const HeadAngles angles = load_head_angles(cos_sin + static_cast<int64>(token) * ROTARY_DIM);
   const int mapped = has_token ? slot_mapping[row] : -1;
   if (works) {
-    cached.load(key_tile, tile, block);
-    cached.load(value_tile, tile, block);
+    load_tile(key_tile, cached, tile, blocks);
+    load_tile(value_tile, cached, tile, blocks);
   }
 
   __shared__ Shared shared;
@@ -137,10 +135,10 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
       if (!is_value) scale_head(part, weight, scale);
     }
     if (!is_value) rotate(part, angles);
-    if (head < heads) store_head(shared.projected[head], part);
+    if (head < heads) shared.projections.keep(head, part, key_scale, value_scale);
     if (head < heads && !is_query && mapped >= 0) {
       const int64 at = (static_cast<int64>(mapped / BLOCK_SIZE) * num_kv_heads + kv_head) * BLOCK_SIZE + mapped % BLOCK_SIZE;
-      store_head((is_value ? values : keys) + at * HEAD_DIM, part);
+      store_cached((is_value ? values : keys) + at * HEAD_DIM, part, is_value ? value_scale : key_scale);
     }
     head += WARPS * HEADS_AT_ONCE;
     weight = norm_of(head);
@@ -152,13 +150,13 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     GRID_DEPENDENCY_LAUNCH();
   }
 
-  uint4 query[HEAD_TILES][KEY_LOADS];
+  uint4 query[HEAD_TILES][QUERY_LOADS];
 #pragma unroll
   for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll
-    for (int i = 0; i < KEY_LOADS; i++)
+    for (int i = 0; i < QUERY_LOADS; i++)
       query[h][i] =
-          h * 8 + r < GROUP_SIZE ? load16(&shared.projected[h * 8 + r][i * 32 + c * 8]) : make_uint4(0, 0, 0, 0);
+          h * 8 + r < GROUP_SIZE ? load16(&shared.projections.heads[h * 8 + r][query_dim(i, c)]) : make_uint4(0, 0, 0, 0);
 
   Softmax state;
   clear(state);
@@ -166,19 +164,19 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   if (works) {
     while (true) {
       const int next = tile + WARPS;
-      const int low = tile * TILE + r, high = low + 8, own = token - tile * TILE;
-      if (own < TILE) insert_token(key_tile, own, shared.projected[KEY], lane);
-      float scores[HEAD_TILES][4];
+      const int low = tile * TILE + r, own = token - tile * TILE;
+      if (own < TILE) insert_token(key_tile, own, shared.projections.key(), lane);
+      Scores scores;
       attend_keys(scores, key_tile, query);
-      if (next < end_tile) cached.load(key_tile, next, next_block);
-      uint32 probabilities[HEAD_TILES][2];
-      update_softmax(probabilities, state, scores, low >= first_position && low < context,
-                     high >= first_position && high < context, scale_log2);
-      if (own < TILE) insert_token(value_tile, own, shared.projected[VALUE], lane);
-      attend_values(state, value_tile, probabilities);
+      if (next < end_tile) load_tile(key_tile, cached, next, next_blocks);
+      Probabilities probabilities;
+      const auto is_visible = [&](int position) { return position >= first_position && position < context; };
+      update_softmax(probabilities, state, scores, low, is_visible, scale_log2);
+      if (own < TILE) insert_token(value_tile, own, shared.projections.value(), lane);
+      attend_values(state.output, value_tile, probabilities);
       if (next >= end_tile) break;
-      cached.load(value_tile, next, next_block);
-      next_block = cached.block_of_tile(next + WARPS);
+      load_tile(value_tile, cached, next, next_blocks);
+      next_blocks = blocks_of_tile(cached, next + WARPS);
       tile = next;
     }
   }
@@ -201,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     Partial total;
     total.add(stats, outputs);
     if (num_splits == 1) {
-      group_out[pair] = total.result();
+      group_out[pair] = total.result(value_scale);
     } else {
       group_partials[split * GROUP_PAIRS + pair] = total.output;
       if (dim == 0) group_stats[split * GROUP_SIZE + head] = make_float2(total.max, total.sum);
@@ -223,6 +221,6 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
       }
       total.add(stats, outputs);
     }
-    group_out[pair] = total.result();
+    group_out[pair] = total.result(value_scale);
   }
 }

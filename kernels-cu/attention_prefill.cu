@@ -1,6 +1,6 @@
 // Causal attention of rows with several query tokens over their paged context (FlashAttention-2, Dao 2023).
 //
-// Shapes: qkv [T, (g + 2)·NKV·D], keys and values [B, NKV, BS, D], out [T, g·NKV·D]; row r's queries are tokens
+// Shapes: qkv [T, (g + 2)·NKV·D], keys and values cache_t [B, NKV, BS, D], out [T, g·NKV·D]; row r's queries are tokens
 // cu_seqlens_q[r] .. cu_seqlens_q[r + 1] − 1, the last of them at position context_lens[r] − 1. Keys and values come
 // from the cache alone, so a chunk after a cached prefix is nothing special.
 //
@@ -11,43 +11,22 @@
 // Why this version: keys and values each have one shared buffer, filled by cp.async while the other is in use: values
 // load behind Q·Kᵀ and the next keys behind softmax and P·V. That leaves shared memory for two or three CTAs an SM on
 // Hopper and for one on the smallest chips. Rows are padded by 16 bytes, which keeps ldmatrix free of bank conflicts
-// for every head dimension. Two 16-row tiles a warp halve the shared-memory reads a product needs.
-#include "attention.cuh"
-
-#if !defined(PREFILL_ROWS) || !defined(PREFILL_WARPS) || !defined(PREFILL_KEYS) || !defined(PREFILL_PADDING)
-#error "PREFILL_ROWS, PREFILL_WARPS, PREFILL_KEYS and PREFILL_PADDING come from src/backend/cuda/ops/prefill-attention.ts"
+// for every head dimension. Two 16-row tiles a warp halve the shared-memory reads a product needs. Keys and values in eight bits
+// stay so in shared memory, and each warp widens what it multiplies (prefill_float8.cuh).
+#if defined(CACHE_FLOAT8)
+#include "prefill_float8.cuh"
+#else
+#include "prefill_elements.cuh"
 #endif
-
-constexpr int WARPS = PREFILL_WARPS;
-constexpr int THREADS = WARPS * WARP;
-constexpr int MMA_ROWS = PREFILL_ROWS / (WARPS * 16);
-constexpr int KEYS = PREFILL_KEYS;
-constexpr int KEY_TILES = KEYS / 8;
-constexpr int STRIDE = HEAD_DIM + PREFILL_PADDING;
-static_assert(MMA_ROWS * WARPS * 16 == PREFILL_ROWS, "PREFILL_ROWS must be a multiple of 16 rows a warp");
-static_assert(KEYS % 16 == 0, "PREFILL_KEYS must be a multiple of 16, the depth of a product");
-static_assert(PREFILL_PADDING % VEC == 0, "PREFILL_PADDING must keep rows aligned to 16-byte vectors");
-
-// A quad copies one row of D elements, 16 bytes a lane at a time; THREADS / 4 rows are under way at once.
-constexpr int ROW_COPIES = HEAD_DIM / 32;
-constexpr int ROWS_AT_ONCE = THREADS / 4;
-constexpr int KEY_PASSES = KEYS / ROWS_AT_ONCE;
-static_assert(KEYS % ROWS_AT_ONCE == 0 && PREFILL_ROWS % ROWS_AT_ONCE == 0, "every thread copies the same number of rows");
-
-__device__ __forceinline__ void copy_row(elem_t* target, const elem_t* source, bool valid) {
-  const uint32 address = shared_address(target);
-#pragma unroll
-  for (int i = 0; i < ROW_COPIES; i++) cp_async16(address + i * 64, source + i * 32, valid);
-}
 
 // Starts copying a tile of keys or values. Tokens from `end` on are not read and become zeros, so that a probability of
 // 0 meets no NaN. `blocks` holds the block of each token that this thread copies.
-__device__ __forceinline__ void copy_tile(elem_t* target, const PagedHead& head, const int (&blocks)[KEY_PASSES],
+__device__ __forceinline__ void copy_tile(cache_t* target, const PagedHead& head, const int (&blocks)[KEY_PASSES],
                                           int first_token, int end) {
 #pragma unroll
   for (int pass = 0; pass < KEY_PASSES; pass++) {
     const int index = pass * ROWS_AT_ONCE + threadIdx.x / 4, token = first_token + index;
-    copy_row(target + index * STRIDE + threadIdx.x % 4 * 8, head.token(blocks[pass], token), token < end);
+    copy_cached(target + index * CACHE_STRIDE + threadIdx.x % 4 * CACHE_VEC, head.token(blocks[pass], token), token < end);
   }
   cp_async_commit();
 }
@@ -60,64 +39,15 @@ __device__ __forceinline__ void find_blocks(int (&blocks)[KEY_PASSES], const int
   }
 }
 
-using Scores = float[MMA_ROWS][KEY_TILES][4];
-using Output = float[MMA_ROWS][HEAD_DIM / 8][4];
-
-__device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32 keys) {
-#pragma unroll
-  for (int m = 0; m < MMA_ROWS; m++)
-#pragma unroll
-    for (int n = 0; n < KEY_TILES; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) scores[m][n][i] = 0;
-#pragma unroll
-  for (int k = 0; k < HEAD_DIM / 16; k++) {
-    uint32 a[MMA_ROWS][4];
-#pragma unroll
-    for (int m = 0; m < MMA_ROWS; m++) ldmatrix_x4(a[m], query + (m * 16 * STRIDE + k * 16) * 2);
-#pragma unroll
-    for (int n = 0; n < KEY_TILES; n += 2) {
-      uint32 b[4];
-      ldmatrix_x4(b, keys + (n * 8 * STRIDE + k * 16) * 2);
-#pragma unroll
-      for (int m = 0; m < MMA_ROWS; m++) {
-        mma_m16n8k16(scores[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
-        mma_m16n8k16(scores[m][n + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
-      }
-    }
-  }
-}
-
-__device__ __forceinline__ void attend_values(Output& output, const Scores& probabilities, uint32 values) {
-#pragma unroll
-  for (int k = 0; k < KEY_TILES; k += 2) {
-    uint32 a[MMA_ROWS][4];
-#pragma unroll
-    for (int m = 0; m < MMA_ROWS; m++)
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        a[m][i] = pack2(probabilities[m][k + i / 2][i % 2 * 2], probabilities[m][k + i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n += 2) {
-      uint32 b[4];
-      ldmatrix_x4_trans(b, values + (k * 8 * STRIDE + n * 8) * 2);
-#pragma unroll
-      for (int m = 0; m < MMA_ROWS; m++) {
-        mma_m16n8k16(output[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
-        mma_m16n8k16(output[m][n + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
-      }
-    }
-  }
-}
-
 // Grid (query tiles of the longest row, NKV, rows); rows start at first_row of the batch. scale_log2 is the scale of
-// the scores times log2(e); window 0 = none. Dynamic shared memory: (PREFILL_ROWS + 2·KEYS)·STRIDE elements.
+// the scores times log2(e), and that of keys; window 0 = none. Dynamic shared memory: PREFILL_ROWS rows of STRIDE elements,
+// 2·KEYS of CACHE_STRIDE cached ones.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_prefill(elem_t* __restrict__ out, const elem_t* __restrict__ qkv, const elem_t* __restrict__ keys,
-                      const elem_t* __restrict__ values, const int* __restrict__ block_tables,
+    attention_prefill(elem_t* __restrict__ out, const elem_t* __restrict__ qkv, const cache_t* __restrict__ keys,
+                      const cache_t* __restrict__ values, const int* __restrict__ block_tables,
                       const int* __restrict__ row_slots, const int* __restrict__ cu_seqlens_q,
                       const int* __restrict__ context_lens, int first_row, int max_blocks, float scale_log2,
-                      int window) {
+                      int window, float value_scale) {
   GRID_DEPENDENCY_WAIT();
   const int kv_head = blockIdx.y, num_kv_heads = gridDim.y, row = first_row + blockIdx.z;
   const int first_token = cu_seqlens_q[row], num_queries = cu_seqlens_q[row + 1] - first_token;
@@ -135,14 +65,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
   extern __shared__ uint4 shared[];
   elem_t* query_tile = reinterpret_cast<elem_t*>(shared);
-  elem_t* key_tile = query_tile + PREFILL_ROWS * STRIDE;
-  elem_t* value_tile = key_tile + KEYS * STRIDE;
+  cache_t* key_tile = reinterpret_cast<cache_t*>(query_tile + PREFILL_ROWS * STRIDE);
+  cache_t* value_tile = key_tile + KEYS * CACHE_STRIDE;
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int copy_dim = threadIdx.x % 4 * 8;
 
   const int* table = block_tables + static_cast<int64>(row_slots[row]) * max_blocks;
-  const PagedHead cached_keys(keys, kv_head, num_kv_heads, copy_dim);
-  const PagedHead cached_values(values, kv_head, num_kv_heads, copy_dim);
+  const PagedHead cached_keys(keys, kv_head, num_kv_heads, threadIdx.x % 4 * CACHE_VEC);
+  const PagedHead cached_values(values, kv_head, num_kv_heads, threadIdx.x % 4 * CACHE_VEC);
   int blocks[KEY_PASSES];
   find_blocks(blocks, table, first_tile * KEYS, end);
 
@@ -151,17 +81,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int index = pass * ROWS_AT_ONCE + threadIdx.x / 4, packed = first_packed + index;
     const int token = first_token + packed / GROUP_SIZE, head = kv_head * GROUP_SIZE + packed % GROUP_SIZE;
     const elem_t* source = qkv + (static_cast<int64>(token) * (GROUP_SIZE + 2) * num_kv_heads + head) * HEAD_DIM;
-    copy_row(query_tile + index * STRIDE + copy_dim, source + copy_dim, packed < packed_rows);
+    copy_query(query_tile + index * STRIDE + copy_dim, source + copy_dim, packed < packed_rows);
   }
   copy_tile(key_tile, cached_keys, blocks, first_tile * KEYS, end);
 
-  // Lane's addresses for ldmatrix: rows of A and of the transposed B are lanes 0..15 of the first 8 columns, then of
-  // the next 8; B's are 8 rows of both column halves, then the next 8 rows.
+  // Lane's addresses for ldmatrix: rows of A are lanes 0..15 of the first 8 columns, then of the next 8.
   const uint32 query_address =
       shared_address(query_tile + (warp * MMA_ROWS * 16 + lane % 16) * STRIDE + lane / 16 * 8);
-  const uint32 key_address =
-      shared_address(key_tile + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8);
-  const uint32 value_address = shared_address(value_tile + lane % 16 * STRIDE + lane / 16 * 8);
+  const uint32 keys_from = key_address(key_tile, lane), values_from = value_address(value_tile, lane);
 
   // Of the lane's packed rows (16m + r and 16m + r + 8 of its warp): running maximum of log2 scores, and its own
   // columns' part of the sum.
@@ -187,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     copy_tile(value_tile, cached_values, blocks, tile * KEYS, end);
     find_blocks(blocks, table, (tile + 1) * KEYS, end);
     Scores scores;
-    attend_keys(scores, query_address, key_address);
+    attend_keys(scores, query_address, keys_from);
     // Values have arrived, and every warp is done with the keys.
     cp_async_wait<0>();
     __syncthreads();
@@ -233,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n++) output[m][n][i * 2] *= factor, output[m][n][i * 2 + 1] *= factor;
       }
-    attend_values(output, scores, value_address);
+    attend_values(output, scores, values_from);
   }
   GRID_DEPENDENCY_LAUNCH();
 
@@ -245,12 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       float sum = row_sum[m][i];
       sum += __shfl_xor_sync(FULL_MASK, sum, 1);
       sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-      const float inverse = 1 / sum;
-      elem_t* target = query_tile + ((warp * MMA_ROWS + m) * 16 + i * 8 + lane / 4) * STRIDE + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < HEAD_DIM / 8; n++)
-        *reinterpret_cast<uint32*>(target + n * 8) =
-            pack2(output[m][n][i * 2] * inverse, output[m][n][i * 2 + 1] * inverse);
+      elem_t* target = query_tile + ((warp * MMA_ROWS + m) * 16 + i * 8 + lane / 4) * STRIDE;
+      store_results(target, output[m], i, mean_factor(sum, value_scale), lane);
     }
   __syncwarp();
   constexpr int VECTORS = HEAD_DIM / 8;

@@ -2,14 +2,15 @@
 // (FlashAttention-3, Shah et al. 2024).
 //
 // Shapes: as in attention_prefill.cu. maps[0] (keys) and maps[1] (values) see a pool as [B·NKV·BS / 8, D / 64, 8, 64] (groups of 8
-// rows, columns in halves), with boxes of BOX / 8 groups and the 128-byte swizzle.
+// rows, columns in halves), with boxes of BOX / 8 groups and the 128-byte swizzle. A cache of eight bits needs no maps.
 //
 // Parallelisation: a CTA an SM takes query tiles from a queue, the longest of a row first, until there are none. The g
 // query heads of a KV head are packed into the tile's ROWS rows (packed row m is head m % g of token m / g), so that each
 // key is read once for all of them. In a CTA one warp asks for tiles and fetches their keys and values page by page with
 // the copy engine, STAGES tiles ahead; three warps fetch the next tile's queries; two warpgroups own 64 packed rows each. A
 // warpgroup multiplies the next keys while its last probabilities meet their values, and the two take turns at the tensor
-// cores, so that one's softmax hides behind the other's products.
+// cores, so that one's softmax hides behind the other's products. Where the cache has eight bits, pages are copied as they are, and
+// the three warps widen them into the tiles that are multiplied.
 //
 // Why this version: mma.sync reaches about 60% of what wgmma does, and its operands pass through registers. A persistent
 // CTA fetches the next tile during the last one's end, which a CTA for each tile waits for. A page's keys are one copy of
@@ -22,6 +23,9 @@
 #include "hopper.cuh"
 #include "query_tiles.cuh"
 #include "tensor_map.cuh"
+#if defined(CACHE_FLOAT8)
+#include "prefill_widening.cuh"
+#endif
 
 #if !defined(PREFILL_KEYS) || !defined(PREFILL_CONSUMERS) || !defined(PREFILL_STAGES) || !defined(PREFILL_CONTROL_BYTES)
 #error "PREFILL_KEYS, PREFILL_CONSUMERS, PREFILL_STAGES and PREFILL_CONTROL_BYTES come from src/backend/cuda/ops/hopper-prefill.ts"
@@ -36,7 +40,7 @@ constexpr int QUERY_STAGES = PREFILL_QUERY_STAGES;
 constexpr int TICKETS = 2;
 constexpr int BOX = PREFILL_BOX;
 constexpr int PAGES = KEYS / BOX;
-constexpr int QUERY_WARPS = 3;
+constexpr int HELPER_WARPS = 3;
 constexpr int VECTORS = HEAD_DIM / 8;
 static_assert(CONSUMERS == 2, "two warpgroups take turns");
 static_assert(BOX * PAGES == KEYS && BLOCK_SIZE % BOX == 0, "a tile must be whole boxes, a block too");
@@ -45,20 +49,43 @@ static_assert(BOX % 8 == 0, "a box must be whole groups of 8 rows");
 static_assert(PAGES <= WARP, "each lane of the producer fetches one page of a tile");
 
 constexpr uint32 ROW_BYTES = HEAD_DIM * 2, GROUP_BYTES = 8 * ROW_BYTES, QUERY_BYTES = ROWS * ROW_BYTES,
-                 TILE_BYTES = KEYS * ROW_BYTES, BOX_BYTES = BOX * ROW_BYTES;
+                 TILE_BYTES = KEYS * ROW_BYTES;
+#if defined(CACHE_FLOAT8)
+constexpr uint32 CODE_TILE_BYTES = KEYS * HEAD_DIM, BOX_BYTES = BOX * HEAD_DIM;
+// Whoever fills a tile of keys or values.
+constexpr int TILE_WRITERS = HELPER_WARPS;
+#else
+constexpr uint32 BOX_BYTES = BOX * ROW_BYTES;
+constexpr int TILE_WRITERS = 1;
+#endif
+
+// Registers of a thread that fetches, and of one that multiplies: together what a kernel of 168 registers has.
+#if defined(CACHE_FLOAT8)
+constexpr bool WIDENS = HEAD_DIM <= 128;
+#else
+constexpr bool WIDENS = false;
+#endif
+constexpr int FETCH_REGISTERS = WIDENS ? 56 : 40, MULTIPLY_REGISTERS = WIDENS ? 224 : 232;
 
 // Named barriers, one for each consumer; 0 is __syncthreads.
 enum NamedBarrier : int { TURN = 1, VALUES_CLEARED = TURN + CONSUMERS };
 
-// Shared memory begins with queries [QUERY_STAGES], keys [STAGES] and values [STAGES].
+// Shared memory begins with queries [QUERY_STAGES], keys [STAGES] and values [STAGES], and codes of either [CODE_STAGES].
 struct Control {
   Ticket tickets[TICKETS];
   uint64 ticket_full[TICKETS], ticket_empty[TICKETS];
   uint64 queries_full[QUERY_STAGES], queries_empty[QUERY_STAGES];
   uint64 keys_full[STAGES], keys_empty[STAGES], values_full[STAGES], values_empty[STAGES];
+#if defined(CACHE_FLOAT8)
+  CodeBarriers codes;
+#endif
 };
-constexpr uint32 KEYS_AT = QUERY_STAGES * QUERY_BYTES, VALUES_AT = KEYS_AT + STAGES * TILE_BYTES,
-                 CONTROL_AT = VALUES_AT + STAGES * TILE_BYTES;
+constexpr uint32 KEYS_AT = QUERY_STAGES * QUERY_BYTES, VALUES_AT = KEYS_AT + STAGES * TILE_BYTES;
+#if defined(CACHE_FLOAT8)
+constexpr uint32 CODES_AT = VALUES_AT + STAGES * TILE_BYTES, CONTROL_AT = CODES_AT + CODE_STAGES * CODE_TILE_BYTES;
+#else
+constexpr uint32 CONTROL_AT = VALUES_AT + STAGES * TILE_BYTES;
+#endif
 static_assert(sizeof(Control) <= PREFILL_CONTROL_BYTES, "the host must ask for room for Control");
 
 // The tiles of keys that a query tile sees, and the first and last position of its queries.
@@ -73,23 +100,38 @@ struct Span {
   }
 };
 
-__device__ __forceinline__ void fetch_tile(const TensorMap* map, uint32 target, uint64& full, int pool_row, int pages,
-                                           int lane) {
+// Where keys or values are copied from.
+#if defined(CACHE_FLOAT8)
+using Pool = cache_t;
+#else
+using Pool = TensorMap;
+#endif
+
+__device__ __forceinline__ void fetch_tile(const Pool* pool, uint32 target, uint64& full, int pool_row, int pages, int lane) {
   const uint32 barrier = shared_address(&full);
   if (lane == 0) barrier_expect(barrier, pages * BOX_BYTES);
   __syncwarp();
-  if (lane < pages) copy_box<4>(target + lane * BOX_BYTES, map, barrier, 0, pool_row / 8);
+#if defined(CACHE_FLOAT8)
+  if (lane < pages)
+    copy_bytes(target + lane * BOX_BYTES, pool + static_cast<int64>(pool_row) * HEAD_DIM, BOX_BYTES, barrier);
+#else
+  if (lane < pages) copy_box<4>(target + lane * BOX_BYTES, pool, barrier, 0, pool_row / 8);
+#endif
 }
 
 // One warp: takes tickets, hands them on, and fetches their keys and values from the last tile to the first: the diagonal
 // comes first, so that only the first tiles mask.
-__device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMap* value_map, uint32 shared,
+__device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_pool, uint32 shared,
                                         Control& control, const int* block_tables, int max_blocks, TileFinder<ROWS> finder,
                                         uint32* queue, int window) {
   const int lane = threadIdx.x % WARP;
-  tensor_map_fence(key_map);
-  tensor_map_fence(value_map);
+#if defined(CACHE_FLOAT8)
+  RingPosition<CODE_STAGES> codes;
+#else
+  tensor_map_fence(key_pool);
+  tensor_map_fence(value_pool);
   RingPosition<STAGES> keys, values;
+#endif
   RingPosition<TICKETS> hand;
   int number = blockIdx.x;
   for (;;) {
@@ -113,19 +155,33 @@ __device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMa
              token % BLOCK_SIZE;
     };
     const auto pages_of = [&](int tile) { return min(ceil_div(span.highest + 1 - tile * KEYS, BOX), PAGES); };
+#if defined(CACHE_FLOAT8)
+    const auto fetch_codes = [&](const Pool* pool, int pool_row, int pages) {
+      barrier_wait(shared_address(&control.codes.empty[codes.stage]), codes.phase ^ 1);
+      fetch_tile(pool, shared + CODES_AT + codes.stage * CODE_TILE_BYTES, control.codes.full[codes.stage], pool_row, pages,
+                 lane);
+      codes.advance();
+    };
+    const auto fetch_keys = [&](int pool_row, int pages) { fetch_codes(key_pool, pool_row, pages); };
+    const auto fetch_values = [&](int pool_row, int pages) { fetch_codes(value_pool, pool_row, pages); };
+#else
     const auto fetch_values = [&](int pool_row, int pages) {
       barrier_wait(shared_address(&control.values_empty[values.stage]), values.phase ^ 1);
-      fetch_tile(value_map, shared + VALUES_AT + values.stage * TILE_BYTES, control.values_full[values.stage], pool_row,
+      fetch_tile(value_pool, shared + VALUES_AT + values.stage * TILE_BYTES, control.values_full[values.stage], pool_row,
                  pages, lane);
       values.advance();
     };
+    const auto fetch_keys = [&](int pool_row, int pages) {
+      barrier_wait(shared_address(&control.keys_empty[keys.stage]), keys.phase ^ 1);
+      fetch_tile(key_pool, shared + KEYS_AT + keys.stage * TILE_BYTES, control.keys_full[keys.stage], pool_row, pages,
+                 lane);
+      keys.advance();
+    };
+#endif
     int pool_row = pool_row_of(span.end_tile - 1), previous_row = 0, previous_pages = 0;
     for (int tile = span.end_tile - 1; tile >= span.first_tile; tile--) {
       const int pages = pages_of(tile), next_row = tile > span.first_tile ? pool_row_of(tile - 1) : 0;
-      barrier_wait(shared_address(&control.keys_empty[keys.stage]), keys.phase ^ 1);
-      fetch_tile(key_map, shared + KEYS_AT + keys.stage * TILE_BYTES, control.keys_full[keys.stage], pool_row, pages,
-                 lane);
-      keys.advance();
+      fetch_keys(pool_row, pages);
       if (previous_pages > 0) fetch_values(previous_row, previous_pages);
       previous_row = pool_row, previous_pages = pages, pool_row = next_row;
     }
@@ -136,11 +192,32 @@ __device__ __forceinline__ void produce(const TensorMap* key_map, const TensorMa
   if (lane == 0 && atomicInc(queue + 1, gridDim.x - 1) == gridDim.x - 1) *queue = 0;
 }
 
-// QUERY_WARPS warps: the packed query rows of each ticket; rows that do not exist are zeros.
-__device__ __forceinline__ void fetch_queries(uint32 shared, Control& control, const elem_t* qkv, int num_kv_heads,
-                                              int thread) {
+// HELPER_WARPS warps: the packed query rows of each ticket; rows that do not exist are zeros. Then its keys and values, where those
+// are copied as codes.
+__device__ __forceinline__ void help(uint32 shared, Control& control, const elem_t* qkv, int num_kv_heads, int window,
+                                     int thread) {
   RingPosition<TICKETS> hand;
   RingPosition<QUERY_STAGES> ring;
+#if defined(CACHE_FLOAT8)
+  RingPosition<CODE_STAGES> codes;
+  // Tiles so far.
+  uint32 keys = 0, values = 0;
+  const auto widen = [&](uint32 target, uint32 full, uint32 empty, uint32 phase) {
+    const uint32 code_barriers = shared_address(&control.codes.full[codes.stage]);
+    barrier_wait(code_barriers, codes.phase);
+    barrier_wait(empty, phase ^ 1);
+    widen_tile<KEYS, HELPER_WARPS>(target, shared + CODES_AT + codes.stage * CODE_TILE_BYTES, GROUP_BYTES, thread / WARP,
+                                   thread % WARP);
+    // Also before the copy engine writes where codes were read.
+    async_proxy_fence();
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) {
+      barrier_arrive(code_barriers + static_cast<uint32>(sizeof(control.codes.full)));
+      barrier_arrive(full);
+    }
+    codes.advance();
+  };
+#endif
   for (;;) {
     barrier_wait(shared_address(&control.ticket_full[hand.stage]), hand.phase);
     const Ticket ticket = control.tickets[hand.stage];
@@ -150,7 +227,7 @@ __device__ __forceinline__ void fetch_queries(uint32 shared, Control& control, c
     if (ticket.packed_rows == 0) break;
     barrier_wait(shared_address(&control.queries_empty[ring.stage]), ring.phase ^ 1);
     const uint32 target = shared + ring.stage * QUERY_BYTES;
-    for (int i = thread; i < ROWS * VECTORS; i += QUERY_WARPS * WARP) {
+    for (int i = thread; i < ROWS * VECTORS; i += HELPER_WARPS * WARP) {
       const int m = i / VECTORS, column = i % VECTORS, packed = ticket.first_packed + m;
       const int64 token = ticket.first_token + packed / GROUP_SIZE, head = ticket.kv_head * GROUP_SIZE + packed % GROUP_SIZE;
       const bool exists = packed < ticket.packed_rows;
@@ -159,10 +236,25 @@ __device__ __forceinline__ void fetch_queries(uint32 shared, Control& control, c
     }
     cp_async_commit();
     cp_async_wait<0>();
+#if defined(CACHE_FLOAT8) && defined(DTYPE_BF16)
+    pack_queries<ROWS, HELPER_WARPS * WARP>(target, GROUP_BYTES, thread);
+#endif
     async_proxy_fence();
     __syncwarp();
     if (threadIdx.x % WARP == 0) barrier_arrive(shared_address(&control.queries_full[ring.stage]));
     ring.advance();
+#if defined(CACHE_FLOAT8)
+    // In the order in which they are copied: the values of a tile follow the keys of the next.
+    const Span span(ticket, window);
+    const int last = 2 * (span.end_tile - span.first_tile) - 1;
+#pragma unroll 1
+    for (int i = 0; i <= last; i++) {
+      const bool is_values = i == last || (i > 0 && i % 2 == 0);
+      const uint32 tiles = is_values ? values++ : keys++, stage = tiles % STAGES;
+      const uint32 full = shared_address(is_values ? control.values_full : control.keys_full) + stage * 8;
+      widen(shared + (is_values ? VALUES_AT : KEYS_AT) + stage * TILE_BYTES, full, full + STAGES * 8, tiles / STAGES % 2);
+    }
+#endif
   }
 }
 
@@ -190,7 +282,7 @@ __device__ __forceinline__ void multiply_values(Output& output, const Probabilit
 
 // A warpgroup: its 64 rows of each ticket.
 __device__ __forceinline__ void consume(unsigned char* memory, Control& control, elem_t* out, int num_kv_heads,
-                                        float scale_log2, int window, int warpgroup) {
+                                        float scale_log2, int window, float value_scale, int warpgroup) {
   const uint32 shared = shared_address(memory);
   const int thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
   // A query sees the keys that lie 0 to visible − 1 positions before it.
@@ -266,7 +358,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
     };
     const auto pack_probabilities = [&] {
 #pragma unroll
-      for (int k = 0; k < KEYS / 4; k++) probabilities[k] = pack2(scores[k * 2], scores[k * 2 + 1]);
+      for (int k = 0; k < KEYS / 4; k++) probabilities[k] = pack_factors(scores[k * 2], scores[k * 2 + 1]);
     };
     // One tile: its scores, and the values of the tile before.
     const auto step = [&](int tile, bool accumulate, bool masked) {
@@ -341,12 +433,12 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
       float sum = row_sum[i];
       sum += __shfl_xor_sync(FULL_MASK, sum, 1);
       sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-      const float inverse = 1 / sum;
+      const float factor = mean_factor(sum, value_scale);
       const int m = warpgroup * 64 + warp * 16 + i * 8 + lane / 4;
 #pragma unroll
       for (int n = 0; n < HEAD_DIM / 8; n++)
         *reinterpret_cast<uint32*>(gathered + matrix_offset(m, n, GROUP_BYTES) + lane % 4 * 4) =
-            pack2(output[n * 4 + i * 2] * inverse, output[n * 4 + i * 2 + 1] * inverse);
+            pack2(output[n * 4 + i * 2] * factor, output[n * 4 + i * 2 + 1] * factor);
     }
     __syncwarp();
     for (int i = lane; i < 16 * VECTORS; i += WARP) {
@@ -363,26 +455,30 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
 }
 
 // Grid: at most one CTA an SM. Rows first_row .. first_row + num_rows − 1 of the batch. `queue` [2] is zeros between
-// launches. scale_log2 is the scale of the scores times log2(e); window 0 = none. Dynamic shared memory: CONTROL_AT +
-// PREFILL_CONTROL_BYTES.
+// launches. scale_log2 is the scale of the scores times log2(e), and that of keys; window 0 = none. Dynamic shared memory:
+// CONTROL_AT + PREFILL_CONTROL_BYTES. keys, values and value_scale are of a cache of eight bits, maps of any other.
 extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     attention_prefill_hopper(elem_t* __restrict__ out, const elem_t* __restrict__ qkv,
                              const TensorMap* __restrict__ maps, const int* __restrict__ block_tables,
                              const int* __restrict__ row_slots, const int* __restrict__ cu_seqlens_q,
                              const int* __restrict__ context_lens, uint32* __restrict__ queue, int num_kv_heads,
-                             int first_row, int num_rows, int max_blocks, float scale_log2, int window) {
+                             int first_row, int num_rows, int max_blocks, float scale_log2, int window,
+                             const cache_t* __restrict__ keys, const cache_t* __restrict__ values, float value_scale) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Control& control = *reinterpret_cast<Control*>(dynamic + CONTROL_AT);
   if (threadIdx.x == 0) {
     const auto init = [](uint64& barrier, int arrivals) { barrier_init(shared_address(&barrier), arrivals); };
     for (int i = 0; i < TICKETS; i++)
-      init(control.ticket_full[i], 1), init(control.ticket_empty[i], CONSUMERS * 4 + QUERY_WARPS);
+      init(control.ticket_full[i], 1), init(control.ticket_empty[i], CONSUMERS * 4 + HELPER_WARPS);
     for (int i = 0; i < QUERY_STAGES; i++)
-      init(control.queries_full[i], QUERY_WARPS), init(control.queries_empty[i], CONSUMERS * 4);
+      init(control.queries_full[i], HELPER_WARPS), init(control.queries_empty[i], CONSUMERS * 4);
     for (int i = 0; i < STAGES; i++) {
-      init(control.keys_full[i], 1), init(control.keys_empty[i], CONSUMERS * 4);
-      init(control.values_full[i], 1), init(control.values_empty[i], CONSUMERS * 4);
+      init(control.keys_full[i], TILE_WRITERS), init(control.keys_empty[i], CONSUMERS * 4);
+      init(control.values_full[i], TILE_WRITERS), init(control.values_empty[i], CONSUMERS * 4);
     }
+#if defined(CACHE_FLOAT8)
+    for (int i = 0; i < CODE_STAGES; i++) init(control.codes.full[i], 1), init(control.codes.empty[i], HELPER_WARPS);
+#endif
     barrier_init_fence();
   }
   __syncthreads();
@@ -390,16 +486,21 @@ extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
 
   const int warpgroup = threadIdx.x / WARPGROUP;
   if (warpgroup == CONSUMERS) {
-    release_registers<40>();
+    release_registers<FETCH_REGISTERS>();
     const int warp = threadIdx.x / WARP % 4;
     if (warp == 0) {
       const TileFinder<ROWS> finder = {cu_seqlens_q, context_lens, row_slots, first_row, num_rows, num_kv_heads};
-      produce(maps, maps + 1, shared_address(dynamic), control, block_tables, max_blocks, finder, queue, window);
+#if defined(CACHE_FLOAT8)
+      const Pool *key_pool = keys, *value_pool = values;
+#else
+      const Pool *key_pool = maps, *value_pool = maps + 1;
+#endif
+      produce(key_pool, value_pool, shared_address(dynamic), control, block_tables, max_blocks, finder, queue, window);
     } else {
-      fetch_queries(shared_address(dynamic), control, qkv, num_kv_heads, threadIdx.x - (CONSUMERS * 4 + 1) * WARP);
+      help(shared_address(dynamic), control, qkv, num_kv_heads, window, threadIdx.x - (CONSUMERS * 4 + 1) * WARP);
     }
   } else {
-    acquire_registers<232>();
-    consume(dynamic, control, out, num_kv_heads, scale_log2, window, warpgroup);
+    acquire_registers<MULTIPLY_REGISTERS>();
+    consume(dynamic, control, out, num_kv_heads, scale_log2, window, value_scale, warpgroup);
   }
 }

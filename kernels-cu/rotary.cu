@@ -2,7 +2,7 @@
 // paged cache.
 //
 //   qkv            elem_t [tokens, (heads + 2 · kv_heads) · HEAD_DIM]: queries, keys, values
-//   keys, values   elem_t [blocks, kv_heads, block_size, HEAD_DIM]
+//   keys, values   cache_t [blocks, kv_heads, block_size, HEAD_DIM]
 //   cos_sin        float [positions, ROTARY_DIM]: cosines, then sines
 //   positions, slot_mapping  int32 [tokens]; a negative slot stores nothing
 //   query_norm, key_norm     elem_t [HEAD_DIM] or null
@@ -84,11 +84,11 @@ struct RawHeadPart {
 
 // With 1 block named as the least, the compiler takes the registers that loads under way need.
 extern "C" __global__ void __launch_bounds__(ROPE_THREADS, 1)
-    rope_store(elem_t* __restrict__ qkv, elem_t* __restrict__ keys, elem_t* __restrict__ values,
+    rope_store(elem_t* __restrict__ qkv, cache_t* __restrict__ keys, cache_t* __restrict__ values,
                const float* __restrict__ cos_sin, const int32* __restrict__ positions,
                const int32* __restrict__ slot_mapping, const elem_t* __restrict__ query_norm,
                const elem_t* __restrict__ key_norm, int32 tokens, int32 heads, int32 kv_heads, int32 block_size,
-               float eps) {
+               float eps, float key_scale, float value_scale) {
   const int all_heads = heads + 2 * kv_heads, groups = ceil_div(all_heads, HEADS);
   const int unit = blockIdx.x * (ROPE_THREADS / LANES) + threadIdx.x / LANES;
   const int token = unit / groups, group = unit - token * groups;
@@ -124,11 +124,15 @@ extern "C" __global__ void __launch_bounds__(ROPE_THREADS, 1)
     if (!exists || head >= all_heads) continue;
     const int64 cached = stored + static_cast<int64>(head - heads - (is_value ? kv_heads : 0)) * block_size * HEAD_DIM;
     if (is_value) {
+#if defined(CACHE_FLOAT8)
+      if (slot >= 0) store_cached(values + cached, part, value_scale);
+#else
       if (slot >= 0) raw[i].store(values + cached);
+#endif
       continue;
     }
     rotate(part, angles);
     if (is_query) store_head(row + head * HEAD_DIM, part);
-    else if (slot >= 0) store_head(keys + cached, part);
+    else if (slot >= 0) store_cached(keys + cached, part, key_scale);
   }
 }

@@ -4,7 +4,7 @@
 // of a pair are in one thread, so rotation needs no exchange and the norm only a shuffle reduction. Dimensions past ROTARY_DIM
 // are treated as pairs that are not rotated.
 #pragma once
-#include "types.cuh"
+#include "cached.cuh"
 
 #if !defined(HEAD_PAIRS) || !defined(HEAD_LANES)
 #error "HEAD_PAIRS and HEAD_LANES come from src/backend/cuda/ops/head-part.ts"
@@ -54,6 +54,57 @@ __device__ __forceinline__ void store_head(elem_t* head, const HeadPart& part) {
     store_elems<PAIRS>(head + second_dim(pair), part.second[piece]);
   }
 }
+
+// A head of keys or values to its place in the cache, divided by their scale if the cache has any.
+#if defined(CACHE_FLOAT8)
+template <int N>
+__device__ __forceinline__ void store_float8(cache_t* to, const float (&x)[N], float factor) {
+  if constexpr (N == 1) {
+    to->bits = static_cast<unsigned char>(pack_float8x2(x[0] * factor, 0));
+  } else {
+    uint16 codes[N / 2];
+#pragma unroll
+    for (int i = 0; i < N; i += 2) codes[i / 2] = pack_float8x2(x[i] * factor, x[i + 1] * factor);
+    if constexpr (N == 2) {
+      *reinterpret_cast<uint16*>(to) = codes[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < N / 4; i++)
+        reinterpret_cast<uint32*>(to)[i] = codes[i * 2] | static_cast<uint32>(codes[i * 2 + 1]) << 16;
+    }
+  }
+}
+__device__ __forceinline__ void store_cached(cache_t* head, const HeadPart& part, float scale) {
+  const float factor = 1 / scale;
+#pragma unroll
+  for (int piece = 0; piece < PIECES_PER_LANE; piece++) {
+    const int pair = lane_pair(piece);
+    if (pair >= HEAD_DIM / 2) continue;
+    store_float8(head + first_dim(pair), part.first[piece], factor);
+    store_float8(head + second_dim(pair), part.second[piece], factor);
+  }
+}
+// A query as attention multiplies it, in the place of as many elements.
+__device__ __forceinline__ void store_query(elem_t* head, const HeadPart& part) {
+  const auto store = [](elem_t* to, const float (&x)[PAIRS]) {
+    if constexpr (PAIRS == 1) {
+      to->bits = static_cast<uint16>(pack_query(x[0], 0));
+    } else {
+#pragma unroll
+      for (int i = 0; i < PAIRS; i += 2) reinterpret_cast<uint32*>(to)[i / 2] = pack_query(x[i], x[i + 1]);
+    }
+  };
+#pragma unroll
+  for (int piece = 0; piece < PIECES_PER_LANE; piece++) {
+    const int pair = lane_pair(piece);
+    if (pair >= HEAD_DIM / 2) continue;
+    store(head + first_dim(pair), part.first[piece]);
+    store(head + second_dim(pair), part.second[piece]);
+  }
+}
+#else
+__device__ __forceinline__ void store_cached(cache_t* head, const HeadPart& part, float) { store_head(head, part); }
+#endif
 
 __device__ __forceinline__ void load_angles(const float* from, float (&angles)[PAIRS]) {
   if constexpr (PAIRS % 4 == 0) {

@@ -105,7 +105,8 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[N]) {
   wgmma_pin(d);
 }
 
-#if defined(DTYPE_BF16)
+// float16 where attention multiplies in it (cached.cuh).
+#if defined(DTYPE_BF16) && !defined(CACHE_FLOAT8)
 #define WGMMA_TYPES ".f32.bf16.bf16 "
 #else
 #define WGMMA_TYPES ".f32.f16.f16 "

@@ -6,7 +6,7 @@
 // first part's block merges what the others leave there, in their order, so that results repeat bit for bit. Each warp takes
 // every WARPSth tile of a part; the first ones are copied before the projections are computed.
 #pragma once
-#include "head_part.cuh"
+#include "group_projections.cuh"
 #include "layer_product.cuh"
 #include "shared_tiles.cuh"
 
@@ -14,8 +14,6 @@
 #error "SPLIT_TILES comes from src/backend/cuda/ops/decode-layers.ts"
 #endif
 
-// Heads of a group in the projections: queries, key, value.
-constexpr int KEY = GROUP_SIZE, VALUE = GROUP_SIZE + 1, PROJECTED = GROUP_SIZE + 2;
 constexpr int GROUP_DIMS = GROUP_SIZE * HEAD_DIM;
 // A part's results for the merge: outputs, then maxima and sums.
 constexpr int PARTIAL_FLOATS = GROUP_DIMS + 2 * GROUP_SIZE;
@@ -30,8 +28,7 @@ struct AttentionResults {
 
 struct AttentionShared {
   alignas(128) unsigned char tiles[WARPS][TILE_BYTES];
-  // Queries, key and value of the part's group; padded so that rows start on different banks.
-  alignas(VECTOR_BYTES) elem_t projected[PROJECTED][HEAD_DIM + VEC];
+  GroupProjections projections;
   // Of each row: its slot, the tokens before its own, and the tiles that it attends to; none for padding.
   struct {
     int slot, cached, first_tile, tiles;
@@ -49,7 +46,12 @@ struct AttentionBatch {
 // Addresses that differ between layers; norms may be null.
 struct AttentionLayer {
   const elem_t *query_norm, *key_norm;
-  elem_t *keys, *values;
+  cache_t *keys, *values;
+#if defined(CACHE_FLOAT8)
+  float key_scale, value_scale;
+#else
+  static constexpr float key_scale = 1, value_scale = 1;
+#endif
 };
 
 // Tiles from `first` on of item (row, head): part `index` of `count`, and `number` of all.
@@ -112,7 +114,7 @@ struct LayerAttention {
     while (p.count > 0) {
       attend(layer, p, qkv + p.row * pitch, tag);
       const int first_dim = p.head * GROUP_DIMS;
-      merge(p, attended_exchange + p.row * pitch + first_dim / 2,
+      merge(layer, p, attended_exchange + p.row * pitch + first_dim / 2,
             attended + p.row * (batch.kv_heads * GROUP_DIMS) + first_dim, tag);
       p = part(p.number + CTAS);
       copy(layer, p, p.first + threadIdx.x / WARP);
@@ -155,14 +157,14 @@ struct LayerAttention {
                          : head == KEY ? batch.kv_heads * GROUP_SIZE + p.head
                                        : p.head * GROUP_SIZE + head;
       const uint32 data = await_tagged(qkv + source * (HEAD_DIM / 2) + pair, tag);
-      *reinterpret_cast<uint32*>(&shared.projected[head][pair * 2]) = data;
+      *reinterpret_cast<uint32*>(&shared.projections.heads[head][pair * 2]) = data;
     }
     named_barrier_sync(1, CONSUMERS);
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       const int head = pass * HEADS_AT_ONCE + threadIdx.x / LANES;
       HeadPart values = {};
-      if (head < PROJECTED) values = load_head(shared.projected[head]);
+      if (head < PROJECTED) values = load_head(shared.projections.heads[head]);
       if (layer.query_norm != nullptr) {
         // All lanes take part in the sum, whatever their head needs.
         const float scale = rsqrtf(sum_of_squares(values) / HEAD_DIM + batch.eps);
@@ -170,8 +172,10 @@ struct LayerAttention {
       }
       if (head >= PROJECTED) continue;
       if (head < VALUE) rotate(values, angles);
-      store_head(shared.projected[head], values);
-      if (slot >= 0 && head >= KEY) store_head((head == KEY ? layer.keys : layer.values) + target, values);
+      shared.projections.keep(head, values, layer.key_scale, layer.value_scale);
+      if (slot >= 0 && head >= KEY)
+        store_cached((head == KEY ? layer.keys : layer.values) + target, values,
+                     head == KEY ? layer.key_scale : layer.value_scale);
     }
     named_barrier_sync(1, CONSUMERS);
   }
@@ -184,28 +188,29 @@ struct LayerAttention {
     const uint32 memory = shared_address(shared.tiles[warp]);
     project(layer, p, qkv, tag);
 
-    uint4 query[HEAD_TILES][KEY_LOADS];
+    uint4 query[HEAD_TILES][QUERY_LOADS];
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll
-      for (int i = 0; i < KEY_LOADS; i++)
+      for (int i = 0; i < QUERY_LOADS; i++)
         query[h][i] =
-            h * 8 + r < GROUP_SIZE ? load16(&shared.projected[h * 8 + r][i * 32 + c * 8]) : make_uint4(0, 0, 0, 0);
+            h * 8 + r < GROUP_SIZE ? load16(&shared.projections.heads[h * 8 + r][query_dim(i, c)]) : make_uint4(0, 0, 0, 0);
     Softmax state;
     clear(state);
+    const float scale_log2 = batch.scale_log2 * layer.key_scale;
     const int first_position = batch.window > 0 ? max(own + 1 - batch.window, 0) : 0;
 #pragma unroll 1
     for (int tile = p.first + warp; tile < p.end; tile += WARPS) {
       cp_async_wait<0>();
       __syncwarp();
-      const int low = tile * TILE + r, high = low + 8, within = own - tile * TILE;
-      if (within < TILE) insert_token(memory, within, shared.projected[KEY], shared.projected[VALUE], lane);
-      float scores[HEAD_TILES][4];
-      attend_keys(scores, memory, query, lane);
-      uint32 probabilities[HEAD_TILES][2];
-      update_softmax(probabilities, state, scores, low >= first_position && low <= own,
-                     high >= first_position && high <= own, batch.scale_log2);
-      attend_values(state, memory, probabilities, lane);
+      const int low = tile * TILE + r, within = own - tile * TILE;
+      if (within < TILE) insert_token(memory, within, shared.projections.key(), shared.projections.value(), lane);
+      Scores scores;
+      attend_keys(scores[0], memory, query, lane);
+      Probabilities probabilities;
+      const auto is_visible = [&](int position) { return position >= first_position && position <= own; };
+      update_softmax(probabilities, state, scores, low, is_visible, scale_log2);
+      attend_values(state, memory, probabilities[0], lane);
       __syncwarp();
       copy(layer, p, tile + WARPS);
     }
@@ -214,7 +219,8 @@ struct LayerAttention {
   }
 
   // Merges the warps' results and, in an item's first part, those of the others.
-  __device__ __forceinline__ void merge(const AttentionPart& p, uint64* exchange, elem_t* out, uint32 tag) const {
+  __device__ __forceinline__ void merge(const AttentionLayer& layer, const AttentionPart& p, uint64* exchange, elem_t* out,
+                                        uint32 tag) const {
     uint64* const mine = partials + static_cast<int64>(p.number) * PARTIAL_FLOATS;
     for (int pair = threadIdx.x; pair < GROUP_DIMS / 2; pair += CONSUMERS) {
       const int head = pair / (HEAD_DIM / 2), dim = pair % (HEAD_DIM / 2);
@@ -249,7 +255,7 @@ struct LayerAttention {
         }
         total.add(other_stats, others);
       }
-      const uint32 result = p.is_empty() ? 0 : total.result();
+      const uint32 result = p.is_empty() ? 0 : total.result(layer.value_scale);
       store_tagged(exchange + pair, result, tag);
       *reinterpret_cast<uint32*>(out + pair * 2) = result;
     }

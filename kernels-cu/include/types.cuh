@@ -123,6 +123,17 @@ __device__ __forceinline__ uint4 load16_stream(const void* p) {
   return v;
 }
 
+__device__ __forceinline__ uint2 load8_stream(const void* p) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint32 load4_stream(const void* p) {
+  uint32 word;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word) : "l"(p));
+  return word;
+}
+
 // From L2. Of memory that one kernel reads, the next writes and a third reads again, the third may find the older contents in
 // L1 when it was started early and the first ran beside it: loads through the read-only path have given them.
 __device__ __forceinline__ uint4 load16_coherent(const void* p) {

@@ -1,4 +1,4 @@
-import type { DType, FloatDType } from "../base/dtype.ts";
+import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
 import type { DeviceBuffer, Tensor } from "./tensor.ts";
 import type { Weight } from "./weight.ts";
 
@@ -203,6 +203,8 @@ export interface ModelShape {
   readonly rotaryDim: number;
   /** Tokens of a KV block. */
   readonly blockSize: number;
+  /** Of keys and values. Default: that of activations. */
+  readonly kvDtype?: KvDType;
 }
 
 /** Recorded ops. It holds addresses: their memory must outlive it. */
@@ -278,11 +280,19 @@ export interface LinearActivation {
 
 /**
  * One layer's paged keys and values, each [B, NKV, BS, D]: a head's tokens within a block are contiguous. Both have one
- * dtype, the KV dtype, which need not be that of activations where the backend says so.
+ * dtype, that of activations or float8_e4m3. What is cached in eight bits stands for its product with a scale: x is stored as
+ * x / scale, rounded to nearest even, and values past ±448 become ±448. All tokens are attended to as they are stored, those of
+ * the step itself too, so that it makes no difference which of them came from the cache.
  */
-export interface LayerCache {
+export interface LayerCache extends KvScales {
   readonly keys: Tensor;
   readonly values: Tensor;
+}
+
+/** Scales of what a layer caches in eight bits: positive, default 1. Nothing else has any. */
+export interface KvScales {
+  readonly keyScale?: number;
+  readonly valueScale?: number;
 }
 
 /** Device metadata of one step's ragged batch. Rows `[0, decodeRows)` have exactly one query token. */

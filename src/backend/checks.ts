@@ -214,10 +214,9 @@ export function checkActivation(dtype: FloatDType, out: Tensor, x: Tensor) {
 /** Tokens T, blocks B and their size, the rotated dimensions, and entries of a block table. */
 export function checkAttend(
   dtype: FloatDType,
-  kvDtype: FloatDType,
   out: Tensor,
   qkv: Tensor,
-  { keys, values }: LayerCache,
+  { keys, values, keyScale = 1, valueScale = 1 }: LayerCache,
   batch: BatchTensors,
   spec: AttentionSpec,
 ) {
@@ -230,8 +229,12 @@ export function checkAttend(
   const tokens = qkv.dim(0);
   if (batch.numTokens !== tokens) refuse(op, `batch of ${batch.numTokens} tokens, qkv of ${tokens}`);
   check(op, "out", out, dtype, tokens, numHeads * headDim);
-  check(op, "keys", keys, kvDtype, "B", numKvHeads, blockSize, headDim);
-  check(op, "values", values, kvDtype, ...keys.shape);
+  check(op, "keys", keys, [dtype, "float8_e4m3"], "B", numKvHeads, blockSize, headDim);
+  check(op, "values", values, keys.dtype, ...keys.shape);
+  for (const scale of [keyScale, valueScale]) {
+    const isOfDtype = keys.dtype === "float8_e4m3" ? scale > 0 && Number.isFinite(scale) : scale === 1;
+    if (!isOfDtype) refuse(op, `a scale of ${scale} for ${keys.dtype}`);
+  }
   check(op, "positions", batch.positions, "int32", tokens);
   check(op, "slotMapping", batch.slotMapping, "int32", tokens);
   check(op, "cuSeqlensQ", batch.cuSeqlensQ, "int32", numRows + 1);

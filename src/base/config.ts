@@ -20,6 +20,12 @@ export interface EngineOptions {
    * refused. Default: weights as they are.
    */
   quantization?: (typeof QUANTIZATIONS)[number];
+  /**
+   * `auto`: keys and values are cached in the dtype of activations. `fp8`, or `fp8_e4m3`: in eight bits, with the scales that
+   * the checkpoint was calibrated with, else 1. Twice as many tokens fit, and long contexts are read in half the time, for a
+   * relative error of up to 1/16 in each key and value. Default auto.
+   */
+  kvCacheDtype?: "auto" | "fp8" | "fp8_e4m3";
   /** Prompt plus output tokens of one sequence. Default: the model's own limit, or what the KV cache holds if less. */
   maxModelLen?: number;
   /** Sequences that run at once. Default 256. */
@@ -139,6 +145,7 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     device: oneOf("device", ["auto", "cuda", "cpu"], "auto"),
     dtype: oneOf("dtype", ["auto", "bfloat16", "float16", "float32"], "auto"),
     quantization: oneOf("quantization", QUANTIZATIONS, undefined),
+    kvCacheDtype: oneOf("kvCacheDtype", ["auto", "fp8", "fp8_e4m3"], "auto"),
     maxModelLen: integer("maxModelLen", 1, 2 ** 24, undefined),
     maxNumSeqs: integer("maxNumSeqs", 1, 4096, 256),
     maxNumBatchedTokens: integer("maxNumBatchedTokens", 1, 2 ** 20, 16384),

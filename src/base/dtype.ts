@@ -4,6 +4,8 @@
  */
 export type DType = "float32" | "bfloat16" | "float16" | "float8_e4m3" | "int32" | "uint32" | "uint8";
 export type FloatDType = "float32" | "bfloat16" | "float16";
+/** Of keys and values in the cache. */
+export type KvDType = FloatDType | "float8_e4m3";
 
 const SIZES: Record<DType, number> = {
   ...{ float32: 4, bfloat16: 2, float16: 2, float8_e4m3: 1 },

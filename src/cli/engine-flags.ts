@@ -15,6 +15,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
     "quantise while loading: fp8, fp8_per_channel or fp8_per_block (default: as the model is stored)",
     quantizationValue,
   ],
+  kvCacheDtype: ["--kv-cache-dtype <name>", "auto, or fp8 for keys and values in eight bits (default: auto)"],
   maxModelLen: [
     "--max-model-len <tokens>",
     "prompt plus output of one sequence, as 4096, 4k or 4K; auto: what fits (default: the model's)",

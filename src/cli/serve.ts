@@ -138,11 +138,12 @@ function describe({
   maxModelLen,
   cacheConfig,
   replicas,
-  config: { tensorParallelSize },
+  config: { kvCacheDtype, tensorParallelSize },
 }: AsyncLLM): string {
   const { numBlocks, blockSize } = cacheConfig;
+  const bits = kvCacheDtype === "auto" ? "" : " in eight bits";
   const ranks = tensorParallelSize === 1 ? "" : `${tensorParallelSize} × `;
   const memory = `weights of ${formatBytes(weights.bytes)}${ranks && " a rank"} in ${weights.format}`;
   const copies = replicas.length > 1 ? `, ${replicas.length} replicas` : "";
-  return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${copies}`;
+  return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${copies}`;
 }

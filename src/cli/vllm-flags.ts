@@ -85,8 +85,7 @@ export const EFFECTLESS_ENGINE_FLAGS: readonly EffectlessFlags[] = [
     switches: words("kv-sharing-fast-prefill use-v2-block-manager"),
     values: words("num-gpu-blocks-override kv-offloading-size kv-offloading-backend"),
   },
-  { because: "keys and values have the model's dtype", values: ["kv-cache-dtype"], only: ["auto"] },
-  { because: "keys and values have the model's dtype", switches: ["calculate-kv-scales"] },
+  { because: "scales of the KV cache are the checkpoint's, or 1", switches: ["calculate-kv-scales"] },
   { because: "keys of cached prefixes are always SHA-256", values: ["prefix-caching-hash-algo"] },
   { because: "weights stay on the device", values: words("cpu-offload-gb cpu-offload-params") },
   {

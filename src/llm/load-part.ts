@@ -1,6 +1,7 @@
-import type { Backend, ModelShape } from "../backend/backend.ts";
+import type { Backend, KvScales, ModelShape } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { EngineConfig } from "../base/config.ts";
+import type { KvDType } from "../base/dtype.ts";
 import { ConfigError } from "../base/errors.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
@@ -10,6 +11,7 @@ import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
 import { dummyWeights } from "../loader/dummy-weights.ts";
+import { CALIBRATION_TENSORS, readKvScales } from "../loader/kv-scales.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { loadWeights } from "../loader/weights.ts";
 import type { ModelConfig } from "../models/config.ts";
@@ -50,11 +52,10 @@ export async function loadPart(
   backend: Backend,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ): Promise<LoadedPart> {
-  const kernels = backend.prepare?.(modelShape(modelConfig, config, shard));
+  const kvDtype: KvDType = config.kvCacheDtype === "auto" ? backend.activationDtype : "float8_e4m3";
+  const kernels = backend.prepare?.(modelShape(modelConfig, config, shard, kvDtype));
   kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
-  // Keys and values are attended to in the dtype of the activations.
-  const kvDtype = backend.activationDtype;
-  const { definition, weights } =
+  const { definition, weights, kvScales } =
     config.loadFormat === "dummy"
       ? loadDummy(config, modelConfig, shard, backend)
       : await loadFolder({ folder, config, modelConfig, shard }, backend, onProgress);
@@ -69,7 +70,7 @@ export async function loadPart(
       const maxModelLen = agree(plan.maxModelLen);
       const built = definition.build(weights, backend, maxModelLen);
       const runner = new ModelRunner(backend, built, {
-        ...{ ...config, kvDtype, maxModelLen },
+        ...{ ...config, kvDtype, kvScales, maxModelLen },
         planBlocks: () => agree(plan.numBlocks()),
       });
       // Whoever comes so far knows that all have.
@@ -83,6 +84,8 @@ export async function loadPart(
 interface LoadedWeights {
   readonly definition: ModelDefinition;
   readonly weights: Map<string, Tensor>;
+  /** Of each layer's cache, where the checkpoint has any for one in eight bits. */
+  readonly kvScales?: readonly KvScales[];
 }
 
 function loadDummy(
@@ -117,8 +120,12 @@ async function loadFolder(
     blocksAsFloats: backend.name === "cuda",
   });
   const definition = defineModel(modelConfig, { shard, scheme });
-  const options = { dtype: backend.activationDtype, ignored: definition.ignored, onProgress };
-  return { definition, weights: await loadWeights(checkpoint, definition.parameters, backend, options) };
+  const isFloat8 = config.kvCacheDtype !== "auto";
+  const kvScales = isFloat8 ? readKvScales(checkpoint, definition.kvHeads.numLayers) : [];
+  const ignored = [...definition.ignored, ...CALIBRATION_TENSORS];
+  const options = { dtype: backend.activationDtype, ignored, onProgress };
+  const weights = await loadWeights(checkpoint, definition.parameters, backend, options);
+  return { definition, weights, ...(isFloat8 && { kvScales }) };
 }
 
 /**
@@ -144,7 +151,12 @@ function onlineFormOf(
 }
 
 /** The sizes of a rank's part. */
-function modelShape(model: ModelConfig, { blockSize }: EngineConfig, shard: Shard): ModelShape {
+function modelShape(
+  model: ModelConfig,
+  { blockSize }: EngineConfig,
+  shard: Shard,
+  kvDtype: KvDType,
+): ModelShape {
   const part = (count: number) => lengthOf(shareOf(count, shard));
   return {
     ...model,
@@ -152,6 +164,6 @@ function modelShape(model: ModelConfig, { blockSize }: EngineConfig, shard: Shar
     intermediateSize: part(model.intermediateSize),
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
-    ...{ rotaryDim: rotaryDim(model.headDim, model.rope), blockSize },
+    ...{ rotaryDim: rotaryDim(model.headDim, model.rope), blockSize, kvDtype },
   };
 }

@@ -1,5 +1,5 @@
-import type { Backend, LayerCache } from "../backend/backend.ts";
-import { dtypeSize, type FloatDType } from "../base/dtype.ts";
+import type { Backend, KvScales, LayerCache } from "../backend/backend.ts";
+import { dtypeSize, type KvDType } from "../base/dtype.ts";
 
 /** The extents and the dtype of KV blocks. */
 export interface KvCacheShape {
@@ -7,7 +7,7 @@ export interface KvCacheShape {
   readonly numKvHeads: number;
   readonly headDim: number;
   readonly blockSize: number;
-  readonly kvDtype: FloatDType;
+  readonly kvDtype: KvDType;
 }
 
 /** Bytes that one block takes over all layers. */
@@ -23,7 +23,7 @@ export function deviceBlock(block: number): number {
   return block + SCRATCH_BLOCK + 1;
 }
 
-/** The paged keys and values of all layers, plus the scratch block. */
+/** The paged keys and values of all layers, plus the scratch block. `scales`, if any, are of the layers. */
 export class KvCache {
   readonly layers: readonly LayerCache[];
 
@@ -31,9 +31,13 @@ export class KvCache {
     backend: Backend,
     { numLayers, numKvHeads, blockSize, headDim, kvDtype }: KvCacheShape,
     numBlocks: number,
+    scales: readonly KvScales[] = [],
   ) {
     const blocks = () => backend.empty(kvDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
-    this.layers = Array.from({ length: numLayers }, () => ({ keys: blocks(), values: blocks() }));
+    this.layers = Array.from({ length: numLayers }, (_, layer) => ({
+      ...{ keys: blocks(), values: blocks() },
+      ...scales[layer],
+    }));
   }
 
   dispose(): void {

@@ -1,7 +1,7 @@
-import { type Backend, type Fence, type Readback, ROW_WORDS } from "../backend/backend.ts";
+import { type Backend, type Fence, type KvScales, type Readback, ROW_WORDS } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
-import type { FloatDType } from "../base/dtype.ts";
+import type { KvDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant, messageOf } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
@@ -38,7 +38,9 @@ export interface ModelRunnerOptions {
   readonly maxNumBatchedTokens: number;
   readonly blockSize: number;
   /** Dtype of keys and values. */
-  readonly kvDtype: FloatDType;
+  readonly kvDtype: KvDType;
+  /** Of each layer, where keys and values are cached in eight bits. Default: 1. */
+  readonly kvScales?: readonly KvScales[] | undefined;
   /** Most top tokens that a row asks log-probabilities of; −1: no limit. */
   readonly maxLogprobs: number;
   /** Do not capture graphs even if the backend can. */
@@ -131,7 +133,7 @@ export class ModelRunner implements Runner {
     const limits = { maxRows, maxTokens: maxNumBatchedTokens };
     const rehearse = (run: () => void) => (backend.rehearse ? backend.rehearse(run) : run());
     if (backend.memory) {
-      this.#cache = new KvCache(backend, shape, 0);
+      this.#cache = new KvCache(backend, shape, 0, options.kvScales);
       const topCount = options.maxLogprobs < 0 ? config.vocabSize : options.maxLogprobs;
       const padded = captures ? promptBuckets(maxNumBatchedTokens) : [];
       rehearse(() =>
@@ -143,7 +145,7 @@ export class ModelRunner implements Runner {
     }
     this.numBlocks = options.planBlocks();
     this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
-    this.#cache = new KvCache(backend, shape, this.numBlocks);
+    this.#cache = new KvCache(backend, shape, this.numBlocks, options.kvScales);
     if (backend.memory) rehearse(() => this.#greetCache(maxNumBatchedTokens));
     if (captures) {
       this.#workspace.freeze();

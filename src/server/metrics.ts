@@ -101,6 +101,7 @@ export class ServerMetrics implements Disposable {
     this.#gauge("vllm:cache_config_info", "The KV cache.", () => 1, {
       block_size: ({ cacheConfig }) => cacheConfig.blockSize,
       num_gpu_blocks: ({ cacheConfig }) => cacheConfig.numBlocks,
+      cache_dtype: () => llm.config.kvCacheDtype,
       enable_prefix_caching: () => llm.config.enablePrefixCaching,
       gpu_memory_utilization: () => llm.config.gpuMemoryUtilization,
       tensor_parallel_size: () => llm.config.tensorParallelSize,

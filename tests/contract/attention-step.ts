@@ -1,6 +1,7 @@
-import type { AttentionSpec, LayerCache } from "../../src/backend/backend.ts";
+import type { AttentionSpec, KvScales, LayerCache } from "../../src/backend/backend.ts";
 import type { Tensor } from "../../src/backend/tensor.ts";
-import { type Expected, expectClose, expectEqual } from "./compare.ts";
+import type { KvDType } from "../../src/base/dtype.ts";
+import { type Expected, expectClose, expectEqual, expectFloat8, type Precision } from "./compare.ts";
 import type { Fixture, Uploaded } from "./fixture.ts";
 import type { RaggedBatch } from "./ragged-batch.ts";
 import * as reference from "./reference.ts";
@@ -16,6 +17,8 @@ export interface AttentionShape {
   readonly blockSize: number;
   readonly window: number;
   readonly headNorm: boolean;
+  /** Of the cache, where it is in eight bits. */
+  readonly scales?: Required<KvScales>;
 }
 
 /** The operands of `attend` for a batch, and what it must have made of them. */
@@ -105,7 +108,7 @@ function project(
   return reference.rotary(normed, all * headDim, rotated, headDim, cosSin, rotaryDim, positions);
 }
 
-/** A layer's cache that holds what came before this step's tokens, and NaN everywhere else. */
+/** A layer's cache that holds what came before this step's tokens, and NaN everywhere else. What it holds is not yet scaled. */
 class CachedContext {
   readonly cache: LayerCache;
   readonly #before: { readonly keys: Float32Array; readonly values: Float32Array };
@@ -117,29 +120,36 @@ class CachedContext {
   ) {
     const { numBlocks, blockSize } = batch;
     const { numKvHeads, headDim } = shape;
-    const upload = () => {
+    const upload = (scale = 1) => {
       const paged = new Float32Array(numBlocks * numKvHeads * blockSize * headDim).fill(Number.NaN);
       for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
         for (let p = 0; p < contextLen - queryLen; p++)
           for (let head = 0; head < numKvHeads; head++)
-            paged.set(fixture.random.normals(headDim), this.#at(row, p, head));
+            paged.set(fixture.random.normals(headDim, 1 / scale), this.#at(row, p, head));
       }
-      return fixture.state(paged, [numBlocks, numKvHeads, blockSize, headDim]);
+      return fixture.state(paged, [numBlocks, numKvHeads, blockSize, headDim], this.#dtype);
     };
-    const [keys, values] = [upload(), upload()];
-    this.cache = { keys: keys.tensor, values: values.tensor };
+    const { keyScale, valueScale } = shape.scales ?? {};
+    const [keys, values] = [upload(keyScale), upload(valueScale)];
+    this.cache = { keys: keys.tensor, values: values.tensor, ...shape.scales };
     this.#before = { keys: keys.values, values: values.values };
+  }
+
+  /** Of the cache. */
+  get #dtype(): KvDType {
+    return this.shape.scales === undefined ? this.fixture.dtype : "float8_e4m3";
   }
 
   /**
    * Throws unless the projected tokens lie where the batch says, and everything else is as it was. Returns each row's
-   * context as the cache now holds it, [contextLen, numKvHeads, headDim].
+   * context as the cache now holds it, [contextLen, numKvHeads, headDim], scaled.
    */
   checkStored(projected: Expected) {
     const { fixture, batch } = this;
-    const { numHeads, numKvHeads, headDim, headNorm } = this.shape;
+    const { numHeads, numKvHeads, headDim, headNorm, scales } = this.shape;
     const width = (numHeads + 2 * numKvHeads) * headDim;
     const contexts = (name: "keys" | "values") => {
+      const scale = scales?.[name === "keys" ? "keyScale" : "valueScale"] ?? 1;
       const actual = fixture.readFloats(this.cache[name]);
       const expected = {
         values: new Float64Array(actual.length),
@@ -152,16 +162,22 @@ class CachedContext {
           for (let head = 0; head < numKvHeads; head++) {
             const from = (batch.cuSeqlensQ[row]! + t) * width + offset + head * headDim;
             const to = this.#at(row, contextLen - queryLen + t, head);
-            for (const part of ["values", "magnitudes"] as const)
-              expected[part].set(projected[part].subarray(from, from + headDim), to);
+            for (const part of ["values", "magnitudes"] as const) {
+              for (let i = 0; i < headDim; i++) expected[part][to + i] = projected[part][from + i]! / scale;
+            }
           }
         }
       }
       const { dtype } = fixture;
-      if (name === "keys")
-        expectClose(name, actual, expected, { dtype, reduction: headDim, intermediates: headNorm ? 2 : 0 });
+      const precision: Precision =
+        name === "keys"
+          ? { dtype, reduction: headDim, intermediates: headNorm ? 2 : 0 }
+          : { dtype: "float32", reduction: 1 };
+      if (scales !== undefined) expectFloat8(name, actual, expected, precision);
+      else if (name === "keys") expectClose(name, actual, expected, precision);
       else expectEqual(name, actual, expected.values);
-      return batch.rows.map(([contextLen], row) => this.#context(actual, row, contextLen));
+      const scaled = actual.map((value) => value * scale);
+      return batch.rows.map(([contextLen], row) => this.#context(scaled, row, contextLen));
     };
     return { keys: contexts("keys"), values: contexts("values") };
   }

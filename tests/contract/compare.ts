@@ -1,4 +1,5 @@
 import type { FloatDType } from "../../src/base/dtype.ts";
+import { FLOAT8_VALUES, toFloat8 } from "../../src/base/float8.ts";
 
 /** A reference result in float64. */
 export interface Expected {
@@ -32,18 +33,14 @@ export function expectClose(
   label: string,
   actual: Float32Array,
   expected: Expected,
-  { dtype, reduction, intermediates = 0 }: Precision,
+  precision: Precision,
 ): void {
-  const accumulation = 8 * Math.sqrt(reduction) * roundoff("float32");
   let worst = { excess: 1, message: "" };
   if (actual.length !== expected.values.length) throw new Error(`${label}: ${actual.length} elements`);
   for (let i = 0; i < actual.length; i++) {
     const [got, want, magnitude] = [actual[i]!, expected.values[i]!, expected.magnitudes[i]!];
     if (Object.is(got, want) || got === want) continue;
-    const tolerance =
-      roundoff(dtype) * (2 * Math.abs(want) + intermediates * magnitude) +
-      accumulation * magnitude +
-      SMALLEST[dtype];
+    const tolerance = toleranceOf(want, magnitude, precision);
     const error = Math.abs(got - want);
     const excess = Number.isFinite(error) ? error / tolerance : Infinity;
     if (excess > worst.excess) {
@@ -51,6 +48,33 @@ export function expectClose(
     }
   }
   if (worst.message !== "") throw new Error(`${worst.message} (worst of ${actual.length} elements)`);
+}
+
+function toleranceOf(
+  want: number,
+  magnitude: number,
+  { dtype, reduction, intermediates = 0 }: Precision,
+): number {
+  const accumulation = 8 * Math.sqrt(reduction) * roundoff("float32");
+  const rounding = roundoff(dtype) * (2 * Math.abs(want) + intermediates * magnitude);
+  return rounding + accumulation * magnitude + SMALLEST[dtype];
+}
+
+/** Throws unless every element is what float8_e4m3 makes of a value that is as close to the expected one as `expectClose` asks. */
+export function expectFloat8(
+  label: string,
+  actual: Float32Array,
+  expected: Expected,
+  precision: Precision,
+): void {
+  for (let i = 0; i < actual.length; i++) {
+    const [got, want] = [actual[i]!, expected.values[i]!];
+    if (Number.isNaN(got) && Number.isNaN(want)) continue;
+    const tolerance = toleranceOf(want, expected.magnitudes[i]!, precision);
+    const [low, high] = [want - tolerance, want + tolerance].map((value) => FLOAT8_VALUES[toFloat8(value)]!);
+    if (!(low! <= got && got <= high!))
+      throw new Error(`${label}[${i}] is ${got}, expected ${want} rounded to ${low} to ${high}`);
+  }
 }
 
 /** Throws at the first element that differs; NaN equals NaN. */

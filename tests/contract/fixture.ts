@@ -1,6 +1,7 @@
 import type { Backend } from "../../src/backend/backend.ts";
 import { Tensor } from "../../src/backend/tensor.ts";
-import { type DType, dtypeSize, type FloatDType, narrow, widen } from "../../src/base/dtype.ts";
+import { type DType, dtypeSize, type FloatDType, type KvDType, narrow, widen } from "../../src/base/dtype.ts";
+import { FLOAT8_VALUES, toFloat8 } from "../../src/base/float8.ts";
 import { Random } from "./random.ts";
 
 /** Bytes of guard on either side of every tensor, and what they hold. */
@@ -43,13 +44,11 @@ export class Fixture {
   }
 
   /** A float tensor that ops may change. */
-  state(values: Float32Array, shape: readonly number[], dtype: FloatDType = this.dtype): Uploaded {
+  state(values: Float32Array, shape: readonly number[], dtype: KvDType = this.dtype): Uploaded {
     const tensor = this.#place(dtype, shape);
-    const bytes = narrow(values, dtype);
+    const bytes = dtype === "float8_e4m3" ? Uint8Array.from(values, toFloat8) : narrow(values, dtype);
     this.backend.upload(tensor, bytes);
-    const rounded = new Float32Array(values.length);
-    widen(bytes, dtype, rounded);
-    return { tensor, values: rounded };
+    return { tensor, values: floatsOf(bytes, dtype) };
   }
 
   /** Shorthand: an input of normally distributed values. */
@@ -95,9 +94,7 @@ export class Fixture {
   }
 
   readFloats(tensor: Tensor): Float32Array {
-    const values = new Float32Array(tensor.size);
-    widen(this.backend.download(tensor), tensor.dtype as FloatDType, values);
-    return values;
+    return floatsOf(this.backend.download(tensor), tensor.dtype as KvDType);
   }
 
   readInts(tensor: Tensor): Int32Array {
@@ -142,4 +139,11 @@ export class Fixture {
     this.#tensors.push(tensor);
     return tensor;
   }
+}
+
+function floatsOf(bytes: Uint8Array, dtype: KvDType): Float32Array {
+  if (dtype === "float8_e4m3") return Float32Array.from(bytes, (code) => FLOAT8_VALUES[code]!);
+  const values = new Float32Array(bytes.length / dtypeSize(dtype));
+  widen(bytes, dtype, values);
+  return values;
 }

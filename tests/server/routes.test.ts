@@ -141,7 +141,7 @@ describe("metrics", () => {
       const sample = type === "histogram" ? `${name}_count` : name;
       expect(text).toContain(`vllm:${sample}{model_name="${MODEL}",engine="0"`);
     }
-    expect(text).toContain('block_size="16",num_gpu_blocks="');
+    expect(text).toMatch(/block_size="16",num_gpu_blocks="\d+",cache_dtype="auto"/);
     expect(text).toMatch(/octavo:weights_bytes\{.*,format="float32"\} \d{7}/);
   });
 

@@ -1,6 +1,7 @@
 import { invariant } from "../../base/errors.ts";
 import type { AttentionHeads, attention, PagedKv, RaggedRows } from "./attention.ts";
 import { PADDING } from "./batch.ts";
+import { type Float8Kv, storeFloat8, widenContexts } from "./float8-kv.ts";
 import { rmsNormRow } from "./norm.ts";
 
 /** Rotation angles: cosSin[positions, rotaryDim], half cosines, half sines. */
@@ -21,7 +22,7 @@ export interface AttendSpec extends AttentionHeads {
 export function attend(
   out: Float32Array,
   qkv: Float32Array,
-  cache: PagedKv,
+  cache: PagedKv | Float8Kv,
   rows: RaggedRows,
   spec: AttendSpec,
   attentionOf: typeof attention,
@@ -43,7 +44,10 @@ export function attend(
     const slot = rows.slotMapping[t]!;
     if (slot !== PADDING) storeKv(qkv, t * width + numHeads * headDim, cache, slot, numKvHeads, headDim);
   }
-  attentionOf(out, qkv, cache, rows, spec);
+  if (isFloat8(cache)) {
+    const widened = widenContexts(cache, rows, numKvHeads * cache.blockSize * headDim);
+    attentionOf(out, qkv, widened.cache, widened.rows, spec);
+  } else attentionOf(out, qkv, cache, rows, spec);
 }
 
 /** Rotates one head of x, at `start`, in place: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin). */
@@ -60,22 +64,33 @@ function rotateHead(x: Float32Array, start: number, { cosSin, rotaryDim }: Angle
   }
 }
 
+function isFloat8(cache: PagedKv | Float8Kv): cache is Float8Kv {
+  return cache.keys instanceof Uint8Array;
+}
+
 /** Copies one token's keys at `start` of `qkv`, and the values after them, to cache slot `slot`. */
 function storeKv(
   qkv: Float32Array,
   start: number,
-  { keys, values, blocks, blockSize }: PagedKv,
+  cache: PagedKv | Float8Kv,
   slot: number,
   numKvHeads: number,
   headDim: number,
 ): void {
+  const { blocks, blockSize } = cache;
   invariant(0 <= slot && slot < blocks * blockSize, `attend: cache slot ${slot}`);
   const block = Math.floor(slot / blockSize);
   for (let head = 0; head < numKvHeads; head++) {
     const target = ((block * numKvHeads + head) * blockSize + (slot % blockSize)) * headDim;
-    const key = start + head * headDim;
-    const value = key + numKvHeads * headDim;
-    keys.set(qkv.subarray(key, key + headDim), target);
-    values.set(qkv.subarray(value, value + headDim), target);
+    const first = start + head * headDim;
+    const key = qkv.subarray(first, first + headDim);
+    const value = qkv.subarray(first + numKvHeads * headDim, first + (numKvHeads + 1) * headDim);
+    if (isFloat8(cache)) {
+      storeFloat8(cache.keys, target, key, cache.keyScale);
+      storeFloat8(cache.values, target, value, cache.valueScale);
+    } else {
+      cache.keys.set(key, target);
+      cache.values.set(value, target);
+    }
   }
 }

@@ -84,7 +84,11 @@ export function softmax(scores: Float64Array, count: number): number {
 }
 
 /** The block table of a row, whose blocks are known to exist. */
-export function blockTableOf(rows: RaggedRows, row: number, { blocks, blockSize }: PagedKv): Int32Array {
+export function blockTableOf(
+  rows: RaggedRows,
+  row: number,
+  { blocks, blockSize }: Pick<PagedKv, "blocks" | "blockSize">,
+): Int32Array {
   const contextLen = rows.contextLens[row]!;
   const queryLen = rows.cuSeqlensQ[row + 1]! - rows.cuSeqlensQ[row]!;
   invariant(queryLen <= contextLen, `attend: row ${row} has ${queryLen} queries, context ${contextLen}`);

@@ -21,9 +21,10 @@ import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { activation } from "./activation.ts";
 import { attend } from "./attend.ts";
-import { attention } from "./attention.ts";
+import { attention, type PagedKv } from "./attention.ts";
 import { type BatchMetadata, gather, gatherOwn, joinSlots, prepareBatch, scatter } from "./batch.ts";
 import { rowsOf } from "./dequantise.ts";
+import type { Float8Kv } from "./float8-kv.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
@@ -171,12 +172,12 @@ export class CpuBackend implements Backend {
   }
 
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
-    const shape = checks.checkAttend("float32", "float32", out, qkv, cache, batch, spec);
+    const shape = checks.checkAttend("float32", out, qkv, cache, batch, spec);
     const { headNorm, cosSin } = spec;
     attend(
       floats(out),
       floats(qkv),
-      { ...shape, keys: floats(cache.keys), values: floats(cache.values) },
+      pagedKv(cache, shape),
       { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks: shape.maxBlocks },
       {
         ...spec,
@@ -329,6 +330,15 @@ function areaOf({ areas }: StepAreas, step: number): Int32Array {
   const [count, size] = [areas.dim(0), areas.dim(1)];
   const index = step & (count - 1);
   return ints(areas).subarray(index * size, (index + 1) * size);
+}
+
+function pagedKv(
+  { keys, values, keyScale = 1, valueScale = 1 }: LayerCache,
+  extents: { readonly blocks: number; readonly blockSize: number },
+): PagedKv | Float8Kv {
+  return keys.dtype === "float8_e4m3"
+    ? { ...extents, keys: bytes(keys), values: bytes(values), keyScale, valueScale }
+    : { ...extents, keys: floats(keys), values: floats(values) };
 }
 
 function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {

@@ -49,6 +49,7 @@ export function attendCases(addCase: Case): void {
   attentionCases(addCase);
   projectionCases(addCase);
   decodeCases(addCase);
+  float8Cases(addCase);
 }
 
 /** What attention over the cache depends on: batches, blocks, windows, heads. */
@@ -325,10 +326,95 @@ function preparation(fixture: Fixture, batch: RaggedBatch) {
   return { tensors, prepare };
 }
 
+/** The same of a cache in eight bits: all heads, with scales of every size. */
+function float8Cases(addCase: Case): void {
+  const scales = [
+    { keyScale: 1, valueScale: 1 },
+    { keyScale: 0.037, valueScale: 0.21 },
+    // What is stored saturates.
+    { keyScale: 0.003, valueScale: 0.004 },
+    // What is stored has few bits left.
+    { keyScale: 60, valueScale: 37 },
+  ];
+  let turn = 0;
+  const next = () => ({
+    blockSize: turn % 2 === 0 ? 16 : 64,
+    window: [0, 0, 100, 5, 0][turn % 5]!,
+    headNorm: turn % 3 === 0,
+    scales: scales[turn++ % scales.length]!,
+  });
+  const names = Object.keys(BATCHES) as BatchName[];
+  for (const headDim of [32, 64, 96, 128, 160, 192, 256]) {
+    for (const [numHeads, numKvHeads] of [
+      [4, 2],
+      [8, 8],
+      [8, 1],
+      [7, 1],
+    ] as const) {
+      for (const name of ["long decodes", names[turn % names.length]!, "decode, chunk and prompt"] as const) {
+        const rotaryDim = turn % 7 === 0 ? headDim / 2 : headDim;
+        attendCase(addCase, name, { numHeads, numKvHeads, headDim, rotaryDim, ...next() });
+      }
+    }
+  }
+  for (const blockSize of [1, 8, 32, 256])
+    for (const name of names)
+      attendCase(addCase, name, {
+        ...{ numHeads: 32, numKvHeads: 2, headDim: 128, rotaryDim: 128 },
+        ...next(),
+        blockSize,
+      });
+  for (const rotaryDim of [20, 2])
+    attendCase(addCase, "decode and chunk", {
+      numHeads: 2,
+      numKvHeads: 1,
+      headDim: 96,
+      rotaryDim,
+      ...next(),
+    });
+
+  addCase("attend", "of eight bits: rows in many splits, and a captured graph", (fixture) => {
+    const { backend } = fixture;
+    const shape = { numHeads: 16, numKvHeads: 8, headDim: 128, rotaryDim: 128, blockSize: 16, window: 0 };
+    const rows: RowShape[] = [5000, 31, 32, 33, 1, 64].map((length) => [length, 1]);
+    const batch = raggedBatch(fixture, rows, shape.blockSize);
+    const step = new AttentionStep(fixture, batch, { ...shape, headNorm: true, scales: scales[1]! });
+    const tensors = batchTensors(fixture, batch);
+    const run = () => backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec);
+    run();
+    step.check();
+    if (backend.capture === undefined) return;
+    const eager = fixture.readFloats(step.out);
+    const graph = backend.capture(run);
+    backend.fill(step.out, POISON);
+    graph.launch();
+    expectEqual("out", fixture.readFloats(step.out), eager);
+    graph.dispose();
+  });
+
+  addCase("attend", "of eight bits: a token is attended to as it is cached", (fixture) => {
+    const { backend } = fixture;
+    const shape = { numHeads: 4, numKvHeads: 2, headDim: 128, rotaryDim: 128, blockSize: 16, window: 0 };
+    const batch = raggedBatch(fixture, [[90, 1]], shape.blockSize);
+    const step = new AttentionStep(fixture, batch, { ...shape, headNorm: false, scales: scales[1]! });
+    const tensors = batchTensors(fixture, batch);
+    const attend = (stores: boolean) => {
+      const qkv = fixture.state(step.qkv.values, [...step.qkv.tensor.shape]).tensor;
+      const out = fixture.output(fixture.dtype, [...step.out.shape]);
+      const slotMapping = stores ? tensors.slotMapping : fixture.ints([-1]);
+      backend.attend(out, qkv, step.cache, { ...tensors, slotMapping }, step.spec);
+      return fixture.readFloats(out);
+    };
+    // The second time its place in the cache holds it already, and is not written.
+    expectEqual("out", attend(true), attend(false));
+  });
+}
+
 function attendCase(addCase: Case, name: BatchName, shape: AttentionShape): void {
-  const { numHeads, numKvHeads, headDim, rotaryDim, blockSize, window } = shape;
+  const { numHeads, numKvHeads, headDim, rotaryDim, blockSize, window, scales } = shape;
   const heads = `${numHeads}/${numKvHeads} heads of ${headDim} (${rotaryDim} rotated${shape.headNorm ? ", normed" : ""})`;
-  const title = `${name}, ${heads}, blocks of ${blockSize}, window ${window}`;
+  const cached = scales ? `, eight bits by ${scales.keyScale} and ${scales.valueScale}` : "";
+  const title = `${name}, ${heads}, blocks of ${blockSize}, window ${window}${cached}`;
   addCase("attend", title, (fixture) => {
     const batch = raggedBatch(fixture, BATCHES[name], blockSize);
     const step = new AttentionStep(fixture, batch, shape);

@@ -33,7 +33,7 @@ describe("flags of vLLM that change nothing here", () => {
     "--async-scheduling",
     "--uvicorn-log-level warning",
     "--scheduling-policy fcfs",
-    "--kv-cache-dtype auto",
+    "--calculate-kv-scales",
     "--pipeline-parallel-size 1",
     "--distributed-executor-backend mp",
     "--max-seq-len-to-capture 8192",
@@ -58,7 +58,6 @@ describe("flags of vLLM that change nothing here", () => {
   });
 
   test.each([
-    "--kv-cache-dtype fp8",
     "--pipeline-parallel-size 2",
     "--scheduling-policy priority",
     "--tokenizer-mode slow",
@@ -134,6 +133,10 @@ describe("vLLM's spellings", () => {
     expect(serve("--kv-cache-memory-bytes 2G --max-num-batched-tokens 8k").engine).toEqual({
       ...{ kvCacheMemoryBytes: 2 ** 31, maxNumBatchedTokens: 8000 },
     });
+  });
+
+  test.each(["auto", "fp8", "fp8_e4m3"])("--kv-cache-dtype %s", (kvCacheDtype) => {
+    expect(serve(`--kv-cache-dtype ${kvCacheDtype}`).engine as object).toEqual({ kvCacheDtype });
   });
 
   test("other names of dtypes, formats and the request log", () => {

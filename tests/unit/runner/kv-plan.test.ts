@@ -76,6 +76,7 @@ describe("of a given size", () => {
     expect(plan({ maxModelLen: 17, maxNumSeqs: 2 }).numBlocks()).toBe(4);
     expect(plan({ maxModelLen: 17 }, { blockSize: 1 }).numBlocks()).toBe(68);
     expect(plan({}, { kvDtype: "float32" }).numBlocks()).toBe(3);
+    expect(plan({}, { kvDtype: "float8_e4m3" }).numBlocks()).toBe(12);
   });
 
   test("less than one sequence, or one block, is refused with what would help", () => {

@@ -37,16 +37,16 @@ export class AttendOps {
 
   /** @throws UnsupportedModelError as `attend` does. */
   units(model: ModelShape): KernelUnit[] {
-    const shape = headShape(model, model.blockSize);
+    const shape = headShape(model, model.blockSize, model.kvDtype);
     return [
       this.#prefillFor(shape).unit(shape),
       this.#decode.unit(shape, model.rotaryDim),
-      ...this.#rotary.units(model.headDim, model.rotaryDim),
+      ...this.#rotary.units(model.headDim, model.rotaryDim, shape.float8),
     ];
   }
 
   /**
-   * See `Backend.attend`. The KV dtype is that of activations.
+   * See `Backend.attend`.
    * @throws UnsupportedModelError for head shapes that the kernels cannot take.
    */
   attend(
@@ -58,9 +58,9 @@ export class AttendOps {
     spec: AttentionSpec,
   ): void {
     const { dtype } = this.#options;
-    const { tokens } = checkAttend(dtype, dtype, out, qkv, cache, batch, spec);
+    const { tokens } = checkAttend(dtype, out, qkv, cache, batch, spec);
     if (tokens === 0) return;
-    const shape = headShape(spec, batch.blockSize);
+    const shape = headShape(spec, batch.blockSize, cache.keys.dtype);
     checkHeadAlignment(qkv, cache, spec);
     const { decodeRows, numRows } = batch;
     if (decodeRows > 0) this.#decode.launch(stream, out, qkv, cache, batch, spec, shape);

@@ -12,6 +12,9 @@ import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-v
 
 /** Tokens of a decode warp's step. */
 export const DECODE_TILE = 16;
+/** The same of tokens in eight bits: as many bytes, where there are registers for the scores besides. */
+const FLOAT8_TILE = 32;
+const MAX_FLOAT8_TILE_DIM = 128;
 /** Decode blocks to aim for, per multiprocessor: several waves, so that rows of unequal length even out. */
 const DECODE_BLOCKS_PER_SM = 16;
 /**
@@ -26,13 +29,13 @@ const INVARIANT_SPLIT_TOKENS = 256;
 
 const ATTENTION_DECODE = {
   file: "attention_decode.cu",
-  constants: { DECODE_TILE, STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  constants: { STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE },
   entry: "attention_decode",
   pointers: [
     ...(["out", "qkv", "keys", "values", "cos_sin", "query_norm", "key_norm", "slot_mapping"] as const),
     ...(["block_tables", "row_slots", "context_lens", "partials", "partial_stats", "counters"] as const),
   ],
-  scalars: ["max_blocks", "scale_log2", "window", "eps", "min_split_tiles"],
+  scalars: ["max_blocks", "scale_log2", "window", "eps", "min_split_tiles", "key_scale", "value_scale"],
 } as const;
 
 /** Splits of each row of a decode batch: gridDim.z, and the least tiles that a split gets. */
@@ -94,13 +97,14 @@ export class DecodeAttention {
     stream: number,
     out: Tensor,
     qkv: Tensor,
-    { keys, values }: LayerCache,
+    cache: LayerCache,
     batch: BatchTensors,
     spec: AttentionSpec,
     shape: HeadShape,
   ): void {
     const { decodeRows } = batch;
     const { numKvHeads, headNorm, cosSin } = spec;
+    const { keys, values, keyScale = 1, valueScale = 1 } = cache;
     const { smCount, batchInvariant } = this.options;
     const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, smCount, batchInvariant);
     const { kernel, threads, partials, stats, counters } = this.#variant(shape, cosSin.dim(1));
@@ -113,11 +117,12 @@ export class DecodeAttention {
       query_norm: headNorm?.query ?? null,
       key_norm: headNorm?.key ?? null,
       eps: headNorm?.eps ?? 0,
-      ...attentionArguments(batch, spec),
+      ...attentionArguments(batch, spec, cache),
       partials: partials.atLeast(items * shape.group * shape.headDim * 4),
       partial_stats: stats.atLeast(items * shape.group * 8),
       counters: counters.atLeast(items * 4),
       min_split_tiles: minTiles,
+      ...{ key_scale: keyScale, value_scale: valueScale },
     });
   }
 
@@ -143,12 +148,13 @@ export class DecodeAttention {
       ...headDefines(shape),
       ...headPartDefines(rotaryDim, headPart(this.options.dtype, shape.headDim, rotaryDim)),
       DECODE_WARPS: this.#warps(shape),
+      DECODE_TILE: shape.float8 && shape.headDim <= MAX_FLOAT8_TILE_DIM ? FLOAT8_TILE : DECODE_TILE,
     };
   }
 
   /** Warps of a decode block: as many as merge their results in static shared memory, beside the group's projections. */
-  #warps({ headDim, group }: HeadShape): number {
-    const projected = (group + 2) * (headDim * 2 + VECTOR_BYTES);
+  #warps({ headDim, group, float8 }: HeadShape): number {
+    const projected = (group + 2) * (headDim * 2 + VECTOR_BYTES) + (float8 ? 2 * headDim : 0);
     return 4 * group * (headDim + 2) * 4 + projected + VECTOR_BYTES < STATIC_SHARED_BYTES ? 4 : 2;
   }
 }

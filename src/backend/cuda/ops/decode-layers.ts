@@ -22,9 +22,9 @@ import {
   smallTileRows,
 } from "./small-linear.ts";
 
-/** The most layers of a launch: their addresses are arguments, of which there are 4 KiB. */
-const MAX_LAYERS = 40;
-/** Addresses of a layer. */
+/** Room for a launch's layers: they are arguments, of which there are 4 KiB. */
+const TABLE_BYTES = 3840;
+/** Addresses of a layer. Scales of its cache take as much room as one more. */
 const LAYER_POINTERS = 12;
 /** Columns of a slice of weights, which has 8 rows. */
 const SLICE_COLUMNS = 512;
@@ -55,8 +55,6 @@ const DECODE_LAYERS = {
     ...{ LINEAR_WARPS, LINEAR_ROW_PADDING, LINEAR_SUM_PADDING, LINEAR_MAX_TOKENS: MAX_SMALL_TOKENS },
     ...{ DECODE_TILE, MAX_HEAD_DIM, MAX_GROUP_SIZE },
     ...{
-      MAX_LAYERS,
-      LAYER_POINTERS,
       LAYER_THREADS,
       SLICE_COLUMNS,
       EXCHANGE_WIDTH,
@@ -78,12 +76,17 @@ const DECODE_LAYERS = {
   values: ["table"],
 } as const;
 
-/** Addresses of a layer, in the order of `Layer` in decode_layers.cu. */
-function addressesOf({ qkv, attend, output, up, down }: LayerCalls): (Tensor | undefined)[] {
+/** The pair of float32 in the table, where another entry is an address. */
+type Scales = readonly [key: number, value: number];
+
+/** A layer's entry of the table, in the order of `Layer` in decode_layers.cu. */
+function entryOf({ qkv, attend, output, up, down }: LayerCalls): (Tensor | Scales | undefined)[] {
   const { cache, spec } = attend;
+  const { keys, values, keyScale = 1, valueScale = 1 } = cache;
+  const scales: readonly Scales[] = keys.dtype === "float8_e4m3" ? [[keyScale, valueScale]] : [];
   return [
     ...[qkv.weight.data, qkv.fusion.norm?.weight, qkv.fusion.bias, spec.headNorm?.query, spec.headNorm?.key],
-    ...[cache.keys, cache.values],
+    ...[keys, values, ...scales],
     ...[output.weight.data, output.fusion.bias, up.weight.data, up.fusion.norm?.weight, down.weight.data],
   ];
 }
@@ -105,11 +108,14 @@ interface LayerShape {
   readonly group: number;
   readonly blockSize: number;
   readonly rotaryDim: number;
+  readonly float8: boolean;
 }
 
 interface Variant {
   readonly kernel: Kernel<ArgumentsOf<typeof DECODE_LAYERS>>;
   readonly sharedBytes: number;
+  /** The most layers of a launch. */
+  readonly maxLayers: number;
 }
 
 export interface DecodeLayersOptions extends SmallLinearOptions {
@@ -128,7 +134,8 @@ export class DecodeLayers {
   readonly #exchange: DeviceBuffer;
   readonly #partials: DeviceBuffer;
   readonly #epochs: DeviceBuffer;
-  readonly #table = new Uint32Array(MAX_LAYERS * LAYER_POINTERS * 2);
+  readonly #table = new Uint32Array(TABLE_BYTES / 4);
+  readonly #tableFloats = new Float32Array(this.#table.buffer);
   readonly #tableAddress: HostValue = { hostAddress: ptr(this.#table) };
 
   constructor(
@@ -153,13 +160,14 @@ export class DecodeLayers {
   /** Units for layers of these sizes; none if the kernel cannot take them. */
   units(model: ModelShape): KernelUnit[] {
     const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, rotaryDim, blockSize } = model;
+    const float8 = model.kvDtype === "float8_e4m3";
     const group = numHeads / numKvHeads;
     const shape = {
       qkv: { inFeatures: hiddenSize, outFeatures: (numHeads + 2 * numKvHeads) * headDim, gated: false },
       output: { inFeatures: numHeads * headDim, outFeatures: hiddenSize, gated: false },
       up: { inFeatures: hiddenSize, outFeatures: 2 * intermediateSize, gated: true },
       down: { inFeatures: intermediateSize, outFeatures: hiddenSize, gated: false },
-      ...{ headDim, group, blockSize, rotaryDim },
+      ...{ headDim, group, blockSize, rotaryDim, float8 },
     };
     const takes =
       [shape.qkv, shape.output, shape.up, shape.down].every(isTaken) && areHeadsTaken(headDim, group);
@@ -168,20 +176,25 @@ export class DecodeLayers {
 
   /** Enqueues layers that repeat one another, all of whose calls it takes. */
   launch(stream: number, layers: readonly LayerCalls[]): void {
-    for (let first = 0; first < layers.length; first += MAX_LAYERS)
-      this.#launch(stream, layers.slice(first, first + MAX_LAYERS));
+    if (layers.length === 0) return;
+    const variant = this.#variant(layers[0]!);
+    for (let first = 0; first < layers.length; first += variant.maxLayers)
+      this.#launch(stream, layers.slice(first, first + variant.maxLayers), variant);
   }
 
-  #launch(stream: number, layers: readonly LayerCalls[]): void {
+  #launch(stream: number, layers: readonly LayerCalls[], { kernel, sharedBytes }: Variant): void {
     const { qkv, attend, up } = layers[0]!;
-    const { kernel, sharedBytes } = this.#variant(layers[0]!);
     const { batch, spec } = attend;
-    for (const [i, layer] of layers.entries()) {
-      for (const [j, tensor] of addressesOf(layer).entries()) {
-        const word = (i * LAYER_POINTERS + j) * 2;
-        const address = tensor?.address ?? 0;
-        this.#table[word] = address;
-        this.#table[word + 1] = address / 0x1_0000_0000;
+    let word = 0;
+    for (const layer of layers) {
+      for (const part of entryOf(layer)) {
+        if (part !== undefined && "length" in part) this.#tableFloats.set(part, word);
+        else {
+          const address = part?.address ?? 0;
+          this.#table[word] = address;
+          this.#table[word + 1] = address / 0x1_0000_0000;
+        }
+        word += 2;
       }
     }
     const { activation } = up.fusion;
@@ -190,7 +203,7 @@ export class DecodeLayers {
       table: this.#tableAddress,
       ...{ residual: qkv.x, attended: attend.out, activated: up.out },
       ...{ exchange: this.#exchange, partials: this.#partials, epochs: this.#epochs },
-      ...{ cos_sin: spec.cosSin, slot_mapping: batch.slotMapping, ...attentionArguments(batch, spec) },
+      ...{ cos_sin: spec.cosSin, slot_mapping: batch.slotMapping, ...attentionArguments(batch, spec, {}) },
       ...{ tokens: batch.numTokens, layers: layers.length, kv_heads: spec.numKvHeads },
       activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
       ...{ eps: qkv.fusion.norm!.eps, head_eps: spec.headNorm?.eps ?? 0 },
@@ -220,27 +233,28 @@ export class DecodeLayers {
     };
     const { qkv, attend, output, up, down } = layer;
     const { numHeads, numKvHeads, headDim, cosSin } = attend.spec;
-    const { defines, sharedBytes } = this.#plan({
+    const { defines, ...plan } = this.#plan({
       ...{ qkv: stageOf(qkv), output: stageOf(output), up: stageOf(up), down: stageOf(down) },
       ...{
         headDim,
         group: numHeads / numKvHeads,
         blockSize: attend.batch.blockSize,
         rotaryDim: cosSin.dim(1),
+        float8: attend.cache.keys.dtype === "float8_e4m3",
       },
     });
     const key = JSON.stringify(defines);
     let variant = this.#variants.get(key);
     if (variant === undefined) {
-      variant = { kernel: this.#kernels.get(this.#variants.size, defines), sharedBytes };
+      variant = { kernel: this.#kernels.get(this.#variants.size, defines), ...plan };
       this.#variants.set(key, variant);
     }
     return variant;
   }
 
-  #plan(shape: LayerShape): { readonly defines: Macros; readonly sharedBytes: number } {
+  #plan(shape: LayerShape): Omit<Variant, "kernel"> & { readonly defines: Macros } {
     const { smCount, sharedBytesPerBlock } = this.options;
-    const { headDim, group, rotaryDim } = shape;
+    const { headDim, group, rotaryDim, float8 } = shape;
     const stages = [shape.qkv, shape.output, shape.up, shape.down];
     const blocks = fewestRows(stages, smCount);
     const tileRows = (stage: Stage) => smallTileRows(stage.outFeatures, stage.gated, smCount);
@@ -250,10 +264,11 @@ export class DecodeLayers {
     const elementBytes = dtypeSize(this.dtype);
     const sums = 2 * LINEAR_WARPS * MAX_SMALL_TOKENS * (sumRows + LINEAR_SUM_PADDING) * 4;
     const rest =
-      LINEAR_WARPS * 2 * DECODE_TILE * headDim * elementBytes +
+      LINEAR_WARPS * 2 * DECODE_TILE * headDim * (float8 ? 1 : elementBytes) +
       Math.max(sums, LINEAR_WARPS * group * (headDim + 2) * 4) +
       LINEAR_WARPS * MAX_SMALL_TOKENS * 4 +
       (group + 2) * (headDim * elementBytes + VECTOR_BYTES) +
+      (float8 ? 2 * headDim : 0) +
       MAX_SMALL_TOKENS * 16 +
       SLACK_BYTES;
     const sliceBytes = SLICE_ROWS * (SLICE_COLUMNS * elementBytes + LINEAR_ROW_PADDING) + 16;
@@ -261,14 +276,17 @@ export class DecodeLayers {
     const sharedBytes = slices * sliceBytes + rest;
     const stageDefine = (stage: Stage) =>
       [stage.inFeatures, stage.outFeatures, tileRows(stage), stage.gated ? 1 : 0].join(",");
+    const pointers = LAYER_POINTERS + Number(float8);
+    const maxLayers = Math.floor(TABLE_BYTES / (8 * pointers));
     const defines = {
+      ...{ MAX_LAYERS: maxLayers, LAYER_POINTERS: pointers },
       ...{ STAGE_QKV: stageDefine(shape.qkv), STAGE_OUTPUT: stageDefine(shape.output) },
       ...{ STAGE_UP: stageDefine(shape.up), STAGE_DOWN: stageDefine(shape.down) },
       ...{ CTAS: blocks, RING_SLICES: slices, SUM_ROWS: sumRows, LAYERS_SHARED_BYTES: sharedBytes },
       ...headDefines(shape),
       ...headPartDefines(rotaryDim, headPart(this.dtype, headDim, rotaryDim)),
     };
-    return { defines, sharedBytes };
+    return { defines, sharedBytes, maxLayers };
   }
 }
 

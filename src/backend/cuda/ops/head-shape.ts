@@ -1,3 +1,4 @@
+import type { DType } from "../../../base/dtype.ts";
 import { UnsupportedModelError } from "../../../base/errors.ts";
 import type { AttentionSpec } from "../../backend.ts";
 import type { Macros } from "../kernel-source.ts";
@@ -13,10 +14,16 @@ export interface HeadShape {
   /** Query heads of a key/value head. */
   readonly group: number;
   readonly blockSize: number;
+  /** Keys and values are cached as float8_e4m3, not in the dtype of activations. */
+  readonly float8: boolean;
 }
 
 /** @throws UnsupportedModelError for heads that the kernels cannot take. */
-export function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: number): HeadShape {
+export function headShape(
+  { numHeads, numKvHeads, headDim }: Heads,
+  blockSize: number,
+  kvDtype: DType | undefined,
+): HeadShape {
   if (headDim % 32 !== 0 || headDim > MAX_HEAD_DIM)
     throw unsupported(`head dimension ${headDim}; supported are multiples of 32 up to ${MAX_HEAD_DIM}`);
   const group = numHeads / numKvHeads;
@@ -24,16 +31,21 @@ export function headShape({ numHeads, numKvHeads, headDim }: Heads, blockSize: n
     throw unsupported(
       `${numHeads} query heads over ${numKvHeads}; supported are up to ${MAX_GROUP_SIZE} for each`,
     );
-  return { headDim, group, blockSize };
+  return { headDim, group, blockSize, float8: kvDtype === "float8_e4m3" };
 }
 
 /** A number of its own for each shape. */
-export function headKey({ headDim, group, blockSize }: HeadShape): number {
-  return (blockSize * (MAX_GROUP_SIZE + 1) + group) * (MAX_HEAD_DIM + 1) + headDim;
+export function headKey({ headDim, group, blockSize, float8 }: HeadShape): number {
+  return ((blockSize * 2 + Number(float8)) * (MAX_GROUP_SIZE + 1) + group) * (MAX_HEAD_DIM + 1) + headDim;
 }
 
-export function headDefines({ headDim, group, blockSize }: HeadShape): Macros {
-  return { HEAD_DIM: headDim, GROUP_SIZE: group, BLOCK_SIZE: blockSize };
+export function headDefines({ headDim, group, blockSize, float8 }: HeadShape): Macros {
+  return { HEAD_DIM: headDim, GROUP_SIZE: group, BLOCK_SIZE: blockSize, ...cacheDefines(float8) };
+}
+
+/** The macro that selects the type of cached keys and values, `cache_t`: without it that of activations. */
+export function cacheDefines(float8: boolean): Macros {
+  return float8 ? { CACHE_FLOAT8: 1 } : {};
 }
 
 function unsupported(what: string): UnsupportedModelError {

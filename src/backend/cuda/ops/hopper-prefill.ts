@@ -13,6 +13,8 @@ import { KernelVariants, WARP } from "./kernel-variants.ts";
 const PREFILL_CONSUMERS = 2;
 /** Tiles of keys, and of values, that are in shared memory at once. */
 const PREFILL_STAGES = 2;
+/** Tiles of keys or values in eight bits that are in shared memory, on their way to the others. */
+const PREFILL_CODE_STAGES = 2;
 /** Room for what the warps of a block tell each other. */
 const PREFILL_CONTROL_BYTES = 256;
 /** Packed query rows of a tile: 64 for each warpgroup that multiplies. */
@@ -27,9 +29,9 @@ const ATTENTION_PREFILL_HOPPER = {
   entry: "attention_prefill_hopper",
   pointers: [
     ...(["out", "qkv", "maps", "block_tables", "row_slots", "cu_seqlens_q", "context_lens"] as const),
-    "queue",
+    ...(["queue", "keys", "values"] as const),
   ],
-  scalars: ["num_kv_heads", "first_row", "num_rows", "max_blocks", "scale_log2", "window"],
+  scalars: ["num_kv_heads", "first_row", "num_rows", "max_blocks", "scale_log2", "window", "value_scale"],
 } as const;
 
 /** Tensor maps of a layer's keys and values, in device memory, and what they were made for. That cache may be gone. */
@@ -80,13 +82,15 @@ export class HopperPrefill {
     const rows = numRows - decodeRows;
     const tiles = Math.ceil((batch.maxQueryLen * shape.group) / ROWS) * rows * numKvHeads;
     const tileRows = queryStages(shape) * ROWS + 2 * PREFILL_STAGES * keysOf(shape);
-    const sharedBytes = tileRows * shape.headDim * dtypeSize(dtype) + PREFILL_CONTROL_BYTES;
+    const codeRows = shape.float8 ? PREFILL_CODE_STAGES * keysOf(shape) : 0;
+    const sharedBytes = (tileRows * dtypeSize(dtype) + codeRows) * shape.headDim + PREFILL_CONTROL_BYTES;
     this.#queue ??= allocateZeroed(8);
     this.#kernels
       .get(headKey(shape), defines(shape))
       .launch(stream, Math.min(smCount, tiles), 1, 1, (PREFILL_CONSUMERS + 1) * 4 * WARP, sharedBytes, {
-        ...{ out, qkv, maps: this.#mapsOf(cache, shape), queue: this.#queue },
-        ...attentionArguments(batch, spec),
+        ...{ out, qkv, maps: shape.float8 ? null : this.#mapsOf(cache, shape), queue: this.#queue },
+        ...{ keys: cache.keys, values: cache.values, value_scale: cache.valueScale ?? 1 },
+        ...attentionArguments(batch, spec, cache),
         cu_seqlens_q: batch.cuSeqlensQ,
         num_kv_heads: numKvHeads,
         first_row: decodeRows,
@@ -132,6 +136,7 @@ function defines(shape: HeadShape): Macros {
     PREFILL_KEYS: keysOf(shape),
     PREFILL_BOX: boxRows(shape),
     PREFILL_QUERY_STAGES: queryStages(shape),
+    ...(shape.float8 && { PREFILL_CODE_STAGES }),
   };
 }
 

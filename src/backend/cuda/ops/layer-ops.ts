@@ -98,6 +98,7 @@ function repeatsAttend(first: AttendCall, call: AttendCall): boolean {
     first.batch === call.batch &&
     isSame(first.qkv, call.qkv) &&
     isSame(first.out, call.out) &&
+    first.cache.keys.dtype === call.cache.keys.dtype &&
     isSame(a.cosSin, b.cosSin) &&
     a.headNorm?.eps === b.headNorm?.eps &&
     (["numHeads", "numKvHeads", "headDim", "scale", "window"] as const).every(

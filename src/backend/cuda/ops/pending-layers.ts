@@ -76,6 +76,6 @@ export class PendingLayers {
   #check(call: LayerCall): void {
     const { dtype } = this.layers;
     if (call.kind === "linear") checkLinear(dtype, call.out, call.x, call.weight, call.fusion);
-    else checkAttend(dtype, dtype, call.out, call.qkv, call.cache, call.batch, call.spec);
+    else checkAttend(dtype, call.out, call.qkv, call.cache, call.batch, call.spec);
   }
 }

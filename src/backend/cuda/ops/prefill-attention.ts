@@ -13,6 +13,8 @@ const PREFILL_WARPS = 4;
 const PREFILL_KEYS = 64;
 /** Elements between rows in a block's shared memory: they spread the rows over its banks. */
 const PREFILL_PADDING = 8;
+/** The same of rows in eight bits. */
+const CODE_PADDING = 16;
 
 const ATTENTION_PREFILL = {
   file: "attention_prefill.cu",
@@ -22,7 +24,7 @@ const ATTENTION_PREFILL = {
     ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "cu_seqlens_q"] as const),
     "context_lens",
   ],
-  scalars: ["first_row", "max_blocks", "scale_log2", "window"],
+  scalars: ["first_row", "max_blocks", "scale_log2", "window", "value_scale"],
 } as const;
 
 /** Attention of rows with several query tokens, on every GPU: `attention_prefill.cu`. */
@@ -45,7 +47,7 @@ export class PrefillAttention {
     stream: number,
     out: Tensor,
     qkv: Tensor,
-    { keys, values }: LayerCache,
+    cache: LayerCache,
     batch: BatchTensors,
     spec: AttentionSpec,
     shape: HeadShape,
@@ -53,6 +55,7 @@ export class PrefillAttention {
     const { decodeRows, numRows } = batch;
     const rows = prefillRows(shape);
     const rowBytes = (shape.headDim + PREFILL_PADDING) * dtypeSize(this.options.dtype);
+    const cachedBytes = shape.float8 ? shape.headDim + CODE_PADDING : rowBytes;
     this.#kernels
       .get(headKey(shape), prefillDefines(shape))
       .launch(
@@ -61,19 +64,24 @@ export class PrefillAttention {
         spec.numKvHeads,
         numRows - decodeRows,
         PREFILL_WARPS * WARP,
-        (rows + 2 * PREFILL_KEYS) * rowBytes,
+        rows * rowBytes + 2 * PREFILL_KEYS * cachedBytes,
         {
-          ...{ out, qkv, keys, values },
-          ...attentionArguments(batch, spec),
+          ...{ out, qkv, keys: cache.keys, values: cache.values },
+          ...attentionArguments(batch, spec, cache),
           cu_seqlens_q: batch.cuSeqlensQ,
           first_row: decodeRows,
+          value_scale: cache.valueScale ?? 1,
         },
       );
   }
 }
 
 function prefillDefines(shape: HeadShape): Macros {
-  return { ...headDefines(shape), PREFILL_ROWS: prefillRows(shape) };
+  return {
+    ...headDefines(shape),
+    PREFILL_ROWS: prefillRows(shape),
+    ...(shape.float8 && { CODE_PADDING }),
+  };
 }
 
 /** Packed query rows of a tile: as many as registers hold results for. */

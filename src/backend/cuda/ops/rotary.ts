@@ -5,6 +5,7 @@ import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { type HeadPart, headPart, headPartDefines } from "./head-part.ts";
+import { cacheDefines } from "./head-shape.ts";
 import { KernelVariants } from "./kernel-variants.ts";
 
 const ROPE_THREADS = 128;
@@ -21,7 +22,7 @@ const ROPE_STORE = {
     ...(["qkv", "keys", "values", "cos_sin", "positions", "slot_mapping"] as const),
     ...(["query_norm", "key_norm"] as const),
   ],
-  scalars: ["tokens", "heads", "kv_heads", "block_size", "eps"],
+  scalars: ["tokens", "heads", "kv_heads", "block_size", "eps", "key_scale", "value_scale"],
 } as const;
 
 /** Query and key norm, rotary embedding, and the store to the paged cache, of tokens whose attention another kernel does. */
@@ -37,9 +38,11 @@ export class RotaryOps {
   }
 
   /** For few tokens and for many. */
-  units(headDim: number, rotaryDim: number): KernelUnit[] {
+  units(headDim: number, rotaryDim: number, float8: boolean): KernelUnit[] {
     const part = headPart(this.dtype, headDim, rotaryDim);
-    return [1, MOST_HEADS].map((heads) => this.#ropeStore.unit(defines(headDim, rotaryDim, part, heads)));
+    return [1, MOST_HEADS].map((heads) =>
+      this.#ropeStore.unit(defines(headDim, rotaryDim, part, heads, float8)),
+    );
   }
 
   /**
@@ -55,7 +58,8 @@ export class RotaryOps {
     firstToken: number,
   ): void {
     const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
-    const { keys, values } = cache;
+    const { keys, values, keyScale = 1, valueScale = 1 } = cache;
+    const float8 = keys.dtype === "float8_e4m3";
     const [end, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
     const part = headPart(this.dtype, headDim, rotaryDim);
     const tokens = end - firstToken;
@@ -66,8 +70,8 @@ export class RotaryOps {
     const fromFirst = (tensor: Tensor) => (firstToken === 0 ? tensor : tensor.rows(firstToken, end));
     this.#ropeStore
       .get(
-        (headsOfThread * 4096 + headDim) * 4096 + rotaryDim,
-        defines(headDim, rotaryDim, part, headsOfThread),
+        ((headsOfThread * 2 + Number(float8)) * 4096 + headDim) * 4096 + rotaryDim,
+        defines(headDim, rotaryDim, part, headsOfThread, float8),
       )
       .launch(stream, blocks, 1, 1, ROPE_THREADS, 0, {
         qkv: fromFirst(qkv),
@@ -83,10 +87,18 @@ export class RotaryOps {
         kv_heads: numKvHeads,
         block_size: batch.blockSize,
         eps: headNorm?.eps ?? 0,
+        ...{ key_scale: keyScale, value_scale: valueScale },
       });
   }
 }
 
-function defines(headDim: number, rotaryDim: number, part: HeadPart, headsOfThread: number): Macros {
-  return { HEAD_DIM: headDim, ...headPartDefines(rotaryDim, part), ROPE_HEADS: headsOfThread };
+function defines(
+  headDim: number,
+  rotaryDim: number,
+  part: HeadPart,
+  headsOfThread: number,
+  float8: boolean,
+): Macros {
+  const heads = { HEAD_DIM: headDim, ROPE_HEADS: headsOfThread };
+  return { ...heads, ...headPartDefines(rotaryDim, part), ...cacheDefines(float8) };
 }

@@ -1,8 +1,8 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import type { BatchTensors } from "../../../../src/backend/backend.ts";
+import type { BatchTensors, LayerCache } from "../../../../src/backend/backend.ts";
 import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
-import { UnsupportedModelError } from "../../../../src/base/errors.ts";
+import { InvariantError, UnsupportedModelError } from "../../../../src/base/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeOperands } from "./fake-operands.ts";
 import { namedArguments } from "./kernel-signatures.ts";
@@ -13,7 +13,9 @@ setDefaultTimeout(300_000);
 const recorder = new LaunchRecorder();
 afterAll(() => recorder[Symbol.dispose]());
 const { machine, backend, requested, launch, launches } = recorder;
-const { bf16, f32, batch, layerCache } = new FakeOperands();
+const { bf16, f32, batch, layerCache, float8Cache } = new FakeOperands();
+/** Of what has none. */
+const UNSCALED = { key_scale: 1, value_scale: 1 };
 const f = Math.fround;
 
 /** The macros that `file` was compiled with where they are these among others. */
@@ -61,6 +63,7 @@ describe("attend", () => {
       ...{ cos_sin: bare.cosSin.address, positions: step.positions.address + 20 },
       ...{ slot_mapping: step.slotMapping.address + 20, tokens: 40 },
       ...{ heads: 16, kv_heads: 4, block_size: 16 },
+      ...UNSCALED,
     };
     const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
     expect(namedArguments(stored!)).toEqual({ ...common, ...norms });
@@ -113,6 +116,7 @@ describe("attend", () => {
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ context_lens: step.contextLens.address, max_blocks: 64, window: 100 },
       ...{ scale_log2: f(headDim ** -0.5 * Math.LOG2E), min_split_tiles: minTiles },
+      ...UNSCALED,
     };
     expect(rest).toEqual({
       ...common,
@@ -191,6 +195,7 @@ describe("attend", () => {
         ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
         ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
         ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
+        value_scale: 1,
       });
     },
   );
@@ -214,6 +219,7 @@ describe("attend", () => {
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
       ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
+      ...{ keys: cache.keys.address, values: cache.values.address, value_scale: 1 },
     });
     expect(machine.cuda.bytesOf(queue!)).toEqual(new Uint8Array(8));
     const read = new BigUint64Array(machine.cuda.bytesOf(maps!).slice().buffer);
@@ -228,6 +234,69 @@ describe("attend", () => {
     };
     const moved = launches(() => backend.attend(out, qkv, halves, other, heads)).at(-1)!;
     expect(namedArguments(moved)["maps"]).not.toBe(maps);
+  });
+
+  describe("over a cache in eight bits", () => {
+    const scales = { keyScale: 0.25, valueScale: 0.125 };
+    const scaled = { key_scale: 0.25, value_scale: 0.125 };
+
+    test.each([64, 128, 256])("is other kernels, with scales, for heads of %d dimensions", (headDim) => {
+      const step = batch({ decodeRows: 3, prefill: [700] });
+      const { out, qkv } = operands(step, 2, headDim);
+      const cache = float8Cache(4, headDim, scales);
+      requested.mockClear();
+      const all = launches(() => backend.attend(out, qkv, cache, step, spec(2, headDim)));
+      expect(all.map(({ entry }) => entry)).toEqual([
+        ...["attention_decode", "rope_store", "attention_prefill_hopper"],
+      ]);
+      for (const [{ defines }] of requested.mock.calls) expect(defines).toMatchObject({ CACHE_FLOAT8: 1 });
+      const [decode, store, prefill] = all.map((each) => namedArguments(each));
+      const scale_log2 = f(headDim ** -0.5 * 0.25 * Math.LOG2E);
+      const pools = { keys: cache.keys.address, values: cache.values.address };
+      expect(decode).toMatchObject({ ...pools, ...scaled, scale_log2 });
+      expect(store).toMatchObject({ ...pools, ...scaled });
+      expect(prefill).toMatchObject({ ...pools, value_scale: 0.125, scale_log2, maps: 0 });
+      // As much as for 16 bits, and two tiles of codes.
+      const [keys, queryStages] = headDim <= 128 ? [128, 2] : [64, 1];
+      expect(all[2]!.sharedBytes).toBe(((128 * queryStages + 4 * keys) * 2 + 2 * keys) * headDim + 256);
+      // A warp takes as many bytes at a time as it does of 16 bits.
+      expect(
+        macrosOf("attention_decode.cu", { HEAD_DIM: headDim, GROUP_SIZE: 2, CACHE_FLOAT8: 1 })["DECODE_TILE"],
+      ).toBe(headDim <= 128 ? 32 : 16);
+    });
+
+    test("keeps codes in shared memory where there is no wgmma", () => {
+      const step = batch({ decodeRows: 0, prefill: [700] });
+      const { out, qkv } = operands(step, 2, 96);
+      const cache = float8Cache(4, 96);
+      requested.mockClear();
+      const [, prefill] = launches(() => backend.attend(out, qkv, cache, step, spec(2, 96)));
+      const macros = macrosOf("attention_prefill.cu", { HEAD_DIM: 96, GROUP_SIZE: 2, CACHE_FLOAT8: 1 });
+      const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_PADDING, CODE_PADDING } = macros;
+      const bytes = PREFILL_ROWS! * (96 + PREFILL_PADDING!) * 2 + 2 * PREFILL_KEYS! * (96 + CODE_PADDING!);
+      expect(prefill!.sharedBytes).toBe(bytes);
+      expect(namedArguments(prefill!)).toMatchObject({ value_scale: 1 });
+    });
+
+    test("and one of 16 bits have kernels of their own", () => {
+      const step = batch({ decodeRows: 3, prefill: [] });
+      const { out, qkv, cache } = operands(step, 2, 160);
+      requested.mockClear();
+      for (const each of [cache, float8Cache(4, 160, scales), cache, float8Cache(4, 160)])
+        backend.attend(out, qkv, each, step, spec(2, 160));
+      const compiled = requested.mock.calls.map(([{ defines }]) => defines!["CACHE_FLOAT8"]);
+      expect(compiled).toEqual([undefined, 1]);
+    });
+
+    test("refuses scales that are no scale, and any for 16 bits", () => {
+      const step = batch({ decodeRows: 3, prefill: [] });
+      const { out, qkv, cache } = operands(step, 2, 128);
+      const attend = (each: LayerCache) => () => backend.attend(out, qkv, each, step, spec(2, 128));
+      for (const keyScale of [0, -1, Number.NaN, Infinity])
+        expect(attend(float8Cache(4, 128, { keyScale }))).toThrow(InvariantError);
+      expect(attend(float8Cache(4, 128, { valueScale: 0 }))).toThrow("attend: a scale of 0 for float8_e4m3");
+      expect(attend({ ...cache, valueScale: 2 })).toThrow("attend: a scale of 2 for bfloat16");
+    });
   });
 
   test("in a layer of few rows is part of one launch", () => {

@@ -1,5 +1,6 @@
 import {
   type BatchTensors,
+  type KvScales,
   type LayerCache,
   type SampleRows,
   SLOT_WORDS,
@@ -42,5 +43,11 @@ export class FakeOperands extends FakeTensors {
 
   readonly layerCache = (kvHeads: number, headDim: number): LayerCache => {
     return { keys: this.bf16(100, kvHeads, 16, headDim), values: this.bf16(100, kvHeads, 16, headDim) };
+  };
+
+  /** The same in eight bits. */
+  readonly float8Cache = (kvHeads: number, headDim: number, scales: KvScales = {}): LayerCache => {
+    const blocks = () => this.of("float8_e4m3", 100, kvHeads, 16, headDim);
+    return { keys: blocks(), values: blocks(), ...scales };
   };
 }

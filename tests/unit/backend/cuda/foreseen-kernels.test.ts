@@ -61,13 +61,15 @@ const ASKED: readonly Partial<ResolvedSamplingParams>[] = [
   { logitBias: [[3, 2]] },
 ];
 
-const cases = Object.entries(MODELS).flatMap(([name, config]) =>
-  CAPABILITIES.map((capability) => [name, capability.join("."), config, capability] as const),
+const cases = (["auto", "fp8"] as const).flatMap((kvCacheDtype) =>
+  Object.entries(MODELS).flatMap(([name, config]) =>
+    CAPABILITIES.map((capability) => [name, capability.join("."), kvCacheDtype, config, capability] as const),
+  ),
 );
 
 test.each(cases)(
-  "%s on compute capability %s compiles nothing late",
-  async (_name, _text, config, capability) => {
+  "%s on compute capability %s with a cache of dtype %s compiles nothing late",
+  async (_name, _text, kvCacheDtype, config, capability) => {
     using machine = new FakeMachine({ computeCapability: capability });
     const folder = join(machine.cacheFolder, "model");
     mkdirSync(folder, { recursive: true });
@@ -78,7 +80,7 @@ test.each(cases)(
       new Int32Array(out.buffer).fill(7, 0, launch.grid[0]);
     });
     let foreseen = 0;
-    const loaded = await loadModel(folder, resolveEngineConfig(OPTIONS), {
+    const loaded = await loadModel(folder, resolveEngineConfig({ ...OPTIONS, kvCacheDtype }), {
       openBackend: () => {
         const backend = machine.backend();
         const prepare = backend.prepare.bind(backend);

@@ -44,11 +44,13 @@ function variants(n: number): KernelUnit[] {
         rotaryDim: i === 0 ? headDim / 2 : headDim,
       };
       const hopper = ARCHITECTURES[n] === "sm_90a";
-      return unitsOf(dtype, hopper, {
-        ...widths,
-        ...heads,
-        blockSize: i === 0 ? 256 : 16,
-      });
+      const model = { ...widths, ...heads, blockSize: i === 0 ? 256 : 16 };
+      // A cache in eight bits with one dtype of activations: it makes no difference to the products.
+      const float8 = d === (n < HEAD_DIMS.length ? 0 : 1);
+      return [
+        ...unitsOf(dtype, hopper, model),
+        ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
+      ];
     }),
   );
   return [...new Map(models.map((unit) => [unitName(unit), unit])).values()];
@@ -65,10 +67,14 @@ test("all head dimensions meet all group sizes in both dtypes", () => {
     file.includes("decode"),
   );
   const combinations = attention.map(({ defines }) => {
-    const { HEAD_DIM, GROUP_SIZE, DTYPE_BF16 } = defines!;
-    return `${HEAD_DIM}/${GROUP_SIZE}/${DTYPE_BF16 ? "bf16" : "f16"}`;
+    const { HEAD_DIM, GROUP_SIZE, DTYPE_BF16, CACHE_FLOAT8 } = defines!;
+    return `${HEAD_DIM}/${GROUP_SIZE}/${DTYPE_BF16 ? "bf16" : "f16"}/${CACHE_FLOAT8 ? "eight bits" : "16"}`;
   });
-  expect(new Set(combinations).size).toBe(HEAD_DIMS.length * GROUPS.length * DTYPES.length);
+  const of16 = combinations.filter((combination) => combination.endsWith("/16"));
+  expect(new Set(of16).size).toBe(HEAD_DIMS.length * GROUPS.length * DTYPES.length);
+  const of8 = combinations.filter((combination) => combination.endsWith("bits"));
+  const shapes = of8.map((combination) => combination.replace(/b?f16/, ""));
+  expect(new Set(shapes).size).toBe(HEAD_DIMS.length * GROUPS.length);
 });
 
 describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "NVRTC compiles without a warning", ({ nvrtc, files }) => {

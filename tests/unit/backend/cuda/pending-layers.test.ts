@@ -159,6 +159,27 @@ describe("whole layers", () => {
     expect(all.map((each) => namedArguments(each)["layers"])).toEqual([40, 1]);
   });
 
+  test("with caches in eight bits have scales in the table, and room for fewer", () => {
+    machine.cuda.structBytes.set("decode_layers", 36 * 13 * 8);
+    const { calls } = model(1);
+    const layers = Array.from({ length: 37 }, (_, i) => {
+      const scales = { keyScale: 2 ** -i, valueScale: 3 * 2 ** -i };
+      return { ...layer(), cache: operands.float8Cache(KV_HEADS, HEAD_DIM, scales) };
+    });
+    const all = launched(() => inOrder(...layers.flatMap((each) => calls(each))));
+    expect(all.map((each) => namedArguments(each)["layers"])).toEqual([36, 1]);
+    const bytes = all[0]!.args[0]!.slice().buffer;
+    const [table, floats] = [new BigUint64Array(bytes), new Float32Array(bytes)];
+    for (const [i, { cache, output }] of layers.slice(0, 36).entries()) {
+      const at = i * 13;
+      expect([table[at + 5], table[at + 6], table[at + 8]].map(Number)).toEqual([
+        ...[cache.keys.address, cache.values.address, output.data.address],
+      ]);
+      expect([...floats.slice((at + 7) * 2, (at + 8) * 2)]).toEqual([2 ** -i, 3 * 2 ** -i]);
+    }
+    expect(namedArguments(all[0]!)["scale_log2"]).toBe(Math.fround(0.5 * Math.LOG2E));
+  });
+
   test("share one memory, whatever their rows", () => {
     const [few, many] = [model(2), model(8)];
     const [a, b] = [few, many].map(({ calls }) =>
@@ -170,6 +191,12 @@ describe("whole layers", () => {
 
 describe("what does not go on is launched by itself, in order:", () => {
   const SINGLES = ["linear_small", "attention_decode", "linear_small", "linear_small", "linear_small"];
+
+  test("a layer whose cache is in eight bits, after one whose is not", () => {
+    const { calls } = model(1);
+    const other = { ...layer(), cache: operands.float8Cache(KV_HEADS, HEAD_DIM) };
+    expect(entries(() => inOrder(...calls(layer()), ...calls(other)))).toEqual(["decode_layers", ...SINGLES]);
+  });
 
   test.each([1, 2, 3, 4])("the first %d calls of a layer", (count) => {
     const { calls } = model(1);
