@@ -17,10 +17,31 @@ function variants(dtype: "bfloat16" | "float16"): Variant[] {
   ];
 }
 
+/** The roundings of tests/model/float8-cache.test.ts and those of bfloat16. */
+const FLOAT8: Tolerance = { stds: 0.35, relative: 0.075, cosine: 0.997, logprob: 0.5, greedyGap: 0.5 };
+
+function float8Variants(): Variant[] {
+  const options = {
+    device: "cuda",
+    dtype: "bfloat16",
+    kvCacheDtype: "fp8",
+    gpuMemoryUtilization: 0.2,
+  } as const;
+  return [
+    { name: "a cache in eight bits", options, maxPrompt: 600 },
+    {
+      name: "a cache in eight bits, chunks of 64",
+      options: { ...options, maxNumBatchedTokens: 64 },
+      maxPrompt: 600,
+    },
+  ];
+}
+
 describeGpu("reference models on the GPU", () => {
   for (const fixture of [...FIXTURES, ...GGUF_FIXTURES]) {
     referenceSuite(fixture, variants("bfloat16"), BFLOAT16);
     referenceSuite(fixture, variants("float16"), FLOAT16);
+    referenceSuite(fixture, float8Variants(), FLOAT8);
   }
 });
 
