@@ -1,6 +1,6 @@
 import { setDefaultTimeout } from "bun:test";
 import { FIXTURES, GGUF_FIXTURES, QUANTISED_FIXTURES } from "../model/fixtures.ts";
-import { referenceSuite, type Variant } from "../model/suite.ts";
+import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
 import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
 
