@@ -343,7 +343,9 @@ function float8Cases(addCase: Case): void {
     headNorm: turn % 3 === 0,
     scales: scales[turn++ % scales.length]!,
   });
-  const names = Object.keys(BATCHES) as BatchName[];
+  const ALL_OF_A_GPU = "tokens for all of a GPU";
+  const names = (Object.keys(BATCHES) as BatchName[]).filter((name) => name !== ALL_OF_A_GPU);
+  attendCase(addCase, ALL_OF_A_GPU, { numHeads: 7, numKvHeads: 1, headDim: 128, rotaryDim: 128, ...next() });
   for (const headDim of [32, 64, 96, 128, 160, 192, 256]) {
     for (const [numHeads, numKvHeads] of [
       [4, 2],

@@ -45,8 +45,9 @@ function variants(n: number): KernelUnit[] {
       };
       const hopper = ARCHITECTURES[n] === "sm_90a";
       const model = { ...widths, ...heads, blockSize: i === 0 ? 256 : 16 };
-      // A cache in eight bits with one dtype of activations: it makes no difference to the products.
-      const float8 = d === (n < HEAD_DIMS.length ? 0 : 1);
+      // A cache in eight bits with one dtype of activations, as it makes no difference to the products, and on as many
+      // architectures as make all combinations: the last ones compile what sm_89 does.
+      const float8 = d === 0 && n < HEAD_DIMS.length;
       return [
         ...unitsOf(dtype, hopper, model),
         ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
