@@ -39,8 +39,8 @@ export interface EngineOptions {
   /** Bytes of KV cache of each rank, instead of what `gpuMemoryUtilization` leaves. On the CPU the default is 1 GiB at most. */
   kvCacheMemoryBytes?: number;
   /**
-   * Ranks that share the model, each with a part of every layer: threads on the CPU. Any number that divides the model's heads,
-   * intermediate size and vocabulary. Default 1.
+   * Ranks that share the model, each with a part of every layer: a GPU each, from `gpuIndex` on, or threads on the CPU. 8 at most,
+   * any number that divides the model's heads, intermediate size and vocabulary. Default 1.
    */
   tensorParallelSize?: number;
   /** Index of the GPU among those that the driver shows; of several, the first. Default 0. */

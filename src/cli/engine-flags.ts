@@ -40,7 +40,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   ],
   tensorParallelSize: [
     "--tensor-parallel-size <count>",
-    "ranks that share the model, on the CPU; -tp for short (default: 1)",
+    "GPUs that share the model, 8 at most; -tp for short (default: 1)",
     integerValue,
   ],
   gpuIndex: ["--gpu-index <index>", "GPU to use; of several, the first (default: 0)", integerValue],

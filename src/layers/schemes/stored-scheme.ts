@@ -246,6 +246,7 @@ function checkCut({ source }: MatrixPart, columns: number, span: Span, size: num
   const ranks = Array.from({ length: MAX_RANKS }, (_, i) => i + 1).filter(
     (count) => count === 1 || columns % (count * size) === 0,
   );
-  const message = `the ranks would cut ${what} of ${size} columns of ${source}, which has ${columns}; what does not is ${ranks.join(", ")}`;
+  const facts = `the ranks would cut ${what} of ${size} columns of ${source}, which has ${columns}`;
+  const message = `${facts}; of tensorParallelSize 1 to ${MAX_RANKS}, where it divides the model, these would not: ${ranks.join(", ")}`;
   throw new ConfigError("tensorParallelSize", message);
 }
