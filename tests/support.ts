@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readlinkSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -57,4 +57,16 @@ export async function busyTurns(run: () => Promise<unknown>): Promise<Float64Arr
     clearInterval(timer);
   }
   return Float64Array.from([...turns, spent() * 1000]).sort();
+}
+
+/** Files below `path` that this process has open. Others come and go while a test runs, whatever it does. */
+export function openBelow(path: string): number {
+  const targets = readdirSync("/proc/self/fd").map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`);
+    } catch {
+      return "";
+    }
+  });
+  return targets.filter((target) => target.startsWith(path)).length;
 }

@@ -1,9 +1,9 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readdirSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
+import { symlinkSync, unlinkSync, writeFileSync } from "node:fs";
 import { ModelDataError, ModelNotFoundError } from "../../../src/base/errors.ts";
 import { GgufModel, isLaterPart } from "../../../src/gguf/gguf-model.ts";
 import { floats, gguf, type TensorInput, type Value } from "../../gguf-writer.ts";
-import { temporaryFolder, thrown } from "../../support.ts";
+import { openBelow, temporaryFolder, thrown } from "../../support.ts";
 
 setDefaultTimeout(300_000);
 
@@ -38,15 +38,14 @@ describe("a model that is split among files", () => {
   test("is opened by its first: its metadata, the tensors of all, and every file until it is closed", () => {
     using folder = temporaryFolder();
     const path = split(folder, 3);
-    const before = readdirSync("/proc/self/fd").length;
     {
       using model = GgufModel.open(path);
       expect(model.metadata.string("general.architecture")).toBe("llama");
       const places = [...model.tensors].map(([name, { file }]) => [name, file.path.split("/").at(-1)]);
       expect(places).toEqual([1, 2, 3].map((part) => [`t${part - 1}`, nameOf(part, 3)]));
-      expect(readdirSync("/proc/self/fd")).toHaveLength(before + 3);
+      expect(openBelow(folder.path)).toBe(3);
     }
-    expect(readdirSync("/proc/self/fd")).toHaveLength(before);
+    expect(openBelow(folder.path)).toBe(0);
   });
 
   test("one file is a model, whatever it is called", () => {
@@ -94,11 +93,10 @@ describe("a model that is split among files", () => {
   ])("%s is refused, and nothing stays open", (_what, change, message) => {
     using folder = temporaryFolder();
     const path = split(folder, 3, change);
-    const before = readdirSync("/proc/self/fd").length;
     const error = thrown(() => GgufModel.open(path)) as ModelDataError;
     expect(error).toBeInstanceOf(ModelDataError);
     expect(error.message).toContain(message);
-    expect(readdirSync("/proc/self/fd")).toHaveLength(before);
+    expect(openBelow(folder.path)).toBe(0);
   });
 
   test("a later part, a name that is none of a part, a part that is missing or elsewhere", () => {
