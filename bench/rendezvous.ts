@@ -71,6 +71,8 @@ export class Rendezvous implements RankExchange {
   /** This rank does not go on: all others stop waiting for it. */
   giveUp(): void {
     Atomics.store(this.#header, FAILED, 1);
+    // A rank that has looked and is about to wait would miss the notification alone: the word that it waits for changes.
+    Atomics.add(this.#header, MEETINGS, 1);
     Atomics.notify(this.#header, MEETINGS);
   }
 

@@ -41,6 +41,17 @@ test("a rank that gives up is not waited for", async () => {
   }
 });
 
+test("a rank that is about to wait notices that another has given up", () => {
+  const memory = Rendezvous.allocate(2);
+  const before = new Int32Array(memory.slice(0, 64));
+  new Rendezvous(memory, { rank: 0, size: 2 }).giveUp();
+  // Words that have not changed would be waited for.
+  const waits = [...before.keys()].map((word) =>
+    Atomics.wait(new Int32Array(memory, 0, 16), word, before[word]!, 0),
+  );
+  expect(waits[1]).toBe("not-equal");
+});
+
 test("a rank that does not come fails the others, for good", () => {
   const rendezvous = new Rendezvous(Rendezvous.allocate(2), { rank: 0, size: 2 }, 1);
   expect(() => awaitRanks(rendezvous)).toThrow(DeviceError);
