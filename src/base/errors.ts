@@ -121,6 +121,27 @@ export class NoTokenAllowedError extends InvalidRequestError {
   }
 }
 
+/** A JSON Schema says what a grammar cannot hold every output to, or is no schema. */
+export class SchemaError extends InvalidRequestError {
+  constructor(
+    param: string,
+    /** The keyword at fault. */
+    readonly keyword: string,
+    /** JSON pointer of the schema that has it; "" is the root. */
+    readonly path: string,
+    reason: string,
+  ) {
+    super(param, `${keyword} at ${path === "" ? "the root" : path}: ${reason}`, "invalid_schema");
+  }
+}
+
+/** A schema, regular expression or grammar is larger than the budget of one request. */
+export class GrammarTooComplexError extends InvalidRequestError {
+  constructor(param: string, message: string) {
+    super(param, message, "grammar_too_complex");
+  }
+}
+
 /** The prompt, or prompt plus `maxTokens`, does not fit the context or the KV pool. */
 export class ContextLengthError extends InvalidRequestError {
   constructor(

@@ -1,0 +1,24 @@
+import { GrammarTooComplexError } from "../base/errors.ts";
+
+/**
+ * A bound on the work of making one grammar. It counts steps, not seconds, so that the same grammar is accepted on a busy machine
+ * and on an idle one.
+ */
+export class Budget {
+  #left: number;
+
+  constructor(
+    /** The parameter to blame. */
+    private readonly param: string,
+    steps: number,
+  ) {
+    this.#left = steps;
+  }
+
+  /** @throws GrammarTooComplexError when more has been spent than there was. */
+  spend(steps: number, what: string): void {
+    this.#left -= steps;
+    if (this.#left >= 0) return;
+    throw new GrammarTooComplexError(this.param, `${this.param} is too complex: ${what}`);
+  }
+}

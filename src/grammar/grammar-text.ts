@@ -1,0 +1,230 @@
+import type { Automaton } from "./automaton.ts";
+import type { Budget } from "./budget.ts";
+import { type CharSet, charSet, charsOf, intersect, invert, rangesOf, unite } from "./char-set.ts";
+import { utf8Ranges } from "./utf8-ranges.ts";
+
+/** A part of a grammar's rule. A choice of nothing matches nothing, a sequence of nothing the empty text. */
+export type Expression =
+  | { readonly kind: "text"; readonly text: string }
+  /** One of these ASCII characters. */
+  | { readonly kind: "chars"; readonly set: CharSet }
+  /** One byte of the UTF-8 of a character beyond ASCII. */
+  | { readonly kind: "byte"; readonly first: number; readonly last: number }
+  | { readonly kind: "rule"; readonly rule: Rule }
+  | { readonly kind: "sequence"; readonly parts: readonly Expression[] }
+  | { readonly kind: "choice"; readonly options: readonly Expression[] };
+
+/** A rule of a grammar. Its body may be set later than it is referred to. */
+export class Rule {
+  body: Expression = NEVER;
+  constructor(readonly name: string) {}
+}
+
+export const NEVER: Expression = { kind: "choice", options: [] };
+export const NOTHING: Expression = { kind: "sequence", parts: [] };
+
+export function text(content: string): Expression {
+  return { kind: "text", text: content };
+}
+
+/**
+ * One character of `set`: a choice of these. Characters beyond ASCII are spelled byte by byte: xgrammar 0.1.27 takes the members
+ * of a class for bytes, and a negated class for more than UTF-8.
+ */
+export function oneOf(set: CharSet): Expression[] {
+  const ascii = intersect(set, ASCII);
+  const rest = intersect(set, BEYOND_ASCII);
+  const spelled = utf8Ranges(rest).map((bytes) =>
+    inOrder(...bytes.map(([first, last]): Expression => ({ kind: "byte", first, last }))),
+  );
+  return ascii.length > 0 ? [{ kind: "chars", set: ascii }, ...spelled] : spelled;
+}
+
+export function refer(rule: Rule): Expression {
+  return { kind: "rule", rule };
+}
+
+export function inOrder(...parts: readonly Expression[]): Expression {
+  return parts.length === 1 ? parts[0]! : { kind: "sequence", parts };
+}
+
+export function anyOf(...options: readonly Expression[]): Expression {
+  return options.length === 1 ? options[0]! : { kind: "choice", options };
+}
+
+/** Characters that have an escape of one letter in JSON, and that letter. */
+const SHORT_ESCAPES: readonly (readonly [char: string, letter: string])[] = [
+  ['"', '"'],
+  ["\\", "\\"],
+  ["\b", "b"],
+  ["\f", "f"],
+  ["\n", "n"],
+  ["\r", "r"],
+  ["\t", "t"],
+];
+const ASCII = charSet([0, 127]);
+const BEYOND_ASCII = invert(ASCII);
+const CONTROLS = charSet([0, 31]);
+const UNESCAPED = invert(unite(CONTROLS, charsOf('"\\')));
+
+/** The characters that patterned JSON strings are written with: all but the control characters without a short escape. */
+export const WRITABLE: CharSet = unite(UNESCAPED, ...SHORT_ESCAPES.map(([char]) => charsOf(char)));
+
+/** One character of `set` in a JSON string, spelled in one way only: a choice of these. */
+export function jsonChar(set: CharSet): Expression[] {
+  const plain = intersect(set, UNESCAPED);
+  const escaped = SHORT_ESCAPES.filter(([char]) => intersect(set, charsOf(char)).length > 0);
+  const letters = charsOf(escaped.map(([, letter]) => letter).join(""));
+  return [...oneOf(plain), ...(letters.length > 0 ? [inOrder(text("\\"), ...oneOf(letters))] : [])];
+}
+
+/** Collects the rules of a grammar and writes them in the EBNF that xgrammar reads. */
+export class GrammarBuilder {
+  #numRules = 0;
+  readonly #shared = new Map<string, Rule>();
+
+  constructor(readonly budget: Budget) {}
+
+  rule(hint: string): Rule {
+    this.budget.spend(20, "it needs too many rules");
+    return new Rule(`${hint}_${this.#numRules++}`);
+  }
+
+  /** A rule that is made once for each key. */
+  shared(key: string, make: () => Expression): Expression {
+    let rule = this.#shared.get(key);
+    if (!rule) {
+      rule = this.rule(key);
+      this.#shared.set(key, rule);
+      rule.body = make();
+    }
+    return refer(rule);
+  }
+
+  /**
+   * The texts of an automaton, right-linear: a rule for each state, so that what matches is never ambiguous and costs the same
+   * at every character.
+   * @param spell a character of the automaton's texts as it is written
+   * @param end what follows the text
+   */
+  automaton(
+    automaton: Automaton,
+    hint: string,
+    { spell = oneOf, end = NOTHING }: { spell?: (set: CharSet) => Expression[]; end?: Expression } = {},
+  ): Expression {
+    const rules = automaton.edges.map(() => this.rule(hint));
+    for (const [state, edges] of automaton.edges.entries()) {
+      const steps = edges.flatMap(({ set, to }) =>
+        spell(set).map((char) => inOrder(char, refer(rules[to]!))),
+      );
+      rules[state]!.body = anyOf(...(automaton.accepting[state] ? [end] : []), ...steps);
+    }
+    return refer(rules[0]!);
+  }
+
+  /** The grammar of `root`; undefined when it matches no finite text. */
+  write(root: Expression): string | undefined {
+    const start = new Rule("root");
+    start.body = root;
+    const productive = productiveRules(start);
+    if (!productive.has(start)) return undefined;
+    const lines: string[] = [];
+    const queue = new Set([start]);
+    for (const rule of queue) {
+      const line = `${rule.name} ::= ${print(rule.body, productive, queue, false)}`;
+      this.budget.spend(line.length, "its grammar is too long");
+      lines.push(line);
+    }
+    return `${lines.join("\n")}\n`;
+  }
+}
+
+/** The rules that match some finite text. */
+function productiveRules(start: Rule): ReadonlySet<Rule> {
+  const users = new Map<Rule, Set<Rule>>([[start, new Set()]]);
+  for (const [rule] of users) {
+    for (const used of rulesIn(rule.body)) {
+      const known = users.get(used);
+      if (known) known.add(rule);
+      else users.set(used, new Set([rule]));
+    }
+  }
+  const productive = new Set<Rule>();
+  const queue = new Set(users.keys());
+  for (const rule of queue) {
+    queue.delete(rule);
+    if (productive.has(rule) || !isProductive(rule.body, productive)) continue;
+    productive.add(rule);
+    for (const user of users.get(rule)!) if (!productive.has(user)) queue.add(user);
+  }
+  return productive;
+}
+
+function* rulesIn(expression: Expression): Generator<Rule> {
+  if (expression.kind === "rule") yield expression.rule;
+  else if (expression.kind === "sequence") for (const part of expression.parts) yield* rulesIn(part);
+  else if (expression.kind === "choice") for (const option of expression.options) yield* rulesIn(option);
+}
+
+function isProductive(expression: Expression, productive: ReadonlySet<Rule>): boolean {
+  if (expression.kind === "text" || expression.kind === "byte" || expression.kind === "chars") return true;
+  if (expression.kind === "rule") return productive.has(expression.rule);
+  if (expression.kind === "sequence") return expression.parts.every((part) => isProductive(part, productive));
+  return expression.options.some((option) => isProductive(option, productive));
+}
+
+/** @param used is told the rules that are referred to */
+function print(
+  expression: Expression,
+  productive: ReadonlySet<Rule>,
+  used: Set<Rule>,
+  nested: boolean,
+): string {
+  if (expression.kind === "text") return quote(expression.text);
+  if (expression.kind === "chars") return printChars(expression.set);
+  // A class of one member stands for the character, and one of the same member twice for the byte.
+  if (expression.kind === "byte") {
+    const [first, last] = [escapeChar(expression.first), escapeChar(expression.last)];
+    return first === last ? `[${first}${first}]` : `[${first}-${last}]`;
+  }
+  if (expression.kind === "rule") {
+    used.add(expression.rule);
+    return expression.rule.name;
+  }
+  if (expression.kind === "sequence") {
+    const parts = expression.parts.map((part) => print(part, productive, used, true));
+    return parts.length === 0 ? '""' : parts.join(" ");
+  }
+  const options = expression.options.filter((option) => isProductive(option, productive));
+  const printed = [...new Set(options.map((option) => print(option, productive, used, false)))];
+  return nested && printed.length > 1 ? `(${printed.join(" | ")})` : printed.join(" | ");
+}
+
+/** A literal of the grammar's EBNF. */
+export function quote(content: string): string {
+  const chars = Array.from(content, (char) =>
+    char === '"' || char === "\\"
+      ? `\\${char}`
+      : /^[ -~]$/.test(char)
+        ? char
+        : escapeChar(char.codePointAt(0)!),
+  );
+  return `"${chars.join("")}"`;
+}
+
+function printChars(set: CharSet): string {
+  const spelled = (code: number) => {
+    const char = String.fromCodePoint(code);
+    return /^[A-Za-z0-9 ]$/.test(char) ? char : escapeChar(code);
+  };
+  const ranges = rangesOf(set).map(([first, last]) =>
+    first === last ? spelled(first) : `${spelled(first)}-${spelled(last)}`,
+  );
+  return `[${ranges.join("")}]`;
+}
+
+function escapeChar(code: number): string {
+  return code > 0xffff
+    ? `\\U${code.toString(16).padStart(8, "0")}`
+    : `\\u${code.toString(16).padStart(4, "0")}`;
+}
