@@ -1,0 +1,74 @@
+import {
+  type CompiledGrammar,
+  Grammar,
+  GrammarCompiler,
+  GrammarMatcher,
+  TokenizerInfo,
+} from "@mlc-ai/web-xgrammar";
+import { ALPHABET } from "../tokenizer/byte-alphabet.ts";
+import type { PackedTokens } from "../tokenizer/token-table.ts";
+
+/** Compiled grammars that are kept for the next request that has the same. */
+const MAX_CACHED = 32;
+
+/**
+ * xgrammar for one vocabulary: nothing else talks to it. What its C++ finds wrong aborts the module, which shows as a
+ * `WebAssembly.RuntimeError`, after which this must not be used any more.
+ */
+export class MaskEngine {
+  /** By the text of the grammar, least recently used first. */
+  readonly #compiled = new Map<string, CompiledGrammar>();
+
+  private constructor(
+    private readonly compiler: GrammarCompiler,
+    /** Width of the logits. */
+    readonly vocabSize: number,
+  ) {}
+
+  /**
+   * Special tokens get no text: no string can contain what would be left out of it or end it.
+   * @param vocabSize width of the logits; ids without a token are never allowed
+   */
+  static async create({ bytes, starts, special }: PackedTokens, vocabSize: number): Promise<MaskEngine> {
+    const spell = (id: number) => {
+      let text = "";
+      for (let i = starts[id]!; i < starts[id + 1]!; i++) text += ALPHABET[bytes[i]!]!;
+      return text;
+    };
+    const tokens = Array.from({ length: vocabSize }, (_, id) =>
+      id < special.length && special[id] === 0 ? spell(id) : "",
+    );
+    const info = await TokenizerInfo.createTokenizerInfo(tokens, "byte_level", false, vocabSize, []);
+    return new MaskEngine(await GrammarCompiler.createGrammarCompiler(info, false), vocabSize);
+  }
+
+  /** A matcher at the beginning of a text. Its owner disposes of it. */
+  async matcher(grammar: string, stopTokenIds: readonly number[]): Promise<GrammarMatcher> {
+    return GrammarMatcher.createGrammarMatcher(await this.#compile(grammar), [...stopTokenIds]);
+  }
+
+  async #compile(grammar: string): Promise<CompiledGrammar> {
+    const known = this.#compiled.get(grammar);
+    this.#compiled.delete(grammar);
+    const compiled = known ?? (await this.#compileAnew(grammar));
+    this.#compiled.set(grammar, compiled);
+    for (const [oldest, unused] of this.#compiled) {
+      if (this.#compiled.size <= MAX_CACHED) break;
+      // Matchers share what they need of it.
+      unused.dispose();
+      this.#compiled.delete(oldest);
+    }
+    return compiled;
+  }
+
+  async #compileAnew(grammar: string): Promise<CompiledGrammar> {
+    const parsed = await Grammar.fromEBNF(grammar);
+    try {
+      return await this.compiler.compileGrammar(parsed);
+    } finally {
+      parsed.dispose();
+    }
+  }
+}
+
+export type { GrammarMatcher };

@@ -1,0 +1,112 @@
+import type { GrammarMatcher, MaskEngine } from "./mask-engine.ts";
+import {
+  AnswerState,
+  MatcherMemory,
+  type MatcherMessage,
+  type StageMessage,
+  type StageReply,
+} from "./stage-protocol.ts";
+
+/** A mask that takes longer is slow, in milliseconds: thousands of times what a grammar of ours takes. */
+const SLOW_MS = 250;
+/** Slow masks in a row that end a matcher. One may be the machine's fault, or a first visit. */
+const MAX_SLOW = 4;
+
+interface Live {
+  readonly matcher: GrammarMatcher;
+  readonly memory: MatcherMemory;
+  /** The request's own allowed tokens, or all of the vocabulary, as a mask: bits past the vocabulary mean nothing in xgrammar's. */
+  readonly allowed: Uint32Array;
+  numAnswers: number;
+  numSlow: number;
+}
+
+/** The Worker's matchers: each answers every token with the mask of the next. */
+export class MatcherThread {
+  readonly #live = new Map<number, Live>();
+  readonly #current: Int32Array;
+  #isAborted = false;
+
+  constructor(
+    private readonly engine: MaskEngine,
+    current: SharedArrayBuffer,
+    private readonly post: (reply: StageReply) => void,
+  ) {
+    this.#current = new Int32Array(current);
+  }
+
+  async handle(message: Exclude<StageMessage, { type: "vocabulary" }>): Promise<void> {
+    if (this.#isAborted) return;
+    if (message.type === "open") await this.#work(message.id, () => this.#open(message));
+    else if (message.type === "close") {
+      this.#live.get(message.id)?.matcher.dispose();
+      this.#live.delete(message.id);
+      return;
+    } else {
+      const { pairs } = message;
+      for (let i = 0; i < pairs.length && !this.#isAborted; i += 2) {
+        const live = this.#live.get(pairs[i]!);
+        if (live) await this.#work(pairs[i]!, () => this.#accept(live, pairs[i + 1]!));
+      }
+    }
+    if (!this.#isAborted) this.post({ type: "answered" });
+  }
+
+  async #work(id: number, run: () => Promise<void>): Promise<void> {
+    Atomics.store(this.#current, 0, id);
+    try {
+      await run();
+    } catch {
+      this.#isAborted = true;
+      this.post({ type: "aborted", id });
+    }
+    Atomics.store(this.#current, 0, 0);
+  }
+
+  async #open({ id, grammar, stopTokenIds, allowedTokenIds, tokens, memory }: MatcherMessage): Promise<void> {
+    const matcher = await this.engine.matcher(grammar, stopTokenIds);
+    const shared = new MatcherMemory(memory);
+    const live = {
+      matcher,
+      memory: shared,
+      allowed: maskOf(allowedTokenIds ?? Array(this.engine.vocabSize).keys(), shared.mask.length),
+      numAnswers: tokens.length,
+      numSlow: 0,
+    };
+    this.#live.set(id, live);
+    if (tokens.every((token) => matcher.acceptToken(token))) await this.#fill(live);
+    else this.#answer(live, AnswerState.refused);
+  }
+
+  async #accept(live: Live, token: number): Promise<void> {
+    if (live.matcher.acceptToken(token)) await this.#fill(live);
+    else this.#answer(live, AnswerState.refused);
+  }
+
+  async #fill(live: Live): Promise<void> {
+    const { matcher, memory, allowed } = live;
+    if (matcher.isTerminated()) return this.#answer(live, AnswerState.complete);
+    const start = performance.now();
+    const mask = await matcher.getNextTokenBitmask();
+    const isSlow = performance.now() - start > SLOW_MS;
+    live.numSlow = isSlow ? live.numSlow + 1 : 0;
+    let any = 0;
+    for (let i = 0; i < memory.mask.length; i++) {
+      const word = mask[i]! & allowed[i]!;
+      memory.mask[i] = word;
+      any |= word;
+    }
+    if (live.numSlow >= MAX_SLOW) this.#answer(live, AnswerState.slow);
+    else this.#answer(live, any === 0 ? AnswerState.complete : AnswerState.mask);
+  }
+
+  #answer(live: Live, state: AnswerState): void {
+    live.memory.answer(++live.numAnswers, state);
+  }
+}
+
+function maskOf(tokenIds: Iterable<number>, words: number): Uint32Array {
+  const mask = new Uint32Array(words);
+  for (const id of tokenIds) mask[id >>> 5]! |= 1 << (id & 31);
+  return mask;
+}
