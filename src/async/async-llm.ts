@@ -333,15 +333,17 @@ export class AsyncLLM implements AsyncDisposable {
     const prepare = async (prompt: Prompt | ChatPrompt, given: ResolvedSamplingParams) => {
       const sampling = bounded(given, options.maxOutputTokens);
       const kept = this.#keptTokens(options, sampling.maxTokens ?? 1);
-      const [{ text, tokenIds, cacheSalt }, badWordTokens] = await Promise.all([
+      const { structuredOutputs } = sampling;
+      const [{ text, tokenIds, cacheSalt }, badWordTokens, grammar] = await Promise.all([
         this.#encode(prompt, { addSpecialTokens, room: kept === Infinity ? roomOf(limits) : undefined }),
         sampling.badWords.length > 0
           ? this.#textJobs("badWords").call("badWordTokens", sampling.badWords)
           : [],
+        structuredOutputs && this.#textJobs(structuredOutputs.param).call("grammar", structuredOutputs),
       ]);
       const id = String(this.#nextRequest++);
       const promptTokenIds = tokenIds.slice(-kept);
-      const draft = { id, promptTokenIds, sampling, badWordTokens, cacheSalt, arrivalTime };
+      const draft = { id, promptTokenIds, sampling, badWordTokens, grammar, cacheSalt, arrivalTime };
       return { request: checkRequest(draft, limits), prompt: text };
     };
     this.#numUnfinished += prompts.length;

@@ -1,4 +1,5 @@
 import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
+import { grammarOf } from "../grammar/grammar-source.ts";
 import { encodeError } from "../threads/error-codec.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
@@ -42,6 +43,7 @@ function jobsOf(encoder: PromptEncoder): Jobs {
       return { ...encoded, tokenIds: new Int32Array(tokenIds) };
     },
     badWordTokens: (badWords) => encoder.badWordTokens(badWords),
+    grammar: grammarOf,
     tokenStrings: (ids) => Array.from(ids, (id) => encoder.tokenizer!.idToToken(id) ?? ""),
     detokenize: ({ ids, skipSpecialTokens }) =>
       encoder.tokenizer!.decode(Array.from(ids), { skipSpecialTokens }),

@@ -1,5 +1,6 @@
 import type { EngineConfig } from "../base/config.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { Engine, EngineStats } from "../engine/engine.ts";
 import type { EngineRequest } from "../engine/request.ts";
 import type { LoadedModel, LoadProgress } from "../llm/load-model.ts";
@@ -74,6 +75,8 @@ export interface TextJobs {
     readonly input: readonly string[];
     readonly output: readonly (readonly number[])[];
   };
+  /** The EBNF of plain outputs. */
+  readonly grammar: { readonly input: ResolvedOutputs; readonly output: string };
   /** The tokens as the vocabulary spells them. */
   readonly tokenStrings: {
     readonly input: Int32Array<ArrayBuffer>;

@@ -1,4 +1,10 @@
 import { InvalidRequestError } from "./errors.ts";
+import {
+  type ResolvedOutputs,
+  type ResponseFormat,
+  type StructuredOutputs,
+  structuredOutputs,
+} from "./structured-outputs.ts";
 
 /**
  * The parameters of a prompt's continuation: vLLM's `SamplingParams` in camelCase. Every field is honoured or refused with
@@ -51,6 +57,10 @@ export interface SamplingParams {
   skipSpecialTokens?: boolean;
   /** Only true: the tokenizers that Octavo loads put no spaces between special tokens that could be removed. */
   spacesBetweenSpecialTokens?: boolean;
+  /** A grammar that the whole output keeps to. Its output is complete if `finishReason` is `stop`. */
+  structuredOutputs?: StructuredOutputs | null;
+  /** The same in the form of OpenAI's `response_format`, or a zod schema. Not together with `structuredOutputs`. */
+  responseFormat?: ResponseFormat | null;
   /** The form of what `stream` yields: `delta` (the default there), `cumulative`, or `finalOnly`. */
   outputKind?: OutputKind;
 }
@@ -92,6 +102,8 @@ export interface ResolvedSamplingParams {
   readonly detokenize: boolean;
   readonly skipSpecialTokens: boolean;
   readonly outputKind: OutputKind | undefined;
+  /** With one of the kinds of grammar. */
+  readonly structuredOutputs?: ResolvedOutputs | undefined;
 }
 
 /** The model's and the engine's limits that parameters are checked against. */
@@ -109,7 +121,7 @@ const FIELDS: ReadonlySet<string> = new Set([
   ...["n", "temperature", "topP", "topK", "minP", "presencePenalty", "frequencyPenalty", "repetitionPenalty"],
   ...["seed", "stop", "stopTokenIds", "includeStopStrInOutput", "ignoreEos", "minTokens", "maxTokens"],
   ...["logprobs", "promptLogprobs", "logitBias", "allowedTokenIds", "badWords", "detokenize"],
-  ...["skipSpecialTokens", "spacesBetweenSpecialTokens", "outputKind"],
+  ...["skipSpecialTokens", "spacesBetweenSpecialTokens", "outputKind", "structuredOutputs", "responseFormat"],
 ]);
 
 /**
@@ -187,6 +199,7 @@ export function resolveSamplingParams(
     detokenize,
     skipSpecialTokens: flag("skipSpecialTokens", given.skipSpecialTokens ?? true),
     outputKind: outputKind(given.outputKind),
+    structuredOutputs: structuredOutputs(given.structuredOutputs, given.responseFormat),
   });
 }
 

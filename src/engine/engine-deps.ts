@@ -2,6 +2,7 @@ import type { IHasher } from "hash-wasm";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { Runner } from "../runner/types.ts";
 import type { TextStream } from "./completion.ts";
+import type { MatcherSource } from "./token-matcher.ts";
 
 /** The surroundings of an engine, which has no clock, randomness or asynchronous work of its own. */
 export interface EngineDeps {
@@ -23,6 +24,8 @@ export interface EngineDeps {
   nextSeed(): bigint;
   /** Without it there is no text. */
   createTextStream?(promptTokenIds: Int32Array, sampling: ResolvedSamplingParams): TextStream;
+  /** For requests with a grammar, of which there are none without it. */
+  readonly matchers?: MatcherSource | undefined;
   /** A token's text, for log-probabilities. */
   decodeToken?(id: number): string;
   /** Check every invariant after every step: slow. */

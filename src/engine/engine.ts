@@ -19,6 +19,7 @@ import { RequestState } from "./request-state.ts";
 import { type ScheduledStep, Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
 import type { StepOutput } from "./step-output.ts";
+import type { TokenMatcher } from "./token-matcher.ts";
 
 /** Counts are of sequences (completions), tokens where it says so; totals are since the start. */
 export interface EngineStats {
@@ -66,6 +67,9 @@ export class Engine {
   /** Launched and not collected, oldest first. */
   readonly #inFlight: ScheduledStep[] = [];
   readonly #outbox = new Outbox();
+  /** The unfinished sequences that have a matcher. */
+  readonly #matched = new Set<Sequence>();
+  #isBlocked = false;
   #failure: EngineDeadError | undefined;
   #nextOrdinal = 0;
   #numSteps = 0;
@@ -93,6 +97,16 @@ export class Engine {
     return waiting.size + running.size + this.#inFlight.length > 0 || !this.#outbox.isEmpty;
   }
 
+  /** The last step found nothing to do but to wait for matchers. */
+  get isBlocked(): boolean {
+    return this.#isBlocked;
+  }
+
+  /** Resolves when some matcher may have been answered. */
+  async unblocked(): Promise<void> {
+    await this.#deps.matchers?.changed();
+  }
+
   /** Queues a request with all of its `n` completions. @throws EngineDeadError; InvariantError for an id in use. */
   add(request: EngineRequest): void {
     this.#assertAlive();
@@ -117,11 +131,13 @@ export class Engine {
         logprobs: sampling.logprobs,
         promptLogprobs: index === 0 ? sampling.promptLogprobs : undefined,
         logits,
-        lockstep,
+        lockstep: lockstep || request.grammar !== undefined,
+        matcher: this.#openMatcher(request),
         salt: request.cacheSalt,
         leader: sequences[0],
       });
       sequences.push(sequence);
+      if (sequence.matcher) this.#matched.add(sequence);
       this.#owners.set(sequence, { state, completion });
       this.#scheduler.add(sequence);
     }
@@ -141,10 +157,17 @@ export class Engine {
    */
   step(): StepOutput {
     this.#assertAlive();
+    this.#endMatched();
+    // Before scheduling: an answer may come while that goes on, and its word is on the way then.
+    const isAnswerDue = [...this.#matched].some(({ awaitsMask }) => awaitsMask);
     const step = this.#scheduler.schedule(this.#inFlight.length === 0);
     const numBatchedTokens = step ? this.#launch(step) : 0;
+    this.#isBlocked = false;
     if (this.#inFlight.length >= (step ? this.#pipelineDepth : 1)) this.#collect();
-    else invariant(step || !this.hasUnfinished || !this.#outbox.isEmpty, "nothing can be scheduled");
+    else if (!step && this.hasUnfinished && this.#outbox.isEmpty) {
+      this.#isBlocked = isAnswerDue;
+      invariant(isAnswerDue, "nothing can be scheduled");
+    }
     if (this.#deps.debugInvariants) this.checkIntegrity();
     if (this.#failure) throw this.#failure;
     return this.#outbox.take(numBatchedTokens);
@@ -255,6 +278,25 @@ export class Engine {
       else if (result) this.#accept(sequence, batch.rows[i]!, i, result, now);
     }
     if (!result) this.#fail(failure, sequences);
+    this.#deps.matchers?.flush();
+  }
+
+  #openMatcher({ grammar, sampling }: EngineRequest): TokenMatcher | undefined {
+    if (grammar === undefined) return undefined;
+    const { matchers } = this.#deps;
+    invariant(matchers, "there is nothing that follows grammars");
+    const { stopTokenIds, ignoreEos, allowedTokenIds } = sampling;
+    const ends = ignoreEos ? stopTokenIds : [...this.#eosTokenIds, ...stopTokenIds];
+    return matchers.open({ grammar, stopTokenIds: [...new Set(ends)], allowedTokenIds });
+  }
+
+  /** Ends sequences whose text is complete without a stop token, and those whose matcher has failed. */
+  #endMatched(): void {
+    for (const sequence of this.#matched) {
+      const { error, isComplete } = sequence.matcher!;
+      if (error) this.#end(sequence, "error", requestError(error));
+      else if (isComplete) this.#end(sequence, "stop");
+    }
   }
 
   /** Takes in one row. What fails here fails this completion alone. */
@@ -298,8 +340,12 @@ export class Engine {
       this.#end(sequence, "error", requestError(error));
       return;
     }
-    if (completion.finishReason !== null) this.#retire(sequence);
-    else this.#send(state, completion);
+    if (completion.finishReason !== null) {
+      this.#retire(sequence);
+      return;
+    }
+    if (sequence.matcher) for (let i = start; i < end; i++) sequence.matcher.accept(tokens[i]!);
+    this.#send(state, completion);
   }
 
   /** The runner failed as a whole, or in a step that computed `sequences`. */
@@ -337,6 +383,8 @@ export class Engine {
   #retire(sequence: Sequence): void {
     const { state, completion } = this.#owner(sequence);
     this.#scheduler.finish(sequence);
+    this.#matched.delete(sequence);
+    sequence.matcher?.dispose();
     this.#send(state, completion);
     if (!state.isFinished) return;
     state.finishedTime = this.#deps.clock();
@@ -363,7 +411,11 @@ export class Engine {
 }
 
 /** The reason that a row has no token: what its request forbids, or a fault of the numbers. */
-function notDrawn(token: number, { sampling, badWordTokens }: EngineRequest): Error {
+function notDrawn(token: number, { sampling, badWordTokens, grammar }: EngineRequest): Error {
+  if (token === NotDrawn.nothingAllowed && grammar !== undefined) {
+    const message = "structuredOutputs and the request's bans leave no token that could come next";
+    return new NoTokenAllowedError("structuredOutputs", message);
+  }
   if (token === NotDrawn.nothingAllowed && badWordTokens.length > 0) {
     const limits = sampling.allowedTokenIds ? "allowedTokenIds and badWords" : "badWords";
     const message = `${limits} leave no token that could come next`;

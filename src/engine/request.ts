@@ -21,6 +21,8 @@ export interface RequestDraft {
   readonly arrivalTime: number;
   /** Return the logits of every prompt position, 2^30 at most, and generate nothing. Needs `n` = 1. Default false. */
   readonly logits?: boolean;
+  /** EBNF with a rule `root` that every completion keeps to. Default none. */
+  readonly grammar?: string | undefined;
   /** Every token but the first depends on what the caller makes of the one before: none is computed ahead. Default false. */
   readonly lockstep?: boolean;
 }
@@ -81,6 +83,11 @@ export function checkRequest(draft: RequestDraft, limits: RequestLimits): Engine
     const message = `the prompt has ${promptTokenIds.length} tokens, logits are returned of ${mostRows} at most`;
     throw new ContextLengthError("prompt", message, promptTokenIds.length, mostRows);
   }
+  if (logits && draft.grammar !== undefined)
+    throw new InvalidRequestError(
+      "structuredOutputs",
+      "logits are returned of the prompt: there is no output",
+    );
   const bannedTokens = bannedAtFirst(sampling, limits.eosTokenIds);
   if (!logits) checkDrawable(sampling.allowedTokenIds, bannedTokens, badWordTokens, limits.vocabSize);
   const checked = { ...draft, promptTokenIds, cacheSalt: cacheSalt ?? "", logits, lockstep, badWordTokens };
@@ -107,7 +114,10 @@ export function slotSampling(request: EngineRequest, seed: bigint): SlotSampling
   const bannedUntil = promptTokenIds.length + sampling.minTokens;
   return {
     ...{ temperature, topP, topK, minP, repetitionPenalty, presencePenalty, frequencyPenalty },
-    ...{ seed, logitBias, bannedTokens, bannedUntil, allowedTokenIds, badWords: badWordTokens },
+    ...{ seed, logitBias, bannedTokens, bannedUntil, badWords: badWordTokens },
+    // The masks of a grammar's matcher have no others.
+    allowedTokenIds: request.grammar === undefined ? allowedTokenIds : undefined,
+    ...(request.grammar !== undefined && { masked: true }),
   };
 }
 

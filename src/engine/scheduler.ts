@@ -225,7 +225,7 @@ export class Scheduler {
     let sequence = this.waiting.first;
     while (sequence && step.budget > 0 && this.running.size < this.#maxNumSeqs) {
       const { next } = sequence;
-      if (!this.#awaitsPrompt(sequence)) {
+      if (!sequence.awaitsMask && !this.#awaitsPrompt(sequence)) {
         if (this.#freeSlots.length === 0 || !this.#reserve(sequence, step)) return;
         this.#compute(sequence, step);
       }
@@ -280,6 +280,7 @@ export class Scheduler {
   }
 
   #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
+    if (sequence.awaitsMask) return;
     const remaining = sequence.numRemainingTokens;
     const known = Math.min(remaining, step.budget);
     if (known === 0) return;
@@ -331,9 +332,10 @@ class StepBuilder {
   }
 
   compute(sequence: Sequence, count: number, sample: boolean, drafts: number): void {
-    const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits } = sequence;
+    const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits, matcher } = sequence;
     const row: { -readonly [K in keyof ScheduledRow]: ScheduledRow[K] } = { slot, count, sample };
     if (drafts > 0) row.drafts = drafts;
+    if (sample && matcher) row.mask = matcher.mask;
     if (sample && logprobs !== undefined) row.logprobs = logprobs;
     if (promptLogprobs !== undefined && numScheduledTokens < promptLength)
       row.promptLogprobs = promptLogprobs;

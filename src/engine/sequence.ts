@@ -1,5 +1,6 @@
 import type { ScheduledRow, SlotSampling } from "../runner/types.ts";
 import { BlockChain } from "./prefix-cache.ts";
+import type { TokenMatcher } from "./token-matcher.ts";
 
 /** `waiting` holds no blocks and no slot; `finished` may hold them until its steps in flight are collected. */
 export type SequenceStatus = "waiting" | "running" | "finished";
@@ -20,6 +21,8 @@ export interface SequenceInit {
   readonly leader: Sequence | undefined;
   /** The next token depends on what the host makes of the one before: no step is launched ahead of it. */
   readonly lockstep: boolean;
+  /** Says which tokens may be drawn; the sequence is in lockstep then. */
+  readonly matcher?: TokenMatcher | undefined;
 }
 
 /**
@@ -41,6 +44,7 @@ export class Sequence {
   readonly logits: boolean;
   readonly leader: Sequence | undefined;
   readonly lockstep: boolean;
+  readonly matcher: TokenMatcher | undefined;
   readonly chain: BlockChain;
 
   status: SequenceStatus = "waiting";
@@ -72,6 +76,7 @@ export class Sequence {
     this.logits = init.logits;
     this.leader = init.leader;
     this.lockstep = init.lockstep;
+    this.matcher = init.matcher;
     this.chain = new BlockChain(init.salt);
     this.length = this.promptLength;
     this.#tokens = new Int32Array(this.promptLength + Math.min(init.maxTokens, 64));
@@ -81,6 +86,11 @@ export class Sequence {
   /** The known tokens are the first `length` entries. */
   get tokens(): Int32Array {
     return this.#tokens;
+  }
+
+  /** Which tokens may be drawn next is not known yet. */
+  get awaitsMask(): boolean {
+    return this.matcher?.isPending === true;
   }
 
   /** Tokens that could be computed now: 0 when only steps in flight can tell how to go on. */

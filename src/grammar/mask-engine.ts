@@ -23,6 +23,8 @@ export class MaskEngine {
     private readonly compiler: GrammarCompiler,
     /** Width of the logits. */
     readonly vocabSize: number,
+    /** A token without text, for matchers that no token may end: xgrammar has none without. */
+    readonly unusedToken: number,
   ) {}
 
   /**
@@ -39,12 +41,14 @@ export class MaskEngine {
       id < special.length && special[id] === 0 ? spell(id) : "",
     );
     const info = await TokenizerInfo.createTokenizerInfo(tokens, "byte_level", false, vocabSize, []);
-    return new MaskEngine(await GrammarCompiler.createGrammarCompiler(info, false), vocabSize);
+    const unused = Math.max(0, tokens.indexOf(""));
+    return new MaskEngine(await GrammarCompiler.createGrammarCompiler(info, false), vocabSize, unused);
   }
 
   /** A matcher at the beginning of a text. Its owner disposes of it. */
   async matcher(grammar: string, stopTokenIds: readonly number[]): Promise<GrammarMatcher> {
-    return GrammarMatcher.createGrammarMatcher(await this.#compile(grammar), [...stopTokenIds]);
+    const stops = stopTokenIds.length > 0 ? [...stopTokenIds] : [this.unusedToken];
+    return GrammarMatcher.createGrammarMatcher(await this.#compile(grammar), stops);
   }
 
   async #compile(grammar: string): Promise<CompiledGrammar> {

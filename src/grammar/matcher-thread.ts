@@ -66,10 +66,13 @@ export class MatcherThread {
   async #open({ id, grammar, stopTokenIds, allowedTokenIds, tokens, memory }: MatcherMessage): Promise<void> {
     const matcher = await this.engine.matcher(grammar, stopTokenIds);
     const shared = new MatcherMemory(memory);
+    const allowed = maskOf(allowedTokenIds ?? Array(this.engine.vocabSize).keys(), shared.mask.length);
+    const { unusedToken } = this.engine;
+    if (stopTokenIds.length === 0) allowed[unusedToken >>> 5]! &= ~(1 << (unusedToken & 31));
     const live = {
       matcher,
       memory: shared,
-      allowed: maskOf(allowedTokenIds ?? Array(this.engine.vocabSize).keys(), shared.mask.length),
+      allowed,
       numAnswers: tokens.length,
       numSlow: 0,
     };

@@ -31,8 +31,11 @@ export function numbers(integers: boolean, budget: Budget): Automaton {
   const fraction = repeat(sequence(literal("."), repeat(DIGIT, 1, MAX_FRACTION)), 0, 1);
   const sign = repeat(chars(charSet([43, 43], [45, 45])), 0, 1);
   const exponent = repeat(sequence(chars(charSet([69, 69], [101, 101])), sign, repeat(DIGIT, 1, 2)), 0, 1);
-  const rest = integers ? EMPTY : sequence(fraction, exponent);
-  return automatonOf(sequence(repeat(MINUS, 0, 1), whole, rest), budget);
+  // No "-0", which is the integer 0 as well.
+  const minus = repeat(MINUS, 0, 1);
+  if (integers)
+    return automatonOf(choice(ZERO, sequence(minus, NONZERO, repeat(DIGIT, 0, MAX_DIGITS - 1))), budget);
+  return automatonOf(sequence(minus, whole, fraction, exponent), budget);
 }
 
 /**
@@ -45,11 +48,14 @@ export function numbersWithin(
   most: Bound | undefined,
   budget: Budget,
 ): Automaton {
+  // What lies beyond all the decimals that are written is no bound.
+  if (least && least.value < -(10 ** MAX_DIGITS) + 1) least = undefined;
+  if (most && most.value > 10 ** MAX_DIGITS - 1) most = undefined;
   const bounds = [least, most]
     .filter((bound) => bound !== undefined)
     .map(({ value }) => decimal(Math.abs(value)));
-  const longestWhole = Math.max(...bounds.map(({ whole }) => whole.length));
-  const longestFraction = Math.max(...bounds.map(({ fraction }) => fraction.length));
+  const longestWhole = Math.max(1, ...bounds.map(({ whole }) => whole.length));
+  const longestFraction = Math.max(0, ...bounds.map(({ fraction }) => fraction.length));
   if (longestWhole + longestFraction > MAX_DIGITS) throw new BoundPrecisionError();
   const wholeDigits = integers
     ? MAX_DIGITS
@@ -57,7 +63,8 @@ export function numbersWithin(
   const space: Space = { wholeDigits, fractionDigits: integers ? 0 : MAX_DIGITS - wholeDigits };
   const low = least && automatonOf(atLeast(least, space), budget);
   const high = most && automatonOf(atMost(most, space), budget);
-  return low && high ? both(low, high, budget) : (low ?? high)!;
+  if (low && high) return both(low, high, budget);
+  return low ?? high ?? automatonOf(sequence(repeat(MINUS, 0, 1), anyMagnitude(space)), budget);
 }
 
 /** The integers that `divisor` divides. */

@@ -29,11 +29,13 @@ function split(first: number, last: number, sequences: ByteRanges[]): void {
     if ((first & ~mask) === (last & ~mask)) continue;
     if ((first & mask) !== 0) {
       split(first, first | mask, sequences);
-      return split((first | mask) + 1, last, sequences);
+      split((first | mask) + 1, last, sequences);
+      return;
     }
     if ((last & mask) !== mask) {
       split(first, (last & ~mask) - 1, sequences);
-      return split(last & ~mask, last, sequences);
+      split(last & ~mask, last, sequences);
+      return;
     }
   }
   const [low, high] = [Buffer.from(String.fromCodePoint(first)), Buffer.from(String.fromCodePoint(last))];

@@ -8,6 +8,7 @@ import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { Engine } from "../engine/engine.ts";
+import { GrammarStage } from "../grammar/grammar-stage.ts";
 import { resolveModel } from "../loader/resolve-model.ts";
 import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
@@ -16,6 +17,7 @@ import type { Runner } from "../runner/types.ts";
 import { IncrementalDetokenizer } from "../tokenizer/detokenizer.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
+import { packTokens } from "../tokenizer/token-table.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { loadPart, type PartSource } from "./load-part.ts";
 import { createBackend, type OpenBackend } from "./open-backend.ts";
@@ -104,8 +106,10 @@ export async function loadModel(
     const hasher = await createSHA256();
     const { runner, weights } = await loadRunner(source, backend, ranks, report("weights"));
     const seeds = new SplitMix64(config.seed);
+    const grammars = tokenizer && new GrammarStage(() => packTokens(tokenizer), modelConfig.vocabSize);
     const engine = new Engine({
       ...config,
+      matchers: grammars,
       runner,
       overlap: config.overlapScheduling ?? backend.name === "cuda",
       eosTokenIds: generation.eosTokenIds,
@@ -133,6 +137,7 @@ export async function loadModel(
         try {
           engine.dispose();
         } finally {
+          grammars?.dispose();
           disposeAll(backend, ranks);
         }
       },

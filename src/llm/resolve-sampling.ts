@@ -5,6 +5,7 @@ import {
   type SamplingLimits,
   type SamplingParams,
 } from "../base/sampling-params.ts";
+import { plainOutputs } from "../grammar/grammar-source.ts";
 import { type ChatPrompt, isChat, type Prompt } from "../tokenizer/prompt-encoder.ts";
 
 /** The model's defaults and limits for sampling parameters. */
@@ -34,12 +35,18 @@ export function resolveSampling(
     const own = given[i]!;
     const unlimited = isChat(prompt) && own.maxTokens === undefined;
     const sampling = resolveSamplingParams(unlimited ? { ...own, maxTokens: null } : own, limits, defaults);
+    const { structuredOutputs } = sampling;
     if (!hasTokenizer) {
+      if (structuredOutputs)
+        throw new InvalidRequestError(
+          structuredOutputs.param,
+          `${structuredOutputs.param} needs a tokenizer`,
+        );
       if (sampling.stop.length > 0) throw new InvalidRequestError("stop", "stop strings need a tokenizer");
       if (sampling.badWords.length > 0)
         throw new InvalidRequestError("badWords", "bad words need a tokenizer");
     }
-    return sampling;
+    return structuredOutputs ? { ...sampling, structuredOutputs: plainOutputs(structuredOutputs) } : sampling;
   });
 }
 

@@ -17,6 +17,8 @@ export interface StepSink {
  */
 export class StepLoop {
   #isStepping = false;
+  /** Resolved, and replaced, when requests are added or aborted. */
+  #woken = Promise.withResolvers<void>();
   #failure: EngineDeadError | undefined;
 
   /** @param receive called before each step, to add and abort whatever waits for that. */
@@ -49,18 +51,24 @@ export class StepLoop {
   stop(reason: EngineDeadError): void {
     if (this.#failure) return;
     this.#failure = reason;
+    this.#woken.resolve();
     this.sink.fail(reason);
   }
 
   async #run(): Promise<void> {
-    if (this.#isStepping) return;
+    if (this.#isStepping) {
+      this.#woken.resolve();
+      return;
+    }
     this.#isStepping = true;
     try {
       for (;;) {
         await eventLoopTurn();
         this.receive();
         if (this.#failure || !this.engine.hasUnfinished) break;
+        this.#woken = Promise.withResolvers();
         this.sink.deliver(this.engine.step());
+        if (this.engine.isBlocked) await Promise.race([this.engine.unblocked(), this.#woken.promise]);
       }
     } catch (error) {
       this.stop(error instanceof EngineDeadError ? error : engineFailed(error));

@@ -64,6 +64,7 @@ function writeSampling(words: WordWriter, sampling: SlotSampling): void {
   }
   words.list(bannedTokens);
   words.list(allowedTokenIds);
+  words.put(Number(sampling.masked === true));
   words.put(badWords.length);
   for (const tokens of badWords) words.list(tokens);
 }
@@ -81,10 +82,12 @@ function readSampling(words: WordReader): SlotSampling {
   const logitBias = Array.from({ length: words.int() }, () => [words.int(), words.double()] as const);
   const bannedTokens = [...words.list()!];
   const allowed = words.list();
+  const masked = words.int() === 1;
   return {
     ...{ temperature, topP, topK, minP, repetitionPenalty, presencePenalty, frequencyPenalty, seed },
     ...{ logitBias, bannedTokens, bannedUntil, allowedTokenIds: allowed && [...allowed] },
     badWords: Array.from({ length: words.int() }, () => [...words.list()!]),
+    ...(masked && { masked }),
   };
 }
 
@@ -93,23 +96,26 @@ function readUpdate(words: WordReader): BlockTableUpdate {
 }
 
 function writeRow(words: WordWriter, row: ScheduledRow): void {
-  const { slot, count, sample, drafts, logprobs, promptLogprobs, logits } = row;
+  const { slot, count, sample, drafts, logprobs, promptLogprobs, logits, mask } = row;
   const optional = { drafts, logprobs, promptLogprobs };
   let flags = (sample ? RowFlag.sample : 0) | (logits ? RowFlag.logits : 0);
   for (const name of ["drafts", "logprobs", "promptLogprobs"] as const)
     if (optional[name] !== undefined) flags |= RowFlag[name];
   words.put(slot, count, flags, drafts ?? 0, logprobs ?? 0, promptLogprobs ?? 0);
+  words.list(mask && new Int32Array(mask.buffer, mask.byteOffset, mask.length));
 }
 
 function readRow(words: WordReader): ScheduledRow {
   const [slot, count, flags] = [words.int(), words.int(), words.int()];
   const [drafts, logprobs, promptLogprobs] = [words.int(), words.int(), words.int()];
+  const mask = words.list();
   return {
     ...{ slot, count, sample: (flags & RowFlag.sample) !== 0 },
     ...(flags & RowFlag.drafts && { drafts }),
     ...(flags & RowFlag.logprobs && { logprobs }),
     ...(flags & RowFlag.promptLogprobs && { promptLogprobs }),
     ...(flags & RowFlag.logits && { logits: true }),
+    ...(mask && { mask: new Uint32Array(mask.buffer) }),
   };
 }
 

@@ -75,9 +75,14 @@ export class BatchState {
     return this.#plain[slot]!;
   }
 
-  /** Brings slots up to date: sequences that join, and new blocks, those at least that rows do not bring themselves. */
-  apply({ joins, blockTableUpdates }: Pick<ScheduledBatch, "joins" | "blockTableUpdates">): void {
+  /** Brings slots up to date: sequences that join, masks, and new blocks, those at least that rows do not bring themselves. */
+  apply({
+    joins,
+    rows,
+    blockTableUpdates,
+  }: Pick<ScheduledBatch, "joins" | "rows" | "blockTableUpdates">): void {
     for (const join of joins) this.#uploadSlot(join);
+    for (const { slot, mask } of rows) if (mask) this.#put(this.slots.allowed, slot, mask);
     this.#join(joins);
     this.#updateBlockTables(blockTableUpdates);
   }
@@ -95,15 +100,17 @@ export class BatchState {
   #uploadSlot({ slot, tokens, sampling }: SlotJoin): void {
     this.#plain[slot] = isPlain(sampling);
     const record = packSlotRecord(sampling, this.shape.vocabSize);
-    const put = (table: Tensor, data: Int32Array | Uint32Array) => {
-      const row = table.rows(slot, slot + 1);
-      this.backend.upload(row.reshape(row.size).rows(0, data.length), data);
-    };
+    const put = (table: Tensor, data: Int32Array | Uint32Array) => this.#put(table, slot, data);
     put(this.slots.tokens, tokens);
     put(this.slots.params, record.params);
     if (record.edits) put(this.slots.edits, record.edits);
     if (record.badWords) put(this.slots.badWords, record.badWords);
     if (record.allowed) put(this.slots.allowed, record.allowed);
+  }
+
+  #put(table: Tensor, slot: number, data: Int32Array | Uint32Array): void {
+    const row = table.rows(slot, slot + 1);
+    this.backend.upload(row.reshape(row.size).rows(0, data.length), data);
   }
 
   #join(joins: readonly SlotJoin[]): void {

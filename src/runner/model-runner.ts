@@ -208,6 +208,7 @@ export class ModelRunner implements Runner {
     for (const join of joins) this.#prompts.join(join);
     this.#state.apply({
       joins,
+      rows,
       blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot),
     });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>

@@ -22,10 +22,11 @@ export function hasPenalties({
 
 /** True if the slot's tokens are drawn by the model's logits and a temperature alone; see `Backend.drawTokens`. */
 export function isPlain(sampling: SlotSampling): boolean {
-  const { temperature, topP, topK, minP, logitBias, bannedTokens, badWords, allowedTokenIds } = sampling;
+  const { temperature, topP, topK, minP, logitBias, bannedTokens, badWords } = sampling;
   const filtered = temperature > 0 && (topP < 1 || topK > 0 || minP > 0);
   const edited = logitBias.length + bannedTokens.length + badWords.length > 0;
-  return !filtered && !edited && allowedTokenIds === undefined && !hasPenalties(sampling);
+  const limited = sampling.allowedTokenIds !== undefined || sampling.masked === true;
+  return !filtered && !edited && !limited && !hasPenalties(sampling);
 }
 
 /** First position of an edit that never ends. */
@@ -52,7 +53,7 @@ export function packSlotRecord(sampling: SlotSampling, vocabSize: number): SlotR
   params[SlotWord.flags] =
     (hasPenalties(sampling) ? SlotFlag.penalties : 0) |
     (edits ? SlotFlag.edits : 0) |
-    (allowed ? SlotFlag.allowed : 0) |
+    (allowed || sampling.masked ? SlotFlag.allowed : 0) |
     (badWords ? SlotFlag.badWords : 0);
   return { params, edits, badWords, allowed };
 }

@@ -31,6 +31,8 @@ export interface SlotSampling {
   readonly bannedTokens: readonly number[];
   readonly bannedUntil: number;
   readonly allowedTokenIds: readonly number[] | undefined;
+  /** Every row that samples brings a mask of its allowed tokens. Not together with `allowedTokenIds`. Default false. */
+  readonly masked?: boolean;
   /** Token sequences whose last token is banned when the others are the tail of the text. */
   readonly badWords: readonly (readonly number[])[];
 }
@@ -54,6 +56,8 @@ export interface ScheduledRow {
    * follows each of them that is guessed right, too: 1 to `drafts` + 1 tokens. Default 0.
    */
   readonly drafts?: number;
+  /** With `sample`, of a masked slot: bit t % 32 of word t / 32 says that token t may be drawn. Read during `launch`. */
+  readonly mask?: Uint32Array;
   /** With `sample`: log-probabilities of this many top tokens and of the drawn one. */
   readonly logprobs?: number;
   /** Log-probabilities of this many top tokens, and of the next token, for each computed prompt position. */

@@ -60,6 +60,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     imports: ["backend", "gguf"],
   },
   threads: { knows: "Workers as typed links, errors as messages", imports: ["cuda"] },
+  grammar: {
+    knows: "JSON Schema, regular expressions and choices → EBNF; masks of what it allows, from a Worker",
+    imports: ["threads", "tokenizer"],
+  },
   "runner/types.ts": { knows: "the seam between policy and mechanism: plain data", imports: [] },
   runner: {
     knows: "a scheduled batch → device state → model → drawn tokens",
@@ -74,13 +78,13 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "the public `LLM`, in the caller's thread; the composition root; request building; the step loop",
     imports: [
       ...["backend", "backend/cpu", "backend/cuda", "cuda", "engine", "layers"],
-      ...["loader", "models", "ranks", "runner", "runner/types.ts", "threads", "tokenizer"],
+      ...["grammar", "loader", "models", "ranks", "runner", "runner/types.ts", "threads", "tokenizer"],
     ],
   },
   async: {
     knows:
       "the public `AsyncLLM`: engine worker, text workers, and the messages between them and the main thread",
-    imports: ["engine", "llm", "models", "threads", "tokenizer"],
+    imports: ["engine", "grammar", "llm", "models", "threads", "tokenizer"],
   },
   server: {
     knows: "OpenAI's HTTP API over an `AsyncLLM`: schemas, admission, replies, metrics, log",

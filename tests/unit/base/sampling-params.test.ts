@@ -79,6 +79,47 @@ const FIELDS: Readonly<
   skipSpecialTokens: { bad: [0, "true"], good: [true, false] },
   spacesBetweenSpecialTokens: { bad: [false, 1, "true"], good: [true] },
   outputKind: { bad: ["all", 0, true, ""], good: ["delta", "cumulative", "finalOnly"] },
+  structuredOutputs: {
+    bad: [
+      ...[
+        5,
+        "json",
+        [],
+        {},
+        { regex: 5 },
+        { grammar: [] },
+        { choice: "a" },
+        { choice: [1] },
+        { jsonObject: 1 },
+      ],
+      ...[
+        { json: {}, regex: "a" },
+        { xml: {} },
+        { jsonObject: false },
+        { regex: "a", disableAnyWhitespace: 1 },
+      ],
+    ],
+    good: [null, { json: {} }, { json: "{}" }, { jsonObject: true }, { regex: "a" }, { choice: ["a"] }],
+  },
+  responseFormat: {
+    bad: [
+      ...[
+        5,
+        "json",
+        [],
+        {},
+        { type: "xml" },
+        { type: "json_schema" },
+        { type: "json_schema", json_schema: [] },
+      ],
+      { type: "json_schema", json_schema: { name: "a b", schema: {} } },
+      { type: "json_schema", json_schema: { name: "a", schema: {}, strict: "yes" } },
+    ],
+    good: [
+      ...[null, { type: "text" }, { type: "json_object" }],
+      { type: "json_schema", json_schema: { name: "a", strict: true, schema: {} } },
+    ],
+  },
 };
 
 describe("the range of each field", () => {

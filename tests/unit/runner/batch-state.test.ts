@@ -23,8 +23,8 @@ test("every block of a slot has an entry of its own, the last one too; the engin
   const blockTableUpdates = [0, 1].flatMap((slot) =>
     [0, 1, 2].map((index) => ({ slot, index, block: 10 * slot + index })),
   );
-  state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(0, 3) });
-  state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(3) });
+  state.apply({ rows: [], joins: [], blockTableUpdates: blockTableUpdates.slice(0, 3) });
+  state.apply({ rows: [], joins: [], blockTableUpdates: blockTableUpdates.slice(3) });
   // The last slot is padding's: all of it lies in the scratch block.
   const table = [...readInts(backend, state.slots.blockTables)];
   expect(table).toEqual([1, 2, 3, 11, 12, 13, 0, 0, 0]);
@@ -35,7 +35,11 @@ test("the last position of the longest sequence lies in its last block", () => {
   const { backend, state, buffers } = setUp();
   const tokens = Array.from({ length: 37 }, (_, i) => i % 9);
   const updates = [4, 7, 2].map((block, index) => ({ slot: 1, index, block }));
-  state.apply({ joins: [toyJoin(1, tokens, { numComputedTokens: 31 })], blockTableUpdates: updates });
+  state.apply({
+    rows: [],
+    joins: [toyJoin(1, tokens, { numComputedTokens: 31 })],
+    blockTableUpdates: updates,
+  });
   const rows = [{ slot: 1, count: 6, sample: true }, ...state.padding(1)];
   const mailbox = new Mailbox(backend, { depth: 1, inbox: 100, tokens: 1, logprobs: 1 });
   const { batch, samples } = buffers.view(writeRows(mailbox.draft(), rows, 0));
@@ -55,7 +59,7 @@ test("of a join, what the sequence does not use is not uploaded", () => {
     uploads.push(String(target));
     upload.call(backend, target, data);
   };
-  state.apply({ joins: [toyJoin(0, [1, 2])], blockTableUpdates: [] });
+  state.apply({ rows: [], joins: [toyJoin(0, [1, 2])], blockTableUpdates: [] });
   expect(uploads).toEqual(["int32[2]", "uint32[16]", "int32[4]"]);
   backend.dispose();
 });

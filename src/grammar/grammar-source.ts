@@ -1,0 +1,99 @@
+import { toJSONSchema, type ZodType } from "zod";
+import { GrammarTooComplexError, InvalidRequestError, messageOf, SchemaError } from "../base/errors.ts";
+import { isZod, type ResolvedOutputs } from "../base/structured-outputs.ts";
+import { isEmpty } from "./automaton.ts";
+import { Budget } from "./budget.ts";
+import { anyOf, GrammarBuilder, text } from "./grammar-text.ts";
+import { textsMatched } from "./pattern.ts";
+import { RegexSyntaxError } from "./regex-parser.ts";
+import { schemaGrammar } from "./schema-grammar.ts";
+import { checkGrammar } from "./user-grammar.ts";
+
+/** Longest schema as JSON, and longest grammar, in characters. */
+const MAX_SOURCE = 256 * 1024;
+const MAX_CHOICES = 1024;
+const MAX_CHOICE_CHARACTERS = 64 * 1024;
+/** Steps of a regular expression's conversion: below a second of work. */
+const REGEX_BUDGET = 3_000_000;
+
+/**
+ * The same as plain data, with a schema as JSON text: it may cross threads.
+ * @throws SchemaError when a zod schema has no JSON Schema, or the schema is not JSON.
+ */
+export function plainOutputs(outputs: ResolvedOutputs): ResolvedOutputs {
+  const { json, param } = outputs;
+  return json === undefined ? outputs : { ...outputs, json: schemaText(json, param) };
+}
+
+/**
+ * The grammar, in EBNF with rule `root`, of what plain outputs ask for.
+ * @throws SchemaError, GrammarTooComplexError; InvalidRequestError for a regular expression or grammar that is malformed.
+ */
+export function grammarOf(outputs: ResolvedOutputs): string {
+  const { param, json, regex, choice, grammar } = outputs;
+  const compact = outputs.disableAnyWhitespace === true;
+  if (json !== undefined) return schemaGrammar(parse(json as string, param), { param, compact });
+  if (typeof regex === "string") return regexGrammar(regex, param);
+  if (choice) return choiceGrammar(choice, param);
+  if (typeof grammar === "string") {
+    if (grammar.length > MAX_SOURCE) throw tooLong("the grammar", param);
+    checkGrammar(grammar, param);
+    return grammar;
+  }
+  return schemaGrammar({ type: "object" }, { param, compact });
+}
+
+function schemaText(json: unknown, param: string): string {
+  const invalid = (reason: string) => new SchemaError(param, "schema", "", reason);
+  let schema = json;
+  if (isZod(json)) {
+    try {
+      schema = toJSONSchema(json as ZodType);
+    } catch (error) {
+      throw invalid(messageOf(error));
+    }
+  }
+  let written: string | undefined;
+  try {
+    written = typeof schema === "string" ? schema : JSON.stringify(schema);
+  } catch {
+    throw invalid("it is not JSON");
+  }
+  if (written === undefined) throw invalid("it is not JSON");
+  if (written.length > MAX_SOURCE) throw tooLong("the schema", param);
+  return written;
+}
+
+function parse(schema: string, param: string): unknown {
+  try {
+    return JSON.parse(schema);
+  } catch {
+    throw new SchemaError(param, "schema", "", "it is not JSON");
+  }
+}
+
+function regexGrammar(pattern: string, param: string): string {
+  const budget = new Budget(param, REGEX_BUDGET);
+  const builder = new GrammarBuilder(budget);
+  try {
+    const texts = textsMatched(pattern, budget);
+    if (isEmpty(texts)) throw new RegexSyntaxError("no text matches it");
+    return builder.write(builder.automaton(texts, "text"))!;
+  } catch (error) {
+    if (!(error instanceof RegexSyntaxError)) throw error;
+    throw new InvalidRequestError(param, `the regular expression: ${error.message}`, "invalid_regex");
+  }
+}
+
+function choiceGrammar(choices: readonly string[], param: string): string {
+  if (choices.length === 0 || choices.some((each) => each === "" || !each.isWellFormed()))
+    throw new InvalidRequestError(param, "each choice must have at least one character");
+  const length = choices.reduce((total, each) => total + each.length, 0);
+  if (choices.length > MAX_CHOICES || length > MAX_CHOICE_CHARACTERS)
+    throw tooLong("the list of choices", param);
+  return new GrammarBuilder(new Budget(param, REGEX_BUDGET)).write(anyOf(...choices.map(text)))!;
+}
+
+function tooLong(what: string, param: string): GrammarTooComplexError {
+  return new GrammarTooComplexError(param, `${what} is too long`);
+}
