@@ -214,10 +214,10 @@ describe("errors are the client's own", () => {
     const before = await server.metric("octavo:http_requests_total", 'status="501"');
     const error = await thrown(
       retrying.chat.completions.create({
-        ...{ model: MODEL, messages: HI, response_format: { type: "json_object" } },
+        ...{ model: MODEL, messages: HI, verbosity: "low" },
       }),
     );
-    expect(error).toMatchObject({ status: 501, code: "unsupported_parameter", param: "response_format" });
+    expect(error).toMatchObject({ status: 501, code: "unsupported_parameter", param: "verbosity" });
     expect(error).toBeInstanceOf(OpenAI.InternalServerError);
     expect(await server.metric("octavo:http_requests_total", 'status="501"')).toBe((before ?? 0) + 1);
   });

@@ -20,8 +20,6 @@ const refuse = (path: string, body: object) => errorOf(server.post(path, body));
 
 /** Each with a value that asks for something. */
 const UNSUPPORTED: Readonly<Record<string, unknown>> = {
-  ...{ response_format: { type: "json_object" }, structured_outputs: { regex: "a" }, guided_json: {} },
-  ...{ guided_regex: "a", guided_choice: ["a"], guided_grammar: "a", guided_json_object: true },
   ...{ guided_decoding_backend: "x", guided_whitespace_pattern: "x", structural_tag: {} },
   ...{ suffix: "end", use_beam_search: true, length_penalty: 2, early_stopping: true },
   ...{ logits_processors: ["x"], logprob_token_ids: [1], prompt_embeds: "x", kv_transfer_params: {} },
@@ -30,7 +28,7 @@ const UNSUPPORTED: Readonly<Record<string, unknown>> = {
   ...{ web_search_options: {}, service_tier: "flex", truncation_side: "right", functions: [] },
   ...{ function_call: "auto", bootstrap_host: "a", bootstrap_port: 1, bootstrap_room: 1 },
   ...{ disagg_prefill_dp_rank: 0, data_parallel_rank: 1, return_hidden_states: true, lora_path: "a" },
-  ...{ session_params: {}, custom_logit_processor: "x", regex: "a", ebnf: "a" },
+  ...{ session_params: {}, custom_logit_processor: "x" },
   ...{ disaggregated_params: { request_type: "generation_only" }, ec_transfer_params: {} },
 };
 

@@ -13,6 +13,7 @@ import {
   type UnknownFields,
 } from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
+import { structuredParams } from "./structured.ts";
 
 const flag = z.boolean().nullish();
 
@@ -53,7 +54,7 @@ export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatReque
   const body = parseBody(ChatBody, json, onUnknown);
   checkGeneration(body);
   checkTools(body);
-  const sampling = samplingParams(body);
+  const sampling: SamplingParams = { ...samplingParams(body), ...structuredParams(body) };
   const limit = body.max_completion_tokens ?? undefined;
   if (limit !== undefined && sampling.maxTokens !== undefined && limit !== sampling.maxTokens)
     throw invalidValue("max_completion_tokens", "max_tokens and max_completion_tokens differ");

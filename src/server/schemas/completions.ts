@@ -11,6 +11,7 @@ import {
   type UnknownFields,
 } from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
+import { structuredParams } from "./structured.ts";
 
 /** Body of `/v1/completions`. */
 export const CompletionsBody = z.object({
@@ -42,7 +43,7 @@ export function parseCompletions(
 ): CompletionsRequest {
   const { prompt, ...body } = parseBody(CompletionsBody, json, onUnknown);
   checkGeneration(body);
-  const params = samplingParams(body);
+  const params: SamplingParams = { ...samplingParams(body), ...structuredParams(body) };
   checkBestOf(body.best_of, params.n ?? 1);
   const echo = body.echo ?? false;
   const promptOnly = echo && params.maxTokens === 0;

@@ -3,6 +3,7 @@ import type { SubmitOptions } from "../../async/async-llm.ts";
 import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
 import { type ApiError, invalidValue, unsupported } from "../errors.ts";
 import { samplingShape } from "./sampling.ts";
+import { structuredShape } from "./structured.ts";
 import { INERT_FIELDS, REFUSED_FIELDS, refusedField } from "./unsupported-fields.ts";
 
 export const MODEL = z
@@ -27,6 +28,7 @@ export const promptShape = {
 export const generationShape = {
   ...promptShape,
   ...samplingShape,
+  ...structuredShape,
   truncate_prompt_tokens: z
     .int()
     .refine((count) => count === -1 || count > 0, "must be positive, or -1 for what fits")

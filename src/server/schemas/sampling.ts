@@ -80,6 +80,10 @@ const OTHER_NAMES: Readonly<Record<string, string>> = {
   continueFinalMessage: "continue_final_message",
   truncatePromptTokens: "truncate_prompt_tokens",
   addSpecialTokens: "add_special_tokens",
+  structuredOutputs: "structured_outputs",
+  responseFormat: "response_format",
+  jsonObject: "json_object",
+  disableAnyWhitespace: "disable_any_whitespace",
 };
 
 const API_NAMES = new Map([

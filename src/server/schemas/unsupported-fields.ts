@@ -12,23 +12,12 @@ const unless = (...harmless: readonly unknown[]): Refusal => ({
   ...notYet,
   asksNothing: (value) => harmless.includes(value),
 });
-const structured: Refusal = { status: 501, reason: "structured output is not supported yet" };
 
 /** Fields of OpenAI's, vLLM's, SGLang's and older servers' requests that Octavo does not support, on either endpoint. */
 export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
-  response_format: {
-    ...structured,
-    asksNothing: (value) => (value as { type?: unknown } | null)?.type === "text",
-  },
-  structured_outputs: structured,
-  structural_tag: structured,
-  guided_json: structured,
-  guided_json_object: structured,
-  guided_regex: structured,
-  guided_choice: structured,
-  guided_grammar: structured,
-  guided_decoding_backend: structured,
-  guided_whitespace_pattern: structured,
+  structural_tag: notYet,
+  guided_decoding_backend: { status: 501, reason: "there is no choice of backends" },
+  guided_whitespace_pattern: notYet,
   functions: notYet,
   function_call: unless("none"),
   suffix: unless(""),
@@ -51,8 +40,6 @@ export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   lora_path: notYet,
   session_params: notYet,
   custom_logit_processor: notYet,
-  regex: structured,
-  ebnf: structured,
   vllm_xargs: notYet,
   mm_processor_kwargs: notYet,
   thinking_token_budget: notYet,
