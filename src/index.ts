@@ -17,6 +17,7 @@ export {
   DownloadError,
   EngineDeadError,
   ExitCode,
+  GrammarTooComplexError,
   InvalidRequestError,
   InvariantError,
   ModelDataError,
@@ -24,6 +25,7 @@ export {
   OctavoError,
   ReplicaDeadError,
   RequestFailedError,
+  SchemaError,
   UnsupportedModelError,
 } from "./base/errors.ts";
 export type {
@@ -39,6 +41,7 @@ export type {
   SubmittedRequest,
 } from "./base/outputs.ts";
 export type { OutputKind, SamplingParams } from "./base/sampling-params.ts";
+export type { ResponseFormat, StructuredOutputs } from "./base/structured-outputs.ts";
 export type { WeightSummary } from "./base/weight-summary.ts";
 export {
   type ChatGenerateOptions,

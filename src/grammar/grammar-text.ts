@@ -37,7 +37,12 @@ export function oneOf(set: CharSet): Expression[] {
   const spelled = utf8Ranges(rest).map((bytes) =>
     inOrder(...bytes.map(([first, last]): Expression => ({ kind: "byte", first, last }))),
   );
-  return ascii.length > 0 ? [{ kind: "chars", set: ascii }, ...spelled] : spelled;
+  return ascii.length > 0 ? [oneAscii(ascii), ...spelled] : spelled;
+}
+
+/** One of these ASCII characters. */
+export function oneAscii(set: CharSet): Expression {
+  return { kind: "chars", set };
 }
 
 export function refer(rule: Rule): Expression {
@@ -75,7 +80,7 @@ export function jsonChar(set: CharSet): Expression[] {
   const plain = intersect(set, UNESCAPED);
   const escaped = SHORT_ESCAPES.filter(([char]) => intersect(set, charsOf(char)).length > 0);
   const letters = charsOf(escaped.map(([, letter]) => letter).join(""));
-  return [...oneOf(plain), ...(letters.length > 0 ? [inOrder(text("\\"), ...oneOf(letters))] : [])];
+  return [...oneOf(plain), ...(letters.length > 0 ? [inOrder(text("\\"), oneAscii(letters))] : [])];
 }
 
 /** Collects the rules of a grammar and writes them in the EBNF that xgrammar reads. */

@@ -52,10 +52,11 @@ type Node =
 export function parseRegex(pattern: string): readonly Branch[] {
   if (pattern.length > MAX_PATTERN_LENGTH)
     throw new RegexSyntaxError(`a pattern of more than ${MAX_PATTERN_LENGTH} characters`);
-  return new Parser([...pattern]).parse().map(branchOf);
+  return new Parser([...pattern]).parse().flatMap(branchesOf);
 }
 
-function branchOf(nodes: readonly Node[]): Branch {
+/** Of one alternative; more than one of a group that is all of it but what is tied to the ends. */
+function branchesOf(nodes: readonly Node[]): readonly Branch[] {
   let atStart = false;
   let atEnd = false;
   const lookaheads: Branch["lookaheads"][number][] = [];
@@ -64,22 +65,21 @@ function branchOf(nodes: readonly Node[]): Branch {
     const node = nodes[first]!;
     if (node.kind === "start") atStart = true;
     else if (node.kind === "lookahead")
-      lookaheads.push({ negative: node.negative, branches: node.options.map(branchOf) });
+      lookaheads.push({ negative: node.negative, branches: node.options.flatMap(branchesOf) });
     else break;
   }
   for (; last > first && nodes[last - 1]!.kind === "end"; last--) atEnd = true;
   const inner = nodes.slice(first, last);
   const [only] = inner;
-  if (inner.length === 1 && only?.kind === "group" && only.options.length === 1) {
-    const nested = branchOf(only.options[0]!);
-    return {
+  if (inner.length === 1 && only?.kind === "group") {
+    return only.options.flatMap(branchesOf).map((nested) => ({
       body: nested.body,
       atStart: atStart || nested.atStart,
       atEnd: atEnd || nested.atEnd,
       lookaheads: [...lookaheads, ...nested.lookaheads],
-    };
+    }));
   }
-  return { atStart, atEnd, lookaheads, body: sequence(...inner.map(regexOf)) };
+  return [{ atStart, atEnd, lookaheads, body: sequence(...inner.map(regexOf)) }];
 }
 
 function regexOf(node: Node): Regex {

@@ -18,15 +18,17 @@ export interface FormReaders {
 const MAX_DEPTH = 3;
 
 /**
- * True when no value has both forms, as far as it can be seen: by types, values, texts, the lengths of arrays, or an item
- * or property that both must have and whose schemas are disjoint.
+ * True when no value that is written of form `a` has form `b`, as far as it can be seen: by types, values, texts, the lengths of
+ * arrays, or an item or property that one of them must have and whose schemas are disjoint.
  */
 export function areDisjoint(a: Form, b: Form, readers: FormReaders, budget: Budget, depth = 0): boolean {
   const { scalars, arrays, objects, forms } = readers;
   budget.spend(10, "it has too many alternatives");
   const apart = (left: readonly SchemaNode[], right: readonly SchemaNode[]) =>
     depth < MAX_DEPTH &&
-    forms.of(left).every((x) => forms.of(right).every((y) => areDisjoint(x, y, readers, budget, depth + 1)));
+    forms
+      .of(left)
+      .every((x) => forms.of(right, "all").every((y) => areDisjoint(x, y, readers, budget, depth + 1)));
 
   const disjoint: Readonly<Record<JsonType, () => boolean>> = {
     null: () => haveNoCommonValue(a, b, readers),

@@ -36,10 +36,12 @@ const TYPES_OF: Readonly<Partial<Record<string, JsonType>>> = {
   ...{ patternProperties: "object", propertyNames: "object" },
   ...{ minProperties: "object", maxProperties: "object" },
 };
+/** Steps for each value of an enumeration: some ten thousand of them are too many. */
+const ENUMERATED_COST = 100;
 const TOO_MANY = "it has too many alternatives";
 
-/** True when no value has both forms. It need not find out. */
-export type DisjointTest = (a: Form, b: Form) => boolean;
+/** True when no value that is written of the first form has the second. It need not find out. */
+export type DisjointTest = (written: Form, other: Form) => boolean;
 
 /**
  * Schemas in disjunctive normal form. References are followed, conjunctions merged and disjunctions multiplied out, down to
@@ -55,14 +57,17 @@ export class SchemaForms {
     private readonly areDisjoint: DisjointTest,
   ) {}
 
-  /** The alternatives of values that all of `nodes` allow. */
-  of(nodes: readonly SchemaNode[]): readonly Form[] {
-    return this.#formsOf(this.#product(nodes.map((node) => this.#expand(node))));
+  /**
+   * The alternatives of values that all of `nodes` allow, as they are written: of the types that keywords speak of where `type`
+   * is missing. Or of all values.
+   */
+  of(nodes: readonly SchemaNode[], which: "written" | "all" = "written"): readonly Form[] {
+    return this.#formsOf(this.#product(nodes.map((node) => this.#expand(node))), which);
   }
 
-  #formsOf(alternatives: readonly (readonly Leaf[])[]): readonly Form[] {
+  #formsOf(alternatives: readonly (readonly Leaf[])[], which: "written" | "all"): readonly Form[] {
     return alternatives.flatMap((leaves) => {
-      const form = this.#merge(leaves);
+      const form = this.#merge(leaves, which);
       return form ? [form] : [];
     });
   }
@@ -109,16 +114,13 @@ export class SchemaForms {
   /** Exactly one branch is what at least one is, when no value has two of them. */
   #exclusive(node: SchemaNode): readonly (readonly Leaf[])[] {
     const branches = this.#branches(node, "oneOf").map((each) => this.#expand(each));
-    const forms = branches.map((each) => this.#formsOf(each));
-    for (let i = 0; i < forms.length; i++) {
+    const written = branches.map((each) => this.#formsOf(each, "written"));
+    const all = branches.map((each) => this.#formsOf(each, "all"));
+    const overlap = (i: number, j: number) =>
+      written[i]!.some((a) => all[j]!.some((b) => !this.areDisjoint(a, b)));
+    for (let i = 0; i < branches.length; i++) {
       for (let j = 0; j < i; j++) {
-        const overlap = forms[i]!.some((a) =>
-          forms[j]!.some((b) => {
-            this.budget.spend(10, TOO_MANY);
-            return !this.areDisjoint(a, b);
-          }),
-        );
-        if (!overlap) continue;
+        if (!overlap(i, j) && !overlap(j, i)) continue;
         const reason = `branches ${j} and ${i} may both be valid, which cannot be ruled out; use anyOf`;
         throw this.document.error("oneOf", node.path, reason);
       }
@@ -138,7 +140,7 @@ export class SchemaForms {
   #enumeration(node: SchemaNode): readonly (readonly Leaf[])[] {
     const values = node.json["enum"];
     if (!Array.isArray(values)) throw this.document.error("enum", node.path, "it must be a list");
-    this.budget.spend(values.length, "an enumeration is too long");
+    this.budget.spend(ENUMERATED_COST * values.length, "an enumeration is too long");
     return this.#values(values, `${node.path}/enum`);
   }
 
@@ -169,7 +171,7 @@ export class SchemaForms {
   }
 
   /** Undefined when the leaves contradict each other in their types or values. */
-  #merge(leaves: readonly Leaf[]): Form | undefined {
+  #merge(leaves: readonly Leaf[], which: "written" | "all"): Form | undefined {
     let types = new Set<JsonType>(ALL_TYPES);
     let [isTyped, integers] = [false, false];
     let values: readonly Scalar[] | undefined;
@@ -188,7 +190,7 @@ export class SchemaForms {
         [...types].filter((type) => given.includes(type) || (type === "number" && given.includes("integer"))),
       );
     }
-    if (!isTyped && values === undefined) {
+    if (which === "written" && !isTyped && values === undefined) {
       const meant = schemas.flatMap(({ json }) =>
         Object.keys(json).flatMap((keyword) => TYPES_OF[keyword] ?? []),
       );

@@ -8,6 +8,7 @@ import {
   jsonChar,
   NEVER,
   NOTHING,
+  oneAscii,
   oneOf,
   type Rule,
   refer,
@@ -125,22 +126,22 @@ class SchemaGrammar {
   /** Right-recursive: a repetition takes xgrammar a thousand times as long. */
   #anyString(): Expression {
     const rest = this.#builder.rule("characters");
-    const [hex] = oneOf(charSet([48, 57], [65, 70], [97, 102])) as [Expression];
+    const hex = oneAscii(charSet([48, 57], [65, 70], [97, 102]));
     const again = refer(rest);
     const plain = invert(unite(charSet([0, 31]), charsOf('"\\')));
     // Halves of surrogate pairs come in pairs.
     const unicode = anyOf(
-      inOrder(...oneOf(charSet([48, 57], [65, 67], [69, 70], [97, 99], [101, 102])), hex, hex, hex),
-      inOrder(...oneOf(charsOf("dD")), ...oneOf(charSet([48, 55])), hex, hex),
+      inOrder(oneAscii(charSet([48, 57], [65, 67], [69, 70], [97, 99], [101, 102])), hex, hex, hex),
+      inOrder(oneAscii(charsOf("dD")), oneAscii(charSet([48, 55])), hex, hex),
       inOrder(
-        ...[...oneOf(charsOf("dD")), ...oneOf(charsOf("89abAB")), hex, hex, text("\\u")],
-        ...[...oneOf(charsOf("dD")), ...oneOf(charsOf("cdefCDEF")), hex, hex],
+        ...[oneAscii(charsOf("dD")), oneAscii(charsOf("89abAB")), hex, hex, text("\\u")],
+        ...[oneAscii(charsOf("dD")), oneAscii(charsOf("cdefCDEF")), hex, hex],
       ),
     );
     rest.body = anyOf(
       text('"'),
-      inOrder(...oneOf(plain), again),
-      inOrder(text("\\"), ...oneOf(charsOf('"\\/bfnrt')), again),
+      ...oneOf(plain).map((char) => inOrder(char, again)),
+      inOrder(text("\\"), oneAscii(charsOf('"\\/bfnrt')), again),
       inOrder(
         text("\\u"),
         this.#builder.shared("unicode", () => unicode),
@@ -239,7 +240,7 @@ class SchemaGrammar {
       const indents = Array.from({ length: MAX_INDENT }, () => this.#builder.rule("indent"));
       for (const [i, rule] of indents.entries()) {
         const next = indents[i + 1];
-        rule.body = anyOf(NOTHING, ...(next ? [inOrder(...oneOf(charsOf(" \t")), refer(next))] : []));
+        rule.body = anyOf(NOTHING, ...(next ? [inOrder(oneAscii(charsOf(" \t")), refer(next))] : []));
       }
       return anyOf(NOTHING, text(" "), inOrder(text("\n"), refer(indents[0]!)));
     });

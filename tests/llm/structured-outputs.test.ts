@@ -4,7 +4,7 @@ import { InvalidRequestError, SchemaError } from "../../src/base/errors.ts";
 import type { LLM } from "../../src/index.ts";
 import { collect, complete, createLLM, expectUsable, PROMPT, rejection } from "./support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let llm: LLM;
 beforeAll(async () => {

@@ -27,6 +27,8 @@ describe("errors between threads", () => {
     new errors.DeviceError("none"),
     new errors.InvalidRequestError("topP", "too large", "some_code"),
     new errors.NoTokenAllowedError("allowedTokenIds", "none is left"),
+    new errors.SchemaError("structuredOutputs", "contains", "/items", "not supported"),
+    new errors.GrammarTooComplexError("structuredOutputs", "too many states"),
     new errors.ContextLengthError("prompt", "too long", 10, 5),
     new errors.ChatTemplateError("fails"),
     new errors.RequestFailedError("NaN", "numerical_error"),

@@ -5,7 +5,7 @@ import { packTokens } from "../../../src/tokenizer/token-table.ts";
 import { Tokenizer } from "../../../src/tokenizer/tokenizer.ts";
 import { FOLDERS } from "../tokenizer/models.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 let tokenizer: Tokenizer;
 let eos: number;

@@ -14,7 +14,7 @@ const optional = <T>(name: string, value: fc.Arbitrary<T>) =>
     { nil: {} },
   );
 
-const sampling = fc.record({
+const plainSampling = fc.record({
   ...{ temperature: real, topP: real, minP: real, topK: fc.integer({ min: -1, max: 2 ** 20 }) },
   ...{ repetitionPenalty: real, presencePenalty: real, frequencyPenalty: real },
   ...{ seed: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), bannedTokens: tokens, bannedUntil: token },
@@ -22,6 +22,10 @@ const sampling = fc.record({
   allowedTokenIds: fc.option(tokens, { nil: undefined }),
   badWords: fc.array(tokens, { maxLength: 3 }),
 });
+const sampling = fc
+  .tuple(plainSampling, optional("masked", fc.constant(true)))
+  .map(([fields, masked]) => ({ ...fields, ...masked }));
+const words = fc.array(fc.integer({ min: 0, max: 2 ** 32 - 1 }), { maxLength: 8 });
 const join = fc.record({
   ...{ slot: token, promptLength: token, numComputedTokens: token, sampling },
   tokens: fc.oneof(tokens, fc.constant(Array(5000).fill(7))).map((ids) => Int32Array.from(ids)),
@@ -33,6 +37,10 @@ const row = fc
     optional("logprobs", fc.integer({ min: -1, max: 20 })),
     optional("promptLogprobs", fc.integer({ min: -1, max: 20 })),
     optional("logits", fc.constant(true)),
+    optional(
+      "mask",
+      words.map((list) => Uint32Array.from(list)),
+    ),
   )
   .map((parts) => Object.assign({}, ...parts));
 const batch = fc.record({
