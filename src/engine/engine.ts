@@ -157,7 +157,7 @@ export class Engine {
    */
   step(): StepOutput {
     this.#assertAlive();
-    this.#endMatched();
+    if (this.#matched.size > 0) this.#settleMatched();
     // Before scheduling: an answer may come while that goes on, and its word is on the way then.
     const isAnswerDue = [...this.#matched].some(({ awaitsMask }) => awaitsMask);
     const step = this.#scheduler.schedule(this.#inFlight.length === 0);
@@ -288,6 +288,16 @@ export class Engine {
     const { stopTokenIds, ignoreEos, allowedTokenIds } = sampling;
     const ends = ignoreEos ? stopTokenIds : [...this.#eosTokenIds, ...stopTokenIds];
     return matchers.open({ grammar, stopTokenIds: [...new Set(ends)], allowedTokenIds });
+  }
+
+  /**
+   * Before a step: takes in the tokens of sequences with a matcher, and waits a little for their masks, so that they have a row in
+   * every step. A step launched ahead would be one without them.
+   */
+  #settleMatched(): void {
+    while ([...this.#matched].some(({ inFlight }) => inFlight > 0)) this.#collect();
+    this.#deps.matchers?.settle();
+    this.#endMatched();
   }
 
   /** Ends sequences whose text is complete without a stop token, and those whose matcher has failed. */

@@ -27,6 +27,8 @@ export interface MatcherSource {
   }): TokenMatcher;
   /** Asks about the tokens that matchers have accepted. */
   flush(): void;
+  /** Waits for masks that are expected soon, for a millisecond at most. */
+  settle(): void;
   /** Resolves when some matcher may not be pending any more. */
   changed(): Promise<void>;
 }

@@ -1,7 +1,13 @@
 import { GrammarTooComplexError, RequestFailedError } from "../base/errors.ts";
 import { WorkerLink } from "../threads/worker-link.ts";
 import type { PackedTokens } from "../tokenizer/token-table.ts";
-import { AnswerState, MatcherMemory, type StageMessage, type StageReply } from "./stage-protocol.ts";
+import {
+  AnswerState,
+  MatcherMemory,
+  type StageMessage,
+  type StageReply,
+  StageWord,
+} from "./stage-protocol.ts";
 
 /** What a matcher's texts are held to. */
 export interface MatcherInit {
@@ -15,6 +21,10 @@ export interface MatcherInit {
 
 /** The parameter that errors name. */
 const PARAM = "structuredOutputs";
+/** Longest that a step waits for masks, in milliseconds. */
+const MAX_SETTLE_MS = 1;
+/** Tokens of a matcher that was late for which nobody waits. */
+const LATE_TOKENS = 16;
 /** Longest that the Worker may be busy with one matcher, in milliseconds. */
 const MAX_BUSY_MS = 15_000;
 
@@ -35,7 +45,7 @@ export class GrammarStage {
   readonly #live = new Map<number, Matcher>();
   readonly #worker: URL;
   readonly #maxBusyMs: number;
-  readonly #current = new Int32Array(new SharedArrayBuffer(4));
+  readonly #shared = new Int32Array(new SharedArrayBuffer(8));
   #link: WorkerLink<StageMessage, StageReply> | undefined;
   #changed = Promise.withResolvers<void>();
   #timer: Timer | undefined;
@@ -79,6 +89,23 @@ export class GrammarStage {
     this.#watch();
   }
 
+  /**
+   * Waits for the masks that follow accepted tokens, but for no more than a millisecond, and for a while no more for matchers that
+   * took longer. Blocks the thread.
+   */
+  settle(): void {
+    const end = performance.now() + MAX_SETTLE_MS;
+    for (const matcher of this.#live.values()) {
+      while (matcher.isDue) {
+        const seen = Atomics.load(this.#shared, StageWord.answers);
+        if (!matcher.isDue) break;
+        const left = end - performance.now();
+        if (left <= 0) matcher.late();
+        else Atomics.wait(this.#shared, StageWord.answers, seen, left);
+      }
+    }
+  }
+
   /** Resolves when some matcher may have been answered. */
   changed(): Promise<void> {
     return this.#changed.promise;
@@ -103,11 +130,14 @@ export class GrammarStage {
     };
     link.onEnd = (reason) => {
       const message = `the grammar stage ended: ${reason}`;
-      this.#restart(this.#current[0]!, new RequestFailedError(message, "grammar_failed"));
+      this.#restart(
+        Atomics.load(this.#shared, StageWord.current),
+        new RequestFailedError(message, "grammar_failed"),
+      );
     };
-    Atomics.store(this.#current, 0, 0);
-    const current = this.#current.buffer as SharedArrayBuffer;
-    link.post({ type: "vocabulary", tokens: this.tokens(), vocabSize: this.vocabSize, current });
+    Atomics.store(this.#shared, StageWord.current, 0);
+    const shared = this.#shared.buffer as SharedArrayBuffer;
+    link.post({ type: "vocabulary", tokens: this.tokens(), vocabSize: this.vocabSize, shared });
     this.#lastAnswer = performance.now();
     return link;
   }
@@ -154,7 +184,10 @@ export class GrammarStage {
       if (left > 0) this.#timer = unreferenced(setTimeout(look, left));
       else {
         const message = "the grammar takes too long to be compiled or followed";
-        this.#restart(Atomics.load(this.#current, 0), new GrammarTooComplexError(PARAM, message));
+        this.#restart(
+          Atomics.load(this.#shared, StageWord.current),
+          new GrammarTooComplexError(PARAM, message),
+        );
         this.#watch();
       }
     };
@@ -181,6 +214,8 @@ export class Matcher {
   memory: MatcherMemory;
   #error: Error | undefined;
   #isDisposed = false;
+  /** Number of tokens from which on its masks are worth waiting for. The first one takes as long as its grammar's compilation. */
+  #patientFrom = 1;
 
   constructor(
     readonly id: number,
@@ -194,6 +229,11 @@ export class Matcher {
   /** The answer to the last token has not come yet. */
   get isPending(): boolean {
     return this.#error === undefined && this.memory.numAnswers !== this.tokens.length + 1;
+  }
+
+  /** Pending, and expected soon. */
+  get isDue(): boolean {
+    return this.tokens.length >= this.#patientFrom && this.isPending;
   }
 
   /** The text is complete, and nothing may come after it. */
@@ -231,6 +271,11 @@ export class Matcher {
     if (this.#isDisposed) return;
     this.#isDisposed = true;
     this.stage.disposed();
+  }
+
+  /** @internal The stage's: the mask did not come while it was waited for. */
+  late(): void {
+    this.#patientFrom = this.tokens.length + LATE_TOKENS;
   }
 
   /** @internal The stage's. */

@@ -5,6 +5,7 @@ import {
   type MatcherMessage,
   type StageMessage,
   type StageReply,
+  StageWord,
 } from "./stage-protocol.ts";
 
 /** A mask that takes longer is slow, in milliseconds: thousands of times what a grammar of ours takes. */
@@ -24,15 +25,15 @@ interface Live {
 /** The Worker's matchers: each answers every token with the mask of the next. */
 export class MatcherThread {
   readonly #live = new Map<number, Live>();
-  readonly #current: Int32Array;
+  readonly #shared: Int32Array;
   #isAborted = false;
 
   constructor(
     private readonly engine: MaskEngine,
-    current: SharedArrayBuffer,
+    shared: SharedArrayBuffer,
     private readonly post: (reply: StageReply) => void,
   ) {
-    this.#current = new Int32Array(current);
+    this.#shared = new Int32Array(shared);
   }
 
   async handle(message: Exclude<StageMessage, { type: "vocabulary" }>): Promise<void> {
@@ -53,14 +54,14 @@ export class MatcherThread {
   }
 
   async #work(id: number, run: () => Promise<void>): Promise<void> {
-    Atomics.store(this.#current, 0, id);
+    Atomics.store(this.#shared, StageWord.current, id);
     try {
       await run();
     } catch {
       this.#isAborted = true;
       this.post({ type: "aborted", id });
     }
-    Atomics.store(this.#current, 0, 0);
+    Atomics.store(this.#shared, StageWord.current, 0);
   }
 
   async #open({ id, grammar, stopTokenIds, allowedTokenIds, tokens, memory }: MatcherMessage): Promise<void> {
@@ -105,6 +106,8 @@ export class MatcherThread {
 
   #answer(live: Live, state: AnswerState): void {
     live.memory.answer(++live.numAnswers, state);
+    Atomics.add(this.#shared, StageWord.answers, 1);
+    Atomics.notify(this.#shared, StageWord.answers);
   }
 }
 

@@ -8,8 +8,8 @@ export type StageMessage =
       readonly tokens: PackedTokens;
       /** Width of the logits. */
       readonly vocabSize: number;
-      /** int32 [1]: the matcher that is being worked on; 0 when none is. */
-      readonly current: SharedArrayBuffer;
+      /** int32, laid out by `StageWord`. */
+      readonly shared: SharedArrayBuffer;
     }
   | ({ readonly type: "open" } & MatcherMessage)
   /** Pairs of a matcher's id and a token that has been drawn for it. */
@@ -30,6 +30,14 @@ export interface MatcherMessage {
   /** Laid out by `MatcherMemory`. */
   readonly memory: SharedArrayBuffer;
 }
+
+/** Words that the stage shares with its Worker. */
+export const StageWord = {
+  /** The matcher that is being worked on; 0 when none is. */
+  current: 0,
+  /** Answers so far, modulo 2³²; whoever waits for one is notified. */
+  answers: 1,
+} as const;
 
 export type StageReply =
   /** Some matchers have been answered: look into their memory. */

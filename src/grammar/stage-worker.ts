@@ -15,7 +15,7 @@ self.onmessage = ({ data }: MessageEvent<StageMessage>) => {
   last = last.then(async () => {
     if (data.type === "vocabulary") {
       thread = MaskEngine.create(data.tokens, data.vocabSize).then(
-        (engine) => new MatcherThread(engine, data.current, (reply: StageReply) => self.postMessage(reply)),
+        (engine) => new MatcherThread(engine, data.shared, (reply: StageReply) => self.postMessage(reply)),
       );
     } else await (await thread!).handle(data);
   });

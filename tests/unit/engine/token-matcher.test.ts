@@ -41,6 +41,8 @@ class FakeMatchers implements MatcherSource {
 
   flush(): void {}
 
+  settle(): void {}
+
   changed(): Promise<void> {
     return Promise.resolve();
   }
