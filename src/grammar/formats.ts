@@ -18,7 +18,9 @@ const DATE = [
 const TIME = "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d{1,9})?(?:[Zz]|[+-](?:[01]\\d|2[0-3]):[0-5]\\d)";
 const PATH_CHAR = "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})";
 const QUERY = `(?:[?](?:${PATH_CHAR}|[/?])*)?(?:#(?:${PATH_CHAR}|[/?])*)?`;
-const URI = `[A-Za-z][A-Za-z0-9+.-]{0,15}://${HOSTNAME}(?::\\d{1,4})?(?:/${PATH_CHAR}*)*${QUERY}`;
+/** Its host has no limits of length: RFC 3986 knows none. */
+const HOST = "[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*";
+const URI = `[A-Za-z][A-Za-z0-9+.-]*://${HOST}(?::\\d{1,4})?(?:/${PATH_CHAR}*)*${QUERY}`;
 
 export const FORMATS: Readonly<Record<string, string>> = {
   date: DATE,

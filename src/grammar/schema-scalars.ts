@@ -13,13 +13,15 @@ import type { Form } from "./schema-forms.ts";
 const MAX_DIVISOR = 1000;
 /**
  * Greatest `maxLength` and `minLength`. Each of the lengths is a state whose mask of the whole vocabulary the grammar stage
- * computes ahead.
+ * computes ahead, in some 20 ms.
  */
-const MAX_LENGTH = 1000;
+const MAX_LENGTH = 256;
 
 /** The texts of a form's numbers and strings. */
 export class SchemaScalars {
   readonly #patterns = new Map<string, Automaton>();
+  /** Of formats and encodings, by regular expression. */
+  readonly #known = new Map<string, Automaton>();
 
   constructor(
     private readonly document: SchemaDocument,
@@ -70,8 +72,8 @@ export class SchemaScalars {
       least = Math.max(least, this.count(node, "minLength") ?? 0);
       most = Math.min(most, this.count(node, "maxLength") ?? Number.POSITIVE_INFINITY);
       if ("pattern" in node.json) parts.push(this.pattern(node, "pattern", node.json["pattern"]));
-      if ("format" in node.json) parts.push(this.#known(node, "format", FORMATS));
-      if ("contentEncoding" in node.json) parts.push(this.#known(node, "contentEncoding", ENCODINGS));
+      if ("format" in node.json) parts.push(this.#named(node, "format", FORMATS));
+      if ("contentEncoding" in node.json) parts.push(this.#named(node, "contentEncoding", ENCODINGS));
     }
     if (least > 0 || most < Number.POSITIVE_INFINITY) {
       const keyword = most < Number.POSITIVE_INFINITY ? "maxLength" : "minLength";
@@ -137,10 +139,14 @@ export class SchemaScalars {
     throw this.document.error(keyword, node.path, "it must be a number");
   }
 
-  #known(node: SchemaNode, keyword: string, known: Readonly<Record<string, string>>): Automaton {
+  #named(node: SchemaNode, keyword: string, known: Readonly<Record<string, string>>): Automaton {
     const name = node.json[keyword];
     const regex = typeof name === "string" && Object.hasOwn(known, name) ? known[name]! : undefined;
-    if (regex !== undefined) return textsMatched(regex, this.budget);
+    if (regex !== undefined) {
+      const texts = this.#known.get(regex) ?? textsMatched(regex, this.budget);
+      this.#known.set(regex, texts);
+      return texts;
+    }
     const reason = `${JSON.stringify(name)} is not one of ${Object.keys(known).join(", ")}`;
     throw this.document.error(keyword, node.path, reason);
   }

@@ -312,7 +312,7 @@ describe("what cannot be enforced is refused by keyword and path", () => {
       "many long strings",
       {
         properties: Object.fromEntries(
-          Array.from({ length: 300 }, (_, i) => [`p${i}`, { type: "string", maxLength: 900 + (i % 9) }]),
+          Array.from({ length: 300 }, (_, i) => [`p${i}`, { type: "string", maxLength: 240 + (i % 9) }]),
         ),
       },
     ],
