@@ -102,6 +102,16 @@ test("every row that samples under a grammar brings its mask, and its slot says 
   expect(matchers.all[0]!.init.allowedTokenIds).toEqual([1]);
 });
 
+test("tokens are not guessed ahead of a mask", () => {
+  const matchers = new FakeMatchers();
+  const { engine, runner } = makeEngine({ matchers }, { maxDrafts: 2, guesses: () => true });
+  add(engine, makeRequest(range(0, 5), { maxTokens: 8 }, structured));
+  drainAnswering(engine, matchers);
+  expect(runner.launched.flatMap(({ rows }) => rows.map(({ drafts }) => drafts ?? 0))).toEqual(
+    Array(8).fill(0),
+  );
+});
+
 test("completions have matchers of their own, all of which end with them", () => {
   const matchers = new FakeMatchers();
   const { engine } = makeEngine({ matchers });

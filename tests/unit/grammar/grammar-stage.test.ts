@@ -82,6 +82,7 @@ test("an abort ends the matcher that it is due to; a new Worker goes on with the
   good.accept(allowed(good).find((id) => tokenizer.decode([id]) === "a")!);
   await answered(stage, good);
   const before = allowed(good);
+  const memory = good.memory;
   const bad = stage.open(init("root ::= (\n"));
   const later = stage.open(init('root ::= "d"\n'));
   await answered(stage, bad);
@@ -91,6 +92,8 @@ test("an abort ends the matcher that it is due to; a new Worker goes on with the
   await answered(stage, good);
   expect(good.error).toBeUndefined();
   expect(allowed(good)).toEqual(before);
+  // The old Worker may go on writing to what it had.
+  expect(good.memory).not.toBe(memory);
   good.accept(before.find((id) => tokenizer.decode([id]) === "b")!);
   await answered(stage, good);
   expect(allowed(good).map((id) => tokenizer.decode([id]))).toEqual(["c"]);

@@ -90,6 +90,15 @@ const CASES: Readonly<Record<string, Case>> = {
     good: ['{"a": 1}', '{"b": 1, "c": 2}'],
     bad: ["{}", '{"a": 1, "b": 1, "c": 1}'],
   },
+  "names that might be the same do not count twice": {
+    schema: {
+      properties: { a: { type: "integer" } },
+      additionalProperties: { type: "integer" },
+      minProperties: 2,
+    },
+    good: ['{"a": 1, "b": 2}', '{"a": 1, "b": 2, "c": 3}'],
+    bad: ['{"a": 1}', '{"b": 1, "b": 2}', '{"b": 1}'],
+  },
   names: {
     schema: { additionalProperties: { const: 1 }, propertyNames: { pattern: "^[a-c]+$", maxLength: 2 } },
     good: ["{}", '{"a": 1, "bc": 1}'],
@@ -241,6 +250,7 @@ describe("what cannot be enforced is refused by keyword and path", () => {
     ["not", "/properties/a", { properties: { a: { not: { const: 1 } } } }],
     ["contains", "/items", { items: { contains: {} } }],
     ["uniqueItems", "/anyOf/1", { anyOf: [{ type: "null" }, { type: "array", uniqueItems: true }] }],
+    ["uniqueItems", "", { uniqueItems: true, maxItems: 2 }],
     ["unevaluatedProperties", "", { unevaluatedProperties: false }],
     ["unevaluatedItems", "", { unevaluatedItems: false }],
     ["additionalItems", "", { additionalItems: false }],
@@ -269,6 +279,15 @@ describe("what cannot be enforced is refused by keyword and path", () => {
     ["oneOf", "", { oneOf: [{ type: "string" }, { minLength: 1 }] }],
     ["oneOf", "", { oneOf: [{ properties: { a: { const: 1 } }, required: ["a"] }, { type: "string" }] }],
     ["oneOf", "", { oneOf: [{ properties: { a: { const: 1 } } }, { properties: { a: { const: 2 } } }] }],
+    [
+      "oneOf",
+      "",
+      {
+        type: "object",
+        required: ["a"],
+        oneOf: [{ properties: { a: { minLength: 2 } } }, { properties: { a: { type: "integer" } } }],
+      },
+    ],
     ["type", "", { type: "float" }],
     ["type", "", { type: [] }],
     ["enum", "", { enum: 5 }],

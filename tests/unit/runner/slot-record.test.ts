@@ -38,7 +38,7 @@ test("a slot is plain while a temperature is all that it asks for", () => {
   for (const edit of [
     ...[{ repetitionPenalty: 1.1 }, { presencePenalty: 1 }, { frequencyPenalty: -1 }],
     ...[{ logitBias: [[1, 2]] as const }, { bannedTokens: [1], bannedUntil: 4 }],
-    ...[{ allowedTokenIds: [3] }, { allowedTokenIds: [] }, { badWords: [[1]] }],
+    ...[{ allowedTokenIds: [3] }, { allowedTokenIds: [] }, { badWords: [[1]] }, { masked: true }],
   ] satisfies Partial<SlotSampling>[]) {
     expect(plain({ ...edit, temperature: 0 })).toBe(false);
     // Exactly those whose record has a flag.
