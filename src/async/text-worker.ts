@@ -1,5 +1,5 @@
 import { messageOf, OctavoError, RequestFailedError } from "../base/errors.ts";
-import { grammarOf } from "../grammar/grammar-source.ts";
+import { GrammarCache } from "../grammar/grammar-cache.ts";
 import { encodeError } from "../threads/error-codec.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
@@ -36,6 +36,7 @@ function post(reply: TextReply, transfer: ArrayBuffer[] = []): void {
 }
 
 function jobsOf(encoder: PromptEncoder): Jobs {
+  const grammars = new GrammarCache();
   return {
     tokens: () => packTokens(encoder.tokenizer!),
     encode: ({ prompt, ...options }) => {
@@ -43,7 +44,7 @@ function jobsOf(encoder: PromptEncoder): Jobs {
       return { ...encoded, tokenIds: new Int32Array(tokenIds) };
     },
     badWordTokens: (badWords) => encoder.badWordTokens(badWords),
-    grammar: grammarOf,
+    grammar: (outputs) => grammars.grammarOf(outputs),
     tokenStrings: (ids) => Array.from(ids, (id) => encoder.tokenizer!.idToToken(id) ?? ""),
     detokenize: ({ ids, skipSpecialTokens }) =>
       encoder.tokenizer!.decode(Array.from(ids), { skipSpecialTokens }),

@@ -27,7 +27,7 @@ export interface MatcherSource {
   }): TokenMatcher;
   /** Asks about the tokens that matchers have accepted. */
   flush(): void;
-  /** Waits for masks that are expected soon, for a millisecond at most. */
+  /** Waits for masks that are expected soon, for a small part of a step at most. */
   settle(): void;
   /** Resolves when some matcher may not be pending any more. */
   changed(): Promise<void>;

@@ -21,10 +21,11 @@ export interface MatcherInit {
 
 /** The parameter that errors name. */
 const PARAM = "structuredOutputs";
-/** Longest that a step waits for masks, in milliseconds. */
-const MAX_SETTLE_MS = 1;
+/** Longest that a step waits for masks: a share of the time since the step before, and bounds of that in milliseconds. */
+const SETTLE_SHARE = 0.05;
+const [LEAST_SETTLE_MS, MOST_SETTLE_MS] = [1, 10];
 /** Tokens of a matcher that was late for which nobody waits. */
-const LATE_TOKENS = 16;
+const LATE_TOKENS = 4;
 /** Longest that the Worker may be busy with one matcher, in milliseconds. */
 const MAX_BUSY_MS = 15_000;
 
@@ -50,6 +51,7 @@ export class GrammarStage {
   #changed = Promise.withResolvers<void>();
   #timer: Timer | undefined;
   #lastAnswer = 0;
+  #lastSettled = 0;
   #nextId = 1;
   #accepted: number[] = [];
 
@@ -90,11 +92,14 @@ export class GrammarStage {
   }
 
   /**
-   * Waits for the masks that follow accepted tokens, but for no more than a millisecond, and for a while no more for matchers that
-   * took longer. Blocks the thread.
+   * Waits for the masks that follow accepted tokens, but for no more than a twentieth of a step, or a millisecond if that is more,
+   * and for a while no more for matchers that took longer. Blocks the thread.
    */
   settle(): void {
-    const end = performance.now() + MAX_SETTLE_MS;
+    const now = performance.now();
+    const share = SETTLE_SHARE * (now - this.#lastSettled);
+    const end = now + Math.min(Math.max(share, LEAST_SETTLE_MS), MOST_SETTLE_MS);
+    this.#lastSettled = now;
     for (const matcher of this.#live.values()) {
       while (matcher.isDue) {
         const seen = Atomics.load(this.#shared, StageWord.answers);

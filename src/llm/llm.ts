@@ -5,7 +5,7 @@ import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/o
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { checkRequest, roomOf } from "../engine/request.ts";
-import { grammarOf } from "../grammar/grammar-source.ts";
+import { GrammarCache } from "../grammar/grammar-cache.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
 import type { ChatOptions, ChatPrompt, Prompt, PromptEncoder } from "../tokenizer/prompt-encoder.ts";
@@ -54,6 +54,7 @@ export class LLM {
   readonly #open = new OpenRequests();
   readonly #loop: StepLoop;
   readonly #encoder: PromptEncoder;
+  readonly #grammars = new GrammarCache();
   #nextRequest = 0;
 
   private constructor(
@@ -225,7 +226,7 @@ export class LLM {
       const sampling = finalOnly ? { ...samplings[i]!, outputKind: "finalOnly" as const } : samplings[i]!;
       const { text, tokenIds, cacheSalt } = this.#encoder.encode(prompt, { room: roomOf(engine.limits) });
       const badWordTokens = this.#encoder.badWordTokens(sampling.badWords);
-      const grammar = sampling.structuredOutputs && grammarOf(sampling.structuredOutputs);
+      const grammar = sampling.structuredOutputs && this.#grammars.grammarOf(sampling.structuredOutputs);
       const id = String(this.#nextRequest++);
       const draft = {
         ...{ id, promptTokenIds: tokenIds, sampling, badWordTokens, grammar, cacheSalt, arrivalTime, logits },
