@@ -119,8 +119,8 @@ export class AsyncLLM implements AsyncDisposable {
     let engines: ReplicaSet | undefined;
     try {
       engines = await starting;
-      await opening;
-      return new AsyncLLM(engines, text, config);
+      const info = await opening;
+      return new AsyncLLM(engines, text, config, info?.chatTemplate);
     } catch (error) {
       const reason = new EngineDeadError("the model could not be loaded", { cause: error });
       await Promise.all([engines?.close(reason), text?.close(reason)]);
@@ -133,6 +133,8 @@ export class AsyncLLM implements AsyncDisposable {
     private readonly text: TextPool | undefined,
     /** The options this model was created with, defaults filled in. */
     readonly config: EngineConfig,
+    /** The Jinja source that conversations are rendered with; undefined: there is none. */
+    readonly chatTemplate: string | undefined,
   ) {}
 
   /** Name, folder or file of the model. */

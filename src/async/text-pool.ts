@@ -2,7 +2,7 @@ import { availableParallelism } from "node:os";
 import type { EngineConfig } from "../base/config.ts";
 import { isLargerThan } from "./job-size.ts";
 import { notData, TextThread } from "./text-thread.ts";
-import type { TextJobName, TextJobs, TextMessage } from "./worker-protocol.ts";
+import type { TextInfo, TextJobName, TextJobs, TextMessage } from "./worker-protocol.ts";
 
 /** Characters and entries past which a job counts as long: some 50 ms of tokenization. */
 const MAX_SHORT = 2 ** 15;
@@ -63,9 +63,9 @@ export class TextPool {
   }
 
   /** Loads the tokenizer of the model in `folder`. Jobs are for afterwards. @throws as `loadTokenizer` and `createPromptEncoder`. */
-  async open(folder: string): Promise<void> {
+  async open(folder: string): Promise<TextInfo> {
     this.#folder = folder;
-    await this.#express.run(this.#openMessage());
+    return (await this.#express.run(this.#openMessage())) as TextInfo;
   }
 
   /**

@@ -4,7 +4,14 @@ import { encodeError } from "../threads/error-codec.ts";
 import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { packTokens } from "../tokenizer/token-table.ts";
-import type { EncodedText, TextJobName, TextJobs, TextMessage, TextReply } from "./worker-protocol.ts";
+import type {
+  EncodedText,
+  TextInfo,
+  TextJobName,
+  TextJobs,
+  TextMessage,
+  TextReply,
+} from "./worker-protocol.ts";
 
 declare const self: Worker;
 
@@ -15,9 +22,11 @@ type Jobs = {
 self.onmessage = ({ data: { input } }: MessageEvent<TextMessage<"open">>) =>
   answer(async () => {
     const tokenizer = await loadTokenizer(input.folder, input.config);
-    const jobs = jobsOf(createPromptEncoder(tokenizer, input.config));
+    const encoder = createPromptEncoder(tokenizer, input.config);
+    const jobs = jobsOf(encoder);
     self.onmessage = ({ data: { job, input } }: MessageEvent<TextMessage<keyof Jobs>>) =>
       answer(() => (jobs[job] as (input: unknown) => unknown)(input));
+    return { chatTemplate: encoder.chatTemplate?.source } satisfies TextInfo;
   });
 
 /** Posts the result of a job, or its error. */

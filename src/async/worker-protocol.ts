@@ -63,7 +63,7 @@ export interface TextJobs {
   /** Loads the tokenizer; the first job of each worker. */
   readonly open: {
     readonly input: { readonly folder: string; readonly config: EngineConfig };
-    readonly output: undefined;
+    readonly output: TextInfo;
   };
   /** The vocabulary. */
   readonly tokens: { readonly input: undefined; readonly output: PackedTokens };
@@ -86,6 +86,12 @@ export interface TextJobs {
     readonly input: { readonly ids: Int32Array<ArrayBuffer>; readonly skipSpecialTokens: boolean };
     readonly output: string;
   };
+}
+
+/** The main thread's knowledge of the tokenizer. */
+export interface TextInfo {
+  /** The chat template's source; undefined: there is none. */
+  readonly chatTemplate: string | undefined;
 }
 
 /** A prompt or conversation as tokens. */

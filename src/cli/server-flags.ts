@@ -75,6 +75,22 @@ export const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
     "share cached prefixes between keys (default: each of several keys has its own)",
   ],
   streamInterval: ["--stream-interval <tokens>", "tokens per event of a stream (default: 1)", integerValue],
+  toolCallParser: [
+    "--tool-call-parser <name>",
+    "form of the model's tool calls, or none (default: as its chat template says)",
+  ],
+  reasoningParser: [
+    "--reasoning-parser <name>",
+    "form of the model's thoughts, or none (default: as its chat template says)",
+  ],
+  reasoningField: [
+    "--reasoning-field <name>",
+    "field of replies for thoughts: reasoning, reasoning_content or both (default: reasoning)",
+  ],
+  excludeToolsWhenToolChoiceNone: [
+    "--exclude-tools-when-tool-choice-none",
+    "show no tools to a model that may call none",
+  ],
   logRequests: ["--no-enable-log-requests", "no log line for each request"],
   logPrompts: ["--log-prompts", "put prompts into the log"],
 };

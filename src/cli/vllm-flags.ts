@@ -21,8 +21,7 @@ const words = (text: string): readonly string[] => text.trim().split(/\s+/);
 
 /** Switches of `vllm serve` for what Octavo does not do. Their `--no-` forms say what is so anyway. */
 const REFUSED_SWITCHES: readonly string[] = words(`
-  enable-lora enable-lora-bias fully-sharded-loras enable-auto-tool-choice enable-reasoning
-  exclude-tools-when-tool-choice-none enable-sleep-mode enable-prompt-embeds enable-mm-embeds
+  enable-lora enable-lora-bias fully-sharded-loras enable-sleep-mode enable-prompt-embeds enable-mm-embeds
   enable-force-include-usage return-tokens-as-token-ids enable-tokenizer-info-endpoint
   enable-log-outputs enable-log-deltas trust-request-chat-template allow-credentials
   disable-sliding-window enable-return-routed-experts enable-ssl-refresh tokens-only headless
@@ -33,8 +32,8 @@ const REFUSED_SWITCHES: readonly string[] = words(`
 /** Flags with values of `vllm serve` for what Octavo does not do. */
 const REFUSED_VALUES: readonly string[] = words(`
   lora-modules max-loras max-lora-rank max-cpu-loras lora-dtype default-mm-loras
-  speculative-config spec-method spec-model spec-tokens tool-call-parser tool-parser-plugin tool-server
-  reasoning-parser reasoning-parser-plugin reasoning-config structured-outputs-config
+  speculative-config spec-method spec-model spec-tokens tool-parser-plugin tool-server
+  reasoning-parser-plugin reasoning-config structured-outputs-config
   guided-decoding-backend tokenizer tokenizer-revision hf-config-path hf-overrides rope-scaling
   rope-theta kv-transfer-config kv-events-config ec-transfer-config pooler-config override-pooler-config
   logits-processors io-processor-plugin override-generation-config override-attention-dtype

@@ -8,6 +8,7 @@ import { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
 import { type LogSink, ServerLog } from "./request-log.ts";
 import type { TrackedRequest } from "./tracked-request.ts";
+import { Turns } from "./turns.ts";
 import { UnknownFieldLog } from "./unknown-field-log.ts";
 
 /** The parts of one server, shared by its routes. */
@@ -19,6 +20,7 @@ export interface ServerContext {
   readonly metrics: ServerMetrics;
   readonly log: ServerLog;
   readonly unknownFields: UnknownFieldLog;
+  readonly turns: Turns;
   /** Unix time in seconds. */
   readonly startedAt: number;
 }
@@ -37,6 +39,7 @@ export interface RequestTimeouts {
 export type ServerApp = Hono<ServerEnv>;
 export type RequestContext = Context<ServerEnv>;
 
+/** @throws ConfigError for parsers that do not go together. */
 export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink): ServerContext {
   const metrics = new ServerMetrics(llm, config.servedModelNames[0]!);
   const log = new ServerLog(sink);
@@ -51,6 +54,7 @@ export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink
     }),
     bodies: new BodyParser({ maxPromptTokens: llm.maxModelLen }),
     unknownFields: new UnknownFieldLog(metrics, log),
+    turns: new Turns(llm, config),
     startedAt: Math.floor(Date.now() / 1000),
   };
 }

@@ -1,4 +1,9 @@
 import { ConfigError } from "../base/errors.ts";
+import { REASONING_PARSERS, TOOL_CALL_PARSERS } from "../formats/registry.ts";
+
+/** Fields of a reply in which thoughts can come. */
+export const REASONING_FIELDS = ["reasoning", "reasoning_content", "both"] as const;
+export type ReasoningField = (typeof REASONING_FIELDS)[number];
 
 /** Options of the HTTP server. Durations are in seconds. */
 export interface ServerOptions {
@@ -43,6 +48,14 @@ export interface ServerOptions {
   isolateCacheByKey?: boolean;
   /** Tokens per event of a stream, after its first, unless the request says otherwise. Default 1. */
   streamInterval?: number;
+  /** The form of the model's tool calls, by vLLM's name; `none`: calls are text. Default `auto`: as its chat template says. */
+  toolCallParser?: string;
+  /** The form of the model's thoughts, likewise; `none`: they are text. Default `auto`: as its chat template says. */
+  reasoningParser?: string;
+  /** The field of messages that has the thoughts: `reasoning`, `reasoning_content`, or `both`. Default `reasoning`. */
+  reasoningField?: ReasoningField;
+  /** Do not show tools to the model when `tool_choice` is none. Default false. */
+  excludeToolsWhenToolChoiceNone?: boolean;
   /** One line of JSON on standard error for each request. Default true. */
   logRequests?: boolean;
   /** Put prompts into those lines. Default false. */
@@ -71,15 +84,23 @@ export const SERVER_DEFAULTS = {
   enablePromptTokensDetails: false,
   enableRequestIdHeaders: false,
   streamInterval: 1,
+  toolCallParser: "auto",
+  reasoningParser: "auto",
+  reasoningField: "reasoning",
+  excludeToolsWhenToolChoiceNone: false,
   logRequests: true,
   logPrompts: false,
 } as const satisfies ServerOptions;
 
-type Kind = { readonly kind: "flag" | "text" | "texts" } | { readonly kind: "number"; readonly range: Range };
+type Kind =
+  | { readonly kind: "flag" | "text" | "texts" }
+  | { readonly kind: "number"; readonly range: Range }
+  | { readonly kind: "choice"; readonly values: readonly string[] };
 type Range = { readonly min: number; readonly max: number; readonly integer: boolean };
 
 const FLAG: Kind = { kind: "flag" };
 const TEXTS: Kind = { kind: "texts" };
+const choice = (values: readonly string[]): Kind => ({ kind: "choice", values });
 const integer = (min: number, max: number): Kind => ({ kind: "number", range: { min, max, integer: true } });
 /** Timers take at most 2^31 − 1 ms. */
 const SECONDS: Kind = { kind: "number", range: { min: 0, max: 2_000_000, integer: false } };
@@ -104,6 +125,10 @@ const KINDS: Readonly<Record<keyof ServerOptions, Kind>> = {
   enableRequestIdHeaders: FLAG,
   isolateCacheByKey: FLAG,
   streamInterval: integer(1, 2 ** 31),
+  toolCallParser: choice(TOOL_CALL_PARSERS),
+  reasoningParser: choice(REASONING_PARSERS),
+  reasoningField: choice(REASONING_FIELDS),
+  excludeToolsWhenToolChoiceNone: FLAG,
   logRequests: FLAG,
   logPrompts: FLAG,
 };
@@ -154,6 +179,8 @@ function mismatch(kind: Kind, value: unknown): string | undefined {
       return isText(value) ? undefined : "a non-empty string";
     case "texts":
       return Array.isArray(value) && value.every(isText) ? undefined : "a list of non-empty strings";
+    case "choice":
+      return kind.values.includes(value as string) ? undefined : `one of ${kind.values.join(", ")}`;
     case "number": {
       const { min, max, integer } = kind.range;
       const fits = typeof value === "number" && value >= min && value <= max;

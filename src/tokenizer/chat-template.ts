@@ -88,7 +88,11 @@ export class ChatTemplate {
    * @throws ModelDataError if the source does not parse, fails for every conversation that it is tried with, or
    * exceeds its budget
    */
-  constructor(source: string, specialTokens: Readonly<Record<string, string>> = {}, file = "chat_template") {
+  constructor(
+    readonly source: string,
+    specialTokens: Readonly<Record<string, string>> = {},
+    file = "chat_template",
+  ) {
     if (source.length > MAX_SOURCE_LENGTH || LONG_BLANK.test(source)) {
       throw new ModelDataError(file, "the chat template is too long, or holds more than 512 blanks in a row");
     }

@@ -58,7 +58,7 @@ export class PromptEncoder {
   /** @throws ModelDataError if the tokenizer cannot encode. */
   constructor(
     readonly tokenizer: Tokenizer | undefined,
-    private readonly chatTemplate: ChatTemplate | undefined,
+    readonly chatTemplate: ChatTemplate | undefined,
   ) {
     tokenizer?.prepareEncoder();
   }

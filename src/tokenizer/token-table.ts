@@ -6,9 +6,12 @@ export interface PackedTokens {
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** [vocabSize + 1]: token i has the bytes from starts[i] up to starts[i + 1]. */
   readonly starts: Int32Array<ArrayBuffer>;
-  /** [vocabSize]: 1 for special tokens. */
-  readonly special: Uint8Array<ArrayBuffer>;
+  /** [vocabSize]: one of `KIND`. */
+  readonly kinds: Uint8Array<ArrayBuffer>;
 }
+
+/** Kinds of tokens: those of the model's vocabulary, those that were added to it, and of these the special ones. */
+const KIND = { ordinary: 0, added: 1, special: 2 } as const;
 
 export function packTokens(tokenizer: Tokenizer): PackedTokens {
   const { vocabSize } = tokenizer;
@@ -17,7 +20,11 @@ export function packTokens(tokenizer: Tokenizer): PackedTokens {
   for (const [id, { length }] of tokens.entries()) starts[id + 1] = starts[id]! + length;
   const bytes = new Uint8Array(starts[vocabSize]!);
   for (const [id, token] of tokens.entries()) bytes.set(token, starts[id]);
-  return { bytes, starts, special: Uint8Array.from(tokens, (_, id) => Number(tokenizer.isSpecial(id))) };
+  const kindOf = (id: number) => {
+    if (tokenizer.isSpecial(id)) return KIND.special;
+    return tokenizer.isAdded(id) ? KIND.added : KIND.ordinary;
+  };
+  return { bytes, starts, kinds: Uint8Array.from(tokens, (_, id) => kindOf(id)) };
 }
 
 /** The bytes that each token stands for, where the tokenizer itself is in another thread. */
@@ -35,13 +42,21 @@ export class TokenTable {
     return bytes.subarray(starts[id] ?? 0, starts[id + 1] ?? 0);
   }
 
+  /** The added token that stands for a text. Looks at all tokens. */
+  findAdded(text: string): number | undefined {
+    const kinds = this.#tokens?.kinds ?? NONE.kinds;
+    const wanted = Buffer.from(text);
+    const id = kinds.findIndex((kind, id) => kind !== KIND.ordinary && wanted.equals(this.bytes(id)));
+    return id < 0 ? undefined : id;
+  }
+
   isSpecial(id: number): boolean {
-    return this.#tokens?.special[id] === 1;
+    return this.#tokens?.kinds[id] === KIND.special;
   }
 }
 
 const NONE: PackedTokens = {
   bytes: new Uint8Array(0),
   starts: new Int32Array(1),
-  special: new Uint8Array(0),
+  kinds: new Uint8Array(0),
 };

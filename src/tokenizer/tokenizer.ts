@@ -123,6 +123,11 @@ export class Tokenizer {
     return this.#tokens[id];
   }
 
+  /** True for a token that is not the model's own but was added to its vocabulary; special ones are. */
+  isAdded(id: number): boolean {
+    return this.#added.has(id);
+  }
+
   isSpecial(id: number): boolean {
     return this.#special.has(id);
   }

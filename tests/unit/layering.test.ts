@@ -31,6 +31,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "text ↔ token ids: tokenizer, chat template, prompt encoder, incremental detokenizer",
     imports: ["gguf"],
   },
+  formats: {
+    knows: "the forms in which models think and call tools: a reply's text → what is said, thought and called",
+    imports: ["tokenizer"],
+  },
   backend: {
     knows: "the `Backend` interface: every op, its shapes and checks; tensors, scratch memory",
     imports: [],
@@ -88,7 +92,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   server: {
     knows: "OpenAI's HTTP API over an `AsyncLLM`: schemas, admission, replies, metrics, log",
-    imports: ["async", "threads", "tokenizer"],
+    imports: ["async", "formats", "threads", "tokenizer"],
   },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",

@@ -1,6 +1,8 @@
 import type { SubmittedRequest } from "../../base/outputs.ts";
+import type { TurnReader } from "../../formats/turn-reader.ts";
 import type { TokenTable } from "../../tokenizer/token-table.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
+import { ChatTurn, type ReasoningOutput } from "./chat-turn.ts";
 import type { Chunk } from "./chunks.ts";
 import { type JsonList, joined } from "./json-parts.ts";
 import { ChatLogprobs, promptLogprobs } from "./logprobs.ts";
@@ -24,7 +26,7 @@ interface PromptPart {
 /** A choice as far as its chunks have come. */
 interface Choice {
   readonly first: Chunk<PromptPart>;
-  text: string;
+  readonly turn: ChatTurn;
   readonly tokenIds: number[];
   readonly logprobs: ChatLogprobs | undefined;
   last: Chunk<PromptPart>;
@@ -37,38 +39,60 @@ export interface Speaker {
   readonly echoed: string;
 }
 
+export interface ChatFormatOptions {
+  readonly names: ReplyNames;
+  /** The bytes of tokens, if the reply names any. */
+  readonly tokens: TokenTable;
+  readonly speaker: Speaker;
+  readonly thoughts: ReasoningOutput;
+  /** Opens a reader of the turn of a choice; undefined: all text is said. */
+  readonly openReader: ((request: SubmittedRequest) => TurnReader) | undefined;
+}
+
 /** The replies of `/v1/chat/completions`. */
 export class ChatFormat implements ReplyFormat<PromptPart> {
   readonly #head: string;
   readonly #spelling: TokenSpelling;
   readonly #choices: Choice[] = [];
+  readonly #turns: ChatTurn[] = [];
 
   constructor(
     private readonly body: ChatRequest["body"],
-    names: ReplyNames,
-    tokens: TokenTable,
-    private readonly speaker: Speaker,
+    private readonly options: ChatFormatOptions,
   ) {
+    const { names, tokens } = options;
     this.#head = replyHead("chatcmpl", body.stream ? "chat.completion.chunk" : "chat.completion", names);
     this.#spelling = new TokenSpelling(tokens, body.return_tokens_as_token_ids === true);
+  }
+
+  get reasoningTokens(): number | undefined {
+    if (!this.options.openReader) return undefined;
+    return this.#turns.reduce((sum, turn) => sum + (turn?.reasoningTokens ?? 0), 0);
   }
 
   async prompt({ promptLogprobs: positions }: SubmittedRequest): Promise<PromptPart> {
     return { scores: positions && (await promptLogprobs(positions, this.#spelling)) };
   }
 
-  events(chunk: Chunk<PromptPart>, usage: Usage | undefined): readonly Parts[] {
+  events(chunk: Chunk<PromptPart>, usage: (() => Usage) | undefined): readonly Parts[] {
     const choice = this.#open(chunk);
     this.#extend(choice, chunk);
-    const delta = documentOf(this.#head, [this.#choice(choice, "delta", { content: choice.text })], {
-      usage,
-    });
-    if (!chunk.prompt) return [delta];
-    const { choice: index, request } = chunk;
-    const opening = { role: this.speaker.role, content: "" };
-    const begun = JSON.stringify({ index, delta: opening, logprobs: null, finish_reason: null });
-    const prompt = this.body.return_token_ids ? { prompt_token_ids: request.promptTokenIds } : {};
-    return [documentOf(this.#head, [[begun]], { ...prompt, usage }), delta];
+    const events: Parts[] = [];
+    if (chunk.prompt) {
+      const { choice: index, request } = chunk;
+      const opening = { role: this.options.speaker.role, content: "" };
+      const begun = JSON.stringify({ index, delta: opening, logprobs: null, finish_reason: null });
+      const prompt = this.body.return_token_ids ? { prompt_token_ids: request.promptTokenIds } : {};
+      events.push(documentOf(this.#head, [[begun]], { ...prompt, usage: usage?.() }));
+    }
+    const delta = choice.turn.takeDelta();
+    const tellsTokens =
+      (choice.logprobs !== undefined || this.body.return_token_ids) && chunk.tokenIds.length > 0;
+    if (delta || tellsTokens || chunk.finishReason !== null) {
+      const part = this.#choice(choice, "delta", delta ?? { content: "" });
+      events.push(documentOf(this.#head, [part], { usage: usage?.() }));
+    }
+    return events;
   }
 
   usageEvent(usage: Usage): Parts {
@@ -82,9 +106,9 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
 
   document(usage: Usage): Parts {
     const { prompt, request } = this.#choices[0]!.first;
-    const { role } = this.speaker;
+    const { role } = this.options.speaker;
     const choices = this.#choices.map((choice) =>
-      this.#choice(choice, "message", { role, content: choice.text, refusal: null }),
+      this.#choice(choice, "message", { role, ...choice.turn.message() }),
     );
     return documentOf(this.#head, choices, { usage }, this.#promptFields(prompt, request));
   }
@@ -99,19 +123,20 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
 
   #open(first: Chunk<PromptPart>): Choice {
     const logprobs = first.scores && new ChatLogprobs(this.#spelling, this.body.top_logprobs ?? 0);
-    const text = first.prompt ? this.speaker.echoed : "";
-    return { first, last: first, text, tokenIds: [], logprobs };
+    const { openReader, thoughts, speaker } = this.options;
+    this.#turns[first.choice] ??= new ChatTurn(openReader?.(first.request), thoughts, speaker.echoed);
+    return { first, last: first, turn: this.#turns[first.choice]!, tokenIds: [], logprobs };
   }
 
   #extend(choice: Choice, chunk: Chunk<PromptPart>): void {
-    choice.text += chunk.text;
+    choice.turn.add(chunk);
     for (const id of chunk.tokenIds) choice.tokenIds.push(id);
     for (const token of chunk.scores ?? []) choice.logprobs?.add(token);
     choice.last = chunk;
   }
 
   *#choice(
-    { first, last, tokenIds, logprobs }: Choice,
+    { first, last, turn, tokenIds, logprobs }: Choice,
     field: "delta" | "message",
     content: object,
   ): Generator<string, void, undefined> {
@@ -120,7 +145,7 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
     else yield "null";
     const { finishReason, stopReason } = last;
     yield fieldsOf({
-      finish_reason: finishReason,
+      finish_reason: turn.finishReason,
       stop_reason: finishReason === null ? undefined : stopReason,
       token_ids: this.body.return_token_ids ? tokenIds : undefined,
     });

@@ -75,10 +75,10 @@ export class CompletionFormat implements ReplyFormat<PromptPart> {
     };
   }
 
-  events(chunk: Chunk<PromptPart>, usage: Usage | undefined): readonly Parts[] {
+  events(chunk: Chunk<PromptPart>, usage: (() => Usage) | undefined): readonly Parts[] {
     const choice = this.#open(chunk);
     this.#extend(choice, chunk);
-    return [documentOf(this.#head, [this.#choice(choice)], { usage })];
+    return [documentOf(this.#head, [this.#choice(choice)], { usage: usage?.() })];
   }
 
   usageEvent(usage: Usage): Parts {

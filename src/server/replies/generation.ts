@@ -15,7 +15,7 @@ import type { ReplyFormat } from "./reply-format.ts";
 import { checkReplySize, outputBound, type PromptScores } from "./reply-size.ts";
 import { replyStream } from "./reply-stream.ts";
 import { DONE, event, eventStream, SSE_HEADERS } from "./sse.ts";
-import { UsageCounter } from "./usage.ts";
+import { type Usage, UsageCounter } from "./usage.ts";
 
 /** A body of either completions endpoint, checked and in the engine's terms. */
 export interface GenerationRequest {
@@ -112,7 +112,7 @@ class Generation<Prompt> {
   /** The whole reply: a long one is written as the client reads it. */
   async whole(): Promise<Response> {
     for await (const chunk of this.#chunks(Number.POSITIVE_INFINITY)) this.format.add(chunk);
-    const parts = merged(this.format.document(this.#usage!.usage()));
+    const parts = merged(this.format.document(this.#usageSoFar()));
     const headers = { "Content-Type": "application/json" };
     const first = parts.next().value ?? "";
     const second = parts.next();
@@ -165,13 +165,16 @@ class Generation<Prompt> {
   async *#events(): AsyncGenerator<string, void, undefined> {
     const { stream_options: options, stream_interval: interval } = this.request.body;
     const withUsage = options?.continuous_usage_stats ?? false;
-    const usage = this.#usage!;
+    const usage = withUsage ? () => this.#usageSoFar() : undefined;
     for await (const chunk of this.#chunks(interval ?? this.context.config.streamInterval)) {
-      for (const data of this.format.events(chunk, withUsage ? usage.usage() : undefined))
-        yield* merged(event(data));
+      for (const data of this.format.events(chunk, usage)) yield* merged(event(data));
     }
-    if (options?.include_usage) yield* merged(event(this.format.usageEvent(usage.usage())));
+    if (options?.include_usage) yield* merged(event(this.format.usageEvent(this.#usageSoFar())));
     yield DONE;
+  }
+
+  #usageSoFar(): Usage {
+    return this.#usage!.usage(this.format.reasoningTokens);
   }
 
   async *#chunks(interval: number): AsyncGenerator<Chunk<Prompt>, void, undefined> {

@@ -12,8 +12,10 @@ export type Parts = Iterable<string>;
 export interface ReplyFormat<Prompt> {
   /** Made once for each prompt when its first tokens have come. */
   prompt(request: SubmittedRequest): Promise<Prompt>;
-  /** The documents of the events of a chunk of a streaming reply. @param usage to add to each. */
-  events(chunk: Chunk<Prompt>, usage: Usage | undefined): readonly Parts[];
+  /** Tokens of thoughts so far; undefined: there are none to be told apart. */
+  readonly reasoningTokens?: number | undefined;
+  /** The documents of the events of a chunk of a streaming reply, possibly none. @param usage gives what to add to each. */
+  events(chunk: Chunk<Prompt>, usage: (() => Usage) | undefined): readonly Parts[];
   /** The document of the event that carries only the usage. */
   usageEvent(usage: Usage): Parts;
   /** Takes a chunk of a reply that is not streamed. */

@@ -7,6 +7,7 @@ export interface Usage {
   readonly completion_tokens: number;
   readonly total_tokens: number;
   readonly prompt_tokens_details?: { readonly cached_tokens: number };
+  readonly completion_tokens_details?: { readonly reasoning_tokens: number };
 }
 
 /** Counts the tokens of a reply. */
@@ -36,8 +37,8 @@ export class UsageCounter {
     return sum(this.requests, (request) => request.numPromptTokens);
   }
 
-  /** The usage so far. */
-  usage(): Usage {
+  /** The usage so far. @param reasoning tokens of thoughts; undefined: there are none to be told apart. */
+  usage(reasoning: number | undefined): Usage {
     const { promptTokens, completionTokens } = this;
     const cached = sum(this.requests, (request) => request.numCachedTokens);
     return {
@@ -45,6 +46,7 @@ export class UsageCounter {
       completion_tokens: completionTokens,
       total_tokens: promptTokens + completionTokens,
       ...(this.withDetails && { prompt_tokens_details: { cached_tokens: cached } }),
+      ...(reasoning !== undefined && { completion_tokens_details: { reasoning_tokens: reasoning } }),
     };
   }
 }

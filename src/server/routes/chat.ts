@@ -1,10 +1,16 @@
+import type { SubmittedRequest } from "../../base/outputs.ts";
+import type { ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
+import { unsupported } from "../errors.ts";
+import type { ServerConfig } from "../options.ts";
 import { ChatFormat, type Speaker } from "../replies/chat-format.ts";
 import { generate, tokensFor } from "../replies/generation.ts";
 import { mount } from "../router.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
 import { tokenizeOptions } from "../schemas/request-body.ts";
+import { toolSpecs } from "../schemas/tools.ts";
+import type { Turns } from "../turns.ts";
 import { textJob } from "./tokenize.ts";
 
 /** `/v1/chat/completions` and its rendering to tokens. */
@@ -15,7 +21,7 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
   mount(app, "/v1/chat/completions", {
     POST: async (c) => {
       const chat = await read(c);
-      const { body, prompt, sampling } = chat;
+      const { body, prompt } = chat;
       const tracked = c.get("tracked");
       if (config.logPrompts) tracked.record.prompt = prompt.messages;
       const model = servedModel(context, body.model);
@@ -23,39 +29,104 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
         ...{ prompt: "messages", promptTokenIds: "messages", logprobs: "top_logprobs" },
         ...(typeof body.max_completion_tokens === "number" && { maxTokens: "max_completion_tokens" }),
       };
+      const turns = await turnsOf(context, chat);
+      const sampling = turns?.sampling ?? chat.sampling;
       const { promptLogprobs: top } = sampling;
       const promptScores = { tops: typeof top === "number" ? [top] : [], inChoices: false };
       return generate(
         c,
         context,
-        { body, model, sampling, names, prompts: [prompt], promptScores },
-        new ChatFormat(
-          body,
-          { suffix: tracked.replyId(body.request_id), model },
-          await tokensFor(context, sampling),
-          speaker(chat),
-        ),
+        { body, model, sampling, names, prompts: [shownTo(config, chat)], promptScores },
+        new ChatFormat(body, {
+          names: { suffix: tracked.replyId(body.request_id), model },
+          tokens: await tokensFor(context, sampling),
+          speaker: speaker(chat),
+          thoughts: body.include_reasoning === false ? undefined : config.reasoningField,
+          openReader: turns?.open,
+        }),
       );
     },
   });
 
   mount(app, "/v1/chat/completions/render", {
     POST: async (c) => {
-      const { body, prompt } = await read(c);
+      const chat = await read(c);
+      const { body } = chat;
       servedModel(context, body.model);
+      const prompt = shownTo(config, chat);
       const { tokenIds } = await textJob(c, context, () => llm.tokenize(prompt, tokenizeOptions(body)));
       return c.json({ token_ids: tokenIds });
     },
   });
 }
 
+/** The reading of a request's turns, and the sampling that it needs; undefined: all text is said. */
+async function turnsOf({ turns }: ServerContext, chat: ChatRequest) {
+  const { body, prompt, sampling, toolChoice } = chat;
+  const { withCalls, reasoning } = turns.formats;
+  checkEffort(turns, body);
+  const calls = toolChoice !== "none";
+  if (calls) {
+    if (toolChoice !== "auto") {
+      const choice = JSON.stringify(body.tool_choice);
+      throw unsupported(
+        "tool_choice",
+        `tool_choice: ${choice} needs constrained decoding, which is not supported yet`,
+      );
+    }
+    if (!withCalls) throw unsupported("tools", `tools: ${NO_CALLS}`, 400);
+    if (!turns.templateKnows("tools")) throw unsupported("tools", `tools: ${NO_TOOLS}`, 400);
+  }
+  if (!calls && !reasoning) return undefined;
+  const model = await turns.bind();
+  const options = {
+    tools: calls ? toolSpecs(prompt.chat?.tools ?? []) : undefined,
+    firstCallOnly: body.parallel_tool_calls === false,
+    skipsSpecial: sampling.skipSpecialTokens ?? true,
+  };
+  const continued = continuedText(chat);
+  return {
+    sampling: model.sampling(sampling),
+    open: ({ prompt: text = "" }: SubmittedRequest) => model.open({ prompt: text, continued }, options),
+  };
+}
+
+const NO_CALLS =
+  "the form of the model's tool calls is not known, only tool_choice \"none\" is possible; the server's --tool-call-parser names it";
+const NO_TOOLS = 'the model\'s chat template does not show tools to it, only tool_choice "none" is possible';
+
+/** An effort that no template could tell the model is refused, unless none is asked of a model that does not think. */
+function checkEffort(turns: Turns, { reasoning_effort: effort }: ChatRequest["body"]): void {
+  if (!effort || (effort === "none" && !turns.formats.reasoning)) return;
+  if (turns.templateKnows("reasoning_effort", "enable_thinking", "thinking")) return;
+  const message = "reasoning_effort: the model's chat template knows no effort of thinking";
+  throw unsupported("reasoning_effort", message, 400);
+}
+
+/** The prompt as the model gets to see it. */
+function shownTo(
+  { excludeToolsWhenToolChoiceNone }: ServerConfig,
+  { prompt, toolChoice }: ChatRequest,
+): ChatPrompt {
+  if (!excludeToolsWhenToolChoiceNone || toolChoice !== "none" || !prompt.chat?.tools) return prompt;
+  const { tools: _, ...chat } = prompt.chat;
+  return { ...prompt, chat };
+}
+
 /** The role of the reply's message, and the text that `echo` puts before it: the final message's, if its role is the same. */
-function speaker({ body, prompt: { messages } }: ChatRequest): Speaker {
-  const final = messages.at(-1)!;
-  const opened = body.add_generation_prompt ?? !body.continue_final_message;
-  const role = opened ? "assistant" : final.role;
-  if (!body.echo || final.role !== role) return { role, echoed: "" };
-  const { content } = final;
-  const text = typeof content === "string" ? content : (content ?? []).map((part) => part.text).join("\n");
-  return { role, echoed: text };
+function speaker(chat: ChatRequest): Speaker {
+  const { body } = chat;
+  const { role: finalRole } = chat.prompt.messages.at(-1)!;
+  const role = (body.add_generation_prompt ?? !body.continue_final_message) ? "assistant" : finalRole;
+  return { role, echoed: body.echo && finalRole === role ? finalText(chat) : "" };
+}
+
+/** The text that the model continues; undefined: it begins a message. */
+function continuedText(chat: ChatRequest): string | undefined {
+  return chat.body.continue_final_message ? finalText(chat) : undefined;
+}
+
+function finalText({ prompt: { messages } }: ChatRequest): string {
+  const { content } = messages.at(-1)!;
+  return typeof content === "string" ? content : (content ?? []).map((part) => part.text).join("\n");
 }

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
+import type { JsonObject } from "../../base/json-object.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
 import type { ChatOptions, ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { invalidValue, unsupported } from "../errors.ts";
@@ -14,6 +14,13 @@ import {
 } from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
 import { structuredParams } from "./structured.ts";
+import {
+  checkTools,
+  parseToolChoice,
+  TOOL_CHOICE_DOCUMENT,
+  TOOLS_DOCUMENT,
+  type ToolChoice,
+} from "./tools.ts";
 
 const flag = z.boolean().nullish();
 
@@ -24,7 +31,7 @@ export const conversationShape = {
   continue_final_message: flag,
   chat_template_kwargs: OBJECT.nullish(),
   documents: LIST.nullish().meta({ description: "Handed to the chat template." }),
-  tools: LIST.refine((tools) => tools.every(isJsonObject), "must be a list of objects").nullish(),
+  tools: LIST.nullish().meta(TOOLS_DOCUMENT),
 };
 
 /** Body of `/v1/chat/completions`. */
@@ -34,7 +41,13 @@ export const ChatBody = z.object({
   max_completion_tokens: z.number().nullish().meta({ description: "The same as max_tokens." }),
   logprobs: flag,
   top_logprobs: z.number().nullish(),
-  tool_choice: z.unknown().optional().meta({ description: 'Only "none" with tools.' }),
+  tool_choice: z.unknown().optional().meta(TOOL_CHOICE_DOCUMENT),
+  parallel_tool_calls: flag.meta({ description: "false: a reply has the first call only. Default true." }),
+  include_reasoning: flag.meta({ description: "false: a reply has no thoughts. Default true." }),
+  reasoning_effort: z
+    .enum(["none", "minimal", "low", "medium", "high", "xhigh"])
+    .nullish()
+    .meta({ description: "Handed to the chat template; none: enable_thinking is false." }),
 });
 export type ChatBody = z.infer<typeof ChatBody>;
 export type ConversationBody = Partial<z.infer<z.ZodObject<typeof conversationShape>>>;
@@ -44,6 +57,7 @@ export interface ChatRequest {
     Pick<ChatBody, "add_generation_prompt" | "continue_final_message">;
   readonly prompt: ChatPrompt;
   readonly sampling: SamplingParams;
+  readonly toolChoice: ToolChoice;
 }
 
 /**
@@ -53,7 +67,6 @@ export interface ChatRequest {
 export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatRequest {
   const body = parseBody(ChatBody, json, onUnknown);
   checkGeneration(body);
-  checkTools(body);
   const sampling: SamplingParams = { ...samplingParams(body), ...structuredParams(body) };
   const limit = body.max_completion_tokens ?? undefined;
   if (limit !== undefined && sampling.maxTokens !== undefined && limit !== sampling.maxTokens)
@@ -64,9 +77,26 @@ export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatReque
   if (top !== undefined && top !== 0 && !body.logprobs)
     throw invalidValue("top_logprobs", "top_logprobs needs logprobs: true");
   if (body.logprobs) sampling.logprobs = top ?? 0;
+  checkReasoning(body, sampling);
   const { messages, chat_template_kwargs, documents, tools, ...rest } = body;
-  const prompt = chatPrompt({ ...rest, messages, chat_template_kwargs, documents, tools });
-  return { body: rest, prompt, sampling };
+  const kwargs = { ...thinkingKwargs(body), ...chat_template_kwargs };
+  const prompt = chatPrompt({ ...rest, messages, chat_template_kwargs: kwargs, documents, tools });
+  const toolChoice = parseToolChoice(body.tool_choice, tools ?? undefined);
+  return { body: rest, prompt, sampling, toolChoice };
+}
+
+/** The effort of thinking, as the variables of chat templates that know one. */
+function thinkingKwargs({ reasoning_effort: effort }: ChatBody): JsonObject {
+  if (!effort) return {};
+  const thinks = effort !== "none";
+  return { enable_thinking: thinks, thinking: thinks, ...(thinks && { reasoning_effort: effort }) };
+}
+
+/** Thoughts that are left out must not come as tokens either. */
+function checkReasoning(body: ChatBody, { logprobs }: SamplingParams): void {
+  if (body.include_reasoning !== false) return;
+  const field = logprobs !== undefined ? "logprobs" : body.return_token_ids ? "return_token_ids" : undefined;
+  if (field) throw invalidValue("include_reasoning", `include_reasoning: false cannot come with ${field}`);
 }
 
 /**
@@ -79,7 +109,7 @@ export function chatPrompt(body: ConversationBody): ChatPrompt {
     const message = "chat_template cannot come with a request; the server's --chat-template sets it";
     throw unsupported("chat_template_kwargs", message, 400);
   }
-  if (body.tools?.length === 0) throw invalidValue("tools", "tools must not be empty");
+  if (body.tools) checkTools(body.tools);
   if (body.documents) kwargs["documents"] = body.documents;
   const chat: ChatOptions = {
     chatTemplateKwargs: kwargs,
@@ -92,16 +122,4 @@ export function chatPrompt(body: ConversationBody): ChatPrompt {
     }),
   };
   return { messages: parseMessages(body.messages), chat };
-}
-
-/** Refuses tools that the model could call: without a parser of tool calls they can only be shown to it. */
-function checkTools({ tools, tool_choice: choice }: ChatBody): void {
-  const given = choice !== undefined && choice !== null;
-  if (!tools && given && choice !== "none") throw invalidValue("tool_choice", "tool_choice needs tools");
-  if (!tools || tools.length === 0 || choice === "none") return;
-  const [field, value] = given ? ["tool_choice", JSON.stringify(choice)] : ["tools", "tool_choice auto"];
-  throw unsupported(
-    field,
-    `${field}: ${value} needs --enable-auto-tool-choice, which is not supported yet; tool_choice "none" is`,
-  );
 }

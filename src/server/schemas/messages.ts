@@ -1,3 +1,4 @@
+import { messageOf } from "../../base/errors.ts";
 import { isJsonObject } from "../../base/json-object.ts";
 import type { ChatMessage, TextPart } from "../../tokenizer/chat-template.ts";
 import { ApiError, invalidValue } from "../errors.ts";
@@ -49,11 +50,36 @@ function parseMessage(message: unknown, where: string): ChatMessage {
     throw invalidValue(`${where}.role`, `${where}.role must be one of ${[...ROLES].join(", ")}`);
   if ((content === undefined || content === null) && role !== "assistant")
     throw invalidValue(`${where}.content`, `${where}.content is missing`);
+  if (role === "assistant") checkToolCalls(message["tool_calls"], `${where}.tool_calls`);
   return {
     ...message,
     role: role === "developer" ? "system" : (role as string),
     content: parseContent(content, `${where}.content`),
   };
+}
+
+/** @throws ApiError naming what no template could print. */
+function checkToolCalls(calls: unknown, where: string): void {
+  if (calls === undefined || calls === null) return;
+  if (!Array.isArray(calls)) throw invalidValue(where, `${where} must be a list`);
+  for (const [i, call] of calls.entries()) {
+    const path = `${where}[${i}].function`;
+    const called: unknown = isJsonObject(call) ? call["function"] : undefined;
+    if (!isJsonObject(called)) throw invalidValue(path, `${path} must be an object`);
+    if (typeof called["name"] !== "string")
+      throw invalidValue(`${path}.name`, `${path}.name must be a string`);
+    checkArguments(called["arguments"], `${path}.arguments`);
+  }
+}
+
+function checkArguments(value: unknown, where: string): void {
+  if (value === undefined || value === null || isJsonObject(value)) return;
+  if (typeof value !== "string") throw invalidValue(where, `${where} must be JSON text`);
+  try {
+    JSON.parse(value || "{}");
+  } catch (error) {
+    throw invalidValue(where, `${where} is no JSON: ${messageOf(error)}`);
+  }
 }
 
 function parseContent(content: unknown, where: string): string | readonly TextPart[] | null {

@@ -43,8 +43,6 @@ export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
   vllm_xargs: notYet,
   mm_processor_kwargs: notYet,
   thinking_token_budget: notYet,
-  include_reasoning: unless(true),
-  reasoning_effort: notYet,
   verbosity: notYet,
   prediction: notYet,
   audio: notYet,
@@ -62,7 +60,7 @@ export const REFUSED_FIELDS: Readonly<Record<string, Refusal>> = {
 /** Fields that are accepted without effect: they tell the caller's own bookkeeping apart, or hint at what happens anyway. */
 export const INERT_FIELDS: ReadonlySet<string> = new Set([
   ...["user", "metadata", "store", "safety_identifier"],
-  ...["prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"],
+  ...["prompt_cache_key", "prompt_cache_retention"],
 ]);
 
 /** The first field of a body that has to be refused. */

@@ -11,7 +11,7 @@ setDefaultTimeout(300_000);
 const TOKENS = new TokenTable({
   bytes: Uint8Array.from({ length: 128 }, (_, i) => i),
   starts: Int32Array.from({ length: 129 }, (_, i) => i),
-  special: new Uint8Array(128),
+  kinds: new Uint8Array(128),
 });
 const PROMPT_TOKENS = 2000;
 const TOP = 20;

@@ -11,8 +11,8 @@ function tableOf(spellings: readonly (string | readonly number[])[], special: re
   const tokens = spellings.map((spelling) => Buffer.from(spelling as string));
   const starts = new Int32Array(tokens.length + 1);
   for (const [i, { length }] of tokens.entries()) starts[i + 1] = starts[i]! + length;
-  const isSpecial = Uint8Array.from(tokens, (_, i) => Number(special.includes(i)));
-  return new TokenTable({ bytes: new Uint8Array(Buffer.concat(tokens)), starts, special: isSpecial });
+  const kinds = Uint8Array.from(tokens, (_, i) => (special.includes(i) ? 2 : 0));
+  return new TokenTable({ bytes: new Uint8Array(Buffer.concat(tokens)), starts, kinds });
 }
 
 const TOKENS = tableOf(SPELLINGS, [END]);

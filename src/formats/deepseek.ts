@@ -1,0 +1,41 @@
+import type { State, Step, ToolFormat } from "./format.ts";
+import { JsonArguments } from "./json-call.ts";
+
+const CALLS_BEGIN = "<｜tool▁calls▁begin｜>";
+const CALLS_END = "<｜tool▁calls▁end｜>";
+const CALL_BEGIN = "<｜tool▁call▁begin｜>";
+const CALL_END = "<｜tool▁call▁end｜>";
+const SEPARATOR = "<｜tool▁sep｜>";
+
+const OPEN: Step = { to: "arguments", call: "open" };
+
+/** The block of calls, whose parts differ. @param head the states between the beginning of a call and its arguments. */
+function deepseek(head: Readonly<Record<string, State>>): ToolFormat {
+  return {
+    start: "content",
+    states: {
+      content: { text: "content", on: { [CALLS_BEGIN]: "calls" } },
+      calls: { text: "blank", on: { [CALL_BEGIN]: "call", [CALLS_END]: "content" }, tentative: true },
+      ...head,
+      arguments: { text: (sink) => new JsonArguments(sink), otherwise: "other", done: "end" },
+      // Arguments that are no object are the caller's to refuse.
+      other: { text: "arguments", on: { [CALL_END]: "more", [CALLS_END]: "content" } },
+      end: { text: "ignored", on: { [CALL_END]: "more", [CALLS_END]: "content" } },
+      more: { text: "blank", on: { [CALL_BEGIN]: "call", [CALLS_END]: "content" }, otherwise: "content" },
+    },
+  };
+}
+
+/**
+ * DeepSeek V3 and R1: calls between `<｜tool▁calls▁begin｜>` and `<｜tool▁calls▁end｜>`, each as
+ * ``<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{…}\n```<｜tool▁call▁end｜>``.
+ */
+export const DEEPSEEK_V3: ToolFormat = deepseek({
+  call: { text: "ignored", on: { [SEPARATOR]: "name" }, tentative: true },
+  name: { text: "word", on: { "```json": OPEN, "{": { ...OPEN, keepsMarker: true } }, tentative: true },
+});
+
+/** DeepSeek V3.1: the same block, with calls as `<｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}<｜tool▁call▁end｜>`. */
+export const DEEPSEEK_V31: ToolFormat = deepseek({
+  call: { text: "word", on: { [SEPARATOR]: OPEN }, tentative: true },
+});

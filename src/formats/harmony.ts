@@ -1,0 +1,52 @@
+import type { Step, ToolFormat } from "./format.ts";
+
+const START = "<|start|>";
+const CHANNEL = "<|channel|>";
+const CONSTRAIN = "<|constrain|>";
+const MESSAGE = "<|message|>";
+
+const HEADER: Step = { to: "header", collects: true };
+const ENDS = { "<|end|>": "between", "<|return|>": "between", "<|call|>": "between", [START]: "role" };
+
+/** Tokens that end the turn, whether or not the model's configuration says so. */
+export const HARMONY_STOPS: readonly string[] = ["<|return|>", "<|call|>"];
+
+/** Where a message's text goes, by its header, such as `assistant<|channel|>commentary to=functions.f <|constrain|>json`. */
+function body(header: string): Step {
+  const channel = /<\|channel\|>\s*(\w+)/.exec(header)?.[1];
+  const recipient = /\bto=([^\s<]+)/.exec(header)?.[1];
+  const tool = /^functions\.(.+)/.exec(recipient ?? "")?.[1];
+  if (tool !== undefined) return { to: "tool", call: "open", name: tool };
+  // Tools of the model's own are part of its thoughts, as nobody else can answer them.
+  const isThought = channel === "analysis" || recipient !== undefined;
+  return { to: isThought ? "reasoning" : "content", paragraph: true };
+}
+
+/**
+ * gpt-oss: messages of channels. `<|channel|>analysis<|message|>…<|end|>` is thought, the channels `final` and, to nobody,
+ * `commentary` are said, `<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{…}<|call|>`
+ * is a call. The prompt ends within the first header.
+ */
+export const HARMONY: ToolFormat = {
+  start: "between",
+  states: {
+    between: { text: "blank", on: { [START]: "role", [CHANNEL]: HEADER }, otherwise: "content" },
+    role: { text: "word", on: { [CHANNEL]: HEADER, [MESSAGE]: body }, tentative: true },
+    header: { text: "word", on: { [CHANNEL]: HEADER, [CONSTRAIN]: HEADER, [MESSAGE]: body } },
+    content: { text: "content", on: ENDS },
+    reasoning: { text: "reasoning", on: ENDS },
+    tool: { text: "arguments", on: ENDS },
+  },
+};
+
+/** The same where no call counts as one: it is said. */
+export const HARMONY_WITHOUT_CALLS: ToolFormat = {
+  ...HARMONY,
+  states: { ...HARMONY.states, tool: HARMONY.states["content"]! },
+};
+
+/** The beginning of the turn, which the prompt has: what follows its last `<|start|>`. */
+export function harmonyBegun(prompt: string): string {
+  const at = prompt.lastIndexOf(START);
+  return at < 0 ? "" : prompt.slice(at);
+}

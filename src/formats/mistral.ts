@@ -1,0 +1,40 @@
+import type { Step, ToolFormat } from "./format.ts";
+import { JsonArguments, JsonCall } from "./json-call.ts";
+
+const OBJECT: Step = { to: "object", keepsMarker: true };
+const MORE = { "[TOOL_CALLS]": "calls" } as const;
+
+/**
+ * Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {…}}, …]` or one such object; from tokenizer 11 on
+ * `[TOOL_CALLS]f[ARGS]{…}`, once for each call, in which `[CALL_ID]…` may come before and `[ARGS]` be missing.
+ */
+export const MISTRAL: ToolFormat = {
+  start: "content",
+  ids: "short",
+  states: {
+    content: { text: "content", on: MORE },
+    calls: { text: "blank", on: { "[": "list", "{": OBJECT }, otherwise: "name", tentative: true },
+    list: { text: "blank", on: { "{": { to: "entry", keepsMarker: true } }, tentative: true },
+    entry: { text: (sink) => new JsonCall(sink, false), tentative: true, done: "entries" },
+    entries: {
+      text: "blank",
+      on: { ",": "entries", "{": { to: "entry", keepsMarker: true }, "]": "end" },
+      otherwise: "content",
+    },
+    object: { text: (sink) => new JsonCall(sink, false), tentative: true, done: "end" },
+    name: {
+      text: "word",
+      on: {
+        "[ARGS]": { to: "arguments", call: "open" },
+        "[CALL_ID]": "id",
+        "{": { to: "arguments", call: "open", keepsMarker: true },
+      },
+      tentative: true,
+    },
+    id: { text: "ignored", on: { "[ARGS]": { to: "arguments", call: "open" } }, tentative: true },
+    arguments: { text: (sink) => new JsonArguments(sink), otherwise: "other", done: "end" },
+    // Arguments that are no object are the caller's to refuse.
+    other: { text: "arguments", on: MORE },
+    end: { text: "blank", on: MORE, otherwise: "content" },
+  },
+};

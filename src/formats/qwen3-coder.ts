@@ -1,0 +1,31 @@
+import type { Step, ToolFormat } from "./format.ts";
+
+const NAME: Step = { to: "name" };
+const VALUE_ENDS: Readonly<Record<string, Step>> = {
+  "<parameter=": { to: "parameter" },
+  "</function>": { to: "end", call: "close" },
+};
+
+/**
+ * Qwen3-Coder, Qwen 3.5: `<tool_call>\n<function=f>\n<parameter=a>\nvalue\n</parameter>\n</function>\n</tool_call>`, with
+ * values as bare text. `<tool_call>` and the ends of values may be missing.
+ */
+export const QWEN3_CODER: ToolFormat = {
+  start: "content",
+  states: {
+    content: { text: "content", on: { "<tool_call>": "call", "<function=": NAME } },
+    call: { text: "blank", on: { "<function=": NAME }, tentative: true },
+    name: { text: "word", on: { ">": { to: "parameters", call: "open" } }, tentative: true },
+    parameters: {
+      text: "ignored",
+      on: { ...VALUE_ENDS, "</tool_call>": { to: "content", call: "close" } },
+    },
+    parameter: { text: "word", on: { ">": { to: "value" } } },
+    value: { text: "value", on: { ...VALUE_ENDS, "</parameter>": { to: "parameters" } } },
+    end: {
+      text: "blank",
+      on: { "</tool_call>": "content", "<tool_call>": "call", "<function=": NAME },
+      otherwise: "content",
+    },
+  },
+};

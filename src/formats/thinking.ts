@@ -1,0 +1,53 @@
+import type { ReasoningFormat, State, ToolFormat } from "./format.ts";
+
+/** Qwen 3, and other models that write `<think>` themselves, or whose prompt ends with it. */
+export const THINK: ReasoningFormat = { open: "<think>", close: "</think>" };
+
+/** DeepSeek R1 thinks whether or not it writes `<think>`. */
+export const DEEPSEEK_R1: ReasoningFormat = { ...THINK, startsInside: true };
+
+/** Mistral's, from tokenizer 13 on. */
+export const MISTRAL_THINK: ReasoningFormat = { open: "[THINK]", close: "[/THINK]" };
+
+/** A reply without calls. */
+export const PLAIN: ToolFormat = { start: "content", states: { content: { text: "content" } } };
+
+/** The form of turns in which a model thinks before it speaks and calls. A call ends the thinking, as models forget to. */
+export function thinkingBefore(
+  format: ToolFormat,
+  { open, close, startsInside }: ReasoningFormat,
+): ToolFormat {
+  const start = format.states[format.start]!;
+  // What has no marker of its own could be anything in the middle of a thought.
+  const calls = start.text === "content" ? start.on : {};
+  const states: Record<string, State> = {
+    beginning: {
+      text: "blank",
+      on: { ...calls, [open]: "reasoning", [close]: "reasoned" },
+      otherwise: format.start,
+      tentative: true,
+    },
+    reasoning: { text: "reasoning", on: { ...calls, [close]: "reasoned", [open]: "reasoning" } },
+    reasoned: { text: "blank", on: { ...calls, [close]: "reasoned" }, otherwise: format.start },
+  };
+  return {
+    ...format,
+    start: startsInside ? "reasoning" : "beginning",
+    states: { ...format.states, ...states },
+  };
+}
+
+/**
+ * The part of a turn that its prompt has, as far as it decides if the model is thinking.
+ * @param continued the text of the message that the model continues; undefined: it begins one.
+ */
+export function thinkingBegun(
+  prompt: string,
+  continued: string | undefined,
+  { open, close }: ReasoningFormat,
+): string {
+  if (continued !== undefined) return continued;
+  const end = prompt.trimEnd();
+  if (end.endsWith(close)) return `${open}${close}`;
+  return end.endsWith(open) ? open : "";
+}

@@ -1,0 +1,95 @@
+import type { CallDelta, TurnDelta } from "../../formats/format.ts";
+import type { TurnReader } from "../../formats/turn-reader.ts";
+import type { ReasoningField } from "../options.ts";
+import type { Chunk } from "./chunks.ts";
+
+/** The field or fields in which a reply has thoughts; undefined: it leaves them out. */
+export type ReasoningOutput = ReasoningField | undefined;
+
+/** The message of one choice, in chunks: what its model says, thinks and calls. */
+export class ChatTurn {
+  content: string;
+  reasoning = "";
+  readonly calls: CallDelta[] = [];
+  /** The reason that it ended; null while it has not. */
+  finishReason: string | null = null;
+
+  /**
+   * @param reader undefined: all text is said.
+   * @param echoed the text that it begins with.
+   */
+  constructor(
+    private readonly reader: TurnReader | undefined,
+    private readonly thoughts: ReasoningOutput,
+    echoed: string,
+  ) {
+    this.content = echoed;
+  }
+
+  get reasoningTokens(): number | undefined {
+    return this.reader?.reasoningTokens;
+  }
+
+  /** Adds a chunk to the message. */
+  add({ text, tokenIds, finishReason, stopReason }: Chunk<unknown>): void {
+    if (!this.reader) this.content += text;
+    else this.#append(this.reader.push(text, tokenIds));
+    if (finishReason === null) return;
+    // A stop string may have cut a call in two.
+    const isWhole = finishReason === "stop" && typeof stopReason !== "string";
+    if (this.reader) this.#append(this.reader.finish(isWhole));
+    this.finishReason = isWhole && this.reader?.hasCalls ? "tool_calls" : finishReason;
+  }
+
+  /** The fields of a message of what was added since the last time; undefined if there are none. */
+  takeDelta(): object | undefined {
+    const { content, reasoning, calls } = this;
+    this.content = "";
+    this.reasoning = "";
+    this.calls.length = 0;
+    if (content === "" && reasoning === "" && calls.length === 0) return undefined;
+    return {
+      ...this.#reasoningFields(reasoning),
+      ...(content !== "" && { content }),
+      ...(calls.length > 0 && {
+        tool_calls: calls.map((call) => ({ index: call.index, ...callFields(call) })),
+      }),
+    };
+  }
+
+  /** The whole message, but for its role. */
+  message(): object {
+    const { content, reasoning, calls, reader } = this;
+    return {
+      content: content === "" && reader && (calls.length > 0 || reasoning !== "") ? null : content,
+      refusal: null,
+      ...this.#reasoningFields(reasoning),
+      ...(calls.length > 0 && { tool_calls: calls.map(callFields) }),
+    };
+  }
+
+  #append({ content, reasoning, calls }: TurnDelta): void {
+    this.content += content;
+    if (this.thoughts) this.reasoning += reasoning;
+    for (const call of calls) {
+      const last = this.calls.at(-1);
+      if (last?.index === call.index) last.arguments += call.arguments;
+      else this.calls.push({ ...call });
+    }
+  }
+
+  #reasoningFields(reasoning: string): object {
+    if (reasoning === "") return {};
+    return {
+      ...(this.thoughts !== "reasoning_content" && { reasoning }),
+      ...(this.thoughts !== "reasoning" && { reasoning_content: reasoning }),
+    };
+  }
+}
+
+function callFields({ id, name, arguments: text }: CallDelta): object {
+  return {
+    ...(id !== undefined && { id, type: "function" }),
+    function: { ...(name !== undefined && { name }), arguments: text },
+  };
+}
