@@ -6,7 +6,7 @@ const CONSTRAIN = "<|constrain|>";
 const MESSAGE = "<|message|>";
 
 const HEADER: Step = { to: "header", collects: true };
-const ENDS = { "<|end|>": "between", "<|return|>": "between", "<|call|>": "between", [START]: "role" };
+const ENDS = { "<|end|>": "between", "<|return|>": "between", "<|call|>": "between", [START]: "header" };
 
 /** Tokens that end the turn, whether or not the model's configuration says so. */
 export const HARMONY_STOPS: readonly string[] = ["<|return|>", "<|call|>"];
@@ -28,10 +28,12 @@ function body(header: string): Step {
  * is a call. The prompt ends within the first header.
  */
 export const HARMONY: ToolFormat = {
-  start: "between",
+  start: "beginning",
   states: {
-    between: { text: "blank", on: { [START]: "role", [CHANNEL]: HEADER }, otherwise: "content" },
-    role: { text: "word", on: { [CHANNEL]: HEADER, [MESSAGE]: body }, tentative: true },
+    beginning: { text: "blank", on: { [START]: "first", [CHANNEL]: HEADER }, otherwise: "content" },
+    // Text without any channel may be all that comes.
+    first: { text: "word", on: { [CHANNEL]: HEADER, [MESSAGE]: body }, tentative: true },
+    between: { text: "blank", on: { [START]: "header", [CHANNEL]: HEADER }, otherwise: "content" },
     header: { text: "word", on: { [CHANNEL]: HEADER, [CONSTRAIN]: HEADER, [MESSAGE]: body } },
     content: { text: "content", on: ENDS },
     reasoning: { text: "reasoning", on: ENDS },
