@@ -193,6 +193,11 @@ export const EFFECTLESS_SERVER_FLAGS: readonly EffectlessFlags[] = [
     because: "the documentation is /openapi.json, which needs a key where there are keys",
     switches: words("disable-fastapi-docs enable-offline-docs"),
   },
+  {
+    because:
+      "tools may be called and thoughts are told apart wherever the chat template names a form that is known",
+    switches: words("enable-auto-tool-choice enable-reasoning"),
+  },
   { because: "the template decides", values: ["chat-template-content-format"], only: ["auto"] },
   { because: "replies have this role", values: ["response-role"], only: ["assistant"] },
   {

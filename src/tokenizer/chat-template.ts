@@ -133,29 +133,42 @@ export class ChatTemplate {
     const normalised = messages.map((message, i) =>
       this.#normalise(message, continueFinalMessage && i === last),
     );
+    const withText = normalised.map((message, i) =>
+      message["tool_calls"] === undefined ? message : { ...message, tool_calls: messages[i]!["tool_calls"] },
+    );
     const variables = {
       tools: tools ?? null,
       ...kwargs,
       add_generation_prompt: addGenerationPrompt ?? !continueFinalMessage,
     };
-    const rendered = this.#render(normalised, variables);
+    const rendered = this.#render([normalised, withText], variables);
     return continueFinalMessage ? cutAtMarker(rendered) : rendered;
   }
 
-  /** A template that cannot do with a content that is missing gets an empty one. */
-  #render(messages: readonly ChatMessage[], variables: Readonly<Record<string, unknown>>): string {
-    try {
-      return this.#run(messages, variables);
-    } catch (error) {
-      const complete = messages.map((message) => ({ ...message, content: message.content ?? "" }));
-      const lacking = messages.some(({ content }) => (content ?? undefined) === undefined);
-      if (lacking && !(error instanceof BudgetError)) {
-        try {
-          return this.#run(complete, variables);
-        } catch {}
+  /**
+   * A template that cannot do with a content that is missing gets an empty one, and one that joins the arguments of calls
+   * to its text gets them as the text that the client sent.
+   */
+  #render(
+    [messages, withText]: readonly [readonly ChatMessage[], readonly ChatMessage[]],
+    variables: Readonly<Record<string, unknown>>,
+  ): string {
+    const isMissing = ({ content }: ChatMessage) => (content ?? undefined) === undefined;
+    const complete = (list: readonly ChatMessage[]) =>
+      list.map((message) => (isMissing(message) ? { ...message, content: "" } : message));
+    const hasCalls = messages.some(({ tool_calls: calls }) => calls !== undefined);
+    const variants = [messages, ...(hasCalls ? [withText] : [])];
+    if (messages.some(isMissing)) variants.splice(1, 0, ...variants.map(complete));
+    const failures: unknown[] = [];
+    for (const variant of variants) {
+      try {
+        return this.#run(variant, variables);
+      } catch (error) {
+        failures.push(error);
+        if (error instanceof BudgetError) break;
       }
-      throw new ChatTemplateError(messageOf(error));
     }
+    throw new ChatTemplateError(messageOf(failures[0]));
   }
 
   #run(messages: readonly ChatMessage[], variables: Readonly<Record<string, unknown>>): string {

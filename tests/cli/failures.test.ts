@@ -50,9 +50,8 @@ describe("64: the command line is wrong", () => {
   test.each([
     "--enable_lora",
     "--speculative-config {}",
-    "--enable-auto-tool-choice",
-    "--tool-call-parser=hermes",
-    "--reasoning_parser qwen3",
+    "--tool-parser-plugin=x.py",
+    "--reasoning_parser_plugin x.py",
     "--pipeline-parallel-size 2",
   ])("what vLLM has and Octavo lacks: %s", async (line) => {
     const flag = line.replace(/[ =].*/, "").replaceAll("_", "-");

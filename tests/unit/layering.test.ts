@@ -32,7 +32,8 @@ const ROOMS: Readonly<Record<string, Room>> = {
     imports: ["gguf"],
   },
   formats: {
-    knows: "the forms in which models think and call tools: a reply's text → what is said, thought and called",
+    knows:
+      "the forms in which models think and call tools: a reply's text → what is said, thought and called",
     imports: ["tokenizer"],
   },
   backend: {

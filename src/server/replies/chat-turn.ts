@@ -10,7 +10,7 @@ export type ReasoningOutput = ReasoningField | undefined;
 export class ChatTurn {
   content: string;
   reasoning = "";
-  readonly calls: CallDelta[] = [];
+  calls: CallDelta[] = [];
   /** The reason that it ended; null while it has not. */
   finishReason: string | null = null;
 
@@ -46,7 +46,7 @@ export class ChatTurn {
     const { content, reasoning, calls } = this;
     this.content = "";
     this.reasoning = "";
-    this.calls.length = 0;
+    this.calls = [];
     if (content === "" && reasoning === "" && calls.length === 0) return undefined;
     return {
       ...this.#reasoningFields(reasoning),

@@ -78,7 +78,7 @@ describe("flags of vLLM that change nothing here", () => {
 
 describe("flags of vLLM that change results", () => {
   test.each([
-    ...["--enable-lora", "--speculative-config", "--reasoning-parser"],
+    ...["--enable-lora", "--speculative-config", "--reasoning-config"],
     ...["--hf-overrides", "--override-generation-config", "--enable-force-include-usage"],
   ])("%s is refused by name", (flag) => {
     expect(unsupportedFlag(flag)).toBe(`${flag} is not supported yet`);

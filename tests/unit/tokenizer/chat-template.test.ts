@@ -357,3 +357,13 @@ describe("hostile templates end within their limits", () => {
     expect(qwen3.render(messages).length).toBeGreaterThan(2000 * 300);
   });
 });
+
+test("a template that joins arguments to its text gets them as text", () => {
+  const source =
+    "{% for call in messages[0].tool_calls %}{{ 'call ' + call.function.arguments }}{% endfor %}";
+  const template = new ChatTemplate(`{{ messages[0].content or '' }}${source}`);
+  const call = (json: unknown) => ({ type: "function", function: { name: "f", arguments: json } });
+  const assistant = (json: unknown) => ({ role: "assistant", content: null, tool_calls: [call(json)] });
+  expect(template.render([assistant('{"a": 1.0}')])).toBe('call {"a": 1.0}');
+  expect(thrown(() => template.render([assistant({ a: 1 })]))).toBeInstanceOf(ChatTemplateError);
+});
