@@ -50,6 +50,8 @@ export class JsonCall implements Reader {
   #isOpen = false;
   /** Arguments that came before the name. */
   #early = "";
+  /** The arguments have ended; those of a second key would make them no JSON. */
+  #hasArguments = false;
 
   /** @param strict an object with another key than a call's is none. */
   constructor(
@@ -120,6 +122,7 @@ export class JsonCall implements Reader {
 
   #endValue(): void {
     this.#place = "comma";
+    this.#hasArguments ||= ARGUMENTS.has(this.#key);
     if (this.#key !== NAME || this.#name !== undefined) return;
     const name = parsed(this.#spelling);
     if (typeof name !== "string") this.status = "failed";
@@ -128,6 +131,7 @@ export class JsonCall implements Reader {
   }
 
   #arguments(part: string): void {
+    if (this.#hasArguments) return;
     if (this.#name === undefined) this.#early += part;
     else if (this.#open()) this.sink.arguments(part);
   }

@@ -139,8 +139,7 @@ export class TurnParser implements CallSink {
   }
 
   #enter(name: string): void {
-    const state = this.format.states[name];
-    if (!state) throw new Error(`the format has no state ${name}`);
+    const state = this.format.states[name]!;
     this.#state = state;
     this.#reader = typeof state.text === "function" ? state.text(this) : undefined;
     if (state.text === "content" || state.text === "reasoning") this.#origin = name;

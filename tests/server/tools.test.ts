@@ -1,6 +1,9 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { stepCountIs, streamText, tool } from "ai";
 import OpenAI from "openai";
+import { z } from "zod";
 import { createApp, type ServerOptions } from "../../src/server/serve.ts";
 import { disturbed } from "./disturbed-llm.ts";
 import { type Saying, saying } from "./saying.ts";
@@ -13,10 +16,11 @@ const template = (name: string) =>
 
 /** A server whose model has the chat template of another, and says what a test wants. */
 class Scripted implements AsyncDisposable {
-  reply: string | Saying = "";
+  reply: string | Saying | (() => string) = "";
   /** The prompts that were asked for. */
   readonly prompts: string[] = [];
   readonly client: OpenAI;
+  readonly fetch: typeof globalThis.fetch;
 
   private constructor(
     readonly server: TestServer,
@@ -27,13 +31,13 @@ class Scripted implements AsyncDisposable {
       llm,
       saying(llm, ({ prompt = "" }) => {
         this.prompts.push(prompt);
-        return this.reply;
+        return typeof this.reply === "function" ? this.reply() : this.reply;
       }),
     );
     const app = createApp({ llm: scripted, options, log: () => {} });
-    const fetch = (async (url: string, init: RequestInit) =>
+    this.fetch = (async (url: string, init: RequestInit) =>
       app.request(url, init)) as typeof globalThis.fetch;
-    this.client = new OpenAI({ baseURL: "http://test/v1", apiKey: "none", maxRetries: 0, fetch });
+    this.client = new OpenAI({ baseURL: "http://test/v1", apiKey: "none", maxRetries: 0, fetch: this.fetch });
   }
 
   static async start(name: string, options: ServerOptions = {}): Promise<Scripted> {
@@ -270,7 +274,7 @@ describe("with Qwen 3's template", () => {
   test("the client's own tool runner gets to the answer", async () => {
     const replies = [CALL, "It is sunny."];
     let asked = "";
-    Object.defineProperty(model, "reply", { configurable: true, get: () => replies.shift() ?? "" });
+    model.reply = () => replies.shift() ?? "";
     const runner = model.client.chat.completions.runTools({
       ...{ model: MODEL, messages: [{ role: "user", content: "Weather?" }], stream: true },
       tools: [
@@ -288,8 +292,39 @@ describe("with Qwen 3's template", () => {
       ],
     });
     const content = await runner.finalContent();
-    Object.defineProperty(model, "reply", { configurable: true, writable: true, value: "" });
     expect([content, asked]).toEqual(["It is sunny.", "Paris"]);
+  });
+
+  test("the AI SDK's tool loop gets to the answer, with thoughts", async () => {
+    for (const reasoningField of ["reasoning", "reasoning_content"] as const) {
+      const other = model.with({ reasoningField });
+      const replies = [`<think>\nI ask.\n</think>\n\n${CALL}\n${NOW}`, "It is sunny."];
+      other.reply = () => replies.shift() ?? "";
+      const { chatModel } = createOpenAICompatible({
+        name: "octavo",
+        baseURL: "http://test/v1",
+        fetch: other.fetch,
+      });
+      const executed: unknown[] = [];
+      const execute = async (input: unknown) => {
+        executed.push(input);
+        return "Sunny";
+      };
+      const result = streamText({
+        ...{ model: chatModel(MODEL), messages: HI, maxRetries: 0, stopWhen: stepCountIs(3) },
+        tools: {
+          get_weather: tool({ inputSchema: z.object({ city: z.string() }), execute }),
+          now: tool({ inputSchema: z.object({}), execute }),
+        },
+      });
+      const steps = await result.steps;
+      expect(steps.map((step) => [step.reasoningText, step.text, step.finishReason])).toEqual([
+        ["I ask.", "", "tool-calls"],
+        [undefined, "It is sunny.", "stop"],
+      ]);
+      expect(executed).toEqual([{ city: "Paris" }, {}]);
+      expect(other.prompts.at(-1)).toContain("<tool_response>\nSunny\n</tool_response>");
+    }
   });
 
   test.each<readonly [object, string, (string | number)?, number?]>([

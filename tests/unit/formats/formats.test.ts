@@ -51,6 +51,7 @@ cases("hermes", [
     hermes('{"name": "now", "parameters": {"a":1}}'),
     called(["now", '{"a":1}']),
   ],
+  ["two arguments", hermes('{"name": "now", "arguments": {}, "arguments": {"a": 1}}'), called(NOW)],
   ["a tool that nobody knows", hermes('{"name": "other", "arguments": {}}'), called(["other", "{}"])],
   [
     "arguments of all types, spelled as they are",

@@ -233,6 +233,17 @@ describe.each(named)("%s", (_, form) => {
     );
   });
 
+  test("every state leads to one that exists", () => {
+    const { states, start } = formatsFor(form).withCalls!;
+    const targets = Object.values(states).flatMap(({ on = {}, done, otherwise }) => [
+      ...Object.values(on).flatMap((to) =>
+        typeof to === "function" ? [] : typeof to === "string" ? [to] : [to.to],
+      ),
+      ...[done, otherwise].filter((name) => name !== undefined),
+    ]);
+    expect([start, ...targets, "content"].filter((name) => !Object.hasOwn(states, name))).toEqual([]);
+  });
+
   test("no marker begins another of the same state", () => {
     for (const [name, { on }] of Object.entries(formatsFor(form).withCalls!.states))
       for (const a of Object.keys(on ?? {}))
