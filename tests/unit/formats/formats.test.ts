@@ -1,5 +1,7 @@
 import { describe, expect, test } from "bun:test";
-import { type ReadOptions, readTurn, type Turn } from "./support.ts";
+import { formatsOf } from "../../../src/formats/registry.ts";
+import { TurnParser } from "../../../src/formats/turn-parser.ts";
+import { type ReadOptions, readTurn, TOOLS, type Turn } from "./support.ts";
 
 const said = (content: string): Turn => ({ content, reasoning: "", calls: [] });
 const called = (...calls: Turn["calls"]): Turn => ({ content: "", reasoning: "", calls });
@@ -277,12 +279,24 @@ for (const [parser, call, separator] of [
     ],
     ["the end is missing", `<｜tool▁calls▁begin｜>${call("now", "{}")}`, called(NOW)],
     [
+      "arguments that are no object",
+      block(call("now", "[5]").replace("\n[", "[").replace("]\n```", "]")),
+      called(["now", "[5]"]),
+    ],
+    [
       "nothing begins",
       "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f",
       said("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f"),
     ],
   ]);
 }
+
+test("JSON that is no call is not held back", () => {
+  const formats = formatsOf({ toolCallParser: "llama3_json", reasoningParser: "none" }, undefined);
+  const parser = new TurnParser(formats.withCalls!, { tools: TOOLS, newId: () => "id" });
+  parser.push('{"answer": 4');
+  expect(parser.take().content).toBe('{"answer": 4');
+});
 
 describe("harmony", () => {
   const PROMPT = "<|start|>user<|message|>Hi<|end|><|start|>assistant";

@@ -138,6 +138,21 @@ describe("a model's turns", () => {
     expect(reader.reasoningTokens).toBe(3);
   });
 
+  test("text that may begin a marker comes before a token that is one", () => {
+    const coder = formatsOf({ toolCallParser: "qwen3_coder", reasoningParser: "none" }, undefined);
+    const turns = new ModelTurns(
+      coder,
+      tableOf([
+        ["<tool_call>", "added"],
+        ["a<func", "ordinary"],
+        ["<function=f></function>", "ordinary"],
+      ]),
+    );
+    const reader = turns.open(beginning, options);
+    const { content, calls } = reader.push("a<func<tool_call><function=f></function>", [1, 0, 2]);
+    expect([content, calls.map((call) => call.name)]).toEqual(["a<func", ["f"]]);
+  });
+
   test("a stop string in the middle of a marker leaves what came before it", () => {
     const turns = new ModelTurns(
       hermes,

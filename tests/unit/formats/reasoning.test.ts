@@ -43,6 +43,7 @@ cases("qwen3", [
     },
   ],
   ["an answer that is continued", " there", turn("", " there"), { continued: "Hello" }],
+  ["after what could be the beginning of a marker", " 5", turn("", " 5"), { continued: "4 <" }],
   ["a thought that is continued", " so.</think>Hello", turn("so.", "Hello"), { continued: "<think>Hm," }],
   ["a call after the thought", `<think>Hm.</think>\n\n${CALL}`, turn("Hm.", "", NOW)],
   ["an answer and a call", `<think>Hm.</think>\n\nLook:\n${CALL}`, turn("Hm.", "Look:", NOW)],
