@@ -1,7 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { formatsOf } from "../../../src/formats/registry.ts";
 import { TurnParser } from "../../../src/formats/turn-parser.ts";
 import { type ReadOptions, readTurn, TOOLS, type Turn } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 const said = (content: string): Turn => ({ content, reasoning: "", calls: [] });
 const called = (...calls: Turn["calls"]): Turn => ({ content: "", reasoning: "", calls });

@@ -1,10 +1,12 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
 import { markersOf } from "../../../src/formats/format.ts";
 import { ModelTurns } from "../../../src/formats/model-turns.ts";
 import { formatsOf } from "../../../src/formats/registry.ts";
 import { TokenTable } from "../../../src/tokenizer/token-table.ts";
 import { piecesOf, type ReadOptions, readPieces, readTurn, TOOLS, TurnBuilder } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 /** A form of turns, and how a model that knows it writes a call. */
 interface Form {

@@ -1,8 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { ModelTurns } from "../../../src/formats/model-turns.ts";
 import { formatsOf } from "../../../src/formats/registry.ts";
 import { TokenPieces } from "../../../src/formats/token-pieces.ts";
 import { TokenTable } from "../../../src/tokenizer/token-table.ts";
+
+setDefaultTimeout(300_000);
 
 type Kind = "ordinary" | "added" | "special";
 

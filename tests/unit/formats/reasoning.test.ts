@@ -1,5 +1,7 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { type ReadOptions, readTurn, type Turn } from "./support.ts";
+
+setDefaultTimeout(300_000);
 
 const turn = (reasoning: string, content = "", ...calls: Turn["calls"]): Turn => ({
   content,

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError } from "../../../src/base/errors.ts";
@@ -6,6 +6,8 @@ import { DEEPSEEK_V3, DEEPSEEK_V31 } from "../../../src/formats/deepseek.ts";
 import type { ModelFormats } from "../../../src/formats/registry.ts";
 import { formatsOf, REASONING_PARSERS, TOOL_CALL_PARSERS } from "../../../src/formats/registry.ts";
 import { thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
 
 const TEMPLATES = join(import.meta.dir, "../tokenizer/fixtures/templates");
 const AUTO = { toolCallParser: "auto", reasoningParser: "auto" };
