@@ -50,12 +50,13 @@ export class ModelTurns {
 
   /** The parameters with which the model's text has all markers, and ends where its turn does. */
   sampling(sampling: SamplingParams): SamplingParams {
-    const { stopTokenIds = [] } = sampling;
+    const { stopTokenIds = [], ignoreEos = false } = sampling;
     return {
       ...sampling,
       ...(this.#hasSpecialMarkers && { skipSpecialTokens: false }),
       // A list that is none is the engine's to refuse.
       ...(this.#stops.length > 0 &&
+        !ignoreEos &&
         Array.isArray(stopTokenIds) && { stopTokenIds: [...stopTokenIds, ...this.#stops] }),
     };
   }

@@ -103,6 +103,7 @@ describe("a model's turns", () => {
       ]),
     );
     expect(turns.sampling({ stopTokenIds: [2] }).stopTokenIds).toEqual([2, 1, 0]);
+    expect(turns.sampling({ ignoreEos: true })).toEqual({ ignoreEos: true, skipSpecialTokens: false });
     const refused = turns.sampling({ stopTokenIds: "x" as unknown as number[] });
     expect<unknown>(refused.stopTokenIds).toBe("x");
   });
