@@ -1,16 +1,10 @@
-import type { CallDelta, CallSink, Reader, State, Step, ToolFormat, ToolSpec, TurnDelta } from "./format.ts";
+import { type CallOptions, CallWriter } from "./call-writer.ts";
+import type { CallSink, Reader, State, Step, ToolFormat, TurnDelta } from "./format.ts";
 import { TrimmedText } from "./trimmed-text.ts";
-import { TypedArguments } from "./typed-arguments.ts";
 
-export interface ParserOptions {
-  /** The tools of the request. */
-  readonly tools?: readonly ToolSpec[];
+export interface ParserOptions extends Omit<CallOptions, "onlyKnown"> {
   /** Markers that are tokens of their own: only as such do they count. Others are found in the text. */
   readonly tokenMarkers?: ReadonlySet<string>;
-  /** Deliver the first call only. Default false. */
-  readonly firstCallOnly?: boolean;
-  /** Names of calls. */
-  readonly newId: () => string;
 }
 
 /** What was said or thought before decides where text goes that turns out to be nothing else. */
@@ -20,8 +14,9 @@ const CONTENT = "content";
  * Reads a turn in the states of its format as the text comes, and hands out what is new. Nothing depends on how the text is
  * cut: a reply that is not streamed is the same text, fed at once.
  */
-export class TurnParser implements CallSink {
-  readonly #tools: ReadonlyMap<string, ToolSpec>;
+export class TurnParser {
+  readonly #calls: CallWriter;
+  readonly #sink: CallSink;
   #tokenMarkers: ReadonlySet<string>;
   #state!: State;
   #reader: Reader | undefined;
@@ -32,25 +27,23 @@ export class TurnParser implements CallSink {
   /** The text since it became uncertain if it is a call; undefined while it is certain. */
   #tentative: string | undefined;
   #word = "";
-  /** The arguments of the open call, if its format has parameters of bare text and one has come. */
-  #typed: TypedArguments | undefined;
-  /** Of the open call. */
-  #name = "";
-  #numCalls = 0;
-  #callIsOpen = false;
-  #hasArguments = false;
   #hasThought = false;
   #content = new TrimmedText(false);
   #reasoning = new TrimmedText(true);
-  #delta = new OpenDelta();
+  #said = "";
+  #thought = "";
 
   /** @param beginning the part of the turn that the prompt has, in whose text all markers count. Nothing of it is handed out. */
   constructor(
     private readonly format: ToolFormat,
-    private readonly options: ParserOptions,
+    options: ParserOptions,
     beginning = "",
   ) {
-    this.#tools = new Map((options.tools ?? []).map((tool) => [tool.name, tool]));
+    this.#calls = new CallWriter({ ...options, onlyKnown: format.onlyKnown === true });
+    this.#sink = {
+      open: (name) => this.#open(name),
+      arguments: (text) => this.#calls.arguments(text),
+    };
     this.#tokenMarkers = new Set();
     this.#enter(format.start);
     this.push(beginning);
@@ -58,7 +51,7 @@ export class TurnParser implements CallSink {
     if (this.#tentative !== undefined) this.#tentative = "";
     this.#content = new TrimmedText(this.#content.trims);
     this.#reasoning = new TrimmedText(true);
-    this.#delta = new OpenDelta();
+    this.take();
     this.#tokenMarkers = options.tokenMarkers ?? this.#tokenMarkers;
   }
 
@@ -68,7 +61,7 @@ export class TurnParser implements CallSink {
   }
 
   get hasCalls(): boolean {
-    return this.#numCalls > 0;
+    return this.#calls.count > 0;
   }
 
   /** Takes text in. */
@@ -91,8 +84,9 @@ export class TurnParser implements CallSink {
 
   /** Hands out what has become certain since the last time. */
   take(): TurnDelta {
-    const delta = this.#delta;
-    this.#delta = new OpenDelta();
+    const delta = { content: this.#said, reasoning: this.#thought, calls: this.#calls.take() };
+    this.#said = "";
+    this.#thought = "";
     return delta;
   }
 
@@ -103,45 +97,23 @@ export class TurnParser implements CallSink {
   finish(isWhole: boolean): void {
     this.#release();
     while (this.#tentative !== undefined) this.#fail();
-    if (isWhole) this.#closeCall();
-    this.#delta.content += this.#content.finish();
-    this.#delta.reasoning += this.#reasoning.finish();
+    if (isWhole) this.#calls.close();
+    this.#said += this.#content.finish();
+    this.#thought += this.#reasoning.finish();
   }
 
-  open(name: string): boolean {
-    const word = name.trim();
-    if (word === "" || (this.format.onlyKnown && !this.#tools.has(word))) return false;
-    this.#closeCall();
-    const index = this.#numCalls++;
-    this.#callIsOpen = true;
-    this.#hasArguments = false;
+  #open(name: string): boolean {
+    if (!this.#calls.open(name)) return false;
     this.#tentative = undefined;
     this.#content.trims = true;
     this.#content.breakParagraph();
-    this.#name = word;
-    if (this.#isDelivered)
-      this.#delta.calls.push({ index, id: this.options.newId(), name: word, arguments: "" });
     return true;
-  }
-
-  arguments(text: string): void {
-    if (text === "") return;
-    this.#hasArguments = true;
-    if (!this.#isDelivered) return;
-    const last = this.#delta.calls.at(-1);
-    const index = this.#numCalls - 1;
-    if (last?.index === index) last.arguments += text;
-    else this.#delta.calls.push({ index, arguments: text });
-  }
-
-  get #isDelivered(): boolean {
-    return this.#numCalls === 1 || !this.options.firstCallOnly;
   }
 
   #enter(name: string): void {
     const state = this.format.states[name]!;
     this.#state = state;
-    this.#reader = typeof state.text === "function" ? state.text(this) : undefined;
+    this.#reader = typeof state.text === "function" ? state.text(this.#sink) : undefined;
     if (state.text === "content" || state.text === "reasoning") this.#origin = name;
     if (state.text === "word") this.#word = "";
     if (state.text === "reasoning") this.#hasThought = true;
@@ -156,7 +128,7 @@ export class TurnParser implements CallSink {
     const rest = text.slice(taken);
     if (reader.status === "failed") this.#fail();
     else if (reader.status === "done") {
-      this.#closeCall();
+      this.#calls.close();
       this.#enter(this.#state.done ?? CONTENT);
     }
     return rest;
@@ -217,19 +189,19 @@ export class TurnParser implements CallSink {
     if (this.#tentative !== undefined) this.#tentative += text;
     switch (this.#state.text) {
       case "content":
-        this.#delta.content += this.#content.push(text);
+        this.#said += this.#content.push(text);
         break;
       case "reasoning":
-        this.#delta.reasoning += this.#reasoning.push(text);
+        this.#thought += this.#reasoning.push(text);
         break;
       case "word":
         this.#word += text;
         break;
       case "arguments":
-        this.arguments(text);
+        this.#calls.arguments(text);
         break;
       case "value":
-        this.#typed?.value(text);
+        this.#calls.value(text);
         break;
     }
   }
@@ -238,9 +210,9 @@ export class TurnParser implements CallSink {
   #step(to: string | Step | ((word: string) => Step), marker: string): string {
     const word = this.#word.trim();
     const step = typeof to === "string" ? { to } : typeof to === "function" ? to(word) : to;
-    if (this.#state.text === "value") this.#typed?.end();
-    if (step.call === "close") this.#closeCall();
-    if (step.call === "open" && !this.open(step.name ?? word)) {
+    if (this.#state.text === "value") this.#calls.endParameter();
+    if (step.call === "close") this.#calls.close();
+    if (step.call === "open" && !this.#open(step.name ?? word)) {
       this.#fail();
       return marker;
     }
@@ -248,7 +220,7 @@ export class TurnParser implements CallSink {
     const collected = (this.#state.text === "word" ? this.#word : "") + marker;
     this.#enter(step.to);
     if (step.collects) this.#word = collected;
-    if (this.#state.text === "value") this.#beginParameter(word);
+    if (this.#state.text === "value") this.#calls.beginParameter(word);
     if (step.keepsMarker) return marker;
     if (this.#tentative !== undefined) this.#tentative += marker;
     return "";
@@ -263,31 +235,10 @@ export class TurnParser implements CallSink {
       return;
     }
     this.#tentative = undefined;
-    if (this.format.states[to]?.text !== "arguments") this.#closeCall();
+    if (this.format.states[to]?.text !== "arguments") this.#calls.close();
     this.#enter(to);
     if (text !== "") this.#place(text);
   }
-
-  #beginParameter(name: string): void {
-    this.#typed ??= new TypedArguments(this.#tools.get(this.#name)?.parameters, (json) =>
-      this.arguments(json),
-    );
-    this.#typed.begin(name);
-  }
-
-  #closeCall(): void {
-    if (!this.#callIsOpen) return;
-    this.#typed?.close();
-    this.#typed = undefined;
-    if (!this.#hasArguments) this.arguments("{}");
-    this.#callIsOpen = false;
-  }
-}
-
-class OpenDelta implements TurnDelta {
-  content = "";
-  reasoning = "";
-  readonly calls: CallDelta[] = [];
 }
 
 /** The length of the longest end of a text that begins a marker, without being one. */
