@@ -6,7 +6,7 @@ import {
   TokenizerInfo,
 } from "@mlc-ai/web-xgrammar";
 import { ALPHABET } from "../tokenizer/byte-alphabet.ts";
-import type { PackedTokens } from "../tokenizer/token-table.ts";
+import { type PackedTokens, TokenTable } from "../tokenizer/token-table.ts";
 
 /** Compiled grammars that are kept for the next request that has the same. */
 const MAX_CACHED = 32;
@@ -31,15 +31,10 @@ export class MaskEngine {
    * Special tokens get no text: no string can contain what would be left out of it or end it.
    * @param vocabSize width of the logits; ids without a token are never allowed
    */
-  static async create({ bytes, starts, special }: PackedTokens, vocabSize: number): Promise<MaskEngine> {
-    const spell = (id: number) => {
-      let text = "";
-      for (let i = starts[id]!; i < starts[id + 1]!; i++) text += ALPHABET[bytes[i]!]!;
-      return text;
-    };
-    const tokens = Array.from({ length: vocabSize }, (_, id) =>
-      id < special.length && special[id] === 0 ? spell(id) : "",
-    );
+  static async create(packed: PackedTokens, vocabSize: number): Promise<MaskEngine> {
+    const table = new TokenTable(packed);
+    const spell = (id: number) => Array.from(table.bytes(id), (byte) => ALPHABET[byte]!).join("");
+    const tokens = Array.from({ length: vocabSize }, (_, id) => (table.isSpecial(id) ? "" : spell(id)));
     const info = await TokenizerInfo.createTokenizerInfo(tokens, "byte_level", false, vocabSize, []);
     const unused = Math.max(0, tokens.indexOf(""));
     return new MaskEngine(await GrammarCompiler.createGrammarCompiler(info, false), vocabSize, unused);
