@@ -1,4 +1,5 @@
-import type { AttentionSpec, BatchTensors, LayerCache } from "../src/backend/backend.ts";
+import type { AttentionSpec } from "../src/backend/attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../src/backend/backend.ts";
 import { dtypeSize, type KvDType } from "../src/base/dtype.ts";
 import { rotaryTable } from "../src/layers/rotary.ts";
 import type { CaseMemory, KernelCase } from "./kernel-case.ts";

@@ -14,7 +14,7 @@ import { createCommand, runCommand } from "../src/cli/command.ts";
 import { listValue } from "../src/cli/flag-values.ts";
 import { Context } from "../src/cuda/context.ts";
 import { openCuda } from "../src/cuda/open-cuda.ts";
-import { rotaryDim } from "../src/layers/rotary.ts";
+import { attentionFormsOf } from "../src/models/attention-forms.ts";
 import { readModelConfig } from "../src/models/config.ts";
 import { type AttentionHeads, BLOCK_SIZE, decodeCase, prefillCase } from "./attention-cases.ts";
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
@@ -101,7 +101,7 @@ await runCommand(command, process.argv.slice(2));
 
 function sections(): Section[] {
   const models = Object.entries(MODELS).flatMap(([name, config]): Section[] => {
-    const shape = { ...config, blockSize: BLOCK_SIZE, rotaryDim: rotaryDim(config.headDim, config.rope) };
+    const shape = { ...config, blockSize: BLOCK_SIZE, attentionForms: attentionFormsOf(config) };
     const rows: Group = (memory) => rowCases(memory, config.hiddenSize);
     return [
       { shape, groups: [(memory) => linearCases(memory, name, config)] },

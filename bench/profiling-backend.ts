@@ -56,6 +56,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   rmsNorm: "norm",
   layerNorm: "norm",
   activation: "activation",
+  normProjections: "norm",
   attend: "attention",
   joinSlots: "batch update",
   prepareBatch: "batch update",

@@ -1,4 +1,5 @@
 import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
+import type { AttentionForm, AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
 import type { DeviceBuffer, Tensor } from "./tensor.ts";
 import type { Weight } from "./weight.ts";
 
@@ -123,8 +124,13 @@ export interface Backend {
   /** out[T, I] = act(x[T, I]); `out` may be `x`. */
   activation(out: Tensor, x: Tensor, activation: Activation): void;
   /**
+   * RMSNorm in place of the queries and the keys of qkv[T, (NQ + 2·NKV)·D], each over all of its heads at once, those of other
+   * ranks too, which call it together.
+   */
+  normProjections(qkv: Tensor, norm: ProjectionNormSpec): void;
+  /**
    * out[T, NQ·D]: causal attention on the packed projections qkv[T, (NQ + 2·NKV)·D] (queries, keys, values) of a ragged
-   * batch. Queries and keys are normalised where the spec says so and rotated by their positions; keys and values are
+   * batch. Queries and keys are normalised and rotated by their positions where the spec says so; keys and values are
    * stored in the paged cache at `batch.slotMapping`; then query t of row r, at position p = contextLens[r] − queryLen(r)
    * + t, sees the row's positions (p − window, p], those of this step and those cached before it, paged by
    * `batch.blockTables`. Of padding (slot mapping −1) nothing is stored, and its outputs are undefined, as `qkv` is afterwards.
@@ -199,8 +205,8 @@ export interface ModelShape {
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
-  /** Leading dimensions of a head that are rotated. */
-  readonly rotaryDim: number;
+  /** The forms that its layers' attention has, each once. */
+  readonly attentionForms: readonly AttentionForm[];
   /** Tokens of a KV block. */
   readonly blockSize: number;
   /** Of keys and values. Default: that of activations. */
@@ -413,29 +419,4 @@ export interface LogprobTensors {
   readonly ranks: Tensor;
   readonly topIds: Tensor;
   readonly topLogprobs: Tensor;
-}
-
-/** RMSNorm over the dimensions of a head, with weights [D] of its own for queries and for keys. */
-export interface HeadNormSpec {
-  readonly query: Tensor;
-  readonly key: Tensor;
-  readonly eps: number;
-}
-
-/** The form of a layer's attention. */
-export interface AttentionSpec {
-  readonly numHeads: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-  /** RMSNorm of each query head and each key head before the rotation. */
-  readonly headNorm?: HeadNormSpec | undefined;
-  /**
-   * float32 [positions, rotaryDim]: cosines of half the dimensions, then sines; scaling is already applied. The first
-   * rotaryDim dimensions of a head are rotated in half-split ("NeoX") order: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin).
-   */
-  readonly cosSin: Tensor;
-  /** Multiplies query·key, usually 1 / sqrt(headDim). */
-  readonly scale: number;
-  /** Sliding window in tokens, the query's own included; 0 = none. */
-  readonly window: number;
 }

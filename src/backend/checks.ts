@@ -1,8 +1,8 @@
 import type { DType, FloatDType } from "../base/dtype.ts";
 import { InvariantError } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
+import type { AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
 import {
-  type AttentionSpec,
   type BatchTensors,
   JOIN_WORDS,
   type LayerCache,
@@ -211,6 +211,17 @@ export function checkActivation(dtype: FloatDType, out: Tensor, x: Tensor) {
   return { tokens, width };
 }
 
+/** Tokens T, and the widths of all queries and of all keys of a token. */
+export function checkNormProjections(dtype: FloatDType, qkv: Tensor, { query, key }: ProjectionNormSpec) {
+  const op = "normProjections";
+  check(op, "query", query, dtype, "NQ·D");
+  check(op, "key", key, dtype, "NKV·D");
+  const [queryWidth, keyWidth] = [query.dim(0), key.dim(0)];
+  check(op, "qkv", qkv, dtype, "T", queryWidth + 2 * keyWidth);
+  disjoint(op, qkv, { query, key }, "qkv");
+  return { tokens: qkv.dim(0), queryWidth, keyWidth };
+}
+
 /** Tokens T, blocks B and their size, the rotated dimensions, and entries of a block table. */
 export function checkAttend(
   dtype: FloatDType,
@@ -221,7 +232,7 @@ export function checkAttend(
   spec: AttentionSpec,
 ) {
   const op = "attend";
-  const { numHeads, numKvHeads, headDim, cosSin, headNorm, window } = spec;
+  const { numHeads, numKvHeads, headDim, cosSin, queryScales, headNorm, softCap, sinks, window } = spec;
   const { numRows, decodeRows, blockSize } = batch;
   // Also for 0 key/value heads, where the remainder is NaN.
   if (numHeads % numKvHeads !== 0) refuse(op, `${numHeads} query heads over ${numKvHeads}`);
@@ -242,16 +253,20 @@ export function checkAttend(
   check(op, "rowSlots", batch.rowSlots, "int32", numRows);
   check(op, "blockTables", batch.blockTables, "int32", "S", "max blocks");
   if (decodeRows > numRows) refuse(op, `${decodeRows} decode rows of ${numRows}`);
-  check(op, "cosSin", cosSin, "float32", "positions", "rotaryDim");
-  const rotaryDim = cosSin.dim(1);
+  if (cosSin !== undefined) check(op, "cosSin", cosSin, "float32", "positions", "rotaryDim");
+  if (queryScales !== undefined) check(op, "queryScales", queryScales, "float32", "positions");
+  if (sinks !== undefined) check(op, "sinks", sinks, "float32", numHeads);
+  if (softCap !== undefined && !(softCap > 0 && softCap < Infinity)) refuse(op, `softCap ${softCap}`);
+  const rotaryDim = cosSin?.dim(1) ?? 0;
   if (rotaryDim % 2 !== 0 || rotaryDim > headDim) refuse(op, `rotaryDim ${rotaryDim}, headDim ${headDim}`);
   if (headNorm !== undefined) {
     check(op, "headNorm.query", headNorm.query, dtype, headDim);
     check(op, "headNorm.key", headNorm.key, dtype, headDim);
   }
   if (!(window >= 0)) refuse(op, `window ${window}`);
-  disjoint(op, out, { qkv, keys, values });
-  disjoint(op, qkv, { keys, values, cosSin, query: headNorm?.query, key: headNorm?.key }, "qkv");
+  disjoint(op, out, { qkv, keys, values, sinks });
+  const { query, key } = headNorm ?? {};
+  disjoint(op, qkv, { keys, values, cosSin, queryScales, sinks, query, key }, "qkv");
   return { tokens, blocks: keys.dim(0), blockSize, rotaryDim, maxBlocks: batch.blockTables.dim(1) };
 }
 

@@ -1,12 +1,15 @@
-import type { AttentionSpec, HeadNormSpec, LayerCache } from "../backend/backend.ts";
+import type { AttentionSpec, HeadNormSpec, ProjectionNormSpec } from "../backend/attention-spec.ts";
+import type { LayerCache } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
+import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import type { ForwardContext } from "./forward-context.ts";
 import { Linear, type LinearInput } from "./linear.ts";
 import type { RmsNorm } from "./norm.ts";
 import type { Parameters } from "./parameters.ts";
+import type { PositionTables } from "./rotary.ts";
 
-export interface AttentionShape {
+export interface AttentionShape extends PositionTables {
   readonly hiddenSize: number;
   /** Of the whole model. */
   readonly numHeads: number;
@@ -16,8 +19,14 @@ export interface AttentionShape {
   readonly outputBias: boolean;
   /** Norms of each query and each key head before the rotary embedding. */
   readonly headNorm?: { readonly query: RmsNorm; readonly key: RmsNorm };
-  /** See `AttentionSpec.cosSin`. */
-  readonly cosSin: Tensor;
+  /** Epsilon of norms of all of a token's queries and all of its keys, before anything else is done to them. */
+  readonly projectionNormEps?: number | undefined;
+  /** Multiplies query·key. Default 1 / sqrt(headDim). */
+  readonly scale?: number | undefined;
+  /** See `AttentionSpec.softCap`. */
+  readonly attentionSoftCap?: number | undefined;
+  /** Heads have sinks; see `AttentionSpec.sinks`. */
+  readonly attentionSinks?: boolean | undefined;
   /** Sliding window in tokens; 0 = none. */
   readonly window: number;
 }
@@ -26,11 +35,12 @@ export interface AttentionShape {
 export class Attention {
   readonly #qkv: Linear;
   readonly #output: Linear;
+  readonly #projectionNorm: ProjectionNormSpec | undefined;
   readonly #spec: AttentionSpec;
 
   /** @param source the checkpoint's name of the block, e.g. `model.layers.0.self_attn`. */
   constructor(parameters: Parameters, name: string, source: string, shape: AttentionShape) {
-    const { hiddenSize, numHeads, numKvHeads, headDim, headNorm, cosSin, window } = shape;
+    const { hiddenSize, numHeads, numKvHeads, headDim, headNorm, projectionNormEps, window } = shape;
     const heads = (part: string, units: number) => ({
       source: `${source}.${part}`,
       units,
@@ -46,11 +56,41 @@ export class Attention {
       projections: [{ source: `${source}.o_proj`, units: hiddenSize }],
       ...{ split: "rows", bias: shape.outputBias },
     });
+    const perHead = (
+      part: string,
+      from: string,
+      units: number,
+      dimensions: number,
+      options: PerHeadOptions,
+    ) => {
+      const { start, end } = shareOf(units, parameters.shard);
+      return parameters.get({
+        name: `${name}.${part}`,
+        shape: [(end - start) * dimensions],
+        sources: [
+          {
+            ...{ name: `${source}.${from}`, shape: [units * dimensions] },
+            slice: { dim: 0, start: start * dimensions, end: end * dimensions },
+          },
+        ],
+        ...options,
+      });
+    };
+    if (projectionNormEps !== undefined)
+      this.#projectionNorm = {
+        query: perHead("queryNorm.weight", "q_norm.weight", numHeads, headDim, { dummy: "ones" }),
+        key: perHead("keyNorm.weight", "k_norm.weight", numKvHeads, headDim, { dummy: "ones" }),
+        eps: projectionNormEps,
+      };
     const held = (units: number) => lengthOf(shareOf(units, parameters.shard));
     this.#spec = {
-      ...{ numHeads: held(numHeads), numKvHeads: held(numKvHeads), headDim, cosSin, window },
-      scale: 1 / Math.sqrt(headDim),
+      ...{ numHeads: held(numHeads), numKvHeads: held(numKvHeads), headDim, window },
+      ...{ cosSin: shape.cosSin, queryScales: shape.queryScales },
+      ...{ scale: shape.scale ?? 1 / Math.sqrt(headDim), softCap: shape.attentionSoftCap },
       headNorm: headNorm && normSpec(headNorm.query, headNorm.key),
+      sinks: shape.attentionSinks
+        ? perHead("sinks", "sinks", numHeads, 1, { dtype: "float32", dummy: "normal" })
+        : undefined,
     };
   }
 
@@ -61,11 +101,15 @@ export class Attention {
     const tokens = residual.dim(0);
     const qkv = workspace.tensor("qkv", residual.dtype, [tokens, this.#qkv.outputSize]);
     this.#qkv.forward(context, qkv, x);
+    if (this.#projectionNorm !== undefined) backend.normProjections(qkv, this.#projectionNorm);
     const attended = workspace.tensor("attended", residual.dtype, [tokens, numHeads * headDim]);
     backend.attend(attended, qkv, cache, batch, this.#spec);
     this.#output.addTo(context, residual, attended);
   }
 }
+
+/** Of a parameter that each head has its own part of. */
+type PerHeadOptions = Pick<ParameterSpec, "dtype" | "dummy">;
 
 function normSpec({ weight: query, eps }: RmsNorm, { weight: key }: RmsNorm): HeadNormSpec {
   return { query, key, eps };

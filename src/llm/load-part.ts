@@ -5,7 +5,6 @@ import type { KvDType } from "../base/dtype.ts";
 import { ConfigError } from "../base/errors.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
-import { rotaryDim } from "../layers/rotary.ts";
 import { declaredScheme } from "../layers/schemes/declared-scheme.ts";
 import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
@@ -14,6 +13,7 @@ import { dummyWeights } from "../loader/dummy-weights.ts";
 import { CALIBRATION_TENSORS, readKvScales } from "../loader/kv-scales.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { loadWeights } from "../loader/weights.ts";
+import { attentionFormsOf } from "../models/attention-forms.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ModelDefinition } from "../models/model.ts";
 import { defineModel } from "../models/registry.ts";
@@ -164,6 +164,6 @@ function modelShape(
     intermediateSize: part(model.intermediateSize),
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
-    ...{ rotaryDim: rotaryDim(model.headDim, model.rope), blockSize, kvDtype },
+    ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype },
   };
 }

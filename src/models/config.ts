@@ -4,13 +4,13 @@ import type { Activation } from "../backend/backend.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
 import { isGgufModel } from "../gguf/gguf-file.ts";
-import type { RopeConfig } from "../layers/rotary.ts";
+import type { QueryScaling, RopeConfig } from "../layers/rotary.ts";
 import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
 import { readGgufConfig } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
 import { GGUF_QUANTISATION, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
-import { readRopeConfig, stretchedPositions } from "./rope-config.ts";
+import { readLayerRopes, readQueryScaling, stretchedPositions } from "./rope-config.ts";
 
 /** A model's architecture and sizes: its config.json, validated, with one spelling and all defaults filled in. */
 export interface ModelConfig {
@@ -30,7 +30,14 @@ export interface ModelConfig {
   /** Positions that the model can tell apart: those that YaRN stretches its training to, if it does. */
   readonly maxPositionEmbeddings: number;
   readonly rmsNormEps: number;
-  readonly rope: RopeConfig;
+  /** Each layer's; layers that have the same share one object. Undefined: queries and keys are not rotated. */
+  readonly layerRopes: readonly (RopeConfig | undefined)[];
+  /** Of all layers. */
+  readonly queryScaling: QueryScaling | undefined;
+  /** See `AttentionSpec.softCap`. */
+  readonly attentionSoftCap: number | undefined;
+  /** Heads have attention sinks. */
+  readonly attentionSinks: boolean;
   readonly tieWordEmbeddings: boolean;
   /** Undefined when the config is silent; the family then decides. */
   readonly attentionBias: boolean | undefined;
@@ -81,18 +88,24 @@ export function readModelConfig(model: string): ModelConfig {
   if (headDim % 2 !== 0 || headDim > 1024)
     throw new ModelDataError(json.file, `head dimension ${headDim} is not an even integer up to 1024`);
   const positions = json.integer("max_position_embeddings", 1, 2 ** 30, defaults.maxPositionEmbeddings);
-  const rope = readRopeConfig(json, headDim, positions);
+  const layerWindows = readLayerWindows(json, defaults, numLayers);
+  const layerRopes = readLayerRopes(json, headDim, positions, layerWindows, defaults);
+  const stretched = layerRopes.map((rope) => (rope === undefined ? 0 : stretchedPositions(rope)));
 
   return Object.freeze({
-    ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim, rope },
+    ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim },
+    layerRopes: Object.freeze(layerRopes),
+    queryScaling: readQueryScaling(json, positions),
+    attentionSoftCap: readSoftCap(json),
+    attentionSinks: defaults.attentionSinks ?? false,
     intermediateSize: json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize),
     activation: readActivation(json),
-    maxPositionEmbeddings: Math.max(positions, stretchedPositions(rope)),
+    maxPositionEmbeddings: Math.max(positions, ...stretched),
     rmsNormEps: json.number("rms_norm_eps", 0, 1, 1e-6),
     tieWordEmbeddings: json.boolean("tie_word_embeddings", false),
     attentionBias: json.boolean("attention_bias", undefined),
     mlpBias: json.boolean("mlp_bias", false),
-    layerWindows: Object.freeze(readLayerWindows(json, defaults, numLayers)),
+    layerWindows: Object.freeze(layerWindows),
     eosTokenIds: Object.freeze(readEosTokenIds(json, defaults, vocabSize)),
     dtype: readDtype(json),
     quantisation: quantisation && Object.freeze(quantisation),
@@ -149,6 +162,12 @@ function readDtype(json: JsonFields): FloatDType | undefined {
   if (!DTYPES.has(name))
     throw new UnsupportedModelError(json.file, `dtype ${JSON.stringify(name)} is not supported`);
   return name as FloatDType;
+}
+
+/** False and 0 are none, too. */
+function readSoftCap(json: JsonFields): number | undefined {
+  const name = "attn_logit_softcapping";
+  return json.get(name) ? json.number(name, 1e-6, 1e6) : undefined;
 }
 
 /**

@@ -8,7 +8,13 @@ import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
 import { Linear } from "../layers/linear.ts";
 import { RmsNorm } from "../layers/norm.ts";
 import { LoadedParameters, ParameterList, type Parameters } from "../layers/parameters.ts";
-import { rotaryDim, rotaryTable } from "../layers/rotary.ts";
+import {
+  type PositionTables,
+  queryScaleTable,
+  type RopeConfig,
+  rotaryDim,
+  rotaryTable,
+} from "../layers/rotary.ts";
 import type { ModelConfig } from "./config.ts";
 import type { CausalLM, KvHeads, ModelDefinition, ModelPart } from "./model.ts";
 
@@ -25,8 +31,7 @@ export interface LayerPlace {
   /** Octavo's name for it, and the checkpoint's. */
   readonly name: string;
   readonly source: string;
-  /** See `AttentionSpec.cosSin`. */
-  readonly cosSin: Tensor;
+  readonly tables: PositionTables;
 }
 
 /**
@@ -38,12 +43,16 @@ export function defineDecoder(
   { shard, scheme }: ModelPart,
   createLayer: (place: LayerPlace) => DecoderLayer,
 ): ModelDefinition {
-  const { numLayers, numKvHeads, headDim, rope, tieWordEmbeddings } = config;
+  const { numLayers, numKvHeads, headDim, queryScaling, tieWordEmbeddings } = config;
   const kvHeads = { numLayers, numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
-  const create = (parameters: Parameters, cosSin: Tensor) =>
-    new Decoder(config, kvHeads, parameters, cosSin, createLayer);
+  const create = (parameters: Parameters, tables: readonly PositionTables[]) =>
+    new Decoder(config, kvHeads, parameters, tables, createLayer);
   const list = new ParameterList(shard, scheme);
-  create(list, list.placeholder("float32", [0, rotaryDim(headDim, rope)]));
+  const placeholder = (...shape: number[]) => list.placeholder("float32", shape);
+  create(
+    list,
+    layerTables(config, (rope) => placeholder(0, rotaryDim(headDim, rope)), queryScaling && placeholder(0)),
+  );
   return {
     parameters: list.specs,
     matrices: list.weights,
@@ -56,9 +65,24 @@ export function defineDecoder(
     build: (weights, backend, maxPositions) =>
       create(
         new LoadedParameters(shard, scheme, weights, backend),
-        rotaryTable(backend, headDim, maxPositions, rope),
+        layerTables(
+          config,
+          (rope) => rotaryTable(backend, headDim, maxPositions, rope),
+          queryScaling && queryScaleTable(backend, maxPositions, queryScaling),
+        ),
       ),
   };
+}
+
+/** Each layer's tables; layers of one rope share theirs. */
+function layerTables(
+  { layerRopes }: ModelConfig,
+  cosSinOf: (rope: RopeConfig) => Tensor,
+  queryScales: Tensor | undefined,
+): PositionTables[] {
+  const ropes = new Set(layerRopes.filter((rope) => rope !== undefined));
+  const tables = new Map([...ropes].map((rope) => [rope, cosSinOf(rope)]));
+  return layerRopes.map((rope) => ({ cosSin: rope && tables.get(rope), queryScales }));
 }
 
 class Decoder implements CausalLM {
@@ -70,14 +94,14 @@ class Decoder implements CausalLM {
     readonly config: ModelConfig,
     readonly kvHeads: KvHeads,
     parameters: Parameters,
-    cosSin: Tensor,
+    tables: readonly PositionTables[],
     createLayer: (place: LayerPlace) => DecoderLayer,
   ) {
     const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings } = config;
     this.#embedding = new Embedding(parameters, "embedding", "model.embed_tokens", vocabSize, hiddenSize);
     this.#layers = Array.from({ length: numLayers }, (_, index) => {
       const [name, source] = [`layers.${index}`, `model.layers.${index}`];
-      return createLayer({ parameters, index, name, source, cosSin });
+      return createLayer({ parameters, index, name, source, tables: tables[index]! });
     });
     const norm = new RmsNorm(parameters, "norm", "model.norm", hiddenSize, rmsNormEps);
     const weight = tieWordEmbeddings

@@ -1,5 +1,7 @@
+import type { RopeDefaults } from "./rope-config.ts";
+
 /** The defaults of fields that a config.json does not mention, as transformers' configuration class of the family has them. */
-export interface FamilyDefaults {
+export interface FamilyDefaults extends RopeDefaults {
   readonly vocabSize: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
@@ -17,6 +19,8 @@ export interface FamilyDefaults {
   /** First layer that has it, where layers are not listed. */
   readonly firstWindowLayer: number;
   readonly eosTokenId: number | undefined;
+  /** Attention heads have sinks. Default false. */
+  readonly attentionSinks?: boolean;
 }
 
 const LLAMA: FamilyDefaults = {

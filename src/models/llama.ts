@@ -21,14 +21,14 @@ export class LlamaLayer implements DecoderLayer {
   readonly #mlpNorm: RmsNorm;
   readonly #mlp: FeedForward;
 
-  constructor(config: ModelConfig, { parameters, index, name, source, cosSin }: LayerPlace) {
+  constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
     const { hiddenSize, rmsNormEps, attentionBias = false, mlpBias, layerWindows } = config;
     const norm = (part: string, of: string) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
     this.#inputNorm = norm("inputNorm", "input_layernorm");
     this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
       ...config,
-      ...{ qkvBias: attentionBias, outputBias: attentionBias, cosSin, window: layerWindows[index]! },
+      ...{ qkvBias: attentionBias, outputBias: attentionBias, window: layerWindows[index]!, ...tables },
     });
     this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
     this.#mlp = new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: mlpBias });

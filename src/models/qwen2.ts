@@ -21,14 +21,14 @@ class Qwen2Layer implements DecoderLayer {
   readonly #mlpNorm: RmsNorm;
   readonly #mlp: FeedForward;
 
-  constructor(config: ModelConfig, { parameters, index, name, source, cosSin }: LayerPlace) {
+  constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
     const { hiddenSize, rmsNormEps, layerWindows } = config;
     const norm = (part: string, of: string) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
     this.#inputNorm = norm("inputNorm", "input_layernorm");
     this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
       ...config,
-      ...{ qkvBias: true, outputBias: false, cosSin, window: layerWindows[index]! },
+      ...{ qkvBias: true, outputBias: false, window: layerWindows[index]!, ...tables },
     });
     this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
     this.#mlp = new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });

@@ -21,14 +21,14 @@ class Qwen3Layer implements DecoderLayer {
   readonly #mlpNorm: RmsNorm;
   readonly #mlp: FeedForward;
 
-  constructor(config: ModelConfig, { parameters, index, name, source, cosSin }: LayerPlace) {
+  constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
     const { hiddenSize, headDim, rmsNormEps, attentionBias = false, layerWindows } = config;
     const norm = (part: string, of: string, size = hiddenSize) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, size, rmsNormEps);
     this.#inputNorm = norm("inputNorm", "input_layernorm");
     this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
       ...config,
-      ...{ qkvBias: attentionBias, outputBias: attentionBias, cosSin, window: layerWindows[index]! },
+      ...{ qkvBias: attentionBias, outputBias: attentionBias, window: layerWindows[index]!, ...tables },
       headNorm: {
         query: norm("attention.queryNorm", "self_attn.q_norm", headDim),
         key: norm("attention.keyNorm", "self_attn.k_norm", headDim),

@@ -1,4 +1,5 @@
-import type { AttentionSpec, KvScales, LayerCache } from "../../src/backend/backend.ts";
+import type { AttentionSpec } from "../../src/backend/attention-spec.ts";
+import type { KvScales, LayerCache } from "../../src/backend/backend.ts";
 import type { Tensor } from "../../src/backend/tensor.ts";
 import type { KvDType } from "../../src/base/dtype.ts";
 import { type Expected, expectClose, expectEqual, expectFloat8, type Precision } from "./compare.ts";
@@ -12,11 +13,18 @@ export interface AttentionShape {
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
-  /** Leading dimensions of a head that are rotated. */
+  /** Leading dimensions of a head that are rotated; 0: no rotation at all. */
   readonly rotaryDim: number;
   readonly blockSize: number;
   readonly window: number;
   readonly headNorm: boolean;
+  /** Queries are scaled by their position. */
+  readonly queryScales?: boolean;
+  /** See `AttentionSpec.softCap`. */
+  readonly softCap?: number;
+  readonly sinks?: boolean;
+  /** Default 1 / sqrt(headDim). */
+  readonly scale?: number;
   /** Of the cache, where it is in eight bits. */
   readonly scales?: Required<KvScales>;
 }
@@ -27,7 +35,7 @@ export class AttentionStep {
   readonly qkv: Uploaded;
   readonly spec: AttentionSpec;
   readonly #context: CachedContext;
-  readonly #cosSin: Float32Array;
+  readonly #tables: Tables;
   readonly #norms: { readonly query: Float32Array; readonly key: Float32Array } | undefined;
 
   constructor(
@@ -35,16 +43,23 @@ export class AttentionStep {
     private readonly batch: RaggedBatch,
     private readonly shape: AttentionShape,
   ) {
-    const { numHeads, numKvHeads, headDim, rotaryDim, window } = shape;
+    const { numHeads, numKvHeads, headDim, rotaryDim, window, softCap } = shape;
     const width = (numHeads + 2 * numKvHeads) * headDim;
     this.qkv = fixture.state(fixture.random.normals(batch.numTokens * width), [batch.numTokens, width]);
     this.#context = new CachedContext(fixture, batch, shape);
-    const cosSin = angles(fixture, Math.max(...batch.rows.map(([contextLen]) => contextLen)), rotaryDim);
-    this.#cosSin = cosSin.values;
+    const positions = Math.max(...batch.rows.map(([contextLen]) => contextLen));
+    const cosSin = angles(fixture, positions, rotaryDim);
+    const floats = (size: number, scale: number, mean: number) =>
+      fixture.input(fixture.random.normals(size, scale, mean), [size], "float32");
+    const queryScales = shape.queryScales ? floats(positions, 0.2, 1) : undefined;
+    const sinks = shape.sinks ? floats(numHeads, 2, 2) : undefined;
+    this.#tables = { cosSin: cosSin.values, queryScales: queryScales?.values, sinks: sinks?.values };
     const query = fixture.normals([headDim], 0.3, 1);
     const key = fixture.normals([headDim], 0.3, 1);
     this.spec = {
-      ...{ numHeads, numKvHeads, headDim, scale: 1 / Math.sqrt(headDim), window, cosSin: cosSin.tensor },
+      ...{ numHeads, numKvHeads, headDim, scale: shape.scale ?? 1 / Math.sqrt(headDim), window, softCap },
+      cosSin: rotaryDim > 0 ? cosSin.tensor : undefined,
+      ...{ queryScales: queryScales?.tensor, sinks: sinks?.tensor },
       headNorm: shape.headNorm ? { query: query.tensor, key: key.tensor, eps: EPS } : undefined,
     };
     this.#norms = shape.headNorm ? { query: query.values, key: key.values } : undefined;
@@ -58,13 +73,16 @@ export class AttentionStep {
   /** Throws unless the new keys and values are in the cache, everything else is as it was, and `out` is right. */
   check(): void {
     const { fixture, batch, shape, spec } = this;
-    const projected = project(this.qkv.values, batch, shape, this.#cosSin, this.#norms);
+    const projected = project(this.qkv.values, batch, shape, this.#tables, this.#norms);
     const stored = this.#context.checkStored(projected);
     const rows = batch.rows.map(([contextLen, queryLen], i) => ({
       ...{ firstToken: batch.cuSeqlensQ[i]!, queryLen, contextLen },
       ...{ keys: stored.keys[i]!, values: stored.values[i]! },
     }));
-    const expected = reference.attention(projected.values, batch.numTokens, rows, spec);
+    const expected = reference.attention(projected.values, batch.numTokens, rows, {
+      ...spec,
+      sinks: this.#tables.sinks,
+    });
     const longest = Math.max(...batch.rows.map(([contextLen]) => contextLen));
     const precision = {
       ...{ dtype: fixture.dtype, reduction: shape.headDim + longest, intermediates: INTERMEDIATES },
@@ -95,7 +113,7 @@ function project(
   qkv: Float32Array,
   { numTokens, positions }: RaggedBatch,
   { numHeads, numKvHeads, headDim, rotaryDim }: AttentionShape,
-  cosSin: Float32Array,
+  { cosSin, queryScales }: Tables,
   norms: { query: Float32Array; key: Float32Array } | undefined,
 ) {
   const [rotated, all] = [numHeads + numKvHeads, numHeads + 2 * numKvHeads];
@@ -105,7 +123,21 @@ function project(
     const span = normed.subarray(head * headDim, (head + 1) * headDim);
     span.set(reference.rmsNorm(span, head % all < numHeads ? norms.query : norms.key, EPS).values);
   }
-  return reference.rotary(normed, all * headDim, rotated, headDim, cosSin, rotaryDim, positions);
+  const projected = reference.rotary(normed, all * headDim, rotated, headDim, cosSin, rotaryDim, positions);
+  for (const [t, position] of positions.entries()) {
+    for (let i = t * all * headDim; i < (t * all + numHeads) * headDim; i++) {
+      projected.values[i]! *= queryScales?.[position] ?? 1;
+      projected.magnitudes[i]! *= queryScales?.[position] ?? 1;
+    }
+  }
+  return projected;
+}
+
+/** What attention reads besides the projections and the cache. */
+interface Tables {
+  readonly cosSin: Float32Array;
+  readonly queryScales: Float32Array | undefined;
+  readonly sinks: Float32Array | undefined;
 }
 
 /** A layer's cache that holds what came before this step's tokens, and NaN everywhere else. What it holds is not yet scaled. */

@@ -165,9 +165,17 @@ export function attention(
   qkv: Values,
   tokens: number,
   rows: readonly ReferenceRow[],
-  spec: { numHeads: number; numKvHeads: number; headDim: number; scale: number; window: number },
+  spec: {
+    numHeads: number;
+    numKvHeads: number;
+    headDim: number;
+    scale: number;
+    window: number;
+    softCap?: number | undefined;
+    sinks?: Values | undefined;
+  },
 ): Expected {
-  const { numHeads, numKvHeads, headDim, scale, window } = spec;
+  const { numHeads, numKvHeads, headDim, scale, window, softCap, sinks } = spec;
   const width = (numHeads + 2 * numKvHeads) * headDim;
   const values = new Float64Array(tokens * numHeads * headDim);
   const magnitudes = new Float64Array(values.length);
@@ -185,11 +193,12 @@ export function attention(
           for (let i = 0; i < headDim; i++) {
             score += qkv[token * width + head * headDim + i]! * row.keys[at(p) + i]!;
           }
-          scores.push(score * scale);
+          scores.push(softCap === undefined ? score * scale : softCap * Math.tanh((score * scale) / softCap));
         }
         const max = Math.max(...scores);
         const weights = scores.map((score) => Math.exp(score - max));
-        const total = weights.reduce((sum, weight) => sum + weight, 0);
+        const sink = sinks === undefined ? 0 : Math.exp(sinks[head]! - max);
+        const total = weights.reduce((sum, weight) => sum + weight, sink);
         const target = (token * numHeads + head) * headDim;
         for (let j = 0; j < weights.length; j++) {
           const start = at(first + j);

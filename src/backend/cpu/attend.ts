@@ -15,7 +15,9 @@ export interface AttendSpec extends AttentionHeads {
   readonly headNorm:
     | { readonly query: Float32Array; readonly key: Float32Array; readonly eps: number }
     | undefined;
-  readonly angles: Angles;
+  readonly angles: Angles | undefined;
+  /** [positions] */
+  readonly queryScales: Float32Array | undefined;
 }
 
 /** See `Backend.attend`: queries and keys are normalised and rotated in place, keys and values stored. */
@@ -27,19 +29,23 @@ export function attend(
   spec: AttendSpec,
   attentionOf: typeof attention,
 ): void {
-  const { numHeads, numKvHeads, headDim, headNorm, angles } = spec;
+  const { numHeads, numKvHeads, headDim, headNorm, angles, queryScales } = spec;
   const rotated = numHeads + numKvHeads;
   const width = (rotated + numKvHeads) * headDim;
   for (const [t, position] of rows.positions.entries()) {
-    invariant(
-      0 <= position && (position + 1) * angles.rotaryDim <= angles.cosSin.length,
-      `attend: position ${position} is outside cosSin of ${angles.cosSin.length / angles.rotaryDim} positions`,
-    );
+    const positions = angles && angles.cosSin.length / angles.rotaryDim;
+    for (const count of [positions, queryScales?.length])
+      invariant(
+        0 <= position && position < (count ?? Infinity),
+        `attend: position ${position} is outside tables of ${count} positions`,
+      );
     for (let head = 0; head < rotated; head++) {
       const start = t * width + head * headDim;
       const weight = head < numHeads ? headNorm?.query : headNorm?.key;
       if (weight !== undefined) rmsNormRow(qkv, qkv, start, weight, headNorm!.eps);
-      rotateHead(qkv, start, angles, position);
+      if (angles !== undefined) rotateHead(qkv, start, angles, position);
+      if (queryScales !== undefined && head < numHeads)
+        for (let i = start; i < start + headDim; i++) qkv[i]! *= queryScales[position]!;
     }
     const slot = rows.slotMapping[t]!;
     if (slot !== PADDING) storeKv(qkv, t * width + numHeads * headDim, cache, slot, numKvHeads, headDim);

@@ -1,5 +1,5 @@
 import { invariant } from "../../base/errors.ts";
-import type { AttentionSpec } from "../backend.ts";
+import type { AttentionSpec } from "../attention-spec.ts";
 import type { BatchMetadata } from "./batch.ts";
 import { dot } from "./linear.ts";
 
@@ -18,8 +18,11 @@ export interface RaggedRows extends Omit<BatchMetadata, "tokenIds"> {
   readonly maxBlocks: number;
 }
 
-/** The part of the spec that attention itself needs. */
-export type AttentionHeads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim" | "scale" | "window">;
+/** The part of the spec that attention itself needs, in host memory. */
+export interface AttentionHeads
+  extends Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim" | "scale" | "window" | "softCap"> {
+  readonly sinks?: Float32Array | undefined;
+}
 
 /** out[T, NQ·D]: attention of the rotated queries in `qkv` over the cache; the last part of `Backend.attend`. */
 export function attention(
@@ -27,8 +30,9 @@ export function attention(
   qkv: Float32Array,
   cache: PagedKv,
   rows: RaggedRows,
-  { numHeads, numKvHeads, headDim, scale, window }: AttentionHeads,
+  spec: AttentionHeads,
 ): void {
+  const { numHeads, numKvHeads, headDim, scale, window } = spec;
   const width = (numHeads + 2 * numKvHeads) * headDim;
   for (let row = 0; row < rows.contextLens.length; row++) {
     const table = blockTableOf(rows, row, cache);
@@ -44,7 +48,7 @@ export function attention(
           const key = elementOf(cache, table, first + i, kvHead, numKvHeads, headDim);
           weights[i] = dot(qkv, query, cache.keys, key, headDim) * scale;
         }
-        const total = softmax(weights, weights.length);
+        const total = softmax(weights, weights.length, spec, head);
         const sum = new Float64Array(headDim);
         for (const [i, weight] of weights.entries()) {
           const value = elementOf(cache, table, first + i, kvHead, numKvHeads, headDim);
@@ -70,11 +74,19 @@ function elementOf(
   return ((block * numKvHeads + kvHead) * blockSize + (position % blockSize)) * headDim;
 }
 
-/** scores ← exp(scores − max), of the first `count`; returns their sum. */
-export function softmax(scores: Float64Array, count: number): number {
-  let max = -Infinity;
+/** scores ← exp(scores − max), of the first `count`, capped; returns their sum, with what goes to the head's sink. */
+export function softmax(
+  scores: Float64Array,
+  count: number,
+  { softCap, sinks }: AttentionHeads,
+  head: number,
+): number {
+  if (softCap !== undefined)
+    for (let i = 0; i < count; i++) scores[i] = softCap * Math.tanh(scores[i]! / softCap);
+  const sink = sinks?.[head] ?? -Infinity;
+  let max = sink;
   for (let i = 0; i < count; i++) max = Math.max(max, scores[i]!);
-  let total = 0;
+  let total = Math.exp(sink - max);
   for (let i = 0; i < count; i++) {
     const weight = Math.exp(scores[i]! - max);
     scores[i] = weight;

@@ -1,8 +1,8 @@
 import type { DType } from "../../base/dtype.ts";
 import { InvariantError, invariant } from "../../base/errors.ts";
+import type { AttentionSpec, ProjectionNormSpec } from "../attention-spec.ts";
 import type {
   Activation,
-  AttentionSpec,
   Backend,
   BatchTensors,
   Fence,
@@ -28,7 +28,7 @@ import type { Float8Kv } from "./float8-kv.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
-import { layerNorm, rmsNorm } from "./norm.ts";
+import { layerNorm, normProjections, rmsNorm, sumSquares } from "./norm.ts";
 import { processRow } from "./process-logits.ts";
 import { rotaryTable } from "./rotary-table.ts";
 import { accept, bestOf, type Candidate, candidateOf, sampleRow } from "./sampling.ts";
@@ -171,9 +171,18 @@ export class CpuBackend implements Backend {
     activation(floats(out), floats(x), name);
   }
 
+  normProjections(qkv: Tensor, { query, key, eps }: ProjectionNormSpec): void {
+    const { tokens, queryWidth, keyWidth } = checks.checkNormProjections("float32", qkv, { query, key, eps });
+    const squares = this.empty("float32", [tokens, 2]);
+    sumSquares(floats(squares), floats(qkv), queryWidth, keyWidth);
+    const parts = this.communicator === undefined ? [floats(squares)] : this.#gather(squares);
+    normProjections(floats(qkv), parts, floats(query), floats(key), eps);
+    squares.buffer.dispose();
+  }
+
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
     const shape = checks.checkAttend("float32", out, qkv, cache, batch, spec);
-    const { headNorm, cosSin } = spec;
+    const { headNorm, cosSin, queryScales, sinks } = spec;
     attend(
       floats(out),
       floats(qkv),
@@ -182,7 +191,9 @@ export class CpuBackend implements Backend {
       {
         ...spec,
         headNorm: headNorm && { ...headNorm, query: floats(headNorm.query), key: floats(headNorm.key) },
-        angles: { cosSin: floats(cosSin), rotaryDim: shape.rotaryDim },
+        angles: cosSin && { cosSin: floats(cosSin), rotaryDim: shape.rotaryDim },
+        queryScales: queryScales && floats(queryScales),
+        sinks: sinks && floats(sinks),
       },
       this.loops.attention,
     );

@@ -18,6 +18,37 @@ export function rmsNorm(out: Float32Array, x: Float32Array, weight: Float32Array
   for (let start = 0; start < x.length; start += weight.length) rmsNormRow(out, x, start, weight, eps);
 }
 
+/** out[T, 2]: sums of squares of each token's queries and of its keys, of packed projections. */
+export function sumSquares(out: Float32Array, qkv: Float32Array, queryWidth: number, keyWidth: number): void {
+  const width = queryWidth + 2 * keyWidth;
+  for (let t = 0; t < out.length / 2; t++) {
+    let [query, key] = [0, 0];
+    for (let i = t * width; i < t * width + queryWidth; i++) query += qkv[i]! ** 2;
+    for (let i = t * width + queryWidth; i < (t + 1) * width - keyWidth; i++) key += qkv[i]! ** 2;
+    out[2 * t] = query;
+    out[2 * t + 1] = key;
+  }
+}
+
+/** Divides queries and keys by the roots of their mean squares over all ranks, whose `sumSquares` are given. */
+export function normProjections(
+  qkv: Float32Array,
+  squares: readonly Float32Array[],
+  query: Float32Array,
+  key: Float32Array,
+  eps: number,
+): void {
+  const width = query.length + 2 * key.length;
+  const ofAll = (index: number) => squares.reduce((sum, ofRank) => sum + ofRank[index]!, 0);
+  for (let t = 0; t * width < qkv.length; t++) {
+    for (const [part, weight] of [query, key].entries()) {
+      const start = t * width + part * query.length;
+      const scale = 1 / Math.sqrt(ofAll(2 * t + part) / (weight.length * squares.length) + eps);
+      for (const [i, factor] of weight.entries()) qkv[start + i]! *= scale * factor;
+    }
+  }
+}
+
 /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
 export function layerNorm(
   out: Float32Array,

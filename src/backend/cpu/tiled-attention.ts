@@ -36,7 +36,7 @@ export function tiledAttention(
           scoreRun(scores, p - first, run, qkv, query, cache.keys, start, headDim, spec.scale);
           p += run;
         }
-        const total = softmax(scores, position + 1 - first);
+        const total = softmax(scores, position + 1 - first, spec, head);
         sum.fill(0);
         for (let p = first; p <= position; ) {
           const run = Math.min(blockSize - (p % blockSize), position + 1 - p);

@@ -1,5 +1,5 @@
 import type { DType, FloatDType } from "../../base/dtype.ts";
-import { ConfigError, InvariantError, invariant } from "../../base/errors.ts";
+import { ConfigError, InvariantError, invariant, UnsupportedModelError } from "../../base/errors.ts";
 import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
@@ -7,9 +7,9 @@ import { DeviceMemory } from "../../cuda/memory.ts";
 import type { Cuda } from "../../cuda/open-cuda.ts";
 import { Event, Stream } from "../../cuda/stream.ts";
 import { encodeTensorMap } from "../../cuda/tensor-map.ts";
+import type { AttentionSpec } from "../attention-spec.ts";
 import type {
   Activation,
-  AttentionSpec,
   Backend,
   BatchTensors,
   BulkUpload,
@@ -30,11 +30,11 @@ import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import { requireDense, type Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
-import { CudaCommunicator, type CudaCommunicatorOptions } from "./cuda-communicator.ts";
+import type { CudaBackendOptions } from "./cuda-backend-options.ts";
+import { CudaCommunicator } from "./cuda-communicator.ts";
 import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
 import { Gemm } from "./gemm.ts";
 import { GEMM_CANDIDATES, GemmTuner } from "./gemm-tuner.ts";
-import type { GpuOpening } from "./gpu-opening.ts";
 import { KernelLibrary } from "./kernel-library.ts";
 import { KernelOps } from "./kernel-ops.ts";
 import { LinearOps } from "./ops/linear.ts";
@@ -51,18 +51,6 @@ const GEMM_WORKSPACE_BYTES = 32 * 2 ** 20;
 const DEPENDENT_LAUNCH_CAPABILITY = 9;
 /** Major compute capability of the only GPUs with wgmma. */
 const HOPPER_CAPABILITY = 9;
-
-export interface CudaBackendOptions {
-  /** The opening of the GPU that was begun ahead; finished by the time that `prepare` resolves. */
-  readonly opening?: GpuOpening | undefined;
-  /**
-   * One algorithm for all products of a shape, and decode rows cut by their own length alone: a token's results are the same
-   * bits whatever other tokens the batch has. Costs speed at every size. Default false.
-   */
-  readonly batchInvariant?: boolean;
-  /** The other ranks of a model that is divided among GPUs; see `CudaCommunicatorOptions`. */
-  readonly ranks?: Pick<CudaCommunicatorOptions, "exchange" | "openNccl" | "abortNccl"> | undefined;
-}
 
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
@@ -378,6 +366,10 @@ export class CudaBackend implements Backend {
 
   activation(out: Tensor, x: Tensor, activation: Activation): void {
     this.#ops.activation.activation(this.#ordered.value, out, x, activation);
+  }
+
+  normProjections(): void {
+    throw new UnsupportedModelError("config.json", "norms of whole projections are not supported on cuda");
   }
 
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {

@@ -43,7 +43,7 @@ const BATCHES = {
   ],
   "tokens for all of a GPU": [[9, 1], ...Array<RowShape>(155).fill([24, 24]), [90, 37]],
 } satisfies Readonly<Record<string, readonly RowShape[]>>;
-type BatchName = keyof typeof BATCHES;
+export type BatchName = keyof typeof BATCHES;
 
 export function attendCases(addCase: Case): void {
   attentionCases(addCase);
@@ -412,11 +412,18 @@ function float8Cases(addCase: Case): void {
   });
 }
 
-function attendCase(addCase: Case, name: BatchName, shape: AttentionShape): void {
+/** Adds the case of a batch and heads. */
+export function attendCase(addCase: Case, name: BatchName, shape: AttentionShape): void {
   const { numHeads, numKvHeads, headDim, rotaryDim, blockSize, window, scales } = shape;
   const heads = `${numHeads}/${numKvHeads} heads of ${headDim} (${rotaryDim} rotated${shape.headNorm ? ", normed" : ""})`;
   const cached = scales ? `, eight bits by ${scales.keyScale} and ${scales.valueScale}` : "";
-  const title = `${name}, ${heads}, blocks of ${blockSize}, window ${window}${cached}`;
+  const form = [
+    shape.queryScales && "scaled queries",
+    shape.softCap && `scores capped at ${shape.softCap}`,
+    shape.sinks && "sinks",
+    shape.scale && `scale ${shape.scale}`,
+  ].filter((part) => part !== undefined && part !== false);
+  const title = [name, heads, `blocks of ${blockSize}`, `window ${window}${cached}`, ...form].join(", ");
   addCase("attend", title, (fixture) => {
     const batch = raggedBatch(fixture, BATCHES[name], blockSize);
     const step = new AttentionStep(fixture, batch, shape);

@@ -1,4 +1,5 @@
-import type { AttentionSpec, BatchTensors, LayerCache } from "../../../src/backend/backend.ts";
+import type { AttentionSpec } from "../../../src/backend/attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../../../src/backend/backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../src/backend/weight.ts";
 import type { Case } from "../backend.contract.ts";

@@ -1,9 +1,5 @@
-import {
-  type AttentionSpec,
-  type BatchTensors,
-  ROW_WORDS,
-  type SampleRows,
-} from "../../../src/backend/backend.ts";
+import type { AttentionSpec } from "../../../src/backend/attention-spec.ts";
+import { type BatchTensors, ROW_WORDS, type SampleRows } from "../../../src/backend/backend.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import type { Fixture } from "../fixture.ts";

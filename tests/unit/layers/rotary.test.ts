@@ -42,6 +42,7 @@ function yarn(
     betaFast,
     betaSlow,
     originalMaxPositionEmbeddings: positions,
+    truncate: true,
     attentionFactor,
   };
 }
@@ -142,7 +143,7 @@ const CASES: readonly Case[] = [
 
 describe("inverse frequencies", () => {
   test.each([...CASES])("$name", ({ headDim, rope, count, expected }) => {
-    const frequencies = inverseFrequencies(headDim, rope);
+    const frequencies = inverseFrequencies(headDim, rope, 1);
     expect(frequencies).toHaveLength(count);
     expect(rotaryDim(headDim, rope)).toBe(2 * count);
     for (const [index, value] of Object.entries(expected))

@@ -50,7 +50,11 @@ describe("readModelConfig", () => {
   test("the embedded model", () => {
     const config = readModelConfig(join(import.meta.dir, "../../../models/tiny-stories"));
     expect(config).toMatchObject({ architecture: "Qwen3ForCausalLM", headDim: 64, tieWordEmbeddings: true });
-    expect(config.rope).toEqual({ theta: 10000, partialRotaryFactor: 1, scaling: { kind: "none" } });
+    expect(config.layerRopes[0]!).toEqual({
+      theta: 10000,
+      partialRotaryFactor: 1,
+      scaling: { kind: "none" },
+    });
     expect(config.eosTokenIds).toEqual([4089]);
   });
 
@@ -62,7 +66,7 @@ describe("readModelConfig", () => {
     const recent = read({ ...common, dtype: torch_dtype, rope_parameters });
     expect(recent).toEqual(old);
     expect(older).toEqual(old);
-    expect(old.rope).toEqual({
+    expect(old.layerRopes[0]).toEqual({
       theta: 500000,
       partialRotaryFactor: 1,
       scaling: {
@@ -75,7 +79,14 @@ describe("readModelConfig", () => {
     });
     expect(old).toMatchObject({ headDim: 128, dtype: "bfloat16", attentionBias: false });
     expect(JSON.stringify(old)).not.toContain("evil");
-    for (const part of [old, old.rope, old.rope.scaling, old.eosTokenIds, old.layerWindows])
+    for (const part of [
+      old,
+      old.layerRopes,
+      old.layerRopes[0],
+      old.layerRopes[0]!.scaling,
+      old.eosTokenIds,
+      old.layerWindows,
+    ])
       expect(Object.isFrozen(part)).toBe(true);
   });
 
@@ -87,7 +98,7 @@ describe("readModelConfig", () => {
     });
     expect(config).toMatchObject({ numKvHeads: 32, headDim: 128, mlpBias: false, tieWordEmbeddings: false });
     expect(config).toMatchObject({ layerWindows: [0, 0, 0, 0], rmsNormEps: 1e-6, eosTokenIds: [2] });
-    expect(config.rope.theta).toBe(10000);
+    expect(config.layerRopes[0]!.theta).toBe(10000);
     expect(config.attentionBias).toBeUndefined();
     expect(config.dtype).toBeUndefined();
   });
@@ -178,7 +189,7 @@ describe("readModelConfig", () => {
   });
 
   test("rope scaling", () => {
-    const scaling = (rope_scaling: object) => read({ ...LLAMA, rope_scaling }).rope.scaling;
+    const scaling = (rope_scaling: object) => read({ ...LLAMA, rope_scaling }).layerRopes[0]!.scaling;
     expect(scaling({ type: "linear", factor: 2.5 })).toEqual({ kind: "linear", factor: 2.5 });
     expect(scaling({ rope_type: "default" })).toEqual({ kind: "none" });
     const yarn = { rope_type: "yarn", factor: 4, original_max_position_embeddings: 32768 };
@@ -188,6 +199,7 @@ describe("readModelConfig", () => {
       betaFast: 32,
       betaSlow: 1,
       originalMaxPositionEmbeddings: 32768,
+      truncate: true,
     };
     expect(scaling(yarn)).toEqual({ ...common, attentionFactor: 0.1 * Math.log(4) + 1 } as never);
     expect(scaling({ ...yarn, mscale: 1, mscale_all_dim: 1 })).toEqual({
@@ -195,12 +207,18 @@ describe("readModelConfig", () => {
       attentionFactor: 1,
     } as never);
     expect(scaling({ ...yarn, attention_factor: 1.5 })).toEqual({ ...common, attentionFactor: 1.5 } as never);
-    expect(read({ ...LLAMA, partial_rotary_factor: 0.5 }).rope.partialRotaryFactor).toBe(0.5);
+    expect(read({ ...LLAMA, partial_rotary_factor: 0.5 }).layerRopes[0]!.partialRotaryFactor).toBe(0.5);
     const rope_parameters = { rope_theta: 7, partial_rotary_factor: 0.25 };
-    expect(read({ ...LLAMA, rope_parameters }).rope).toMatchObject({ theta: 7, partialRotaryFactor: 0.25 });
+    expect(read({ ...LLAMA, rope_parameters }).layerRopes[0]).toMatchObject({
+      theta: 7,
+      partialRotaryFactor: 0.25,
+    });
     const both = { rope_scaling: { type: "linear", factor: 2 }, rope_parameters };
-    expect(read({ ...LLAMA, ...both }).rope).toMatchObject({ theta: 500000, scaling: { kind: "linear" } });
-    expect(read({ ...LLAMA, ...both, rope_scaling: {} }).rope.theta).toBe(7);
+    expect(read({ ...LLAMA, ...both }).layerRopes[0]).toMatchObject({
+      theta: 500000,
+      scaling: { kind: "linear" },
+    });
+    expect(read({ ...LLAMA, ...both, rope_scaling: {} }).layerRopes[0]!.theta).toBe(7);
     const { factor, ...stretched } = yarn;
     expect(scaling(stretched)).toMatchObject({ kind: "yarn", factor: 131072 / 32768 });
     const { original_max_position_embeddings, ...silent } = LLAMA3_SCALING;
@@ -266,10 +284,8 @@ describe("readModelConfig", () => {
 
   test.each([
     ["quantization_config", { quant_method: "bitsandbytes", load_in_4bit: true }, "bitsandbytes"],
-    ["rope_scaling", { rope_type: "longrope", factor: 2 }, "longrope"],
+    ["rope_scaling", { rope_type: "xpos", factor: 2 }, "xpos"],
     ["rope_scaling", { type: "mrope", mrope_section: [1, 2] }, "mrope"],
-    ["rope_scaling", { rope_type: "yarn", factor: 2, truncate: false }, "truncate"],
-    ["rope_parameters", { full_attention: {}, sliding_attention: {} }, "differs between layers"],
     ["hidden_act", "relu2", "relu2"],
     ["dtype", "float8_e4m3fn", "float8_e4m3fn"],
     ["layer_types", new Array(4).fill("linear_attention"), "linear_attention"],

@@ -70,15 +70,17 @@ describe("the configuration of a GGUF file", () => {
       ...{ numLayers: 2, numHeads: 4, numKvHeads: 2, headDim: 16, activation: "silu" },
       ...{ maxPositionEmbeddings: 4096, tieWordEmbeddings: false, attentionBias: false, mlpBias: false },
       ...{ layerWindows: [0, 0], dtype: undefined },
-      rope: { theta: 10_000, partialRotaryFactor: 1, scaling: { kind: "none" } },
+      layerRopes: Array(2).fill({ theta: 10_000, partialRotaryFactor: 1, scaling: { kind: "none" } }),
     });
     expect(config.rmsNormEps).toBeCloseTo(1e-5, 9);
     expect(read({ tensors: { "output.weight": undefined } }).tieWordEmbeddings).toBe(true);
     expect(read({ tensors: { "blk.0.attn_q.bias": tensor(64) } }).attentionBias).toBe(true);
     expect(read({ tensors: { "blk.0.ffn_gate.bias": tensor(96) } }).mlpBias).toBe(true);
     expect(read({ metadata: { "llama.attention.head_count_kv": undefined } }).numKvHeads).toBe(4);
-    expect(read({ metadata: { "llama.rope.freq_base": f32(5e5) } }).rope.theta).toBe(5e5);
-    expect(read({ metadata: { "llama.rope.dimension_count": 8 } }).rope.partialRotaryFactor).toBe(0.5);
+    expect(read({ metadata: { "llama.rope.freq_base": f32(5e5) } }).layerRopes[0]!.theta).toBe(5e5);
+    expect(read({ metadata: { "llama.rope.dimension_count": 8 } }).layerRopes[0]!.partialRotaryFactor).toBe(
+      0.5,
+    );
     const wide = { "llama.attention.key_length": 32, "llama.attention.value_length": 32 };
     expect(read({ metadata: wide }).headDim).toBe(32);
   });
@@ -104,7 +106,7 @@ describe("the configuration of a GGUF file", () => {
   test("frequencies: linear, YaRN, and factors for each", () => {
     const scaling = (entries: Record<string, Value>, tensors: Changes["tensors"] = {}) => {
       const metadata = Object.fromEntries(Object.entries(entries).map(([k, v]) => [`llama.rope.${k}`, v]));
-      return read({ metadata, tensors }).rope.scaling;
+      return read({ metadata, tensors }).layerRopes[0]!.scaling;
     };
     const linear = { kind: "linear", factor: 4 } as const;
     expect(scaling({ "scaling.type": "linear", "scaling.factor": f32(4) })).toEqual(linear);

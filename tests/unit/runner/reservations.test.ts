@@ -1,5 +1,6 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import type { AttentionSpec, BatchTensors, CapturedGraph, LayerCache } from "../../../src/backend/backend.ts";
+import type { AttentionSpec } from "../../../src/backend/attention-spec.ts";
+import type { BatchTensors, CapturedGraph, LayerCache } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { DeviceBuffer, Tensor } from "../../../src/backend/tensor.ts";
 import { type EngineOptions, resolveEngineConfig } from "../../../src/base/config.ts";

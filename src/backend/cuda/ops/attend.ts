@@ -1,5 +1,6 @@
-import { ConfigError } from "../../../base/errors.ts";
-import type { AttentionSpec, BatchTensors, LayerCache, ModelShape } from "../../backend.ts";
+import { ConfigError, UnsupportedModelError } from "../../../base/errors.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, LayerCache, ModelShape } from "../../backend.ts";
 import { checkAttend } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -40,8 +41,10 @@ export class AttendOps {
     const shape = headShape(model, model.blockSize, model.kvDtype);
     return [
       this.#prefillFor(shape).unit(shape),
-      this.#decode.unit(shape, model.rotaryDim),
-      ...this.#rotary.units(model.headDim, model.rotaryDim, shape.float8),
+      ...model.attentionForms.flatMap(({ rotaryDim }) => [
+        this.#decode.unit(shape, rotaryDim),
+        ...this.#rotary.units(model.headDim, rotaryDim, shape.float8),
+      ]),
     ];
   }
 
@@ -60,6 +63,12 @@ export class AttendOps {
     const { dtype } = this.#options;
     const { tokens } = checkAttend(dtype, out, qkv, cache, batch, spec);
     if (tokens === 0) return;
+    const { softCap, sinks, queryScales } = spec;
+    if (softCap !== undefined || sinks !== undefined || queryScales !== undefined)
+      throw new UnsupportedModelError(
+        "config.json",
+        "attention on cuda has no soft cap, sinks and query scales",
+      );
     const shape = headShape(spec, batch.blockSize, cache.keys.dtype);
     checkHeadAlignment(qkv, cache, spec);
     const { decodeRows, numRows } = batch;

@@ -1,4 +1,5 @@
-import type { AttentionSpec, BatchTensors, KvScales } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, KvScales } from "../../backend.ts";
 
 /** The arguments that all attention kernels take: where a row's context lies, and what its queries see of it. */
 export function attentionArguments(

@@ -1,4 +1,5 @@
-import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import { type Kernel, STATIC_SHARED_BYTES } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -107,13 +108,13 @@ export class DecodeAttention {
     const { keys, values, keyScale = 1, valueScale = 1 } = cache;
     const { smCount, batchInvariant } = this.options;
     const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, smCount, batchInvariant);
-    const { kernel, threads, partials, stats, counters } = this.#variant(shape, cosSin.dim(1));
+    const { kernel, threads, partials, stats, counters } = this.#variant(shape, cosSin?.dim(1) ?? 0);
     // What decodeSplits lets happen at most: rows in one split need no scratch.
     const items = batchInvariant
       ? decodeRows * numKvHeads * INVARIANT_SPLITS
       : smCount * DECODE_BLOCKS_PER_SM;
     kernel.launch(stream, numKvHeads, decodeRows, splits, threads, 0, {
-      ...{ out, qkv, keys, values, cos_sin: cosSin, slot_mapping: batch.slotMapping },
+      ...{ out, qkv, keys, values, cos_sin: cosSin ?? null, slot_mapping: batch.slotMapping },
       query_norm: headNorm?.query ?? null,
       key_norm: headNorm?.key ?? null,
       eps: headNorm?.eps ?? 0,

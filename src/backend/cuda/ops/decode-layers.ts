@@ -1,5 +1,6 @@
 import { ptr } from "bun:ffi";
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
+import { type AttentionForm, attentionFormOf } from "../../attention-spec.ts";
 import type { ModelShape } from "../../backend.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { HostValue } from "../argument-packer.ts";
@@ -159,7 +160,7 @@ export class DecodeLayers {
 
   /** Units for layers of these sizes; none if the kernel cannot take them. */
   units(model: ModelShape): KernelUnit[] {
-    const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, rotaryDim, blockSize } = model;
+    const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, blockSize } = model;
     const float8 = model.kvDtype === "float8_e4m3";
     const group = numHeads / numKvHeads;
     const shape = {
@@ -167,11 +168,14 @@ export class DecodeLayers {
       output: { inFeatures: numHeads * headDim, outFeatures: hiddenSize, gated: false },
       up: { inFeatures: hiddenSize, outFeatures: 2 * intermediateSize, gated: true },
       down: { inFeatures: intermediateSize, outFeatures: hiddenSize, gated: false },
-      ...{ headDim, group, blockSize, rotaryDim, float8 },
+      ...{ headDim, group, blockSize, float8 },
     };
     const takes =
       [shape.qkv, shape.output, shape.up, shape.down].every(isTaken) && areHeadsTaken(headDim, group);
-    return takes ? [this.#kernels.unit(this.#plan(shape).defines)] : [];
+    if (!takes) return [];
+    return model.attentionForms
+      .filter(isFormTaken)
+      .map(({ rotaryDim }) => this.#kernels.unit(this.#plan({ ...shape, rotaryDim }).defines));
   }
 
   /** Enqueues layers that repeat one another, all of whose calls it takes. */
@@ -203,7 +207,11 @@ export class DecodeLayers {
       table: this.#tableAddress,
       ...{ residual: qkv.x, attended: attend.out, activated: up.out },
       ...{ exchange: this.#exchange, partials: this.#partials, epochs: this.#epochs },
-      ...{ cos_sin: spec.cosSin, slot_mapping: batch.slotMapping, ...attentionArguments(batch, spec, {}) },
+      ...{
+        cos_sin: spec.cosSin ?? null,
+        slot_mapping: batch.slotMapping,
+        ...attentionArguments(batch, spec, {}),
+      },
       ...{ tokens: batch.numTokens, layers: layers.length, kv_heads: spec.numKvHeads },
       activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
       ...{ eps: qkv.fusion.norm!.eps, head_eps: spec.headNorm?.eps ?? 0 },
@@ -223,7 +231,12 @@ export class DecodeLayers {
   #takesAttend({ out, qkv, cache, spec, batch }: AttendCall): boolean {
     const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
     const tensors = [out, qkv, cache.keys, cache.values, cosSin, headNorm?.query, headNorm?.key];
-    return batch.numTokens > 0 && areHeadsTaken(headDim, numHeads / numKvHeads) && tensors.every(isAligned);
+    return (
+      batch.numTokens > 0 &&
+      areHeadsTaken(headDim, numHeads / numKvHeads) &&
+      isFormTaken(attentionFormOf(spec)) &&
+      tensors.every(isAligned)
+    );
   }
 
   #variant(layer: LayerCalls): Variant {
@@ -239,7 +252,7 @@ export class DecodeLayers {
         headDim,
         group: numHeads / numKvHeads,
         blockSize: attend.batch.blockSize,
-        rotaryDim: cosSin.dim(1),
+        rotaryDim: cosSin?.dim(1) ?? 0,
         float8: attend.cache.keys.dtype === "float8_e4m3",
       },
     });
@@ -296,6 +309,11 @@ function isAligned(tensor: Tensor | undefined): boolean {
 
 function areHeadsTaken(headDim: number, group: number): boolean {
   return headDim % 32 === 0 && headDim <= MAX_LAYER_HEAD_DIM && group <= MAX_LAYER_GROUP;
+}
+
+/** Layers with more than a rotation are launched op by op. */
+function isFormTaken({ hasQueryScales, hasSoftCap, hasSinks }: AttentionForm): boolean {
+  return !hasQueryScales && !hasSoftCap && !hasSinks;
 }
 
 function isTaken({ inFeatures, outFeatures, gated }: Stage): boolean {

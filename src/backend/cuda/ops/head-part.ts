@@ -1,6 +1,7 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { InvariantError } from "../../../base/errors.ts";
-import type { AttentionSpec, LayerCache } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { Macros } from "../kernel-source.ts";
 import { VECTOR_BYTES, WARP } from "./kernel-variants.ts";

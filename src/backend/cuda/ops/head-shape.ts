@@ -1,6 +1,6 @@
 import type { DType } from "../../../base/dtype.ts";
 import { UnsupportedModelError } from "../../../base/errors.ts";
-import type { AttentionSpec } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
 import type { Macros } from "../kernel-source.ts";
 
 export const MAX_HEAD_DIM = 256;

@@ -1,6 +1,7 @@
 import { dtypeSize } from "../../../base/dtype.ts";
 import { TENSOR_MAP_BYTES } from "../../../cuda/tensor-map.ts";
-import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";

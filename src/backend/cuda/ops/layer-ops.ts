@@ -1,4 +1,5 @@
-import type { AttentionSpec, BatchTensors, LayerCache, LinearFusion } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, LayerCache, LinearFusion } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { DenseWeight } from "../../weight.ts";
 
@@ -99,7 +100,8 @@ function repeatsAttend(first: AttendCall, call: AttendCall): boolean {
     isSame(first.qkv, call.qkv) &&
     isSame(first.out, call.out) &&
     first.cache.keys.dtype === call.cache.keys.dtype &&
-    isSame(a.cosSin, b.cosSin) &&
+    a.cosSin?.address === b.cosSin?.address &&
+    a.cosSin?.size === b.cosSin?.size &&
     a.headNorm?.eps === b.headNorm?.eps &&
     (["numHeads", "numKvHeads", "headDim", "scale", "window"] as const).every(
       (field) => a[field] === b[field],

@@ -1,5 +1,6 @@
 import { dtypeSize } from "../../../base/dtype.ts";
-import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";

@@ -1,5 +1,6 @@
 import type { FloatDType } from "../../../base/dtype.ts";
-import type { AttentionSpec, BatchTensors, LayerCache } from "../../backend.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -60,7 +61,7 @@ export class RotaryOps {
     const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
     const { keys, values, keyScale = 1, valueScale = 1 } = cache;
     const float8 = keys.dtype === "float8_e4m3";
-    const [end, rotaryDim] = [qkv.dim(0), cosSin.dim(1)];
+    const [end, rotaryDim] = [qkv.dim(0), cosSin?.dim(1) ?? 0];
     const part = headPart(this.dtype, headDim, rotaryDim);
     const tokens = end - firstToken;
     const heads = numHeads + 2 * numKvHeads;
@@ -77,7 +78,7 @@ export class RotaryOps {
         qkv: fromFirst(qkv),
         keys,
         values,
-        cos_sin: cosSin,
+        cos_sin: cosSin ?? null,
         positions: fromFirst(batch.positions),
         slot_mapping: fromFirst(batch.slotMapping),
         query_norm: headNorm?.query ?? null,

@@ -268,7 +268,8 @@ describe("opening", () => {
 
 describe("preparing", () => {
   const SHAPE = {
-    ...{ hiddenSize: 64, intermediateSize: 192, numHeads: 4, numKvHeads: 2, headDim: 32, rotaryDim: 32 },
+    ...{ hiddenSize: 64, intermediateSize: 192, numHeads: 4, numKvHeads: 2, headDim: 32 },
+    attentionForms: [{ rotaryDim: 32, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
     ...{ blockSize: 16, vocabSize: 200 },
   };
 

@@ -1,7 +1,8 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { CudaBackend, type CudaBackendOptions } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import type { CudaBackendOptions } from "../../../../src/backend/cuda/cuda-backend-options.ts";
 import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import type { CompileRequest, KernelCompiler } from "../../../../src/cuda/nvrtc.ts";

@@ -23,7 +23,8 @@ const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
     .flatMap((hopper) =>
       unitsOf("bfloat16", hopper, {
         ...{ vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
-        ...{ headDim: 128, rotaryDim: 64, blockSize: 16 },
+        ...{ headDim: 128, blockSize: 16 },
+        attentionForms: [{ rotaryDim: 64, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
       }),
     )
     .map((unit) => [unit.file, unit]),

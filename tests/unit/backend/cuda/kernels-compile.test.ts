@@ -42,7 +42,14 @@ function variants(n: number): KernelUnit[] {
         numHeads: 4 * group,
         numKvHeads: 4,
         headDim,
-        rotaryDim: i === 0 ? headDim / 2 : headDim,
+        attentionForms: [
+          {
+            rotaryDim: i === 0 ? headDim / 2 : headDim,
+            hasQueryScales: false,
+            hasSoftCap: false,
+            hasSinks: false,
+          },
+        ],
       };
       const hopper = ARCHITECTURES[n] === "sm_90a";
       const model = { ...widths, ...heads, blockSize: i === 0 ? 256 : 16 };

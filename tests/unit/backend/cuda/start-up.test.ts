@@ -1,7 +1,8 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { CudaBackend, CudaBackendOptions } from "../../../../src/backend/cuda/cuda-backend.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import type { CudaBackendOptions } from "../../../../src/backend/cuda/cuda-backend-options.ts";
 import { type EngineOptions, resolveEngineConfig } from "../../../../src/base/config.ts";
 import { EngineDeadError, ModelNotFoundError, RequestFailedError } from "../../../../src/base/errors.ts";
 import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";

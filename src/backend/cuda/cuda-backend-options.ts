@@ -1,0 +1,14 @@
+import type { CudaCommunicatorOptions } from "./cuda-communicator.ts";
+import type { GpuOpening } from "./gpu-opening.ts";
+
+export interface CudaBackendOptions {
+  /** The opening of the GPU that was begun ahead; finished by the time that `prepare` resolves. */
+  readonly opening?: GpuOpening | undefined;
+  /**
+   * One algorithm for all products of a shape, and decode rows cut by their own length alone: a token's results are the same
+   * bits whatever other tokens the batch has. Costs speed at every size. Default false.
+   */
+  readonly batchInvariant?: boolean;
+  /** The other ranks of a model that is divided among GPUs; see `CudaCommunicatorOptions`. */
+  readonly ranks?: Pick<CudaCommunicatorOptions, "exchange" | "openNccl" | "abortNccl"> | undefined;
+}
