@@ -13,13 +13,13 @@ import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
 import { Completion, positionLogprobs } from "./completion.ts";
 import type { EngineDeps } from "./engine-deps.ts";
+import { MatchedSequences } from "./matched-sequences.ts";
 import { Outbox } from "./outbox.ts";
 import { type EngineRequest, type RequestLimits, slotSampling } from "./request.ts";
 import { RequestState } from "./request-state.ts";
 import { type ScheduledStep, Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
 import type { StepOutput } from "./step-output.ts";
-import type { TokenMatcher } from "./token-matcher.ts";
 
 /** Counts are of sequences (completions), tokens where it says so; totals are since the start. */
 export interface EngineStats {
@@ -67,8 +67,7 @@ export class Engine {
   /** Launched and not collected, oldest first. */
   readonly #inFlight: ScheduledStep[] = [];
   readonly #outbox = new Outbox();
-  /** The unfinished sequences that have a matcher. */
-  readonly #matched = new Set<Sequence>();
+  readonly #matched: MatchedSequences;
   #isBlocked = false;
   #failure: EngineDeadError | undefined;
   #nextOrdinal = 0;
@@ -88,6 +87,7 @@ export class Engine {
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);
+    this.#matched = new MatchedSequences(deps.matchers, eosTokenIds);
     this.#decodeToken = (id) => deps.decodeToken?.(id) ?? "";
   }
 
@@ -104,7 +104,7 @@ export class Engine {
 
   /** Resolves when some matcher may have been answered. */
   async unblocked(): Promise<void> {
-    await this.#deps.matchers?.changed();
+    await this.#matched.changed();
   }
 
   /** Queues a request with all of its `n` completions. @throws EngineDeadError; InvariantError for an id in use. */
@@ -131,13 +131,13 @@ export class Engine {
         logprobs: sampling.logprobs,
         promptLogprobs: index === 0 ? sampling.promptLogprobs : undefined,
         logits,
-        lockstep: lockstep || request.grammar !== undefined,
-        matcher: this.#openMatcher(request),
+        lockstep,
+        matcher: this.#matched.open(request),
         salt: request.cacheSalt,
         leader: sequences[0],
       });
       sequences.push(sequence);
-      if (sequence.matcher) this.#matched.add(sequence);
+      this.#matched.add(sequence);
       this.#owners.set(sequence, { state, completion });
       this.#scheduler.add(sequence);
     }
@@ -157,11 +157,12 @@ export class Engine {
    */
   step(): StepOutput {
     this.#assertAlive();
-    if (this.#matched.size > 0) this.#settleMatched();
+    this.#endMatched();
     // Before scheduling: an answer may come while that goes on, and its word is on the way then.
-    const isAnswerDue = [...this.#matched].some(({ awaitsMask }) => awaitsMask);
+    const isAnswerDue = this.#matched.awaitMasks;
     const step = this.#scheduler.schedule(this.#inFlight.length === 0);
     const numBatchedTokens = step ? this.#launch(step) : 0;
+    if (numBatchedTokens > 0 && step!.batch.rows.some(({ masked }) => masked)) this.#draw(step!);
     this.#isBlocked = false;
     if (this.#inFlight.length >= (step ? this.#pipelineDepth : 1)) this.#collect();
     else if (!step && this.hasUnfinished && this.#outbox.isEmpty) {
@@ -278,34 +279,29 @@ export class Engine {
       else if (result) this.#accept(sequence, batch.rows[i]!, i, result, now);
     }
     if (!result) this.#fail(failure, sequences);
-    this.#deps.matchers?.flush();
+    this.#matched.ask();
   }
 
-  #openMatcher({ grammar, sampling }: EngineRequest): TokenMatcher | undefined {
-    if (grammar === undefined) return undefined;
-    const { matchers } = this.#deps;
-    invariant(matchers, "there is nothing that follows grammars");
-    const { stopTokenIds, ignoreEos, allowedTokenIds } = sampling;
-    const ends = ignoreEos ? stopTokenIds : [...this.#eosTokenIds, ...stopTokenIds];
-    return matchers.open({ grammar, stopTokenIds: [...new Set(ends)], allowedTokenIds });
-  }
-
-  /**
-   * Before a step: takes in the tokens of sequences with a matcher, and waits a little for their masks, so that they have a row in
-   * every step. A step launched ahead would be one without them.
-   */
-  #settleMatched(): void {
-    while ([...this.#matched].some(({ inFlight }) => inFlight > 0)) this.#collect();
-    this.#deps.matchers?.settle();
+  /** Lets a step with masked rows draw, for which the tokens of the step before must have been collected. */
+  #draw(step: ScheduledStep): void {
+    while (this.#inFlight.length > 1) this.#collect();
+    if (this.#failure) return;
+    this.#matched.settle();
     this.#endMatched();
+    try {
+      this.#deps.runner.draw(this.#matched.masksOf(step));
+    } catch (error) {
+      this.#takeOut(this.#inFlight.pop()!);
+      this.#fail(error, step.sequences);
+    }
   }
 
   /** Ends sequences whose text is complete without a stop token, and those whose matcher has failed. */
   #endMatched(): void {
-    for (const sequence of this.#matched) {
-      const { error, isComplete } = sequence.matcher!;
+    for (const sequence of this.#matched.ended()) {
+      const { error } = sequence.matcher!;
       if (error) this.#end(sequence, "error", requestError(error));
-      else if (isComplete) this.#end(sequence, "stop");
+      else this.#end(sequence, "stop");
     }
   }
 
@@ -370,18 +366,21 @@ export class Engine {
 
   #die(failure: EngineDeadError): void {
     this.#failure = failure;
-    for (const { sequences } of this.#inFlight.splice(0)) {
-      for (const sequence of sequences) {
-        sequence.inFlight--;
-        if (sequence.status === "finished") this.#scheduler.drain(sequence);
-      }
-    }
+    for (const step of this.#inFlight.splice(0)) this.#takeOut(step);
     for (const { sequences } of this.#requests.values()) {
       for (const sequence of sequences) {
         if (sequence.status !== "finished") this.#end(sequence, "error", failure);
       }
     }
     this.#outbox.clear();
+  }
+
+  /** A step is in flight no more, and nothing will be known of it. */
+  #takeOut({ sequences }: ScheduledStep): void {
+    for (const sequence of sequences) {
+      sequence.inFlight--;
+      if (sequence.status === "finished") this.#scheduler.drain(sequence);
+    }
   }
 
   #end(sequence: Sequence, reason: FinishReason, error?: Error): void {
@@ -393,8 +392,7 @@ export class Engine {
   #retire(sequence: Sequence): void {
     const { state, completion } = this.#owner(sequence);
     this.#scheduler.finish(sequence);
-    this.#matched.delete(sequence);
-    sequence.matcher?.dispose();
+    this.#matched.remove(sequence);
     this.#send(state, completion);
     if (!state.isFinished) return;
     state.finishedTime = this.#deps.clock();

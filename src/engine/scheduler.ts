@@ -335,7 +335,7 @@ class StepBuilder {
     const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits, matcher } = sequence;
     const row: { -readonly [K in keyof ScheduledRow]: ScheduledRow[K] } = { slot, count, sample };
     if (drafts > 0) row.drafts = drafts;
-    if (sample && matcher) row.mask = matcher.mask;
+    if (sample && matcher) row.masked = true;
     if (sample && logprobs !== undefined) row.logprobs = logprobs;
     if (promptLogprobs !== undefined && numScheduledTokens < promptLength)
       row.promptLogprobs = promptLogprobs;

@@ -21,7 +21,7 @@ export interface SequenceInit {
   readonly leader: Sequence | undefined;
   /** The next token depends on what the host makes of the one before: no step is launched ahead of it. */
   readonly lockstep: boolean;
-  /** Says which tokens may be drawn; the sequence is in lockstep then. */
+  /** Says which tokens may be drawn. */
   readonly matcher?: TokenMatcher | undefined;
 }
 
@@ -88,9 +88,10 @@ export class Sequence {
     return this.#tokens;
   }
 
-  /** Which tokens may be drawn next is not known yet. */
+  /** Which tokens may be drawn next is not known, and will not be soon. */
   get awaitsMask(): boolean {
-    return this.matcher?.isPending === true;
+    const { matcher } = this;
+    return matcher?.isSlow === true && (matcher.isPending || this.maxPendingTokens > 0);
   }
 
   /** Tokens that could be computed now: 0 when only steps in flight can tell how to go on. */
@@ -103,7 +104,7 @@ export class Sequence {
 
   /** Tokens that may still be drawn after the pending ones and the next. */
   get maxDrafts(): number {
-    const decodes = !this.lockstep && this.numScheduledTokens >= this.promptLength;
+    const decodes = !this.lockstep && !this.matcher && this.numScheduledTokens >= this.promptLength;
     return decodes ? this.maxLength - this.length - this.maxPendingTokens - 1 : 0;
   }
 

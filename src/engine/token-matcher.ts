@@ -2,6 +2,8 @@
 export interface TokenMatcher {
   /** What may come next is not known yet. */
   readonly isPending: boolean;
+  /** Its answers take long, the first one above all: no step is to wait for one. */
+  readonly isSlow: boolean;
   /** The text is complete, and nothing may come after it. */
   readonly isComplete: boolean;
   /** Why it will never be known what may come next. */
@@ -27,7 +29,7 @@ export interface MatcherSource {
   }): TokenMatcher;
   /** Asks about the tokens that matchers have accepted. */
   flush(): void;
-  /** Waits for masks that are expected soon, for a small part of a step at most. */
+  /** Waits until no matcher is pending that is not slow. One that it waits for too long fails. */
   settle(): void;
   /** Resolves when some matcher may not be pending any more. */
   changed(): Promise<void>;

@@ -21,11 +21,13 @@ export interface MatcherInit {
 
 /** The parameter that errors name. */
 const PARAM = "structuredOutputs";
-/** Longest that a step waits for masks: a share of the time since the step before, and bounds of that in milliseconds. */
-const SETTLE_SHARE = 0.05;
-const [LEAST_SETTLE_MS, MOST_SETTLE_MS] = [1, 10];
+/** A mask that a step waits for is late after a share of the time since the step before, within these bounds in milliseconds. */
+const LATE_SHARE = 0.05;
+const [LEAST_LATE_MS, MOST_LATE_MS] = [1, 10];
 /** Tokens of a matcher that was late for which nobody waits. */
 const LATE_TOKENS = 4;
+/** Longest that a step waits for a mask, in milliseconds. */
+const MAX_WAIT_MS = 1000;
 /** Longest that the Worker may be busy with one matcher, in milliseconds. */
 const MAX_BUSY_MS = 15_000;
 
@@ -92,21 +94,23 @@ export class GrammarStage {
   }
 
   /**
-   * Waits for the masks that follow accepted tokens, but for no more than a twentieth of a step, or a millisecond if that is more,
-   * and for a while no more for matchers that took longer. Blocks the thread.
+   * Waits for the masks that follow accepted tokens, of all matchers that are not slow. Blocks the thread. One whose mask is late
+   * is slow for a while; one that makes a step wait for a second fails.
    */
   settle(): void {
     const now = performance.now();
-    const share = SETTLE_SHARE * (now - this.#lastSettled);
-    const end = now + Math.min(Math.max(share, LEAST_SETTLE_MS), MOST_SETTLE_MS);
+    const late =
+      now + Math.min(Math.max(LATE_SHARE * (now - this.#lastSettled), LEAST_LATE_MS), MOST_LATE_MS);
     this.#lastSettled = now;
-    for (const matcher of this.#live.values()) {
-      while (matcher.isDue) {
+    for (const matcher of [...this.#live.values()].filter(({ isSlow }) => !isSlow)) {
+      while (matcher.isPending) {
         const seen = Atomics.load(this.#shared, StageWord.answers);
-        if (!matcher.isDue) break;
-        const left = end - performance.now();
-        if (left <= 0) matcher.late();
-        else Atomics.wait(this.#shared, StageWord.answers, seen, left);
+        if (!matcher.isPending) break;
+        const time = performance.now();
+        if (time >= late) matcher.late();
+        const left = now + MAX_WAIT_MS - time;
+        if (left <= 0) matcher.fail(new GrammarTooComplexError(PARAM, TOO_SLOW));
+        else Atomics.wait(this.#shared, StageWord.answers, seen, time < late ? late - time : left);
       }
     }
   }
@@ -201,6 +205,7 @@ export class GrammarStage {
 }
 
 const ABORTED = "the grammar cannot be compiled";
+const TOO_SLOW = "the grammar takes too long to be followed";
 
 /** A process may end while its timer runs. */
 function unreferenced(timer: Timer): Timer {
@@ -236,9 +241,9 @@ export class Matcher {
     return this.#error === undefined && this.memory.numAnswers !== this.tokens.length + 1;
   }
 
-  /** Pending, and expected soon. */
-  get isDue(): boolean {
-    return this.tokens.length >= this.#patientFrom && this.isPending;
+  /** Its answers take long: nobody waits for one. */
+  get isSlow(): boolean {
+    return this.tokens.length < this.#patientFrom;
   }
 
   /** The text is complete, and nothing may come after it. */
@@ -250,8 +255,7 @@ export class Matcher {
   get error(): Error | undefined {
     if (this.#error || this.isPending) return this.#error;
     const { state } = this.memory;
-    if (state === AnswerState.slow)
-      this.#error = new GrammarTooComplexError(PARAM, "the grammar takes too long to be followed");
+    if (state === AnswerState.slow) this.#error = new GrammarTooComplexError(PARAM, TOO_SLOW);
     else if (state === AnswerState.refused)
       this.#error = new RequestFailedError(
         "a token was drawn that the grammar does not allow",

@@ -1,7 +1,14 @@
-import type { BlockTableUpdate, ScheduledBatch, ScheduledRow, SlotJoin, SlotSampling } from "./types.ts";
+import type {
+  BlockTableUpdate,
+  RowMask,
+  ScheduledBatch,
+  ScheduledRow,
+  SlotJoin,
+  SlotSampling,
+} from "./types.ts";
 
 /** Bits of a row's flags, and of a sampling's: which optional fields it has. */
-const RowFlag = { sample: 1, logits: 2, drafts: 4, logprobs: 8, promptLogprobs: 16 } as const;
+const RowFlag = { sample: 1, logits: 2, drafts: 4, logprobs: 8, promptLogprobs: 16, masked: 32 } as const;
 const NO_LIST = -1;
 
 /** A batch in words, for the ranks of other threads. */
@@ -36,6 +43,26 @@ export function decodeBatch(encoded: Int32Array): ScheduledBatch {
     blockTableUpdates: Array.from({ length: updates }, () => readUpdate(words)),
     rows: Array.from({ length: rows }, () => readRow(words)),
   };
+}
+
+/** The masks of a step's rows in words, likewise. */
+export function encodeMasks(masks: readonly RowMask[]): Int32Array {
+  const words = new WordWriter();
+  words.put(masks.length);
+  for (const { row, mask } of masks) {
+    words.put(row);
+    words.list(new Int32Array(mask.buffer, mask.byteOffset, mask.length));
+  }
+  return words.take();
+}
+
+/** The masks that `encodeMasks` was given. */
+export function decodeMasks(encoded: Int32Array): readonly RowMask[] {
+  const words = new WordReader(encoded);
+  return Array.from({ length: words.int() }, () => ({
+    row: words.int(),
+    mask: new Uint32Array(words.list()!.buffer),
+  }));
 }
 
 function writeJoin(
@@ -96,26 +123,24 @@ function readUpdate(words: WordReader): BlockTableUpdate {
 }
 
 function writeRow(words: WordWriter, row: ScheduledRow): void {
-  const { slot, count, sample, drafts, logprobs, promptLogprobs, logits, mask } = row;
+  const { slot, count, sample, drafts, logprobs, promptLogprobs, logits, masked } = row;
   const optional = { drafts, logprobs, promptLogprobs };
-  let flags = (sample ? RowFlag.sample : 0) | (logits ? RowFlag.logits : 0);
+  let flags = (sample ? RowFlag.sample : 0) | (logits ? RowFlag.logits : 0) | (masked ? RowFlag.masked : 0);
   for (const name of ["drafts", "logprobs", "promptLogprobs"] as const)
     if (optional[name] !== undefined) flags |= RowFlag[name];
   words.put(slot, count, flags, drafts ?? 0, logprobs ?? 0, promptLogprobs ?? 0);
-  words.list(mask && new Int32Array(mask.buffer, mask.byteOffset, mask.length));
 }
 
 function readRow(words: WordReader): ScheduledRow {
   const [slot, count, flags] = [words.int(), words.int(), words.int()];
   const [drafts, logprobs, promptLogprobs] = [words.int(), words.int(), words.int()];
-  const mask = words.list();
   return {
     ...{ slot, count, sample: (flags & RowFlag.sample) !== 0 },
     ...(flags & RowFlag.drafts && { drafts }),
     ...(flags & RowFlag.logprobs && { logprobs }),
     ...(flags & RowFlag.promptLogprobs && { promptLogprobs }),
     ...(flags & RowFlag.logits && { logits: true }),
-    ...(mask && { mask: new Uint32Array(mask.buffer) }),
+    ...(flags & RowFlag.masked && { masked: true }),
   };
 }
 

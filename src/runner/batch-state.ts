@@ -75,16 +75,16 @@ export class BatchState {
     return this.#plain[slot]!;
   }
 
-  /** Brings slots up to date: sequences that join, masks, and new blocks, those at least that rows do not bring themselves. */
-  apply({
-    joins,
-    rows,
-    blockTableUpdates,
-  }: Pick<ScheduledBatch, "joins" | "rows" | "blockTableUpdates">): void {
+  /** Brings slots up to date: sequences that join, and new blocks, those at least that rows do not bring themselves. */
+  apply({ joins, blockTableUpdates }: Pick<ScheduledBatch, "joins" | "blockTableUpdates">): void {
     for (const join of joins) this.#uploadSlot(join);
-    for (const { slot, mask } of rows) if (mask) this.#put(this.slots.allowed, slot, mask);
     this.#join(joins);
     this.#updateBlockTables(blockTableUpdates);
+  }
+
+  /** Sets the tokens that a masked slot may draw, as bits; they stay until they are set again. */
+  allow(slot: number, mask: Uint32Array): void {
+    this.#put(this.slots.allowed, slot, mask);
   }
 
   /** Takes the memory that updates are uploaded to. */

@@ -19,8 +19,17 @@ export function promptBuckets(maxTokens: number): readonly number[] {
   return [32, 64, 128, 256].filter((tokens) => tokens <= maxTokens);
 }
 
-/** The source of a captured step's tokens: straight from hidden states, or from logits that it processes. */
-export type DrawKind = "plain" | "full";
+/**
+ * The source of a captured step's tokens: straight from hidden states, or from logits that it processes. The latter in a graph of
+ * its own when masks come in between.
+ */
+export type DrawKind = "plain" | "full" | "masked";
+
+/** A captured step: all of it or, of a masked one, what comes before the masks and what comes after. */
+export interface StepGraph {
+  readonly begin: CapturedGraph;
+  readonly draw: CapturedGraph | undefined;
+}
 
 export interface GraphLimits {
   readonly maxRows: number;
@@ -31,17 +40,17 @@ export interface GraphLimits {
 export class GraphRunner {
   readonly #decodeBuckets: readonly number[];
   readonly #promptBuckets: readonly number[];
-  readonly #graphs = new Map<string, CapturedGraph>();
+  readonly #graphs = new Map<string, StepGraph>();
   /** Steps of a prompt that have come once. */
   readonly #seen = new Set<string>();
 
   /**
    * @param capture records a step. Plain decode steps are recorded at once, the largest first, so that smaller ones find the
-   * memory it uses; full ones when they are first launched, and those of a prompt when they come again.
+   * memory it uses; others when they are first launched, and those of a prompt when they come again.
    */
   constructor(
     { maxRows, maxTokens }: GraphLimits,
-    private readonly capture: (bucket: StepBucket, kind: DrawKind) => CapturedGraph,
+    private readonly capture: (bucket: StepBucket, kind: DrawKind) => StepGraph,
   ) {
     this.#decodeBuckets = decodeBuckets(maxRows);
     this.#promptBuckets = promptBuckets(maxTokens);
@@ -61,7 +70,7 @@ export class GraphRunner {
   }
 
   /** The graph of a bucket; undefined if its step is to be run op by op. */
-  find(bucket: StepBucket, kind: DrawKind): CapturedGraph | undefined {
+  find(bucket: StepBucket, kind: DrawKind): StepGraph | undefined {
     const isPrompt = "promptTokens" in bucket;
     const key = isPrompt ? `prompt ${bucket.promptTokens} ${kind}` : `${bucket.decodeRows} ${kind}`;
     const known = this.#graphs.get(key);
@@ -76,7 +85,10 @@ export class GraphRunner {
   }
 
   dispose(): void {
-    for (const graph of this.#graphs.values()) graph.dispose();
+    for (const { begin, draw } of this.#graphs.values()) {
+      begin.dispose();
+      draw?.dispose();
+    }
     this.#graphs.clear();
   }
 }

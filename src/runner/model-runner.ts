@@ -5,7 +5,7 @@ import type { KvDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant, messageOf } from "../base/errors.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
-import { type DrawKind, decodeBuckets, GraphRunner, promptBuckets } from "./graph-runner.ts";
+import { type DrawKind, decodeBuckets, GraphRunner, promptBuckets, type StepGraph } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
 import {
   asInt32,
@@ -29,7 +29,7 @@ import {
   writeRows,
 } from "./step-buffers.ts";
 import { StepOps } from "./step-ops.ts";
-import type { LogprobRows, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
+import type { LogprobRows, RowMask, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
 
 export interface ModelRunnerOptions {
   readonly maxNumSeqs: number;
@@ -47,6 +47,17 @@ export interface ModelRunnerOptions {
   readonly enforceEager: boolean;
   /** Decides the size of the KV pool, in blocks, once everything else is allocated. */
   readonly planBlocks: () => number;
+}
+
+/** A step of which all is enqueued that comes before its tokens are drawn. */
+interface BegunStep {
+  readonly rows: readonly ScheduledRow[];
+  readonly extents: StepExtents;
+  readonly kind: DrawKind;
+  readonly graph: StepGraph | undefined;
+  /** Without a graph. */
+  readonly hidden: Tensor | undefined;
+  readonly prompt: readonly PendingPromptRow[];
 }
 
 /** A launched step. The tokens that it draws are its answer in the mailbox. */
@@ -87,6 +98,8 @@ export class ModelRunner implements Runner {
   readonly #prompts: PromptReader;
   readonly #graphs: GraphRunner | undefined;
   readonly #pending: PendingStep[] = [];
+  /** The step that was launched last, while its masks have not come. */
+  #begun: BegunStep | undefined;
   /** For `writeBlocks`. */
   readonly #rowOfSlot: Int32Array;
   /** Copies to the host of the step that was launched last. */
@@ -156,14 +169,24 @@ export class ModelRunner implements Runner {
   /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
   launch(step: ScheduledBatch): void {
     invariant(this.#pending.length < this.maxInFlight, "too many steps in flight");
+    invariant(this.#begun === undefined, "the step before has not been drawn");
     this.#copies = [];
-    try {
-      this.#pending.push(unlessLost(() => this.#launch(step)));
-    } catch (error) {
-      if (!(error instanceof EngineDeadError)) this.#giveUp();
-      throw error;
-    }
-    this.#mailbox.send();
+    this.#orGiveUp(() => {
+      const begun = this.#begin(step);
+      if (begun.kind === "masked") this.#begun = begun;
+      else this.#finish(begun);
+    });
+  }
+
+  /** @throws as `launch` */
+  draw(masks: readonly RowMask[]): void {
+    const begun = this.#begun;
+    invariant(begun !== undefined, "no step waits for masks");
+    this.#begun = undefined;
+    this.#orGiveUp(() => {
+      for (const { row, mask } of masks) this.#state.allow(begun.rows[row]!.slot, mask);
+      this.#finish(begun);
+    });
   }
 
   /** @throws EngineDeadError when the device is lost; any other error is this step's alone. */
@@ -193,7 +216,17 @@ export class ModelRunner implements Runner {
     this.#workspace.dispose();
   }
 
-  #launch(step: ScheduledBatch): PendingStep {
+  #orGiveUp(run: () => void): void {
+    try {
+      unlessLost(run);
+    } catch (error) {
+      if (!(error instanceof EngineDeadError)) this.#giveUp();
+      throw error;
+    }
+  }
+
+  /** Enqueues a step: all of it, unless masks are to come before tokens are drawn. */
+  #begin(step: ScheduledBatch): BegunStep {
     const { rows, decodeRows, joins, blockTableUpdates } = step;
     const bucket = isCapturable(step)
       ? this.#graphs?.bucketFor(decodeRows, step.numTokens - decodeRows)
@@ -208,28 +241,35 @@ export class ModelRunner implements Runner {
     for (const join of joins) this.#prompts.join(join);
     this.#state.apply({
       joins,
-      rows,
       blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot),
     });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
       sample && (logprobs !== undefined || !this.#state.isPlain(slot));
-    const kind = rows.some(asksLogits) ? "full" : "plain";
+    const isMasked = rows.some(({ masked }) => masked);
+    const kind = isMasked ? "masked" : rows.some(asksLogits) ? "full" : "plain";
     const graph = bucket && this.#graphs!.find(bucket, kind);
-    graph?.launch();
-    const prompt = graph === undefined ? this.#enqueue(rows, this.#buffers.view(extents), kind) : [];
-    const logprobs = kind === "full" ? this.#enqueueLogprobs(rows, extents) : undefined;
-    const numSamples = rows.reduce((count, { sample }) => count + Number(sample), 0);
-    return { rows, numSamples, done: this.backend.fence(), logprobs, prompt };
+    if (graph) {
+      graph.begin.launch();
+      return { rows, extents, kind, graph, hidden: undefined, prompt: [] };
+    }
+    const hidden = this.#ops.forward(this.#buffers.view(extents), this.#cache);
+    return { rows, extents, kind, graph, hidden, prompt: this.#prompts.enqueue(rows, hidden) };
   }
 
-  /** A whole step op by op. */
-  #enqueue(rows: readonly ScheduledRow[], step: StepTensors, kind: DrawKind): PendingPromptRow[] {
-    const hidden = this.#ops.forward(step, this.#cache);
-    const prompt = this.#prompts.enqueue(rows, hidden);
-    if (step.sampled.size === 0) return prompt;
+  /** Enqueues what is left of a step, and sends it. */
+  #finish({ rows, extents, kind, graph, hidden, prompt }: BegunStep): void {
+    if (graph) graph.draw?.launch();
+    else this.#draw(this.#buffers.view(extents), hidden!, kind);
+    const logprobs = kind === "plain" ? undefined : this.#enqueueLogprobs(rows, extents);
+    const numSamples = rows.reduce((count, { sample }) => count + Number(sample), 0);
+    this.#pending.push({ rows, numSamples, done: this.backend.fence(), logprobs, prompt });
+    this.#mailbox.send();
+  }
+
+  #draw(step: StepTensors, hidden: Tensor, kind: DrawKind): void {
+    if (step.sampled.size === 0) return;
     if (kind === "plain") this.#ops.drawPlain(step, hidden);
     else this.#ops.draw(step, hidden);
-    return prompt;
   }
 
   /** Log-probabilities of the samples that ask for them, from the logits that drawing has left. */
@@ -278,14 +318,16 @@ export class ModelRunner implements Runner {
     }
   }
 
-  /** A whole step: from the records of its rows to the drawn tokens. */
-  #capture(bucket: StepBucket, kind: DrawKind) {
+  /** A step from the records of its rows to the drawn tokens: in one graph, or in two with masks in between. */
+  #capture(bucket: StepBucket, kind: DrawKind): StepGraph {
     const step = this.#buffers.view(extentsOf(bucket));
-    return this.backend.capture!(() => {
-      const hidden = this.#ops.forward(step, this.#cache);
-      if (kind === "plain") this.#ops.drawPlain(step, hidden);
-      else this.#ops.draw(step, hidden);
+    let hidden: Tensor | undefined;
+    const begin = this.backend.capture!(() => {
+      hidden = this.#ops.forward(step, this.#cache);
+      if (kind !== "masked") this.#draw(step, hidden, kind);
     });
+    const draw = () => this.backend.capture!(() => this.#draw(step, hidden!, kind));
+    return { begin, draw: kind === "masked" ? draw() : undefined };
   }
 
   /**

@@ -1,10 +1,10 @@
 import { orFail, type RankGroup } from "../ranks/rank-group.ts";
 import type { StepRing } from "../ranks/step-ring.ts";
-import { decodeBatch, encodeBatch } from "./batch-codec.ts";
-import type { Runner, ScheduledBatch, StepResult } from "./types.ts";
+import { decodeBatch, decodeMasks, encodeBatch, encodeMasks } from "./batch-codec.ts";
+import type { RowMask, Runner, ScheduledBatch, StepResult } from "./types.ts";
 
 /** First word of a message: the call that every rank makes. */
-const Call = { launch: 0, collect: 1 } as const;
+const Call = { launch: 0, collect: 1, draw: 2 } as const;
 const COLLECT = Int32Array.of(Call.collect);
 
 /**
@@ -40,14 +40,12 @@ export class TensorParallelRunner implements Runner {
 
   /** @throws EngineDeadError whatever failed, on whichever rank. */
   launch(batch: ScheduledBatch): void {
-    const encoded = encodeBatch(batch);
-    const message = new Int32Array(1 + encoded.length);
-    message[0] = Call.launch;
-    message.set(encoded, 1);
-    orFail(this.group, () => {
-      this.ring.publish(message);
-      this.own.launch(batch);
-    });
+    this.#publish(Call.launch, encodeBatch(batch), () => this.own.launch(batch));
+  }
+
+  /** @throws EngineDeadError whatever failed, on whichever rank. */
+  draw(masks: readonly RowMask[]): void {
+    this.#publish(Call.draw, encodeMasks(masks), () => this.own.draw(masks));
   }
 
   /** @throws EngineDeadError whatever failed, on whichever rank. */
@@ -62,6 +60,16 @@ export class TensorParallelRunner implements Runner {
   dispose(): void {
     this.group.close();
     this.own.dispose();
+  }
+
+  #publish(call: number, words: Int32Array, run: () => void): void {
+    const message = new Int32Array(1 + words.length);
+    message[0] = call;
+    message.set(words, 1);
+    orFail(this.group, () => {
+      this.ring.publish(message);
+      run();
+    });
   }
 }
 
@@ -87,7 +95,9 @@ export class Follower {
     return orFail(this.group, () => {
       const message = this.ring.next();
       if (message === undefined) return false;
-      if (message[0] === Call.launch) this.runner.launch(decodeBatch(message.subarray(1)));
+      const words = message.subarray(1);
+      if (message[0] === Call.launch) this.runner.launch(decodeBatch(words));
+      else if (message[0] === Call.draw) this.runner.draw(decodeMasks(words));
       else this.runner.collect();
       return true;
     });

@@ -31,7 +31,7 @@ export interface SlotSampling {
   readonly bannedTokens: readonly number[];
   readonly bannedUntil: number;
   readonly allowedTokenIds: readonly number[] | undefined;
-  /** Every row that samples brings a mask of its allowed tokens. Not together with `allowedTokenIds`. Default false. */
+  /** Every row that samples gets a mask of its allowed tokens. Not together with `allowedTokenIds`. Default false. */
   readonly masked?: boolean;
   /** Token sequences whose last token is banned when the others are the tail of the text. */
   readonly badWords: readonly (readonly number[])[];
@@ -56,8 +56,8 @@ export interface ScheduledRow {
    * follows each of them that is guessed right, too: 1 to `drafts` + 1 tokens. Default 0.
    */
   readonly drafts?: number;
-  /** With `sample`, of a masked slot: bit t % 32 of word t / 32 says that token t may be drawn. Read during `launch`. */
-  readonly mask?: Uint32Array;
+  /** With `sample`, of a masked slot: the step draws nothing before `Runner.draw` has brought its mask. Default false. */
+  readonly masked?: boolean;
   /** With `sample`: log-probabilities of this many top tokens and of the drawn one. */
   readonly logprobs?: number;
   /** Log-probabilities of this many top tokens, and of the next token, for each computed prompt position. */
@@ -77,6 +77,14 @@ export interface ScheduledBatch {
   readonly rows: readonly ScheduledRow[];
   readonly decodeRows: number;
   readonly numTokens: number;
+}
+
+/** The tokens that a masked row may draw. */
+export interface RowMask {
+  /** Its index in the batch. */
+  readonly row: number;
+  /** Bit t % 32 of word t / 32: token t may be drawn. */
+  readonly mask: Uint32Array;
 }
 
 /** Log-probabilities of some consecutive positions: K top entries each, best first. */
@@ -122,7 +130,14 @@ export interface Runner {
    * throws, nothing was put in flight.
    */
   launch(batch: ScheduledBatch): void;
-  /** Waits for the oldest step not collected yet. Throws what went wrong with that step as a whole. */
+  /**
+   * Lets the step that was launched last draw its tokens, if it has a masked row, and before anything else is launched: masks can
+   * follow from tokens of the step before while all else of this one is computed. A masked row without a mask draws any token.
+   * When it throws, the step is in flight no more.
+   * @param masks read before this returns.
+   */
+  draw(masks: readonly RowMask[]): void;
+  /** Waits for the oldest step not collected yet, which has been drawn. Throws what went wrong with that step as a whole. */
   collect(): StepResult;
   /** Frees the device. Safe to call twice. */
   dispose(): void;

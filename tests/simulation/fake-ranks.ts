@@ -3,7 +3,7 @@ import { RankGroup } from "../../src/ranks/rank-group.ts";
 import { allocateRankMemory } from "../../src/ranks/rank-memory.ts";
 import { StepRing } from "../../src/ranks/step-ring.ts";
 import { Follower, TensorParallelRunner } from "../../src/runner/tensor-parallel.ts";
-import type { Runner, ScheduledBatch, StepResult } from "../../src/runner/types.ts";
+import type { RowMask, Runner, ScheduledBatch, StepResult } from "../../src/runner/types.ts";
 import { FakeRunner, type FakeRunnerOptions, type Fault } from "./fake-runner.ts";
 
 /** What the simulation decides about ranks. */
@@ -85,6 +85,7 @@ export class FakeRanks {
     return {
       ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts, maxInFlight },
       launch: (batch: ScheduledBatch) => call(() => leader.launch(batch)),
+      draw: (masks: readonly RowMask[]) => call(() => leader.draw(masks)),
       collect: () => {
         const result = call(() => leader.collect());
         this.#results.push(structuredClone(result));
@@ -125,6 +126,7 @@ class FakeFollower {
     };
     const runner = {
       launch: (batch: ScheduledBatch) => call(() => this.runner.launch(batch)),
+      draw: (masks: readonly RowMask[]) => call(() => this.runner.draw(masks)),
       collect: () => {
         const result = call(() => this.runner.collect());
         this.results.push(result);

@@ -1,5 +1,6 @@
 import type {
   LogprobRows,
+  RowMask,
   Runner,
   ScheduledBatch,
   ScheduledRow,
@@ -15,7 +16,8 @@ import { cell, draw, logprobOf, mix, saltOf, VOCAB } from "./oracle.ts";
  */
 export type Execution = "eager" | "lazy" | "reordered";
 
-export type Fault = "launch" | "collect" | "nan" | "dead";
+/** The fault "draw" shows in steps with masked rows only. */
+export type Fault = "launch" | "draw" | "collect" | "nan" | "dead";
 
 export interface FakeRunnerOptions {
   numBlocks: number;
@@ -90,6 +92,8 @@ export class FakeRunner implements Runner {
   /** Seeds of the sequences that a fault hit. */
   readonly victims = new Set<bigint>();
   readonly launched: ScheduledBatch[] = [];
+  /** The masks of each step that had masked rows. */
+  readonly masks: (readonly RowMask[])[] = [];
   disposed = false;
   readonly #options: FakeRunnerOptions;
   readonly #values: Uint32Array;
@@ -97,6 +101,8 @@ export class FakeRunner implements Runner {
   readonly #nan: Uint8Array;
   readonly #slots: (Slot | undefined)[] = [];
   readonly #inFlight: Step[] = [];
+  /** The step that was launched last has masked rows, and has not been drawn. */
+  #awaitsMasks = false;
 
   constructor(options: FakeRunnerOptions) {
     this.#options = options;
@@ -113,6 +119,7 @@ export class FakeRunner implements Runner {
 
   launch(batch: ScheduledBatch): void {
     const fault = this.#options.fault?.();
+    this.#check(!this.#awaitsMasks, "launched before the step before was drawn");
     this.launched.push(batch);
     this.#checkBatch(batch);
     for (const { slot, tokens, promptLength, numComputedTokens, sampling } of batch.joins) {
@@ -149,16 +156,33 @@ export class FakeRunner implements Runner {
     }
     this.#check(this.#inFlight.length < this.maxInFlight, "too many steps in flight");
     this.#inFlight.push(step);
+    this.#awaitsMasks = batch.rows.some(({ masked }) => masked);
+    if (this.#options.execution === "eager" && !this.#awaitsMasks) this.#execute(step);
+  }
+
+  draw(masks: readonly RowMask[]): void {
+    const step = this.#inFlight.at(-1)!;
+    this.#check(this.#awaitsMasks, "drawn twice, or without masks");
+    for (const { row } of masks) this.#check(step.batch.rows[row]?.masked === true, `row ${row} has a mask`);
+    this.#awaitsMasks = false;
+    this.masks.push(masks);
+    if (step.fault === "draw") {
+      this.#inFlight.pop();
+      for (const slot of step.slots) this.victims.add(slot.sampling.seed);
+      this.#scribble(step);
+      throw new Error("draw failed");
+    }
     if (this.#options.execution === "eager") this.#execute(step);
   }
 
   collect(): StepResult {
     const step = this.#inFlight[0];
     if (!step) throw new Error("nothing in flight");
+    this.#check(this.#inFlight.length > 1 || !this.#awaitsMasks, "collected before it was drawn");
     if (this.#options.execution === "reordered") {
       const later = this.#inFlight[1];
       later?.slots.forEach((slot, i) => {
-        if (!step.slots.includes(slot)) this.#executeRow(later, i);
+        if (!this.#awaitsMasks && !step.slots.includes(slot)) this.#executeRow(later, i);
       });
     }
     this.#execute(step);

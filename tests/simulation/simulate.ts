@@ -8,6 +8,8 @@ import { FakeRanks } from "./fake-ranks.ts";
 import { type Execution, FakeRunner, type FakeRunnerOptions, type Fault } from "./fake-runner.ts";
 import { digests, EOS, logprobOf, makeSeed, reference, saltOf, ToyTextStream, VOCAB } from "./oracle.ts";
 import { Outcomes } from "./outcomes.ts";
+import { Random } from "./random.ts";
+import { SimMatchers } from "./sim-matchers.ts";
 
 /** What a simulated run came to, for statements about many runs. */
 export interface Summary {
@@ -32,26 +34,6 @@ interface Tracked {
   aborted: boolean;
 }
 
-class Random {
-  #state: number;
-  constructor(seed: number) {
-    this.#state = (seed * 0x9e3779b9) | 0;
-  }
-  /** An integer in [0, n). */
-  below(n: number): number {
-    this.#state = (this.#state + 0x6d2b79f5) | 0;
-    let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % n;
-  }
-  chance(percent: number): boolean {
-    return this.below(100) < percent;
-  }
-  pick<T>(list: readonly T[]): T {
-    return list[this.below(list.length)]!;
-  }
-}
-
 /** Runs an engine under a random load with random faults, and throws at the first thing that is not as it must be. */
 export function simulate(seed: number, hasher: IHasher): Summary {
   const random = new Random(seed);
@@ -65,12 +47,16 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const mayDie = random.chance(3);
   const guessPercent = random.pick([0, 50, 90, 100]);
   let faultsLeft = 6;
+  const grammars = new Random(seed + 1_000_003);
+  const grammarPercent = grammars.pick([0, 30, 100]);
+  const matchers = new SimMatchers(grammars);
 
   const fault = (): Fault | undefined => {
     if (mayDie && random.chance(3)) return "dead";
     if (faultsLeft === 0 || !random.chance(faultPercent)) return undefined;
     faultsLeft--;
-    return random.pick(["launch", "collect", "nan", "nan"]);
+    const picked = random.pick<Fault>(["launch", "collect", "nan", "nan"]);
+    return picked === "launch" && grammars.chance(50) ? "draw" : picked;
   };
   const options: FakeRunnerOptions = {
     ...{ numBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxModelLen, fault },
@@ -94,6 +80,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     createTextStream: (prompt) => new ToyTextStream(failures.get(prompt)),
     decodeToken: (id) => `<${id}>`,
     debugInvariants: false,
+    matchers,
   });
 
   const bases = [0, 1, 2].map(() => Array.from({ length: 64 }, () => random.below(VOCAB)));
@@ -101,7 +88,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const spread = random.pick([1, 10, 60]);
   const arrivals = Array.from({ length: numRequests }, (_, i) => ({
     at: random.below(spread),
-    request: makeRequest(random, i, bases, limit),
+    request: underGrammar(makeRequest(random, i, bases, limit), grammars.chance(grammarPercent)),
     failAfter: random.chance(4) ? random.below(6) : undefined,
   })).sort((a, b) => a.at - b.at);
   const abortPercent = random.pick([0, 0, 5, 20]);
@@ -164,6 +151,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
 
     const output = step();
     engine.checkIntegrity();
+    matchers.pass(engine.isBlocked);
     if (!output) break;
     outcomes.take(output);
     if (output.deltas.some(({ finishReason }) => finishReason !== null)) idleTicks = 0;
@@ -193,6 +181,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     }
   }
   must(engine.resetPrefixCache() && engine.stats().cachedBlocks === 0, "the cache could not be emptied");
+  must(matchers.numLive === 0, "a matcher outlived its sequence");
   engine.checkIntegrity();
   engine.dispose();
   return summary;
@@ -266,6 +255,10 @@ function verify(
   must(logits.length === seen.length * VOCAB, `${id}: ${logits.length} logits`);
   for (let i = 0; i < logits.length; i++)
     must(logits[i] === logprobOf(seen[Math.floor(i / VOCAB)]!, i % VOCAB), `${id}: logit ${i}`);
+}
+
+function underGrammar(request: RequestDraft, isMatched: boolean): RequestDraft {
+  return isMatched && !request.logits ? { ...request, grammar: "root ::= root" } : request;
 }
 
 function makeRequest(random: Random, index: number, bases: number[][], limit: number): RequestDraft {

@@ -11,6 +11,7 @@ setDefaultTimeout(300_000);
 /** Answers when it is told to. */
 class FakeMatcher implements TokenMatcher {
   isPending = true;
+  isSlow = true;
   isComplete = false;
   error: Error | undefined;
   readonly mask = new Uint32Array(1);
@@ -84,22 +85,97 @@ test("a row with a grammar waits for its mask, those without never do", () => {
   expect(runner.violations).toEqual([]);
 });
 
-test("every row that samples under a grammar brings its mask, and its slot says so", () => {
+test("every row that samples under a grammar gets its mask, and its slot says so", () => {
   const matchers = new FakeMatchers();
   const { engine, runner } = makeEngine({ matchers, overlap: true, maxNumBatchedTokens: 4 });
   add(engine, makeRequest(range(0, 10), { allowedTokenIds: [1] }, structured));
   drainAnswering(engine, matchers);
   const rows = runner.launched.flatMap((batch) => batch.rows);
-  expect(rows.map(({ sample, mask }) => [sample, mask === matchers.all[0]!.mask])).toEqual([
+  expect(rows.map(({ sample, masked }) => [sample, masked === true])).toEqual([
     ...[
       [false, false],
       [false, false],
     ],
     ...Array(4).fill([true, true]),
   ]);
+  expect(runner.masks).toEqual(Array(4).fill([{ row: 0, mask: matchers.all[0]!.mask }]));
+  expect(runner.violations).toEqual([]);
   const [join] = runner.launched.flatMap((batch) => batch.joins);
   expect(join!.sampling).toMatchObject({ masked: true, allowedTokenIds: undefined });
   expect(matchers.all[0]!.init.allowedTokenIds).toEqual([1]);
+});
+
+describe("rows whose masks come soon", () => {
+  /** Answers when a step waits, and fails a matcher of the test's choice then. */
+  class QuickMatchers extends FakeMatchers {
+    override settle(): void {
+      this.answer();
+      for (const matcher of this.all) matcher.isSlow = false;
+    }
+  }
+
+  function start(overlap: boolean) {
+    const matchers = new QuickMatchers();
+    const { engine, runner } = makeEngine({ matchers, overlap });
+    const [masked, plain] = [makeRequest(range(0, 5), {}, structured), makeRequest(range(5, 9))];
+    for (const request of [masked, plain]) add(engine, request);
+    matchers.answer();
+    return { matchers, engine, runner, masked, plain };
+  }
+
+  test.each([false, true])("have a place in every step, overlap %p", (overlap) => {
+    const { matchers, engine, runner, masked, plain } = start(overlap);
+    const outcomes = drainAnswering(engine, matchers);
+    for (const request of [masked, plain])
+      expect(tokensOf(outcomes, request.id)).toEqual([...reference(request, 0, 64).tokens]);
+    expect(matchers.all[0]!.accepted).toEqual([...reference(masked, 0, 64).tokens.slice(0, -1)]);
+    expect(runner.launched.map(({ rows }) => rows.length)).toEqual([2, 2, 2, 2]);
+    expect(runner.violations).toEqual([]);
+  });
+
+  test("are computed before the tokens of the step ahead are known, and drawn after", () => {
+    const { matchers, engine, runner } = start(true);
+    const [launched, drawn]: number[][] = [[], []];
+    const { accept } = FakeMatcher.prototype;
+    for (const matcher of matchers.all)
+      matcher.accept = (token) => {
+        launched!.push(runner.launched.length);
+        drawn!.push(runner.masks.length);
+        accept.call(matcher, token);
+      };
+    drainAnswering(engine, matchers);
+    expect(launched).toEqual([2, 3, 4]);
+    expect(drawn).toEqual([1, 2, 3]);
+  });
+
+  test("draw nothing for a matcher that fails while they are computed", () => {
+    const { matchers, engine, runner, masked, plain } = start(true);
+    const outcomes = new Outcomes();
+    while (runner.masks.length < 2) outcomes.take(engine.step());
+    matchers.all[0]!.error = new GrammarTooComplexError("structuredOutputs", "too slow");
+    drainAnswering(engine, matchers, outcomes);
+    expect(outcomes.finished.get(masked.id)!.finishReasons).toEqual(["error"]);
+    expect(tokensOf(outcomes, plain.id)).toEqual([...reference(plain, 0, 64).tokens]);
+    expect(runner.violations).toEqual([]);
+  });
+
+  test("end with a step that cannot draw, and nobody else does", () => {
+    const matchers = new QuickMatchers();
+    let launches = 0;
+    const { engine, runner } = makeEngine(
+      { matchers, overlap: true },
+      { fault: () => (++launches === 2 ? "draw" : undefined) },
+    );
+    const masked = makeRequest(range(0, 5), {}, structured);
+    add(engine, masked);
+    matchers.answer();
+    const outcomes = drainAnswering(engine, matchers);
+    expect(outcomes.finished.get(masked.id)!.finishReasons).toEqual(["error"]);
+    const next = makeRequest(range(5, 9));
+    add(engine, next);
+    expect(tokensOf(drain(engine, outcomes), next.id)).toEqual([...reference(next, 0, 64).tokens]);
+    expect(runner.violations).toEqual([]);
+  });
 });
 
 test("tokens are not guessed ahead of a mask", () => {

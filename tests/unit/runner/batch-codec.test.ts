@@ -1,6 +1,6 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
-import { decodeBatch, encodeBatch } from "../../../src/runner/batch-codec.ts";
+import { decodeBatch, decodeMasks, encodeBatch, encodeMasks } from "../../../src/runner/batch-codec.ts";
 import type { ScheduledBatch } from "../../../src/runner/types.ts";
 
 setDefaultTimeout(300_000);
@@ -25,7 +25,6 @@ const plainSampling = fc.record({
 const sampling = fc
   .tuple(plainSampling, optional("masked", fc.constant(true)))
   .map(([fields, masked]) => ({ ...fields, ...masked }));
-const words = fc.array(fc.integer({ min: 0, max: 2 ** 32 - 1 }), { maxLength: 8 });
 const join = fc.record({
   ...{ slot: token, promptLength: token, numComputedTokens: token, sampling },
   tokens: fc.oneof(tokens, fc.constant(Array(5000).fill(7))).map((ids) => Int32Array.from(ids)),
@@ -37,10 +36,7 @@ const row = fc
     optional("logprobs", fc.integer({ min: -1, max: 20 })),
     optional("promptLogprobs", fc.integer({ min: -1, max: 20 })),
     optional("logits", fc.constant(true)),
-    optional(
-      "mask",
-      words.map((list) => Uint32Array.from(list)),
-    ),
+    optional("masked", fc.constant(true)),
   )
   .map((parts) => Object.assign({}, ...parts));
 const batch = fc.record({
@@ -54,6 +50,16 @@ test("a batch comes back as it was, to the bit", () => {
   fc.assert(
     fc.property(batch, (given) => {
       expect(decodeBatch(encodeBatch(given))).toStrictEqual(given);
+    }),
+  );
+});
+
+test("masks come back as they were", () => {
+  const words = fc.array(fc.integer({ min: 0, max: 2 ** 32 - 1 }), { maxLength: 8 });
+  const masks = fc.array(fc.record({ row: token, mask: words.map((list) => Uint32Array.from(list)) }));
+  fc.assert(
+    fc.property(masks, (given) => {
+      expect(decodeMasks(encodeMasks(given))).toStrictEqual(given);
     }),
   );
 });

@@ -23,8 +23,8 @@ test("every block of a slot has an entry of its own, the last one too; the engin
   const blockTableUpdates = [0, 1].flatMap((slot) =>
     [0, 1, 2].map((index) => ({ slot, index, block: 10 * slot + index })),
   );
-  state.apply({ rows: [], joins: [], blockTableUpdates: blockTableUpdates.slice(0, 3) });
-  state.apply({ rows: [], joins: [], blockTableUpdates: blockTableUpdates.slice(3) });
+  state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(0, 3) });
+  state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(3) });
   // The last slot is padding's: all of it lies in the scratch block.
   const table = [...readInts(backend, state.slots.blockTables)];
   expect(table).toEqual([1, 2, 3, 11, 12, 13, 0, 0, 0]);
@@ -36,7 +36,6 @@ test("the last position of the longest sequence lies in its last block", () => {
   const tokens = Array.from({ length: 37 }, (_, i) => i % 9);
   const updates = [4, 7, 2].map((block, index) => ({ slot: 1, index, block }));
   state.apply({
-    rows: [],
     joins: [toyJoin(1, tokens, { numComputedTokens: 31 })],
     blockTableUpdates: updates,
   });
@@ -59,7 +58,15 @@ test("of a join, what the sequence does not use is not uploaded", () => {
     uploads.push(String(target));
     upload.call(backend, target, data);
   };
-  state.apply({ rows: [], joins: [toyJoin(0, [1, 2])], blockTableUpdates: [] });
+  state.apply({ joins: [toyJoin(0, [1, 2])], blockTableUpdates: [] });
   expect(uploads).toEqual(["int32[2]", "uint32[16]", "int32[4]"]);
+  backend.dispose();
+});
+
+test("the tokens that a slot may draw are its own", () => {
+  const { backend, state } = setUp();
+  state.allow(1, Uint32Array.of(0b101));
+  state.allow(0, Uint32Array.of(0b10));
+  expect([...readInts(backend, state.slots.allowed)]).toEqual([0b10, 0b101, 0]);
   backend.dispose();
 });

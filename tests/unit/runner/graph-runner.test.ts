@@ -10,11 +10,11 @@ function setUp(maxRows: number, maxTokens: number) {
   let alive = 0;
   const graphs = new GraphRunner({ maxRows, maxTokens }, (bucket, kind) => {
     captured.push({ bucket, kind });
-    alive++;
-    const dispose = () => {
-      alive--;
+    const graph = () => {
+      alive++;
+      return { launch: () => {}, dispose: () => void alive-- };
     };
-    return { launch: () => {}, dispose };
+    return { begin: graph(), draw: kind === "masked" ? graph() : undefined };
   });
   return { graphs, captured, alive: () => alive };
 }
@@ -27,7 +27,10 @@ test("decode steps are captured at once, the largest first; those of another kin
   const plain = graphs.find(bucket, "plain")!;
   const full = graphs.find(bucket, "full")!;
   expect([graphs.find(bucket, "plain"), graphs.find(bucket, "full")]).toEqual([plain, full]);
-  expect(captured).toHaveLength(5);
+  const masked = graphs.find(bucket, "masked")!;
+  expect(graphs.find(bucket, "masked")).toBe(masked);
+  expect(captured).toHaveLength(6);
+  expect(alive()).toBe(7);
   graphs.dispose();
   expect(alive()).toBe(0);
 });

@@ -31,6 +31,7 @@ function twoRanks(fail: (call: string) => void = () => {}, timeout = 20_000) {
       ...{ numBlocks: 7, blockSize: 16, maxNumSeqs: 3, maxModelLen: 99, vocabSize: 23, maxDrafts: 0 },
       maxInFlight: 2,
       launch: (batch) => call(`launch of ${batch.numTokens}`),
+      draw: (masks) => call(`draw with ${masks.map(({ row, mask }) => `${row}: ${mask}`)}`),
       collect: () => {
         call("collect");
         return RESULT;
@@ -54,14 +55,15 @@ test("every rank is asked the same in the same order, and the leader answers", (
   });
   leader.launch(BATCH);
   leader.launch(BATCH);
+  leader.draw([{ row: 2, mask: Uint32Array.of(7, 2 ** 31) }]);
   expect(leader.collect()).toBe(RESULT);
-  for (let i = 0; i < 3; i++) expect(follower.followNext()).toBe(true);
+  for (let i = 0; i < 4; i++) expect(follower.followNext()).toBe(true);
   leader.dispose();
   expect(follower.followNext()).toBe(false);
   follower.follow();
   expect(calls).toEqual([
-    ["launch of 3", "launch of 3", "collect", "dispose"],
-    ["launch of 3", "launch of 3", "collect"],
+    ["launch of 3", "launch of 3", "draw with 2: 7,2147483648", "collect", "dispose"],
+    ["launch of 3", "launch of 3", "draw with 2: 7,2147483648", "collect"],
   ]);
 });
 

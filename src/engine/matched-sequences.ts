@@ -1,0 +1,71 @@
+import { invariant } from "../base/errors.ts";
+import type { RowMask } from "../runner/types.ts";
+import type { EngineRequest } from "./request.ts";
+import type { ScheduledStep } from "./scheduler.ts";
+import type { Sequence } from "./sequence.ts";
+import type { MatcherSource, TokenMatcher } from "./token-matcher.ts";
+
+/** The unfinished sequences whose tokens a matcher limits. */
+export class MatchedSequences {
+  readonly #sequences = new Set<Sequence>();
+
+  constructor(
+    private readonly source: MatcherSource | undefined,
+    private readonly eosTokenIds: Iterable<number>,
+  ) {}
+
+  /** A matcher for a completion of the request; undefined if nothing limits its tokens. */
+  open({ grammar, sampling }: EngineRequest): TokenMatcher | undefined {
+    if (grammar === undefined) return undefined;
+    invariant(this.source, "there is nothing that follows grammars");
+    const { stopTokenIds, ignoreEos, allowedTokenIds } = sampling;
+    const ends = ignoreEos ? stopTokenIds : [...this.eosTokenIds, ...stopTokenIds];
+    return this.source.open({ grammar, stopTokenIds: [...new Set(ends)], allowedTokenIds });
+  }
+
+  /** Takes in a sequence, if it has a matcher. */
+  add(sequence: Sequence): void {
+    if (sequence.matcher) this.#sequences.add(sequence);
+  }
+
+  /** A sequence has finished. */
+  remove(sequence: Sequence): void {
+    this.#sequences.delete(sequence);
+    sequence.matcher?.dispose();
+  }
+
+  /** Some sequence has no row for as long as its mask has not come. */
+  get awaitMasks(): boolean {
+    return this.#sequences.values().some(({ awaitsMask }) => awaitsMask);
+  }
+
+  /** Sequences whose text is complete without a stop token, or whose matcher has failed. */
+  ended(): readonly Sequence[] {
+    return [...this.#sequences].filter(
+      ({ matcher }) => matcher!.error !== undefined || (!matcher!.isPending && matcher!.isComplete),
+    );
+  }
+
+  /** Asks for the masks that follow the tokens that have been collected. */
+  ask(): void {
+    this.source?.flush();
+  }
+
+  /** Waits for the masks of matchers that nobody has to wait long for. */
+  settle(): void {
+    this.source?.settle();
+  }
+
+  /** Resolves when some matcher may have been answered. */
+  async changed(): Promise<void> {
+    await this.source?.changed();
+  }
+
+  /** The masks of a step's rows, of those whose sequences are unfinished. */
+  masksOf({ batch, sequences }: ScheduledStep): readonly RowMask[] {
+    return batch.rows.flatMap(({ masked }, row) => {
+      const { matcher, status } = sequences[row]!;
+      return masked && status !== "finished" ? [{ row, mask: matcher!.mask }] : [];
+    });
+  }
+}
