@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type EngineOptions, LLM, type SamplingParams } from "octavo";
@@ -118,6 +118,12 @@ describeGpus(RANKS, "ranks on two GPUs", ({ driver }) => {
   describe("that fail", () => {
     const folder = temporaryFolder();
     afterAll(() => folder[Symbol.dispose]());
+    /** What the driver keeps of a GPU that has been used once is no rank's. */
+    beforeAll(async () => {
+      using server = await serve(SERVE, { env: VISIBLE });
+      server.child.kill("SIGTERM");
+      await server.child.exited;
+    });
     const LONG = { prompt: "Once upon a time", max_tokens: 900, ignore_eos: true, stream: true };
 
     test.each<[manner: string, limit: keyof typeof LIMIT_MS]>([
