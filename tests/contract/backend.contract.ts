@@ -24,11 +24,18 @@ import { Fixture } from "./fixture.ts";
 /** A method of `Backend` that a case is about. */
 export type Op = Exclude<keyof Backend, "name" | "activationDtype">;
 
-/** Where case files register: `body` runs on fresh, guarded memory and fails by throwing. */
-export type Case = (op: Op, title: string, body: (fixture: Fixture) => void) => void;
+/**
+ * Where case files register: `body` runs on fresh, guarded memory and fails by throwing. With `size` "grid" the case is of a size
+ * at which a GPU's kernels tile, split or share their work in another way.
+ */
+export type Case = (op: Op, title: string, body: (fixture: Fixture) => void, size?: "grid") => void;
 
-/** The cases that every backend must pass, against naive float64 references. */
-export function runContract(name: string, createBackend: () => Backend): void {
+/**
+ * The cases that every backend must pass, against naive float64 references.
+ * @param grids Whether the backend's work is cut by its size. To loops that take one element after another the sizes "grid"
+ * are more of the same, and slow.
+ */
+export function runContract(name: string, createBackend: () => Backend, grids: boolean): void {
   describe(`${name} backend`, () => {
     let backend: Backend;
     beforeAll(() => {
@@ -36,7 +43,8 @@ export function runContract(name: string, createBackend: () => Backend): void {
     });
     afterAll(() => backend?.dispose());
 
-    const addCase: Case = (op, title, body) => {
+    const addCase: Case = (op, title, body, size) => {
+      if (size === "grid" && !grids) return;
       test(`${op}: ${title}`, () => {
         const fixture = new Fixture(backend);
         try {

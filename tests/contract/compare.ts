@@ -19,8 +19,10 @@ export interface Precision {
 
 /** The largest relative error of rounding to `dtype`. */
 export function roundoff(dtype: FloatDType): number {
-  return { float32: 2 ** -24, float16: 2 ** -11, bfloat16: 2 ** -8 }[dtype];
+  return ROUNDOFF[dtype];
 }
+
+const ROUNDOFF: Record<FloatDType, number> = { float32: 2 ** -24, float16: 2 ** -11, bfloat16: 2 ** -8 };
 
 /** Spacing of the values next to zero, at which rounding is no longer relative. */
 const SMALLEST: Record<FloatDType, number> = { float32: 2 ** -126, bfloat16: 2 ** -126, float16: 2 ** -24 };
@@ -38,9 +40,10 @@ export function expectClose(
   let worst = { excess: 1, message: "" };
   if (actual.length !== expected.values.length) throw new Error(`${label}: ${actual.length} elements`);
   for (let i = 0; i < actual.length; i++) {
-    const [got, want, magnitude] = [actual[i]!, expected.values[i]!, expected.magnitudes[i]!];
+    const got = actual[i]!;
+    const want = expected.values[i]!;
     if (Object.is(got, want) || got === want) continue;
-    const tolerance = toleranceOf(want, magnitude, precision);
+    const tolerance = toleranceOf(want, expected.magnitudes[i]!, precision);
     const error = Math.abs(got - want);
     const excess = Number.isFinite(error) ? error / tolerance : Infinity;
     if (excess > worst.excess) {
@@ -68,11 +71,13 @@ export function expectFloat8(
   precision: Precision,
 ): void {
   for (let i = 0; i < actual.length; i++) {
-    const [got, want] = [actual[i]!, expected.values[i]!];
-    if (Number.isNaN(got) && Number.isNaN(want)) continue;
+    const got = actual[i]!;
+    const want = expected.values[i]!;
+    if (got === want || (Number.isNaN(got) && Number.isNaN(want))) continue;
     const tolerance = toleranceOf(want, expected.magnitudes[i]!, precision);
-    const [low, high] = [want - tolerance, want + tolerance].map((value) => FLOAT8_VALUES[toFloat8(value)]!);
-    if (!(low! <= got && got <= high!))
+    const low = FLOAT8_VALUES[toFloat8(want - tolerance)]!;
+    const high = FLOAT8_VALUES[toFloat8(want + tolerance)]!;
+    if (!(low <= got && got <= high))
       throw new Error(`${label}[${i}] is ${got}, expected ${want} rounded to ${low} to ${high}`);
   }
 }

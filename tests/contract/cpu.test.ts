@@ -4,4 +4,4 @@ import { runContract } from "./backend.contract.ts";
 
 setDefaultTimeout(300_000);
 
-runContract("cpu", () => new CpuBackend());
+runContract("cpu", () => new CpuBackend(), false);

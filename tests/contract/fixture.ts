@@ -38,15 +38,19 @@ export class Fixture {
 
   /** A float input that no op may change. */
   input(values: Float32Array, shape: readonly number[], dtype: FloatDType = this.dtype): Uploaded {
-    const uploaded = this.state(values, shape, dtype);
-    this.#inputs.set(uploaded.tensor, narrow(values, dtype));
+    const bytes = narrow(values, dtype);
+    const uploaded = this.#upload(bytes, shape, dtype);
+    this.#inputs.set(uploaded.tensor, bytes);
     return uploaded;
   }
 
   /** A float tensor that ops may change. */
   state(values: Float32Array, shape: readonly number[], dtype: KvDType = this.dtype): Uploaded {
+    return this.#upload(dtype === "float8_e4m3" ? codesOf(values) : narrow(values, dtype), shape, dtype);
+  }
+
+  #upload(bytes: Uint8Array, shape: readonly number[], dtype: KvDType): Uploaded {
     const tensor = this.#place(dtype, shape);
-    const bytes = dtype === "float8_e4m3" ? Uint8Array.from(values, toFloat8) : narrow(values, dtype);
     this.backend.upload(tensor, bytes);
     return { tensor, values: floatsOf(bytes, dtype) };
   }
@@ -112,8 +116,14 @@ export class Fixture {
         new Tensor(tensor.buffer, "float16", [tensor.buffer.byteLength / 2]),
       );
       const end = GUARD_BYTES + tensor.byteLength;
-      const broken = whole.findIndex((byte, i) => (i < GUARD_BYTES || i >= end) && byte !== GUARD);
-      if (broken >= 0) throw new Error(`byte ${broken - GUARD_BYTES} outside of ${tensor} was written`);
+      for (const [from, to] of [
+        [0, GUARD_BYTES],
+        [end, whole.length],
+      ] as const) {
+        const broken = whole.subarray(from, to).findIndex((byte) => byte !== GUARD);
+        if (broken >= 0)
+          throw new Error(`byte ${from + broken - GUARD_BYTES} outside of ${tensor} was written`);
+      }
       const before = this.#inputs.get(tensor);
       if (before !== undefined && !Buffer.from(before).equals(whole.subarray(GUARD_BYTES, end))) {
         throw new Error(`input ${tensor} was written`);
@@ -141,9 +151,15 @@ export class Fixture {
   }
 }
 
+function codesOf(values: Float32Array): Uint8Array {
+  const codes = new Uint8Array(values.length);
+  for (let i = 0; i < codes.length; i++) codes[i] = toFloat8(values[i]!);
+  return codes;
+}
+
 function floatsOf(bytes: Uint8Array, dtype: KvDType): Float32Array {
-  if (dtype === "float8_e4m3") return Float32Array.from(bytes, (code) => FLOAT8_VALUES[code]!);
   const values = new Float32Array(bytes.length / dtypeSize(dtype));
-  widen(bytes, dtype, values);
+  if (dtype === "float8_e4m3") for (let i = 0; i < values.length; i++) values[i] = FLOAT8_VALUES[bytes[i]!]!;
+  else widen(bytes, dtype, values);
   return values;
 }

@@ -21,10 +21,12 @@ export class Random {
 
   /** `count` draws from the normal distribution of deviation `scale` around `mean`. */
   normals(count: number, scale = 1, mean = 0): Float32Array {
-    return Float32Array.from({ length: count }, () => {
+    const draws = new Float32Array(count);
+    for (let i = 0; i < count; i++) {
       const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
-      return mean + scale * radius * Math.cos(2 * Math.PI * this.uniform());
-    });
+      draws[i] = mean + scale * radius * Math.cos(2 * Math.PI * this.uniform());
+    }
+    return draws;
   }
 
   /** The numbers 0 … count − 1 in random order. */

@@ -21,11 +21,13 @@ function tabulate(
 }
 
 export function linear(x: Values, weight: Values, bias: Values | undefined, n: number, k: number): Expected {
+  const [inputs, matrix] = [Float64Array.from(x), Float64Array.from(weight)];
   return tabulate(x.length / k, n, (row, column) => {
     let value = bias?.[column] ?? 0;
     let magnitude = Math.abs(value);
+    const [from, weights] = [row * k, column * k];
     for (let i = 0; i < k; i++) {
-      const term = x[row * k + i]! * weight[column * k + i]!;
+      const term = inputs[from + i]! * matrix[weights + i]!;
       value += term;
       magnitude += Math.abs(term);
     }
@@ -177,6 +179,7 @@ export function attention(
 ): Expected {
   const { numHeads, numKvHeads, headDim, scale, window, softCap, sinks } = spec;
   const width = (numHeads + 2 * numKvHeads) * headDim;
+  const queries = Float64Array.from(qkv);
   const values = new Float64Array(tokens * numHeads * headDim);
   const magnitudes = new Float64Array(values.length);
   for (const row of rows) {
@@ -187,23 +190,26 @@ export function attention(
       for (let head = 0; head < numHeads; head++) {
         const kvHead = Math.floor((head * numKvHeads) / numHeads);
         const at = (p: number) => (p * numKvHeads + kvHead) * headDim;
-        const scores: number[] = [];
-        for (let p = first; p <= position; p++) {
+        const query = queries.subarray(token * width + head * headDim);
+        const weights = new Float64Array(position + 1 - first);
+        for (let j = 0; j < weights.length; j++) {
+          const start = at(first + j);
           let score = 0;
-          for (let i = 0; i < headDim; i++) {
-            score += qkv[token * width + head * headDim + i]! * row.keys[at(p) + i]!;
-          }
-          scores.push(softCap === undefined ? score * scale : softCap * Math.tanh((score * scale) / softCap));
+          for (let i = 0; i < headDim; i++) score += query[i]! * row.keys[start + i]!;
+          weights[j] = softCap === undefined ? score * scale : softCap * Math.tanh((score * scale) / softCap);
         }
-        const max = Math.max(...scores);
-        const weights = scores.map((score) => Math.exp(score - max));
-        const sink = sinks === undefined ? 0 : Math.exp(sinks[head]! - max);
-        const total = weights.reduce((sum, weight) => sum + weight, sink);
+        const max = weights.reduce((most, score) => Math.max(most, score), -Infinity);
+        let total = sinks === undefined ? 0 : Math.exp(sinks[head]! - max);
+        for (let j = 0; j < weights.length; j++) {
+          weights[j] = Math.exp(weights[j]! - max);
+          total += weights[j]!;
+        }
         const target = (token * numHeads + head) * headDim;
         for (let j = 0; j < weights.length; j++) {
           const start = at(first + j);
+          const weight = weights[j]! / total;
           for (let i = 0; i < headDim; i++) {
-            const term = (weights[j]! / total) * row.values[start + i]!;
+            const term = weight * row.values[start + i]!;
             values[target + i]! += term;
             magnitudes[target + i]! += Math.abs(term);
           }

@@ -107,8 +107,10 @@ export function expectDraw(
   const temperature = Math.fround(slot.temperature ?? 1);
   const kept = distribution(logits, slot);
   const [seedLow, seedHigh] = slot.seed ?? [0, 0];
+  let [group, block] = [-1, [] as readonly bigint[]];
   const score = (id: number) => {
-    const block = philox([id >>> 2, sampledPosition, 0, 0], [seedLow, seedHigh]);
+    if (id >>> 2 !== group) block = philox([id >>> 2, sampledPosition, 0, 0], [seedLow, seedHigh]);
+    group = id >>> 2;
     const uniform = (Number(block[id & 3]!) + 0.5) * 2 ** -32;
     return logits[id]! / temperature - Math.log(-Math.log(uniform));
   };

@@ -6,6 +6,8 @@ import { batchTensors, extentsOf, type RaggedBatch, type RowShape, raggedBatch }
 import { slotTensors } from "../slot-table.ts";
 import { stepAreas } from "../step-areas.ts";
 
+const ALL_OF_A_GPU = "tokens for all of a GPU";
+
 const BATCHES = {
   "one decode": [[1, 1]],
   "a decode past a block": [[17, 1]],
@@ -41,7 +43,7 @@ const BATCHES = {
     [74, 74],
     [90, 53],
   ],
-  "tokens for all of a GPU": [[9, 1], ...Array<RowShape>(155).fill([24, 24]), [90, 37]],
+  [ALL_OF_A_GPU]: [[9, 1], ...Array<RowShape>(155).fill([24, 24]), [90, 37]],
 } satisfies Readonly<Record<string, readonly RowShape[]>>;
 export type BatchName = keyof typeof BATCHES;
 
@@ -108,8 +110,8 @@ function projectionCases(addCase: Case): void {
     ["short decodes", 2, 1, 96, 20],
     ["decode and chunk", 3, 1, 64, 2],
     // Heads that are no multiple of those that a thread takes.
-    ["tokens for all of a GPU", 7, 1, 128, 128],
-    ["tokens for all of a GPU", 3, 1, 96, 20],
+    [ALL_OF_A_GPU, 7, 1, 128, 128],
+    [ALL_OF_A_GPU, 3, 1, 96, 20],
   ] as const) {
     const shape = { numHeads, numKvHeads, headDim, rotaryDim, blockSize: 16, window: 0 };
     for (const headNorm of [false, true]) attendCase(addCase, name, { ...shape, headNorm });
@@ -343,7 +345,6 @@ function float8Cases(addCase: Case): void {
     headNorm: turn % 3 === 0,
     scales: scales[turn++ % scales.length]!,
   });
-  const ALL_OF_A_GPU = "tokens for all of a GPU";
   const names = (Object.keys(BATCHES) as BatchName[]).filter((name) => name !== ALL_OF_A_GPU);
   attendCase(addCase, ALL_OF_A_GPU, { numHeads: 7, numKvHeads: 1, headDim: 128, rotaryDim: 128, ...next() });
   for (const headDim of [32, 64, 96, 128, 160, 192, 256]) {
@@ -375,7 +376,7 @@ function float8Cases(addCase: Case): void {
       ...next(),
     });
 
-  addCase("attend", "of eight bits: rows in many splits, and a captured graph", (fixture) => {
+  const inSplits = (fixture: Fixture) => {
     const { backend } = fixture;
     const shape = { numHeads: 16, numKvHeads: 8, headDim: 128, rotaryDim: 128, blockSize: 16, window: 0 };
     const rows: RowShape[] = [5000, 31, 32, 33, 1, 64].map((length) => [length, 1]);
@@ -392,7 +393,8 @@ function float8Cases(addCase: Case): void {
     graph.launch();
     expectEqual("out", fixture.readFloats(step.out), eager);
     graph.dispose();
-  });
+  };
+  addCase("attend", "of eight bits: rows in many splits, and a captured graph", inSplits, "grid");
 
   addCase("attend", "of eight bits: a token is attended to as it is cached", (fixture) => {
     const { backend } = fixture;
@@ -424,10 +426,11 @@ export function attendCase(addCase: Case, name: BatchName, shape: AttentionShape
     shape.scale && `scale ${shape.scale}`,
   ].filter((part) => part !== undefined && part !== false);
   const title = [name, heads, `blocks of ${blockSize}`, `window ${window}${cached}`, ...form].join(", ");
-  addCase("attend", title, (fixture) => {
+  const body = (fixture: Fixture) => {
     const batch = raggedBatch(fixture, BATCHES[name], blockSize);
     const step = new AttentionStep(fixture, batch, shape);
     fixture.backend.attend(step.out, step.qkv.tensor, step.cache, batchTensors(fixture, batch), step.spec);
     step.check();
-  });
+  };
+  addCase("attend", title, body, name === ALL_OF_A_GPU ? "grid" : undefined);
 }

@@ -7,8 +7,11 @@ import type { Fixture } from "../fixture.ts";
 import * as reference from "../sampling-reference.ts";
 import { type SlotParams, sampleRows, slotTensors } from "../slot-table.ts";
 
-/** Draws of a case, each at a position of its own. */
-const DRAWS = 2 ** 20;
+/** Draws of a case, each at a position of its own: those that every backend makes, and those that a grid has made at once. */
+const DRAWS = [
+  ["2^17", 2 ** 17],
+  ["2^20", 2 ** 20, "grid"],
+] as const;
 /** As many as the rows of a grid on the GPU. */
 const BATCH = 2 ** 15;
 
@@ -20,7 +23,7 @@ function countDraws(
   fixture: Fixture,
   slot: SlotParams,
   draw: (out: Tensor, samples: ReturnType<typeof sampleRows>, slots: SlotTensors) => void,
-  { draws = DRAWS, batch = BATCH, vocab = LOGITS.length } = {},
+  { draws, batch = BATCH, vocab = LOGITS.length }: { draws: number; batch?: number; vocab?: number },
 ): Float64Array {
   const { backend } = fixture;
   const slots = slotTensors(fixture, [slot], { vocab, capacity: 4 });
@@ -69,28 +72,42 @@ export function distributionCases(addCase: Case): void {
     { temperature: 1, minP: 0.3 },
     { temperature: 2, topK: 7, minP: 0.2, topP: 0.8 },
   ] satisfies SlotParams[]) {
-    addCase("sample", `${JSON.stringify(filter)}: support and chi-square over 2^20 positions`, (fixture) => {
-      const slot: SlotParams = { ...filter, seed: [1234, 5678] };
-      const rows = new Float32Array(BATCH * LOGITS.length);
-      for (let row = 0; row < BATCH; row++) rows.set(LOGITS, row * LOGITS.length);
-      const { tensor } = fixture.input(rows, [BATCH, LOGITS.length], "float32");
-      const counts = countDraws(fixture, slot, (out, samples, slots) =>
-        fixture.backend.sample(out, tensor, tensor, samples, slots),
-      );
-      expectDistributed(counts, slot);
-    });
+    for (const [power, draws, size] of DRAWS) {
+      const title = `${JSON.stringify(filter)}: support and chi-square over ${power} positions`;
+      const body = (fixture: Fixture) => {
+        const slot: SlotParams = { ...filter, seed: [1234, 5678] };
+        const rows = new Float32Array(BATCH * LOGITS.length);
+        for (let row = 0; row < BATCH; row++) rows.set(LOGITS, row * LOGITS.length);
+        const { tensor } = fixture.input(rows, [BATCH, LOGITS.length], "float32");
+        const counts = countDraws(
+          fixture,
+          slot,
+          (out, samples, slots) => fixture.backend.sample(out, tensor, tensor, samples, slots),
+          { draws },
+        );
+        expectDistributed(counts, slot);
+      };
+      addCase("sample", title, body, size);
+    }
   }
 
-  addCase("drawTokens", "temperature 0.7: support and chi-square over 2^20 positions", (fixture) => {
-    const slot: SlotParams = { temperature: 0.7, seed: [4321, 99] };
-    const hidden = fixture.input(new Float32Array(BATCH).fill(1), [BATCH, 1]);
-    const weight = denseWeight(fixture.input(Float32Array.from(LOGITS), [LOGITS.length, 1]).tensor);
-    const logits = fixture.output("float32", [BATCH, LOGITS.length]);
-    const counts = countDraws(fixture, slot, (out, samples, slots) =>
-      fixture.backend.drawTokens(out, hidden.tensor, { weight }, logits, samples, slots),
-    );
-    expectDistributed(counts, slot);
-  });
+  for (const [power, draws, size] of DRAWS) {
+    const body = (fixture: Fixture) => {
+      const slot: SlotParams = { temperature: 0.7, seed: [4321, 99] };
+      const hidden = fixture.input(new Float32Array(BATCH).fill(1), [BATCH, 1]);
+      const weight = denseWeight(fixture.input(Float32Array.from(LOGITS), [LOGITS.length, 1]).tensor);
+      const logits = fixture.output("float32", [BATCH, LOGITS.length]);
+      const counts = countDraws(
+        fixture,
+        slot,
+        (out, samples, slots) =>
+          fixture.backend.drawTokens(out, hidden.tensor, { weight }, logits, samples, slots),
+        { draws },
+      );
+      expectDistributed(counts, slot);
+    };
+    addCase("drawTokens", `temperature 0.7: support and chi-square over ${power} positions`, body, size);
+  }
   addCase(
     "drawTokens",
     "of a head of whole tiles, in batches of 200: chi-square over 2^17 positions",
@@ -119,5 +136,6 @@ export function distributionCases(addCase: Case): void {
       );
       expectDistributed(counts, slot, logits);
     },
+    "grid",
   );
 }

@@ -12,11 +12,14 @@ const EPS = 1e-6;
 const SHAPES = [
   [1, 1, 1],
   [1, 7, 64],
+  [8, 130, 1024],
+  [9, 2160, 256],
+] as const;
+/** The same of whole tiles of kernels for few tokens and for many, and of more than one. */
+const GRID_SHAPES = [
   [1, 2160, 256],
   [3, 2160, 512],
   [8, 4240, 256],
-  [8, 130, 1024],
-  [9, 2160, 256],
   [9, 2176, 320],
   [64, 5003, 130],
   [64, 2176, 256],
@@ -77,7 +80,8 @@ function drawn(
 }
 
 export function drawTokensCases(addCase: Case): void {
-  for (const [rows, vocab, width] of SHAPES) {
+  for (const shape of [...SHAPES, ...GRID_SHAPES]) {
+    const [rows, vocab, width] = shape;
     addCase(
       "drawTokens",
       `${rows} rows, vocabulary of ${vocab}, ${width} wide: the tokens that sampling draws`,
@@ -97,6 +101,7 @@ export function drawTokensCases(addCase: Case): void {
         // Rows that differ draw different tokens: nobody draws from the first row alone.
         if (rows >= 8 && vocab > 1000) expect(new Set(actual.tokens).size).toBeGreaterThan(rows / 4);
       },
+      GRID_SHAPES.some((other) => other === shape) ? "grid" : undefined,
     );
   }
 

@@ -2,6 +2,7 @@ import type { LinearFusion } from "../../../src/backend/backend.ts";
 import { denseWeight } from "../../../src/backend/weight.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectClose } from "../compare.ts";
+import type { Fixture } from "../fixture.ts";
 import * as reference from "../reference.ts";
 
 const SHAPES = [
@@ -15,6 +16,9 @@ const SHAPES = [
   [17, 250, 96],
   [130, 66, 257],
   [130, 128, 768],
+] as const;
+/** The same for kernels. */
+const GRID_SHAPES = [
   // Whole tiles and chunks of what kernels for few tokens take: one chunk and several, x kept and read again.
   [1, 2160, 512],
   [2, 48, 5120],
@@ -36,6 +40,9 @@ const FUSED_SHAPES = [
   [3, 34, 130],
   [17, 250, 96],
   [130, 128, 768],
+] as const;
+/** The same of whole tiles of what kernels for few tokens take. */
+const FUSED_GRID_SHAPES = [
   [1, 2160, 512],
   [2, 96, 5120],
   [8, 4320, 256],
@@ -61,9 +68,10 @@ const EPS = 1e-6;
 type Shape = readonly [m: number, n: number, k: number];
 
 export function linearCases(addCase: Case): void {
-  for (const [m, n, k] of SHAPES) {
+  for (const [[m, n, k], size] of sized(SHAPES, GRID_SHAPES)) {
     for (const variant of ["plain", "bias", "float32 out"] as const) {
-      addCase("linear", `[${m}, ${k}] · [${n}, ${k}]ᵀ, ${variant}`, (fixture) => {
+      const title = `[${m}, ${k}] · [${n}, ${k}]ᵀ, ${variant}`;
+      const body = (fixture: Fixture) => {
         const x = fixture.normals([m, k]);
         const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
         const bias = variant === "bias" ? fixture.normals([n]) : undefined;
@@ -74,11 +82,12 @@ export function linearCases(addCase: Case): void {
         // The product may be rounded before the bias is added.
         const intermediates = bias ? 1 : 0;
         expectClose("out", fixture.readFloats(out), expected, { dtype, reduction: k + 1, intermediates });
-      });
+      };
+      addCase("linear", title, body, size);
     }
   }
-  for (const [m, n, k] of FUSED_SHAPES) {
-    addCase("linear", `[${m}, ${k}] · [${n}, ${k}]ᵀ, norm, float32 out`, (fixture) => {
+  for (const [[m, n, k], size] of sized(FUSED_SHAPES, FUSED_GRID_SHAPES)) {
+    const body = (fixture: Fixture) => {
       const x = fixture.normals([m, k], 3);
       const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
       const norm = fixture.normals([k], 0.3, 1);
@@ -90,11 +99,13 @@ export function linearCases(addCase: Case): void {
       // The normalised input alone may be rounded to the dtype of activations.
       const precision = { dtype: fixture.dtype, reduction: 2 * k, intermediates: 2 };
       expectClose("out", fixture.readFloats(out), expected, precision);
-    });
+    };
+    addCase("linear", `[${m}, ${k}] · [${n}, ${k}]ᵀ, norm, float32 out`, body, size);
   }
-  for (const shape of FUSED_SHAPES) fusedCases(addCase, shape, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+  for (const [shape, size] of sized(FUSED_SHAPES, FUSED_GRID_SHAPES))
+    fusedCases(addCase, shape, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], size);
   // Norm; bias and sum in place; all three from another tensor.
-  for (const shape of TILED_SHAPES) fusedCases(addCase, shape, [1, 6, 11]);
+  for (const shape of TILED_SHAPES) fusedCases(addCase, shape, [1, 6, 11], "grid");
   activationCases(addCase);
 
   addCase("linear", "each token's result is its own: a NaN token leaves the others alone", (fixture) => {
@@ -119,14 +130,24 @@ export function linearCases(addCase: Case): void {
   });
 }
 
+type Size = Parameters<Case>[3];
+
+/** Shapes for every backend, and those for kernels. */
+function sized(shapes: readonly Shape[], grid: readonly Shape[]): (readonly [Shape, Size])[] {
+  return [
+    ...shapes.map((shape) => [shape, undefined] as const),
+    ...grid.map((shape) => [shape, "grid"] as const),
+  ];
+}
+
 /** Combinations of norm (1), bias (2) and sum (4 in place, 8 of another tensor). */
-function fusedCases(addCase: Case, [m, n, k]: Shape, variants: readonly number[]): void {
+function fusedCases(addCase: Case, [m, n, k]: Shape, variants: readonly number[], size: Size): void {
   for (const variant of variants) {
     const [withNorm, withBias] = [(variant & 1) !== 0, (variant & 2) !== 0];
     const sum = (["none", "out", "another"] as const)[variant >> 2]!;
     const parts = [withNorm && "norm", withBias && "bias", sum !== "none" && `added to ${sum}`];
     const title = `[${m}, ${k}] · [${n}, ${k}]ᵀ, ${parts.filter(Boolean).join(", ")}`;
-    addCase("linear", title, (fixture) => {
+    const body = (fixture: Fixture) => {
       const x = fixture.normals([m, k], 3);
       const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
       const norm = withNorm ? fixture.normals([k], 0.3, 1) : undefined;
@@ -148,7 +169,8 @@ function fusedCases(addCase: Case, [m, n, k]: Shape, variants: readonly number[]
       const intermediates = (norm ? 2 : 0) + (bias ? 1 : 0) + (sum === "none" ? 0 : 1);
       const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates };
       expectClose("out", fixture.readFloats(out), expected, precision);
-    });
+    };
+    addCase("linear", title, body, size);
   }
 }
 
@@ -176,9 +198,10 @@ function activationCases(addCase: Case): void {
 
     for (const gated of [false, true]) {
       const tiled = gated && kind === "silu" ? [...TILED_SHAPES, MANY_TILES] : TILED_SHAPES.slice(0, 1);
-      for (const [m, n, k] of [...FUSED_SHAPES, ...LARGE_SHAPES, ...tiled]) {
+      const grid = [...FUSED_GRID_SHAPES, ...LARGE_SHAPES, ...tiled];
+      for (const [[m, n, k], size] of sized(FUSED_SHAPES, grid)) {
         const title = `${gated ? "gated " : ""}${kind} of [${m}, ${k}] · [${n}, ${k}]ᵀ with norm and bias`;
-        addCase("linear", title, (fixture) => {
+        const body = (fixture: Fixture) => {
           const x = fixture.normals([m, k], 3);
           const weight = fixture.normals([n, k], 1 / Math.sqrt(k));
           const norm = fixture.normals([k], 0.3, 1);
@@ -197,7 +220,8 @@ function activationCases(addCase: Case): void {
           // Rounded may be the normalised input, the product, and what is activated; activations are at most 1.13 steep.
           const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates: 5 };
           expectClose("out", fixture.readFloats(out), expected, precision);
-        });
+        };
+        addCase("linear", title, body, size);
       }
     }
   }
