@@ -30,39 +30,46 @@ const WIDTHS = [
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
 
 /**
- * The units to compile for the nth architecture. Each gets every head dimension and every group size in both dtypes; over
- * all architectures together they make all combinations, as many as compile in the time that a test may take.
+ * The units to compile for the nth architecture. Each gets every head dimension and every group size, and both dtypes; over all
+ * architectures together they make all combinations of the two sizes, and each size is there in both dtypes. Kernels are the same
+ * text in either, of types of the same width: a third dimension of all combinations would take twice as long and show no more.
  */
 function variants(n: number): KernelUnit[] {
-  const models = DTYPES.flatMap((dtype, d) =>
-    GROUPS.flatMap((group, i) => {
-      const headDim = HEAD_DIMS[(n + d + i) % HEAD_DIMS.length]!;
-      const widths = WIDTHS[i % WIDTHS.length]!;
-      const heads = {
-        numHeads: 4 * group,
-        numKvHeads: 4,
-        headDim,
-        attentionForms: [
-          {
-            rotaryDim: i === 0 ? headDim / 2 : headDim,
-            hasQueryScales: false,
-            hasSoftCap: false,
-            hasSinks: false,
-          },
-        ],
-      };
-      const hopper = ARCHITECTURES[n] === "sm_90a";
-      const model = { ...widths, ...heads, blockSize: i === 0 ? 256 : 16 };
-      // A cache in eight bits with one dtype of activations, as it makes no difference to the products, and on as many
-      // architectures as make all combinations: the last ones compile what sm_89 does.
-      const float8 = d === 0 && n < HEAD_DIMS.length;
-      return [
-        ...unitsOf(dtype, hopper, model),
-        ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
-      ];
-    }),
-  );
-  return [...new Map(models.map((unit) => [unitName(unit), unit])).values()];
+  const models = GROUPS.flatMap((group, i) => {
+    const dtype = DTYPES[(Math.floor(n / 2) + i + 1) % DTYPES.length]!;
+    const headDim = HEAD_DIMS[(n + i) % HEAD_DIMS.length]!;
+    const heads = {
+      numHeads: 4 * group,
+      numKvHeads: 4,
+      headDim,
+      attentionForms: [plainForm(i === 0 ? headDim / 2 : headDim)],
+    };
+    const hopper = ARCHITECTURES[n] === "sm_90a";
+    const model = { ...WIDTHS[i % WIDTHS.length]!, ...heads, blockSize: i === 0 ? 256 : 16 };
+    // A cache in eight bits on as many architectures as make all combinations: the last one compiles what sm_89 does.
+    const float8 = n < HEAD_DIMS.length;
+    return [
+      ...unitsOf(dtype, hopper, model),
+      ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
+    ];
+  });
+  const units = [...models, ...(ARCHITECTURES[n] === "sm_90a" ? wholeLayers() : [])];
+  return [...new Map(units.map((unit) => [unitName(unit), unit])).values()];
+}
+
+const plainForm = (rotaryDim: number) => ({
+  rotaryDim,
+  ...{ hasQueryScales: false, hasSoftCap: false, hasSinks: false },
+});
+
+/** Whole layers in one launch, of sizes that it takes, with caches in 16 bits and in eight. */
+function wholeLayers(): KernelUnit[] {
+  const heads = { numHeads: 16, numKvHeads: 8, headDim: 128, attentionForms: [plainForm(128)] };
+  const model = { ...WIDTHS[1], ...heads, blockSize: 16 };
+  return [
+    ...unitsOf("bfloat16", true, model),
+    ...unitsOf("float16", true, { ...model, kvDtype: "float8_e4m3" }),
+  ].filter(({ file }) => file === "decode_layers.cu");
 }
 
 test("the wrappers compile every file there is, and every kernel is in one", () => {
@@ -71,19 +78,37 @@ test("the wrappers compile every file there is, and every kernel is in one", () 
   expect(new Set([...SIGNATURES.values()].map(({ file }) => file))).toEqual(compiled);
 });
 
-test("all head dimensions meet all group sizes in both dtypes", () => {
-  const attention = ARCHITECTURES.flatMap((_, n) => variants(n)).filter(({ file }) =>
-    file.includes("decode"),
-  );
-  const combinations = attention.map(({ defines }) => {
-    const { HEAD_DIM, GROUP_SIZE, DTYPE_BF16, CACHE_FLOAT8 } = defines!;
-    return `${HEAD_DIM}/${GROUP_SIZE}/${DTYPE_BF16 ? "bf16" : "f16"}/${CACHE_FLOAT8 ? "eight bits" : "16"}`;
-  });
-  const of16 = combinations.filter((combination) => combination.endsWith("/16"));
-  expect(new Set(of16).size).toBe(HEAD_DIMS.length * GROUPS.length * DTYPES.length);
-  const of8 = combinations.filter((combination) => combination.endsWith("bits"));
-  const shapes = of8.map((combination) => combination.replace(/b?f16/, ""));
-  expect(new Set(shapes).size).toBe(HEAD_DIMS.length * GROUPS.length);
+test.each([
+  ["16", false],
+  ["eight", true],
+] as const)(
+  "with caches in %s bits all head dimensions meet all group sizes, each in both dtypes",
+  (_, float8) => {
+    const combinations = ARCHITECTURES.flatMap((_, n) => variants(n))
+      .filter(
+        ({ file, defines }) => file === "attention_decode.cu" && Boolean(defines!["CACHE_FLOAT8"]) === float8,
+      )
+      .map(({ defines }) => defines!);
+    const distinct = (...macros: readonly string[]) =>
+      new Set(combinations.map((defines) => macros.map((macro) => defines[macro]).join("/"))).size;
+    expect(distinct("HEAD_DIM", "GROUP_SIZE")).toBe(HEAD_DIMS.length * GROUPS.length);
+    expect(distinct("HEAD_DIM", "DTYPE_BF16")).toBe(HEAD_DIMS.length * DTYPES.length);
+    expect(distinct("GROUP_SIZE", "DTYPE_BF16")).toBe(GROUPS.length * DTYPES.length);
+  },
+);
+
+test("each architecture compiles what has tensor cores in both dtypes", () => {
+  for (const [n, arch] of ARCHITECTURES.entries()) {
+    // On Hopper the widest heads alone have the prefill of other architectures.
+    const own = arch === "sm_90a" ? /attention_decode|hopper|wgmma|linear|draw/ : /attention/;
+    const units = variants(n).filter(({ file }) => own.test(file));
+    const filesIn = (bf16: boolean) => [
+      ...new Set(
+        units.flatMap(({ file, defines }) => (Boolean(defines!["DTYPE_BF16"]) === bf16 ? [file] : [])),
+      ),
+    ];
+    expect(filesIn(true).sort()).toEqual(filesIn(false).sort());
+  }
 });
 
 describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "NVRTC compiles without a warning", ({ nvrtc, files }) => {
