@@ -62,6 +62,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   prepareBatch: "batch update",
   post: "batch update",
   scatter: "batch update",
+  capLogits: "sampling",
   processLogits: "sampling",
   sample: "sampling",
   drawTokens: "LM head",

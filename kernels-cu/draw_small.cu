@@ -12,7 +12,11 @@
 // the noise; two kernels and the logits' way through memory are saved.
 #include "gumbel.cuh"
 #include "small_product.cuh"
+#include "soft_cap.cuh"
 
+#if !defined(SOFT_CAP)
+#error "SOFT_CAP comes from src/backend/cuda/ops/draw-small.ts"
+#endif
 static_assert(!GATED, "logits are not gated");
 
 struct DrawBest {
@@ -20,6 +24,7 @@ struct DrawBest {
   const int32 *row_slots, *positions;
   const uint32* params;
   int first_token;
+  float cap;  // of logits, with SOFT_CAP
   Noise noise;
   float leader;  // the best score, in units of ln 2
   uint64 best;
@@ -31,6 +36,7 @@ struct DrawBest {
   __device__ __forceinline__ void begin(int, int) {}
   __device__ __forceinline__ void finish(int, int output, float logit, float) {
     const int token = first_token + output;
+    if (SOFT_CAP) logit = soft_cap(logit, cap);
     if (logit != logit) best = NOT_A_NUMBER;
     if (!(logit > -infinity())) return;
     uint64 key;
@@ -51,8 +57,8 @@ struct DrawBest {
 extern "C" __global__ void __launch_bounds__(CONSUMERS + WARP, MIN_CTAS)
     draw_small(uint64* __restrict__ keys, const elem_t* x, const elem_t* __restrict__ weight,
                const elem_t* __restrict__ gamma, const int32* row_slots, const int32* positions, const uint32* params,
-               int tokens, int vocab, int first_token, int tiles, int trigger_early, float eps) {
-  DrawBest epilogue = {keys, row_slots, positions, params, first_token};
+               int tokens, int vocab, int first_token, int tiles, int trigger_early, float eps, float cap) {
+  DrawBest epilogue = {keys, row_slots, positions, params, first_token, cap};
   small_product(x, weight, gamma, tokens, vocab, tiles, trigger_early, eps, epilogue);
   if (threadIdx.x >= CONSUMERS) return;
   // The OUT_ROWS threads of a token are neighbours in one warp.

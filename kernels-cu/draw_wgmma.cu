@@ -17,11 +17,12 @@
 // Why this version: at 256 tokens logits are 156 MB to write and to read, and the noise costs as much as the product. Here the
 // one warpgroup scores while the other's products go on, as far as the ring lets it.
 #include "gumbel.cuh"
+#include "soft_cap.cuh"
 #include "tensor_map.cuh"
 #include "wgmma_wide.cuh"
 
-#if !defined(TOKENS) || !defined(STAGES) || !defined(TILE_ROWS) || !defined(DRAW_SHARED_BYTES) || !defined(PART)
-#error "TOKENS, STAGES, TILE_ROWS, DRAW_SHARED_BYTES and PART come from src/backend/cuda/ops/draw-wgmma.ts"
+#if !defined(TOKENS) || !defined(STAGES) || !defined(TILE_ROWS) || !defined(DRAW_SHARED_BYTES) || !defined(PART) || !defined(SOFT_CAP)
+#error "TOKENS, STAGES, TILE_ROWS, DRAW_SHARED_BYTES, PART and SOFT_CAP come from src/backend/cuda/ops/draw-wgmma.ts"
 #endif
 
 constexpr int GROUPS = TILE_ROWS / 64;
@@ -171,7 +172,8 @@ __device__ __forceinline__ uint64 best_of(const Item& item, int id) {
 }
 
 // Scores a warp's sums of 16 weight rows, those of vocabulary tokens id … id + 15, for all rows.
-__device__ __forceinline__ void score(const Sums& d, Shared& shared, float* leaders, uint64* keys, int tokens, int id) {
+__device__ __forceinline__ void score(const Sums& d, Shared& shared, float* leaders, uint64* keys, int tokens, int id,
+                                      float cap) {
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, r = lane / 4, c = lane % 4;
   float(&sums)[CHUNK][PITCH] = shared.sums[warp];
 #pragma unroll 1
@@ -196,6 +198,9 @@ __device__ __forceinline__ void score(const Sums& d, Shared& shared, float* lead
         item.contends = item.row < tokens;
         if (!item.contends) continue;
         item.logits = *reinterpret_cast<const float4*>(&sums[at][c * 4]);
+        if (SOFT_CAP)
+          item.logits = make_float4(soft_cap(item.logits.x, cap), soft_cap(item.logits.y, cap),
+                                    soft_cap(item.logits.z, cap), soft_cap(item.logits.w, cap));
         const TokenNoise own = shared.noise[item.row];
         item.noise = {own.temperature, shared.scales[item.row], own.seed_low, own.seed_high, own.position};
         item.leader = leaders[item.row];
@@ -246,7 +251,7 @@ __device__ __forceinline__ void score(const Sums& d, Shared& shared, float* lead
 // Grid: at most a CTA a tile, all resident. `k_tiles` is K / 64, `tiles` V / TILE_ROWS, the last one's rows past V being zeros.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draw_wgmma(uint64* keys, const TensorMap* maps, const int32* row_slots, const int32* positions, const uint32* params,
-               int tokens, int vocab, int first_token, int tiles, int k_tiles) {
+               int tokens, int vocab, int first_token, int tiles, int k_tiles, float cap) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Shared& shared = *reinterpret_cast<Shared*>(dynamic);
   const int warp = threadIdx.x / WARP;
@@ -292,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (own_row(i) < tokens) leaders[own_row(i)] = leader_of(known[i], shared.noise[own_row(i)].temperature);
       named_barrier_sync(2 + group, 4 * WARP);
       const int output = (blockIdx.x + round * gridDim.x) * TILE_ROWS + warp * 16;
-      if (!PART || output < vocab) score(d, shared, leaders, keys, tokens, (PART ? first_token : 0) + output);
+      if (!PART || output < vocab) score(d, shared, leaders, keys, tokens, (PART ? first_token : 0) + output, cap);
     }
   }
 }

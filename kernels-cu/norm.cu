@@ -1,6 +1,6 @@
-// rms_norm, layer_norm over the last dimension.
+// rms_norm, rms_norm_add, layer_norm over the last dimension.
 //
-//   out, x  elem_t [rows, width]        weight, bias  elem_t [width], bias may be null
+//   out, x, add_to  elem_t [rows, width]        weight, bias  elem_t [width], bias may be null
 //
 // Parallelisation: grid (rows), one block a row. A thread holds ACCESSES pieces of ACCESS consecutive elements in
 // registers, so a row is read once whatever the number of passes over it; blockDim.x · ACCESSES · ACCESS >= width and
@@ -82,6 +82,26 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
   store_rms_normed(out + start, RawRow(x + start, width).row(), weights.row(), width, eps);
+}
+
+// out = add_to + the norm of x, rounded once; `out` may be `add_to`.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    rms_norm_add(elem_t* out, const elem_t* __restrict__ x, const elem_t* __restrict__ weight, const elem_t* add_to,
+                 int32 width, float eps) {
+  GRID_DEPENDENCY_LAUNCH();
+  const RawRow raw_weights(weight, width);
+  GRID_DEPENDENCY_WAIT();
+  const int64 start = static_cast<int64>(blockIdx.x) * width;
+  const Row row = RawRow(x + start, width).row(), base = RawRow(add_to + start, width).row(), weights = raw_weights.row();
+  const float squares = sum_over_row(width, [&](int piece, int i) { return row.x[piece][i] * row.x[piece][i]; });
+  const float scale = rsqrtf(squares / width + eps);
+#pragma unroll
+  for (int piece = 0; piece < ACCESSES; piece++) {
+    float y[ACCESS];
+#pragma unroll
+    for (int i = 0; i < ACCESS; i++) y[i] = base.x[piece][i] + row.x[piece][i] * scale * weights.x[piece][i];
+    if (piece_start(piece) < width) store_elems<ACCESS>(out + start + piece_start(piece), y);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)

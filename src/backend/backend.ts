@@ -95,9 +95,9 @@ export interface Backend {
 
   /**
    * out[T, H] = table[V, H] at ids[T] (int32, each in [0, V)). With `firstId` the table has the rows of ids [firstId, firstId + V)
-   * alone, and any other id gives zeros: the term of one rank in a sum over ranks.
+   * alone, and any other id gives zeros: the term of one rank in a sum over ranks. Rows are multiplied by `scale`, default 1.
    */
-  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number): void;
+  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number, scale?: number): void;
   /** out[R, H] = x[T, H] at rows[R] (int32, each in [0, T)). */
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void;
   /**
@@ -117,8 +117,11 @@ export interface Backend {
    * is the only one.
    */
   gatherColumns?(out: Tensor, part: Tensor): void;
-  /** out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). */
-  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
+  /**
+   * out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). With `addTo`, that is added to
+   * addTo[T, H], which may be `out` itself, and rounded once.
+   */
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void;
   /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void;
   /** out[T, I] = act(x[T, I]); `out` may be `x`. */
@@ -158,6 +161,8 @@ export interface Backend {
 
   // ── sampling: logits float32 [N, V], a row for each of `samples` ──────────────────────────────────────────────────
 
+  /** logits[N, V] = cap · tanh(logits / cap), in place; see `LmHead.softCap`. */
+  capLogits(logits: Tensor, cap: number): void;
   /**
    * out[N, V] = logits after the slot's repetition, presence and frequency penalties, logit edits (bias, bans),
    * allowed-token mask and bad words, for the token that follows position `samples.positions`. Mask, bad words and edits
@@ -175,8 +180,8 @@ export interface Backend {
   sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void;
   /**
    * `sample` from the logits after hidden[N, H], for rows of slots that ask for no more than a temperature: no `SlotFlag`,
-   * and no min-p, top-k or top-p unless the temperature is 0. The tokens are those that `linear` into `logits` and `sample`
-   * would draw. `logits` is room for them, undefined afterwards. Of a head that ranks divide, each rank finds the best token of
+   * and no min-p, top-k or top-p unless the temperature is 0. The tokens are those that `linear` into `logits`, `capLogits` where
+   * the head says so, and `sample` would draw. `logits` is room for them, undefined afterwards. Of a head that ranks divide, each rank finds the best token of
    * its own part, and those are exchanged instead of logits.
    */
   drawTokens(
@@ -211,6 +216,8 @@ export interface ModelShape {
   readonly blockSize: number;
   /** Of keys and values. Default: that of activations. */
   readonly kvDtype?: KvDType;
+  /** See `LmHead.softCap`. */
+  readonly softCap?: number | undefined;
 }
 
 /** Recorded ops. It holds addresses: their memory must outlive it. */
@@ -264,6 +271,8 @@ export interface LmHead {
   /** The ranks divide the vocabulary: `weight` has the tokens from here on, as many as any other rank's. */
   readonly firstToken?: number | undefined;
   readonly norm?: RmsNormSpec | undefined;
+  /** Keeps logits within ±softCap, positive: each becomes softCap · tanh(logit / softCap). Default: they stay as they are. */
+  readonly softCap?: number | undefined;
 }
 
 /** The steps around a product y[T, N], in their order. */

@@ -178,8 +178,12 @@ function disjointFromWeight(op: string, written: Tensor, weight: Weight, name = 
   else for (const tensor of tensorsOf(weight)) disjoint(op, written, { weight: tensor }, name);
 }
 
-export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor) {
-  return checkNorm("rmsNorm", dtype, out, x, weight);
+export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor, addTo?: Tensor) {
+  const shape = checkNorm("rmsNorm", dtype, out, x, weight);
+  if (addTo === undefined) return shape;
+  check("rmsNorm", "addTo", addTo, dtype, shape.tokens, shape.width);
+  sameOrDisjoint("rmsNorm", out, addTo, "addTo");
+  return shape;
 }
 
 export function checkLayerNorm(
@@ -354,6 +358,17 @@ function checkSampleRows(op: string, logits: Tensor, samples: SampleRows, slots:
   return { rows, vocab, slots: count, capacity };
 }
 
+export function checkCapLogits(logits: Tensor, cap: number) {
+  const op = "capLogits";
+  check(op, "logits", logits, "float32", "N", "V");
+  checkCap(op, cap);
+  return { count: logits.size };
+}
+
+function checkCap(op: string, cap: number) {
+  if (!(cap > 0 && Number.isFinite(cap))) refuse(op, `a cap of ${cap}`);
+}
+
 export function checkProcessLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors) {
   const op = "processLogits";
   const shape = checkSampleRows(op, logits, samples, slots);
@@ -385,7 +400,7 @@ export function checkDrawTokens(
   dtype: FloatDType,
   out: Tensor,
   hidden: Tensor,
-  { weight, norm }: LmHead,
+  { weight, norm, softCap }: LmHead,
   logits: Tensor,
   samples: SampleRows,
   slots: SlotTensors,
@@ -397,6 +412,7 @@ export function checkDrawTokens(
   const width = hidden.dim(1);
   checkWeight(op, "head.weight", weight, dtype, shape.vocab / ranks, width);
   if (norm !== undefined) check(op, "head.norm.weight", norm.weight, dtype, width);
+  if (softCap !== undefined) checkCap(op, softCap);
   check(op, "out", out, "int32", shape.rows);
   const read = { hidden, norm: norm?.weight };
   disjoint(op, logits, read, "logits");

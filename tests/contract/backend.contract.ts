@@ -4,6 +4,7 @@ import { activationCases } from "./cases/activation.ts";
 import { attendCases } from "./cases/attend.ts";
 import { attendFormsCases } from "./cases/attend-forms.ts";
 import { batchCases } from "./cases/batch.ts";
+import { capLogitsCases } from "./cases/cap-logits.ts";
 import { checksCases } from "./cases/checks.ts";
 import { distributionCases } from "./cases/distribution.ts";
 import { drawTokensCases } from "./cases/draw-tokens.ts";
@@ -69,6 +70,7 @@ export function runContract(name: string, createBackend: () => Backend, grids: b
     layersCases(addCase);
     batchCases(addCase);
     paddingCases(addCase);
+    capLogitsCases(addCase);
     processLogitsCases(addCase);
     sampleCases(addCase);
     drawTokensCases(addCase);

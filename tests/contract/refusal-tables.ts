@@ -66,9 +66,17 @@ export function refusals(float: FloatDType): Refusals[] {
     ...linearTables(float),
     {
       op: "rmsNorm",
-      operands: { out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8] },
-      apart: { out: ["x", "weight"] },
-      run: (backend, { out, x, weight }) => backend.rmsNorm(out!, x!, weight!, 1e-6),
+      operands: { out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8], addTo: [float, 3, 8] },
+      apart: { out: ["x", "weight", "addTo"] },
+      run: (backend, { out, x, weight, addTo }) => backend.rmsNorm(out!, x!, weight!, 1e-6, addTo),
+    },
+    {
+      op: "capLogits",
+      operands: { logits: ["float32", 3, 8] },
+      free: { logits: [0, 1] },
+      scalars: { cap: 30 },
+      wrong: [{ cap: 0 }, { cap: Number.NaN }, { cap: Infinity }],
+      run: (backend, { logits }, scalars) => backend.capLogits(logits!, scalars["cap"]!),
     },
     {
       op: "layerNorm",

@@ -134,10 +134,12 @@ export class CpuBackend implements Backend {
     rotaryTable(floats(out), floats(frequencies), amplitude);
   }
 
-  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number): void {
+  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number, scale = 1): void {
     const { width } = checks.checkEmbedding("float32", out, table, ids);
-    if (firstId === undefined) gather("embedding", floats(out), floats(table), ints(ids), width);
-    else gatherOwn(floats(out), floats(table), ints(ids), width, firstId);
+    const result = floats(out);
+    if (firstId === undefined) gather("embedding", result, floats(table), ints(ids), width);
+    else gatherOwn(result, floats(table), ints(ids), width, firstId);
+    if (scale !== 1) for (const i of result.keys()) result[i]! *= scale;
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
@@ -156,9 +158,9 @@ export class CpuBackend implements Backend {
     linear(floats(out), floats(x), matrix, shape, host, this.loops.product);
   }
 
-  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    checks.checkRmsNorm("float32", out, x, weight);
-    rmsNorm(floats(out), floats(x), floats(weight), eps);
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
+    checks.checkRmsNorm("float32", out, x, weight, addTo);
+    rmsNorm(floats(out), floats(x), floats(weight), eps, optionalFloats(addTo));
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
@@ -237,6 +239,12 @@ export class CpuBackend implements Backend {
     scatter(words(target), ints(indices), words(values));
   }
 
+  capLogits(logits: Tensor, cap: number): void {
+    checks.checkCapLogits(logits, cap);
+    const values = floats(logits);
+    for (const [i, logit] of values.entries()) values[i] = cap * Math.tanh(logit / cap);
+  }
+
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
     const shape = checks.checkProcessLogits(out, logits, samples, slots);
     const [rowSlots, positions] = [ints(samples.slots), ints(samples.positions)];
@@ -269,17 +277,19 @@ export class CpuBackend implements Backend {
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    const { weight, norm, firstToken } = head;
+    const { weight, norm, firstToken, softCap } = head;
     const ranks = firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
     const shape = checks.checkDrawTokens("float32", out, hidden, head, logits, samples, slots, ranks);
     if (firstToken === undefined) {
       this.linear(logits, hidden, weight, { norm });
+      if (softCap !== undefined) this.capLogits(logits, softCap);
       this.sample(out, logits, logits, samples, slots);
       return;
     }
     const width = weight.shape[0];
     const part = new Tensor(logits.buffer, "float32", [shape.rows, width], logits.byteOffset);
     this.linear(part, hidden, weight, { norm });
+    if (softCap !== undefined) this.capLogits(part, softCap);
     const [result, values, positions] = [ints(out), floats(part), ints(samples.positions)];
     const host = hostSlots(slots, shape);
     const drawing = Array.from(ints(samples.slots), (slot) => new Slot(host, slot));

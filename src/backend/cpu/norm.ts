@@ -13,9 +13,17 @@ export function rmsNormRow(
   for (let i = 0; i < width; i++) out[start + i] = x[start + i]! * scale * weight[i]!;
 }
 
-/** out[T, H] = x[T, H] / rms(x) · weight[H]. */
-export function rmsNorm(out: Float32Array, x: Float32Array, weight: Float32Array, eps: number): void {
-  for (let start = 0; start < x.length; start += weight.length) rmsNormRow(out, x, start, weight, eps);
+/** out[T, H] = x[T, H] / rms(x) · weight[H], plus addTo[T, H], which may be `out`. */
+export function rmsNorm(
+  out: Float32Array,
+  x: Float32Array,
+  weight: Float32Array,
+  eps: number,
+  addTo?: Float32Array,
+): void {
+  const normed = addTo === undefined ? out : new Float32Array(out.length);
+  for (let start = 0; start < x.length; start += weight.length) rmsNormRow(normed, x, start, weight, eps);
+  if (addTo !== undefined) for (const i of out.keys()) out[i] = addTo[i]! + normed[i]!;
 }
 
 /** out[T, 2]: sums of squares of each token's queries and of its keys, of packed projections. */

@@ -37,11 +37,10 @@ import { Gemm } from "./gemm.ts";
 import { GEMM_CANDIDATES, GemmTuner } from "./gemm-tuner.ts";
 import { KernelLibrary } from "./kernel-library.ts";
 import { KernelOps } from "./kernel-ops.ts";
+import { DrawTokens } from "./ops/draw-tokens.ts";
 import { LinearOps } from "./ops/linear.ts";
 import { LinearWays } from "./ops/linear-ways.ts";
 import { PendingLayers } from "./ops/pending-layers.ts";
-import { NOISE_GROUP } from "./ops/sampling.ts";
-import { Scratch } from "./scratch.ts";
 import { Staging } from "./staging.ts";
 import { TuningCache } from "./tuning-cache.ts";
 
@@ -66,8 +65,7 @@ export class CudaBackend implements Backend {
   readonly #linear: LinearOps;
   /** Undefined where decode steps are launched op by op: before Hopper, or as a row must not depend on the others. */
   readonly #pending: PendingLayers | undefined;
-  /** This rank's part of the logits that tokens are drawn from. */
-  readonly #logitsPart: Scratch;
+  readonly #draw: DrawTokens;
   /** With the other ranks, where there are any; with it is what only they have. */
   readonly communicator: CudaCommunicator | undefined;
   readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
@@ -142,7 +140,14 @@ export class CudaBackend implements Backend {
         allocate,
       });
       this.#pending = this.#pendingLayers();
-      this.#logitsPart = new Scratch(allocate);
+      const { drawSmall, drawWgmma, sampling, capLogits } = this.#ops;
+      this.#draw = new DrawTokens({
+        // Steps in which some row needs its logits multiply by `linear`, which rounds otherwise.
+        ...{ small: batchInvariant ? undefined : drawSmall, wgmma: batchInvariant ? undefined : drawWgmma },
+        ...{ sampling, capLogits, allocate },
+        linear: (out, x, weight, fusion) => this.#linear.linear(this.#stream.value, out, x, weight, fusion),
+        gatherColumns: (out, part) => this.gatherColumns!(out, part),
+      });
       this.communicator = ranks && this.#communicator(ranks, device.computeCapability[0]);
       if (this.communicator !== undefined) {
         this.allReduceAdd = this.communicator.allReduceAdd.bind(this.communicator);
@@ -341,9 +346,8 @@ export class CudaBackend implements Backend {
     this.#ops.rotaryTable.rotaryTable(this.#ordered.value, out, frequencies, amplitude);
   }
 
-  /** See `Backend.embedding`. @param firstId of the table's first row, where it is one rank's part; other ids give zeros. */
-  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number): void {
-    this.#ops.embedding.embedding(this.#ordered.value, out, table, ids, firstId);
+  embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number, scale?: number): void {
+    this.#ops.embedding.embedding(this.#ordered.value, out, table, ids, firstId, scale);
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
@@ -356,8 +360,8 @@ export class CudaBackend implements Backend {
     this.#linear.linear(this.#stream.value, out, x, dense, fusion);
   }
 
-  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    this.#ops.norm.rmsNorm(this.#ordered.value, out, x, weight, eps);
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
+    this.#ops.norm.rmsNorm(this.#ordered.value, out, x, weight, eps, addTo);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
@@ -393,6 +397,10 @@ export class CudaBackend implements Backend {
     this.#ops.batch.scatter(this.#ordered.value, target, indices, values);
   }
 
+  capLogits(logits: Tensor, cap: number): void {
+    this.#ops.capLogits.capLogits(this.#ordered.value, logits, cap);
+  }
+
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
     this.#ops.processLogits.processLogits(this.#ordered.value, out, logits, samples, slots);
   }
@@ -411,27 +419,7 @@ export class CudaBackend implements Backend {
   ): void {
     const ranks = head.firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
     const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots, ranks);
-    if (rows === 0) return;
-    // Steps in which some row needs its logits multiply by `linear`, which rounds otherwise.
-    const { drawSmall, drawWgmma }: Partial<KernelOps> = this.options.batchInvariant ? {} : this.#ops;
-    const { weight, norm, firstToken } = head;
-    const stream = this.#ordered.value;
-    const dense = { ...head, weight: requireDense(weight) };
-    if (drawSmall?.launch(stream, out, hidden, dense, samples, slots)) return;
-    if (drawWgmma?.launch(stream, out, hidden, dense, samples, slots)) return;
-    if (firstToken === undefined) {
-      this.linear(logits, hidden, weight, { norm });
-      this.sample(out, logits, logits, samples, slots);
-      return;
-    }
-    const part = this.#logitsPart.tensor("float32", [rows, weight.shape[0]]);
-    this.linear(part, hidden, weight, { norm });
-    if (weight.shape[0] % NOISE_GROUP === 0) {
-      this.#ops.sampling.drawPart(stream, out, part, firstToken, samples, slots);
-      return;
-    }
-    this.gatherColumns!(logits, part);
-    this.sample(out, logits, logits, samples, slots);
+    if (rows > 0) this.#draw.launch(this.#ordered.value, out, hidden, head, logits, samples, slots);
   }
 
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {

@@ -8,6 +8,7 @@ import { ActivationOps } from "./ops/activation.ts";
 import { AttendOps } from "./ops/attend.ts";
 import { BatchOps } from "./ops/batch.ts";
 import type { CandidateExchange } from "./ops/candidates.ts";
+import { CapLogitsOps } from "./ops/cap-logits.ts";
 import { DecodeLayers } from "./ops/decode-layers.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
@@ -56,6 +57,7 @@ export class KernelOps {
   readonly attend: AttendOps;
   readonly batch: BatchOps;
   readonly processLogits: ProcessLogitsOps;
+  readonly capLogits: CapLogitsOps;
   readonly sampling: SamplingOps;
   readonly logprobs: LogprobOps;
   /** Undefined on GPUs without bulk copies. */
@@ -78,6 +80,7 @@ export class KernelOps {
     this.attend = new AttendOps(library, options);
     this.batch = new BatchOps(library, options);
     this.processLogits = new ProcessLogitsOps(library, options);
+    this.capLogits = new CapLogitsOps(library, options);
     this.sampling = new SamplingOps(library, allocate, options);
     this.logprobs = new LogprobOps(library, allocate, options);
     if (options.hopper) this.wgmmaLinear = new WgmmaLinear(library, dtype, options);
@@ -96,15 +99,17 @@ export class KernelOps {
    * @throws UnsupportedModelError for head shapes that the attention kernels cannot take.
    */
   units(shape: ModelShape): KernelUnit[] {
+    const isCapped = shape.softCap !== undefined;
     return [
       ...this.sampling.units(),
       ...this.attend.units(shape),
-      ...(this.drawWgmma?.units(shape.vocabSize, shape.hiddenSize) ?? []),
-      ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize) ?? []),
+      ...(this.drawWgmma?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
+      ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
       ...(this.decodeLayers?.units(shape) ?? []),
       ...this.#linearUnits(shape),
       ...this.logprobs.units(),
       ...this.processLogits.units(),
+      ...(isCapped ? this.capLogits.units(shape.vocabSize) : []),
       ...this.norm.units(shape.hiddenSize),
       ...this.activation.units(shape.intermediateSize),
       ...this.batch.units(),

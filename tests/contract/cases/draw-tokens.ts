@@ -47,13 +47,14 @@ interface Head {
   readonly hidden: Float32Array;
   readonly vocab: number;
   readonly width: number;
+  readonly softCap?: number;
 }
 
 /** Draws with `draw`, on slots and memory of its own; everything that may differ between two ways of drawing. */
 function drawn(
   fixture: Fixture,
   params: readonly SlotParams[],
-  { hidden, vocab, width }: Head,
+  { hidden, vocab, width, softCap }: Head,
   weights: { readonly table: Float32Array; readonly norm: Float32Array },
   fused: boolean,
 ) {
@@ -70,9 +71,10 @@ function drawn(
   const weight = denseWeight(fixture.input(weights.table, [vocab, width]).tensor);
   const norm = { weight: fixture.input(weights.norm, [width]).tensor, eps: EPS };
   const [out, logits] = [fixture.output("int32", [rows]), fixture.output("float32", [rows, vocab])];
-  if (fused) backend.drawTokens(out, x, { weight, norm }, logits, samples, slots);
+  if (fused) backend.drawTokens(out, x, { weight, norm, softCap }, logits, samples, slots);
   else {
     backend.linear(logits, x, weight, { norm });
+    if (softCap !== undefined) backend.capLogits(logits, softCap);
     backend.sample(out, logits, logits, samples, slots);
   }
   const [tokens, lengths] = [fixture.readInts(out), fixture.readInts(slots.lengths)];
@@ -103,6 +105,26 @@ export function drawTokensCases(addCase: Case): void {
       },
       GRID_SHAPES.some((other) => other === shape) ? "grid" : undefined,
     );
+  }
+
+  for (const rows of [3, 5, 40]) {
+    addCase("drawTokens", `${rows} rows of capped logits: the tokens that sampling draws`, (fixture) => {
+      // Logits of some ±10 that a cap of 4 levels: what is drawn without it is something else.
+      const [vocab, width] = rows === 5 ? [1001, 100] : [2176, 256];
+      const hidden = fixture.random.normals(rows * width, 2);
+      const weights = {
+        table: fixture.random.normals(vocab * width, 3 / Math.sqrt(width)),
+        norm: fixture.random.normals(width, 0.3, 1),
+      };
+      const params = counting(rows).map((i): SlotParams => ({ temperature: 1, seed: [i, 5], tokens: [1] }));
+      const head = { hidden, vocab, width };
+      const [expected, actual] = [false, true].map((fused) =>
+        drawn(fixture, params, { ...head, softCap: 4 }, weights, fused),
+      );
+      expectEqual("tokens", actual!.tokens, expected!.tokens);
+      const uncapped = drawn(fixture, params, head, weights, true);
+      expect(uncapped.tokens).not.toEqual(actual!.tokens);
+    });
   }
 
   for (const rows of [3, 9]) {

@@ -1,5 +1,5 @@
 import type { Case } from "../backend.contract.ts";
-import { expectEqual } from "../compare.ts";
+import { expectClose, expectEqual } from "../compare.ts";
 
 export function gatherCases(addCase: Case): void {
   for (const op of ["embedding", "gatherRows"] as const) {
@@ -20,5 +20,19 @@ export function gatherCases(addCase: Case): void {
         expectEqual("out", fixture.readFloats(out), expected);
       });
     }
+  }
+
+  for (const width of [64, 257]) {
+    addCase("embedding", `rows of ${width} times a scale, those of another rank zeros`, (fixture) => {
+      const { tensor, values } = fixture.normals([5, width]);
+      const ids = [12, 9, 10, 15];
+      const out = fixture.output(fixture.dtype, [4, width]);
+      fixture.backend.embedding(out, tensor, fixture.ints(ids), 10, 55.25);
+      const scaled = ids.flatMap((id) =>
+        Array.from({ length: width }, (_, i) => (values[(id - 10) * width + i] ?? 0) * 55.25),
+      );
+      const expected = { values: Float64Array.from(scaled), magnitudes: Float64Array.from(scaled, Math.abs) };
+      expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: 1 });
+    });
   }
 }

@@ -28,6 +28,16 @@ export function normCases(addCase: Case): void {
       expectClose("out", fixture.readFloats(out), expected, precision);
     });
 
+    addCase("rmsNorm", `${title}, added in place`, (fixture) => {
+      const x = fixture.normals(shape, 3);
+      const weight = fixture.normals([width], 0.3, 1);
+      const residual = fixture.normals(shape, 10);
+      const out = fixture.state(residual.values, shape).tensor;
+      fixture.backend.rmsNorm(out, x.tensor, weight.tensor, EPS, out);
+      const expected = reference.plus(reference.rmsNorm(x.values, weight.values, EPS), residual.values);
+      expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: width });
+    });
+
     for (const withBias of [false, true]) {
       addCase("layerNorm", `${title}${withBias ? ", bias" : ""}`, (fixture) => {
         const x = fixture.normals(shape, 2, 5);

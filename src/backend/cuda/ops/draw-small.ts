@@ -4,7 +4,7 @@ import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { DenseWeight } from "../../weight.ts";
 import type { Kernel } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
-import type { KernelUnit } from "../kernel-source.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { type ArgumentsOf, KernelVariants, VECTOR_BYTES } from "./kernel-variants.ts";
 import type { SamplingOps } from "./sampling.ts";
@@ -27,7 +27,7 @@ const DRAW_SMALL = {
   constants: { ...SMALL_CONSTANTS, ...SLOT_CONSTANTS },
   entry: "draw_small",
   pointers: ["keys", "x", "weight", "gamma", "row_slots", "positions", "params"],
-  scalars: ["tokens", "vocab", "first_token", "tiles", "trigger_early", "eps"],
+  scalars: ["tokens", "vocab", "first_token", "tiles", "trigger_early", "eps", "cap"],
 } as const;
 
 /** Bytes of a key: a score and its token. */
@@ -60,12 +60,12 @@ export class DrawSmall {
     this.#keys = new Scratch(allocate);
   }
 
-  /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. */
-  units(vocabSize: number, hiddenSize: number): KernelUnit[] {
+  /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. @param isCapped see `LmHead.softCap` */
+  units(vocabSize: number, hiddenSize: number, isCapped: boolean): KernelUnit[] {
     return stagings(hiddenSize).flatMap((staged) => {
       const shape = headShape(vocabSize, hiddenSize, true, staged);
       const plan = planSmall(shape, this.dtype, this.options);
-      return plan === undefined ? [] : [this.#kernels.unit(smallDefines(shape, plan))];
+      return plan === undefined ? [] : [this.#kernels.unit(defines(shape, plan, isCapped))];
     });
   }
 
@@ -74,7 +74,7 @@ export class DrawSmall {
     stream: number,
     out: Tensor,
     hidden: Tensor,
-    { weight, norm, firstToken = 0 }: DenseHead,
+    { weight, norm, firstToken = 0, softCap }: DenseHead,
     samples: SampleRows,
     slots: SlotTensors,
   ): boolean {
@@ -87,6 +87,7 @@ export class DrawSmall {
     const [vocab] = weight.shape;
     const planned = this.#find(
       headShape(vocab, inFeatures, norm !== undefined, isStaged(inFeatures, tokens)),
+      softCap !== undefined,
     );
     if (planned === undefined) return false;
     const { plan, kernel } = planned;
@@ -94,17 +95,19 @@ export class DrawSmall {
       ...{ keys, x: hidden, weight: weight.data, gamma: norm?.weight ?? null },
       ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },
       ...{ tokens, vocab, first_token: firstToken, tiles: plan.tiles, trigger_early: 0, eps: norm?.eps ?? 0 },
+      cap: softCap ?? 0,
     });
     this.sampling.drawRows(stream, out, keys, plan.blocks, samples, slots);
     return true;
   }
 
-  #find(shape: SmallShape): PlannedHead | undefined {
+  #find(shape: SmallShape, isCapped: boolean): PlannedHead | undefined {
     const { outFeatures, inFeatures, norm, staged } = shape;
-    const key = (outFeatures * 2 ** 20 + inFeatures) * 4 + (norm ? 1 : 0) + (staged ? 2 : 0);
+    const bits = (norm ? 1 : 0) + (staged ? 2 : 0) + (isCapped ? 4 : 0);
+    const key = (outFeatures * 2 ** 20 + inFeatures) * 8 + bits;
     if (this.#planned.has(key)) return this.#planned.get(key);
     const plan = planSmall(shape, this.dtype, this.options);
-    const planned = plan && { plan, kernel: this.#kernels.get(key, smallDefines(shape, plan)) };
+    const planned = plan && { plan, kernel: this.#kernels.get(key, defines(shape, plan, isCapped)) };
     this.#planned.set(key, planned);
     return planned;
   }
@@ -112,4 +115,8 @@ export class DrawSmall {
 
 function headShape(outFeatures: number, inFeatures: number, norm: boolean, staged: boolean): SmallShape {
   return { outFeatures, inFeatures, norm, gated: false, staged };
+}
+
+function defines(shape: SmallShape, plan: SmallPlan, isCapped: boolean): Macros {
+  return { ...smallDefines(shape, plan), SOFT_CAP: Number(isCapped) };
 }

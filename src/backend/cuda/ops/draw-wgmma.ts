@@ -29,7 +29,7 @@ const DRAW_WGMMA = {
   constants: { ...SLOT_CONSTANTS, TILE_ROWS },
   entry: "draw_wgmma",
   pointers: ["keys", "maps", "row_slots", "positions", "params"],
-  scalars: ["tokens", "vocab", "first_token", "tiles", "k_tiles"],
+  scalars: ["tokens", "vocab", "first_token", "tiles", "k_tiles", "cap"],
 } as const;
 
 /** Tokens of a tile and stages of its ring. */
@@ -90,10 +90,11 @@ export class DrawWgmma {
     this.#kernels = new KernelVariants(library, DRAW_WGMMA, dtype, options);
   }
 
-  /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. */
-  units(vocabSize: number, hiddenSize: number): KernelUnit[] {
+  /** Units for a normed head [vocabSize, hiddenSize]; none if the kernel cannot take it. @param isCapped see `LmHead.softCap` */
+  units(vocabSize: number, hiddenSize: number, isCapped: boolean): KernelUnit[] {
     if (!takes(vocabSize, hiddenSize)) return [];
-    return DRAW_TILES.map((tile) => this.#kernels.unit(defines(tile, this.#isPart(vocabSize))));
+    const isPart = this.#isPart(vocabSize);
+    return DRAW_TILES.map((tile) => this.#kernels.unit(defines(tile, isPart, isCapped)));
   }
 
   /**
@@ -104,10 +105,11 @@ export class DrawWgmma {
     stream: number,
     out: Tensor,
     hidden: Tensor,
-    { weight, norm, firstToken = 0 }: DenseHead,
+    dense: DenseHead,
     samples: SampleRows,
     slots: SlotTensors,
   ): boolean {
+    const { weight, norm } = dense;
     const [vocab, width] = weight.shape;
     if (norm === undefined || !takes(vocab, width) || weight.data.address % VECTOR_BYTES !== 0) return false;
     const head = this.#memoryOf(weight);
@@ -118,7 +120,7 @@ export class DrawWgmma {
       this.norm.rmsNorm(stream, x, part(hidden), norm.weight, norm.eps);
       const { tokenIndices, slots: rowSlots, positions } = samples;
       const some = { tokenIndices, slots: part(rowSlots), positions: part(positions) };
-      this.#launch(stream, head, weight, firstToken, end - first, some, slots);
+      this.#launch(stream, head, dense, end - first, some, slots);
       try {
         this.sampling.drawRows(stream, part(out), head.keys, 1, some, slots);
       } catch (error) {
@@ -133,8 +135,7 @@ export class DrawWgmma {
   #launch(
     stream: number,
     { maps, keys }: HeadMemory,
-    weight: DenseWeight,
-    firstToken: number,
+    { weight, firstToken = 0, softCap }: DenseHead,
     tokens: number,
     samples: SampleRows,
     slots: SlotTensors,
@@ -145,11 +146,14 @@ export class DrawWgmma {
     const tiles = Math.ceil(vocab / TILE_ROWS);
     const blocks = Math.min(this.options.smCount, tiles);
     const isPart = this.#isPart(vocab);
-    const kernel = this.#kernels.get(2 * index + Number(isPart), defines(tile, isPart));
+    const isCapped = softCap !== undefined;
+    const key = 4 * index + 2 * Number(isPart) + Number(isCapped);
+    const kernel = this.#kernels.get(key, defines(tile, isPart, isCapped));
     kernel.launch(stream, blocks, 1, 1, THREADS, sharedBytes(tile), {
       ...{ keys, maps: maps[index]! },
       ...{ row_slots: samples.slots, positions: samples.positions, params: slots.params },
       ...{ tokens, vocab, first_token: firstToken, tiles, k_tiles: width / K_TILE },
+      cap: softCap ?? 0,
     });
   }
 
@@ -197,7 +201,8 @@ function sharedBytes({ tokens, stages }: DrawTile): number {
   return stages * (TILE_ROWS + tokens) * K_TILE * 2 + SUM_BYTES + tokens * TOKEN_BYTES + SLACK_BYTES;
 }
 
-function defines(tile: DrawTile, isPart: boolean): Macros {
+function defines(tile: DrawTile, isPart: boolean, isCapped: boolean): Macros {
   const { tokens, stages } = tile;
-  return { TOKENS: tokens, STAGES: stages, DRAW_SHARED_BYTES: sharedBytes(tile), PART: Number(isPart) };
+  const flags = { PART: Number(isPart), SOFT_CAP: Number(isCapped) };
+  return { TOKENS: tokens, STAGES: stages, DRAW_SHARED_BYTES: sharedBytes(tile), ...flags };
 }

@@ -15,9 +15,17 @@ const GATHER_ROWS = {
   scalars: ["units", "first", "rows"],
 } as const;
 
+const EMBED_SCALED = {
+  file: "embedding.cu",
+  entry: "embed_scaled",
+  pointers: ["out", "table", "ids"],
+  scalars: ["units", "first", "rows", "scale"],
+} as const;
+
 /** Row copies by index. */
 export class EmbeddingOps {
   readonly #gather: KernelVariants<typeof GATHER_ROWS>;
+  readonly #scaled: KernelVariants<typeof EMBED_SCALED>;
 
   constructor(
     library: KernelLibrary,
@@ -25,6 +33,7 @@ export class EmbeddingOps {
     options: KernelOptions = {},
   ) {
     this.#gather = new KernelVariants(library, GATHER_ROWS, dtype, options);
+    this.#scaled = new KernelVariants(library, EMBED_SCALED, dtype, options);
   }
 
   /** Units for rows of `width` elements, in tensors that are aligned to vectors. */
@@ -32,10 +41,10 @@ export class EmbeddingOps {
     return [this.#gather.unit({ COPY_BYTES: accessWidth(this.dtype, width) * dtypeSize(this.dtype) })];
   }
 
-  /** See `Backend.embedding`. @param firstId of the table's first row; ids of other rows give zeros. */
-  embedding(stream: number, out: Tensor, table: Tensor, ids: Tensor, firstId = 0): void {
+  /** See `Backend.embedding`. */
+  embedding(stream: number, out: Tensor, table: Tensor, ids: Tensor, firstId = 0, scale = 1): void {
     const { tokens, width } = checkEmbedding(this.dtype, out, table, ids);
-    this.#launch(stream, out, table, ids, tokens, width, firstId);
+    this.#launch(stream, out, table, ids, tokens, width, firstId, scale);
   }
 
   /** See `Backend.gatherRows`. */
@@ -52,14 +61,16 @@ export class EmbeddingOps {
     count: number,
     width: number,
     first = 0,
+    scale = 1,
   ): void {
     if (count === 0) return;
     const access = accessWidth(this.dtype, width, out, table);
     const copyBytes = access * dtypeSize(this.dtype);
+    const defines = { COPY_BYTES: copyBytes };
     const units = width / access;
     const threads = Math.min(MAX_THREADS, wholeWarps(units));
-    this.#gather
-      .get(copyBytes, { COPY_BYTES: copyBytes })
-      .launch(stream, count, 1, 1, threads, 0, { out, table, ids, units, first, rows: table.dim(0) });
+    const args = { out, table, ids, units, first, rows: table.dim(0) };
+    if (scale === 1) this.#gather.get(copyBytes, defines).launch(stream, count, 1, 1, threads, 0, args);
+    else this.#scaled.get(copyBytes, defines).launch(stream, count, 1, 1, threads, 0, { ...args, scale });
   }
 }

@@ -18,6 +18,12 @@ const RMS_NORM = {
   pointers: ["out", "x", "weight"],
   scalars: ["width", "eps"],
 } as const;
+const RMS_NORM_ADD = {
+  ...SOURCE,
+  entry: "rms_norm_add",
+  pointers: ["out", "x", "weight", "add_to"],
+  scalars: ["width", "eps"],
+} as const;
 const LAYER_NORM = {
   ...SOURCE,
   entry: "layer_norm",
@@ -35,6 +41,7 @@ interface RowShape {
 /** Normalisation over the last dimension. */
 export class NormOps {
   readonly #rmsNorm: KernelVariants<typeof RMS_NORM>;
+  readonly #rmsNormAdd: KernelVariants<typeof RMS_NORM_ADD>;
   readonly #layerNorm: KernelVariants<typeof LAYER_NORM>;
 
   constructor(
@@ -43,6 +50,7 @@ export class NormOps {
     options: KernelOptions = {},
   ) {
     this.#rmsNorm = new KernelVariants(library, RMS_NORM, dtype, options);
+    this.#rmsNormAdd = new KernelVariants(library, RMS_NORM_ADD, dtype, options);
     this.#layerNorm = new KernelVariants(library, LAYER_NORM, dtype, options);
   }
 
@@ -53,12 +61,17 @@ export class NormOps {
   }
 
   /** See `Backend.rmsNorm`. */
-  rmsNorm(stream: number, out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    const { tokens, width } = checkRmsNorm(this.dtype, out, x, weight);
+  rmsNorm(stream: number, out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
+    const { tokens, width } = checkRmsNorm(this.dtype, out, x, weight, addTo);
     if (tokens === 0) return;
-    const shape = rowShape(width, accessWidth(this.dtype, width, out, x, weight));
+    const shape = rowShape(width, accessWidth(this.dtype, width, out, x, weight, addTo));
     const args = { out, x, weight, width, eps };
-    variant(this.#rmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
+    if (addTo === undefined) {
+      variant(this.#rmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
+      return;
+    }
+    const sum = { ...args, add_to: addTo };
+    variant(this.#rmsNormAdd, shape).launch(stream, tokens, 1, 1, shape.threads, 0, sum);
   }
 
   /** See `Backend.layerNorm`. */

@@ -44,7 +44,7 @@ describe("tokens are drawn", () => {
         vocab,
         first_token: 0,
         trigger_early: 0,
-        eps: f(1e-6),
+        ...{ eps: f(1e-6), cap: 0 },
       },
     });
     expect(vocab % tiles!).toBe(0);
@@ -85,7 +85,7 @@ describe("tokens are drawn", () => {
             positions: address(samples.positions) + 4 * first,
           },
           ...{ params: address(slots.params), tokens: parts[i]!, vocab, first_token: 0 },
-          ...{ tiles: Math.ceil(vocab / 128), k_tiles: width / 64 },
+          ...{ tiles: Math.ceil(vocab / 128), k_tiles: width / 64, cap: 0 },
         });
         expect(machine.cuda.bytesOf(maps!).length).toBeGreaterThanOrEqual(256);
         expect(machine.cuda.bytesOf(at!).length).toBeGreaterThanOrEqual(8 * parts[i]!);
@@ -97,6 +97,22 @@ describe("tokens are drawn", () => {
       }
     },
   );
+
+  test.each([3, 9])("%d rows of capped logits, in the same way or capped by a kernel", (rows) => {
+    const drawWith = (vocab: number, softCap: number) => {
+      const head = {
+        weight: denseWeight(bf16(vocab, 1024)),
+        norm: { weight: bf16(1024), eps: 1e-6 },
+        softCap,
+      };
+      const [x, logits, slots] = [bf16(rows, 1024), f32(rows, vocab), slotTables(vocab)];
+      return launches(() => backend.drawTokens(i32(rows), x, head, logits, sampleRows(rows), slots));
+    };
+    const [draw] = drawWith(2560, 30).filter(({ entry }) => entry.startsWith("draw_"));
+    expect(namedArguments(draw!)).toMatchObject({ cap: 30 });
+    const parts = drawWith(2001, 30);
+    expect(parts.map(({ entry }) => entry)).toContain("cap_logits");
+  });
 
   test("by a head of any other size at the same address", () => {
     const [rows, memory] = [9, bf16(2560 * 64)];

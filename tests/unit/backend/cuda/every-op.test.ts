@@ -30,6 +30,8 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.embedding(x, bf16(VOCAB, WIDTH), i32(tokens));
   backend.gatherRows(bf16(count, WIDTH), x, i32(count));
   backend.rmsNorm(bf16(tokens, WIDTH), x, norm.weight, norm.eps);
+  backend.embedding(x, bf16(VOCAB, WIDTH), i32(tokens), 0, 2);
+  backend.rmsNorm(x, bf16(tokens, WIDTH), norm.weight, norm.eps, x);
   backend.layerNorm(bf16(tokens, WIDTH), x, norm.weight, undefined, norm.eps);
   backend.activation(x, x, "silu");
   // A layer; then products that are of none, the last of a width that is left to parts.
@@ -48,6 +50,7 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.post(inbox, out);
   backend.scatter(slots.blockTables, i32(count), i32(count));
   backend.joinSlots(slots, i32(count, JOIN_WORDS));
+  backend.capLogits(logits, 30);
   backend.processLogits(logits, logits, samples, slots);
   backend.sample(out, logits, logits, samples, slots);
   backend.logprobs(

@@ -25,6 +25,7 @@ const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
         ...{ vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
         ...{ headDim: 128, blockSize: 16 },
         attentionForms: [{ rotaryDim: 64, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
+        softCap: 30,
       }),
     )
     .map((unit) => [unit.file, unit]),

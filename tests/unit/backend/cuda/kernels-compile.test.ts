@@ -21,7 +21,7 @@ const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
 
 /** Sizes that pass through every specialisation but those of attention: widths for vectors and not, narrow and wide. */
 const WIDTHS = [
-  { hiddenSize: 256, intermediateSize: 1024, vocabSize: 2048 },
+  { hiddenSize: 256, intermediateSize: 1024, vocabSize: 2048, softCap: 30 },
   { hiddenSize: 1024, intermediateSize: 3072, vocabSize: 2048 },
   { hiddenSize: 8192, intermediateSize: 28672, vocabSize: 151936 },
   { hiddenSize: 1001, intermediateSize: 1003, vocabSize: 2001 },
