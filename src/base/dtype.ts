@@ -52,6 +52,13 @@ export function narrow(source: Float32Array, dtype: FloatDType): Uint8Array {
   return new Uint8Array(bits.buffer);
 }
 
+/** `value`, rounded to `dtype`. */
+export function rounded(value: number, dtype: FloatDType): number {
+  const result = new Float32Array(1);
+  widen(narrow(Float32Array.of(value), dtype), dtype, result);
+  return result[0]!;
+}
+
 /** A 16-bit view of `bytes`, copied first when its offset is odd. */
 function u16View(bytes: Uint8Array, count: number): Uint16Array {
   const aligned = bytes.byteOffset % 2 === 0 ? bytes : new Uint8Array(bytes);

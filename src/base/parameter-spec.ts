@@ -31,4 +31,12 @@ export interface ParameterSource {
   readonly reading?: Reading;
   /** The part that this rank holds, where there is no `reading`: `[start, end)` along `dim`. The whole tensor when left out. */
   readonly slice?: { readonly dim: 0 | 1; readonly start: number; readonly end: number };
+  /** What becomes of each value where there is no `reading`: it is computed in float32, and rounded once. */
+  readonly affine?: Affine;
+}
+
+/** x becomes x · scale + offset. */
+export interface Affine {
+  readonly scale: number;
+  readonly offset: number;
 }

@@ -1,10 +1,11 @@
 import type { AttentionSpec, HeadNormSpec, ProjectionNormSpec } from "../backend/attention-spec.ts";
 import type { LayerCache } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
+import { invariant } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import type { ForwardContext } from "./forward-context.ts";
-import { Linear, type LinearInput } from "./linear.ts";
+import { Linear, type LinearInput, type Projection } from "./linear.ts";
 import type { RmsNorm } from "./norm.ts";
 import type { Parameters } from "./parameters.ts";
 import type { PositionTables } from "./rotary.ts";
@@ -15,6 +16,8 @@ export interface AttentionShape extends PositionTables {
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
+  /** The tensor that has the rows of query, key and value, and the output's name. Default: `q_proj` and so on, and `o_proj`. */
+  readonly fused?: FusedNames;
   readonly qkvBias: boolean;
   readonly outputBias: boolean;
   /** Norms of each query and each key head before the rotary embedding. */
@@ -22,13 +25,21 @@ export interface AttentionShape extends PositionTables {
   /** Epsilon of norms of all of a token's queries and all of its keys, before anything else is done to them. */
   readonly projectionNormEps?: number | undefined;
   /** Multiplies query·key. Default 1 / sqrt(headDim). */
-  readonly scale?: number | undefined;
+  readonly attentionScale?: number | undefined;
   /** See `AttentionSpec.softCap`. */
   readonly attentionSoftCap?: number | undefined;
   /** Heads have sinks; see `AttentionSpec.sinks`. */
   readonly attentionSinks?: boolean | undefined;
   /** Sliding window in tokens; 0 = none. */
   readonly window: number;
+}
+
+/** Names in a checkpoint that has query, key and value in one tensor. */
+export interface FusedNames {
+  readonly qkv: string;
+  readonly output: string;
+  /** Its rows: all queries, all keys, all values; or those of each head together. */
+  readonly order: "stacked" | "by head";
 }
 
 /** Grouped-query attention over the paged KV cache. Ranks divide the heads. */
@@ -41,19 +52,14 @@ export class Attention {
   /** @param source the checkpoint's name of the block, e.g. `model.layers.0.self_attn`. */
   constructor(parameters: Parameters, name: string, source: string, shape: AttentionShape) {
     const { hiddenSize, numHeads, numKvHeads, headDim, headNorm, projectionNormEps, window } = shape;
-    const heads = (part: string, units: number) => ({
-      source: `${source}.${part}`,
-      units,
-      unitSize: headDim,
-    });
     this.#qkv = new Linear(parameters, `${name}.qkv`, {
       inputSize: hiddenSize,
-      projections: [heads("q_proj", numHeads), heads("k_proj", numKvHeads), heads("v_proj", numKvHeads)],
+      projections: qkvProjections(source, shape),
       ...{ split: "columns", bias: shape.qkvBias },
     });
     this.#output = new Linear(parameters, `${name}.output`, {
       inputSize: numHeads * headDim,
-      projections: [{ source: `${source}.o_proj`, units: hiddenSize }],
+      projections: [{ source: `${source}.${shape.fused?.output ?? "o_proj"}`, units: hiddenSize }],
       ...{ split: "rows", bias: shape.outputBias },
     });
     const perHead = (
@@ -86,7 +92,7 @@ export class Attention {
     this.#spec = {
       ...{ numHeads: held(numHeads), numKvHeads: held(numKvHeads), headDim, window },
       ...{ cosSin: shape.cosSin, queryScales: shape.queryScales },
-      ...{ scale: shape.scale ?? 1 / Math.sqrt(headDim), softCap: shape.attentionSoftCap },
+      ...{ scale: shape.attentionScale ?? 1 / Math.sqrt(headDim), softCap: shape.attentionSoftCap },
       headNorm: headNorm && normSpec(headNorm.query, headNorm.key),
       sinks: shape.attentionSinks
         ? perHead("sinks", "sinks", numHeads, 1, { dtype: "float32", dummy: "normal" })
@@ -96,16 +102,44 @@ export class Attention {
 
   /** residual[T, H] += attention(x[T, H]); stores the tokens' keys and values in `cache`. */
   addTo(context: ForwardContext, residual: Tensor, x: LinearInput, cache: LayerCache): void {
+    this.#output.addTo(context, residual, this.#attend(context, x, cache));
+  }
+
+  /** attention(x[T, H]), [T, H] in memory of the workspace; stores the tokens' keys and values in `cache`. */
+  forward(context: ForwardContext, x: LinearInput, cache: LayerCache): Tensor {
+    const out = context.workspace.tensor("sublayer", x.x.dtype, x.x.shape);
+    this.#output.sumTo(context, out, this.#attend(context, x, cache));
+    return out;
+  }
+
+  #attend(context: ForwardContext, x: LinearInput, cache: LayerCache): Tensor {
     const { backend, workspace, batch } = context;
     const { numHeads, headDim } = this.#spec;
-    const tokens = residual.dim(0);
-    const qkv = workspace.tensor("qkv", residual.dtype, [tokens, this.#qkv.outputSize]);
+    const [tokens, { dtype }] = [x.x.dim(0), x.x];
+    const qkv = workspace.tensor("qkv", dtype, [tokens, this.#qkv.outputSize]);
     this.#qkv.forward(context, qkv, x);
     if (this.#projectionNorm !== undefined) backend.normProjections(qkv, this.#projectionNorm);
-    const attended = workspace.tensor("attended", residual.dtype, [tokens, numHeads * headDim]);
+    const attended = workspace.tensor("attended", dtype, [tokens, numHeads * headDim]);
     backend.attend(attended, qkv, cache, batch, this.#spec);
-    this.#output.addTo(context, residual, attended);
+    return attended;
   }
+}
+
+function qkvProjections(
+  source: string,
+  { numHeads, numKvHeads, headDim, fused }: AttentionShape,
+): Projection[] {
+  const counts = [numHeads, numKvHeads, numKvHeads];
+  const heads = (part: string, units: number) => ({ source: `${source}.${part}`, units, unitSize: headDim });
+  if (fused === undefined) return ["q_proj", "k_proj", "v_proj"].map((part, i) => heads(part, counts[i]!));
+  const rows = (numHeads + 2 * numKvHeads) * headDim;
+  const isByHead = fused.order === "by head";
+  invariant(!isByHead || numHeads === numKvHeads, "rows by head have a key and a value each");
+  return counts.map((units, i) => {
+    const before = isByHead ? i : counts.slice(0, i).reduce((sum, count) => sum + count, 0);
+    const within = { rows, start: before * headDim, stride: (isByHead ? 3 : 1) * headDim };
+    return { ...heads(fused.qkv, units), within };
+  });
 }
 
 /** Of a parameter that each head has its own part of. */

@@ -25,16 +25,16 @@ export class Embedding {
     });
   }
 
-  /** out[T, H] = the vectors of ids[T]. */
-  forward({ backend, workspace }: ForwardContext, out: Tensor, ids: Tensor): void {
+  /** out[T, H] = the vectors of ids[T], times `scale`. */
+  forward({ backend, workspace }: ForwardContext, out: Tensor, ids: Tensor, scale = 1): void {
     if (this.firstToken === undefined) {
-      backend.embedding(out, this.table, ids);
+      backend.embedding(out, this.table, ids, undefined, scale);
       return;
     }
     invariant(backend.allReduceAdd !== undefined, "ranks need a backend that sums over them");
     // Each token is one rank's: the terms of all others are zeros.
     const branch = workspace.tensor("branch", out.dtype, out.shape);
-    backend.embedding(branch, this.table, ids, this.firstToken);
+    backend.embedding(branch, this.table, ids, this.firstToken, scale);
     backend.fill(out, 0);
     backend.allReduceAdd(out, branch);
   }

@@ -4,6 +4,7 @@ import type { Weight } from "../backend/weight.ts";
 import { lengthOf, type Shard, type Span, shareOf } from "../base/shard.ts";
 import type { ForwardContext } from "./forward-context.ts";
 import type { Parameters } from "./parameters.ts";
+import type { MatrixPart } from "./weight-scheme.ts";
 
 /**
  * The division of y[N] = weight[N, K] · x[K] among ranks: by `columns`, each computes some of the outputs; by `rows`, each has some
@@ -28,6 +29,16 @@ export interface Projection {
   readonly units: number;
   /** Outputs of a unit. Default 1. */
   readonly unitSize?: number;
+  /** The place of the outputs in a tensor of several projections. Default: the tensor has these alone. */
+  readonly within?: RowsWithin;
+}
+
+/** Rows of a larger tensor: unit i begins at row start + i · stride. */
+export interface RowsWithin {
+  /** Of the tensor. */
+  readonly rows: number;
+  readonly start: number;
+  readonly stride: number;
 }
 
 /** x[T, K], and the norm that comes before the product. */
@@ -44,9 +55,9 @@ export class Linear {
 
   constructor(parameters: Parameters, name: string, { inputSize, projections, split, bias }: LinearShape) {
     const { shard } = parameters;
-    const parts = projections.map(({ source, units, unitSize = 1 }) => {
-      const rowSpan = split === "columns" ? shareOf(units, shard) : { start: 0, end: units };
-      return { source, rows: units * unitSize, rowSpan: scaled(rowSpan, unitSize) };
+    const parts = projections.flatMap((projection) => {
+      const { units } = projection;
+      return partsOf(projection, split === "columns" ? shareOf(units, shard) : { start: 0, end: units });
     });
     const columnSpan = split === "rows" ? shareOf(inputSize, shard) : { start: 0, end: inputSize };
     this.weight = parameters.weight({ name, parts, columns: inputSize, columnSpan });
@@ -79,6 +90,18 @@ export class Linear {
     backend.linear(out, x, this.weight, { norm, bias: this.#bias, activation });
   }
 
+  /** out[T, N] = y; split by rows, the sum of all ranks' y. */
+  sumTo({ backend, workspace }: ForwardContext, out: Tensor, x: Tensor): void {
+    if (this.#split !== "rows" || backend.allReduceAdd === undefined) {
+      backend.linear(out, x, this.weight, { bias: this.#bias });
+      return;
+    }
+    const branch = workspace.tensor("branch", out.dtype, out.shape);
+    backend.linear(branch, x, this.weight, { bias: this.#bias });
+    backend.fill(out, 0);
+    backend.allReduceAdd(out, branch);
+  }
+
   /** residual[T, N] += y; split by rows, the sum of all ranks' y. */
   addTo({ backend, workspace }: ForwardContext, residual: Tensor, x: Tensor): void {
     if (this.#split !== "rows" || backend.allReduceAdd === undefined) {
@@ -91,8 +114,15 @@ export class Linear {
   }
 }
 
-function scaled({ start, end }: Span, factor: number): Span {
-  return { start: start * factor, end: end * factor };
+/** The rows of some units, neighbours in the checkpoint together. */
+function partsOf({ source, units, unitSize = 1, within }: Projection, { start, end }: Span): MatrixPart[] {
+  const { rows, start: first, stride } = within ?? { rows: units * unitSize, start: 0, stride: unitSize };
+  const part = (unit: number, count: number) => {
+    const row = first + unit * stride;
+    return { source, rows, rowSpan: { start: row, end: row + count * unitSize } };
+  };
+  if (stride === unitSize) return [part(start, end - start)];
+  return Array.from({ length: end - start }, (_, i) => part(start + i, 1));
 }
 
 /** Of a sum over ranks, one term alone has the bias. */

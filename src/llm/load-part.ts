@@ -164,6 +164,6 @@ function modelShape(
     intermediateSize: part(model.intermediateSize),
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
-    ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype },
+    ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype, softCap: model.logitSoftCap },
   };
 }

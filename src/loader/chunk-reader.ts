@@ -1,5 +1,6 @@
 import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
+import type { Affine } from "../base/parameter-spec.ts";
 import { readFully } from "../base/read-fully.ts";
 import { lengthOf } from "../base/shard.ts";
 import { bytesOfRows, formOf, type RowsRead, readRows } from "./rows-read.ts";
@@ -21,6 +22,8 @@ export interface ChunkRead {
   readonly trim?: { readonly start: number; readonly end: number };
   readonly dtype: StoredDType;
   readonly targetDtype: FloatDType;
+  /** See `ParameterSource.affine`. */
+  readonly affine?: Affine | undefined;
 }
 
 /**
@@ -78,9 +81,10 @@ export class ChunkReader {
   }
 
   #readElements(chunk: ChunkRead, target: Uint8Array): Uint8Array {
-    const { dtype, targetDtype } = chunk;
+    const { dtype, targetDtype, affine } = chunk;
     const bytes = bytesRead(chunk);
-    const direct = dtype === targetDtype && isPacked(chunk);
+    const isSame = dtype === targetDtype && affine === undefined;
+    const direct = isSame && isPacked(chunk);
     const source = direct ? target.subarray(0, bytes) : this.#scratch(bytes);
     invariant(source.length === bytes, `${bytes} bytes for a target of ${target.length}`);
     readElementRows(chunk, source);
@@ -93,20 +97,21 @@ export class ChunkReader {
       result.length === count * dtypeSize(targetDtype),
       `${count} elements for ${target.length} bytes`,
     );
-    if (dtype === targetDtype) result.set(packed);
+    if (isSame) result.set(packed);
     else this.#convert(packed, chunk, result);
     return result;
   }
 
   #convert(source: Uint8Array, chunk: ChunkRead, target: Uint8Array): void {
-    const { dtype, targetDtype, trim } = chunk;
+    const { dtype, targetDtype, trim, affine } = chunk;
     const count = elementsIn(source.length, chunk);
-    if (targetDtype === "float32" && trim === undefined) {
+    if (targetDtype === "float32" && trim === undefined && affine === undefined) {
       decode(source, dtype, new Float32Array(target.buffer, target.byteOffset, count));
       return;
     }
     const decoded = this.#decoded(source, dtype, count);
-    const values = trim === undefined ? decoded : packTrimmed(decoded, chunk, trim);
+    const stored = trim === undefined ? decoded : packTrimmed(decoded, chunk, trim);
+    const values = affine === undefined ? stored : stored.map((x) => x * affine.scale + affine.offset);
     if (targetDtype === "float16")
       new Float16Array(target.buffer, target.byteOffset, values.length).set(values);
     else target.set(narrow(values, targetDtype));

@@ -60,7 +60,16 @@ function planReads(checkpoint: Checkpoint, source: ParameterSource, targetDtype:
   const unit = unitOf(dtype);
   const rowBytes = (product(inner) / unit.elements) * unit.bytes;
   const whole = { begin: tensor.begin, end: tensor.end, columnBegin: 0, columnEnd: rowBytes };
-  const common = { path: tensor.file.path, fd: tensor.file.fd, ...whole, rowBytes, dtype, targetDtype };
+  const { affine } = source;
+  const common = {
+    path: tensor.file.path,
+    fd: tensor.file.fd,
+    ...whole,
+    rowBytes,
+    dtype,
+    targetDtype,
+    affine,
+  };
   if (dim === 0) {
     if (tensor.pairedRows !== undefined) return pairedReads(common, tensor.pairedRows, start, end);
     return [{ ...common, begin: tensor.begin + start * rowBytes, end: tensor.begin + end * rowBytes }];

@@ -34,11 +34,23 @@ export interface ModelConfig {
   readonly layerRopes: readonly (RopeConfig | undefined)[];
   /** Of all layers. */
   readonly queryScaling: QueryScaling | undefined;
+  /** Multiplies query·key; undefined: 1 / sqrt(headDim). */
+  readonly attentionScale: number | undefined;
   /** See `AttentionSpec.softCap`. */
   readonly attentionSoftCap: number | undefined;
   /** Heads have attention sinks. */
   readonly attentionSinks: boolean;
   readonly tieWordEmbeddings: boolean;
+  /** Multiplies embeddings. */
+  readonly embeddingMultiplier: number;
+  /** Multiplies what a layer's parts add to the residual stream. */
+  readonly residualMultiplier: number;
+  /** Divides logits. */
+  readonly logitsScaling: number;
+  /** See `LmHead.softCap`. */
+  readonly logitSoftCap: number | undefined;
+  /** Attention and feed-forward read the same residual stream. */
+  readonly parallelResidual: boolean;
   /** Undefined when the config is silent; the family then decides. */
   readonly attentionBias: boolean | undefined;
   readonly mlpBias: boolean;
@@ -69,10 +81,11 @@ const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", 
  * ModelDataError naming a field that is out of range.
  */
 export function readModelConfig(model: string): ModelConfig {
-  const json = isGgufModel(model) ? readGgufConfig(model) : readConfigJson(model);
-  const architecture = readArchitecture(json);
+  const stored = isGgufModel(model) ? readGgufConfig(model) : readConfigJson(model);
+  const architecture = readArchitecture(stored);
   const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
-  refuseUnsupported(json);
+  const json = stored.withDefaults(defaults.fields ?? {}, defaults.aliases);
+  refuseUnsupported(json, defaults);
   const quantisation = isGgufModel(model) ? GGUF_QUANTISATION : readQuantisation(json, model);
 
   const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
@@ -96,13 +109,19 @@ export function readModelConfig(model: string): ModelConfig {
     ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim },
     layerRopes: Object.freeze(layerRopes),
     queryScaling: readQueryScaling(json, positions),
-    attentionSoftCap: readSoftCap(json),
+    attentionScale: readAttentionScale(json),
+    attentionSoftCap: readSoftCap(json, "attn_logit_softcapping"),
     attentionSinks: defaults.attentionSinks ?? false,
     intermediateSize: json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize),
     activation: readActivation(json),
     maxPositionEmbeddings: Math.max(positions, ...stretched),
     rmsNormEps: json.number("rms_norm_eps", 0, 1, 1e-6),
     tieWordEmbeddings: json.boolean("tie_word_embeddings", false),
+    embeddingMultiplier: json.number("embedding_multiplier", 1e-6, 1e6, 1),
+    residualMultiplier: json.number("residual_multiplier", 1e-6, 1e6, 1),
+    logitsScaling: json.number("logits_scaling", 1e-6, 1e6, 1),
+    logitSoftCap: readSoftCap(json, "final_logit_softcapping"),
+    parallelResidual: json.boolean("use_parallel_residual", false),
     attentionBias: json.boolean("attention_bias", undefined),
     mlpBias: json.boolean("mlp_bias", false),
     layerWindows: Object.freeze(layerWindows),
@@ -133,11 +152,11 @@ function readArchitecture(json: JsonFields): Architecture {
   );
 }
 
-function refuseUnsupported(json: JsonFields): void {
+function refuseUnsupported(json: JsonFields, { honoured }: FamilyDefaults): void {
   const unsupported = (what: string) => new UnsupportedModelError(json.file, `${what} not supported`);
   if (json.has("text_config") && !json.has("hidden_size"))
     throw unsupported("multimodal models (text_config) are");
-  refuseUnknownFields(json);
+  refuseUnknownFields(json, new Set(honoured));
 }
 
 function readActivation(json: JsonFields): Activation {
@@ -164,9 +183,14 @@ function readDtype(json: JsonFields): FloatDType | undefined {
   return name as FloatDType;
 }
 
+/** Either field is one that few families have. */
+function readAttentionScale(json: JsonFields): number | undefined {
+  if (!json.has("query_pre_attn_scalar")) return json.number("attention_multiplier", 1e-6, 1e6, undefined);
+  return 1 / Math.sqrt(json.number("query_pre_attn_scalar", 1e-6, 1e6));
+}
+
 /** False and 0 are none, too. */
-function readSoftCap(json: JsonFields): number | undefined {
-  const name = "attn_logit_softcapping";
+function readSoftCap(json: JsonFields, name: string): number | undefined {
   return json.get(name) ? json.number(name, 1e-6, 1e6) : undefined;
 }
 
@@ -180,6 +204,11 @@ function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers:
   const window = enabled ? json.integer("sliding_window", 0, 2 ** 30, fallback) : 0;
   const types = json.strings("layer_types");
   if (types === undefined) {
+    const { fullLayerInterval } = defaults;
+    if (fullLayerInterval !== undefined) {
+      const interval = json.integer("sliding_window_pattern", 1, 1e6, fullLayerInterval);
+      return Array.from({ length: numLayers }, (_, layer) => ((layer + 1) % interval === 0 ? 0 : window));
+    }
     if (window > 0 && json.has("sliding_window_pattern"))
       throw new UnsupportedModelError(
         json.file,

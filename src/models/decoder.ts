@@ -1,12 +1,13 @@
-import type { Backend, LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
+import type { LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { denseWeight } from "../backend/weight.ts";
+import type { FloatDType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
 import { Embedding } from "../layers/embedding.ts";
 import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
 import { Linear } from "../layers/linear.ts";
-import { RmsNorm } from "../layers/norm.ts";
+import { type LayerNorm, RmsNorm } from "../layers/norm.ts";
 import { LoadedParameters, ParameterList, type Parameters } from "../layers/parameters.ts";
 import {
   type PositionTables,
@@ -34,6 +35,30 @@ export interface LayerPlace {
   readonly tables: PositionTables;
 }
 
+/** What differs between families outside of their layers. */
+export interface DecoderOptions {
+  /** The checkpoint's names. Default: Llama's. */
+  readonly names?: DecoderNames;
+  /** Default: an `RmsNorm` of the config's epsilon. */
+  readonly createNorm?: (parameters: Parameters, name: string, source: string) => RmsNorm | LayerNorm;
+  /** Multiplies embeddings, with activations of this dtype. Default 1. */
+  readonly embeddingScale?: (dtype: FloatDType) => number;
+  /** Tensors that are no parameters. */
+  readonly ignored?: readonly RegExp[];
+}
+
+/** Names of a checkpoint's modules, those of layers without their number. */
+export interface DecoderNames {
+  readonly embedding: string;
+  readonly layers: string;
+  readonly norm: string;
+  readonly head: string;
+}
+
+const NAMES: DecoderNames = {
+  ...{ embedding: "model.embed_tokens", layers: "model.layers", norm: "model.norm", head: "lm_head" },
+};
+
 /**
  * A decoder-only model: token embedding, layers that each add to the residual stream, final norm, LM head (tied to the
  * embedding or its own).
@@ -42,11 +67,12 @@ export function defineDecoder(
   config: ModelConfig,
   { shard, scheme }: ModelPart,
   createLayer: (place: LayerPlace) => DecoderLayer,
+  options: DecoderOptions = {},
 ): ModelDefinition {
   const { numLayers, numKvHeads, headDim, queryScaling, tieWordEmbeddings } = config;
   const kvHeads = { numLayers, numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
   const create = (parameters: Parameters, tables: readonly PositionTables[]) =>
-    new Decoder(config, kvHeads, parameters, tables, createLayer);
+    new Decoder(config, kvHeads, parameters, tables, createLayer, options);
   const list = new ParameterList(shard, scheme);
   const placeholder = (...shape: number[]) => list.placeholder("float32", shape);
   create(
@@ -59,6 +85,7 @@ export function defineDecoder(
     ignored: [
       /\.rotary_emb\.inv_freq$/,
       ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : []),
+      ...(options.ignored ?? []),
       ...(scheme.ignored ?? []),
     ],
     kvHeads,
@@ -88,6 +115,7 @@ function layerTables(
 class Decoder implements CausalLM {
   readonly #embedding: Embedding;
   readonly #layers: readonly DecoderLayer[];
+  readonly #norm: RmsNorm | LayerNorm;
   readonly #head: LmHead;
 
   constructor(
@@ -96,53 +124,68 @@ class Decoder implements CausalLM {
     parameters: Parameters,
     tables: readonly PositionTables[],
     createLayer: (place: LayerPlace) => DecoderLayer,
+    private readonly options: DecoderOptions,
   ) {
-    const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings } = config;
-    this.#embedding = new Embedding(parameters, "embedding", "model.embed_tokens", vocabSize, hiddenSize);
+    const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings, logitSoftCap } = config;
+    const { names = NAMES, createNorm = rmsNorm } = options;
+    this.#embedding = new Embedding(parameters, "embedding", names.embedding, vocabSize, hiddenSize);
     this.#layers = Array.from({ length: numLayers }, (_, index) => {
-      const [name, source] = [`layers.${index}`, `model.layers.${index}`];
+      const [name, source] = [`layers.${index}`, `${names.layers}.${index}`];
       return createLayer({ parameters, index, name, source, tables: tables[index]! });
     });
-    const norm = new RmsNorm(parameters, "norm", "model.norm", hiddenSize, rmsNormEps);
+    function rmsNorm(of: Parameters, name: string, source: string): RmsNorm {
+      return new RmsNorm(of, name, source, hiddenSize, rmsNormEps);
+    }
+    this.#norm = createNorm(parameters, "norm", names.norm);
     const weight = tieWordEmbeddings
       ? denseWeight(this.#embedding.table)
       : new Linear(parameters, "lmHead", {
           inputSize: hiddenSize,
-          projections: [{ source: "lm_head", units: vocabSize }],
+          projections: [{ source: names.head, units: vocabSize }],
           ...{ split: "columns", bias: false },
         }).weight;
-    this.#head = { weight, norm, firstToken: this.#embedding.firstToken };
+    const norm = this.#norm instanceof RmsNorm ? this.#norm : undefined;
+    this.#head = { weight, norm, firstToken: this.#embedding.firstToken, softCap: logitSoftCap };
   }
 
   forward(context: ForwardContext): Tensor {
     const { backend, workspace, batch, kvCache } = context;
     const shape = [batch.numTokens, this.config.hiddenSize];
     const residual = workspace.tensor("residual", backend.activationDtype, shape);
-    this.#embedding.forward(context, residual, batch.tokenIds);
+    const scale = this.options.embeddingScale?.(residual.dtype as FloatDType);
+    this.#embedding.forward(context, residual, batch.tokenIds, scale);
     for (const [i, layer] of this.#layers.entries()) layer.forward(context, residual, kvCache[i]!);
     return residual;
   }
 
-  logits({ backend, workspace }: OpContext, out: Tensor, hidden: Tensor): void {
-    const { weight, norm, firstToken } = this.#head;
-    if (firstToken === undefined) {
-      backend.linear(out, hidden, weight, { norm });
-      return;
+  logits(context: OpContext, out: Tensor, hidden: Tensor): void {
+    const { backend, workspace } = context;
+    const { weight, norm, firstToken, softCap } = this.#head;
+    const x = this.#headInput(context, hidden);
+    if (firstToken === undefined) backend.linear(out, x, weight, { norm });
+    else {
+      invariant(backend.gatherColumns !== undefined, "ranks need a backend that gathers from them");
+      const part = workspace.tensor("logitsPart", "float32", [hidden.dim(0), weight.shape[0]]);
+      backend.linear(part, x, weight, { norm });
+      backend.gatherColumns(out, part);
     }
-    invariant(backend.gatherColumns !== undefined, "ranks need a backend that gathers from them");
-    const part = workspace.tensor("logitsPart", "float32", [hidden.dim(0), weight.shape[0]]);
-    backend.linear(part, hidden, weight, { norm });
-    backend.gatherColumns(out, part);
+    if (softCap !== undefined) backend.capLogits(out, softCap);
   }
 
   drawTokens(
-    backend: Backend,
+    context: OpContext,
     out: Tensor,
     hidden: Tensor,
     logits: Tensor,
     samples: SampleRows,
     slots: SlotTensors,
   ): void {
-    backend.drawTokens(out, hidden, this.#head, logits, samples, slots);
+    const x = this.#headInput(context, hidden);
+    context.backend.drawTokens(out, x, this.#head, logits, samples, slots);
+  }
+
+  /** What the head multiplies: the residual stream, normalised where the head has no norm that does so. */
+  #headInput(context: OpContext, hidden: Tensor): Tensor {
+    return this.#norm instanceof RmsNorm ? hidden : this.#norm.of(context, hidden).x;
   }
 }

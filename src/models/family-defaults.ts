@@ -1,3 +1,4 @@
+import type { JsonObject } from "../base/json-object.ts";
 import type { RopeDefaults } from "./rope-config.ts";
 
 /** The defaults of fields that a config.json does not mention, as transformers' configuration class of the family has them. */
@@ -19,6 +20,14 @@ export interface FamilyDefaults extends RopeDefaults {
   /** First layer that has it, where layers are not listed. */
   readonly firstWindowLayer: number;
   readonly eosTokenId: number | undefined;
+  /** Layers with a window are followed by one without, each so manyth layer; layers are not listed. Default: all have one. */
+  readonly fullLayerInterval?: number;
+  /** Fields besides these that are not 0, false or empty by default. */
+  readonly fields?: JsonObject;
+  /** Names that fields go by, by those of most families. */
+  readonly aliases?: Readonly<Record<string, string>>;
+  /** Of `REFUSED_FIELDS`, those that the family honours. */
+  readonly honoured?: readonly string[];
   /** Attention heads have sinks. Default false. */
   readonly attentionSinks?: boolean;
 }
@@ -49,6 +58,29 @@ const QWEN2: FamilyDefaults = {
   eosTokenId: undefined,
 };
 
+const OLMO2: FamilyDefaults = {
+  ...LLAMA,
+  vocabSize: 50_304,
+  eosTokenId: 50_279,
+  fields: { rms_norm_eps: 1e-5 },
+};
+const GEMMA: FamilyDefaults = {
+  ...LLAMA,
+  ...{ vocabSize: 256_000, hiddenSize: 3072, intermediateSize: 24_576, numLayers: 28 },
+  ...{ numHeads: 16, numKvHeads: 16, headDim: 256, maxPositionEmbeddings: 8192, eosTokenId: 1 },
+  fields: { hidden_act: "gelu_pytorch_tanh", tie_word_embeddings: true },
+};
+const GEMMA2: FamilyDefaults = {
+  ...GEMMA,
+  ...{ hiddenSize: 2304, intermediateSize: 9216, numLayers: 26, numHeads: 8, numKvHeads: 4 },
+  ...{ slidingWindow: 4096, fullLayerInterval: 2 },
+  fields: {
+    ...{ hidden_activation: "gelu_pytorch_tanh", tie_word_embeddings: true, query_pre_attn_scalar: 256 },
+    ...{ final_logit_softcapping: 30, attn_logit_softcapping: 50 },
+  },
+  honoured: ["query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"],
+};
+
 /** By architecture, as in config.json's `architectures`: all that can be loaded. */
 export const FAMILY_DEFAULTS = {
   Qwen3ForCausalLM: { ...QWEN2, headDim: 128 },
@@ -60,6 +92,59 @@ export const FAMILY_DEFAULTS = {
     numKvHeads: 8,
     maxPositionEmbeddings: 131_072,
     slidingWindow: 4096,
+  },
+  Ministral3ForCausalLM: {
+    ...LLAMA,
+    ...{ vocabSize: 131_072, intermediateSize: 14_336, numLayers: 34, numKvHeads: 8, headDim: 128 },
+    maxPositionEmbeddings: 262_144,
+    fields: { rms_norm_eps: 1e-5 },
+  },
+  GPTNeoXForCausalLM: {
+    ...LLAMA,
+    ...{ vocabSize: 50_432, hiddenSize: 6144, intermediateSize: 24_576, numLayers: 44, numHeads: 64 },
+    fields: {
+      ...{ hidden_act: "gelu", attention_bias: true, rms_norm_eps: 1e-5 },
+      ...{ use_parallel_residual: true, partial_rotary_factor: 0.25 },
+    },
+    aliases: {
+      rms_norm_eps: "layer_norm_eps",
+      rope_theta: "rotary_emb_base",
+      partial_rotary_factor: "rotary_pct",
+    },
+    honoured: ["use_parallel_residual"],
+  },
+  Phi3ForCausalLM: {
+    ...LLAMA,
+    ...{ vocabSize: 32_064, hiddenSize: 3072, intermediateSize: 8192, maxPositionEmbeddings: 4096 },
+    eosTokenId: 32_000,
+    fields: { rms_norm_eps: 1e-5, original_max_position_embeddings: 4096 },
+  },
+  Olmo2ForCausalLM: OLMO2,
+  Olmo3ForCausalLM: {
+    ...OLMO2,
+    ...{ slidingWindow: 4096, fullLayerInterval: 4, ropeTheta: 500_000, slidingRope: {} },
+  },
+  SmolLM3ForCausalLM: {
+    ...LLAMA,
+    ...{ vocabSize: 128_256, hiddenSize: 2048, numLayers: 36, numHeads: 16, numKvHeads: 4 },
+    ...{ maxPositionEmbeddings: 32_768, eosTokenId: 128_001, usesSlidingWindow: false },
+    ...{ ropeTheta: 2_000_000, noRopeInterval: 4 },
+    fields: { tie_word_embeddings: true },
+    honoured: ["no_rope_layers", "no_rope_layer_interval"],
+  },
+  GraniteForCausalLM: {
+    ...LLAMA,
+    eosTokenId: 2,
+    fields: { attention_multiplier: 1 },
+    honoured: ["embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"],
+  },
+  GemmaForCausalLM: GEMMA,
+  Gemma2ForCausalLM: GEMMA2,
+  Gemma3ForCausalLM: {
+    ...GEMMA2,
+    ...{ vocabSize: 262_208, maxPositionEmbeddings: 131_072, fullLayerInterval: 6 },
+    ...{ ropeTheta: 1_000_000, slidingRope: { theta: 10_000 } },
+    fields: { ...GEMMA2.fields, final_logit_softcapping: null, attn_logit_softcapping: null },
   },
 } as const satisfies Readonly<Record<string, FamilyDefaults>>;
 

@@ -34,6 +34,17 @@ export class JsonFields {
     return new JsonFields(file, fields, "", names);
   }
 
+  /**
+   * The same fields, with others for those that are absent: null is not absent.
+   * @param aliases names that fields go by in this file, by their own
+   */
+  withDefaults(defaults: JsonObject, aliases: Readonly<Record<string, string>> = {}): JsonFields {
+    const renamed = Object.entries(aliases).filter(([, alias]) => Object.hasOwn(this.fields, alias));
+    const values = Object.fromEntries(renamed.map(([name, alias]) => [name, this.fields[alias]]));
+    const fields = { ...defaults, ...values, ...this.fields };
+    return new JsonFields(this.file, fields, this.path, { ...this.names, ...Object.fromEntries(renamed) });
+  }
+
   get isEmpty(): boolean {
     return Object.keys(this.fields).length === 0;
   }

@@ -17,7 +17,7 @@ export interface CausalLM {
   logits(context: OpContext, out: Tensor, hidden: Tensor): void;
   /** Draws a token after each of rows hidden[R, H], for slots that need no logits; see `Backend.drawTokens`. */
   drawTokens(
-    backend: Backend,
+    context: OpContext,
     out: Tensor,
     hidden: Tensor,
     logits: Tensor,

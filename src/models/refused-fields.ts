@@ -45,12 +45,15 @@ const REFUSED_FIELDS: Readonly<Record<string, readonly unknown[]>> = {
   moe_intermediate_size: [],
 };
 
-/** @throws UnsupportedModelError naming a field that would change results and that Octavo does not know */
-export function refuseUnknownFields(json: JsonFields): void {
+/**
+ * @param known fields that this family has nevertheless
+ * @throws UnsupportedModelError naming a field that would change results and that Octavo does not know
+ */
+export function refuseUnknownFields(json: JsonFields, known: ReadonlySet<string>): void {
   for (const [name, neutral] of Object.entries(REFUSED_FIELDS)) {
     const value = json.get(name);
     const isEmpty = typeof value === "object" && Object.keys(value as object).length === 0;
-    if (!value || isEmpty || neutral.includes(value)) continue;
+    if (known.has(name) || !value || isEmpty || neutral.includes(value)) continue;
     const shown = JSON.stringify(value).slice(0, 80);
     throw new UnsupportedModelError(
       json.file,

@@ -3,9 +3,14 @@ import { denseScheme } from "../layers/weight-scheme.ts";
 import { checkShard } from "./check-shard.ts";
 import type { ModelConfig } from "./config.ts";
 import type { Architecture } from "./family-defaults.ts";
+import { gemma, gemma2, gemma3 } from "./gemma.ts";
+import { gptNeoX } from "./gpt-neox.ts";
+import { granite } from "./granite.ts";
 import { llama } from "./llama.ts";
 import { mistral } from "./mistral.ts";
 import type { ModelDefinition, ModelFamily, ModelPart } from "./model.ts";
+import { olmo2 } from "./olmo2.ts";
+import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
 import { qwen3 } from "./qwen3.ts";
 
@@ -14,6 +19,16 @@ const FAMILIES: Readonly<Record<Architecture, ModelFamily>> = {
   Qwen2ForCausalLM: qwen2,
   LlamaForCausalLM: llama,
   MistralForCausalLM: mistral,
+  Ministral3ForCausalLM: mistral,
+  GPTNeoXForCausalLM: gptNeoX,
+  Phi3ForCausalLM: phi3,
+  Olmo2ForCausalLM: olmo2,
+  Olmo3ForCausalLM: olmo2,
+  SmolLM3ForCausalLM: llama,
+  GraniteForCausalLM: granite,
+  GemmaForCausalLM: gemma,
+  Gemma2ForCausalLM: gemma2,
+  Gemma3ForCausalLM: gemma3,
 };
 
 /**

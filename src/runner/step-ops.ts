@@ -31,7 +31,7 @@ export class StepOps {
   drawPlain(step: StepTensors, hidden: Tensor): void {
     const { backend, model, state, mailbox } = this.context;
     const { samples, logits, sampled } = step;
-    model.drawTokens(backend, sampled, this.#sampledHidden(step, hidden), logits, samples, state.slots);
+    model.drawTokens(this.context, sampled, this.#sampledHidden(step, hidden), logits, samples, state.slots);
     backend.post(mailbox.tokens, sampled);
   }
 

@@ -1,5 +1,5 @@
 import { setDefaultTimeout } from "bun:test";
-import { FIXTURES, GGUF_FIXTURES, QUANTISED_FIXTURES } from "../model/fixtures.ts";
+import { FAMILY_FIXTURES, FIXTURES, GGUF_FIXTURES, QUANTISED_FIXTURES } from "../model/fixtures.ts";
 import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
 import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
@@ -42,6 +42,15 @@ describeGpu("reference models on the GPU", () => {
     referenceSuite(fixture, variants("bfloat16"), BFLOAT16);
     referenceSuite(fixture, variants("float16"), FLOAT16);
     referenceSuite(fixture, float8Variants(), FLOAT8);
+  }
+});
+
+describeGpu("other families' models on the GPU", () => {
+  const some = (dtype: "bfloat16" | "float16") =>
+    variants(dtype).filter(({ name }) => /whole|chunks of 7/.test(name));
+  for (const fixture of FAMILY_FIXTURES) {
+    referenceSuite(fixture, some("bfloat16"), BFLOAT16);
+    referenceSuite(fixture, some("float16"), FLOAT16);
   }
 });
 

@@ -11,7 +11,13 @@ const QUANTISED_FORMATS = [
 export type QuantisedFormat = (typeof QUANTISED_FORMATS)[number];
 /** Models of one GGUF file each, made by `make-gguf-fixtures.py`. */
 export const GGUF_NAMES = ["gguf-llama", "gguf-qwen3", "gguf-qwen2"] as const;
+/** Models of other families' blocks, made by `make-family-fixtures.py`. */
+export const FAMILY_NAMES = [
+  ...(["gpt-neox", "phi3", "olmo2", "olmo3", "smollm3", "granite", "ministral3"] as const),
+  ...(["gemma", "gemma2", "gemma3"] as const),
+] as const;
 export type FixtureName =
+  | (typeof FAMILY_NAMES)[number]
   | (typeof FIXTURE_NAMES)[number]
   | `quantised-${QuantisedFormat}`
   | (typeof GGUF_NAMES)[number];
@@ -50,11 +56,14 @@ export const FIXTURES: readonly Fixture[] = FIXTURE_NAMES.map(lazyFixture);
 /** Models of quantised weights. */
 export const QUANTISED_FIXTURES: readonly (Fixture & { readonly format: QuantisedFormat })[] =
   QUANTISED_FORMATS.map((format) => Object.assign(lazyFixture(`quantised-${format}`), { format }));
+export const FAMILY_FIXTURES: readonly Fixture[] = FAMILY_NAMES.map(lazyFixture);
 export const GGUF_FIXTURES: readonly Fixture[] = GGUF_NAMES.map(lazyFixture);
 
 /** The fixture of that name. */
 export function fixture(name: FixtureName): Fixture {
-  return [...FIXTURES, ...QUANTISED_FIXTURES, ...GGUF_FIXTURES].find((each) => each.name === name)!;
+  return [...FIXTURES, ...QUANTISED_FIXTURES, ...GGUF_FIXTURES, ...FAMILY_FIXTURES].find(
+    (each) => each.name === name,
+  )!;
 }
 
 function lazyFixture(name: FixtureName): Fixture {

@@ -49,7 +49,7 @@ export class ToyModel implements CausalLM {
   }
 
   drawTokens(
-    backend: Backend,
+    { backend }: Pick<OpContext, "backend">,
     out: Tensor,
     hidden: Tensor,
     logits: Tensor,
