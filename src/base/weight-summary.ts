@@ -1,7 +1,19 @@
+import { formatBytes } from "./bytes.ts";
+
 /** The memory that weights take, for people. */
 export interface WeightSummary {
   /** Forms of the matrices, those of the most weights first, e.g. `int4 in groups of 128, bfloat16`. */
   readonly format: string;
   /** Of all parameters that a rank holds. */
   readonly bytes: number;
+  /** Tensors of a multimodal checkpoint that are not its language model's, and that nothing loads. */
+  readonly skipped?: { readonly tensors: number; readonly bytes: number } | undefined;
+}
+
+/** The summary as a line says it. */
+export function describeWeights({ format, bytes, skipped }: WeightSummary, per = ""): string {
+  const rest =
+    skipped &&
+    `; the text model alone: ${skipped.tensors} other tensors (${formatBytes(skipped.bytes)}) are skipped`;
+  return `${formatBytes(bytes)}${per} in ${format}${rest ?? ""}`;
 }

@@ -5,7 +5,7 @@ import { version } from "../../package.json";
 import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
 import { formatBytes } from "../base/bytes.ts";
 import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
-import type { WeightSummary } from "../base/weight-summary.ts";
+import { describeWeights, type WeightSummary } from "../base/weight-summary.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
 import { openCuda } from "../cuda/open-cuda.ts";
 import { inspectWeights } from "../llm/inspect-model.ts";
@@ -120,10 +120,6 @@ function describe({ cuda, auto, folders, model, ...machine }: Diagnosis): string
       ? ["", "Model", line("path", model.path), line("weights", describeWeights(model.weights))]
       : []),
   ].join("\n");
-}
-
-function describeWeights({ format, bytes }: WeightSummary): string {
-  return `${formatBytes(bytes)} in ${format}`;
 }
 
 /** Wrapped to about 100 columns. */

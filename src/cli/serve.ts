@@ -2,8 +2,8 @@ import type { Command } from "commander";
 import { version } from "../../package.json";
 import { type AsyncCreateOptions, AsyncLLM } from "../async/async-llm.ts";
 import type { Replica } from "../async/replica-set.ts";
-import { formatBytes } from "../base/bytes.ts";
 import { ConfigError, ExitCode } from "../base/errors.ts";
+import { describeWeights } from "../base/weight-summary.ts";
 import { Listener } from "../server/listener.ts";
 import {
   checkExposure,
@@ -143,7 +143,7 @@ function describe({
   const { numBlocks, blockSize } = cacheConfig;
   const bits = kvCacheDtype === "auto" ? "" : " in eight bits";
   const ranks = tensorParallelSize === 1 ? "" : `${tensorParallelSize} × `;
-  const memory = `weights of ${formatBytes(weights.bytes)}${ranks && " a rank"} in ${weights.format}`;
+  const memory = `weights of ${describeWeights(weights, ranks && " a rank")}`;
   const copies = replicas.length > 1 ? `, ${replicas.length} replicas` : "";
   return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${copies}`;
 }

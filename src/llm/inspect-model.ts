@@ -6,6 +6,7 @@ import { directoryOf } from "../loader/tensor-directory.ts";
 import { readModelConfig } from "../models/config.ts";
 import { defineModel } from "../models/registry.ts";
 import { summaryOf } from "../models/weight-summary.ts";
+import { skippedTensors } from "./skipped-tensors.ts";
 
 /**
  * The weights that a model folder or a GGUF file holds, as they would be loaded onto one device; nothing is loaded.
@@ -17,5 +18,6 @@ export function inspectWeights(folder: string, dtype?: FloatDType): WeightSummar
   using checkpoint = Checkpoint.open(folder);
   const { quantisation } = config;
   const scheme = new StoredScheme(directoryOf(checkpoint), { gptqZeros: quantisation?.gptqZeros });
-  return summaryOf(defineModel(config, { scheme }), dtype ?? config.dtype ?? "bfloat16");
+  const summary = summaryOf(defineModel(config, { scheme }), dtype ?? config.dtype ?? "bfloat16");
+  return { ...summary, skipped: skippedTensors(checkpoint, config) };
 }

@@ -21,6 +21,7 @@ import { summaryOf } from "../models/weight-summary.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 import { KvPlan } from "../runner/kv-plan.ts";
 import { ModelRunner } from "../runner/model-runner.ts";
+import { skippedTensors } from "./skipped-tensors.ts";
 
 /** The part of a model that one rank loads, or all of it. */
 export interface PartSource {
@@ -55,13 +56,13 @@ export async function loadPart(
   const kvDtype: KvDType = config.kvCacheDtype === "auto" ? backend.activationDtype : "float8_e4m3";
   const kernels = backend.prepare?.(modelShape(modelConfig, config, shard, kvDtype));
   kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
-  const { definition, weights, kvScales } =
+  const { definition, weights, kvScales, skipped } =
     config.loadFormat === "dummy"
       ? loadDummy(config, modelConfig, shard, backend)
       : await loadFolder({ folder, config, modelConfig, shard }, backend, onProgress);
   await kernels;
   return {
-    weights: summaryOf(definition, backend.activationDtype),
+    weights: { ...summaryOf(definition, backend.activationDtype), skipped },
     build: (peers) => {
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
@@ -86,6 +87,7 @@ interface LoadedWeights {
   readonly weights: Map<string, Tensor>;
   /** Of each layer's cache, where the checkpoint has any for one in eight bits. */
   readonly kvScales?: readonly KvScales[];
+  readonly skipped?: WeightSummary["skipped"];
 }
 
 function loadDummy(
@@ -125,7 +127,8 @@ async function loadFolder(
   const ignored = [...definition.ignored, ...CALIBRATION_TENSORS];
   const options = { dtype: backend.activationDtype, ignored, onProgress };
   const weights = await loadWeights(checkpoint, definition.parameters, backend, options);
-  return { definition, weights, ...(isFloat8 && { kvScales }) };
+  const skipped = skippedTensors(checkpoint, modelConfig);
+  return { definition, weights, skipped, ...(isFloat8 && { kvScales }) };
 }
 
 /**

@@ -7,13 +7,14 @@ import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
 import { openGguf } from "./gguf-checkpoint.ts";
 import { SafetensorsFile } from "./safetensors.ts";
+import { textTensors } from "./text-tensors.ts";
 
 export const SINGLE_FILE = "model.safetensors";
 export const SHARD_INDEX = "model.safetensors.index.json";
 const MAX_SHARDS = 1024;
 const MAX_INDEX_BYTES = 64 * 1024 * 1024;
 
-const SAFETENSORS: CheckpointFormat = { storedName: (name) => name, dtypes: ["BF16", "F16", "F32"] };
+const SAFETENSORS: Pick<CheckpointFormat, "dtypes"> = { dtypes: ["BF16", "F16", "F32"] };
 
 /**
  * A model's weights by their names in a Hugging Face checkpoint: of a folder `model.safetensors`, or the shards that
@@ -73,7 +74,8 @@ export class Checkpoint implements Disposable {
         if (!tensors.has(tensor))
           throw new ModelDataError(join(folder, SHARD_INDEX), `tensor "${tensor}" is not in ${name}`);
       }
-      return new Checkpoint(folder, SAFETENSORS, tensors, files);
+      const text = textTensors(tensors);
+      return new Checkpoint(folder, { ...SAFETENSORS, storedName: text.storedName }, text.tensors, files);
     } catch (error) {
       for (const file of files) file.close();
       throw error;

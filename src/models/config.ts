@@ -11,11 +11,14 @@ import { JsonFields } from "./json-fields.ts";
 import { GGUF_QUANTISATION, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
 import { readLayerRopes, readQueryScaling, stretchedPositions } from "./rope-config.ts";
+import { readTextConfig } from "./text-config.ts";
 
 /** A model's architecture and sizes: its config.json, validated, with one spelling and all defaults filled in. */
 export interface ModelConfig {
-  /** First of `architectures`. */
+  /** First of `architectures`; that of the language model where a model has more parts. */
   readonly architecture: Architecture;
+  /** The checkpoint has more than the language model: what makes its input of images, say. */
+  readonly isTextPart: boolean;
   /** Rows of the embedding and width of the logits; the tokenizer may know fewer tokens. */
   readonly vocabSize: number;
   readonly hiddenSize: number;
@@ -81,11 +84,13 @@ const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", 
  * ModelDataError naming a field that is out of range.
  */
 export function readModelConfig(model: string): ModelConfig {
-  const stored = isGgufModel(model) ? readGgufConfig(model) : readConfigJson(model);
+  const whole = isGgufModel(model) ? readGgufConfig(model) : readConfigJson(model);
+  const text = readTextConfig(whole);
+  const stored = text ?? whole;
   const architecture = readArchitecture(stored);
   const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
   const json = stored.withDefaults(defaults.fields ?? {}, defaults.aliases);
-  refuseUnsupported(json, defaults);
+  refuseUnknownFields(json, new Set(defaults.honoured));
   const quantisation = isGgufModel(model) ? GGUF_QUANTISATION : readQuantisation(json, model);
 
   const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
@@ -106,6 +111,7 @@ export function readModelConfig(model: string): ModelConfig {
   const stretched = layerRopes.map((rope) => (rope === undefined ? 0 : stretchedPositions(rope)));
 
   return Object.freeze({
+    isTextPart: text !== undefined,
     ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim },
     layerRopes: Object.freeze(layerRopes),
     queryScaling: readQueryScaling(json, positions),
@@ -150,13 +156,6 @@ function readArchitecture(json: JsonFields): Architecture {
     json.file,
     `architecture ${architecture} is not supported; supported are ${known}`,
   );
-}
-
-function refuseUnsupported(json: JsonFields, { honoured }: FamilyDefaults): void {
-  const unsupported = (what: string) => new UnsupportedModelError(json.file, `${what} not supported`);
-  if (json.has("text_config") && !json.has("hidden_size"))
-    throw unsupported("multimodal models (text_config) are");
-  refuseUnknownFields(json, new Set(honoured));
 }
 
 function readActivation(json: JsonFields): Activation {

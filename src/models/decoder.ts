@@ -18,6 +18,7 @@ import {
 } from "../layers/rotary.ts";
 import type { ModelConfig } from "./config.ts";
 import type { CausalLM, KvHeads, ModelDefinition, ModelPart } from "./model.ts";
+import { TOWERS } from "./text-config.ts";
 
 /** A layer of a decoder. */
 export interface DecoderLayer {
@@ -86,6 +87,7 @@ export function defineDecoder(
       /\.rotary_emb\.inv_freq$/,
       ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : []),
       ...(options.ignored ?? []),
+      ...(config.isTextPart ? [TOWERS] : []),
       ...(scheme.ignored ?? []),
     ],
     kvHeads,

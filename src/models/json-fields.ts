@@ -45,6 +45,11 @@ export class JsonFields {
     return new JsonFields(this.file, fields, this.path, { ...this.names, ...Object.fromEntries(renamed) });
   }
 
+  /** The same fields, but for these. */
+  replacing(fields: JsonObject): JsonFields {
+    return new JsonFields(this.file, { ...this.fields, ...fields }, this.path, this.names);
+  }
+
   get isEmpty(): boolean {
     return Object.keys(this.fields).length === 0;
   }
