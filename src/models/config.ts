@@ -71,6 +71,7 @@ const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
   ["swish", "silu"],
   ["gelu", "gelu"],
   ["gelu_new", "gelu_tanh"],
+  ["gelu_fast", "gelu_tanh"],
   ["gelu_pytorch_tanh", "gelu_tanh"],
 ]);
 const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", "float16"]);

@@ -134,7 +134,7 @@ describe("the text part of a multimodal checkpoint", () => {
     expect(inspectWeights(path).skipped).toEqual(whole.weights.skipped!);
   });
 
-  test("that lacks a tensor is told so by the name that the file would have it by", async () => {
+  test("that lacks a tensor is refused", async () => {
     const [{ rename, ...rest }] = WRAPPED as [Wrapped];
     const lost = {
       ...rest,
@@ -142,6 +142,6 @@ describe("the text part of a multimodal checkpoint", () => {
       rename: (name: string) => rename(name).replace("model.norm.", "lost."),
     };
     const error = await LLM.create(wrap(lost), options).catch((reason: unknown) => reason);
-    expect(`${error}`).toMatch(/missing tensors: (?:language_model\.)?model\.norm\.weight/);
+    expect(`${error}`).toMatch(/missing tensors: model\.norm\.weight/);
   });
 });
