@@ -1,16 +1,16 @@
+import { existsSync } from "node:fs";
 import { availableParallelism, release, totalmem } from "node:os";
 import { getHFHubCachePath } from "@huggingface/hub";
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
 import { formatBytes } from "../base/bytes.ts";
-import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
-import { describeWeights, type WeightSummary } from "../base/weight-summary.ts";
+import { ConfigError, DeviceError, ModelNotFoundError, messageOf } from "../base/errors.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
 import { openCuda } from "../cuda/open-cuda.ts";
-import { inspectWeights } from "../llm/inspect-model.ts";
 import { findLocalModel } from "../loader/resolve-model.ts";
-import { createCommand } from "./command.ts";
+import { createCommand, modelOf } from "./command.ts";
+import { describeModel, diagnoseModel, type ModelDiagnosis } from "./model-diagnosis.ts";
 
 interface DoctorFlags {
   readonly device: string;
@@ -30,8 +30,8 @@ interface Diagnosis {
   /** The device that `--device auto` stands for here. */
   readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
   readonly folders: { readonly models: string; readonly kernels: string };
-  /** The model that was asked about: its weights' form and bytes on a device. */
-  readonly model?: { readonly path: string; readonly weights: WeightSummary };
+  /** The model that was asked about. */
+  readonly model?: ModelDiagnosis;
 }
 
 /** `doctor`: the parts of CUDA that this machine has, those it lacks, and how to get them. */
@@ -39,25 +39,34 @@ export function doctorCommand(name: string): Command {
   return createCommand(name, [
     "octavo doctor",
     "octavo doctor --device cuda --json    exit code 69 unless a GPU can be used",
-    "octavo doctor ./model                 also what a model folder or GGUF file holds",
+    "octavo doctor --model ./model         also whether a model would run here, its size, and what fits",
   ])
     .description("Shows the GPUs, libraries and folders that Octavo finds, and what to install.")
     .argument("[model]", "a model folder or GGUF file, to look at without loading it")
+    .option("--model <folder>", "the same")
     .option("--device <name>", "auto, cpu, or cuda: fail when no GPU can be used", "auto")
     .option("--json", "print JSON")
-    .action(doctor);
+    .action((model: string | undefined, flags: DoctorFlags, command: Command) =>
+      doctor(modelOf(command, model), flags),
+    );
 }
 
-function doctor(model: string | undefined, { device, json }: DoctorFlags): void {
+async function doctor(model: string | undefined, { device, json }: DoctorFlags): Promise<void> {
   if (!["auto", "cpu", "cuda"].includes(device))
     throw new ConfigError("device", `device must be one of auto, cuda, cpu, not "${device}"`);
-  const diagnosis = diagnose(model);
+  const path = model && (findLocalModel(model) ?? model);
+  if (path !== undefined && !existsSync(path)) throw new ModelNotFoundError(path, `${path} does not exist`);
+  let refusal: unknown;
+  const diagnosis = await diagnose(path, (error) => {
+    refusal = error;
+  });
   console.log(json ? JSON.stringify(diagnosis, null, 2) : describe(diagnosis));
   if (device === "cuda" && diagnosis.cuda.problem !== undefined)
     throw new DeviceError(diagnosis.cuda.problem);
+  if (refusal !== undefined) throw refusal;
 }
 
-function diagnose(model: string | undefined): Diagnosis {
+async function diagnose(model: string | undefined, onProblem: (error: unknown) => void): Promise<Diagnosis> {
   const cuda = inspectCuda();
   const problem = cudaProblem();
   const [gpu] = cuda.gpus;
@@ -73,7 +82,11 @@ function diagnose(model: string | undefined): Diagnosis {
       : { device: "cpu", reason: "no GPU was found" },
     folders: { models: getHFHubCachePath(), kernels: cubinCacheFolder() },
     ...(model !== undefined && {
-      model: { path: model, weights: inspectWeights(findLocalModel(model) ?? model) },
+      model: await diagnoseModel(
+        model,
+        cuda.gpus.map(({ ordinal, totalMemory }) => ({ name: `GPU ${ordinal}`, bytes: totalMemory })),
+        onProblem,
+      ),
     }),
   };
 }
@@ -117,7 +130,7 @@ function describe({ cuda, auto, folders, model, ...machine }: Diagnosis): string
     line("models", folders.models),
     line("kernels", folders.kernels),
     ...(model
-      ? ["", "Model", line("path", model.path), line("weights", describeWeights(model.weights))]
+      ? ["", "Model", ...describeModel(model, memory).map(([title, text]) => line(title, text))]
       : []),
   ].join("\n");
 }

@@ -1,23 +1,101 @@
-import type { FloatDType } from "../base/dtype.ts";
+import { headShape } from "../backend/cuda/ops/head-shape.ts";
+import { ConfigError, messageOf } from "../base/errors.ts";
+import { MAX_RANKS } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
+import { CALIBRATION_TENSORS } from "../loader/kv-scales.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
-import { readModelConfig } from "../models/config.ts";
+import { checkCheckpoint } from "../loader/weights.ts";
+import { checkShard } from "../models/check-shard.ts";
+import { type ModelConfig, readModelConfig } from "../models/config.ts";
 import { defineModel } from "../models/registry.ts";
+import { SUPPORTED_MODELS } from "../models/supported-models.ts";
 import { summaryOf } from "../models/weight-summary.ts";
+import { kvBlockBytes } from "../runner/kv-cache.ts";
+import { estimatedPool } from "../runner/kv-plan.ts";
+import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
 
+/** A model folder or a GGUF file, by what is known of it without loading it. */
+export interface ModelReport {
+  readonly architecture: string;
+  /** Models that have the architecture. */
+  readonly models: string;
+  /** As a GPU holds them. */
+  readonly weights: WeightSummary;
+  /** Bytes of the weights on a CPU, in float32. */
+  readonly cpuBytes: number;
+  /** Positions that the model was made for. */
+  readonly maxTokens: number;
+  /** Of keys and values, in the dtype of activations on a GPU. */
+  readonly kvBytesPerToken: number;
+  /** Why no GPU can run it, whatever its size. */
+  readonly cudaProblem?: string | undefined;
+  /** Why it takes and gives tokens alone. */
+  readonly tokenizerProblem?: string | undefined;
+}
+
+/** How much of a model GPUs of one size have room for. */
+export interface ModelFit {
+  /** The fewest GPUs that hold it, dividing it; undefined: 8 do not. */
+  readonly ranks: number | undefined;
+  /** Tokens of the KV pool, of all sequences together. */
+  readonly kvTokens: number;
+}
+
 /**
- * The weights that a model folder or a GGUF file holds, as they would be loaded onto one device; nothing is loaded.
- * @param dtype of activations, in which weights in floats are kept. Default: the checkpoint's
- * @throws ModelNotFoundError, ModelDataError
+ * What a model folder or a GGUF file holds, and that it can be loaded: all tensors are there. No weights are read.
+ * @throws ModelNotFoundError, ModelDataError or UnsupportedModelError as loading it would
  */
-export function inspectWeights(folder: string, dtype?: FloatDType): WeightSummary {
+export async function inspectModel(folder: string): Promise<ModelReport> {
   const config = readModelConfig(folder);
+  const dtype = config.dtype === "float16" ? "float16" : "bfloat16";
   using checkpoint = Checkpoint.open(folder);
-  const { quantisation } = config;
-  const scheme = new StoredScheme(directoryOf(checkpoint), { gptqZeros: quantisation?.gptqZeros });
-  const summary = summaryOf(defineModel(config, { scheme }), dtype ?? config.dtype ?? "bfloat16");
-  return { ...summary, skipped: skippedTensors(checkpoint, config) };
+  const { gptqZeros } = config.quantisation ?? {};
+  const definition = defineModel(config, {
+    scheme: new StoredScheme(directoryOf(checkpoint), { gptqZeros }),
+  });
+  checkCheckpoint(checkpoint, definition.parameters, [...definition.ignored, ...CALIBRATION_TENSORS]);
+  return {
+    architecture: config.architecture,
+    models: SUPPORTED_MODELS[config.architecture].models,
+    weights: { ...summaryOf(definition, dtype), skipped: skippedTensors(checkpoint, config) },
+    cpuBytes: summaryOf(definition, "float32").bytes,
+    maxTokens: config.maxPositionEmbeddings,
+    kvBytesPerToken: kvBlockBytes({ ...definition.kvHeads, blockSize: 1, kvDtype: dtype }),
+    cudaProblem: await problemOf(() => headShape(config, 16, dtype)),
+    tokenizerProblem: await problemOf(() => Tokenizer.load(folder)),
+  };
+}
+
+/** The GPUs of `memory` bytes that hold a model and the KV cache of at least one token, and of how many. */
+export function fitOf(folder: string, report: ModelReport, memory: number, utilization: number): ModelFit {
+  const config = readModelConfig(folder);
+  for (let ranks = 1; ranks <= MAX_RANKS; ranks++) {
+    if (!isDivisible(config, ranks)) continue;
+    const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
+    const kvTokens = Math.floor(pool / (report.kvBytesPerToken / Math.min(ranks, config.numKvHeads)));
+    if (kvTokens > 0) return { ranks, kvTokens };
+  }
+  return { ranks: undefined, kvTokens: 0 };
+}
+
+function isDivisible(config: ModelConfig, size: number): boolean {
+  try {
+    checkShard(config, { rank: 0, size });
+    return true;
+  } catch (error) {
+    if (error instanceof ConfigError) return false;
+    throw error;
+  }
+}
+
+async function problemOf(run: () => unknown): Promise<string | undefined> {
+  try {
+    await run();
+    return undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
 }

@@ -93,7 +93,11 @@ function defaultReaders(totalBytes: number): number {
   return totalBytes < BULK_BYTES ? 1 : Math.min(availableParallelism(), MAX_READERS);
 }
 
-function checkCheckpoint(
+/**
+ * Checks that a checkpoint has the tensors that parameters are made of, as they are expected, and no others but those `ignored`.
+ * @throws ModelDataError, UnsupportedModelError as `loadWeights`
+ */
+export function checkCheckpoint(
   checkpoint: Checkpoint,
   specs: readonly ParameterSpec[],
   ignored: readonly RegExp[],

@@ -7,7 +7,7 @@ import type { JsonFields } from "./json-fields.ts";
  * Models that feed images or sound to a language model, and whose text is computed as that model computes it: what they add, such as
  * positions in two dimensions, is nothing where there is only text.
  */
-const WRAPPERS: ReadonlySet<string> = new Set(
+export const WRAPPERS: ReadonlySet<string> = new Set(
   [
     ...["Gemma3", "Mistral3", "Llava", "LlavaNext", "LlavaOnevision", "InternVL", "Idefics3", "SmolVLM"],
     ...["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Voxtral", "Qwen2Audio"],

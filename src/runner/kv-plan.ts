@@ -15,6 +15,12 @@ const POOL_SHARE_ESTIMATE = 0.8;
  */
 export const DRIVER_BYTES = 384 * 2 ** 20;
 
+/** What a GPU of `total` bytes is assumed to have for the KV pool beside `used` bytes of weights. */
+export function estimatedPool(total: number, used: number, gpuMemoryUtilization: number): number {
+  const granted = Math.min(gpuMemoryUtilization * total - used, total - used - DRIVER_BYTES);
+  return Math.max(0, POOL_SHARE_ESTIMATE * granted);
+}
+
 type Options = Pick<
   EngineConfig,
   "maxModelLen" | "maxNumSeqs" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"

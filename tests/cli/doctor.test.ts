@@ -1,4 +1,5 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { temporaryFolder } from "../support.ts";
 import { expectRefusal, octavo } from "./support.ts";
@@ -40,12 +41,30 @@ test("--json holds the same; --device cuda fails without a GPU, after the report
 
 test("looks at a model folder without loading it", async () => {
   const folder = join(import.meta.dir, "../model/fixtures/quantised-awq");
-  const { code, stdout } = await octavo(["doctor", folder]);
+  const { code, stdout } = await octavo(["doctor", "--model", folder]);
   expect(code).toBe(0);
   expect(stdout).toMatch(/weights +212 KiB in int4 in groups of 64 with zero points, bfloat16/);
+  expect(stdout).toMatch(/model +Qwen3ForCausalLM: Qwen 3\n/);
+  expect(stdout).toMatch(/context +1024 tokens, each \d+ bytes of KV cache/);
+  expect(stdout).toMatch(/cpu +runs: weights of/);
+  expect(stdout).toMatch(/cuda +a GPU of 24 GiB runs it, with room for about \d+ tokens/);
+  expect(stdout).toMatch(/text +no: .*tokenizer.json/);
   const report = JSON.parse((await octavo(["doctor", folder, "--json"])).stdout);
-  expect(report.model).toMatchObject({ path: folder, weights: { bytes: expect.any(Number) } });
+  expect(report.model).toMatchObject({
+    path: folder,
+    weights: { bytes: expect.any(Number) },
+    maxTokens: 1024,
+  });
   expectRefusal(await octavo(["doctor", "./no/such/folder"]), 66, "no/such/folder");
+});
+
+test("says why a model would not run", async () => {
+  using folder = temporaryFolder();
+  writeFileSync(folder.file("config.json"), '{"architectures": ["MambaForCausalLM"]}');
+  const result = await octavo(["doctor", folder.path]);
+  expect(result.stdout).toMatch(/runs +no: .*MambaForCausalLM/);
+  expect(result.code).not.toBe(0);
+  expect(result.stderr).toContain("architecture MambaForCausalLM is not supported");
 });
 
 test("refuses another device", async () => {

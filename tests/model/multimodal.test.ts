@@ -2,7 +2,7 @@ import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { LLM } from "octavo";
-import { inspectWeights } from "../../src/llm/inspect-model.ts";
+import { inspectModel } from "../../src/llm/inspect-model.ts";
 import { temporaryFolder } from "../support.ts";
 import { f32, safetensors, type TensorData } from "../unit/loader/support.ts";
 import { type FixtureName, fixture } from "./fixtures.ts";
@@ -131,7 +131,7 @@ describe("the text part of a multimodal checkpoint", () => {
       ...text.weights,
       skipped: { tensors: towers.length, bytes: 24 * towers.length },
     });
-    expect(inspectWeights(path).skipped).toEqual(whole.weights.skipped!);
+    expect((await inspectModel(path)).weights.skipped).toEqual(whole.weights.skipped!);
   });
 
   test("that lacks a tensor is refused", async () => {

@@ -1,0 +1,88 @@
+import { formatBytes } from "../base/bytes.ts";
+import { messageOf } from "../base/errors.ts";
+import { describeWeights } from "../base/weight-summary.ts";
+import { fitOf, inspectModel, type ModelFit, type ModelReport } from "../llm/inspect-model.ts";
+
+/** Memory of GPUs that a model is held against where there are none. */
+const USUAL_BYTES = [24, 80].map((gib) => gib * 2 ** 30);
+/** Default of `gpuMemoryUtilization`. */
+const UTILIZATION = 0.9;
+
+/** Memory of a GPU, and its name. */
+export interface GpuMemory {
+  readonly name: string;
+  readonly bytes: number;
+}
+
+/** The findings about a model. */
+export interface ModelDiagnosis extends Partial<ModelReport> {
+  readonly path: string;
+  /** Why it cannot be loaded; the rest is missing then. */
+  readonly problem?: string;
+  /** What GPUs have room for: those that there are, or usual ones. */
+  readonly fits?: readonly (GpuMemory & ModelFit)[];
+}
+
+/**
+ * @param gpus those of this machine
+ * @param onProblem called with what loading the model would throw
+ */
+export async function diagnoseModel(
+  path: string,
+  gpus: readonly GpuMemory[],
+  onProblem: (error: unknown) => void,
+): Promise<ModelDiagnosis> {
+  try {
+    const report = await inspectModel(path);
+    const usual = USUAL_BYTES.map((bytes) => ({ name: `a GPU of ${formatBytes(bytes)}`, bytes }));
+    const fits = (gpus.length > 0 ? gpus : usual).map((gpu) => ({
+      ...gpu,
+      ...fitOf(path, report, gpu.bytes, UTILIZATION),
+    }));
+    return { path, ...report, fits };
+  } catch (error) {
+    onProblem(error);
+    return { path, problem: messageOf(error) };
+  }
+}
+
+/** The findings as titles and texts. */
+export function describeModel(found: ModelDiagnosis, memory: number): (readonly [string, string])[] {
+  const {
+    path,
+    problem,
+    architecture,
+    models,
+    weights,
+    cpuBytes,
+    maxTokens,
+    kvBytesPerToken,
+    fits,
+    tokenizerProblem,
+  } = found;
+  if (problem !== undefined || weights === undefined)
+    return [
+      ["path", path],
+      ["runs", `no: ${problem}`],
+    ];
+  const host = `${formatBytes(cpuBytes!)} in float32, of ${formatBytes(memory)}`;
+  return [
+    ["path", path],
+    ["model", `${architecture}: ${models}`],
+    ["weights", describeWeights(weights)],
+    ["context", `${maxTokens} tokens, each ${formatBytes(kvBytesPerToken!)} of KV cache`],
+    ["cpu", cpuBytes! < memory ? `runs: weights of ${host}` : `no: weights of ${host}`],
+    ...(found.cudaProblem !== undefined
+      ? [["cuda", `no: ${found.cudaProblem}`] as const]
+      : fits!.map((fit) => ["cuda", `${fit.name} ${describeFit(fit)}`] as const)),
+    ["text", tokenizerProblem === undefined ? "its tokenizer can be used" : `no: ${tokenizerProblem}`],
+  ];
+}
+
+function describeFit({ ranks, kvTokens }: ModelFit): string {
+  if (ranks === undefined) return "does not hold it, nor do 8";
+  const room = `with room for about ${kvTokens} tokens of all sequences together`;
+  return ranks === 1
+    ? `runs it, ${room}`
+    : `does not hold it, ${ranks} do (--tensor-parallel-size ${ranks}), ${room}`;
+}

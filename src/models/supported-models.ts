@@ -1,0 +1,61 @@
+import type { Architecture } from "./family-defaults.ts";
+
+/** What an architecture is for, and what its block has that not all have. For people: docs/models.md is made of it. */
+export interface SupportedModel {
+  /** Models that have the architecture. */
+  readonly models: string;
+  readonly features: readonly string[];
+}
+
+const ROPES = "rope: linear, dynamic, llama3, yarn";
+
+/** All that can be loaded. */
+export const SUPPORTED_MODELS: Readonly<Record<Architecture, SupportedModel>> = {
+  LlamaForCausalLM: {
+    models: "Llama 2 and 3, TinyLlama, SmolLM 2, Yi, DeepSeek-R1 distills",
+    features: ["biases where the config has them", ROPES],
+  },
+  MistralForCausalLM: { models: "Mistral 7B, Nemo, Small", features: ["sliding window"] },
+  Ministral3ForCausalLM: { models: "Ministral 3", features: ["queries scaled by position", "rope: yarn"] },
+  Qwen2ForCausalLM: {
+    models: "Qwen 2 and 2.5, QwQ, DeepSeek-R1 distills",
+    features: ["biases of query, key and value", "sliding window from a layer on"],
+  },
+  Qwen3ForCausalLM: { models: "Qwen 3", features: ["norms of each query and key head"] },
+  GPTNeoXForCausalLM: {
+    models: "GPT-NeoX, Pythia",
+    features: ["LayerNorm", "attention beside feed-forward", "rotation of a part of each head", "biases"],
+  },
+  Phi3ForCausalLM: {
+    models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
+    features: ["fused projections", "rotation of a part of each head", "rope: longrope", "sliding window"],
+  },
+  Olmo2ForCausalLM: {
+    models: "OLMo 2",
+    features: ["norms after attention and feed-forward", "norms of all queries and of all keys"],
+  },
+  Olmo3ForCausalLM: {
+    models: "OLMo 3",
+    features: ["OLMo 2's norms", "sliding window in three of four layers", "ropes by layer: yarn"],
+  },
+  SmolLM3ForCausalLM: { models: "SmolLM 3", features: ["layers without rotation"] },
+  GraniteForCausalLM: {
+    models: "Granite 3 and 4.1, dense",
+    features: ["multipliers of embeddings, residual, scores and logits"],
+  },
+  GemmaForCausalLM: { models: "Gemma 1", features: ["GELU gate", "norms that add 1", "scaled embeddings"] },
+  Gemma2ForCausalLM: {
+    models: "Gemma 2",
+    features: [
+      ...["Gemma's norms, before and after attention and feed-forward", "soft caps of scores and logits"],
+      "sliding window in every other layer",
+    ],
+  },
+  Gemma3ForCausalLM: {
+    models: "Gemma 3",
+    features: [
+      ...["Gemma 2's norms", "norms of each query and key head", "ropes by layer: linear"],
+      "sliding window in five of six layers",
+    ],
+  },
+};
