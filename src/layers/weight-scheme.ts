@@ -3,6 +3,9 @@ import { denseWeight, type Weight } from "../backend/weight.ts";
 import type { ParameterSource, ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, type Span } from "../base/shard.ts";
 
+/** Octavo's name of the last product's matrix: schemes that choose what to quantise leave it as it is. */
+export const LM_HEAD = "lmHead";
+
 /** A matrix [N, K] that a rank multiplies by, made of the checkpoint's matrices, their rows stacked. */
 export interface MatrixSpec {
   /** Octavo's name, e.g. `layers.0.attention.qkv`. */

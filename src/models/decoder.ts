@@ -16,6 +16,7 @@ import {
   rotaryDim,
   rotaryTable,
 } from "../layers/rotary.ts";
+import { LM_HEAD } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
 import type { CausalLM, KvHeads, ModelDefinition, ModelPart } from "./model.ts";
 import { TOWERS } from "./text-config.ts";
@@ -71,6 +72,7 @@ export function defineDecoder(
   options: DecoderOptions = {},
 ): ModelDefinition {
   const { numLayers, numKvHeads, headDim, queryScaling, tieWordEmbeddings } = config;
+  const { head } = options.names ?? NAMES;
   const kvHeads = { numLayers, numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
   const create = (parameters: Parameters, tables: readonly PositionTables[]) =>
     new Decoder(config, kvHeads, parameters, tables, createLayer, options);
@@ -85,7 +87,7 @@ export function defineDecoder(
     matrices: list.weights,
     ignored: [
       /\.rotary_emb\.inv_freq$/,
-      ...(tieWordEmbeddings ? [/^lm_head\.weight$/] : []),
+      ...(tieWordEmbeddings ? [new RegExp(`^${head}\\.weight$`)] : []),
       ...(options.ignored ?? []),
       ...(config.isTextPart ? [TOWERS] : []),
       ...(scheme.ignored ?? []),
@@ -141,7 +143,7 @@ class Decoder implements CausalLM {
     this.#norm = createNorm(parameters, "norm", names.norm);
     const weight = tieWordEmbeddings
       ? denseWeight(this.#embedding.table)
-      : new Linear(parameters, "lmHead", {
+      : new Linear(parameters, LM_HEAD, {
           inputSize: hiddenSize,
           projections: [{ source: names.head, units: vocabSize }],
           ...{ split: "columns", bias: false },

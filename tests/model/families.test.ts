@@ -1,5 +1,7 @@
-import { setDefaultTimeout } from "bun:test";
-import { FAMILY_FIXTURES } from "./fixtures.ts";
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { LLM } from "octavo";
+import { cosine } from "./compare.ts";
+import { FAMILY_FIXTURES, fixture } from "./fixtures.ts";
 import { referenceSuite, type Tolerance } from "./suite.ts";
 
 setDefaultTimeout(300_000);
@@ -18,3 +20,21 @@ for (const fixture of FAMILY_FIXTURES)
     ],
     FLOAT32,
   );
+
+test.each([
+  ["phi3", 1],
+  ["phi3", 2],
+  ["gpt-neox", 2],
+] as const)(
+  "%s, quantised while it is loaded, on %d ranks: rows of fused tensors, and a head in floats",
+  async (name, size) => {
+    const { modelDir, cases, vocabSize } = fixture(name);
+    const { prompt, logits } = cases.find((each) => each.name === "random-7")!;
+    const ranks = { ...options, skipTokenizerInit: true, tensorParallelSize: size };
+    await using llm = await LLM.create(modelDir, { ...ranks, quantization: "fp8" });
+    expect(llm.weights.format).toBe("fp8 by channels, float32");
+    const actual = await llm.logits(prompt);
+    for (const [row, expected] of logits.entries())
+      expect(cosine(actual.subarray(row * vocabSize, (row + 1) * vocabSize), expected)).toBeGreaterThan(0.98);
+  },
+);

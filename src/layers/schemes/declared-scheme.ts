@@ -1,7 +1,7 @@
 import type { Weight } from "../../backend/weight.ts";
 import { UnsupportedModelError } from "../../base/errors.ts";
 import { lengthOf } from "../../base/shard.ts";
-import { denseScheme, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
+import { denseScheme, LM_HEAD, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
 import { float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
 import { BLOCK } from "./stored-float8.ts";
@@ -23,7 +23,7 @@ export type DeclaredForm =
 export function declaredScheme(form: DeclaredForm): WeightScheme {
   return {
     weight: (matrix, get) =>
-      form.kind === "floats" || matrix.parts.some(({ source }) => source === "lm_head")
+      form.kind === "floats" || matrix.name === LM_HEAD
         ? denseScheme.weight(matrix, get)
         : declaredWeight(form, matrix, get),
   };

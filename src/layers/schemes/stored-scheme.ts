@@ -3,7 +3,7 @@ import { ConfigError, ModelDataError, UnsupportedModelError } from "../../base/e
 import type { ParameterSource } from "../../base/parameter-spec.ts";
 import { lengthOf, MAX_RANKS, type Span } from "../../base/shard.ts";
 import type { TensorDirectory } from "../../base/tensor-directory.ts";
-import { denseScheme, type MatrixPart, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
+import { denseScheme, LM_HEAD, type MatrixPart, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
 import { type OnlineFloat8, onlineFloat8 } from "./online-float8.ts";
 import { type Float8Sources, float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
@@ -25,7 +25,6 @@ export interface StoredSchemeOptions {
 const COMPANIONS = [
   /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_scale_ub|input_zero_point|activation_scale)$/,
 ];
-const LM_HEAD = "lm_head";
 /** The names of tensors of codes, or of floats. */
 const DATA = ["weight", "qweight", "weight_packed"];
 
@@ -71,7 +70,7 @@ export class StoredScheme implements WeightScheme {
       throw new ModelDataError(file, `has none of the tensors ${DATA.join(", ")} of ${absent.source}`);
     }
     const { online } = this.options;
-    if (online !== undefined && !parts.some(({ source }) => source === LM_HEAD))
+    if (online !== undefined && matrix.name !== LM_HEAD)
       return onlineFloat8(matrix, stacked.shape, online, get);
     return denseScheme.weight(matrix, get);
   }
