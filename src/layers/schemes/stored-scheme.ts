@@ -3,7 +3,13 @@ import { ConfigError, ModelDataError, UnsupportedModelError } from "../../base/e
 import type { ParameterSource } from "../../base/parameter-spec.ts";
 import { lengthOf, MAX_RANKS, type Span } from "../../base/shard.ts";
 import type { TensorDirectory } from "../../base/tensor-directory.ts";
-import { denseScheme, LM_HEAD, type MatrixPart, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
+import {
+  denseScheme,
+  LM_HEAD,
+  type MatrixPart,
+  type MatrixSpec,
+  type WeightScheme,
+} from "../weight-scheme.ts";
 import { type OnlineFloat8, onlineFloat8 } from "./online-float8.ts";
 import { type Float8Sources, float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
