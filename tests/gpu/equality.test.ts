@@ -5,7 +5,7 @@ import { describeGpu } from "./gpu.ts";
 
 setDefaultTimeout(300_000);
 
-const BASE: EngineOptions = { device: "cuda", gpuMemoryUtilization: 0.2 };
+const BASE: EngineOptions = { device: "cuda", kvCacheMemoryBytes: 2 ** 28 };
 const PROMPTS = Array.from({ length: 24 }, (_, i) => ({
   promptTokenIds: Array.from({ length: 3 + i * 7 }, (_, t) => (t * 37 + i * 101) % 4000),
 }));

@@ -18,7 +18,7 @@ const PARAMS = Array.from(
 
 async function outputsOf(options: EngineOptions, params: readonly SamplingParams[] = PARAMS) {
   await using llm = await LLM.create(undefined, {
-    ...{ device: "cuda", gpuMemoryUtilization: 0.2, batchInvariant: true },
+    ...{ device: "cuda", kvCacheMemoryBytes: 2 ** 28, batchInvariant: true },
     ...options,
   });
   const outputs = await llm.generate(

@@ -17,7 +17,7 @@ setDefaultTimeout(300_000);
 
 const RANKS = 2;
 const OPTIONS = {
-  ...{ device: "cuda", dtype: "bfloat16", tensorParallelSize: RANKS, gpuMemoryUtilization: 0.2 },
+  ...{ device: "cuda", dtype: "bfloat16", tensorParallelSize: RANKS, kvCacheMemoryBytes: 2 ** 28 },
 } as const satisfies EngineOptions;
 
 const BENCH_MODELS = join(import.meta.dir, "../../bench/models");

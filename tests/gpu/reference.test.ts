@@ -6,8 +6,11 @@ import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
 
 setDefaultTimeout(300_000);
 
+/** The same whatever else uses the GPU. */
+const KV_CACHE_BYTES = 2 ** 28;
+
 function variants(dtype: "bfloat16" | "float16"): Variant[] {
-  const options = { device: "cuda", dtype, gpuMemoryUtilization: 0.2 } as const;
+  const options = { device: "cuda", dtype, kvCacheMemoryBytes: KV_CACHE_BYTES } as const;
   return [
     { name: `${dtype}, whole prompts`, options, maxPrompt: 600 },
     { name: `${dtype}, eager`, options: { ...options, enforceEager: true }, maxPrompt: 600 },
@@ -17,15 +20,34 @@ function variants(dtype: "bfloat16" | "float16"): Variant[] {
   ];
 }
 
+function fewVariants(dtype: "bfloat16" | "float16"): Variant[] {
+  return variants(dtype).filter(({ name }) => /whole|chunks of 7/.test(name));
+}
+
 /** The roundings of tests/model/float8-cache.test.ts and those of bfloat16. */
 const FLOAT8: Tolerance = { stds: 0.35, relative: 0.075, cosine: 0.997, logprob: 0.5, greedyGap: 0.5 };
+/** Blocks become floats of the dtype, which reference weights are not: as far off as bfloat16 in PyTorch with these files. */
+const GGUF_BFLOAT16: Tolerance = {
+  stds: 0.14,
+  relative: 0.04,
+  cosine: 0.9992,
+  logprob: 0.14,
+  greedyGap: 0.14,
+};
+const GGUF_FLOAT8: Tolerance = {
+  stds: 0.38,
+  relative: 0.085,
+  cosine: 0.9964,
+  logprob: 0.52,
+  greedyGap: 0.52,
+};
 
 function float8Variants(): Variant[] {
   const options = {
     device: "cuda",
     dtype: "bfloat16",
     kvCacheDtype: "fp8",
-    gpuMemoryUtilization: 0.2,
+    kvCacheMemoryBytes: KV_CACHE_BYTES,
   } as const;
   return [
     { name: "a cache in eight bits", options, maxPrompt: 600 },
@@ -38,27 +60,31 @@ function float8Variants(): Variant[] {
 }
 
 describeGpu("reference models on the GPU", () => {
-  for (const fixture of [...FIXTURES, ...GGUF_FIXTURES]) {
+  for (const fixture of FIXTURES) {
     referenceSuite(fixture, variants("bfloat16"), BFLOAT16);
     referenceSuite(fixture, variants("float16"), FLOAT16);
     referenceSuite(fixture, float8Variants(), FLOAT8);
   }
 });
 
+describeGpu("models of GGUF files on the GPU", () => {
+  for (const fixture of GGUF_FIXTURES) {
+    referenceSuite(fixture, variants("bfloat16"), GGUF_BFLOAT16);
+    referenceSuite(fixture, variants("float16"), FLOAT16);
+    referenceSuite(fixture, float8Variants(), GGUF_FLOAT8);
+  }
+});
+
 describeGpu("other families' models on the GPU", () => {
-  const some = (dtype: "bfloat16" | "float16") =>
-    variants(dtype).filter(({ name }) => /whole|chunks of 7/.test(name));
   for (const fixture of FAMILY_FIXTURES) {
-    referenceSuite(fixture, some("bfloat16"), BFLOAT16);
-    referenceSuite(fixture, some("float16"), FLOAT16);
+    referenceSuite(fixture, fewVariants("bfloat16"), BFLOAT16);
+    referenceSuite(fixture, fewVariants("float16"), FLOAT16);
   }
 });
 
 describeGpu("quantised models on the GPU", () => {
-  const some = (dtype: "bfloat16" | "float16") =>
-    variants(dtype).filter(({ name }) => /whole|chunks of 7/.test(name));
   for (const fixture of QUANTISED_FIXTURES) {
-    referenceSuite(fixture, some("bfloat16"), BFLOAT16);
-    referenceSuite(fixture, some("float16"), FLOAT16);
+    referenceSuite(fixture, fewVariants("bfloat16"), BFLOAT16);
+    referenceSuite(fixture, fewVariants("float16"), FLOAT16);
   }
 });
