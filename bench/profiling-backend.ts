@@ -21,6 +21,7 @@ export type OpClass =
   | "norm"
   /** Products, with the norm before them, and bias, activation or sum after them. */
   | "linear"
+  | "experts"
   /** Rotary embedding and the store of keys and values included. */
   | "attention"
   | "activation"
@@ -51,6 +52,8 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   embedding: "embedding",
   gatherRows: "embedding",
   linear: "linear",
+  experts: "experts",
+  gateRows: "experts",
   allReduceAdd: "all-reduce",
   gatherColumns: "LM head",
   rmsNorm: "norm",

@@ -27,3 +27,10 @@ __device__ __forceinline__ float activate(float x, int32 activation) {
       return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
   }
 }
+
+// act(gate, up) of an expert; a `limit` above 0 is that of gpt-oss, with `alpha`.
+__device__ __forceinline__ float activate_pair(float gate, float up, int32 activation, float alpha, float limit) {
+  if (limit <= 0) return activate(gate, activation) * up;
+  gate = fminf(gate, limit);
+  return (fminf(fmaxf(up, -limit), limit) + 1) * __fdividef(gate, 1 + __expf(-alpha * gate));
+}

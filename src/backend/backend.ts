@@ -1,7 +1,11 @@
 import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
 import type { AttentionForm, AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
+import type { ExpertOps } from "./experts.ts";
+import type { Activation, LinearFusion, RmsNormSpec } from "./linear-fusion.ts";
 import type { DeviceBuffer, Tensor } from "./tensor.ts";
 import type { Weight } from "./weight.ts";
+
+export type { Activation, LinearActivation, LinearFusion, RmsNormSpec } from "./linear-fusion.ts";
 
 /**
  * The ops that a model is made of, on one device. Ops are enqueued in order on one stream: each sees what the ones
@@ -13,7 +17,7 @@ import type { Weight } from "./weight.ts";
  * biases have dtype `activationDtype`; a `Weight` and a `LayerCache` have dtypes of their own; statistics, logits and
  * softmax are float32. Inputs and outputs must not overlap, except where an op says that it works in place.
  */
-export interface Backend {
+export interface Backend extends ExpertOps {
   readonly name: "cpu" | "cuda";
   /** Dtype of ops' inputs and outputs, unless they say otherwise. */
   readonly activationDtype: FloatDType;
@@ -214,6 +218,14 @@ export interface ModelShape {
   readonly attentionForms: readonly AttentionForm[];
   /** Tokens of a KV block. */
   readonly blockSize: number;
+  /** Of layers with experts: how many there are, the intermediate size of one, and their weights' format (default dense). */
+  readonly experts?:
+    | {
+        readonly count: number;
+        readonly intermediateSize: number;
+        readonly format?: "dense" | "mxfp4" | undefined;
+      }
+    | undefined;
   /** Of keys and values. Default: that of activations. */
   readonly kvDtype?: KvDType;
   /** See `LmHead.softCap`. */
@@ -257,14 +269,6 @@ export interface Readback {
   wait(): Uint8Array;
 }
 
-export type Activation = "silu" | "gelu" | "gelu_tanh";
-
-/** `x / rms(x) · weight`, rms = sqrt(mean of squares + eps). */
-export interface RmsNormSpec {
-  readonly weight: Tensor;
-  readonly eps: number;
-}
-
 /** The model's last product, from the residual stream to logits: logits[N, V] = norm(x[N, H]) · weight[V, H]ᵀ. */
 export interface LmHead {
   readonly weight: Weight;
@@ -273,24 +277,6 @@ export interface LmHead {
   readonly norm?: RmsNormSpec | undefined;
   /** Keeps logits within ±softCap, positive: each becomes softCap · tanh(logit / softCap). Default: they stay as they are. */
   readonly softCap?: number | undefined;
-}
-
-/** The steps around a product y[T, N], in their order. */
-export interface LinearFusion {
-  /** x is normalised first, with weight[K]; the tensor x stays as it is. */
-  readonly norm?: RmsNormSpec | undefined;
-  /** y += bias[N]. */
-  readonly bias?: Tensor | undefined;
-  /** y = act(y). Not together with `addTo`. */
-  readonly activation?: LinearActivation | undefined;
-  /** out = addTo[T, N] + y. May be `out` itself, and must not overlap it otherwise. */
-  readonly addTo?: Tensor | undefined;
-}
-
-/** An activation of a product's outputs. Gated (Shazeer 2020), `out` is [T, N/2]: act(y[:, :N/2]) · y[:, N/2:]. */
-export interface LinearActivation {
-  readonly kind: Activation;
-  readonly gated: boolean;
 }
 
 /**

@@ -1,5 +1,4 @@
-import type { DType, FloatDType } from "../base/dtype.ts";
-import { InvariantError } from "../base/errors.ts";
+import type { FloatDType } from "../base/dtype.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import type { AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
 import {
@@ -16,66 +15,21 @@ import {
   type SlotTensors,
   type StepAreas,
 } from "./backend.ts";
+import {
+  check,
+  checkWeight,
+  disjoint,
+  disjointFromWeight,
+  refuse,
+  sameOrDisjoint,
+} from "./operand-checks.ts";
 import type { Tensor } from "./tensor.ts";
-import { tensorsOf, type Weight } from "./weight.ts";
+import type { Weight } from "./weight.ts";
 
 /**
  * The checks before an op runs, the same for every backend: dtypes, shapes and overlap. One function an op; each throws `InvariantError` that names the op and the tensor, and returns the extents that the op works with.
  * A step runs hundreds of ops, so messages are built only when a check fails.
  */
-
-/** An extent: a number must match exactly; a letter stands for any extent and is shown in the message. */
-type Extent = number | string;
-
-function check(
-  op: string,
-  name: string,
-  tensor: Tensor,
-  dtypes: DType | readonly DType[],
-  ...shape: Extent[]
-) {
-  const rightDtype = typeof dtypes === "string" ? tensor.dtype === dtypes : dtypes.includes(tensor.dtype);
-  if (rightDtype && hasShape(tensor, shape)) return;
-  const dtype = typeof dtypes === "string" ? dtypes : dtypes.join(" or ");
-  refuse(op, `${name} is ${tensor}, expected ${dtype}[${shape.join(", ")}]`);
-}
-
-function hasShape(tensor: Tensor, shape: readonly Extent[]): boolean {
-  if (tensor.shape.length !== shape.length) return false;
-  for (let i = 0; i < shape.length; i++) {
-    if (typeof shape[i] === "number" && tensor.shape[i] !== shape[i]) return false;
-  }
-  return true;
-}
-
-function refuse(op: string, message: string): never {
-  throw new InvariantError(`${op}: ${message}`);
-}
-
-/** Fails when `written` shares memory with one of `read`. */
-function disjoint(
-  op: string,
-  written: Tensor,
-  read: Readonly<Record<string, Tensor | undefined>>,
-  name = "out",
-) {
-  for (const readName in read) {
-    const tensor = read[readName];
-    if (tensor !== undefined && overlap(written, tensor)) refuse(op, `${name} overlaps ${readName}`);
-  }
-}
-
-/** Buffers have memory of their own. */
-function overlap(a: Tensor, b: Tensor): boolean {
-  if (a.buffer !== b.buffer) return false;
-  return a.byteOffset < b.byteOffset + b.byteLength && b.byteOffset < a.byteOffset + a.byteLength;
-}
-
-/** In place on all of `input`, or clear of it. */
-function sameOrDisjoint(op: string, written: Tensor, input: Tensor, name: string) {
-  const same = written.buffer === input.buffer && written.byteOffset === input.byteOffset;
-  if (!same && overlap(written, input)) refuse(op, `out overlaps ${name}`);
-}
 
 export function checkRotaryTable(out: Tensor, frequencies: Tensor) {
   const op = "rotaryTable";
@@ -145,37 +99,6 @@ export function checkLinear(
   disjointFromWeight(op, out, weight);
   if (addTo !== undefined) sameOrDisjoint(op, out, addTo, "addTo");
   return { m, n, k };
-}
-
-/** A weight [n, k] as `Weight` describes it. */
-function checkWeight(op: string, name: string, weight: Weight, dtype: FloatDType, n: number, k: number) {
-  const { shape, data } = weight;
-  if (shape[0] !== n || shape[1] !== k) refuse(op, `${name} is [${shape}], expected [${n}, ${k}]`);
-  if (weight.format === "dense") {
-    check(op, name, data, dtype, n, k);
-    return;
-  }
-  if (weight.format === "fp8") {
-    const { blockRows, blockColumns } = weight;
-    check(op, `${name}.data`, data, "float8_e4m3", n, k);
-    check(op, `${name}.scales`, weight.scales, "float32", blocks(n, blockRows), blocks(k, blockColumns));
-    return;
-  }
-  const { bits, groupSize, scales, zeros, permutation } = weight;
-  if (k % groupSize !== 0 || groupSize % 16 !== 0) refuse(op, `${name} has groups of ${groupSize} of ${k}`);
-  check(op, `${name}.data`, data, "uint8", n, (k * bits) / 8);
-  check(op, `${name}.scales`, scales, ["float16", "bfloat16"], n, k / groupSize);
-  if (zeros !== undefined) check(op, `${name}.zeros`, zeros, "uint8", n, k / groupSize);
-  if (permutation !== undefined) check(op, `${name}.permutation`, permutation, "int32", k);
-}
-
-function blocks(extent: number, block: number): number {
-  return Math.ceil(extent / block);
-}
-
-function disjointFromWeight(op: string, written: Tensor, weight: Weight, name = "out") {
-  if (weight.format === "dense") disjoint(op, written, { weight: weight.data }, name);
-  else for (const tensor of tensorsOf(weight)) disjoint(op, written, { weight: tensor }, name);
 }
 
 export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor, addTo?: Tensor) {

@@ -10,6 +10,7 @@ import type { Tensor } from "./tensor.ts";
  * | `dense`   | activations' dtype [N, K]          | none                       | data[n, k]                                        |
  * | `fp8`     | float8_e4m3 [N, K]                 | float32 [⌈N/r⌉, ⌈K/c⌉]     | data[n, k] · scales[n div r, k div c]             |
  * | `grouped` | uint8 [N, K·bits/8], packed        | 16-bit float [N, K/g]      | (code[n, j] − zero[n, j div g]) · scales[n, j div g] |
+ * | `mxfp4`   | uint8 [N, K/2], packed             | uint8 [N, K/32]            | e2m1(code[n, k]) · 2^(scales[n, k div 32] − 127)  |
  *
  * Everything is row-major without padding: K is contiguous, a row of scales follows the one before. Each tensor of a weight is at
  * least 16-byte aligned: one that was loaded begins an allocation of its own. This is the canonical form, which the loader makes of
@@ -23,7 +24,7 @@ import type { Tensor } from "./tensor.ts";
  * rows. Columns are cut between blocks and groups only; a permuted weight cannot be cut so. Where ranks or parts begin within a
  * block's rows, the block is given in fewer rows, each with its own copy of the scale (see `Fp8Weight.blockRows`).
  */
-export type Weight = DenseWeight | Fp8Weight | GroupedWeight;
+export type Weight = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight;
 
 /** One float an element, in the dtype of the activations that are multiplied by it. */
 export interface DenseWeight {
@@ -77,6 +78,24 @@ export interface GroupedWeight {
   readonly permutation?: Tensor | undefined;
 }
 
+/**
+ * Floats of 4 bits, e2m1, with a power of two, e8m0, for each 32 columns of a row: MXFP4 of the Open Compute Project. A code's three
+ * low bits stand for 0, 0.5, 1, 1.5, 2, 3, 4 and 6, its highest one is the sign; they are packed as `GroupedWeight`'s of 4 bits.
+ */
+export interface Mxfp4Weight {
+  readonly format: "mxfp4";
+  readonly shape: readonly [N: number, K: number];
+  /** uint8 [N, K/2]. */
+  readonly data: Tensor;
+  /** uint8 [N, K/32], at most `MXFP4_MOST_SCALE`. */
+  readonly scales: Tensor;
+}
+
+/** Columns of an `Mxfp4Weight` that share a scale. */
+export const MXFP4_GROUP = 32;
+/** Stands for 2: kernels multiply by another power of two, which leaves no room for more, and no model has as large weights. */
+export const MXFP4_MOST_SCALE = 128;
+
 /** The format of a weight, for messages and metrics. */
 export type WeightFormat = Weight["format"];
 
@@ -97,7 +116,7 @@ export function requireDense(weight: Weight): DenseWeight {
 export function tensorsOf(weight: Weight): Tensor[] {
   const { data } = weight;
   if (weight.format === "dense") return [data];
-  if (weight.format === "fp8") return [data, weight.scales];
+  if (weight.format === "fp8" || weight.format === "mxfp4") return [data, weight.scales];
   const { scales, zeros, permutation } = weight;
   return [data, scales, zeros, permutation].filter((tensor) => tensor !== undefined);
 }

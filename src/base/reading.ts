@@ -20,10 +20,14 @@ export interface GivenReading {
   readonly values: Int32Array;
 }
 
-/** Elements as they are: codes of float8 (F8_E4M3, none of which may be NaN) or packed integers (I32); I8 becomes U8, 128 more. */
+/**
+ * Elements as they are: codes of float8 (F8_E4M3, none of which may be NaN), packed integers (I32) or bytes (U8); I8 becomes U8, 128 more.
+ */
 export interface BytesReading {
   readonly kind: "bytes";
-  readonly stored: "F8_E4M3" | "I32" | "I8";
+  readonly stored: "F8_E4M3" | "I32" | "I8" | "U8";
+  /** The greatest value that a byte may have, where not all may be. */
+  readonly most?: number;
   readonly rows: Span;
   readonly columns: Span;
 }

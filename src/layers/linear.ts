@@ -19,6 +19,8 @@ export interface LinearShape {
   readonly projections: readonly Projection[];
   readonly split: Split;
   readonly bias: boolean;
+  /** The weight is never quantised while it is loaded. Default false. */
+  readonly exact?: boolean;
 }
 
 /** Outputs of a linear that the checkpoint stores by themselves, of the whole model. */
@@ -53,14 +55,15 @@ export class Linear {
   readonly #bias: Tensor | undefined;
   readonly #split: Split;
 
-  constructor(parameters: Parameters, name: string, { inputSize, projections, split, bias }: LinearShape) {
+  constructor(parameters: Parameters, name: string, shape: LinearShape) {
+    const { inputSize, projections, split, bias, exact = false } = shape;
     const { shard } = parameters;
     const parts = projections.flatMap((projection) => {
       const { units } = projection;
       return partsOf(projection, split === "columns" ? shareOf(units, shard) : { start: 0, end: units });
     });
     const columnSpan = split === "rows" ? shareOf(inputSize, shard) : { start: 0, end: inputSize };
-    this.weight = parameters.weight({ name, parts, columns: inputSize, columnSpan });
+    this.weight = parameters.weight({ name, parts, columns: inputSize, columnSpan, exact });
     this.#split = split;
     if (!bias) return;
     const loaded = parameters.get({

@@ -14,6 +14,8 @@ export interface MatrixSpec {
   /** K in the checkpoint, and the part of it that this rank holds. */
   readonly columns: number;
   readonly columnSpan: Span;
+  /** Stays as the checkpoint has it, where other matrices are quantised while they are loaded: a router's. Default false. */
+  readonly exact?: boolean;
 }
 
 /** One of the checkpoint's matrices. */

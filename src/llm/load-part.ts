@@ -165,6 +165,11 @@ function modelShape(
     ...model,
     vocabSize: part(model.vocabSize),
     intermediateSize: part(model.intermediateSize),
+    experts: model.experts && {
+      count: model.experts.count,
+      intermediateSize: part(model.experts.intermediateSize),
+      format: model.quantisation?.declared.kind === "mxfp4" ? "mxfp4" : "dense",
+    },
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
     ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype, softCap: model.logitSoftCap },

@@ -18,6 +18,11 @@ export interface CheckpointTensor {
    * second. Undefined where rows are in order.
    */
   readonly pairedRows?: number;
+  /**
+   * Present where the tensor's rows are parts of longer ones, of so many bytes, each from byte `start` on: two matrices whose rows
+   * take turns. `begin` and `end` are those of the longer rows.
+   */
+  readonly within?: { readonly rowBytes: number; readonly start: number };
 }
 
 /** A format's names for tensors and dtypes. */

@@ -5,6 +5,7 @@ import { isJsonObject } from "../base/json-object.ts";
 import { findModelFile, readModelJson } from "../base/model-file.ts";
 import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
+import { splitFusedExperts } from "./fused-experts.ts";
 import { openGguf } from "./gguf-checkpoint.ts";
 import { SafetensorsFile } from "./safetensors.ts";
 import { textTensors } from "./text-tensors.ts";
@@ -74,7 +75,7 @@ export class Checkpoint implements Disposable {
         if (!tensors.has(tensor))
           throw new ModelDataError(join(folder, SHARD_INDEX), `tensor "${tensor}" is not in ${name}`);
       }
-      const text = textTensors(tensors);
+      const text = textTensors(splitFusedExperts(tensors));
       return new Checkpoint(folder, { ...SAFETENSORS, storedName: text.storedName }, text.tensors, files);
     } catch (error) {
       for (const file of files) file.close();

@@ -39,13 +39,14 @@ export function planParameter(
 }
 
 function planRows(checkpoint: Checkpoint, name: string, reading: Reading, targetDtype: DType): RowsRead {
-  const { file, dtype, shape, begin, end, pairedRows } = checkpoint.tensors.get(name)!;
+  const { file, dtype, shape, begin, end, pairedRows, within } = checkpoint.tensors.get(name)!;
   const form = formOf(reading);
   invariant(form.dtype === targetDtype, `${name}: rows of ${form.dtype} for a parameter of ${targetDtype}`);
   const mayBePaired = reading.kind === "blocks" || reading.kind === "float8";
   invariant(pairedRows === undefined || mayBePaired, `${name}: rows in another order`);
+  invariant(within === undefined || reading.kind === "bytes", `${name}: rows within longer ones`);
   const stored = checkpoint.format.storedName(name);
-  const tensor = { name: stored, path: file.path, fd: file.fd, dtype, shape, begin, end, pairedRows };
+  const tensor = { name: stored, path: file.path, fd: file.fd, dtype, shape, begin, end, pairedRows, within };
   return { reading, tensor, rows: { start: 0, end: form.count } };
 }
 
@@ -71,10 +72,19 @@ function planReads(checkpoint: Checkpoint, source: ParameterSource, targetDtype:
     affine,
   };
   if (dim === 0) {
+    if (tensor.within !== undefined) {
+      const { rowBytes: longer, start: columnBegin } = tensor.within;
+      const [first, last] = [tensor.begin + start * longer, tensor.begin + end * longer];
+      const columns = { columnBegin, columnEnd: columnBegin + rowBytes };
+      return [{ ...common, ...columns, rowBytes: longer, begin: first, end: last }];
+    }
     if (tensor.pairedRows !== undefined) return pairedReads(common, tensor.pairedRows, start, end);
     return [{ ...common, begin: tensor.begin + start * rowBytes, end: tensor.begin + end * rowBytes }];
   }
-  invariant(tensor.pairedRows === undefined, `${what}, whose rows are in another order`);
+  invariant(
+    tensor.pairedRows === undefined && tensor.within === undefined,
+    `${what}, whose rows are in another order`,
+  );
   // Whole blocks are read; where a slice begins or ends within one, what is decoded of it is trimmed.
   const [first, last] = [start, end].map((column) => column * product(inner.slice(1)));
   const columnBegin = Math.floor(first! / unit.elements);

@@ -3,21 +3,32 @@ import { MAX_RANKS, type Shard } from "../base/shard.ts";
 import type { ModelConfig } from "./config.ts";
 
 /**
- * Checks that ranks can have equal parts of a model: as many query heads, intermediate dimensions and tokens of the
- * vocabulary each, and as many key/value heads, or one that several ranks hold.
+ * Checks that ranks can have equal parts of a model: as many query heads, intermediate dimensions (of each expert, too) and tokens
+ * of the vocabulary each, and as many key/value heads, or one that several ranks hold.
  * @throws ConfigError naming the numbers of ranks that would do.
  */
 export function checkShard(config: ModelConfig, { rank, size }: Shard): void {
   invariant(0 <= rank && rank < size, `rank ${rank} of ${size}`);
   if (divides(config, size)) return;
-  const { numHeads, numKvHeads, intermediateSize, vocabSize } = config;
+  const { numHeads, numKvHeads, vocabSize } = config;
+  const widths = widthsOf(config).join(" and ");
   const sizes = Array.from({ length: MAX_RANKS }, (_, i) => i + 1).filter((n) => divides(config, n));
-  const parts = `${numHeads} heads, ${numKvHeads} key/value heads, ${intermediateSize} intermediate dimensions and ${vocabSize} tokens`;
+  const parts = `${numHeads} heads, ${numKvHeads} key/value heads, ${widths} intermediate dimensions and ${vocabSize} tokens`;
   const message = `tensorParallelSize ${size} does not divide the model's ${parts}; what does is ${sizes.join(", ")}`;
   throw new ConfigError("tensorParallelSize", message);
 }
 
-function divides({ numHeads, numKvHeads, intermediateSize, vocabSize }: ModelConfig, ranks: number): boolean {
+function divides(config: ModelConfig, ranks: number): boolean {
+  const { numHeads, numKvHeads, vocabSize } = config;
   const kvHeads = numKvHeads % ranks === 0 || ranks % numKvHeads === 0;
-  return [numHeads, intermediateSize, vocabSize].every((count) => count % ranks === 0) && kvHeads;
+  return [numHeads, vocabSize, ...widthsOf(config)].every((count) => count % ranks === 0) && kvHeads;
+}
+
+/** The intermediate sizes of the model's feed-forward blocks. */
+function widthsOf({ intermediateSize, experts }: ModelConfig): number[] {
+  if (experts === undefined) return [intermediateSize];
+  const dense = experts.layers.every(Boolean) ? [] : [intermediateSize];
+  const { sharedIntermediateSize } = experts;
+  const shared = sharedIntermediateSize === 0 ? [] : [sharedIntermediateSize];
+  return [...new Set([...dense, experts.intermediateSize, ...shared])];
 }

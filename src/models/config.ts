@@ -5,6 +5,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
 import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { QueryScaling, RopeConfig } from "../layers/rotary.ts";
+import { type ExpertsConfig, readExpertsConfig } from "./experts-config.ts";
 import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
 import { readGgufConfig } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
@@ -59,6 +60,8 @@ export interface ModelConfig {
   readonly mlpBias: boolean;
   /** Each layer's sliding window in tokens; 0 = none. */
   readonly layerWindows: readonly number[];
+  /** Undefined for a dense model. */
+  readonly experts: ExpertsConfig | undefined;
   readonly eosTokenIds: readonly number[];
   /** Dtype of the checkpoint; undefined when the config is silent. */
   readonly dtype: FloatDType | undefined;
@@ -111,15 +114,17 @@ export function readModelConfig(model: string): ModelConfig {
   const layerRopes = readLayerRopes(json, headDim, positions, layerWindows, defaults);
   const stretched = layerRopes.map((rope) => (rope === undefined ? 0 : stretchedPositions(rope)));
 
+  const intermediateSize = json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize);
+
   return Object.freeze({
     isTextPart: text !== undefined,
-    ...{ architecture, vocabSize, hiddenSize, numLayers, numHeads, numKvHeads, headDim },
+    ...{ architecture, vocabSize, hiddenSize, intermediateSize, numLayers, numHeads, numKvHeads, headDim },
     layerRopes: Object.freeze(layerRopes),
     queryScaling: readQueryScaling(json, positions),
     attentionScale: readAttentionScale(json),
     attentionSoftCap: readSoftCap(json, "attn_logit_softcapping"),
     attentionSinks: defaults.attentionSinks ?? false,
-    intermediateSize: json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize),
+    experts: defaults.experts && readExpertsConfig(json, defaults.experts, numLayers, intermediateSize),
     activation: readActivation(json),
     maxPositionEmbeddings: Math.max(positions, ...stretched),
     rmsNormEps: json.number("rms_norm_eps", 0, 1, 1e-6),

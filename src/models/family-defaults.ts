@@ -1,4 +1,5 @@
 import type { JsonObject } from "../base/json-object.ts";
+import { EXPERT_FIELDS, type ExpertsDefaults } from "./experts-config.ts";
 import type { RopeDefaults } from "./rope-config.ts";
 
 /** The defaults of fields that a config.json does not mention, as transformers' configuration class of the family has them. */
@@ -30,6 +31,8 @@ export interface FamilyDefaults extends RopeDefaults {
   readonly honoured?: readonly string[];
   /** Attention heads have sinks. Default false. */
   readonly attentionSinks?: boolean;
+  /** Present in families with experts. */
+  readonly experts?: ExpertsDefaults;
 }
 
 const LLAMA: FamilyDefaults = {
@@ -80,18 +83,57 @@ const GEMMA2: FamilyDefaults = {
   },
   honoured: ["query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"],
 };
+const MISTRAL: FamilyDefaults = {
+  ...LLAMA,
+  intermediateSize: 14_336,
+  numKvHeads: 8,
+  maxPositionEmbeddings: 131_072,
+  slidingWindow: 4096,
+};
 
 /** By architecture, as in config.json's `architectures`: all that can be loaded. */
 export const FAMILY_DEFAULTS = {
   Qwen3ForCausalLM: { ...QWEN2, headDim: 128 },
   Qwen2ForCausalLM: QWEN2,
   LlamaForCausalLM: LLAMA,
-  MistralForCausalLM: {
+  MistralForCausalLM: MISTRAL,
+  Qwen3MoeForCausalLM: {
+    ...QWEN2,
+    ...{ hiddenSize: 2048, intermediateSize: 6144, numLayers: 24, numKvHeads: 4, firstWindowLayer: 0 },
+    honoured: EXPERT_FIELDS,
+    experts: {
+      ...{ count: 128, perToken: 8, intermediateSize: 768, sharedIntermediateSize: 0 },
+      softmaxOver: undefined,
+    },
+  },
+  Qwen2MoeForCausalLM: {
+    ...QWEN2,
+    ...{ hiddenSize: 2048, intermediateSize: 5632, numLayers: 24, numHeads: 16, numKvHeads: 16 },
+    honoured: EXPERT_FIELDS,
+    experts: {
+      ...{ count: 60, perToken: 4, intermediateSize: 1408, sharedIntermediateSize: 5632 },
+      softmaxOver: undefined,
+    },
+  },
+  MixtralForCausalLM: {
+    ...MISTRAL,
+    slidingWindow: 0,
+    honoured: EXPERT_FIELDS,
+    experts: {
+      ...{ count: 8, perToken: 2, intermediateSize: undefined, sharedIntermediateSize: 0 },
+      softmaxOver: "chosen",
+    },
+  },
+  GptOssForCausalLM: {
     ...LLAMA,
-    intermediateSize: 14_336,
-    numKvHeads: 8,
-    maxPositionEmbeddings: 131_072,
-    slidingWindow: 4096,
+    ...{ vocabSize: 201_088, hiddenSize: 2880, intermediateSize: 2880, numLayers: 36, numHeads: 64 },
+    ...{ numKvHeads: 8, headDim: 64, maxPositionEmbeddings: 131_072, slidingWindow: 128 },
+    ...{ fullLayerInterval: 2, ropeTheta: 150_000, attentionSinks: true, eosTokenId: undefined },
+    honoured: EXPERT_FIELDS,
+    experts: {
+      ...{ count: 128, perToken: 4, intermediateSize: undefined, sharedIntermediateSize: 0 },
+      ...{ softmaxOver: "chosen", limitedSwiglu: { alpha: 1.702, limit: 7 } },
+    },
   },
   Ministral3ForCausalLM: {
     ...LLAMA,

@@ -21,7 +21,9 @@ export class LlamaLayer implements DecoderLayer {
   readonly #mlpNorm: RmsNorm;
   readonly #mlp: FeedForward;
 
-  constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
+  /** @param mlp default the gated one of a dense model */
+  constructor(config: ModelConfig, place: LayerPlace, mlp?: FeedForward) {
+    const { parameters, index, name, source, tables } = place;
     const { hiddenSize, rmsNormEps, attentionBias = false, mlpBias, layerWindows } = config;
     const norm = (part: string, of: string) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
@@ -31,7 +33,7 @@ export class LlamaLayer implements DecoderLayer {
       ...{ qkvBias: attentionBias, outputBias: attentionBias, window: layerWindows[index]!, ...tables },
     });
     this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
-    this.#mlp = new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: mlpBias });
+    this.#mlp = mlp ?? new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: mlpBias });
   }
 
   forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void {

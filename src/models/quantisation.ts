@@ -39,6 +39,7 @@ const READERS: Readonly<Record<string, (json: JsonFields) => DeclaredForm>> = {
   "compressed-tensors": readCompressedTensors,
   gptq: readGptq,
   awq: readAwq,
+  mxfp4: () => ({ kind: "mxfp4" }),
   "auto-round": readAutoRound,
   "intel/auto-round": readAutoRound,
 };

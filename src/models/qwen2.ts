@@ -15,13 +15,15 @@ export const qwen2: ModelFamily = {
 };
 
 /** A pre-norm block. The query, key and value projections have biases, the output projection has none. */
-class Qwen2Layer implements DecoderLayer {
+export class Qwen2Layer implements DecoderLayer {
   readonly #inputNorm: RmsNorm;
   readonly #attention: Attention;
   readonly #mlpNorm: RmsNorm;
   readonly #mlp: FeedForward;
 
-  constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
+  /** @param mlp default the gated one of a dense model */
+  constructor(config: ModelConfig, place: LayerPlace, mlp?: FeedForward) {
+    const { parameters, index, name, source, tables } = place;
     const { hiddenSize, rmsNormEps, layerWindows } = config;
     const norm = (part: string, of: string) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
@@ -31,7 +33,7 @@ class Qwen2Layer implements DecoderLayer {
       ...{ qkvBias: true, outputBias: false, window: layerWindows[index]!, ...tables },
     });
     this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
-    this.#mlp = new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });
+    this.#mlp = mlp ?? new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });
   }
 
   forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void {

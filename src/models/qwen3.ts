@@ -15,13 +15,15 @@ export const qwen3: ModelFamily = {
 };
 
 /** A pre-norm block. Each query and key head is normalised before the rotary embedding. */
-class Qwen3Layer implements DecoderLayer {
+export class Qwen3Layer implements DecoderLayer {
   readonly #inputNorm: RmsNorm;
   readonly #attention: Attention;
   readonly #mlpNorm: RmsNorm;
   readonly #mlp: FeedForward;
 
-  constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
+  /** @param mlp default the gated one of a dense model */
+  constructor(config: ModelConfig, place: LayerPlace, mlp?: FeedForward) {
+    const { parameters, index, name, source, tables } = place;
     const { hiddenSize, headDim, rmsNormEps, attentionBias = false, layerWindows } = config;
     const norm = (part: string, of: string, size = hiddenSize) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, size, rmsNormEps);
@@ -35,7 +37,7 @@ class Qwen3Layer implements DecoderLayer {
       },
     });
     this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
-    this.#mlp = new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });
+    this.#mlp = mlp ?? new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });
   }
 
   forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void {

@@ -5,14 +5,18 @@ import type { ModelConfig } from "./config.ts";
 import type { Architecture } from "./family-defaults.ts";
 import { gemma, gemma2, gemma3 } from "./gemma.ts";
 import { gptNeoX } from "./gpt-neox.ts";
+import { gptOss } from "./gpt-oss.ts";
 import { granite } from "./granite.ts";
 import { llama } from "./llama.ts";
 import { mistral } from "./mistral.ts";
+import { mixtral } from "./mixtral.ts";
 import type { ModelDefinition, ModelFamily, ModelPart } from "./model.ts";
 import { olmo2 } from "./olmo2.ts";
 import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
+import { qwen2Moe } from "./qwen2-moe.ts";
 import { qwen3 } from "./qwen3.ts";
+import { qwen3Moe } from "./qwen3-moe.ts";
 
 const FAMILIES: Readonly<Record<Architecture, ModelFamily>> = {
   Qwen3ForCausalLM: qwen3,
@@ -29,6 +33,10 @@ const FAMILIES: Readonly<Record<Architecture, ModelFamily>> = {
   GemmaForCausalLM: gemma,
   Gemma2ForCausalLM: gemma2,
   Gemma3ForCausalLM: gemma3,
+  Qwen3MoeForCausalLM: qwen3Moe,
+  Qwen2MoeForCausalLM: qwen2Moe,
+  MixtralForCausalLM: mixtral,
+  GptOssForCausalLM: gptOss,
 };
 
 /**

@@ -22,6 +22,19 @@ export const SUPPORTED_MODELS: Readonly<Record<Architecture, SupportedModel>> = 
     features: ["biases of query, key and value", "sliding window from a layer on"],
   },
   Qwen3ForCausalLM: { models: "Qwen 3", features: ["norms of each query and key head"] },
+  Qwen2MoeForCausalLM: {
+    models: "Qwen 1.5 and 2 MoE",
+    features: ["Qwen 2's block with experts", "an expert that all tokens share, with a gate"],
+  },
+  Qwen3MoeForCausalLM: { models: "Qwen 3 MoE", features: ["Qwen 3's block with experts"] },
+  MixtralForCausalLM: { models: "Mixtral", features: ["Mistral's block with experts"] },
+  GptOssForCausalLM: {
+    models: "gpt-oss",
+    features: [
+      ...["experts with biases, in MXFP4", "limited gates", "attention sinks", "biases", "rope: yarn"],
+      "sliding window in every other layer",
+    ],
+  },
   GPTNeoXForCausalLM: {
     models: "GPT-NeoX, Pythia",
     features: ["LayerNorm", "attention beside feed-forward", "rotation of a part of each head", "biases"],

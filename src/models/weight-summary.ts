@@ -26,6 +26,8 @@ function formatOf(weight: Weight, dtype: FloatDType): string {
       return weight.blockColumns < weight.shape[1] || weight.blockRows > 1
         ? "fp8 in blocks of 128"
         : "fp8 by channels";
+    case "mxfp4":
+      return "mxfp4";
     case "grouped": {
       const { bits, groupSize, shape, zeros, permutation } = weight;
       const groups = groupSize === shape[1] ? "by channels" : `in groups of ${groupSize}`;

@@ -8,6 +8,7 @@ import { capLogitsCases } from "./cases/cap-logits.ts";
 import { checksCases } from "./cases/checks.ts";
 import { distributionCases } from "./cases/distribution.ts";
 import { drawTokensCases } from "./cases/draw-tokens.ts";
+import { expertCases } from "./cases/experts.ts";
 import { gatherCases } from "./cases/gather.ts";
 import { layersCases } from "./cases/layers.ts";
 import { linearCases } from "./cases/linear.ts";
@@ -62,6 +63,7 @@ export function runContract(name: string, createBackend: () => Backend, grids: b
     gatherCases(addCase);
     linearCases(addCase);
     quantisedLinearCases(addCase);
+    expertCases(addCase);
     normCases(addCase);
     normProjectionsCases(addCase);
     activationCases(addCase);

@@ -1,4 +1,4 @@
-import type { Fp8Weight, GroupedWeight, Weight } from "../../src/backend/weight.ts";
+import type { Fp8Weight, GroupedWeight, Mxfp4Weight, Weight } from "../../src/backend/weight.ts";
 import type { Fixture } from "./fixture.ts";
 
 /** A quantised weight on a backend, and the matrix [N, K] that it stands for. */
@@ -78,6 +78,26 @@ export function groupedWeight(
     scales: scale.tensor,
     zeros: zeroBytes && fixture.bytes("uint8", zeroBytes, [n, groups]),
     permutation: order && fixture.ints(order),
+  };
+  return { weight, values };
+}
+
+/** Random codes of e2m1, and scales that are powers of two around 1 / sqrt(K). */
+export function mxfp4Weight(fixture: Fixture, [n, k]: Shape): QuantisedWeight {
+  const codes = randomBytes(fixture, (n * k) / 2);
+  const middle = 125 - Math.round(Math.log2(k) / 2);
+  const scales = randomBytes(fixture, (n * k) / 32).map((byte) => middle + (byte % 3));
+  const magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6];
+  const values = matrix(n, k, (row, column) => {
+    const index = row * k + column;
+    const code = (codes[index >> 1]! >> (4 * (index % 2))) & 15;
+    const scale = 2 ** (scales[Math.floor(index / 32)]! - 127);
+    return (code & 8 ? -1 : 1) * magnitudes[code & 7]! * scale;
+  });
+  const weight: Mxfp4Weight = {
+    ...{ format: "mxfp4", shape: [n, k] },
+    data: fixture.bytes("uint8", codes, [n, k / 2]),
+    scales: fixture.bytes("uint8", scales, [n, k / 32]),
   };
   return { weight, values };
 }

@@ -1,4 +1,5 @@
 import type { Activation } from "../../src/backend/backend.ts";
+import type { ExpertActivation } from "../../src/backend/experts.ts";
 import type { Expected } from "./compare.ts";
 
 /** The ops written as their definitions, one output element at a time, in float64. */
@@ -110,6 +111,21 @@ export function gatedOf({ values, magnitudes }: Expected, width: number, name: A
     const activated = ACTIVATIONS[name](values[gate]!);
     const magnitude = magnitudes[gate]! * Math.abs(values[up]!) + Math.abs(activated) * magnitudes[up]!;
     return [activated * values[up]!, magnitude];
+  });
+}
+
+/** An expert's act(gate, up) of a result [T, 2 · width]. */
+export function activatedOf(both: Expected, width: number, activation: ExpertActivation): Expected {
+  if (activation.kind !== "limited_swiglu") return gatedOf(both, width, activation.kind);
+  const { alpha, limit } = activation;
+  const { values, magnitudes } = both;
+  return tabulate(values.length / (2 * width), width, (row, i) => {
+    const [gate, up] = [row * 2 * width + i, row * 2 * width + width + i];
+    const [x, y] = [Math.min(values[gate]!, limit), Math.min(Math.max(values[up]!, -limit), limit) + 1];
+    const activated = x / (1 + Math.exp(-alpha * x));
+    // The activation is at most 1.1 steep.
+    const magnitude = 1.1 * magnitudes[gate]! * Math.abs(y) + Math.abs(activated) * (magnitudes[up]! + 1);
+    return [activated * y, magnitude];
   });
 }
 

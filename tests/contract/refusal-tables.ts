@@ -64,6 +64,7 @@ export function refusals(float: FloatDType): Refusals[] {
       run: (backend, { out, x, rows }) => backend.gatherRows(out!, x!, rows!),
     },
     ...linearTables(float),
+    ...expertTables(float),
     {
       op: "rmsNorm",
       operands: { out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8], addTo: [float, 3, 8] },
@@ -249,6 +250,43 @@ function linearTables(float: FloatDType): Refusals[] {
     table("with a gated activation", { out: [float, 3, 2] }, () => ({ activation: gated }), {
       wrong: [{ weight: [float, 5, 8], outputs: 5 }],
     }),
+  ];
+}
+
+function expertTables(float: FloatDType): Refusals[] {
+  // 3 tokens of 16 dimensions, 2 experts of 8.
+  const biases = { routerBias: ["float32", 2], gateUpBias: [float, 32], downBias: [float, 32] } as const;
+  return [
+    {
+      op: "experts",
+      operands: {
+        ...{ out: [float, 3, 16], x: [float, 3, 16], logits: ["float32", 3, 2] },
+        ...{
+          gateUp: [float, 32, 16],
+          down: [float, 32, 8],
+          norm: [float, 16],
+          addTo: [float, 3, 16],
+          ...biases,
+        },
+      },
+      scalars: { count: 2, perToken: 1 },
+      apart: { out: ["x", "logits", "gateUp", "down", "norm", "addTo", ...Object.keys(biases)] },
+      wrong: [{ perToken: 0 }, { perToken: 3 }, { count: 3 }],
+      run: (backend, { out, x, logits, gateUp, down, norm, addTo, ...given }, { count, perToken }) =>
+        backend.experts(
+          ...([out!, x!, logits!] as const),
+          { count: count!, gateUp: denseWeight(gateUp!), down: denseWeight(down!), ...given },
+          { perToken: perToken!, softmaxOver: "all", activation: { kind: "silu" } },
+          { norm: { weight: norm!, eps: 1e-6 }, addTo },
+        ),
+    },
+    {
+      op: "gateRows",
+      operands: { x: [float, 3, 4], gate: ["float32", 3, 1] },
+      free: { x: [1] },
+      apart: { x: ["gate"] },
+      run: (backend, { x, gate }) => backend.gateRows(x!, gate!),
+    },
   ];
 }
 

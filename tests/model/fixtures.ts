@@ -3,6 +3,8 @@ import { join } from "node:path";
 import type { GreedyReference, TopLogprobs } from "./compare.ts";
 
 export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "tiny-stories"] as const;
+/** Mixtures of experts, made by `make-expert-fixtures.py`. */
+export const EXPERT_NAMES = ["qwen3-moe", "qwen2-moe", "mixtral", "gpt-oss"] as const;
 /** Formats of quantised weights; `make-quantised.py` says what each holds. */
 const QUANTISED_FORMATS = [
   ...(["fp8-block", "fp8-tensor", "fp8-modelopt", "ct-fp8-channel", "ct-int8"] as const),
@@ -19,6 +21,7 @@ export const FAMILY_NAMES = [
 export type FixtureName =
   | (typeof FAMILY_NAMES)[number]
   | (typeof FIXTURE_NAMES)[number]
+  | (typeof EXPERT_NAMES)[number]
   | `quantised-${QuantisedFormat}`
   | (typeof GGUF_NAMES)[number];
 
@@ -53,6 +56,7 @@ interface ReferenceFile {
 
 /** Models in floats. */
 export const FIXTURES: readonly Fixture[] = FIXTURE_NAMES.map(lazyFixture);
+export const EXPERT_FIXTURES: readonly Fixture[] = EXPERT_NAMES.map(lazyFixture);
 /** Models of quantised weights. */
 export const QUANTISED_FIXTURES: readonly (Fixture & { readonly format: QuantisedFormat })[] =
   QUANTISED_FORMATS.map((format) => Object.assign(lazyFixture(`quantised-${format}`), { format }));
@@ -61,7 +65,7 @@ export const GGUF_FIXTURES: readonly Fixture[] = GGUF_NAMES.map(lazyFixture);
 
 /** The fixture of that name. */
 export function fixture(name: FixtureName): Fixture {
-  return [...FIXTURES, ...QUANTISED_FIXTURES, ...GGUF_FIXTURES, ...FAMILY_FIXTURES].find(
+  return [...FIXTURES, ...EXPERT_FIXTURES, ...QUANTISED_FIXTURES, ...GGUF_FIXTURES, ...FAMILY_FIXTURES].find(
     (each) => each.name === name,
   )!;
 }

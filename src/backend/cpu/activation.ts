@@ -1,4 +1,5 @@
 import type { Activation } from "../backend.ts";
+import type { ExpertActivation } from "../experts.ts";
 
 const FUNCTIONS: Record<Activation, (x: number) => number> = { silu, gelu, gelu_tanh: geluTanh };
 
@@ -20,6 +21,27 @@ export function gatedActivation(
     for (let i = 0; i < width; i++) {
       out[start + i] = act(gateUp[2 * start + i]!) * gateUp[2 * start + width + i]!;
     }
+  }
+}
+
+/** act(gate, up) of an expert. */
+export function gatedFunction(activation: ExpertActivation): (gate: number, up: number) => number {
+  if (activation.kind !== "limited_swiglu") {
+    const act = FUNCTIONS[activation.kind];
+    return (gate, up) => act(gate) * up;
+  }
+  const { alpha, limit } = activation;
+  return (gate, up) => {
+    const limited = Math.min(gate, limit);
+    return (Math.min(Math.max(up, -limit), limit) + 1) * (limited / (1 + Math.exp(-alpha * limited)));
+  };
+}
+
+/** x[T, width] = sigmoid(gate[T]) · x. */
+export function gateRows(x: Float32Array, gate: Float32Array, width: number): void {
+  for (const [row, value] of gate.entries()) {
+    const factor = 1 / (1 + Math.exp(-value));
+    for (let i = row * width; i < (row + 1) * width; i++) x[i]! *= factor;
   }
 }
 

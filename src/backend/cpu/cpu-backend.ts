@@ -17,16 +17,19 @@ import type {
 } from "../backend.ts";
 import * as checks from "../checks.ts";
 import type { Communicator } from "../communicator.ts";
+import { checkExperts, checkGateRows } from "../expert-checks.ts";
+import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
-import { activation } from "./activation.ts";
+import { activation, gateRows } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention, type PagedKv } from "./attention.ts";
 import { type BatchMetadata, gather, gatherOwn, joinSlots, prepareBatch, scatter } from "./batch.ts";
 import { rowsOf } from "./dequantise.ts";
+import { experts } from "./experts.ts";
 import type { Float8Kv } from "./float8-kv.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
-import { linear, type Product, product } from "./linear.ts";
+import { type HostWeight, linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, normProjections, rmsNorm, sumSquares } from "./norm.ts";
 import { processRow } from "./process-logits.ts";
@@ -154,8 +157,36 @@ export class CpuBackend implements Backend {
       norm: norm && { weight: floats(norm.weight), eps: norm.eps },
       ...{ bias: optionalFloats(bias), activation, addTo: optionalFloats(addTo) },
     };
-    const matrix = weight.format === "dense" ? floats(weight.data) : rowsOf(weight);
-    linear(floats(out), floats(x), matrix, shape, host, this.loops.product);
+    linear(floats(out), floats(x), hostWeight(weight), shape, host, this.loops.product);
+  }
+
+  experts(
+    out: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    weights: ExpertWeights,
+    spec: ExpertSpec,
+    fusion: ExpertFusion = {},
+  ): void {
+    const shape = checkExperts("float32", out, x, logits, weights, spec, fusion);
+    const { routerBias, gateUp, down, gateUpBias, downBias } = weights;
+    const { norm, addTo } = fusion;
+    experts(
+      ...([floats(out), floats(x), floats(logits)] as const),
+      {
+        routerBias: optionalFloats(routerBias),
+        ...{ gateUp: hostWeight(gateUp), down: hostWeight(down) },
+        ...{ gateUpBias: optionalFloats(gateUpBias), downBias: optionalFloats(downBias) },
+      },
+      ...([shape, spec] as const),
+      { norm: norm && { weight: floats(norm.weight), eps: norm.eps }, addTo: optionalFloats(addTo) },
+      this.loops.product,
+    );
+  }
+
+  gateRows(x: Tensor, gate: Tensor): void {
+    const { width } = checkGateRows("float32", x, gate);
+    gateRows(floats(x), floats(gate), width);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
@@ -360,6 +391,10 @@ function pagedKv(
   return keys.dtype === "float8_e4m3"
     ? { ...extents, keys: bytes(keys), values: bytes(values), keyScale, valueScale }
     : { ...extents, keys: floats(keys), values: floats(values) };
+}
+
+function hostWeight(weight: Weight): HostWeight {
+  return weight.format === "dense" ? floats(weight.data) : rowsOf(weight);
 }
 
 function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {

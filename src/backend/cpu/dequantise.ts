@@ -1,6 +1,6 @@
 import { FLOAT8_VALUES } from "../../base/float8.ts";
 import type { Tensor } from "../tensor.ts";
-import type { Fp8Weight, GroupedWeight } from "../weight.ts";
+import { type Fp8Weight, type GroupedWeight, MXFP4_GROUP, type Mxfp4Weight } from "../weight.ts";
 import { bytes, floats, ints } from "./host-buffer.ts";
 
 /** A quantised weight [N, K] in host memory, which is dequantised some rows at a time. */
@@ -10,8 +10,40 @@ export interface RowSource {
 }
 
 /** The rows of a quantised weight. */
-export function rowsOf(weight: Fp8Weight | GroupedWeight): RowSource {
+export function rowsOf(weight: Fp8Weight | GroupedWeight | Mxfp4Weight): RowSource {
+  if (weight.format === "mxfp4") return new Mxfp4Rows(weight);
   return weight.format === "fp8" ? new Fp8Rows(weight) : new GroupedRows(weight);
+}
+
+/** What the low bits of e2m1 stand for. */
+const E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6];
+
+class Mxfp4Rows implements RowSource {
+  readonly #codes: Uint8Array;
+  readonly #scales: Uint8Array;
+
+  constructor(private readonly weight: Mxfp4Weight) {
+    this.#codes = bytes(weight.data);
+    this.#scales = bytes(weight.scales);
+  }
+
+  dequantise(target: Float32Array, start: number, end: number): void {
+    const k = this.weight.shape[1];
+    const first = start * k;
+    for (let at = first; at < end * k; at += MXFP4_GROUP) {
+      const scale = 2 ** (this.#scales[at / MXFP4_GROUP]! - 127);
+      for (let i = at; i < at + MXFP4_GROUP; i += 2) {
+        const byte = this.#codes[i / 2]!;
+        target[i - first] = e2m1(byte & 15) * scale;
+        target[i - first + 1] = e2m1(byte >> 4) * scale;
+      }
+    }
+  }
+}
+
+function e2m1(code: number): number {
+  const magnitude = E2M1[code & 7]!;
+  return code & 8 ? -magnitude : magnitude;
 }
 
 class Fp8Rows implements RowSource {

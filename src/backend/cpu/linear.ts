@@ -16,6 +16,14 @@ export type Product = (
 /** A weight in host memory: the floats themselves, or what they are computed from. */
 export type HostWeight = Float32Array | RowSource;
 
+/** Rows [start, end) of a weight with k columns. */
+export function rowsOfWeight(weight: HostWeight, start: number, end: number, k: number): HostWeight {
+  if (weight instanceof Float32Array) return weight.subarray(start * k, end * k);
+  return {
+    dequantise: (target, first, last) => weight.dequantise(target, start + first, start + last),
+  };
+}
+
 /** `LinearFusion` in host memory. */
 export interface HostFusion {
   readonly norm: { readonly weight: Float32Array; readonly eps: number } | undefined;

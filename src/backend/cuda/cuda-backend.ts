@@ -360,6 +360,14 @@ export class CudaBackend implements Backend {
     this.#linear.linear(this.#stream.value, out, x, dense, fusion);
   }
 
+  experts(...[out, x, logits, weights, spec, fusion = {}]: Parameters<Backend["experts"]>): void {
+    this.#ops.experts.experts(this.#ordered.value, out, x, logits, weights, spec, fusion);
+  }
+
+  gateRows(x: Tensor, gate: Tensor): void {
+    this.#ops.experts.gateRows(this.#ordered.value, x, gate);
+  }
+
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
     this.#ops.norm.rmsNorm(this.#ordered.value, out, x, weight, eps, addTo);
   }

@@ -13,6 +13,7 @@ import { DecodeLayers } from "./ops/decode-layers.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
+import { ExpertOps } from "./ops/experts.ts";
 import { LargeLinear } from "./ops/large-linear.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
 import { NormOps } from "./ops/norm.ts";
@@ -54,6 +55,7 @@ export class KernelOps {
   readonly embedding: EmbeddingOps;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
+  readonly experts: ExpertOps;
   readonly attend: AttendOps;
   readonly batch: BatchOps;
   readonly processLogits: ProcessLogitsOps;
@@ -77,6 +79,7 @@ export class KernelOps {
     this.embedding = new EmbeddingOps(library, dtype, options);
     this.norm = new NormOps(library, dtype, options);
     this.activation = new ActivationOps(library, dtype, options);
+    this.experts = new ExpertOps(library, this.norm, options);
     this.attend = new AttendOps(library, options);
     this.batch = new BatchOps(library, options);
     this.processLogits = new ProcessLogitsOps(library, options);
@@ -107,6 +110,7 @@ export class KernelOps {
       ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
       ...(this.decodeLayers?.units(shape) ?? []),
       ...this.#linearUnits(shape),
+      ...this.#expertUnits(shape),
       ...this.logprobs.units(),
       ...this.processLogits.units(),
       ...(isCapped ? this.capLogits.units(shape.vocabSize) : []),
@@ -115,6 +119,16 @@ export class KernelOps {
       ...this.batch.units(),
       ...this.rotaryTable.units(),
       ...this.embedding.units(shape.hiddenSize),
+    ];
+  }
+
+  /** Of a mixture of experts, and of its router. */
+  #expertUnits({ experts, hiddenSize }: ModelShape): KernelUnit[] {
+    if (experts === undefined) return [];
+    const router = { norm: true, floatOut: true };
+    return [
+      ...this.experts.units({ ...experts, hiddenSize }),
+      ...(this.smallLinear?.units(experts.count, hiddenSize, router) ?? []),
     ];
   }
 

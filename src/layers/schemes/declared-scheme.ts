@@ -2,14 +2,16 @@ import type { Weight } from "../../backend/weight.ts";
 import { UnsupportedModelError } from "../../base/errors.ts";
 import { lengthOf } from "../../base/shard.ts";
 import { denseScheme, LM_HEAD, type MatrixSpec, type WeightScheme } from "../weight-scheme.ts";
-import { float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
+import { float8Weight, type GetParameter, groupedWeight, mxfp4Weight } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
 import { BLOCK } from "./stored-float8.ts";
 import { GROUP_UNIT } from "./stored-integers.ts";
 
-/** The form that all of a model's matrices have but the LM head. */
+/** The form that all of a model's matrices have but the LM head and those that are `exact`. */
 export type DeclaredForm =
   | { readonly kind: "floats" }
+  /** Of experts alone. */
+  | { readonly kind: "mxfp4" }
   | { readonly kind: "float8"; readonly granularity: "channel" | "block" }
   | {
       readonly kind: "integers";
@@ -19,11 +21,13 @@ export type DeclaredForm =
       readonly zeros: boolean;
     };
 
+const EXPERT = /\.experts\.\d+\./;
+
 /** Weights without a checkpoint to look at, for `loadFormat: "dummy"`: parameters of a form, made of nothing. */
 export function declaredScheme(form: DeclaredForm): WeightScheme {
   return {
     weight: (matrix, get) =>
-      form.kind === "floats" || matrix.name === LM_HEAD
+      form.kind === "floats" || matrix.exact || matrix.name === LM_HEAD
         ? denseScheme.weight(matrix, get)
         : declaredWeight(form, matrix, get),
   };
@@ -31,12 +35,17 @@ export function declaredScheme(form: DeclaredForm): WeightScheme {
 
 function declaredWeight(
   form: Exclude<DeclaredForm, { kind: "floats" }>,
-  { name, parts, columnSpan }: MatrixSpec,
+  matrix: MatrixSpec,
   get: GetParameter,
 ): Weight {
+  const { name, parts, columnSpan } = matrix;
   const rows = parts.reduce((sum, { rowSpan }) => sum + lengthOf(rowSpan), 0);
   const columns = lengthOf(columnSpan);
   const shape = [rows, columns] as const;
+  if (form.kind === "mxfp4")
+    return parts.every(({ source }) => EXPERT.test(source))
+      ? mxfp4Weight(get, name, shape, { codes: [], scales: [] })
+      : denseScheme.weight(matrix, get);
   if (form.kind === "float8") {
     const isBlock = form.granularity === "block";
     const blockRows = isBlock ? rowsThatFit(parts.map(({ rowSpan }) => rowSpan)) : 1;

@@ -1,5 +1,5 @@
 import type { Tensor } from "../../backend/tensor.ts";
-import type { Fp8Weight, GroupedWeight } from "../../backend/weight.ts";
+import { type Fp8Weight, type GroupedWeight, MXFP4_GROUP, type Mxfp4Weight } from "../../backend/weight.ts";
 import type { ParameterSource, ParameterSpec } from "../../base/parameter-spec.ts";
 
 /** Gives the parameter that a spec describes. */
@@ -37,6 +37,26 @@ export function float8Weight(
       ...{ name: `${name}.scales`, shape: [Math.ceil(n / blockRows), Math.ceil(k / blockColumns)] },
       ...{ dtype: "float32", sources: sources.scales, dummy: DUMMY_FLOAT8_SCALE },
     }),
+  };
+}
+
+/** Makes random codes of e2m1, whose deviation is 3, ones of some 0.02. */
+const DUMMY_MXFP4_SCALE = 120;
+
+/** An `Mxfp4Weight` [n, k] of its parameters. @param name of the matrix */
+export function mxfp4Weight(
+  get: GetParameter,
+  name: string,
+  shape: readonly [n: number, k: number],
+  sources: Float8Sources,
+): Mxfp4Weight {
+  const [n, k] = shape;
+  const bytes = (part: string, columns: number, from: readonly ParameterSource[], dummy: "normal" | number) =>
+    get({ name: `${name}.${part}`, shape: [n, columns], dtype: "uint8", sources: from, dummy });
+  return {
+    ...{ format: "mxfp4", shape },
+    data: bytes("weight", k / 2, sources.codes, "normal"),
+    scales: bytes("scales", k / MXFP4_GROUP, sources.scales, DUMMY_MXFP4_SCALE),
   };
 }
 

@@ -4,7 +4,7 @@ import type { Span } from "../../base/shard.ts";
 import type { StoredShape, TensorDirectory } from "../../base/tensor-directory.ts";
 
 /** One of a checkpoint's matrices [N, K], as it is stored. */
-export type StoredMatrix = StoredFloats | StoredFloat8 | StoredIntegers;
+export type StoredMatrix = StoredFloats | StoredFloat8 | StoredIntegers | StoredMxfp4;
 
 export interface StoredFloats {
   readonly form: "floats";
@@ -35,6 +35,13 @@ export interface StoredIntegers {
   codes(rows: Span, columns: Span): ParameterSource;
   scales(rows: Span, groups: Span): ParameterSource;
   zeros?(rows: Span, groups: Span): ParameterSource;
+}
+
+/** `blocks` of codes and their `scales`, of which nothing is converted. */
+export interface StoredMxfp4 {
+  readonly form: "mxfp4";
+  readonly codes: StoredName;
+  readonly scales: StoredName;
 }
 
 /** A tensor's name and the shape that it must have. */

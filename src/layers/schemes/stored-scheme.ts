@@ -1,4 +1,4 @@
-import type { Weight } from "../../backend/weight.ts";
+import { MXFP4_GROUP, MXFP4_MOST_SCALE, type Weight } from "../../backend/weight.ts";
 import { ConfigError, ModelDataError, UnsupportedModelError } from "../../base/errors.ts";
 import type { ParameterSource } from "../../base/parameter-spec.ts";
 import { lengthOf, MAX_RANKS, type Span } from "../../base/shard.ts";
@@ -11,12 +11,25 @@ import {
   type WeightScheme,
 } from "../weight-scheme.ts";
 import { type OnlineFloat8, onlineFloat8 } from "./online-float8.ts";
-import { type Float8Sources, float8Weight, type GetParameter, groupedWeight } from "./quantised-weight.ts";
+import {
+  type Float8Sources,
+  float8Weight,
+  type GetParameter,
+  groupedWeight,
+  mxfp4Weight,
+} from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
 import { isGroupedBlocks, storedBlocks } from "./stored-blocks.ts";
 import { BLOCK, storedFloat8, storedInt8 } from "./stored-float8.ts";
 import { type GptqZeros, GROUP_UNIT, storedGroups, storedPacked } from "./stored-integers.ts";
-import { MatrixTensors, type StoredFloat8, type StoredIntegers, type StoredMatrix } from "./stored-matrix.ts";
+import {
+  MatrixTensors,
+  type StoredFloat8,
+  type StoredIntegers,
+  type StoredMatrix,
+  type StoredMxfp4,
+} from "./stored-matrix.ts";
+import { storedMxfp4 } from "./stored-mxfp4.ts";
 
 export interface StoredSchemeOptions {
   /** Default v1, as most files are. */
@@ -32,7 +45,7 @@ const COMPANIONS = [
   /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_scale_ub|input_zero_point|activation_scale)$/,
 ];
 /** The names of tensors of codes, or of floats. */
-const DATA = ["weight", "qweight", "weight_packed"];
+const DATA = ["weight", "qweight", "weight_packed", "blocks"];
 
 /** A matrix [n, k] with a part of each of the checkpoint's matrices that are stacked in it. */
 interface Stacked<Stored extends StoredMatrix> {
@@ -68,6 +81,7 @@ export class StoredScheme implements WeightScheme {
     const stacked = { matrix, file, shape: [rows, lengthOf(columnSpan)] as const };
     if (stored.some(mayBeFloats) && !areGroups(stored, columnSpan)) return denseScheme.weight(matrix, get);
     if (all(stored, isFloat8)) return stackFloat8({ ...stacked, parts: stored }, get);
+    if (all(stored, isMxfp4)) return stackMxfp4({ ...stacked, parts: stored }, get);
     if (all(stored, isIntegers)) return stackIntegers({ ...stacked, parts: stored }, get);
     const mixed = stored.find((part) => part.stored.form !== stored[0]!.stored.form);
     if (mixed !== undefined) {
@@ -76,7 +90,7 @@ export class StoredScheme implements WeightScheme {
       throw new ModelDataError(file, `has none of the tensors ${DATA.join(", ")} of ${absent.source}`);
     }
     const { online } = this.options;
-    if (online !== undefined && matrix.name !== LM_HEAD)
+    if (online !== undefined && !matrix.exact && matrix.name !== LM_HEAD)
       return onlineFloat8(matrix, stacked.shape, online, get);
     return denseScheme.weight(matrix, get);
   }
@@ -92,6 +106,7 @@ export class StoredScheme implements WeightScheme {
 
   #look(tensors: MatrixTensors): StoredMatrix {
     const dtype = tensors.find("weight")?.dtype;
+    if (tensors.find("blocks") !== undefined) return storedMxfp4(tensors);
     if (dtype === "F8_E4M3") return storedFloat8(tensors);
     if (isGroupedBlocks(dtype) && !this.options.blocksAsFloats) return storedBlocks(tensors, dtype);
     const isPacked = tensors.find("weight_packed") !== undefined;
@@ -128,6 +143,12 @@ function isFloat8<P extends { readonly stored: StoredMatrix }>(
   part: P,
 ): part is P & { readonly stored: StoredFloat8 } {
   return part.stored.form === "float8";
+}
+
+function isMxfp4<P extends { readonly stored: StoredMatrix }>(
+  part: P,
+): part is P & { readonly stored: StoredMxfp4 } {
+  return part.stored.form === "mxfp4";
 }
 
 function isIntegers<P extends { readonly stored: StoredMatrix }>(
@@ -176,6 +197,21 @@ function stackFloat8({ matrix, file, shape, parts }: Stacked<StoredFloat8>, get:
     })),
   };
   return float8Weight(get, name, { shape, blockRows, blockColumns }, sources);
+}
+
+function stackMxfp4({ matrix, shape, parts }: Stacked<StoredMxfp4>, get: GetParameter): Weight {
+  const { columns, columnSpan, name } = matrix;
+  checkCut(parts[0]!, columns, columnSpan, MXFP4_GROUP, "blocks");
+  const read = (part: "codes" | "scales", columnsOfByte: number, most?: number) =>
+    parts.map(({ rowSpan, stored }): ParameterSource => {
+      const bytes = { start: columnSpan.start / columnsOfByte, end: columnSpan.end / columnsOfByte };
+      const reading = { kind: "bytes", stored: "U8", rows: rowSpan, columns: bytes } as const;
+      return { ...stored[part], reading: most === undefined ? reading : { ...reading, most } };
+    });
+  return mxfp4Weight(get, name, shape, {
+    codes: read("codes", 2),
+    scales: read("scales", MXFP4_GROUP, MXFP4_MOST_SCALE),
+  });
 }
 
 function stackIntegers({ matrix, file, shape, parts }: Stacked<StoredIntegers>, get: GetParameter): Weight {

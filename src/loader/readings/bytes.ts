@@ -7,9 +7,14 @@ import { byteMatrix, type StoredTensor, tensorError } from "./stored-tensor.ts";
 export function readBytes(tensor: StoredTensor, reading: BytesReading, rows: Span, target: Uint8Array): void {
   const size = reading.stored === "I32" ? 4 : 1;
   const { start } = reading.rows;
-  const columns = { start: reading.columns.start * size, end: reading.columns.end * size };
-  readBand(byteMatrix(tensor, size), { start: start + rows.start, end: start + rows.end }, columns, target);
+  const matrix = byteMatrix(tensor, size);
+  const { rowBytes, start: shift } = tensor.within ?? { rowBytes: matrix.rowBytes, start: 0 };
+  const columns = { start: shift + reading.columns.start * size, end: shift + reading.columns.end * size };
+  readBand({ ...matrix, rowBytes }, { start: start + rows.start, end: start + rows.end }, columns, target);
   if (reading.stored === "I8") for (let i = 0; i < target.length; i++) target[i]! ^= 0x80;
+  const { most = 255 } = reading;
+  if (most < 255 && target.some((byte) => byte > most))
+    throw tensorError(tensor, `has a value above ${most}`);
   if (reading.stored === "F8_E4M3" && hasNaN(target)) throw tensorError(tensor, "has a NaN");
 }
 

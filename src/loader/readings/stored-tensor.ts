@@ -13,6 +13,7 @@ export interface StoredTensor {
   readonly end: number;
   /** See `CheckpointTensor`. Only blocks are read in another order. */
   readonly pairedRows?: number | undefined;
+  readonly within?: { readonly rowBytes: number; readonly start: number } | undefined;
 }
 
 /** A tensor of rank 2, whose elements have these bytes, as a matrix of bytes. */

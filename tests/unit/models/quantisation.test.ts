@@ -97,7 +97,7 @@ describe("what checkpoints state", () => {
 
 describe("what is refused by name, with what would work", () => {
   test.each<[string, object]>([
-    ...["bitsandbytes", "aqlm", "hqq", "eetq", "quark", "torchao", "mxfp4", "constructor"].map(
+    ...["bitsandbytes", "aqlm", "hqq", "eetq", "quark", "torchao", "constructor"].map(
       (method): [string, object] => [`(${method})`, { quant_method: method }],
     ),
     ["ModelOpt's NVFP4", { quant_method: "modelopt", quant_algo: "NVFP4" }],

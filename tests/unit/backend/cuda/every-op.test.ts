@@ -45,6 +45,11 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.linear(bf16(tokens, UNITS), x, weight(2 * UNITS, WIDTH), { norm, activation: SILU });
   backend.linear(bf16(tokens, 24), x, weight(48, WIDTH), { norm, activation: SILU });
 
+  const experts = { count: 16, gateUp: weight(16 * 2 * 64, WIDTH), down: weight(16 * WIDTH, 64) };
+  const spec = { perToken: 4, softmaxOver: "all", activation: { kind: "silu" } } as const;
+  backend.experts(x, x, f32(tokens, 16), experts, spec, { norm, addTo: x });
+  backend.gateRows(x, f32(tokens, 1));
+
   const inbox = { steps: operands.of("uint32", 1), areas: i32(2, ROW_WORDS * Math.max(numRows, count)) };
   backend.prepareBatch(step, sampleRows(numRows), inbox, slots);
   backend.post(inbox, out);

@@ -36,6 +36,14 @@ const MODELS: Readonly<Record<string, object>> = {
   "mistral, sliding window": {
     ...{ ...SHAPE, model_type: "mistral", architectures: ["MistralForCausalLM"], sliding_window: 64 },
   },
+  "qwen3 with experts": {
+    ...{ ...SHAPE, model_type: "qwen3_moe", architectures: ["Qwen3MoeForCausalLM"], head_dim: 128 },
+    ...{ num_experts: 8, num_experts_per_tok: 2, moe_intermediate_size: 128 },
+  },
+  "qwen2 with a shared expert": {
+    ...{ ...SHAPE, model_type: "qwen2_moe", architectures: ["Qwen2MoeForCausalLM"], num_experts: 4 },
+    ...{ num_experts_per_tok: 2, moe_intermediate_size: 64, shared_expert_intermediate_size: 256 },
+  },
   "256 dimensions": { ...SHAPE, head_dim: 256 },
   "widths of 8": { ...SHAPE, hidden_size: 264, intermediate_size: 520, vocab_size: 2001 },
   "odd widths": { ...SHAPE, hidden_size: 513, intermediate_size: 1001, vocab_size: 2001 },

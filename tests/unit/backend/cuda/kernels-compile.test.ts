@@ -2,6 +2,7 @@ import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { ModelShape } from "../../../../src/backend/backend.ts";
 import { Compiler } from "../../../../src/backend/cuda/compiler.ts";
 import { KERNEL_FOLDER } from "../../../../src/backend/cuda/kernel-library.ts";
 import { type KernelUnit, unitName } from "../../../../src/backend/cuda/kernel-source.ts";
@@ -27,6 +28,12 @@ const WIDTHS = [
   { hiddenSize: 1001, intermediateSize: 1003, vocabSize: 2001 },
 ] as const;
 
+/** Experts of the first models, in each form, of columns that warps' steps divide and of others. */
+const EXPERTS: readonly Pick<ModelShape, "experts">[] = [
+  { experts: { count: 40, intermediateSize: 2880, format: "mxfp4" } },
+  { experts: { count: 128, intermediateSize: 72 } },
+];
+
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
 
 /**
@@ -45,7 +52,7 @@ function variants(n: number): KernelUnit[] {
       attentionForms: [plainForm(i === 0 ? headDim / 2 : headDim)],
     };
     const hopper = ARCHITECTURES[n] === "sm_90a";
-    const model = { ...WIDTHS[i % WIDTHS.length]!, ...heads, blockSize: i === 0 ? 256 : 16 };
+    const model = { ...WIDTHS[i % WIDTHS.length]!, ...heads, ...EXPERTS[i], blockSize: i === 0 ? 256 : 16 };
     // A cache in eight bits on as many architectures as make all combinations: the last one compiles what sm_89 does.
     const float8 = n < HEAD_DIMS.length;
     return [

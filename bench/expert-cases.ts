@@ -1,0 +1,76 @@
+import type { ExpertSpec, ExpertWeights } from "../src/backend/experts.ts";
+import { denseWeight } from "../src/backend/weight.ts";
+import { SplitMix64 } from "../src/base/random.ts";
+import type { ModelConfig } from "../src/models/config.ts";
+import type { CaseMemory, KernelCase } from "./kernel-case.ts";
+
+/** Tokens of a batch: decode steps, and prompts. */
+const TOKEN_COUNTS = [1, 4, 8, 16, 64, 256, 1024, 4096];
+/** Layers whose experts are in memory: those of one token in each are more than any cache holds. */
+const LAYERS = 8;
+
+/**
+ * A layer's experts, from the router's logits to the residual stream, with random choices. What must be read are the experts that
+ * some token has, once.
+ */
+export function expertCases(
+  memory: CaseMemory,
+  modelName: string,
+  { experts, hiddenSize, activation }: ModelConfig,
+  tokenCounts = TOKEN_COUNTS,
+): KernelCase[] {
+  if (experts === undefined) return [];
+  const { count, perToken, intermediateSize } = experts;
+  const spec: ExpertSpec = { ...experts, activation: { kind: activation } };
+  const expertBytes = 3 * hiddenSize * intermediateSize * 2;
+  let made: readonly ExpertWeights[] | undefined;
+  const layers = () => {
+    made ??= Array.from({ length: LAYERS }, () => ({
+      count,
+      gateUp: denseWeight(memory.random(count * 2 * intermediateSize, hiddenSize)),
+      down: denseWeight(memory.random(count * hiddenSize, intermediateSize)),
+    }));
+    return made;
+  };
+  return tokenCounts.map((tokens) => {
+    const choices = Array.from({ length: LAYERS }, (_, layer) => randomLogits(tokens, count, layer));
+    const active = choices.map((logits) => activeExperts(logits, count, perToken));
+    return {
+      ...{ group: `experts ${modelName}`, name: `${tokens} tokens`, operands: LAYERS },
+      bytes: (expertBytes * active.reduce((sum, each) => sum + each, 0)) / LAYERS,
+      flops: tokens * perToken * expertBytes,
+      prepare: () => {
+        const { backend } = memory;
+        const residual = memory.random(tokens, hiddenSize);
+        const norm = { weight: memory.ones(hiddenSize), eps: 1e-6 };
+        const logits = choices.map((values) => {
+          const tensor = memory.empty("float32", tokens, count);
+          backend.upload(tensor, values);
+          return tensor;
+        });
+        const weights = layers();
+        return (i) => {
+          const layer = i % LAYERS;
+          const fusion = { norm, addTo: residual };
+          backend.experts(residual, residual, logits[layer]!, weights[layer]!, spec, fusion);
+        };
+      },
+    };
+  });
+}
+
+function randomLogits(tokens: number, count: number, layer: number): Float32Array {
+  const random = new SplitMix64(BigInt(1000 * tokens + layer));
+  return Float32Array.from({ length: tokens * count }, () => Number(random.next() >> 40n) / 2 ** 24);
+}
+
+/** How many of the experts some token has. */
+function activeExperts(logits: Float32Array, count: number, perToken: number): number {
+  const active = new Set<number>();
+  for (let start = 0; start < logits.length; start += count) {
+    const row = logits.subarray(start, start + count);
+    const order = Array.from(row.keys()).sort((a, b) => row[b]! - row[a]!);
+    for (const expert of order.slice(0, perToken)) active.add(expert);
+  }
+  return active.size;
+}

@@ -1,0 +1,88 @@
+import type { FloatDType } from "../../../base/dtype.ts";
+import type { KernelOptions } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { ACTIVATION_CONSTANTS } from "./activation.ts";
+import {
+  type ExpertsProduct,
+  type ExpertsWeight,
+  PRODUCT_POINTERS,
+  PRODUCT_SCALARS,
+  productArguments,
+} from "./experts-product.ts";
+import { KernelVariants } from "./kernel-variants.ts";
+
+const TILE_THREADS = 256;
+/** Weight rows of a tile, and columns of a chunk. */
+const ROWS = 128;
+const DEPTH = 64;
+/** Bytes of shared memory that every GPU has for a block. */
+const SHARED_BYTES = 96 * 1024;
+const MAX_STAGES = 4;
+
+/** Pairs of a tile: the fewest that hold what an expert has on average. */
+export const TILE_PAIRS = [16, 64, 128] as const;
+export type TilePairs = (typeof TILE_PAIRS)[number];
+
+const EXPERTS_TILES = {
+  file: "experts_tiles.cu",
+  constants: { TILE_THREADS, ROWS, DEPTH, ...ACTIVATION_CONSTANTS },
+  entry: "experts_tiles",
+  pointers: PRODUCT_POINTERS,
+  scalars: [...PRODUCT_SCALARS, "in_features"],
+} as const;
+
+/** Products of items of many pairs, `experts_tiles.cu`. */
+export class ExpertsTiles {
+  readonly #kernels: KernelVariants<typeof EXPERTS_TILES>;
+
+  constructor(library: KernelLibrary, dtype: FloatDType, options: KernelOptions) {
+    this.#kernels = new KernelVariants(library, EXPERTS_TILES, dtype, options);
+  }
+
+  units(format: ExpertsWeight["format"]): KernelUnit[] {
+    return TILE_PAIRS.flatMap((pairs) =>
+      [true, false].map((isUp) => this.#kernels.unit(macros(format, pairs, isUp))),
+    );
+  }
+
+  /** The size of items for so many pairs an expert. */
+  static pairsFor(average: number): TilePairs {
+    return TILE_PAIRS.find((pairs) => average <= 0.75 * pairs) ?? 128;
+  }
+
+  launch(stream: number, pairs: TilePairs, product: ExpertsProduct): void {
+    const { weight, outputs, mostItems, activation } = product;
+    const isUp = activation !== undefined;
+    const { format } = weight;
+    const kernel = this.#kernels.get(
+      4 * pairs + 2 * Number(format === "mxfp4") + Number(isUp),
+      macros(format, pairs, isUp),
+    );
+    const tiles = Math.ceil(outputs / (isUp ? ROWS / 2 : ROWS));
+    const args = { ...productArguments(product), in_features: weight.shape[1] };
+    kernel.launch(
+      stream,
+      tiles,
+      mostItems,
+      1,
+      TILE_THREADS,
+      stagesOf(format, pairs) * stageBytes(format, pairs),
+      args,
+    );
+  }
+}
+
+function stageBytes(format: ExpertsWeight["format"], pairs: number): number {
+  return pairs * DEPTH * 2 + (ROWS * DEPTH) / (format === "mxfp4" ? 2 : 0.5);
+}
+
+function stagesOf(format: ExpertsWeight["format"], pairs: number): number {
+  return Math.min(MAX_STAGES, Math.floor(SHARED_BYTES / stageBytes(format, pairs)));
+}
+
+function macros(format: ExpertsWeight["format"], pairs: TilePairs, isUp: boolean): Macros {
+  return {
+    ...{ UP: Number(isUp), PAIRS: pairs, STAGES: stagesOf(format, pairs), MXFP4: Number(format === "mxfp4") },
+  };
+}

@@ -1,0 +1,186 @@
+import type { FloatDType } from "../../../base/dtype.ts";
+import { DeviceError } from "../../../base/errors.ts";
+import { checkExperts, checkGateRows } from "../../expert-checks.ts";
+import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../../experts.ts";
+import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { KernelOptions } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit } from "../kernel-source.ts";
+import { Scratch } from "../scratch.ts";
+import { ExpertsFew, FEW_PAIRS } from "./experts-few.ts";
+import { type ExpertsProduct, type ExpertsWeight, expertsWeight } from "./experts-product.ts";
+import { ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
+import { ExpertsTiles } from "./experts-tiles.ts";
+import { accessWidth, KernelVariants } from "./kernel-variants.ts";
+import type { NormOps } from "./norm.ts";
+
+/** Tokens that are computed at a time: what lies between the kernels is kept for as many. */
+const MAX_TOKENS = 8192;
+/** Pairs an expert on average, up to which they are few. */
+const FEW_AVERAGE = 4;
+const THREADS = 128;
+/** Features of which 16-byte pieces consist. */
+const PIECE = 8;
+
+const SOURCE = { file: "experts_sum.cu" } as const;
+const EXPERTS_SUM = {
+  ...SOURCE,
+  entry: "experts_sum",
+  pointers: ["out", "added", "terms"],
+  scalars: ["k", "hidden"],
+} as const;
+const GATE_ROWS = { ...SOURCE, entry: "gate_rows", pointers: ["x", "gate"], scalars: ["width"] } as const;
+
+export interface ExpertOpsOptions extends KernelOptions {
+  readonly dtype: FloatDType;
+  /** See `CudaBackendOptions.batchInvariant`. */
+  readonly batchInvariant?: boolean;
+  /** Device memory that the backend frees. */
+  readonly allocate: (byteLength: number) => DeviceBuffer;
+}
+
+/** The sizes that kernels of experts are specialised by; the intermediate size is this rank's. */
+export interface ExpertSizes {
+  readonly count: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  /** Default dense. */
+  readonly format?: ExpertsWeight["format"] | undefined;
+}
+
+/**
+ * The ops of a mixture of experts. The router's logits become lists of each expert's tokens on the device, so grids are those of the most
+ * that lists can come to, and the host never waits. Then come gate and up with their activation, down, and the sum over a token's
+ * experts. Where an expert has few tokens, the products are those of experts_few.cu, else those of experts_tiles.cu.
+ */
+export class ExpertOps {
+  readonly #route: ExpertsRoute;
+  readonly #few: ExpertsFew;
+  readonly #tiles: ExpertsTiles;
+  readonly #sum: KernelVariants<typeof EXPERTS_SUM>;
+  readonly #gateRows: KernelVariants<typeof GATE_ROWS>;
+  readonly #scratch: Readonly<
+    Record<"normed" | "ids" | "weights" | "sorted" | "items" | "activated" | "terms", Scratch>
+  >;
+
+  constructor(
+    library: KernelLibrary,
+    private readonly norm: NormOps,
+    private readonly options: ExpertOpsOptions,
+  ) {
+    const { dtype, allocate } = options;
+    this.#route = new ExpertsRoute(library, dtype, options);
+    this.#few = new ExpertsFew(library, dtype, options);
+    this.#tiles = new ExpertsTiles(library, dtype, options);
+    this.#sum = new KernelVariants(library, EXPERTS_SUM, dtype, options);
+    this.#gateRows = new KernelVariants(library, GATE_ROWS, dtype, options);
+    const scratch = () => new Scratch(allocate);
+    this.#scratch = {
+      ...{ normed: scratch(), ids: scratch(), weights: scratch(), sorted: scratch() },
+      ...{ items: scratch(), activated: scratch(), terms: scratch() },
+    };
+  }
+
+  units({ count, hiddenSize, intermediateSize, format = "dense" }: ExpertSizes): KernelUnit[] {
+    const { dtype, batchInvariant } = this.options;
+    return [
+      ...this.#tiles.units(format),
+      ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, format)),
+      ...this.#route.units(count),
+      this.#sum.unit({ ACCESS: accessWidth(dtype, hiddenSize) }),
+    ];
+  }
+
+  /** See `Backend.experts`. @throws DeviceError for sizes that the kernels cannot take, and for quantised weights */
+  experts(
+    stream: number,
+    out: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    weights: ExpertWeights,
+    spec: ExpertSpec,
+    fusion: ExpertFusion,
+  ): void {
+    const { tokens, hidden, intermediate } = checkExperts(
+      this.options.dtype,
+      out,
+      x,
+      logits,
+      weights,
+      spec,
+      fusion,
+    );
+    if (hidden % PIECE !== 0 || intermediate % PIECE !== 0)
+      throw new DeviceError(
+        `experts of ${intermediate} and ${hidden} dimensions; this device takes multiples of ${PIECE}`,
+      );
+    for (let start = 0; start < tokens; start += MAX_TOKENS) {
+      const part = (tensor: Tensor) => tensor.rows(start, Math.min(start + MAX_TOKENS, tokens));
+      const { norm, addTo } = fusion;
+      this.#run(stream, part(out), part(x), part(logits), weights, spec, {
+        norm,
+        addTo: addTo && part(addTo),
+      });
+    }
+  }
+
+  #run(
+    stream: number,
+    out: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    { count, routerBias, gateUp, down, gateUpBias, downBias }: ExpertWeights,
+    spec: ExpertSpec,
+    { norm, addTo }: ExpertFusion,
+  ): void {
+    const { dtype, batchInvariant } = this.options;
+    const [tokens, hidden, intermediate] = [x.dim(0), x.dim(1), down.shape[1]];
+    const { perToken } = spec;
+    const pairs = tokens * perToken;
+    const isFew = !batchInvariant && pairs <= FEW_AVERAGE * count;
+    const tile = isFew ? undefined : ExpertsTiles.pairsFor(pairs / count);
+    const itemPairs = tile ?? FEW_PAIRS;
+    const scratch = this.#scratch;
+    // As many as for the smallest items: what captured steps need has been allocated by the largest.
+    scratch.items.atLeast(itemBytes(mostItems(pairs, count, FEW_PAIRS)));
+    const most = mostItems(pairs, count, itemPairs);
+    const lists = {
+      weights: scratch.weights.tensor("float32", [pairs]),
+      sorted: scratch.sorted.tensor("int32", [pairs]),
+      items: scratch.items.tensor("uint8", [itemBytes(most)]),
+    };
+    const ids = scratch.ids.tensor("int32", [pairs]);
+    const input = norm === undefined ? x : scratch.normed.tensor(dtype, x.shape);
+    if (ExpertsRoute.isOneLaunch(pairs)) {
+      const normed = norm && { spec: norm, x, normed: input };
+      this.#route.route(stream, lists, undefined, logits, routerBias, spec, itemPairs, normed);
+    } else {
+      if (norm !== undefined) this.norm.rmsNorm(stream, input, x, norm.weight, norm.eps);
+      this.#route.route(stream, lists, ids, logits, routerBias, spec, itemPairs);
+    }
+    const activated = scratch.activated.tensor(dtype, [pairs, intermediate]);
+    const terms = scratch.terms.tensor(dtype, [pairs, hidden]);
+    const common = { lists, mostItems: most, perToken };
+    const multiply = (product: ExpertsProduct) =>
+      tile === undefined ? this.#few.launch(stream, product) : this.#tiles.launch(stream, tile, product);
+    const { activation } = spec;
+    const up = { out: activated, x: input, weight: expertsWeight(gateUp), bias: gateUpBias };
+    multiply({ ...common, ...up, outputs: intermediate, activation });
+    const last = { out: terms, x: activated, weight: expertsWeight(down), bias: downBias };
+    multiply({ ...common, ...last, outputs: hidden, activation: undefined });
+    const access = accessWidth(dtype, hidden, out, addTo);
+    const blocks = Math.ceil(hidden / access / THREADS);
+    const args = { out, added: addTo ?? null, terms, k: perToken, hidden };
+    this.#sum.get(access, { ACCESS: access }).launch(stream, tokens, blocks, 1, THREADS, 0, args);
+  }
+
+  /** See `Backend.gateRows`. */
+  gateRows(stream: number, x: Tensor, gate: Tensor): void {
+    const { tokens, width } = checkGateRows(this.options.dtype, x, gate);
+    if (x.size === 0) return;
+    const access = accessWidth(this.options.dtype, width, x);
+    const blocks = Math.ceil(width / access / THREADS);
+    const kernel = this.#gateRows.get(access, { ACCESS: access });
+    kernel.launch(stream, tokens, blocks, 1, THREADS, 0, { x, gate, width });
+  }
+}

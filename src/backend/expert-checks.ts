@@ -1,0 +1,54 @@
+import type { FloatDType } from "../base/dtype.ts";
+import type { ExpertFusion, ExpertSpec, ExpertWeights } from "./experts.ts";
+import {
+  check,
+  checkWeight,
+  disjoint,
+  disjointFromWeight,
+  refuse,
+  sameOrDisjoint,
+} from "./operand-checks.ts";
+import type { Tensor } from "./tensor.ts";
+
+/** The checks before ops of a mixture of experts run; see checks.ts. */
+
+/** Tokens T, hidden size H, intermediate size I, and the experts: how many there are. */
+export function checkExperts(
+  dtype: FloatDType,
+  out: Tensor,
+  x: Tensor,
+  logits: Tensor,
+  { count, routerBias, gateUp, down, gateUpBias, downBias }: ExpertWeights,
+  { perToken }: ExpertSpec,
+  { norm, addTo }: ExpertFusion,
+) {
+  const op = "experts";
+  check(op, "x", x, dtype, "T", "H");
+  const [tokens, hidden] = [x.dim(0), x.dim(1)];
+  check(op, "logits", logits, "float32", tokens, count);
+  if (!(perToken >= 1 && perToken <= count)) refuse(op, `${perToken} of ${count} experts a token`);
+  if (routerBias !== undefined) check(op, "routerBias", routerBias, "float32", count);
+  const intermediate = down.shape[1];
+  checkWeight(op, "gateUp", gateUp, dtype, count * 2 * intermediate, hidden);
+  checkWeight(op, "down", down, dtype, count * hidden, intermediate);
+  if (gateUpBias !== undefined) check(op, "gateUpBias", gateUpBias, dtype, count * 2 * intermediate);
+  if (downBias !== undefined) check(op, "downBias", downBias, dtype, count * hidden);
+  if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, hidden);
+  if (addTo !== undefined) check(op, "addTo", addTo, dtype, tokens, hidden);
+  check(op, "out", out, dtype, tokens, hidden);
+  sameOrDisjoint(op, out, x, "x");
+  disjoint(op, out, { logits, routerBias, gateUpBias, downBias, norm: norm?.weight });
+  disjointFromWeight(op, out, gateUp);
+  disjointFromWeight(op, out, down);
+  if (addTo !== undefined) sameOrDisjoint(op, out, addTo, "addTo");
+  return { tokens, hidden, intermediate, count };
+}
+
+export function checkGateRows(dtype: FloatDType, x: Tensor, gate: Tensor) {
+  const op = "gateRows";
+  check(op, "x", x, dtype, "T", "I");
+  const [tokens, width] = [x.dim(0), x.dim(1)];
+  check(op, "gate", gate, "float32", tokens, 1);
+  disjoint(op, x, { gate }, "x");
+  return { tokens, width };
+}

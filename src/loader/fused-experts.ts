@@ -1,0 +1,66 @@
+import { ModelDataError } from "../base/errors.ts";
+import type { CheckpointTensor } from "./checkpoint-tensor.ts";
+
+/** An expert's projections by the tensor that holds them for all experts. */
+const PROJECTIONS = { gate_up_proj: ["gate_proj", "up_proj"], down_proj: ["down_proj"] } as const;
+const FUSED = /^(.*\.experts)\.(gate_up_proj|down_proj)(?:_(blocks|scales|bias))?$/;
+
+/**
+ * Tensors by the names that a checkpoint with one matrix an expert has, of one in which a tensor holds those of all experts of a layer.
+ * An expert's matrices are parts of the file, so nothing is read for that.
+ *
+ * - transformers 5 may store `experts.gate_up_proj` [E, 2I, H], of each expert the rows of the gate before those of the up projection,
+ *   and `experts.down_proj` [E, H, I]: they become `experts.0.gate_proj.weight` and so on.
+ * - gpt-oss has `…_blocks` [E, N, K/32, 16], `…_scales` [E, N, K/32] and `…_bias` [E, N], and rows of gate and up take turns: they become
+ *   `experts.0.gate_proj.blocks` [I, K/2] and so on.
+ *
+ * @throws ModelDataError for such a tensor of another shape
+ */
+export function splitFusedExperts(
+  tensors: ReadonlyMap<string, CheckpointTensor>,
+): ReadonlyMap<string, CheckpointTensor> {
+  const split = new Map<string, CheckpointTensor>();
+  for (const [name, tensor] of tensors) {
+    const [, experts, fused, part] = FUSED.exec(name) ?? [];
+    // Floats with a bias beside them are gpt-oss's in 16 bits, which are stored transposed.
+    if (experts === undefined || (part === undefined && tensors.has(`${name}_bias`))) {
+      split.set(name, tensor);
+      continue;
+    }
+    const projections = PROJECTIONS[fused as keyof typeof PROJECTIONS];
+    for (const [expert, i, matrix] of partsOf(name, tensor, projections.length, part))
+      split.set(`${experts}.${expert}.${projections[i]}.${part ?? "weight"}`, matrix);
+  }
+  return split;
+}
+
+/** @param part undefined for floats, else gpt-oss's `blocks`, `scales` or `bias` */
+function* partsOf(
+  name: string,
+  { shape, begin, end, ...stored }: CheckpointTensor,
+  projections: number,
+  part: string | undefined,
+): Generator<[expert: number, projection: number, part: CheckpointTensor]> {
+  const [count = 0, height = 0, ...inner] = shape;
+  const rows = height / projections;
+  // Pieces of 32 columns may have a dimension of their own.
+  const ranks = part === "blocks" ? [3, 4] : part === "bias" ? [2] : [3];
+  if (!ranks.includes(shape.length) || count === 0 || !Number.isInteger(rows))
+    throw new ModelDataError(
+      stored.file.path,
+      `tensor "${name}" is [${shape.join(", ")}], expected [experts, rows${part === "bias" ? "" : ", columns"}]`,
+    );
+  const own = part === "bias" ? [rows] : [rows, inner.reduce((product, extent) => product * extent, 1)];
+  const bytes = (end - begin) / count;
+  const takeTurns = part !== undefined && projections > 1;
+  for (let expert = 0; expert < count; expert++) {
+    const from = begin + expert * bytes;
+    for (let i = 0; i < projections; i++) {
+      const rowBytes = (projections * bytes) / height;
+      const place = takeTurns
+        ? { begin: from, end: from + bytes, within: { rowBytes, start: (i * rowBytes) / projections } }
+        : { begin: from + (i * bytes) / projections, end: from + ((i + 1) * bytes) / projections };
+      yield [expert, i, { ...stored, shape: own, ...place }];
+    }
+  }
+}

@@ -1,0 +1,242 @@
+import type { ExpertActivation, ExpertFusion, ExpertSpec } from "../../../src/backend/experts.ts";
+import { denseWeight, type Weight } from "../../../src/backend/weight.ts";
+import type { Case } from "../backend.contract.ts";
+import { type Expected, expectClose, expectEqual } from "../compare.ts";
+import type { Fixture, Uploaded } from "../fixture.ts";
+import { fp8Weight, groupedWeight, mxfp4Weight } from "../quantised-weights.ts";
+import * as reference from "../reference.ts";
+
+const EPS = 1e-6;
+const SILU: ExpertActivation = { kind: "silu" };
+
+interface Sizes {
+  readonly tokens: number;
+  readonly count: number;
+  readonly perToken: number;
+  readonly hidden: number;
+  readonly intermediate: number;
+}
+
+const sizesOf = (
+  tokens: number,
+  count: number,
+  perToken: number,
+  hidden: number,
+  intermediate: number,
+): Sizes => ({
+  ...{ tokens, count, perToken, hidden, intermediate },
+});
+
+/** One token, a few, tiles of tokens; fewer experts than tokens and more; all experts; partial tiles of every dimension. */
+const SIZES: readonly Sizes[] = [
+  sizesOf(1, 8, 2, 64, 32),
+  sizesOf(1, 128, 8, 64, 32),
+  sizesOf(2, 3, 1, 32, 8),
+  sizesOf(3, 4, 4, 128, 64),
+  sizesOf(7, 16, 3, 264, 40),
+  sizesOf(8, 128, 8, 128, 16),
+  sizesOf(3, 2, 2, 1032, 264),
+  sizesOf(9, 200, 4, 64, 16),
+  sizesOf(33, 8, 2, 128, 48),
+  sizesOf(64, 60, 4, 64, 40),
+  sizesOf(130, 8, 2, 72, 40),
+  sizesOf(257, 32, 4, 64, 64),
+  sizesOf(300, 5, 2, 128, 136),
+  sizesOf(600, 4, 2, 128, 64),
+];
+
+interface Matrix {
+  readonly weight: Weight;
+  readonly values: Float32Array | Float64Array;
+}
+
+type Make = (fixture: Fixture, n: number, k: number) => Matrix;
+
+const dense: Make = (fixture, n, k) => {
+  const { tensor, values } = fixture.normals([n, k], 1 / Math.sqrt(k));
+  return { weight: denseWeight(tensor), values };
+};
+
+const QUANTISED: Readonly<Record<string, Make>> = {
+  mxfp4: (fixture, n, k) => mxfp4Weight(fixture, [n, k]),
+  "fp8, a scale a channel": (fixture, n, k) => fp8Weight(fixture, [n, k], { blockRows: 1, blockColumns: k }),
+  "fp8, blocks": (fixture, n, k) => fp8Weight(fixture, [n, k], { blockRows: 64, blockColumns: 128 }),
+  "4 bits, groups of 32": (fixture, n, k) =>
+    groupedWeight(fixture, [n, k], { bits: 4, groupSize: 32, zeros: true }),
+};
+
+/** Everything that a case may vary. */
+interface Form {
+  readonly make?: Make;
+  readonly softmaxOver?: ExpertSpec["softmaxOver"];
+  readonly activation?: ExpertActivation;
+  readonly biases?: boolean;
+  readonly norm?: boolean;
+  /** `out` is x and what is added to. */
+  readonly inPlace?: boolean;
+  /** Every token prefers the first experts, in their order. */
+  readonly skewed?: boolean;
+  /** All logits of a token are the same. */
+  readonly equal?: boolean;
+}
+
+/** A mixture of experts against its definition, one token after another. */
+export function expertCases(addCase: Case): void {
+  const add = (title: string, sizes: Sizes, form: Form) => {
+    const { tokens, count, perToken, hidden, intermediate } = sizes;
+    const text = `${title}: ${tokens} tokens, ${perToken} of ${count} experts [${intermediate}, ${hidden}]`;
+    addCase("experts", text, (fixture) => check(fixture, sizes, form));
+  };
+  for (const sizes of SIZES) {
+    add("plain", sizes, {});
+    add("norm, in place", sizes, { norm: true, inPlace: true, softmaxOver: "all" });
+  }
+  for (const sizes of [sizesOf(5, 8, 3, 64, 32), sizesOf(90, 6, 2, 128, 64)]) {
+    add("equal logits", sizes, { equal: true });
+    add("the same experts for all", sizes, { skewed: true });
+    add("biases", sizes, { biases: true });
+    const limited = { kind: "limited_swiglu", alpha: 1.702, limit: 1 } as const;
+    add("limited, biases", sizes, { biases: true, activation: limited, norm: true });
+    add("gelu", sizes, { activation: { kind: "gelu_tanh" } });
+  }
+  add("the same experts for all", sizesOf(500, 128, 8, 64, 32), { skewed: true });
+  for (const [name, make] of Object.entries(QUANTISED)) {
+    for (const sizes of [sizesOf(1, 4, 2, 128, 128), sizesOf(40, 3, 2, 256, 128)]) add(name, sizes, { make });
+  }
+  const make = QUANTISED["mxfp4"]!;
+  add("mxfp4, biases", sizesOf(3, 4, 2, 96, 160), { make, biases: true });
+  add("mxfp4, biases", sizesOf(70, 4, 2, 96, 160), { make, biases: true, norm: true, inPlace: true });
+  add("mxfp4", sizesOf(300, 2, 1, 128, 64), { make });
+  add("mxfp4", sizesOf(4, 2, 1, 1312, 32), { make });
+
+  addCase("experts", "the same bits twice", (fixture) => {
+    const sizes = sizesOf(70, 8, 2, 128, 64);
+    const { x, logits, weights, spec } = operands(fixture, sizes, {});
+    const run = () => {
+      const out = fixture.output(fixture.dtype, [sizes.tokens, sizes.hidden]);
+      fixture.backend.experts(out, x.tensor, logits.tensor, weights, spec);
+      return fixture.readFloats(out);
+    };
+    expectEqual("out", run(), run());
+  });
+
+  for (const [tokens, width] of [
+    [1, 8],
+    [5, 33],
+    [70, 256],
+  ] as const) {
+    addCase("gateRows", `[${tokens}, ${width}]`, (fixture) => {
+      const x = fixture.state(fixture.random.normals(tokens * width, 3), [tokens, width]);
+      const gate = fixture.input(fixture.random.normals(tokens, 4), [tokens, 1], "float32");
+      fixture.backend.gateRows(x.tensor, gate.tensor);
+      const values = Float64Array.from(x.values, (value, i) => {
+        return value / (1 + Math.exp(-gate.values[Math.floor(i / width)]!));
+      });
+      const magnitudes = values.map(Math.abs);
+      expectClose(
+        "x",
+        fixture.readFloats(x.tensor),
+        { values, magnitudes },
+        { dtype: fixture.dtype, reduction: 4 },
+      );
+    });
+  }
+}
+
+function operands(fixture: Fixture, { tokens, count, perToken, hidden, intermediate }: Sizes, form: Form) {
+  const { make = dense, softmaxOver = "chosen", activation = SILU } = form;
+  const x = fixture.state(fixture.random.normals(tokens * hidden, 2), [tokens, hidden]);
+  const logits = fixture.input(logitsOf(fixture, tokens, count, form), [tokens, count], "float32");
+  const gateUp = make(fixture, count * 2 * intermediate, hidden);
+  const down = make(fixture, count * hidden, intermediate);
+  const [gateUpBias, downBias] = form.biases
+    ? [fixture.normals([count * 2 * intermediate]), fixture.normals([count * hidden])]
+    : [];
+  const routerBias = form.biases
+    ? fixture.input(fixture.random.normals(count, 3), [count], "float32")
+    : undefined;
+  const spec: ExpertSpec = { perToken, softmaxOver, activation };
+  const weights = {
+    ...{ count, routerBias: routerBias?.tensor, gateUp: gateUp.weight, down: down.weight },
+    ...{ gateUpBias: gateUpBias?.tensor, downBias: downBias?.tensor },
+  };
+  return { x, logits, routerBias, gateUp, down, gateUpBias, downBias, weights, spec };
+}
+
+function logitsOf({ random }: Fixture, tokens: number, count: number, { skewed, equal }: Form): Float32Array {
+  if (equal) return new Float32Array(tokens * count).fill(0.25);
+  const logits = random.normals(tokens * count, 2);
+  return skewed ? logits.map((logit, i) => logit / 100 - (i % count)) : logits;
+}
+
+function check(fixture: Fixture, sizes: Sizes, form: Form): void {
+  // CUDA has kernels for floats and MXFP4 alone.
+  const isTaken = form.make === undefined || form.make === QUANTISED["mxfp4"];
+  if (fixture.backend.name === "cuda" && !isTaken) return;
+  const { tokens, hidden, intermediate } = sizes;
+  const { x, logits, weights, spec, ...parts } = operands(fixture, sizes, form);
+  const norm = form.norm ? fixture.normals([hidden], 0.3, 1) : undefined;
+  const added = form.inPlace ? x : undefined;
+  const out = form.inPlace ? x.tensor : fixture.output(fixture.dtype, [tokens, hidden]);
+  const fusion: ExpertFusion = {
+    norm: norm && { weight: norm.tensor, eps: EPS },
+    addTo: added?.tensor,
+  };
+  fixture.backend.experts(out, x.tensor, logits.tensor, weights, spec, fusion);
+  const input = norm ? reference.rmsNorm(x.values, norm.values, EPS).values : Float64Array.from(x.values);
+  const expected = mixture(input, logits, sizes, spec, parts);
+  // Rounded may be the normalised input, both products, what is activated, and each term.
+  const precision = { dtype: fixture.dtype, reduction: 2 * (hidden + intermediate), intermediates: 7 };
+  const total = added ? reference.plus(expected, added.values) : expected;
+  expectClose("out", fixture.readFloats(out), total, precision);
+}
+
+interface Parts {
+  readonly routerBias: Uploaded | undefined;
+  readonly gateUp: Matrix;
+  readonly down: Matrix;
+  readonly gateUpBias: Uploaded | undefined;
+  readonly downBias: Uploaded | undefined;
+}
+
+/** The definition: each token by itself. */
+function mixture(
+  input: Float64Array,
+  logits: Uploaded,
+  { tokens, count, hidden, intermediate }: Sizes,
+  { perToken, softmaxOver, activation }: ExpertSpec,
+  { routerBias, gateUp, down, gateUpBias, downBias }: Parts,
+): Expected {
+  const values = new Float64Array(tokens * hidden);
+  const magnitudes = new Float64Array(tokens * hidden);
+  const part = (values: Float32Array | Float64Array, expert: number, size: number) =>
+    values.subarray(expert * size, (expert + 1) * size);
+  const [downSizes, biasSizes] = [down.values.map(Math.abs), downBias?.values.map(Math.abs)];
+  for (let token = 0; token < tokens; token++) {
+    const own = Array.from(logits.values.subarray(token * count, (token + 1) * count));
+    const row = own.map((logit, expert) => Math.fround(logit + (routerBias?.values[expert] ?? 0)));
+    const order = row.map((_, i) => i).sort((a, b) => row[b]! - row[a]! || a - b);
+    const chosen = order.slice(0, perToken);
+    const over = softmaxOver === "all" ? order : chosen;
+    const total = over.reduce((sum, expert) => sum + Math.exp(row[expert]!), 0);
+    const x = input.subarray(token * hidden, (token + 1) * hidden);
+    for (const expert of chosen) {
+      const weight = Math.exp(row[expert]!) / total;
+      const size = 2 * intermediate;
+      const bias = gateUpBias && part(gateUpBias.values, expert, size);
+      const both = reference.linear(x, part(gateUp.values, expert, size * hidden), bias, size, hidden);
+      const activated = reference.activatedOf(both, intermediate, activation);
+      const product = (x: Float64Array, values: Matrix["values"], bias: Float32Array | undefined) => {
+        const offset = bias && part(bias, expert, hidden);
+        return reference.linear(x, part(values, expert, hidden * intermediate), offset, hidden, intermediate);
+      };
+      const y = product(activated.values, down.values, downBias?.values);
+      const sizes = product(activated.magnitudes, downSizes, biasSizes);
+      for (let i = 0; i < hidden; i++) {
+        values[token * hidden + i]! += weight * y.values[i]!;
+        magnitudes[token * hidden + i]! += weight * sizes.values[i]!;
+      }
+    }
+  }
+  return { values, magnitudes };
+}

@@ -1,0 +1,76 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { ModelDataError } from "../../../src/base/errors.ts";
+import type { CheckpointTensor } from "../../../src/loader/checkpoint-tensor.ts";
+import { splitFusedExperts } from "../../../src/loader/fused-experts.ts";
+
+setDefaultTimeout(300_000);
+
+const file = { path: "model.safetensors", fd: 3 };
+const stored = (begin: number, ...shape: number[]): CheckpointTensor => {
+  const end = begin + 2 * shape.reduce((product, extent) => product * extent, 1);
+  return { dtype: "BF16", shape, begin, end, file };
+};
+
+test("an expert's matrices are parts of the file, gate before up", () => {
+  const split = splitFusedExperts(
+    new Map([
+      ["l.mlp.experts.gate_up_proj", stored(100, 2, 6, 4)],
+      ["l.mlp.experts.down_proj", stored(1000, 2, 4, 3)],
+      ["l.mlp.gate.weight", stored(2000, 2, 4)],
+    ]),
+  );
+  const found = [...split].map(([name, { shape, begin, end }]) => [name, shape, begin, end]);
+  expect(found).toEqual([
+    ["l.mlp.experts.0.gate_proj.weight", [3, 4], 100, 124],
+    ["l.mlp.experts.0.up_proj.weight", [3, 4], 124, 148],
+    ["l.mlp.experts.1.gate_proj.weight", [3, 4], 148, 172],
+    ["l.mlp.experts.1.up_proj.weight", [3, 4], 172, 196],
+    ["l.mlp.experts.0.down_proj.weight", [4, 3], 1000, 1024],
+    ["l.mlp.experts.1.down_proj.weight", [4, 3], 1024, 1048],
+    ["l.mlp.gate.weight", [2, 4], 2000, 2016],
+  ]);
+});
+
+test("gpt-oss's rows of gate and up take turns", () => {
+  const bytes = (begin: number, ...shape: number[]) => {
+    const end = begin + shape.reduce((product, extent) => product * extent, 1);
+    return { ...stored(begin), dtype: "U8", shape, end };
+  };
+  const split = splitFusedExperts(
+    new Map([
+      ["l.experts.gate_up_proj_blocks", bytes(0, 2, 6, 2, 16)],
+      ["l.experts.gate_up_proj_bias", stored(1000, 2, 6)],
+      ["l.experts.down_proj_scales", bytes(2000, 2, 4, 1)],
+    ]),
+  );
+  const within = (rowBytes: number, start: number) => ({ rowBytes, start });
+  expect(
+    [...split].map(([name, { shape, begin, end, within }]) => [name, shape, begin, end, within]),
+  ).toEqual([
+    ["l.experts.0.gate_proj.blocks", [3, 32], 0, 192, within(64, 0)],
+    ["l.experts.0.up_proj.blocks", [3, 32], 0, 192, within(64, 32)],
+    ["l.experts.1.gate_proj.blocks", [3, 32], 192, 384, within(64, 0)],
+    ["l.experts.1.up_proj.blocks", [3, 32], 192, 384, within(64, 32)],
+    ["l.experts.0.gate_proj.bias", [3], 1000, 1012, within(4, 0)],
+    ["l.experts.0.up_proj.bias", [3], 1000, 1012, within(4, 2)],
+    ["l.experts.1.gate_proj.bias", [3], 1012, 1024, within(4, 0)],
+    ["l.experts.1.up_proj.bias", [3], 1012, 1024, within(4, 2)],
+    ["l.experts.0.down_proj.scales", [4, 1], 2000, 2004, undefined],
+    ["l.experts.1.down_proj.scales", [4, 1], 2004, 2008, undefined],
+  ]);
+});
+
+test("floats with a bias beside them are left as they are, tensors of another shape are refused", () => {
+  const name = "l.mlp.experts.gate_up_proj";
+  const biased = new Map([
+    [name, stored(0, 2, 4, 6)],
+    [`${name}_bias`, stored(96, 2, 6)],
+  ]);
+  expect(splitFusedExperts(biased).get(name)).toBe(biased.get(name)!);
+  for (const shape of [
+    [6, 4],
+    [2, 5, 4],
+    [0, 6, 4],
+  ])
+    expect(() => splitFusedExperts(new Map([[name, stored(0, ...shape)]]))).toThrow(ModelDataError);
+});

@@ -1,0 +1,106 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
+import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
+import { defineModel } from "../../../src/models/registry.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
+
+setDefaultTimeout(300_000);
+
+/** As the Hub has them, of two layers. */
+const QWEN3_30B = {
+  ...{
+    architectures: ["Qwen3MoeForCausalLM"],
+    model_type: "qwen3_moe",
+    vocab_size: 151936,
+    hidden_size: 2048,
+  },
+  ...{ intermediate_size: 6144, num_hidden_layers: 2, num_attention_heads: 32, num_key_value_heads: 4 },
+  ...{
+    head_dim: 128,
+    hidden_act: "silu",
+    max_position_embeddings: 40960,
+    rms_norm_eps: 1e-6,
+    rope_theta: 1e6,
+  },
+  ...{ moe_intermediate_size: 768, num_experts: 128, num_experts_per_tok: 8, norm_topk_prob: true },
+  ...{ decoder_sparse_step: 1, mlp_only_layers: [], use_sliding_window: false, max_window_layers: 48 },
+  ...{ sliding_window: null, tie_word_embeddings: false, torch_dtype: "bfloat16" },
+};
+const QWEN15_A27B = {
+  ...{
+    architectures: ["Qwen2MoeForCausalLM"],
+    model_type: "qwen2_moe",
+    vocab_size: 151936,
+    hidden_size: 2048,
+  },
+  ...{ intermediate_size: 5632, num_hidden_layers: 2, num_attention_heads: 16, num_key_value_heads: 16 },
+  ...{ hidden_act: "silu", max_position_embeddings: 8192, num_experts: 60, num_experts_per_tok: 4 },
+  ...{ moe_intermediate_size: 1408, shared_expert_intermediate_size: 5632, norm_topk_prob: false },
+};
+const MIXTRAL = {
+  ...{ architectures: ["MixtralForCausalLM"], model_type: "mixtral", vocab_size: 32000, hidden_size: 4096 },
+  ...{ intermediate_size: 14336, num_hidden_layers: 2, num_attention_heads: 32, num_key_value_heads: 8 },
+  ...{ hidden_act: "silu", max_position_embeddings: 32768, num_local_experts: 8, num_experts_per_tok: 2 },
+};
+
+function read(config: unknown): ModelConfig {
+  using folder = temporaryFolder();
+  writeFileSync(folder.file("config.json"), JSON.stringify(config));
+  return readModelConfig(folder.path);
+}
+
+test("experts of published models", () => {
+  expect(read(QWEN3_30B).experts).toEqual({
+    ...{ count: 128, perToken: 8, intermediateSize: 768, sharedIntermediateSize: 0 },
+    ...{ softmaxOver: "chosen", layers: [true, true] },
+  });
+  expect(read(QWEN15_A27B).experts).toEqual({
+    ...{ count: 60, perToken: 4, intermediateSize: 1408, sharedIntermediateSize: 5632 },
+    ...{ softmaxOver: "all", layers: [true, true] },
+  });
+  expect(read(MIXTRAL).experts).toEqual({
+    ...{ count: 8, perToken: 2, intermediateSize: 14336, sharedIntermediateSize: 0 },
+    ...{ softmaxOver: "chosen", layers: [true, true] },
+  });
+});
+
+test("transformers 5's name of their number, and layers without experts", () => {
+  const { num_experts, ...rest } = QWEN3_30B;
+  const named = { ...rest, num_local_experts: num_experts, num_hidden_layers: 6 };
+  expect(read({ ...named, decoder_sparse_step: 2, mlp_only_layers: [3] }).experts).toMatchObject({
+    ...{ count: 128, layers: [false, true, false, false, false, true] },
+  });
+});
+
+test("the tensors that they are made of have the names of the Hub", () => {
+  const namesOf = (config: object) =>
+    new Set(defineModel(read(config)).parameters.flatMap(({ sources }) => sources.map(({ name }) => name)));
+  const qwen3 = namesOf(QWEN3_30B);
+  for (const part of ["gate", "experts.127.gate_proj", "experts.0.up_proj", "experts.64.down_proj"])
+    expect(qwen3).toContain(`model.layers.1.mlp.${part}.weight`);
+  const qwen2 = namesOf(QWEN15_A27B);
+  for (const part of ["gate", "experts.59.up_proj", "shared_expert.down_proj", "shared_expert_gate"])
+    expect(qwen2).toContain(`model.layers.1.mlp.${part}.weight`);
+  const mixtral = namesOf(MIXTRAL);
+  for (const part of ["gate", "experts.7.w1", "experts.0.w3", "experts.3.w2"])
+    expect(mixtral).toContain(`model.layers.0.block_sparse_moe.${part}.weight`);
+});
+
+test.each([
+  [{ num_experts: 0 }, /num_experts/],
+  [{ num_experts_per_tok: 129 }, /num_experts_per_tok/],
+  [{ mlp_only_layers: ["x"] }, /mlp_only_layers/],
+  [{ decoder_sparse_step: 0 }, /decoder_sparse_step/],
+])("%j is refused", (change, message) => {
+  const error = thrown(() => read({ ...QWEN3_30B, ...change }));
+  expect(error).toBeInstanceOf(ModelDataError);
+  expect((error as Error).message).toMatch(message);
+});
+
+test("a dense family with experts is refused, and ranks that do not divide an expert", () => {
+  const dense = { ...QWEN3_30B, architectures: ["Qwen3ForCausalLM"] };
+  expect(thrown(() => read(dense))).toBeInstanceOf(UnsupportedModelError);
+  const odd = read({ ...QWEN3_30B, moe_intermediate_size: 767 });
+  expect(() => defineModel(odd, { shard: { rank: 0, size: 2 } })).toThrow(/767 intermediate dimensions/);
+});
