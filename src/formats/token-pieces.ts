@@ -53,6 +53,6 @@ export class TokenPieces {
   #lengthAt(at: number, spelled: string): number {
     if (this.#hasBegun || spelled === "" || this.#text.length === at) return spelled.length;
     this.#hasBegun = true;
-    return this.#text.startsWith(" ", at) ? spelled.length : spelled.trimStart().length;
+    return this.#text.startsWith(" ", at) ? spelled.length : spelled.replace(/^ /, "").length;
   }
 }

@@ -2,13 +2,28 @@ import { escaped } from "./python-string.ts";
 
 type Schema = Readonly<Record<string, unknown>>;
 
-/** Types that a value may have, as far as its schema says. */
-function typesOf(schema: unknown): ReadonlySet<string> {
-  const { type, enum: values, const: value, anyOf, oneOf, allOf } = (schema ?? {}) as Schema;
+/** References that are followed from one schema: those of one that refers to itself have no end. */
+const MAX_REFERENCES = 16;
+
+/** The schema that a reference within the document leads to; undefined: there is none. */
+function referred(reference: unknown, document: Schema | undefined): unknown {
+  if (typeof reference !== "string" || !reference.startsWith("#")) return undefined;
+  const steps = reference.split("/").slice(1);
+  return steps.reduce<unknown>((at, step) => {
+    const key = decodeURIComponent(step).replaceAll("~1", "/").replaceAll("~0", "~");
+    return typeof at === "object" && at !== null && Object.hasOwn(at, key) ? (at as Schema)[key] : undefined;
+  }, document);
+}
+
+/** Types that a value may have, as far as its schema, which is a part of the document, says. */
+function typesOf(schema: unknown, document: Schema | undefined, depth = 0): ReadonlySet<string> {
+  const { type, $ref, enum: values, const: value, anyOf, oneOf, allOf } = (schema ?? {}) as Schema;
+  if (depth > MAX_REFERENCES) return new Set();
+  if ($ref !== undefined && type === undefined) return typesOf(referred($ref, document), document, depth + 1);
   if (typeof type === "string") return new Set([type]);
   if (Array.isArray(type)) return new Set(type.filter((entry) => typeof entry === "string"));
   const parts = [anyOf, oneOf, allOf].find(Array.isArray) as readonly unknown[] | undefined;
-  if (parts) return new Set(parts.flatMap((part) => [...typesOf(part)]));
+  if (parts) return new Set(parts.flatMap((part) => [...typesOf(part, document, depth + 1)]));
   const constants = Array.isArray(values) ? values : value === undefined ? [] : [value];
   return new Set(constants.map(typeOf));
 }
@@ -41,7 +56,7 @@ export class TypedArguments {
   begin(name: string): void {
     const properties = this.schema?.["properties"] as Schema | undefined;
     const known = properties && Object.hasOwn(properties, name) ? properties[name] : undefined;
-    this.#types = typesOf(known);
+    this.#types = typesOf(known, this.schema);
     this.out(`${this.#isFirst ? "{" : ", "}${JSON.stringify(name)}: `);
     this.#isFirst = false;
     this.#held = "";

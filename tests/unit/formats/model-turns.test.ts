@@ -48,6 +48,17 @@ describe("tokens in a text", () => {
     expect(pieces.push("ba", [])).toHaveLength(2);
   });
 
+  test("have the line break that a text begins with", () => {
+    const table = tableOf([
+      ["\n", "ordinary"],
+      ["a", "ordinary"],
+    ]);
+    expect(new TokenPieces(table, false).push("\na", [0, 1])).toEqual([
+      { id: 0, text: "\n" },
+      { id: 1, text: "a" },
+    ]);
+  });
+
   test("are empty where the text leaves them out", () => {
     expect(new TokenPieces(TABLE, true).push("aa", [A, END, A])).toEqual([
       { id: A, text: "a" },
