@@ -3,9 +3,12 @@ import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
+import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import type { EngineStats } from "../engine/engine.ts";
 import { checkRequest, checkTokens, type EngineRequest, roomOf, type TokenIds } from "../engine/request.ts";
+import type { ThinkingLimit } from "../engine/thinking-matcher.ts";
+import type { TextShape } from "../grammar/text-shape.ts";
 import type { CreateOptions } from "../llm/llm.ts";
 import { readDeltas, readOutputs } from "../llm/read-stream.ts";
 import { isList, resolveSampling } from "../llm/resolve-sampling.ts";
@@ -45,8 +48,26 @@ export interface SubmitOptions {
   readonly truncatePromptTokens?: number;
   /** The most tokens of a completion whose `maxTokens` was left out, or null. Default what the parameters say. */
   readonly maxOutputTokens?: number;
+  /** Limits of the turn that follows a rendered prompt, besides those of the sampling parameters. Default none. */
+  readonly limitTurn?: (prompt: string) => TurnLimit;
   /** Called with all requests once they are checked, before any is queued; an error that it throws refuses them all. */
   readonly onChecked?: (requests: readonly EngineRequest[]) => void;
+}
+
+/** The text of a turn. */
+export interface TurnText {
+  readonly shape: TextShape;
+  /** Tokens that mean something as such, and are no text. */
+  readonly markers: readonly number[];
+  /** The parameter that errors name. */
+  readonly param: string;
+}
+
+/** What a turn is held to. */
+export interface TurnLimit {
+  /** Its text, in place of `structuredOutputs`, which must not be given then. */
+  readonly text?: TurnText | undefined;
+  readonly thinking?: ThinkingLimit | undefined;
 }
 
 export interface Tokenization {
@@ -335,17 +356,20 @@ export class AsyncLLM implements AsyncDisposable {
     const prepare = async (prompt: Prompt | ChatPrompt, given: ResolvedSamplingParams) => {
       const sampling = bounded(given, options.maxOutputTokens);
       const kept = this.#keptTokens(options, sampling.maxTokens ?? 1);
-      const { structuredOutputs } = sampling;
       const [{ text, tokenIds, cacheSalt }, badWordTokens, grammar] = await Promise.all([
         this.#encode(prompt, { addSpecialTokens, room: kept === Infinity ? roomOf(limits) : undefined }),
         sampling.badWords.length > 0
           ? this.#textJobs("badWords").call("badWordTokens", sampling.badWords)
           : [],
-        structuredOutputs && this.#textJobs(structuredOutputs.param).call("grammar", structuredOutputs),
+        sampling.structuredOutputs && this.#grammar(sampling.structuredOutputs),
       ]);
+      const limit = options.limitTurn?.(text ?? "");
       const id = String(this.#nextRequest++);
       const promptTokenIds = tokenIds.slice(-kept);
-      const draft = { id, promptTokenIds, sampling, badWordTokens, grammar, cacheSalt, arrivalTime };
+      const draft = {
+        ...{ id, promptTokenIds, sampling, badWordTokens, cacheSalt, arrivalTime, thinking: limit?.thinking },
+        ...(limit?.text ? await this.#limited(limit.text) : { grammar }),
+      };
       return { request: checkRequest(draft, limits), prompt: text };
     };
     this.#numUnfinished += prompts.length;
@@ -357,6 +381,14 @@ export class AsyncLLM implements AsyncDisposable {
       this.#ended(prompts.length);
       throw error;
     }
+  }
+
+  #grammar(outputs: ResolvedOutputs): Promise<string> {
+    return this.#textJobs(outputs.param).call("grammar", outputs);
+  }
+
+  async #limited({ shape, param, markers }: TurnText) {
+    return { grammar: await this.#textJobs(param).call("shapeGrammar", { shape, param }), markers };
   }
 
   async #encode(

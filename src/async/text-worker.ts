@@ -54,6 +54,7 @@ function jobsOf(encoder: PromptEncoder): Jobs {
     },
     badWordTokens: (badWords) => encoder.badWordTokens(badWords),
     grammar: (outputs) => grammars.grammarOf(outputs),
+    shapeGrammar: ({ shape, param }) => grammars.shapeGrammar(shape, param),
     tokenStrings: (ids) => Array.from(ids, (id) => encoder.tokenizer!.idToToken(id) ?? ""),
     detokenize: ({ ids, skipSpecialTokens }) =>
       encoder.tokenizer!.decode(Array.from(ids), { skipSpecialTokens }),

@@ -3,6 +3,7 @@ import type { SamplingParams } from "../base/sampling-params.ts";
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { Engine, EngineStats } from "../engine/engine.ts";
 import type { EngineRequest } from "../engine/request.ts";
+import type { TextShape } from "../grammar/text-shape.ts";
 import type { LoadedModel, LoadProgress } from "../llm/load-model.ts";
 import type { EncodedError } from "../threads/error-codec.ts";
 import type { ChatPrompt, Prompt, PromptOptions } from "../tokenizer/prompt-encoder.ts";
@@ -77,6 +78,11 @@ export interface TextJobs {
   };
   /** The EBNF of plain outputs. */
   readonly grammar: { readonly input: ResolvedOutputs; readonly output: string };
+  /** The EBNF of a turn, and the parameter that errors name. */
+  readonly shapeGrammar: {
+    readonly input: { readonly shape: TextShape; readonly param: string };
+    readonly output: string;
+  };
   /** The tokens as the vocabulary spells them. */
   readonly tokenStrings: {
     readonly input: Int32Array<ArrayBuffer>;

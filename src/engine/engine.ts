@@ -87,7 +87,7 @@ export class Engine {
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);
-    this.#matched = new MatchedSequences(deps.matchers, eosTokenIds);
+    this.#matched = new MatchedSequences(deps.matchers, eosTokenIds, vocabSize);
     this.#decodeToken = (id) => deps.decodeToken?.(id) ?? "";
   }
 

@@ -3,6 +3,7 @@ import type { RowMask } from "../runner/types.ts";
 import type { EngineRequest } from "./request.ts";
 import type { ScheduledStep } from "./scheduler.ts";
 import type { Sequence } from "./sequence.ts";
+import { ThinkingMatcher } from "./thinking-matcher.ts";
 import type { MatcherSource, TokenMatcher } from "./token-matcher.ts";
 
 /** The unfinished sequences whose tokens a matcher limits. */
@@ -12,15 +13,26 @@ export class MatchedSequences {
   constructor(
     private readonly source: MatcherSource | undefined,
     private readonly eosTokenIds: Iterable<number>,
+    private readonly vocabSize: number,
   ) {}
 
   /** A matcher for a completion of the request; undefined if nothing limits its tokens. */
-  open({ grammar, sampling }: EngineRequest): TokenMatcher | undefined {
-    if (grammar === undefined) return undefined;
-    invariant(this.source, "there is nothing that follows grammars");
+  open({ grammar, markers, thinking, sampling }: EngineRequest): TokenMatcher | undefined {
     const { stopTokenIds, ignoreEos, allowedTokenIds } = sampling;
-    const ends = ignoreEos ? stopTokenIds : [...this.eosTokenIds, ...stopTokenIds];
-    return this.source.open({ grammar, stopTokenIds: [...new Set(ends)], allowedTokenIds });
+    let matcher: TokenMatcher | undefined;
+    if (grammar !== undefined) {
+      invariant(this.source, "there is nothing that follows grammars");
+      const ends = ignoreEos ? stopTokenIds : [...this.eosTokenIds, ...stopTokenIds];
+      matcher = this.source.open({ grammar, markers, stopTokenIds: [...new Set(ends)], allowedTokenIds });
+    }
+    return thinking ? new ThinkingMatcher(thinking, matcher, this.#maskOf(allowedTokenIds)) : matcher;
+  }
+
+  /** The mask of these tokens, or of the whole vocabulary. */
+  #maskOf(tokenIds: Iterable<number> = Array(this.vocabSize).keys()): Uint32Array {
+    const mask = new Uint32Array(Math.ceil(this.vocabSize / 32));
+    for (const id of tokenIds) mask[id >>> 5]! |= 1 << (id & 31);
+    return mask;
   }
 
   /** Takes in a sequence, if it has a matcher. */

@@ -1,6 +1,7 @@
 import { ContextLengthError, InvalidRequestError, NoTokenAllowedError } from "../base/errors.ts";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { SlotSampling } from "../runner/types.ts";
+import type { ThinkingLimit } from "./thinking-matcher.ts";
 
 /** Logits that a request may ask for, in elements: 4 GiB of float32, the most that one typed array holds. */
 const MAX_LOGITS = 2 ** 30;
@@ -23,6 +24,10 @@ export interface RequestDraft {
   readonly logits?: boolean;
   /** EBNF with a rule `root` that every completion keeps to. Default none. */
   readonly grammar?: string | undefined;
+  /** Tokens that the grammar asks for as such. Default none. */
+  readonly markers?: readonly number[] | undefined;
+  /** Tokens that every completion may think for. Default no limit. */
+  readonly thinking?: ThinkingLimit | undefined;
   /** Every token but the first depends on what the caller makes of the one before: none is computed ahead. Default false. */
   readonly lockstep?: boolean;
 }
@@ -106,6 +111,11 @@ export function checkTokens(param: string, tokens: TokenIds, vocabSize: number):
   return tokens instanceof Int32Array ? tokens : new Int32Array(tokens);
 }
 
+/** A matcher says which tokens may be drawn. */
+function isMasked({ grammar, thinking }: EngineRequest): boolean {
+  return grammar !== undefined || thinking !== undefined;
+}
+
 /** The sampling parameters of a completion with this seed, as the runner applies them. */
 export function slotSampling(request: EngineRequest, seed: bigint): SlotSampling {
   const { sampling, bannedTokens, badWordTokens, promptTokenIds } = request;
@@ -116,8 +126,8 @@ export function slotSampling(request: EngineRequest, seed: bigint): SlotSampling
     ...{ temperature, topP, topK, minP, repetitionPenalty, presencePenalty, frequencyPenalty },
     ...{ seed, logitBias, bannedTokens, bannedUntil, badWords: badWordTokens },
     // The masks of a grammar's matcher have no others.
-    allowedTokenIds: request.grammar === undefined ? allowedTokenIds : undefined,
-    ...(request.grammar !== undefined && { masked: true }),
+    allowedTokenIds: isMasked(request) ? undefined : allowedTokenIds,
+    ...(isMasked(request) && { masked: true }),
   };
 }
 

@@ -19,11 +19,12 @@ export interface TokenMatcher {
 /** The maker of matchers. */
 export interface MatcherSource {
   /**
-   * @param init `grammar`: EBNF with a rule `root`; `stopTokenIds`: tokens that may end a complete text; `allowedTokenIds`: the
+   * @param init `grammar`: EBNF with a rule `root`; `markers`: tokens that it asks for as such; `stopTokenIds`: tokens that may end a complete text; `allowedTokenIds`: the
    * only tokens that may come at all
    */
   open(init: {
     readonly grammar: string;
+    readonly markers?: readonly number[] | undefined;
     readonly stopTokenIds: readonly number[];
     readonly allowedTokenIds: readonly number[] | undefined;
   }): TokenMatcher;

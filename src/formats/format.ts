@@ -1,3 +1,5 @@
+import type { Mark, WrittenCalls } from "./written-turn.ts";
+
 /** A function that the model may call, as far as its calls must be read. */
 export interface ToolSpec {
   readonly name: string;
@@ -88,6 +90,8 @@ export interface TurnFormat {
 
 /** The form in which a model calls tools. */
 export interface ToolFormat extends TurnFormat {
+  /** The way in which calls are written, for turns that are held to it. Default: there are none, or it is one of a turn's own. */
+  readonly written?: (mark: Mark) => WrittenCalls;
   /** Calls of tools that the request does not have are none: the form has no marker, so that other text may look like it. */
   readonly onlyKnown?: boolean;
   /** How calls are named. Default "call": `call_` and 24 random characters. "short": 9 letters and digits, as Mistral's templates ask. */

@@ -1,4 +1,14 @@
+import type { TextShape } from "../grammar/text-shape.ts";
 import type { Step, ToolFormat } from "./format.ts";
+import {
+  freeText,
+  inSequence,
+  jsonArguments,
+  type Mark,
+  oneOfThese,
+  type TurnDemands,
+  written,
+} from "./written-turn.ts";
 
 const START = "<|start|>";
 const CHANNEL = "<|channel|>";
@@ -51,4 +61,33 @@ export const HARMONY_WITHOUT_CALLS: ToolFormat = {
 export function harmonyBegun(prompt: string): string {
   const at = prompt.lastIndexOf(START);
   return at < 0 ? "" : prompt.slice(at);
+}
+
+const END = "<|end|>";
+const ASSISTANT = "assistant";
+
+/**
+ * A turn in this form: thoughts and preambles, and then a call or what is said at last. Its last message is left open: the token that
+ * ends it ends the turn.
+ * @param begun as `harmonyBegun` has it; behind the header of a message only what is said may come.
+ */
+export function harmonyShape(demands: TurnDemands, mark: Mark, begun: string): TextShape {
+  const { tools, mustCall, answer } = demands;
+  const [channel, message] = [mark(CHANNEL), mark(MESSAGE)];
+  const any = freeText(mark, Object.keys(ENDS));
+  if (begun.includes(CHANNEL)) return answer ?? any;
+  const before = (name: string) =>
+    inSequence(channel, written(name), message, any, mark(END), mark(START), written(ASSISTANT));
+  const called = tools.map((tool) => {
+    const header = written(`commentary to=functions.${tool.name} `);
+    return inSequence(channel, header, mark(CONSTRAIN), written("json"), message, jsonArguments(tool));
+  });
+  const json = oneOfThese(inSequence(written(" "), mark(CONSTRAIN), written("json")), written(""));
+  const said = inSequence(channel, written("final"), ...(answer ? [json] : []), message, answer ?? any);
+  const first = oneOfThese(
+    before("analysis"),
+    ...(tools.length > 0 && !mustCall ? [before("commentary")] : []),
+  );
+  const some: TextShape = { kind: "repeat", part: first, separator: written("") };
+  return inSequence(oneOfThese(some, written("")), oneOfThese(...(mustCall ? [] : [said]), ...called));
 }

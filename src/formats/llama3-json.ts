@@ -1,5 +1,6 @@
 import type { Step, ToolFormat } from "./format.ts";
 import { JsonCall } from "./json-call.ts";
+import { inSequence, jsonArguments, written } from "./written-turn.ts";
 
 const CALL: Step = { to: "call", keepsMarker: true };
 
@@ -9,6 +10,17 @@ const CALL: Step = { to: "call", keepsMarker: true };
  */
 export const LLAMA3_JSON: ToolFormat = {
   start: "start",
+  written: () => ({
+    call: (tool) =>
+      inSequence(
+        written(`{"name": ${JSON.stringify(tool.name)}, "parameters": `),
+        jsonArguments(tool),
+        written("}"),
+      ),
+    between: written("; "),
+    markers: ["<|python_tag|>"],
+    first: "{",
+  }),
   onlyKnown: true,
   states: {
     start: {

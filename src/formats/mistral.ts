@@ -1,8 +1,32 @@
 import type { Step, ToolFormat } from "./format.ts";
 import { JsonArguments, JsonCall } from "./json-call.ts";
+import { inSequence, jsonArguments, type Mark, type WrittenCalls, written } from "./written-turn.ts";
 
 const OBJECT: Step = { to: "object", keepsMarker: true };
 const MORE = { "[TOOL_CALLS]": "calls" } as const;
+
+/** From tokenizer 11 on there is a token for what comes before arguments; until then calls are a list. */
+function writtenCalls(mark: Mark): WrittenCalls {
+  const [calls, args] = [mark("[TOOL_CALLS]"), mark("[ARGS]")];
+  const markers = ["[TOOL_CALLS]"];
+  if (args.kind === "token")
+    return {
+      call: (tool) => inSequence(calls, written(tool.name), args, jsonArguments(tool)),
+      markers,
+    };
+  return {
+    open: inSequence(calls, written("[")),
+    call: (tool) =>
+      inSequence(
+        written(`{"name": ${JSON.stringify(tool.name)}, "arguments": `),
+        jsonArguments(tool),
+        written("}"),
+      ),
+    between: written(", "),
+    close: written("]"),
+    markers,
+  };
+}
 
 /**
  * Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {…}}, …]` or one such object; from tokenizer 11 on
@@ -10,6 +34,7 @@ const MORE = { "[TOOL_CALLS]": "calls" } as const;
  */
 export const MISTRAL: ToolFormat = {
   start: "content",
+  written: writtenCalls,
   ids: "short",
   states: {
     content: { text: "content", on: MORE },

@@ -1,11 +1,17 @@
 import { randomBytes } from "node:crypto";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import { structuredOutputs } from "../base/structured-outputs.ts";
+import { plainOutputs } from "../grammar/grammar-source.ts";
+import type { TextShape } from "../grammar/text-shape.ts";
 import type { TokenTable } from "../tokenizer/token-table.ts";
 import { markersOf, type ToolFormat, type ToolSpec } from "./format.ts";
+import { harmonyShape } from "./harmony.ts";
 import type { ModelFormats } from "./registry.ts";
+import { type ThinkingState, thinkingShape } from "./thinking.ts";
 import { TokenPieces } from "./token-pieces.ts";
 import { TurnParser } from "./turn-parser.ts";
 import { TurnReader } from "./turn-reader.ts";
+import { bodyShape, type Mark, type TurnDemands } from "./written-turn.ts";
 
 const ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
@@ -24,6 +30,21 @@ export interface TurnBeginning {
   readonly prompt: string;
   /** The text of the message that the model continues; undefined: it begins one. */
   readonly continued: string | undefined;
+}
+
+/** Demands on a turn that its text is held to. */
+export interface TurnLimits extends Omit<TurnDemands, "answer"> {
+  /** Parameters that ask for a grammar of what is said. */
+  readonly sampling: Pick<SamplingParams, "structuredOutputs" | "responseFormat">;
+}
+
+/** Tokens that a model may think for, in the terms of the engine. */
+export interface ThinkingTokens {
+  /** The tokens that begin thoughts, one after the other, and the one that ends them. */
+  readonly open: readonly number[];
+  readonly close: number;
+  /** The turn begins with thoughts. */
+  readonly isInside: boolean;
 }
 
 /** Reads the turns of a model, in the forms and with the tokens that it has. */
@@ -59,6 +80,48 @@ export class ModelTurns {
         !ignoreEos &&
         Array.isArray(stopTokenIds) && { stopTokenIds: [...stopTokenIds, ...this.#stops] }),
     };
+  }
+
+  /** The tokens that are markers. */
+  get markers(): readonly number[] {
+    return [...this.#byId.keys()];
+  }
+
+  /** The shape that a turn is held to. */
+  shape({ prompt, continued }: TurnBeginning, { sampling, ...demands }: TurnLimits): TextShape {
+    const outputs = structuredOutputs(sampling.structuredOutputs, sampling.responseFormat);
+    const answer: TextShape | undefined = outputs && { kind: "outputs", outputs: plainOutputs(outputs) };
+    const { withCalls, reasoning, begun } = this.formats;
+    const start = begun(prompt, continued);
+    const mark: Mark = (marker) => {
+      const id = this.tokens.findAdded(marker);
+      return id === undefined ? { kind: "text", text: marker } : { kind: "token", id };
+    };
+    if (reasoning === "harmony") return harmonyShape({ ...demands, answer }, mark, start);
+    const calls = demands.tools.length > 0 ? withCalls?.written?.(mark) : undefined;
+    const body = bodyShape(calls, { ...demands, answer }, mark);
+    if (!reasoning) return body;
+    return thinkingShape(body, reasoning, this.#thinkingState(start, continued), mark, calls?.markers ?? []);
+  }
+
+  /** The tokens around thoughts; undefined if they are none, or the model does not think. */
+  thinking({ prompt, continued }: TurnBeginning): ThinkingTokens | undefined {
+    const { reasoning, begun } = this.formats;
+    if (!reasoning) return undefined;
+    const isHarmony = reasoning === "harmony";
+    const opening = isHarmony ? ["<|channel|>", "analysis", "<|message|>"] : [reasoning.open];
+    const open = opening.flatMap((text) => this.tokens.find(text) ?? []);
+    const close = this.tokens.findAdded(isHarmony ? "<|end|>" : reasoning.close);
+    if (close === undefined || open.length < opening.length) return undefined;
+    return { open, close, isInside: this.#thinkingState(begun(prompt, continued), continued) === "inside" };
+  }
+
+  #thinkingState(begun: string, continued: string | undefined): ThinkingState {
+    if (
+      new TurnParser(this.formats.withoutCalls, { newId: () => "", firstCallOnly: false }, begun).isReasoning
+    )
+      return "inside";
+    return begun !== "" || continued !== undefined ? "past" : "before";
   }
 
   /** A reader of one turn. */

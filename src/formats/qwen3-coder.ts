@@ -1,9 +1,15 @@
 import type { Step, ToolFormat } from "./format.ts";
+import { inSequence, written } from "./written-turn.ts";
 
 const NAME: Step = { to: "name" };
 const VALUE_ENDS: Readonly<Record<string, Step>> = {
   "<parameter=": { to: "parameter" },
   "</function>": { to: "end", call: "close" },
+};
+
+const MEMBERS = {
+  ...{ open: "<parameter=", equals: ">\n", close: "\n</parameter>\n", between: "" },
+  rawWithout: ["</parameter>", ...Object.keys(VALUE_ENDS)],
 };
 
 /**
@@ -12,6 +18,18 @@ const VALUE_ENDS: Readonly<Record<string, Step>> = {
  */
 export const QWEN3_CODER: ToolFormat = {
   start: "content",
+  written: (mark) => ({
+    call: (tool) =>
+      inSequence(
+        mark("<tool_call>"),
+        written(`\n<function=${tool.name}>\n`),
+        { kind: "arguments", ...tool.arguments, members: MEMBERS },
+        written("</function>\n"),
+        mark("</tool_call>"),
+      ),
+    between: written("\n"),
+    markers: ["<tool_call>", "<function="],
+  }),
   states: {
     content: { text: "content", on: { "<tool_call>": "call", "<function=": NAME } },
     call: { text: "blank", on: { "<function=": NAME }, tentative: true },

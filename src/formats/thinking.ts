@@ -1,4 +1,6 @@
+import type { TextShape } from "../grammar/text-shape.ts";
 import type { ReasoningFormat, State, ToolFormat } from "./format.ts";
+import { BREAK, freeText, inSequence, type Mark, oneOfThese, written } from "./written-turn.ts";
 
 /** Qwen 3, and other models that write `<think>` themselves, or whose prompt ends with it. */
 export const THINK: ReasoningFormat = { open: "<think>", close: "</think>" };
@@ -50,4 +52,21 @@ export function thinkingBegun(
   const end = prompt.trimEnd();
   if (end.endsWith(close)) return `${open}${close}`;
   return end.endsWith(open) ? open : "";
+}
+
+/** Whether a turn that has begun is thought, may come to be, or is not any more. */
+export type ThinkingState = "inside" | "before" | "past";
+
+/** A turn in which a model thinks, if it does, before its body. */
+export function thinkingShape(
+  body: TextShape,
+  { open, close }: ReasoningFormat,
+  state: ThinkingState,
+  mark: Mark,
+  callMarkers: readonly string[],
+): TextShape {
+  if (state === "past") return body;
+  const thought = inSequence(freeText(mark, [open, close, ...callMarkers]), mark(close), BREAK);
+  if (state === "inside") return inSequence(thought, body);
+  return inSequence(oneOfThese(inSequence(BREAK, mark(open), thought), written("")), body);
 }

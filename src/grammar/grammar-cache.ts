@@ -1,12 +1,13 @@
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import { grammarOf } from "./grammar-source.ts";
+import { shapeGrammar, type TextShape } from "./text-shape.ts";
 
 /** Characters of requests and their grammars that are kept. */
 const MAX_CHARACTERS = 8 * 2 ** 20;
 
 /** The grammars of the requests that came last: many requests have the same schema. */
 export class GrammarCache {
-  /** By what was asked for, as JSON, least recently used first. */
+  /** By their source as JSON, least recently used first. */
   readonly #grammars = new Map<string, string>();
   #characters = 0;
 
@@ -17,17 +18,26 @@ export class GrammarCache {
 
   /** Of plain outputs. @throws as `grammarOf` */
   grammarOf(outputs: ResolvedOutputs): string {
-    const key = JSON.stringify(outputs);
+    return this.#cached(outputs, () => grammarOf(outputs));
+  }
+
+  /** Of a turn. @throws as `shapeGrammar` */
+  shapeGrammar(shape: TextShape, param: string): string {
+    return this.#cached([shape, param], () => shapeGrammar(shape, param));
+  }
+
+  #cached(source: unknown, make: () => string): string {
+    const key = JSON.stringify(source);
     const known = this.#grammars.get(key);
-    const grammar = known ?? grammarOf(outputs);
-    if (known === undefined) this.#characters += key.length + grammar.length;
+    const made = known ?? make();
+    if (known === undefined) this.#characters += key.length + made.length;
     else this.#grammars.delete(key);
-    this.#grammars.set(key, grammar);
+    this.#grammars.set(key, made);
     for (const [oldest, { length }] of this.#grammars) {
       if (this.#characters <= MAX_CHARACTERS) break;
       this.#characters -= oldest.length + length;
       this.#grammars.delete(oldest);
     }
-    return grammar;
+    return made;
   }
 }

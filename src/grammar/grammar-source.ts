@@ -3,18 +3,20 @@ import { GrammarTooComplexError, InvalidRequestError, messageOf, SchemaError } f
 import { isZod, type ResolvedOutputs } from "../base/structured-outputs.ts";
 import { isEmpty } from "./automaton.ts";
 import { Budget } from "./budget.ts";
-import { anyOf, GrammarBuilder, text } from "./grammar-text.ts";
+import { anyOf, type Expression, GrammarBuilder, text, written } from "./grammar-text.ts";
 import { textsMatched } from "./pattern.ts";
 import { RegexSyntaxError } from "./regex-parser.ts";
-import { schemaGrammar } from "./schema-grammar.ts";
-import { checkGrammar } from "./user-grammar.ts";
+import { schemaExpression } from "./schema-grammar.ts";
+import { checkGrammar, withPrefix } from "./user-grammar.ts";
 
 /** Longest schema as JSON, and longest grammar, in characters. */
 const MAX_SOURCE = 256 * 1024;
 const MAX_CHOICES = 1024;
 const MAX_CHOICE_CHARACTERS = 64 * 1024;
-/** Steps of a regular expression's conversion: below a second of work. */
-const REGEX_BUDGET = 3_000_000;
+/** Steps of the conversion: below a second of work. */
+const BUDGET = 3_000_000;
+/** The rules of a grammar that is given are named so, which no other rules are. */
+const GIVEN = "given.";
 
 /**
  * The same as plain data, with a schema as JSON text: it may cross threads.
@@ -30,17 +32,23 @@ export function plainOutputs(outputs: ResolvedOutputs): ResolvedOutputs {
  * @throws SchemaError, GrammarTooComplexError; InvalidRequestError for a regular expression or grammar that is malformed.
  */
 export function grammarOf(outputs: ResolvedOutputs): string {
+  const builder = new GrammarBuilder(new Budget(outputs.param, BUDGET));
+  return builder.write(outputsExpression(builder, outputs))!;
+}
+
+/** The same as a part of a larger grammar. */
+export function outputsExpression(builder: GrammarBuilder, outputs: ResolvedOutputs): Expression {
   const { param, json, regex, choice, grammar } = outputs;
-  const compact = outputs.disableAnyWhitespace === true;
-  if (json !== undefined) return schemaGrammar(parse(json as string, param), { param, compact });
-  if (typeof regex === "string") return regexGrammar(regex, param);
-  if (choice) return choiceGrammar(choice, param);
+  const options = { param, compact: outputs.disableAnyWhitespace === true };
+  if (json !== undefined) return schemaExpression(builder, parse(json as string, param), options);
+  if (typeof regex === "string") return ofRegex(builder, regex, param);
+  if (choice) return ofChoice(choice, param);
   if (typeof grammar === "string") {
     if (grammar.length > MAX_SOURCE) throw tooLong("the grammar", param);
     checkGrammar(grammar, param);
-    return grammar;
+    return written(`${GIVEN}root`, withPrefix(grammar, GIVEN));
   }
-  return schemaGrammar({ type: "object" }, { param, compact });
+  return schemaExpression(builder, { type: "object" }, options);
 }
 
 function schemaText(json: unknown, param: string): string {
@@ -72,26 +80,24 @@ function parse(schema: string, param: string): unknown {
   }
 }
 
-function regexGrammar(pattern: string, param: string): string {
-  const budget = new Budget(param, REGEX_BUDGET);
-  const builder = new GrammarBuilder(budget);
+function ofRegex(builder: GrammarBuilder, pattern: string, param: string): Expression {
   try {
-    const texts = textsMatched(pattern, budget);
+    const texts = textsMatched(pattern, builder.budget);
     if (isEmpty(texts)) throw new RegexSyntaxError("no text matches it");
-    return builder.write(builder.automaton(texts, "text"))!;
+    return builder.automaton(texts, "text");
   } catch (error) {
     if (!(error instanceof RegexSyntaxError)) throw error;
     throw new InvalidRequestError(param, `the regular expression: ${error.message}`, "invalid_regex");
   }
 }
 
-function choiceGrammar(choices: readonly string[], param: string): string {
+function ofChoice(choices: readonly string[], param: string): Expression {
   if (choices.length === 0 || choices.some((each) => each === "" || !each.isWellFormed()))
     throw new InvalidRequestError(param, "each choice must have at least one character");
   const length = choices.reduce((total, each) => total + each.length, 0);
   if (choices.length > MAX_CHOICES || length > MAX_CHOICE_CHARACTERS)
     throw tooLong("the list of choices", param);
-  return new GrammarBuilder(new Budget(param, REGEX_BUDGET)).write(anyOf(...choices.map(text)))!;
+  return anyOf(...choices.map(text));
 }
 
 function tooLong(what: string, param: string): GrammarTooComplexError {

@@ -13,6 +13,8 @@ import {
 export interface MatcherInit {
   /** EBNF with a rule `root`. */
   readonly grammar: string;
+  /** Tokens that the grammar asks for as such. Default none. */
+  readonly markers?: readonly number[] | undefined;
   /** Tokens that may end a complete text, and nothing else. */
   readonly stopTokenIds: readonly number[];
   /** The only tokens that may come at all; undefined: any. */
@@ -214,7 +216,8 @@ function unreferenced(timer: Timer): Timer {
 }
 
 function openMessage({ id, init, tokens, memory }: Matcher): StageMessage {
-  return { type: "open", id, ...init, tokens, memory: memory.buffer };
+  const { markers = [] } = init;
+  return { type: "open", id, ...init, markers, tokens, memory: memory.buffer };
 }
 
 /** The text of one completion and a grammar: says which tokens may come next. */

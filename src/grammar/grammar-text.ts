@@ -1,6 +1,7 @@
 import type { Automaton } from "./automaton.ts";
 import type { Budget } from "./budget.ts";
 import { type CharSet, charSet, charsOf, intersect, invert, rangesOf, unite } from "./char-set.ts";
+import { markerBytes } from "./marker-bytes.ts";
 import { utf8Ranges } from "./utf8-ranges.ts";
 
 /** A part of a grammar's rule. A choice of nothing matches nothing, a sequence of nothing the empty text. */
@@ -17,7 +18,12 @@ export type Expression =
 /** A rule of a grammar. Its body may be set later than it is referred to. */
 export class Rule {
   body: Expression = NEVER;
-  constructor(readonly name: string) {}
+
+  /** @param source rules in EBNF, this one among them, that are written in place of the body. */
+  constructor(
+    readonly name: string,
+    readonly source?: string,
+  ) {}
 }
 
 export const NEVER: Expression = { kind: "choice", options: [] };
@@ -43,6 +49,19 @@ export function oneOf(set: CharSet): Expression[] {
 /** One of these ASCII characters. */
 export function oneAscii(set: CharSet): Expression {
   return { kind: "chars", set };
+}
+
+/** The token of this id as such: a marker. */
+export function marker(id: number): Expression {
+  const [lead, ...digits] = markerBytes(id);
+  return inOrder({ kind: "byte", first: lead!, last: lead! }, text(String.fromCharCode(...digits)));
+}
+
+/** Rules that are written already, in EBNF: the one that `root` names is what they match. */
+export function written(root: string, source: string): Expression {
+  const rule = new Rule(root, source);
+  rule.body = NOTHING;
+  return refer(rule);
 }
 
 export function refer(rule: Rule): Expression {
@@ -136,12 +155,19 @@ export class GrammarBuilder {
     const lines: string[] = [];
     const queue = new Set([start]);
     for (const rule of queue) {
-      const line = `${rule.name} ::= ${print(rule.body, productive, queue, false)}`;
+      const line = rule.source ?? `${rule.name} ::= ${print(rule.body, productive, queue, false)}`;
       this.budget.spend(line.length, "its grammar is too long");
       lines.push(line);
     }
     return `${lines.join("\n")}\n`;
   }
+}
+
+/** True if the expression matches some finite text. */
+export function isPossible(expression: Expression): boolean {
+  const rule = new Rule("");
+  rule.body = expression;
+  return productiveRules(rule).has(rule);
 }
 
 /** The rules that match some finite text. */

@@ -7,6 +7,7 @@ import {
 } from "@mlc-ai/web-xgrammar";
 import { ALPHABET } from "../tokenizer/byte-alphabet.ts";
 import { type PackedTokens, TokenTable } from "../tokenizer/token-table.ts";
+import { FIRST_UNUSED, markerBytes } from "./marker-bytes.ts";
 
 /** Compiled grammars that are kept for the next request that has the same. */
 const MAX_CACHED = 32;
@@ -21,8 +22,6 @@ export class MaskEngine {
 
   private constructor(
     private readonly compiler: GrammarCompiler,
-    /** Width of the logits. */
-    readonly vocabSize: number,
     /** A token without text, for matchers that no token may end: xgrammar has none without. */
     readonly unusedToken: number,
   ) {}
@@ -30,14 +29,23 @@ export class MaskEngine {
   /**
    * Special tokens get no text: no string can contain what would be left out of it or end it.
    * @param vocabSize width of the logits; ids without a token are never allowed
+   * @param markers tokens that stand for themselves
    */
-  static async create(packed: PackedTokens, vocabSize: number): Promise<MaskEngine> {
+  static async create(
+    packed: PackedTokens,
+    vocabSize: number,
+    markers: ReadonlySet<number> = new Set(),
+  ): Promise<MaskEngine> {
     const table = new TokenTable(packed);
-    const spell = (id: number) => Array.from(table.bytes(id), (byte) => ALPHABET[byte]!).join("");
-    const tokens = Array.from({ length: vocabSize }, (_, id) => (table.isSpecial(id) ? "" : spell(id)));
+    const spelled = (bytes: Iterable<number>) => Array.from(bytes, (byte) => ALPHABET[byte]!).join("");
+    const tokens = Array.from({ length: vocabSize }, (_, id) => {
+      if (markers.has(id)) return spelled(markerBytes(id));
+      const bytes = table.bytes(id);
+      return table.isSpecial(id) || bytes.some((byte) => byte >= FIRST_UNUSED) ? "" : spelled(bytes);
+    });
     const info = await TokenizerInfo.createTokenizerInfo(tokens, "byte_level", false, vocabSize, []);
     const unused = Math.max(0, tokens.indexOf(""));
-    return new MaskEngine(await GrammarCompiler.createGrammarCompiler(info, false), vocabSize, unused);
+    return new MaskEngine(await GrammarCompiler.createGrammarCompiler(info, false), unused);
   }
 
   /** A matcher at the beginning of a text. Its owner disposes of it. */

@@ -1,4 +1,5 @@
-import type { GrammarMatcher, MaskEngine } from "./mask-engine.ts";
+import type { GrammarMatcher } from "./mask-engine.ts";
+import type { MaskEngines } from "./mask-engines.ts";
 import {
   AnswerState,
   MatcherMemory,
@@ -29,7 +30,7 @@ export class MatcherThread {
   #isAborted = false;
 
   constructor(
-    private readonly engine: MaskEngine,
+    private readonly engines: MaskEngines,
     shared: SharedArrayBuffer,
     private readonly post: (reply: StageReply) => void,
   ) {
@@ -64,11 +65,13 @@ export class MatcherThread {
     Atomics.store(this.#shared, StageWord.current, 0);
   }
 
-  async #open({ id, grammar, stopTokenIds, allowedTokenIds, tokens, memory }: MatcherMessage): Promise<void> {
-    const matcher = await this.engine.matcher(grammar, stopTokenIds);
+  async #open(message: MatcherMessage): Promise<void> {
+    const { id, grammar, markers, stopTokenIds, allowedTokenIds, tokens, memory } = message;
+    const engine = await this.engines.of(markers);
+    const matcher = await engine.matcher(grammar, stopTokenIds);
     const shared = new MatcherMemory(memory);
-    const allowed = maskOf(allowedTokenIds ?? Array(this.engine.vocabSize).keys(), shared.mask.length);
-    const { unusedToken } = this.engine;
+    const allowed = maskOf(allowedTokenIds ?? Array(this.engines.vocabSize).keys(), shared.mask.length);
+    const { unusedToken } = engine;
     if (stopTokenIds.length === 0) allowed[unusedToken >>> 5]! &= ~(1 << (unusedToken & 31));
     const live = {
       matcher,

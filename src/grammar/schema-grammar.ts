@@ -5,6 +5,7 @@ import {
   type Expression,
   GrammarBuilder,
   inOrder,
+  isPossible,
   jsonChar,
   NEVER,
   NOTHING,
@@ -17,7 +18,8 @@ import {
 import { SchemaArrays } from "./schema-arrays.ts";
 import { areDisjoint } from "./schema-disjoint.ts";
 import { SchemaDocument, type SchemaNode } from "./schema-document.ts";
-import { type Form, type JsonType, SchemaForms } from "./schema-forms.ts";
+import { type Form, type JsonType, type Scalar, SchemaForms } from "./schema-forms.ts";
+import { type MemberForm, SchemaMembers } from "./schema-members.ts";
 import { type FreeProperties, SchemaObjects } from "./schema-objects.ts";
 import { SchemaScalars } from "./schema-scalars.ts";
 
@@ -26,6 +28,8 @@ export interface SchemaGrammarOptions {
   readonly param: string;
   /** JSON without any white space. Default false: as models write it, on one line or indented. */
   readonly compact?: boolean;
+  /** Python's names of `true`, `false` and `null`. Default false. */
+  readonly python?: boolean;
 }
 
 /** Steps of the conversion: below a second of work. */
@@ -40,13 +44,35 @@ const MAX_INDENT = 32;
  * white space is that of one line or of indented lines; keywords for one type imply it where `type` is missing.
  * @throws SchemaError naming what the schema has that cannot be enforced; GrammarTooComplexError
  */
-export function schemaGrammar(schema: unknown, { param, compact = false }: SchemaGrammarOptions): string {
-  const document = new SchemaDocument(param, schema);
-  return new SchemaGrammar(document, new Budget(param, BUDGET), compact).write();
+export function schemaGrammar(schema: unknown, options: SchemaGrammarOptions): string {
+  const builder = new GrammarBuilder(new Budget(options.param, BUDGET));
+  return builder.write(schemaExpression(builder, schema, options))!;
+}
+
+/** The same as a part of a larger grammar. */
+export function schemaExpression(
+  builder: GrammarBuilder,
+  schema: unknown,
+  options: SchemaGrammarOptions,
+): Expression {
+  return new SchemaGrammar(builder, new SchemaDocument(options.param, schema), options).value();
+}
+
+/** The members of any object that is valid under a schema, as a part of a larger grammar. */
+export function membersExpression(
+  builder: GrammarBuilder,
+  schema: unknown,
+  options: SchemaGrammarOptions,
+  form: MemberForm,
+): Expression {
+  const document = new SchemaDocument(options.param, schema);
+  return new SchemaGrammar(builder, document, { ...options, python: form.python ?? false }).members(form);
 }
 
 class SchemaGrammar {
   readonly #builder: GrammarBuilder;
+  readonly #compact: boolean;
+  readonly #python: boolean;
   readonly #forms: SchemaForms;
   readonly #scalars: SchemaScalars;
   readonly #arrays: SchemaArrays;
@@ -55,11 +81,14 @@ class SchemaGrammar {
   readonly #values = new Map<string, Rule>();
 
   constructor(
+    builder: GrammarBuilder,
     private readonly document: SchemaDocument,
-    budget: Budget,
-    private readonly compact: boolean,
+    { compact = false, python = false }: SchemaGrammarOptions,
   ) {
-    this.#builder = new GrammarBuilder(budget);
+    const { budget } = builder;
+    this.#builder = builder;
+    this.#compact = compact;
+    this.#python = python;
     this.#scalars = new SchemaScalars(document, budget);
     this.#arrays = new SchemaArrays(document, this.#scalars);
     this.#forms = new SchemaForms(document, budget, (a, b) => areDisjoint(a, b, readers, budget));
@@ -72,10 +101,23 @@ class SchemaGrammar {
     };
   }
 
-  write(): string {
-    const written = this.#builder.write(this.#value([this.document.root]));
-    if (written === undefined) throw this.document.error("schema", "", "no value is valid under it");
-    return written;
+  /** Any valid value. @throws SchemaError if there is none */
+  value(): Expression {
+    const value = this.#value([this.document.root]);
+    if (!isPossible(value)) throw this.document.error("schema", "", "no value is valid under it");
+    return value;
+  }
+
+  /** The members of any valid object, in a form of their own. @throws SchemaError if there is none */
+  members(form: MemberForm): Expression {
+    const parts = {
+      ...{ builder: this.#builder, document: this.document, forms: this.#forms },
+      ...{ scalars: this.#scalars, objects: this.#objects },
+      value: (schemas: readonly SchemaNode[]) => this.#value(schemas),
+      ofType: (of: Form, type: JsonType) => this.#ofType(of, type),
+      spelled: (value: Scalar) => this.#spelled(value),
+    };
+    return new SchemaMembers(parts, form).write();
   }
 
   /** A value that all of these schemas allow. */
@@ -94,13 +136,18 @@ class SchemaGrammar {
 
   #form(form: Form): Expression[] {
     const values = this.#scalars.values(form);
-    if (values) return values.map((value) => text(JSON.stringify(value)));
+    if (values) return values.map((value) => text(this.#spelled(value)));
     return [...form.types].map((type) => this.#ofType(form, type));
   }
 
+  #spelled(value: Scalar): string {
+    if (typeof value === "string" || typeof value === "number" || !this.#python) return JSON.stringify(value);
+    return value === null ? "None" : value ? "True" : "False";
+  }
+
   #ofType(form: Form, type: JsonType): Expression {
-    if (type === "null") return text("null");
-    if (type === "boolean") return anyOf(text("true"), text("false"));
+    if (type === "null") return text(this.#spelled(null));
+    if (type === "boolean") return anyOf(text(this.#spelled(true)), text(this.#spelled(false)));
     if (type === "number") return this.#number(form);
     if (type === "string") return this.#string(form);
     return type === "array" ? this.#array(form) : this.#object(form);
@@ -228,14 +275,14 @@ class SchemaGrammar {
   }
 
   #colon(): Expression[] {
-    return this.compact
+    return this.#compact
       ? [text(":")]
       : [text(":"), this.#builder.shared("gap", () => anyOf(NOTHING, text(" ")))];
   }
 
   /** White space between the parts of an array or object: none, a space, or a new line and what it is indented by. */
   #space(): Expression {
-    if (this.compact) return NOTHING;
+    if (this.#compact) return NOTHING;
     return this.#builder.shared("space", () => {
       const indents = Array.from({ length: MAX_INDENT }, () => this.#builder.rule("indent"));
       for (const [i, rule] of indents.entries()) {

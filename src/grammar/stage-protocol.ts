@@ -22,6 +22,8 @@ export interface MatcherMessage {
   readonly id: number;
   /** EBNF with a rule `root`. */
   readonly grammar: string;
+  /** Tokens that the grammar asks for as such. */
+  readonly markers: readonly number[];
   /** Tokens that may end a complete text, and nothing else. */
   readonly stopTokenIds: readonly number[];
   readonly allowedTokenIds: readonly number[] | undefined;

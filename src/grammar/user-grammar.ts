@@ -75,6 +75,15 @@ export function checkGrammar(grammar: string, param: string): void {
   for (const name of used.keys()) if (!defined.has(name)) throw fail(`there is no rule ${name}`);
 }
 
+/** The same rules under names that begin with `prefix`, of a grammar that has been checked. */
+export function withPrefix(grammar: string, prefix: string): string {
+  const tokens = new RegExp(TOKEN.source, "g");
+  return grammar.replace(tokens, (token, ...rest) => {
+    const { name } = rest.at(-1) as Record<string, string | undefined>;
+    return name === undefined ? token : prefix + token;
+  });
+}
+
 /** A class of ASCII characters, however they are escaped. A negated one of them has all others beside. */
 function isAscii(set: string): boolean {
   if (/[^\0-\x7f]/.test(set)) return false;

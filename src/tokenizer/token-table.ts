@@ -50,6 +50,14 @@ export class TokenTable {
     return id < 0 ? undefined : id;
   }
 
+  /** The token, added or not, that stands for a text. Looks at all tokens. */
+  find(text: string): number | undefined {
+    const wanted = Buffer.from(text);
+    const { kinds } = this.#tokens ?? NONE;
+    const id = kinds.findIndex((_, id) => wanted.equals(this.bytes(id)));
+    return id < 0 ? undefined : id;
+  }
+
   isSpecial(id: number): boolean {
     return this.#tokens?.kinds[id] === KIND.special;
   }

@@ -23,7 +23,7 @@ const UNSUPPORTED: Readonly<Record<string, unknown>> = {
   ...{ guided_decoding_backend: "x", guided_whitespace_pattern: "x", structural_tag: {} },
   ...{ suffix: "end", use_beam_search: true, length_penalty: 2, early_stopping: true },
   ...{ logits_processors: ["x"], logprob_token_ids: [1], prompt_embeds: "x", kv_transfer_params: {} },
-  ...{ vllm_xargs: {}, mm_processor_kwargs: {}, thinking_token_budget: 5 },
+  ...{ vllm_xargs: {}, mm_processor_kwargs: {} },
   ...{ verbosity: "low", prediction: {}, audio: {}, modalities: ["audio"] },
   ...{ web_search_options: {}, service_tier: "flex", truncation_side: "right", functions: [] },
   ...{ function_call: "auto", bootstrap_host: "a", bootstrap_port: 1, bootstrap_room: 1 },

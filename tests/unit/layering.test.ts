@@ -31,11 +31,6 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "text ↔ token ids: tokenizer, chat template, prompt encoder, incremental detokenizer",
     imports: ["gguf"],
   },
-  formats: {
-    knows:
-      "the forms in which models think and call tools: a reply's text → what is said, thought and called",
-    imports: ["tokenizer"],
-  },
   backend: {
     knows: "the `Backend` interface: every op, its shapes and checks; tensors, scratch memory",
     imports: [],
@@ -68,6 +63,11 @@ const ROOMS: Readonly<Record<string, Room>> = {
   grammar: {
     knows: "JSON Schema, regular expressions and choices → EBNF; masks of what it allows, from a Worker",
     imports: ["threads", "tokenizer"],
+  },
+  formats: {
+    knows:
+      "the forms in which models think and call tools: a reply's text → what is said, thought and called",
+    imports: ["grammar", "tokenizer"],
   },
   "runner/types.ts": { knows: "the seam between policy and mechanism: plain data", imports: [] },
   runner: {

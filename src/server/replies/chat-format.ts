@@ -45,6 +45,8 @@ export interface ChatFormatOptions {
   readonly tokens: TokenTable;
   readonly speaker: Speaker;
   readonly thoughts: ReasoningOutput;
+  /** Calls are the reason that a reply with calls ended. */
+  readonly endsWithCalls: boolean;
   /** Opens a reader of the turn of a choice; undefined: all text is said. */
   readonly openReader: ((request: SubmittedRequest) => TurnReader) | undefined;
 }
@@ -123,8 +125,9 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
 
   #open(first: Chunk<PromptPart>): Choice {
     const logprobs = first.scores && new ChatLogprobs(this.#spelling, this.body.top_logprobs ?? 0);
-    const { openReader, thoughts, speaker } = this.options;
-    this.#turns[first.choice] ??= new ChatTurn(openReader?.(first.request), thoughts, speaker.echoed);
+    const { openReader, thoughts, speaker, endsWithCalls } = this.options;
+    const open = () => new ChatTurn(openReader?.(first.request), thoughts, speaker.echoed, endsWithCalls);
+    this.#turns[first.choice] ??= open();
     return { first, last: first, turn: this.#turns[first.choice]!, tokenIds: [], logprobs };
   }
 

@@ -17,11 +17,13 @@ export class ChatTurn {
   /**
    * @param reader undefined: all text is said.
    * @param echoed the text that it begins with.
+   * @param endsWithCalls calls are the reason that it ended.
    */
   constructor(
     private readonly reader: TurnReader | undefined,
     private readonly thoughts: ReasoningOutput,
     echoed: string,
+    private readonly endsWithCalls: boolean,
   ) {
     this.content = echoed;
   }
@@ -38,7 +40,7 @@ export class ChatTurn {
     // A stop string may have cut a call in two.
     const isWhole = finishReason === "stop" && typeof stopReason !== "string";
     if (this.reader) this.#append(this.reader.finish(isWhole));
-    this.finishReason = isWhole && this.reader?.hasCalls ? "tool_calls" : finishReason;
+    this.finishReason = isWhole && this.endsWithCalls && this.reader?.hasCalls ? "tool_calls" : finishReason;
   }
 
   /** The fields of a message of what was added since the last time; undefined if there are none. */

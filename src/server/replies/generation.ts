@@ -26,6 +26,8 @@ export interface GenerationRequest {
   /** Leave out what is generated. Default false. */
   readonly promptOnly?: boolean;
   readonly promptScores: PromptScores;
+  /** Limits of the turn that follows a rendered prompt. Default none. */
+  readonly limitTurn?: SubmitOptions["limitTurn"];
   /** The endpoint's names of the engine's parameters, where they differ from the usual. */
   readonly names?: Readonly<Record<string, string>>;
 }
@@ -89,12 +91,13 @@ class Generation<Prompt> {
   async start(): Promise<void> {
     const { body, prompts, sampling } = this.request;
     const { isolateCacheByKey, maxReplyLogprobs } = this.context.config;
-    const { names, promptScores } = this.request;
+    const { names, promptScores, limitTurn } = this.request;
     const asks = sampling.logprobs === undefined ? "prompt_logprobs" : (names?.["logprobs"] ?? "logprobs");
     const maxOutputTokens = outputBound(this.#completions, sampling.logprobs, maxReplyLogprobs);
     const options: SubmitOptions = {
       ...{ signal: this.#lifetime.signal, ...tokenizeOptions(body) },
       ...(maxOutputTokens !== undefined && { maxOutputTokens }),
+      ...(limitTurn && { limitTurn }),
       onChecked: (requests) => checkReplySize(requests, promptScores, maxReplyLogprobs, asks),
     };
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);

@@ -1,4 +1,6 @@
+import type { TurnLimit } from "../../async/async-llm.ts";
 import type { SubmittedRequest } from "../../base/outputs.ts";
+import type { TurnLimits } from "../../formats/model-turns.ts";
 import type { ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
@@ -9,7 +11,7 @@ import { generate, tokensFor } from "../replies/generation.ts";
 import { mount } from "../router.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
 import { tokenizeOptions } from "../schemas/request-body.ts";
-import { toolSpecs } from "../schemas/tools.ts";
+import { toolSpecs, writtenTools } from "../schemas/tools.ts";
 import type { Turns } from "../turns.ts";
 import { textJob } from "./tokenize.ts";
 
@@ -36,13 +38,18 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
       return generate(
         c,
         context,
-        { body, model, sampling, names, prompts: [shownTo(config, chat)], promptScores },
+        {
+          ...{ body, model, sampling, names, prompts: [shownTo(config, chat)], promptScores },
+          ...(turns && { limitTurn: turns.limit }),
+        },
         new ChatFormat(body, {
           names: { suffix: tracked.replyId(body.request_id), model },
           tokens: await tokensFor(context, sampling),
           speaker: speaker(chat),
           thoughts: body.include_reasoning === false ? undefined : config.reasoningField,
           openReader: turns?.open,
+          // As OpenAI has it: the model could do nothing else.
+          endsWithCalls: typeof chat.toolChoice !== "object",
         }),
       );
     },
@@ -60,23 +67,18 @@ export function chatRoutes(app: ServerApp, context: ServerContext): void {
   });
 }
 
-/** The reading of a request's turns, and the sampling that it needs; undefined: all text is said. */
+/** The reading of a request's turns, and what they need and are held to; undefined: all text is said. */
 async function turnsOf({ turns }: ServerContext, chat: ChatRequest) {
   const { body, prompt, sampling, toolChoice } = chat;
   const { withCalls, reasoning } = turns.formats;
   checkEffort(turns, body);
   const calls = toolChoice !== "none";
   if (calls) {
-    if (toolChoice !== "auto") {
-      const choice = JSON.stringify(body.tool_choice);
-      throw unsupported(
-        "tool_choice",
-        `tool_choice: ${choice} needs constrained decoding, which is not supported yet`,
-      );
-    }
     if (!withCalls) throw unsupported("tools", `tools: ${NO_CALLS}`, 400);
     if (!turns.templateKnows("tools")) throw unsupported("tools", `tools: ${NO_TOOLS}`, 400);
   }
+  const budget = body.thinking_token_budget ?? undefined;
+  if (budget !== undefined && !reasoning) throw unsupported("thinking_token_budget", NO_THOUGHTS, 400);
   if (!calls && !reasoning) return undefined;
   const model = await turns.bind();
   const options = {
@@ -85,12 +87,44 @@ async function turnsOf({ turns }: ServerContext, chat: ChatRequest) {
     skipsSpecial: sampling.skipSpecialTokens ?? true,
   };
   const continued = continuedText(chat);
+  const limits = limitsOf(chat);
+  const { structuredOutputs: _, responseFormat: __, ...unlimited } = sampling;
   return {
-    sampling: model.sampling(sampling),
+    sampling: model.sampling(limits ? unlimited : sampling),
     open: ({ prompt: text = "" }: SubmittedRequest) => model.open({ prompt: text, continued }, options),
+    limit: (text: string): TurnLimit => {
+      const beginning = { prompt: text, continued };
+      const tokens = budget === undefined ? undefined : model.thinking(beginning);
+      if (budget !== undefined && !tokens) throw unsupported("thinking_token_budget", NO_THOUGHTS, 400);
+      return {
+        text: limits && {
+          shape: model.shape(beginning, limits),
+          markers: model.markers,
+          param: limits.mustCall ? "tool_choice" : "tools",
+        },
+        thinking: tokens && { ...tokens, budget: budget! },
+      };
+    },
   };
 }
 
+/** What a turn must be held to: calls that are demanded or strict, and an answer in a form of its own; undefined: nothing. */
+function limitsOf({ body, prompt, sampling, toolChoice }: ChatRequest): TurnLimits | undefined {
+  const all = writtenTools((toolChoice !== "none" && prompt.chat?.tools) || [], toolChoice === "auto");
+  const isFormatted = (sampling.structuredOutputs ?? sampling.responseFormat ?? undefined) !== undefined;
+  const isStrict = all.some(({ arguments: { strict } }) => strict);
+  const isNamed = typeof toolChoice === "object";
+  const mustCall = isNamed || toolChoice === "required";
+  if (!mustCall && !isStrict && !isFormatted) return undefined;
+  return {
+    tools: isNamed ? all.filter(({ name }) => name === toolChoice.name) : all,
+    mustCall,
+    oneCallOnly: isNamed || body.parallel_tool_calls === false,
+    sampling,
+  };
+}
+
+const NO_THOUGHTS = "thinking_token_budget: the tokens around the model's thoughts are not known";
 const NO_CALLS =
   "the form of the model's tool calls is not known, only tool_choice \"none\" is possible; the server's --tool-call-parser names it";
 const NO_TOOLS = 'the model\'s chat template does not show tools to it, only tool_choice "none" is possible';

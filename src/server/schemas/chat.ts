@@ -43,6 +43,10 @@ export const ChatBody = z.object({
   top_logprobs: z.number().nullish(),
   tool_choice: z.unknown().optional().meta(TOOL_CHOICE_DOCUMENT),
   parallel_tool_calls: flag.meta({ description: "false: a reply has the first call only. Default true." }),
+  thinking_token_budget: z
+    .number()
+    .nullish()
+    .meta({ description: "Tokens that the model may think for, from 0. Default as many as it likes." }),
   include_reasoning: flag.meta({ description: "false: a reply has no thoughts. Default true." }),
   reasoning_effort: z
     .enum(["none", "minimal", "low", "medium", "high", "xhigh"])
@@ -94,6 +98,9 @@ function thinkingKwargs({ reasoning_effort: effort }: ChatBody): JsonObject {
 
 /** Thoughts that are left out must not come as tokens either. */
 function checkReasoning(body: ChatBody, { logprobs }: SamplingParams): void {
+  const budget = body.thinking_token_budget ?? 0;
+  if (!Number.isInteger(budget) || budget < 0)
+    throw invalidValue("thinking_token_budget", "thinking_token_budget must be an integer from 0");
   if (body.include_reasoning !== false) return;
   const field = logprobs !== undefined ? "logprobs" : body.return_token_ids ? "return_token_ids" : undefined;
   if (field) throw invalidValue("include_reasoning", `include_reasoning: false cannot come with ${field}`);

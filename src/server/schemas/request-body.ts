@@ -79,7 +79,7 @@ export function parseBody<Shape extends z.ZodRawShape>(
   body: JsonObject,
   onUnknown: UnknownFields,
 ): z.infer<z.ZodObject<Shape>> {
-  const refused = refusedField(body);
+  const refused = refusedField(body, schema.shape);
   if (refused) throw unsupported(refused.name, refused.message, refused.status);
   const parsed = schema.safeParse(body);
   if (!parsed.success) throw issueError(parsed.error.issues[0]!);

@@ -1,5 +1,6 @@
 import { isJsonObject } from "../../base/json-object.ts";
 import type { ToolSpec } from "../../formats/format.ts";
+import type { WrittenTool } from "../../formats/written-turn.ts";
 import { invalidValue } from "../errors.ts";
 
 /** Which tools a reply may call: none, any, at least one, or the one named. */
@@ -71,6 +72,23 @@ export function toolSpecs(checked: readonly unknown[]): readonly ToolSpec[] {
       parameters: parameters ?? undefined,
     }),
   );
+}
+
+/** The tools of a request, as far as calls of them must be written. @param isFree arguments are any object, but those of strict tools. */
+export function writtenTools(checked: readonly unknown[], isFree: boolean): readonly WrittenTool[] {
+  return (checked as readonly { readonly function: CheckedFunction }[]).map(({ function: tool }, i) => {
+    const strict = tool.strict === true;
+    const schema = isFree && !strict ? ANY_ARGUMENTS : (tool.parameters ?? NO_ARGUMENTS);
+    const param = `tools[${i}].function.parameters`;
+    return { name: tool.name, arguments: { schema: JSON.stringify(schema), param, strict } };
+  });
+}
+
+const ANY_ARGUMENTS = { type: "object" };
+const NO_ARGUMENTS = { type: "object", properties: {}, additionalProperties: false };
+
+interface CheckedFunction extends ToolSpec {
+  readonly strict?: boolean | null;
 }
 
 /** The tool's name. */

@@ -63,11 +63,13 @@ export const INERT_FIELDS: ReadonlySet<string> = new Set([
   ...["prompt_cache_key", "prompt_cache_retention"],
 ]);
 
-/** The first field of a body that has to be refused. */
+/** The first field of a body that has to be refused. @param supported fields that this endpoint supports. */
 export function refusedField(
   body: Readonly<Record<string, unknown>>,
+  supported: object,
 ): { readonly name: string; readonly status: 400 | 501; readonly message: string } | undefined {
   for (const [name, { status, reason, asksNothing }] of Object.entries(REFUSED_FIELDS)) {
+    if (Object.hasOwn(supported, name)) continue;
     const value = Object.hasOwn(body, name) ? body[name] : undefined;
     if (value === undefined || value === null || asksNothing?.(value)) continue;
     return { name, status, message: `${name}: ${reason}` };
