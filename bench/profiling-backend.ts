@@ -35,10 +35,12 @@ type Support =
   | (
       | "name"
       | "activationDtype"
+      | "matrixDtypes"
       | "allocate"
       | "allocateShared"
       | "empty"
       | "upload"
+      | "bytesOf"
       | "bulkUpload"
       | "download"
       | "readback"

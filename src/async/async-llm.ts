@@ -1,4 +1,5 @@
 import { type EngineConfig, resolveEngineConfig } from "../base/config.ts";
+import type { DeviceName } from "../base/device-name.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
@@ -173,7 +174,7 @@ export class AsyncLLM implements AsyncDisposable {
   }
 
   /** The device that the model runs on. */
-  get device(): "cpu" | "cuda" {
+  get device(): DeviceName {
     return this.engines.info.device;
   }
 

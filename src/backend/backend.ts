@@ -1,3 +1,4 @@
+import type { DeviceName } from "../base/device-name.ts";
 import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
 import type { AttentionForm, AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
 import type { ExpertOps } from "./experts.ts";
@@ -13,14 +14,16 @@ export type { Activation, LinearActivation, LinearFusion, RmsNormSpec } from "./
  * and dtypes before they launch anything.
  *
  * Shapes: T tokens of a ragged batch, R rows (sequences) of it, S slots, V vocabulary, H hidden size, D head
- * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens. Activations, embedding tables, norms' weights and
- * biases have dtype `activationDtype`; a `Weight` and a `LayerCache` have dtypes of their own; statistics, logits and
+ * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens. Activations, norms' weights and biases have dtype
+ * `activationDtype`, embedding tables too or one of `matrixDtypes`; a `Weight` and a `LayerCache` have dtypes of their own; statistics, logits and
  * softmax are float32. Inputs and outputs must not overlap, except where an op says that it works in place.
  */
 export interface Backend extends ExpertOps {
-  readonly name: "cpu" | "cuda";
+  readonly name: DeviceName;
   /** Dtype of ops' inputs and outputs, unless they say otherwise. */
   readonly activationDtype: FloatDType;
+  /** Other dtypes that dense weights and embedding tables may have: a checkpoint's in one of these are kept as they are. */
+  readonly matrixDtypes?: readonly FloatDType[];
 
   // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -35,6 +38,8 @@ export interface Backend extends ExpertOps {
   empty(dtype: DType, shape: readonly number[]): Tensor;
   /** Copies raw little-endian bytes of the tensor's dtype to the device; `data` may be reused on return. */
   upload(target: Tensor, data: ArrayBufferView): void;
+  /** A tensor's bytes themselves, to be written in place of an upload. Undefined where the host does not reach them. */
+  bytesOf?(target: Tensor): Uint8Array;
   /**
    * Memory that other threads fill and the device copies from, for uploads of gigabytes. One at a time, and no
    * `upload` until it is disposed of. Undefined where it would not be faster than `upload`.

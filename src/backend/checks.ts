@@ -40,9 +40,16 @@ export function checkRotaryTable(out: Tensor, frequencies: Tensor) {
   return { positions: out.dim(0), half };
 }
 
-export function checkEmbedding(dtype: FloatDType, out: Tensor, table: Tensor, ids: Tensor) {
+/** @param kept other dtypes that the table may have; see `Backend.matrixDtypes` */
+export function checkEmbedding(
+  dtype: FloatDType,
+  out: Tensor,
+  table: Tensor,
+  ids: Tensor,
+  kept: readonly FloatDType[] = [],
+) {
   const op = "embedding";
-  check(op, "table", table, dtype, "V", "H");
+  check(op, "table", table, [dtype, ...kept], "V", "H");
   check(op, "ids", ids, "int32", "T");
   const [tokens, vocab, width] = [ids.dim(0), table.dim(0), table.dim(1)];
   check(op, "out", out, dtype, tokens, width);
@@ -83,12 +90,13 @@ export function checkLinear(
   x: Tensor,
   weight: Weight,
   { norm, bias, activation, addTo }: LinearFusion,
+  kept: readonly FloatDType[] = [],
 ) {
   const op = "linear";
   check(op, "x", x, dtype, "T", "K");
   const [m, k] = [x.dim(0), x.dim(1)];
   const n = weight.shape[0];
-  checkWeight(op, "weight", weight, dtype, n, k);
+  checkWeight(op, "weight", weight, [dtype, ...kept], n, k);
   if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, k);
   if (bias !== undefined) check(op, "bias", bias, dtype, n);
   if (activation !== undefined && addTo !== undefined) refuse(op, `an activation and a sum`);
@@ -328,12 +336,13 @@ export function checkDrawTokens(
   samples: SampleRows,
   slots: SlotTensors,
   ranks = 1,
+  kept: readonly FloatDType[] = [],
 ) {
   const op = "drawTokens";
   const shape = checkSampleRows(op, logits, samples, slots);
   check(op, "hidden", hidden, dtype, shape.rows, "H");
   const width = hidden.dim(1);
-  checkWeight(op, "head.weight", weight, dtype, shape.vocab / ranks, width);
+  checkWeight(op, "head.weight", weight, [dtype, ...kept], shape.vocab / ranks, width);
   if (norm !== undefined) check(op, "head.norm.weight", norm.weight, dtype, width);
   if (softCap !== undefined) checkCap(op, softCap);
   check(op, "out", out, "int32", shape.rows);

@@ -21,6 +21,7 @@ export function checkExperts(
   { count, routerBias, gateUp, down, gateUpBias, downBias }: ExpertWeights,
   { perToken }: ExpertSpec,
   { norm, addTo }: ExpertFusion,
+  kept: readonly FloatDType[] = [],
 ) {
   const op = "experts";
   check(op, "x", x, dtype, "T", "H");
@@ -29,8 +30,8 @@ export function checkExperts(
   if (!(perToken >= 1 && perToken <= count)) refuse(op, `${perToken} of ${count} experts a token`);
   if (routerBias !== undefined) check(op, "routerBias", routerBias, "float32", count);
   const intermediate = down.shape[1];
-  checkWeight(op, "gateUp", gateUp, dtype, count * 2 * intermediate, hidden);
-  checkWeight(op, "down", down, dtype, count * hidden, intermediate);
+  checkWeight(op, "gateUp", gateUp, [dtype, ...kept], count * 2 * intermediate, hidden);
+  checkWeight(op, "down", down, [dtype, ...kept], count * hidden, intermediate);
   if (gateUpBias !== undefined) check(op, "gateUpBias", gateUpBias, dtype, count * 2 * intermediate);
   if (downBias !== undefined) check(op, "downBias", downBias, dtype, count * hidden);
   if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, hidden);

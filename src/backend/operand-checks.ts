@@ -58,19 +58,22 @@ export function sameOrDisjoint(op: string, written: Tensor, input: Tensor, name:
   if (!same && overlap(written, input)) refuse(op, `out overlaps ${name}`);
 }
 
-/** A weight [n, k] as `Weight` describes it. */
+/**
+ * A weight [n, k] as `Weight` describes it.
+ * @param dtypes of dense ones
+ */
 export function checkWeight(
   op: string,
   name: string,
   weight: Weight,
-  dtype: FloatDType,
+  dtypes: readonly FloatDType[],
   n: number,
   k: number,
 ) {
   const { shape, data } = weight;
   if (shape[0] !== n || shape[1] !== k) refuse(op, `${name} is [${shape}], expected [${n}, ${k}]`);
   if (weight.format === "dense") {
-    check(op, name, data, dtype, n, k);
+    check(op, name, data, dtypes, n, k);
     return;
   }
   if (weight.format === "fp8") {

@@ -4,10 +4,13 @@ import { InvariantError } from "../base/errors.ts";
 /** Memory of a backend. Owned by whoever allocated it; tensors are views and own nothing. */
 export interface DeviceBuffer {
   readonly byteLength: number;
-  /** The device address, or 0 for memory of the CPU backend. */
+  /** The device address; on a CPU, the offset in `host`. */
   readonly address: number;
-  /** The bytes themselves, where the host can reach them: all memory of the CPU backend, and shared memory. */
-  readonly host?: ArrayBuffer;
+  /**
+   * The bytes, where the host can reach them: all memory on a CPU, and shared memory, of which it has the buffer's alone. On a CPU it
+   * may hold more than this buffer.
+   */
+  readonly host?: ArrayBufferLike;
   /** Gives the memory back. Safe to call twice. */
   dispose(): void;
 }

@@ -7,7 +7,7 @@ import type { Tensor } from "./tensor.ts";
  *
  * | format    | data                               | scales                     | an element W[n, k]                                |
  * | --------- | ---------------------------------- | -------------------------- | ------------------------------------------------- |
- * | `dense`   | activations' dtype [N, K]          | none                       | data[n, k]                                        |
+ * | `dense`   | floats [N, K]                      | none                       | data[n, k]                                        |
  * | `fp8`     | float8_e4m3 [N, K]                 | float32 [⌈N/r⌉, ⌈K/c⌉]     | data[n, k] · scales[n div r, k div c]             |
  * | `grouped` | uint8 [N, K·bits/8], packed        | 16-bit float [N, K/g]      | (code[n, j] − zero[n, j div g]) · scales[n, j div g] |
  * | `mxfp4`   | uint8 [N, K/2], packed             | uint8 [N, K/32]            | e2m1(code[n, k]) · 2^(scales[n, k div 32] − 127)  |
@@ -26,7 +26,7 @@ import type { Tensor } from "./tensor.ts";
  */
 export type Weight = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight;
 
-/** One float an element, in the dtype of the activations that are multiplied by it. */
+/** One float an element, in the dtype of the activations that are multiplied by it or one of `Backend.matrixDtypes`. */
 export interface DenseWeight {
   readonly format: "dense";
   /** N outputs, K inputs. */

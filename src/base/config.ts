@@ -1,3 +1,4 @@
+import type { DeviceName } from "./device-name.ts";
 import { ConfigError } from "./errors.ts";
 import { MAX_RANKS } from "./shard.ts";
 
@@ -9,9 +10,17 @@ const QUANTIZATIONS = [
 
 /** Options of the engine: vLLM's, in camelCase, with its defaults. */
 export interface EngineOptions {
-  /** `auto`: cuda when a driver and a GPU are found, else cpu. Default auto. */
-  device?: "auto" | "cuda" | "cpu";
-  /** `auto`: the checkpoint's dtype on cuda (float32 becomes bfloat16), float32 on cpu. Default auto. */
+  /**
+   * `auto`: cuda when a driver and a GPU are found, else cpu. `cpu-reference` is plain TypeScript, many times slower than `cpu`: what all
+   * others are held against. Default auto.
+   */
+  device?: "auto" | DeviceName;
+  /** Threads that compute on cpu, over all ranks. Default: as many as the machine runs at once. */
+  threads?: number;
+  /**
+   * Of activations. `auto`: the checkpoint's dtype on cuda (float32 becomes bfloat16), float32 on cpu, where matrices stay in the
+   * checkpoint's dtype all the same. Default auto.
+   */
   dtype?: "auto" | "bfloat16" | "float16" | "float32";
   /**
    * Quantises the matrices of a model in floats while it is loaded, all but the LM head, to 8-bit floats (e4m3): with a factor for each output
@@ -76,6 +85,7 @@ export interface EngineOptions {
 
 /** Options without which the model or the device decides. */
 type Undecided =
+  | "threads"
   | "quantization"
   | "maxModelLen"
   | "kvCacheMemoryBytes"
@@ -142,7 +152,8 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     throw invalid("blockSize", "a power of two from 1 to 256", blockSize);
 
   const config: EngineConfig = {
-    device: oneOf("device", ["auto", "cuda", "cpu"], "auto"),
+    device: oneOf("device", ["auto", "cuda", "cpu", "cpu-reference"], "auto"),
+    threads: integer("threads", 1, 1024, undefined),
     dtype: oneOf("dtype", ["auto", "bfloat16", "float16", "float32"], "auto"),
     quantization: oneOf("quantization", QUANTIZATIONS, undefined),
     kvCacheDtype: oneOf("kvCacheDtype", ["auto", "fp8", "fp8_e4m3"], "auto"),

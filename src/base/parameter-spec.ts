@@ -12,6 +12,8 @@ export interface ParameterSpec {
   readonly shape: readonly number[];
   /** Default: that of activations. */
   readonly dtype?: DType;
+  /** A matrix of floats, or a table, which may stay in the checkpoint's dtype on a backend that takes it so. */
+  readonly isMatrix?: true;
   /** The checkpoint's tensors that make up this parameter, stacked along dimension 0 in this order. */
   readonly sources: readonly ParameterSource[];
   /**

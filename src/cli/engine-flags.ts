@@ -8,7 +8,8 @@ import { addEffectlessFlags, EFFECTLESS_ENGINE_FLAGS } from "./vllm-flags.ts";
 
 /** The engine's options, one for one. `seed` is not among them: to most commands `--seed` is a sampling parameter. */
 export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
-  device: ["--device <name>", "auto, cuda or cpu (default: auto)"],
+  device: ["--device <name>", "auto, cuda, cpu or cpu-reference (default: auto)"],
+  threads: ["--threads <count>", "threads that compute on a CPU (default: all cores)", integerValue],
   dtype: ["--dtype <name>", "auto, bfloat16, float16 or float32 (default: auto)", dtypeValue],
   quantization: [
     "-q, --quantization <name>",

@@ -20,6 +20,7 @@ export class Embedding {
     this.table = parameters.get({
       name: `${name}.weight`,
       shape: [rows, hiddenSize],
+      isMatrix: true,
       sources: [{ name: `${source}.weight`, shape: [vocabSize, hiddenSize], ...slice }],
       dummy: "normal",
     });

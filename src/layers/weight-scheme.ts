@@ -49,6 +49,6 @@ export const denseScheme: WeightScheme = {
       return source;
     });
     const shape = [rows, lengthOf(columnSpan)];
-    return denseWeight(get({ name: `${name}.weight`, shape, sources, dummy: "normal" }));
+    return denseWeight(get({ name: `${name}.weight`, shape, isMatrix: true, sources, dummy: "normal" }));
   },
 };

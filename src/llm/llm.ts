@@ -1,4 +1,5 @@
 import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "../base/config.ts";
+import type { DeviceName } from "../base/device-name.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { EngineDeadError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/outputs.ts";
@@ -94,7 +95,7 @@ export class LLM {
   }
 
   /** The device that the model runs on. */
-  get device(): "cpu" | "cuda" {
+  get device(): DeviceName {
     return this.#loaded.device;
   }
 

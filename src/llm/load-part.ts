@@ -3,6 +3,7 @@ import type { Tensor } from "../backend/tensor.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { KvDType } from "../base/dtype.ts";
 import { ConfigError } from "../base/errors.ts";
+import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { declaredScheme } from "../layers/schemes/declared-scheme.ts";
@@ -10,7 +11,9 @@ import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
 import { dummyWeights } from "../loader/dummy-weights.ts";
+import { keepDtypes } from "../loader/kept-dtypes.ts";
 import { CALIBRATION_TENSORS, readKvScales } from "../loader/kv-scales.ts";
+import { floatNamed } from "../loader/stored-dtype.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { loadWeights } from "../loader/weights.ts";
 import { attentionFormsOf } from "../models/attention-forms.ts";
@@ -56,13 +59,13 @@ export async function loadPart(
   const kvDtype: KvDType = config.kvCacheDtype === "auto" ? backend.activationDtype : "float8_e4m3";
   const kernels = backend.prepare?.(modelShape(modelConfig, config, shard, kvDtype));
   kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
-  const { definition, weights, kvScales, skipped } =
+  const { definition, parameters, weights, kvScales, skipped } =
     config.loadFormat === "dummy"
       ? loadDummy(config, modelConfig, shard, backend)
       : await loadFolder({ folder, config, modelConfig, shard }, backend, onProgress);
   await kernels;
   return {
-    weights: { ...summaryOf(definition, backend.activationDtype), skipped },
+    weights: { ...summaryOf(definition, backend.activationDtype, parameters), skipped },
     build: (peers) => {
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
@@ -84,6 +87,8 @@ export async function loadPart(
 /** A model, and what was loaded for its parameters. */
 interface LoadedWeights {
   readonly definition: ModelDefinition;
+  /** The definition's, in the dtypes that they were loaded in. */
+  readonly parameters: readonly ParameterSpec[];
   readonly weights: Map<string, Tensor>;
   /** Of each layer's cache, where the checkpoint has any for one in eight bits. */
   readonly kvScales?: readonly KvScales[];
@@ -104,9 +109,10 @@ function loadDummy(
     shard,
     ...(declared && { scheme: declaredScheme(declared) }),
   });
+  const parameters = keepDtypes(definition.parameters, backend.matrixDtypes, () => modelConfig.dtype);
   // Parts that are the same would give tokens that are equally likely.
-  const weights = dummyWeights(definition.parameters, backend, backend.activationDtype, seed + shard.rank);
-  return { definition, weights };
+  const weights = dummyWeights(parameters, backend, backend.activationDtype, seed + shard.rank);
+  return { definition, parameters, weights };
 }
 
 async function loadFolder(
@@ -126,9 +132,11 @@ async function loadFolder(
   const kvScales = isFloat8 ? readKvScales(checkpoint, definition.kvHeads.numLayers) : [];
   const ignored = [...definition.ignored, ...CALIBRATION_TENSORS];
   const options = { dtype: backend.activationDtype, ignored, onProgress };
-  const weights = await loadWeights(checkpoint, definition.parameters, backend, options);
+  const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
+  const parameters = keepDtypes(definition.parameters, backend.matrixDtypes, storedDtype);
+  const weights = await loadWeights(checkpoint, parameters, backend, options);
   const skipped = skippedTensors(checkpoint, modelConfig);
-  return { definition, weights, skipped, ...(isFloat8 && { kvScales }) };
+  return { definition, parameters, weights, skipped, ...(isFloat8 && { kvScales }) };
 }
 
 /**

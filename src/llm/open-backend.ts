@@ -1,8 +1,10 @@
+import { availableParallelism } from "node:os";
 import type { Backend } from "../backend/backend.ts";
 import { CpuBackend } from "../backend/cpu/cpu-backend.ts";
 import { SharedMemoryCommunicator } from "../backend/cpu/shared-memory-communicator.ts";
 import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
 import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
+import { SimdBackend } from "../backend/simd/simd-backend.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
@@ -35,8 +37,9 @@ export async function createBackend(
   peers?: Exchange,
 ): Promise<Backend> {
   const { device, dtype, batchInvariant } = config;
+  const isCpu = device === "cpu" || device === "cpu-reference";
   const gpuIndex = config.gpuIndex + (peers?.shard.rank ?? 0);
-  const opening = device === "cpu" ? undefined : GpuOpening.begin(gpuIndex, rehearsal(config, model));
+  const opening = isCpu ? undefined : GpuOpening.begin(gpuIndex, rehearsal(config, model));
   try {
     await opening?.opened;
     if (device === "cuda" || (device === "auto" && gpuCount() > 0)) {
@@ -54,7 +57,10 @@ export async function createBackend(
   }
   if (dtype !== "auto" && dtype !== "float32")
     throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
-  return new CpuBackend(undefined, peers && new SharedMemoryCommunicator(peers));
+  const communicator = peers && new SharedMemoryCommunicator(peers);
+  if (device === "cpu-reference") return new CpuBackend(undefined, communicator);
+  const { threads = availableParallelism(), tensorParallelSize } = config;
+  return new SimdBackend({ threads: Math.max(1, Math.floor(threads / tensorParallelSize)), communicator });
 }
 
 function abortElsewhere(task: Omit<AbortTask, "returned">): Aborting {

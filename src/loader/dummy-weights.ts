@@ -25,8 +25,12 @@ export function dummyWeights(
   dtype: FloatDType,
   seed: number,
 ): Map<string, Tensor> {
+  const floatsOf = (own: FloatDType) => {
+    const count = (ROWS * WIDTH * dtypeSize(dtype)) / dtypeSize(own);
+    return new RandomTable(backend, dtype, () => narrow(normalValues(count, seed), own));
+  };
   const tables = {
-    floats: new RandomTable(backend, dtype, () => narrow(normalValues(ROWS * WIDTH, seed), dtype)),
+    ...{ float32: floatsOf("float32"), bfloat16: floatsOf("bfloat16"), float16: floatsOf("float16") },
     float8: new RandomTable(backend, dtype, () => normalCodes(ROWS * WIDTH * dtypeSize(dtype), seed)),
     bits: new RandomTable(backend, dtype, () => randomBytes(ROWS * WIDTH * dtypeSize(dtype), seed)),
   };
@@ -47,9 +51,9 @@ export function dummyWeights(
   }
 }
 
-function contentsOf(dtype: DType): "floats" | "float8" | "bits" {
+function contentsOf(dtype: DType): FloatDType | "float8" | "bits" {
   if (dtype === "uint8") return "bits";
-  return dtype === "float8_e4m3" ? "float8" : "floats";
+  return dtype === "float8_e4m3" ? "float8" : (dtype as FloatDType);
 }
 
 /** The bytes of a tensor whose elements are all `value`. */

@@ -12,6 +12,12 @@ export const LOADABLE: ReadonlyMap<string, StoredDType> = new Map<string, Stored
   ...BLOCK_TYPES.map((type) => [type, type] as const),
 ]);
 
+/** The float that a format's name stands for; undefined for any other dtype. */
+export function floatNamed(name: string | undefined): FloatDType | undefined {
+  const dtype = LOADABLE.get(name ?? "");
+  return dtype === undefined || isBlockType(dtype) ? undefined : dtype;
+}
+
 /** The smallest piece of a row that stands for elements by itself: so many of them, in so many bytes. */
 export function unitOf(dtype: StoredDType): { readonly elements: number; readonly bytes: number } {
   return isBlockType(dtype) ? blockOf(dtype) : { elements: 1, bytes: dtypeSize(dtype) };

@@ -35,8 +35,8 @@ export interface LoadWeightsOptions {
 
 /**
  * Loads every parameter from the checkpoint: sources are sliced, stacked along dimension
- * 0, converted and uploaded in chunks, by several threads where the backend has bulk uploads, else by this one with one
- * chunk of 16 MiB in host memory at a time. Nothing is allocated before all checks have passed; what was allocated is
+ * 0, converted and uploaded in chunks, by several threads where the backend has bulk uploads, else by this one, in place where
+ * the host reaches the tensors, or with one chunk of 16 MiB in host memory at a time. Nothing is allocated before all checks have passed; what was allocated is
  * freed when reading fails later. The checkpoint must stay open until this settles.
  * @throws ModelDataError naming tensors that are missing, misshapen or unexpected, or a file that cannot be read;
  * UnsupportedModelError for tensors of dtypes that are not in `LOADABLE`.
@@ -69,9 +69,10 @@ export async function loadWeights(
     const upload = readers > 1 ? backend.bulkUpload?.() : undefined;
     if (upload === undefined) {
       const reader = new ChunkReader();
-      const bytes = new Uint8Array(CHUNK_BYTES);
+      const bytes = backend.bytesOf === undefined ? new Uint8Array(CHUNK_BYTES) : undefined;
       for (const chunk of chunksOf(CHUNK_BYTES)) {
-        backend.upload(chunk.target, reader.read(chunk.read, bytes));
+        if (bytes === undefined) reader.read(chunk.read, backend.bytesOf!(chunk.target));
+        else backend.upload(chunk.target, reader.read(chunk.read, bytes));
         onChunk(chunk);
       }
     } else {

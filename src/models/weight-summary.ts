@@ -1,14 +1,22 @@
 import { byteLengthOf } from "../backend/tensor.ts";
 import type { Weight } from "../backend/weight.ts";
-import type { FloatDType } from "../base/dtype.ts";
+import type { DType, FloatDType } from "../base/dtype.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import type { ModelDefinition } from "./model.ts";
 
-/** @param dtype of parameters that have none of their own: that of activations */
-export function summaryOf({ parameters, matrices }: ModelDefinition, dtype: FloatDType): WeightSummary {
+/**
+ * @param dtype of parameters that have none of their own: that of activations
+ * @param parameters as they are loaded
+ */
+export function summaryOf(
+  { matrices, ...definition }: ModelDefinition,
+  dtype: FloatDType,
+  parameters = definition.parameters,
+): WeightSummary {
+  const dense = parameters.find(({ isMatrix }) => isMatrix)?.dtype ?? dtype;
   const sizes = new Map<string, number>();
   for (const matrix of matrices) {
-    const format = formatOf(matrix, dtype);
+    const format = formatOf(matrix, dense);
     sizes.set(format, (sizes.get(format) ?? 0) + matrix.shape[0] * matrix.shape[1]);
   }
   const formats = [...sizes].sort(([, a], [, b]) => b - a).map(([format]) => format);
@@ -18,10 +26,11 @@ export function summaryOf({ parameters, matrices }: ModelDefinition, dtype: Floa
   };
 }
 
-function formatOf(weight: Weight, dtype: FloatDType): string {
+/** @param dense dtype of matrices in floats */
+function formatOf(weight: Weight, dense: DType): string {
   switch (weight.format) {
     case "dense":
-      return dtype;
+      return dense;
     case "fp8":
       return weight.blockColumns < weight.shape[1] || weight.blockRows > 1
         ? "fp8 in blocks of 128"

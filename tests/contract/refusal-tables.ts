@@ -13,8 +13,22 @@ import type { FloatDType } from "../../src/base/dtype.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../src/base/sampling-params.ts";
 import type { Extents, Operands, Refusals, Scalars } from "./refusals.ts";
 
-/** The refusals of a backend that computes in `float`. */
-export function refusals(float: FloatDType): Refusals[] {
+/** The operands that are matrices. */
+const MATRICES: Readonly<Record<string, string>> = {
+  embedding: "table",
+  linear: "weight",
+  drawTokens: "weight",
+};
+
+/** The refusals of a backend that computes in `float`, and takes matrices of the other dtypes too. */
+export function refusals(float: FloatDType, matrixDtypes: readonly FloatDType[] = []): Refusals[] {
+  return tables(float).map((table) => {
+    const matrix = MATRICES[table.op];
+    return matrix ? { ...table, dtypes: { ...table.dtypes, [matrix]: matrixDtypes } } : table;
+  });
+}
+
+function tables(float: FloatDType): Refusals[] {
   const batch: Readonly<Record<string, Extents>> = {
     tokenIds: ["int32", 3],
     positions: ["int32", 3],

@@ -43,6 +43,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "the reference backend: plain TypeScript, float32",
     imports: ["backend", "ranks"],
   },
+  "backend/simd": {
+    knows: "the CPU backend: memory that threads share, WebAssembly kernels, and the reference for the rest",
+    imports: ["backend", "backend/cpu"],
+  },
   "backend/cuda": {
     knows: "the GPU backend: kernels, matrix products, captured steps",
     imports: ["backend", "cuda"],
@@ -82,7 +86,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   llm: {
     knows: "the public `LLM`, in the caller's thread; the composition root; request building; the step loop",
     imports: [
-      ...["backend", "backend/cpu", "backend/cuda", "cuda", "engine", "layers"],
+      ...["backend", "backend/cpu", "backend/simd", "backend/cuda", "cuda", "engine", "layers"],
       ...["grammar", "loader", "models", "ranks", "runner", "runner/types.ts", "threads", "tokenizer"],
     ],
   },

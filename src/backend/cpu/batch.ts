@@ -96,34 +96,40 @@ export function scatter(target: Uint32Array, indices: Int32Array, values: Uint32
   }
 }
 
-/** out[i, :] = table[ids[i] − firstId, :], rows of `width`; zeros for ids that the table does not have. */
-export function gatherOwn(
+/** Rows of a table of embeddings, as float32. */
+export interface EmbeddingTable {
+  readonly rows: number;
+  /** Writes one row. */
+  read(target: Float32Array, row: number): void;
+}
+
+/**
+ * out[i, :] = table[ids[i] − firstId, :], rows of `width`; zeros for ids that the table does not have. Without `firstId` it has all.
+ */
+export function embed(
   out: Float32Array,
-  table: Float32Array,
+  table: EmbeddingTable,
   ids: Int32Array,
   width: number,
-  firstId: number,
+  firstId?: number,
 ): void {
-  const count = table.length / width;
   for (let i = 0; i < ids.length; i++) {
-    const row = ids[i]! - firstId;
-    if (0 <= row && row < count) out.set(table.subarray(row * width, (row + 1) * width), i * width);
-    else out.fill(0, i * width, (i + 1) * width);
+    const row = ids[i]! - (firstId ?? 0);
+    const target = out.subarray(i * width, (i + 1) * width);
+    if (0 <= row && row < table.rows) table.read(target, row);
+    else {
+      invariant(firstId !== undefined, `embedding: index ${row} of ${table.rows}`);
+      target.fill(0);
+    }
   }
 }
 
-/** out[i, :] = table[ids[i], :], rows of `width`. Serves embedding and gatherRows. */
-export function gather(
-  op: string,
-  out: Float32Array,
-  table: Float32Array,
-  ids: Int32Array,
-  width: number,
-): void {
+/** out[i, :] = table[ids[i], :], rows of `width`. */
+export function gather(out: Float32Array, table: Float32Array, ids: Int32Array, width: number): void {
   const count = table.length / width;
   for (let i = 0; i < ids.length; i++) {
     const id = ids[i]!;
-    invariant(0 <= id && id < count, `${op}: index ${id} of ${count}`);
+    invariant(0 <= id && id < count, `gatherRows: index ${id} of ${count}`);
     out.set(table.subarray(id * width, (id + 1) * width), i * width);
   }
 }

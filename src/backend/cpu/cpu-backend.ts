@@ -1,4 +1,4 @@
-import type { DType } from "../../base/dtype.ts";
+import type { DType, FloatDType } from "../../base/dtype.ts";
 import { InvariantError, invariant } from "../../base/errors.ts";
 import type { AttentionSpec, ProjectionNormSpec } from "../attention-spec.ts";
 import type {
@@ -20,22 +20,22 @@ import type { Communicator } from "../communicator.ts";
 import { checkExperts, checkGateRows } from "../expert-checks.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
-import type { Weight } from "../weight.ts";
+import { denseWeight, type Weight } from "../weight.ts";
 import { activation, gateRows } from "./activation.ts";
 import { attend } from "./attend.ts";
-import { attention, type PagedKv } from "./attention.ts";
-import { type BatchMetadata, gather, gatherOwn, joinSlots, prepareBatch, scatter } from "./batch.ts";
+import { attention } from "./attention.ts";
+import { embed, gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
 import { rowsOf } from "./dequantise.ts";
 import { experts } from "./experts.ts";
-import type { Float8Kv } from "./float8-kv.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
-import { type HostWeight, linear, type Product, product } from "./linear.ts";
+import { hostBatch, hostSlots, hostWeight, optionalFloats, pagedKv } from "./host-views.ts";
+import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, normProjections, rmsNorm, sumSquares } from "./norm.ts";
 import { processRow } from "./process-logits.ts";
 import { rotaryTable } from "./rotary-table.ts";
 import { accept, bestOf, type Candidate, candidateOf, sampleRow } from "./sampling.ts";
-import { type HostSlots, Slot } from "./slots.ts";
+import { Slot } from "./slots.ts";
 import { tiledAttention } from "./tiled-attention.ts";
 import { tiledProduct } from "./tiled-product.ts";
 
@@ -55,8 +55,9 @@ const TILED_LOOPS: CpuLoops = { product: tiledProduct, attention: tiledAttention
  * its call returns. Besides shapes it checks indices (token ids, blocks, slots) and throws `InvariantError`.
  */
 export class CpuBackend implements Backend {
-  readonly name = "cpu";
+  readonly name: Backend["name"] = "cpu-reference";
   readonly activationDtype = "float32";
+  readonly matrixDtypes: readonly FloatDType[] = [];
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
 
@@ -108,6 +109,10 @@ export class CpuBackend implements Backend {
     bytes(target).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
 
+  bytesOf(target: Tensor): Uint8Array {
+    return bytes(target);
+  }
+
   download(source: Tensor): Uint8Array {
     return bytes(source).slice();
   }
@@ -138,20 +143,21 @@ export class CpuBackend implements Backend {
   }
 
   embedding(out: Tensor, table: Tensor, ids: Tensor, firstId?: number, scale = 1): void {
-    const { width } = checks.checkEmbedding("float32", out, table, ids);
+    const { vocab, width } = checks.checkEmbedding("float32", out, table, ids, this.matrixDtypes);
+    const source = rowsOf(denseWeight(table));
+    const read = (target: Float32Array, row: number) => source.dequantise(target, row, row + 1);
     const result = floats(out);
-    if (firstId === undefined) gather("embedding", result, floats(table), ints(ids), width);
-    else gatherOwn(result, floats(table), ints(ids), width, firstId);
+    embed(result, { rows: vocab, read }, ints(ids), width, firstId);
     if (scale !== 1) for (const i of result.keys()) result[i]! *= scale;
   }
 
   gatherRows(out: Tensor, x: Tensor, rows: Tensor): void {
     const { width } = checks.checkGatherRows("float32", out, x, rows);
-    gather("gatherRows", floats(out), floats(x), ints(rows), width);
+    gather(floats(out), floats(x), ints(rows), width);
   }
 
   linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
-    const shape = checks.checkLinear("float32", out, x, weight, fusion);
+    const shape = checks.checkLinear("float32", out, x, weight, fusion, this.matrixDtypes);
     const { norm, bias, activation, addTo } = fusion;
     const host = {
       norm: norm && { weight: floats(norm.weight), eps: norm.eps },
@@ -168,7 +174,7 @@ export class CpuBackend implements Backend {
     spec: ExpertSpec,
     fusion: ExpertFusion = {},
   ): void {
-    const shape = checkExperts("float32", out, x, logits, weights, spec, fusion);
+    const shape = checkExperts("float32", out, x, logits, weights, spec, fusion, this.matrixDtypes);
     const { routerBias, gateUp, down, gateUpBias, downBias } = weights;
     const { norm, addTo } = fusion;
     experts(
@@ -310,7 +316,8 @@ export class CpuBackend implements Backend {
   ): void {
     const { weight, norm, firstToken, softCap } = head;
     const ranks = firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
-    const shape = checks.checkDrawTokens("float32", out, hidden, head, logits, samples, slots, ranks);
+    const args = [out, hidden, head, logits, samples, slots, ranks, this.matrixDtypes] as const;
+    const shape = checks.checkDrawTokens("float32", ...args);
     if (firstToken === undefined) {
       this.linear(logits, hidden, weight, { norm });
       if (softCap !== undefined) this.capLogits(logits, softCap);
@@ -345,12 +352,12 @@ export class CpuBackend implements Backend {
   }
 
   /** Every rank's `part`, as float32, whatever it is. */
-  #gather(part: Tensor): Float32Array<ArrayBuffer>[] {
+  #gather(part: Tensor): Float32Array[] {
     invariant(this.communicator !== undefined, "there are no other ranks");
     const { size } = this.communicator.shard;
     const all = this.empty(part.dtype, [size, ...part.shape]);
     this.communicator.allGather(all, part);
-    const values = floats(all);
+    const values = floats(all).slice();
     all.buffer.dispose();
     return Array.from({ length: size }, (_, rank) => rowOf(values, rank, part.size));
   }
@@ -384,54 +391,6 @@ function areaOf({ areas }: StepAreas, step: number): Int32Array {
   return ints(areas).subarray(index * size, (index + 1) * size);
 }
 
-function pagedKv(
-  { keys, values, keyScale = 1, valueScale = 1 }: LayerCache,
-  extents: { readonly blocks: number; readonly blockSize: number },
-): PagedKv | Float8Kv {
-  return keys.dtype === "float8_e4m3"
-    ? { ...extents, keys: bytes(keys), values: bytes(values), keyScale, valueScale }
-    : { ...extents, keys: floats(keys), values: floats(values) };
-}
-
-function hostWeight(weight: Weight): HostWeight {
-  return weight.format === "dense" ? floats(weight.data) : rowsOf(weight);
-}
-
-function optionalFloats(tensor: Tensor | undefined): Float32Array | undefined {
-  return tensor === undefined ? undefined : floats(tensor);
-}
-
-function rowOf<T extends ArrayBufferLike>(
-  matrix: Float32Array<T>,
-  row: number,
-  width: number,
-): Float32Array<T> {
+function rowOf(matrix: Float32Array, row: number, width: number): Float32Array {
   return matrix.subarray(row * width, (row + 1) * width);
-}
-
-function hostBatch(batch: BatchTensors): Omit<BatchMetadata, "tokenIds"> {
-  return {
-    positions: ints(batch.positions),
-    slotMapping: ints(batch.slotMapping),
-    cuSeqlensQ: ints(batch.cuSeqlensQ),
-    contextLens: ints(batch.contextLens),
-    rowSlots: ints(batch.rowSlots),
-  };
-}
-
-function hostSlots(
-  slots: SlotTensors,
-  extents: { slots: number; capacity: number; vocab: number },
-): HostSlots {
-  return {
-    ...extents,
-    tokens: ints(slots.tokens),
-    lengths: ints(slots.lengths),
-    numComputedTokens: ints(slots.numComputedTokens),
-    params: words(slots.params),
-    edits: words(slots.edits),
-    badWords: words(slots.badWords),
-    allowed: words(slots.allowed),
-    counts: words(slots.counts),
-  };
 }

@@ -1,18 +1,43 @@
+import { type FloatDType, widen } from "../../base/dtype.ts";
 import { FLOAT8_VALUES } from "../../base/float8.ts";
 import type { Tensor } from "../tensor.ts";
-import { type Fp8Weight, type GroupedWeight, MXFP4_GROUP, type Mxfp4Weight } from "../weight.ts";
+import {
+  type DenseWeight,
+  type Fp8Weight,
+  type GroupedWeight,
+  MXFP4_GROUP,
+  type Mxfp4Weight,
+  type Weight,
+} from "../weight.ts";
 import { bytes, floats, ints } from "./host-buffer.ts";
 
-/** A quantised weight [N, K] in host memory, which is dequantised some rows at a time. */
+/** A weight [N, K] in host memory, which becomes float32 some rows at a time. */
 export interface RowSource {
   /** Writes rows [start, end) to the beginning of `target`, as `Weight` defines them; products are rounded to float32 once. */
   dequantise(target: Float32Array, start: number, end: number): void;
 }
 
-/** The rows of a quantised weight. */
-export function rowsOf(weight: Fp8Weight | GroupedWeight | Mxfp4Weight): RowSource {
+/** The rows of a weight. */
+export function rowsOf(weight: Weight): RowSource {
+  if (weight.format === "dense") return new DenseRows(weight);
   if (weight.format === "mxfp4") return new Mxfp4Rows(weight);
   return weight.format === "fp8" ? new Fp8Rows(weight) : new GroupedRows(weight);
+}
+
+class DenseRows implements RowSource {
+  readonly #bytes: Uint8Array;
+  readonly #rowBytes: number;
+
+  constructor(private readonly weight: DenseWeight) {
+    this.#bytes = bytes(weight.data);
+    this.#rowBytes = this.#bytes.length / weight.shape[0];
+  }
+
+  dequantise(target: Float32Array, start: number, end: number): void {
+    const { data, shape } = this.weight;
+    const rows = this.#bytes.subarray(start * this.#rowBytes, end * this.#rowBytes);
+    widen(rows, data.dtype as FloatDType, target.subarray(0, (end - start) * shape[1]));
+  }
 }
 
 /** What the low bits of e2m1 stand for. */

@@ -1,3 +1,4 @@
+import { dtypeSize } from "../../base/dtype.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import type { DeviceBuffer, Tensor } from "../tensor.ts";
 
@@ -28,27 +29,33 @@ export class HostBuffer implements DeviceBuffer {
   }
 }
 
-function bytesOf({ buffer }: Tensor): ArrayBuffer {
+function bytesOf({ buffer }: Tensor): ArrayBufferLike {
   invariant(buffer.host !== undefined, "tensor of another device given to the CPU backend");
   return buffer.host;
 }
 
+/** The memory that holds a tensor of 4-byte elements. */
+function wordsOf(tensor: Tensor): ArrayBufferLike {
+  invariant(dtypeSize(tensor.dtype) === 4, `${tensor} read as 4-byte elements`);
+  return bytesOf(tensor);
+}
+
 /** The tensor's memory as raw bytes. */
-export function bytes(tensor: Tensor): Uint8Array<ArrayBuffer> {
-  return new Uint8Array(bytesOf(tensor), tensor.byteOffset, tensor.byteLength);
+export function bytes(tensor: Tensor): Uint8Array {
+  return new Uint8Array(bytesOf(tensor), tensor.address, tensor.byteLength);
 }
 
 /** The tensor's memory as float32, whatever its 4-byte dtype: slot parameters hold floats as bits. */
-export function floats(tensor: Tensor): Float32Array<ArrayBuffer> {
-  return new Float32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+export function floats(tensor: Tensor): Float32Array {
+  return new Float32Array(wordsOf(tensor), tensor.address, tensor.size);
 }
 
 /** The tensor's memory as int32. */
 export function ints(tensor: Tensor): Int32Array {
-  return new Int32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+  return new Int32Array(wordsOf(tensor), tensor.address, tensor.size);
 }
 
 /** The tensor's memory as uint32. */
 export function words(tensor: Tensor): Uint32Array {
-  return new Uint32Array(bytesOf(tensor), tensor.byteOffset, tensor.size);
+  return new Uint32Array(wordsOf(tensor), tensor.address, tensor.size);
 }

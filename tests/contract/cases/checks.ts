@@ -10,7 +10,7 @@ export function checksCases(addCase: Case): void {
     addCase(op, what, (fixture) => {
       const { backend, dtype } = fixture;
       const place = (words: Int32Array) => fixture.stateOf("int32", words, [words.length]);
-      const { right, wrong } = callsOf(backend, refusals(dtype)[i]!, place);
+      const { right, wrong } = callsOf(backend, refusals(dtype, backend.matrixDtypes)[i]!, place);
       right();
       expect(acceptedOf(op, wrong)).toEqual([]);
     });

@@ -10,14 +10,21 @@ export function gatherCases(addCase: Case): void {
       [130, 1000, 257],
     ] as const) {
       addCase(op, `${count} of ${source} rows of ${width}`, (fixture) => {
-        const { tensor, values } = fixture.normals([source, width]);
-        const ids = Array.from({ length: count }, (_, i) =>
-          i === 0 ? source - 1 : fixture.random.int(source),
-        );
-        const out = fixture.output(fixture.dtype, [count, width]);
-        fixture.backend[op](out, tensor, fixture.ints(ids));
-        const expected = ids.flatMap((id) => [...values.subarray(id * width, (id + 1) * width)]);
-        expectEqual("out", fixture.readFloats(out), expected);
+        const kept = op === "embedding" ? (fixture.backend.matrixDtypes ?? []) : [];
+        for (const dtype of [fixture.dtype, ...kept]) {
+          const { tensor, values } = fixture.input(
+            fixture.random.normals(source * width),
+            [source, width],
+            dtype,
+          );
+          const ids = Array.from({ length: count }, (_, i) =>
+            i === 0 ? source - 1 : fixture.random.int(source),
+          );
+          const out = fixture.output(fixture.dtype, [count, width]);
+          fixture.backend[op](out, tensor, fixture.ints(ids));
+          const expected = ids.flatMap((id) => [...values.subarray(id * width, (id + 1) * width)]);
+          expectEqual("out", fixture.readFloats(out), expected);
+        }
       });
     }
   }

@@ -47,6 +47,13 @@ const FUSED_GRID_SHAPES = [
   [2, 96, 5120],
   [8, 4320, 256],
 ] as const;
+/** The same of weights that have a checkpoint's dtype. */
+const KEPT_SHAPES = [
+  [1, 33, 1030],
+  [67, 20, 600],
+  [3, 50, 72],
+  [9, 8, 5],
+] as const;
 /** The same of products that kernels for many tokens take: last tiles of tokens and of outputs that are not full. */
 const LARGE_SHAPES = [
   [300, 192, 128],
@@ -85,6 +92,22 @@ export function linearCases(addCase: Case): void {
       };
       addCase("linear", title, body, size);
     }
+  }
+  for (const dtype of ["bfloat16", "float16"] as const) {
+    addCase("linear", `weights of ${dtype} where a checkpoint's are kept`, (fixture) => {
+      if (fixture.dtype === dtype || !fixture.backend.matrixDtypes?.includes(dtype)) return;
+      for (const [m, n, k] of KEPT_SHAPES) {
+        const x = fixture.normals([m, k]);
+        const weight = fixture.input(fixture.random.normals(n * k, 1 / Math.sqrt(k)), [n, k], dtype);
+        const out = fixture.output(fixture.dtype, [m, n]);
+        fixture.backend.linear(out, x.tensor, denseWeight(weight.tensor));
+        const expected = reference.linear(x.values, weight.values, undefined, n, k);
+        expectClose(`[${m}, ${n}, ${k}]`, fixture.readFloats(out), expected, {
+          dtype: fixture.dtype,
+          reduction: k,
+        });
+      }
+    });
   }
   for (const [[m, n, k], size] of sized(FUSED_SHAPES, FUSED_GRID_SHAPES)) {
     const body = (fixture: Fixture) => {

@@ -23,7 +23,8 @@ const NO_TEXT: readonly unknown[] = ["", 1, null, false];
 const OPTIONS: Readonly<
   Record<keyof EngineOptions, { readonly bad: readonly unknown[]; readonly good: readonly unknown[] }>
 > = {
-  device: { bad: ["gpu", "", 0, null], good: ["auto", "cuda", "cpu"] },
+  device: { bad: ["gpu", "", 0, null], good: ["auto", "cuda", "cpu", "cpu-reference"] },
+  threads: { bad: [...NO_INTEGER, 0, 1025], good: [1, 1024] },
   dtype: { bad: ["float64", "half", 16, null], good: ["auto", "bfloat16", "float16", "float32"] },
   quantization: { bad: ["int4", "hqq", 8, null], good: ["fp8", "fp8_per_channel", "fp8_per_block", "awq"] },
   kvCacheDtype: { bad: ["fp8_e5m2", "float8", 8, null], good: ["auto", "fp8", "fp8_e4m3"] },
@@ -69,7 +70,7 @@ describe("the range of each option", () => {
 
 test("the defaults", () => {
   expect(resolve({})).toEqual({
-    ...{ device: "auto", dtype: "auto", quantization: undefined, kvCacheDtype: "auto" },
+    ...{ device: "auto", threads: undefined, dtype: "auto", quantization: undefined, kvCacheDtype: "auto" },
     ...{ maxModelLen: undefined, maxNumSeqs: 256 },
     ...{ maxNumBatchedTokens: 16384, blockSize: 16, gpuMemoryUtilization: 0.9 },
     ...{ kvCacheMemoryBytes: undefined, tensorParallelSize: 1, gpuIndex: 0, enforceEager: false },

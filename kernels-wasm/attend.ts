@@ -1,0 +1,212 @@
+/**
+ * Attention of rotated queries over the paged cache. A unit is some consecutive tokens of one row and the query heads of one key/value
+ * head. Keys pass in tiles that begin at multiples of `TILE` positions, with a running maximum (Milakov & Gimelshein 2018), so a
+ * query's result does not depend on the queries that it is computed with.
+ */
+import { BLOCK_SIZE, HEAD_DIM, HEADS, IS_FLOAT8, KEYS, KV_HEADS, OUT, QKV, VALUES } from "./rotate";
+import { unpackFloat8 } from "./unpack";
+import { argument, exp, sum } from "./vectors";
+
+const WINDOW = 24;
+const SCALE = 25;
+/** What results are multiplied by. */
+const RESULT_SCALE = 26;
+/** int32 [units / NKV, 4]: address of the row's block table, first token, tokens, position of the first. */
+const RUNS = 27;
+
+const TILE: i32 = 32;
+/** A thread's scratch memory: addresses of a tile's keys and values, weights, unpacked keys and values, states of queries. */
+const KEY_AT: usize = 0;
+const VALUE_AT: usize = TILE * 4;
+const WEIGHTS: usize = TILE * 8;
+const UNPACKED: usize = 0x200;
+/** State of a query: running maximum, then the lanes of the sum of weights, then the weighted sum of values [D]. */
+const STATE_SUM: usize = 16;
+const STATE_VALUES: usize = 32;
+
+export function attend(unit: i32, scratch: usize): void {
+  const heads = argument<i32>(HEADS);
+  const kvHeads = argument<i32>(KV_HEADS);
+  const headDim = argument<i32>(HEAD_DIM);
+  const isFloat8 = argument<i32>(IS_FLOAT8) !== 0;
+  const window = argument<i32>(WINDOW);
+  const run = argument<usize>(RUNS) + ((<usize>(unit / kvHeads)) << 4);
+  const kvHead = unit % kvHeads;
+  const table = load<usize>(run);
+  const firstToken = load<i32>(run, 4);
+  const tokens = load<i32>(run, 8);
+  const firstPosition = load<i32>(run, 12);
+
+  const headBytes = (<usize>headDim) << 2;
+  const group = heads / kvHeads;
+  const unpackedValues = scratch + UNPACKED + <usize>TILE * headBytes;
+  const states = isFloat8 ? unpackedValues + <usize>TILE * headBytes : scratch + UNPACKED;
+  const stateBytes = STATE_VALUES + headBytes;
+  memory.fill(states, 0, <usize>(tokens * group) * stateBytes);
+  for (let i = 0; i < tokens * group; i++) store<f32>(states + <usize>i * stateBytes, -Infinity);
+
+  const lastPosition = firstPosition + tokens - 1;
+  const begin = window > 0 ? max(0, firstPosition - window + 1) : 0;
+  for (let tile = begin & -TILE; tile <= lastPosition; tile += TILE) {
+    const end = min(tile + TILE, lastPosition + 1);
+    findTile(
+      table,
+      kvHead,
+      max(tile, begin),
+      tile,
+      end,
+      scratch,
+      isFloat8,
+      scratch + UNPACKED,
+      unpackedValues,
+    );
+    for (let t = 0; t < tokens; t++) {
+      const position = firstPosition + t;
+      const low = max(tile, window > 0 ? position - window + 1 : 0);
+      const high = min(end, position + 1);
+      if (low >= high) continue;
+      const width = <usize>(heads + 2 * kvHeads) * headBytes;
+      let query =
+        argument<usize>(QKV) + <usize>(firstToken + t) * width + <usize>(kvHead * group) * headBytes;
+      let state = states + <usize>(t * group) * stateBytes;
+      for (let g = 0; g < group; g++, query += headBytes, state += stateBytes) {
+        weigh(query, low - tile, high - tile, scratch, state, headBytes);
+        addValues(low - tile, high - tile, scratch, state + STATE_VALUES, headBytes);
+      }
+    }
+  }
+
+  for (let t = 0; t < tokens; t++) {
+    let out = argument<usize>(OUT) + <usize>((firstToken + t) * heads + kvHead * group) * headBytes;
+    for (let g = 0; g < group; g++, out += headBytes) {
+      const state = states + <usize>(t * group + g) * stateBytes;
+      const factor = f32x4.splat(argument<f32>(RESULT_SCALE) / sum(v128.load(state, STATE_SUM)));
+      for (let i: usize = 0; i < headBytes; i += 16)
+        v128.store(out + i, f32x4.mul(v128.load(state + i, STATE_VALUES), factor));
+    }
+  }
+}
+
+/** Addresses of the keys and values at positions [from, end), those of `tile` first; of eight bits, unpacked ones. */
+function findTile(
+  table: usize,
+  kvHead: i32,
+  from: i32,
+  tile: i32,
+  end: i32,
+  scratch: usize,
+  isFloat8: bool,
+  keys: usize,
+  values: usize,
+): void {
+  const blockSize = argument<i32>(BLOCK_SIZE);
+  const headDim = argument<i32>(HEAD_DIM);
+  for (let position = from; position < end; position++) {
+    const block = load<i32>(table + ((<usize>(position / blockSize)) << 2));
+    const row = (block * argument<i32>(KV_HEADS) + kvHead) * blockSize + (position % blockSize);
+    const at = <usize>row * <usize>headDim;
+    const i = <usize>(position - tile);
+    let key = argument<usize>(KEYS) + (isFloat8 ? at : at << 2);
+    let value = argument<usize>(VALUES) + (isFloat8 ? at : at << 2);
+    if (isFloat8) {
+      const unpacked = (i * <usize>headDim) << 2;
+      unpackFloat8(keys + unpacked, key, headDim);
+      unpackFloat8(values + unpacked, value, headDim);
+      key = keys + unpacked;
+      value = values + unpacked;
+    }
+    store<usize>(scratch + KEY_AT + (i << 2), key);
+    store<usize>(scratch + VALUE_AT + (i << 2), value);
+  }
+}
+
+/** Weights of the tile's keys [low, high), e^(score − maximum); what the state held is scaled to the new maximum. */
+function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, headBytes: usize): void {
+  const scale = f32x4.splat(argument<f32>(SCALE));
+  let largest = f32x4.splat(-Infinity);
+  for (let i = low; i < high; i += 4) {
+    const at = scratch + KEY_AT + ((<usize>i) << 2);
+    const last = high - 1 - i;
+    const k0 = load<usize>(at);
+    const k1 = last > 0 ? load<usize>(at, 4) : k0;
+    const k2 = last > 1 ? load<usize>(at, 8) : k0;
+    const k3 = last > 2 ? load<usize>(at, 12) : k0;
+    let s0 = f32x4.splat(0);
+    let s1 = s0;
+    let s2 = s0;
+    let s3 = s0;
+    for (let d: usize = 0; d < headBytes; d += 16) {
+      const q = v128.load(query + d);
+      s0 = f32x4.add(s0, f32x4.mul(q, v128.load(k0 + d)));
+      s1 = f32x4.add(s1, f32x4.mul(q, v128.load(k1 + d)));
+      s2 = f32x4.add(s2, f32x4.mul(q, v128.load(k2 + d)));
+      s3 = f32x4.add(s3, f32x4.mul(q, v128.load(k3 + d)));
+    }
+    const ab = f32x4.add(v128.shuffle<i32>(s0, s1, 0, 4, 1, 5), v128.shuffle<i32>(s0, s1, 2, 6, 3, 7));
+    const cd = f32x4.add(v128.shuffle<i32>(s2, s3, 0, 4, 1, 5), v128.shuffle<i32>(s2, s3, 2, 6, 3, 7));
+    const dots = f32x4.add(v128.shuffle<i32>(ab, cd, 0, 1, 4, 5), v128.shuffle<i32>(ab, cd, 2, 3, 6, 7));
+    const scores = f32x4.mul(dots, scale);
+    v128.store(scratch + WEIGHTS + ((<usize>(i - low)) << 2), scores);
+    // Lanes past the last repeat the first key of the four.
+    largest = f32x4.max(largest, scores);
+  }
+  const known = load<f32>(state);
+  const now = max(
+    known,
+    max(
+      max(f32x4.extract_lane(largest, 0), f32x4.extract_lane(largest, 1)),
+      max(f32x4.extract_lane(largest, 2), f32x4.extract_lane(largest, 3)),
+    ),
+  );
+  if (now !== known) {
+    store<f32>(state, now);
+    if (known !== -Infinity) {
+      const factor = exp(f32x4.splat(known - now));
+      for (let d = STATE_SUM; d < STATE_VALUES + headBytes; d += 16)
+        v128.store(state + d, f32x4.mul(v128.load(state + d), factor));
+    }
+  }
+  let total = v128.load(state, STATE_SUM);
+  const indices = i32x4(0, 1, 2, 3);
+  for (let i = 0; i < high - low; i += 4) {
+    const at = scratch + WEIGHTS + ((<usize>i) << 2);
+    const isThere = i32x4.lt_s(indices, i32x4.splat(high - low - i));
+    const weights = v128.and(exp(f32x4.sub(v128.load(at), f32x4.splat(now))), isThere);
+    v128.store(at, weights);
+    total = f32x4.add(total, weights);
+  }
+  v128.store(state, total, STATE_SUM);
+}
+
+/** sum[D] += weights · values [low, high) of the tile. */
+function addValues(low: i32, high: i32, scratch: usize, sums: usize, headBytes: usize): void {
+  const addresses = scratch + VALUE_AT + ((<usize>low) << 2);
+  const bytes = (<usize>(high - low)) << 2;
+  let d: usize = 0;
+  for (; d + 64 <= headBytes; d += 64) {
+    let a = v128.load(sums + d);
+    let b = v128.load(sums + d, 16);
+    let c = v128.load(sums + d, 32);
+    let e = v128.load(sums + d, 48);
+    for (let i: usize = 0; i < bytes; i += 4) {
+      const value = load<usize>(addresses + i) + d;
+      const weight = v128.load32_splat(scratch + WEIGHTS + i);
+      a = f32x4.add(a, f32x4.mul(weight, v128.load(value)));
+      b = f32x4.add(b, f32x4.mul(weight, v128.load(value, 16)));
+      c = f32x4.add(c, f32x4.mul(weight, v128.load(value, 32)));
+      e = f32x4.add(e, f32x4.mul(weight, v128.load(value, 48)));
+    }
+    v128.store(sums + d, a);
+    v128.store(sums + d, b, 16);
+    v128.store(sums + d, c, 32);
+    v128.store(sums + d, e, 48);
+  }
+  for (; d < headBytes; d += 16) {
+    let a = v128.load(sums + d);
+    for (let i: usize = 0; i < bytes; i += 4) {
+      const value = load<usize>(addresses + i) + d;
+      a = f32x4.add(a, f32x4.mul(v128.load32_splat(scratch + WEIGHTS + i), v128.load(value)));
+    }
+    v128.store(sums + d, a);
+  }
+}

@@ -1,0 +1,125 @@
+/**
+ * The addresses and numbers that kernels and the host agree on: AssemblyScript and TypeScript both read this file, so it holds
+ * constants alone. Addresses are byte offsets from the beginning of a memory.
+ */
+
+// ── the task at hand, in the memory that it is about ──────────────────────────────────────────────────────────────────
+
+/** int64: the task's number in the upper half, the next unit to claim in the lower; `CLOSED` while a task is written down. */
+export const CLAIM = 64;
+export const CLOSED = 0x8000_0000;
+/** int32: units that are done. */
+export const DONE = 128;
+/** int32: units of the task; the kernel. */
+export const TOTAL = 192;
+export const KERNEL = 196;
+/** Address of the first thread's scratch memory; the other threads' follow it. */
+export const SCRATCH = 200;
+export const SCRATCH_BYTES = 0x8_0000;
+/** The kernel's arguments: 32-bit words and 64-bit floats. */
+export const ARGUMENTS = 256;
+export const ARGUMENT_WORDS = 64;
+
+// ── word of a new task to threads that wait, in the first memory ──────────────────────────────────────────────────────
+
+/** int32: counts tasks. */
+export const BELL = 640;
+/** int32: index of the memory that the last task is about. */
+export const PLACE = 644;
+/** int32: threads that sleep until the bell rings. */
+export const SLEEPERS = 704;
+/** int32: messages sent to each thread, and whether all shall end. */
+export const MESSAGES = 768;
+export const ENDED = 772;
+/** int32: a thread has failed, so that a task will not be done. */
+export const FAILED = 776;
+
+/** Constants of the module begin here, memory for tensors at `FIRST_FREE`. */
+export const MODULE_DATA = 0x1000;
+export const FIRST_FREE = 0x1_0000;
+
+// ── kernels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+export const READ = 0;
+export const PREPARE_FLOATS = 1;
+export const PREPARE_INTEGERS = 2;
+export const MULTIPLY_FLOATS = 3;
+export const MULTIPLY_INTEGERS = 4;
+export const ROTATE_AND_STORE = 5;
+export const ATTEND = 6;
+export const FIND_THRESHOLD = 7;
+export const DRAW = 8;
+
+// ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Arguments of products; see product.ts. */
+export const OUT = 0;
+export const X = 1;
+export const X_STRIDE = 2;
+export const X_SCALES = 3;
+export const TOKENS = 4;
+export const ROWS = 5;
+export const OUTPUTS = 6;
+export const INPUTS = 7;
+export const DATA = 8;
+export const ROW_BYTES = 9;
+export const FORM = 10;
+export const SCALES = 11;
+export const SCALE_FORM = 12;
+export const SCALES_OF_ROW = 13;
+export const SCALE_ROWS = 14;
+export const SCALE_COLUMNS = 15;
+export const ZEROS = 16;
+export const BIAS = 17;
+export const ADD_TO = 18;
+export const ACTIVATION = 19;
+export const GATED = 20;
+export const UNIT_ROWS = 21;
+
+/** Forms of a matrix's elements. */
+export const FLOAT32 = 0;
+export const BFLOAT16 = 1;
+export const FLOAT16 = 2;
+export const FLOAT8 = 3;
+export const INT8 = 4;
+export const INT4 = 5;
+
+/** Activations in a product's epilogue. */
+export const NO_ACTIVATION = 0;
+export const SILU = 1;
+export const GELU_TANH = 2;
+
+/** Rows of a matrix that are multiplied at once. */
+export const PANEL_ROWS = 8;
+/** The most inputs whose products are summed as integers before they become floats. A longer group is several such blocks. */
+export const BLOCK = 128;
+/** A block's inputs are padded with zeros to a multiple of this. */
+export const CODES = 32;
+/** Bytes of a block's scale and sums; see prepare.ts. */
+export const BLOCK_SCALES = 12;
+/** The most inputs of a product that threads have scratch memory for. */
+export const MAX_INPUTS = 0x1_0000;
+
+// ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** A row to draw from: offsets into its record. */
+export const ROW_LOGITS = 0;
+export const ROW_SEED_LOW = 4;
+export const ROW_SEED_HIGH = 8;
+export const ROW_POSITION = 12;
+/** float64. */
+export const ROW_TEMPERATURE = 16;
+export const ROW_LOG_MIN_P = 24;
+export const ROW_TOP_P = 32;
+/** int32, 0 for none. */
+export const ROW_TOP_K = 40;
+/** int32: 1 where `FIND_THRESHOLD` has something to find. */
+export const ROW_IS_CUT = 44;
+/** float64, found by `FIND_THRESHOLD`. */
+export const ROW_THRESHOLD = 48;
+export const ROW_RECORD = 64;
+
+/** Tokens of a row that one unit draws from. */
+export const DRAW_PART = 0x4000;
+/** A part's candidate: key float64, token int32. */
+export const CANDIDATE_BYTES = 16;

@@ -1,0 +1,106 @@
+/**
+ * out[T, N] = x[T, K] · W[N, K]ᵀ, with a bias, an activation or a sum after it. A unit is some rows of W and all tokens.
+ *
+ * Eight rows of W at a time are unpacked, a part of K after the other, into a panel that stays in the first-level cache while the
+ * tokens pass (sum-floats.ts, sum-integers.ts). An output is one sum over K, in parts that W's scales or the panel's width delimit,
+ * each part's products in their order in four lanes: it is the same bits whatever the number of tokens, units and threads.
+ */
+import * as layout from "./layout";
+import { sumFloats } from "./sum-floats";
+import { sumIntegers } from "./sum-integers";
+import { argument, geluTanh, silu, sums } from "./vectors";
+
+/** Tokens that pass a panel. */
+const TILE: i32 = 64;
+/** A thread's scratch memory: panel, lanes of sums [TILE, 8] × 4, gates and results [TILE, 8]. */
+const SUMS: usize = 0x8000;
+const GATES: usize = SUMS + TILE * layout.PANEL_ROWS * 16;
+const RESULTS: usize = GATES + TILE * layout.PANEL_ROWS * 4;
+
+export function multiplyFloats(unit: i32, scratch: usize): void {
+  multiply(unit, scratch, false);
+}
+
+export function multiplyIntegers(unit: i32, scratch: usize): void {
+  multiply(unit, scratch, true);
+}
+
+function multiply(unit: i32, scratch: usize, isInteger: bool): void {
+  const outputs = argument<i32>(layout.OUTPUTS);
+  const tokens = argument<i32>(layout.TOKENS);
+  const isGated = argument<i32>(layout.GATED) !== 0;
+  const unitRows = argument<i32>(layout.UNIT_ROWS);
+  const start = unit * unitRows;
+  const end = min(start + unitRows, outputs);
+  for (let token = 0; token < tokens; token += TILE) {
+    const count = min(TILE, tokens - token);
+    for (let row = start; row < end; row += layout.PANEL_ROWS) {
+      if (isGated) {
+        sumRows(row, token, count, scratch, isInteger, scratch + GATES);
+        sumRows(row + outputs, token, count, scratch, isInteger, scratch + RESULTS);
+      } else sumRows(row, token, count, scratch, isInteger, scratch + RESULTS);
+      for (let i = 0; i < count; i++) {
+        const offset = (<usize>(i * layout.PANEL_ROWS)) << 2;
+        finish(
+          row,
+          min(layout.PANEL_ROWS, end - row),
+          token + i,
+          scratch + RESULTS + offset,
+          scratch + GATES + offset,
+        );
+      }
+    }
+  }
+}
+
+/** results[count, 8] = the products of tokens [token, token + count) and eight rows from `row` on. */
+function sumRows(row: i32, token: i32, count: i32, scratch: usize, isInteger: bool, results: usize): void {
+  let lanes = scratch + SUMS;
+  memory.fill(lanes, 0, (<usize>(count * layout.PANEL_ROWS)) << 4);
+  if (isInteger) sumIntegers(row, token, count, lanes, scratch);
+  else sumFloats(row, token, count, lanes, scratch);
+  for (let i = 0; i < count; i++, lanes += 128, results += 32) {
+    v128.store(
+      results,
+      sums(v128.load(lanes), v128.load(lanes, 16), v128.load(lanes, 32), v128.load(lanes, 48)),
+    );
+    const upper = sums(
+      v128.load(lanes, 64),
+      v128.load(lanes, 80),
+      v128.load(lanes, 96),
+      v128.load(lanes, 112),
+    );
+    v128.store(results, upper, 16);
+  }
+}
+
+/** Writes `count` outputs of a token, from `row` on. */
+function finish(row: i32, count: i32, token: i32, results: usize, gates: usize): void {
+  const outputs = argument<i32>(layout.OUTPUTS);
+  const isGated = argument<i32>(layout.GATED) !== 0;
+  const bias = argument<usize>(layout.BIAS);
+  const addTo = argument<usize>(layout.ADD_TO);
+  const at = (<usize>(token * outputs + row)) << 2;
+  if (bias !== 0) {
+    addFloats(results, bias + ((<usize>(row + (isGated ? outputs : 0))) << 2), count);
+    if (isGated) addFloats(gates, bias + ((<usize>row) << 2), count);
+  }
+  if (isGated) {
+    for (let i: usize = 0; i < 32; i += 16)
+      v128.store(results + i, f32x4.mul(activated(v128.load(gates + i)), v128.load(results + i)));
+  } else if (argument<i32>(layout.ACTIVATION) !== layout.NO_ACTIVATION) {
+    for (let i: usize = 0; i < 32; i += 16) v128.store(results + i, activated(v128.load(results + i)));
+  }
+  if (addTo !== 0) addFloats(results, addTo + at, count);
+  memory.copy(argument<usize>(layout.OUT) + at, results, (<usize>count) << 2);
+}
+
+function activated(x: v128): v128 {
+  return argument<i32>(layout.ACTIVATION) === layout.SILU ? silu(x) : geluTanh(x);
+}
+
+/** target[i] = source[i] + target[i]. */
+function addFloats(target: usize, source: usize, count: i32): void {
+  for (let i: usize = 0; i < (<usize>count) << 2; i += 4)
+    store<f32>(target + i, load<f32>(source + i) + load<f32>(target + i));
+}

@@ -1,0 +1,146 @@
+import * as layout from "../../../kernels-wasm/layout.ts";
+import { invariant } from "../../base/errors.ts";
+import type { AttentionSpec } from "../attention-spec.ts";
+import type { BatchTensors, LayerCache } from "../backend.ts";
+import { blockTableOf } from "../cpu/attention.ts";
+import { PADDING } from "../cpu/batch.ts";
+import { ints } from "../cpu/host-buffer.ts";
+import { hostBatch } from "../cpu/host-views.ts";
+import type { Tensor } from "../tensor.ts";
+import type { Operands } from "./operands.ts";
+import type { ThreadPool } from "./thread-pool.ts";
+
+/** Tokens of a row that one unit attends with, at most. */
+const RUN_TOKENS = 8;
+/** Bytes of a thread's scratch memory for the states of a unit's queries. */
+const STATE_BYTES = 2 ** 18;
+/** Words of a run; see kernels-wasm/attend.ts. */
+const RUN_WORDS = 4;
+
+/** The kernels have what this attention needs; what they do not know, they must not ignore. */
+export function canAttend({ keys, values }: LayerCache, spec: AttentionSpec): boolean {
+  const { numHeads, numKvHeads, headDim, headNorm, cosSin, scale, window, ...others } = spec;
+  if (Object.values(others).some((value) => value !== undefined)) return false;
+  const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
+  return (
+    headDim % (keys.dtype === "float8_e4m3" ? 16 : 4) === 0 &&
+    headDim <= 512 &&
+    stateBytes <= STATE_BYTES &&
+    keys.dtype === values.dtype
+  );
+}
+
+/** The sizes that a check of `Backend.attend` finds. */
+export interface AttendShape {
+  readonly tokens: number;
+  readonly blocks: number;
+  readonly blockSize: number;
+  readonly rotaryDim: number;
+  readonly maxBlocks: number;
+}
+
+/** `Backend.attend`. */
+export function attend(
+  pool: ThreadPool,
+  operands: Operands,
+  out: Tensor,
+  qkv: Tensor,
+  { keys, values, keyScale = 1, valueScale = 1 }: LayerCache,
+  batch: BatchTensors,
+  spec: AttentionSpec,
+  shape: AttendShape,
+): void {
+  const { place } = operands;
+  const { numHeads, numKvHeads, headDim, headNorm, cosSin, scale, window } = spec;
+  const { tokens, blocks, blockSize, rotaryDim, maxBlocks } = shape;
+  const rows = { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks };
+  checkTokens(rows, blocks * blockSize, cosSin?.dim(0) ?? Number.POSITIVE_INFINITY);
+  const isFloat8 = keys.dtype === "float8_e4m3";
+  const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
+  const runs = listRuns(
+    operands,
+    rows,
+    { blocks, blockSize },
+    Math.min(RUN_TOKENS, Math.floor(STATE_BYTES / stateBytes)),
+  );
+  const result = operands.write("out", out);
+  const common = [
+    ...[operands.read("qkv", qkv), result.address, numHeads, numKvHeads, headDim],
+    ...[operands.read("keys", keys), operands.read("values", values), blockSize, Number(isFloat8)],
+  ];
+  const [positions, slots] = [
+    operands.read("positions", batch.positions),
+    operands.read("slots", batch.slotMapping),
+  ];
+  const angles = operands.optional("cosSin", cosSin);
+  const [queryNorm, keyNorm] = [
+    operands.optional("query norm", headNorm?.query),
+    operands.optional("key norm", headNorm?.key),
+  ];
+  pool.run(place, {
+    kernel: layout.ROTATE_AND_STORE,
+    units: tokens,
+    work: tokens * (numHeads + 2 * numKvHeads) * headDim,
+    write: (args) => {
+      args.words(0, ...common, positions, slots, angles, rotaryDim, queryNorm, keyNorm);
+      args.double(16, headNorm?.eps ?? 0);
+      args.double(18, keyScale);
+      args.double(20, valueScale);
+    },
+  });
+  pool.run(place, {
+    kernel: layout.ATTEND,
+    units: runs.count * numKvHeads,
+    work: runs.contexts * numHeads * headDim,
+    write: (args) => {
+      args.words(0, ...common);
+      args.words(24, window);
+      args.float(25, scale * keyScale);
+      args.float(26, valueScale);
+      args.words(27, runs.address);
+    },
+  });
+  result.done();
+}
+
+type Rows = Parameters<typeof blockTableOf>[0];
+
+/** @throws InvariantError for a position without angles, or a place that the cache does not have */
+function checkTokens({ positions, slotMapping }: Rows, cacheSlots: number, angles: number): void {
+  for (let t = 0; t < positions.length; t++) {
+    const position = positions[t]!;
+    if (!(0 <= position && position < angles))
+      invariant(false, `attend: position ${position} is outside cosSin of ${angles} positions`);
+    const slot = slotMapping[t]!;
+    if (!(slot === PADDING || (0 <= slot && slot < cacheSlots)))
+      invariant(false, `attend: cache slot ${slot}`);
+  }
+}
+
+/** Cuts the rows into runs of tokens that units attend with, and writes them and the rows' block tables to scratch memory. */
+function listRuns(
+  { place }: Operands,
+  rows: Rows,
+  cache: { readonly blocks: number; readonly blockSize: number },
+  runTokens: number,
+): { readonly address: number; readonly count: number; readonly contexts: number } {
+  const { cuSeqlensQ, contextLens } = rows;
+  const tables = Array.from(contextLens, (_, row) => blockTableOf(rows, row, cache));
+  const tableAt = place.scratch("block tables", 4 * tables.reduce((sum, { length }) => sum + length, 0));
+  const runs: number[] = [];
+  let contexts = 0;
+  let at = tableAt;
+  for (const [row, table] of tables.entries()) {
+    new Int32Array(place.bytes, at, table.length).set(table);
+    const [first, end] = [cuSeqlensQ[row]!, cuSeqlensQ[row + 1]!];
+    for (let token = first; token < end; token += runTokens) {
+      const count = Math.min(runTokens, end - token);
+      runs.push(at, token, count, contextLens[row]! - (end - token));
+      contexts += count * contextLens[row]!;
+    }
+    at += 4 * table.length;
+  }
+  const address = place.scratch("runs", 4 * runs.length);
+  new Int32Array(place.bytes, address, runs.length).set(runs);
+  return { address, count: runs.length / RUN_WORDS, contexts };
+}

@@ -1,0 +1,198 @@
+import * as layout from "../../../kernels-wasm/layout.ts";
+import { dtypeSize } from "../../base/dtype.ts";
+import type { LinearFusion } from "../backend.ts";
+import type { Tensor } from "../tensor.ts";
+import type { DenseWeight, Fp8Weight, GroupedWeight, Weight } from "../weight.ts";
+import type { Operands } from "./operands.ts";
+import type { Place } from "./place.ts";
+import type { Arguments, ThreadPool } from "./thread-pool.ts";
+
+/** Bytes of prepared inputs: more tokens are multiplied some at a time. */
+const INPUT_BYTES = 2 ** 25;
+/** Multiplications of a unit, or more. */
+const UNIT_WORK = 2 ** 16;
+/** Units for each thread, so that none waits long for the last. */
+const UNITS_OF_THREAD = 8;
+
+const DENSE_FORMS = {
+  float32: layout.FLOAT32,
+  bfloat16: layout.BFLOAT16,
+  float16: layout.FLOAT16,
+} as const;
+
+const ACTIVATIONS = { silu: layout.SILU, gelu_tanh: layout.GELU_TANH } as const;
+
+/** The weights that kernels multiply by. */
+type Multiplied = DenseWeight | Fp8Weight | GroupedWeight;
+
+/** The kernels have what this product needs; what they do not know, they must not ignore. */
+export function canMultiply(weight: Weight, fusion: LinearFusion): weight is Multiplied {
+  const { norm, bias, activation, addTo, ...others } = fusion;
+  const { weight: _, eps, ...forms } = norm ?? { weight: undefined, eps: 0 };
+  if ([...Object.values(others), ...Object.values(forms)].some((value) => value !== undefined)) return false;
+  if (weight.shape[1] > layout.MAX_INPUTS) return false;
+  if (weight.format === "fp8") return weight.blockColumns % 4 === 0 || weight.blockColumns >= weight.shape[1];
+  return weight.format === "dense" || weight.format === "grouped";
+}
+
+/** Products [m, n] = [m, k] · [n, k]ᵀ. */
+export interface ProductShape {
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+}
+
+/** `Backend.linear`, but for the activations that are not in `ACTIVATIONS`. */
+export function multiply(
+  pool: ThreadPool,
+  operands: Operands,
+  out: Tensor,
+  x: Tensor,
+  weight: Multiplied,
+  { m, n, k }: ProductShape,
+  { norm, bias, activation, addTo }: LinearFusion,
+): void {
+  const { place } = operands;
+  const form = formOf(weight, operands);
+  const layoutOfX = inputLayout(form, k, norm !== undefined);
+  const outputs = activation?.gated ? n / 2 : n;
+  const atATime = Math.max(1, Math.floor(INPUT_BYTES / (4 * k)));
+  const kind = activation === undefined ? layout.NO_ACTIVATION : ACTIVATIONS[activation.kind as "silu"];
+  const fixed = {
+    bias: operands.optional("bias", bias),
+    norm: operands.optional("norm", norm?.weight),
+    eps: norm?.eps ?? 0,
+  };
+  for (let first = 0; first < m; first += atATime) {
+    const tokens = Math.min(atATime, m - first);
+    const rows = (tensor: Tensor) => tensor.rows(first, first + tokens);
+    const input = operands.read("x", rows(x));
+    const prepared = layoutOfX.isPrepared
+      ? prepare(pool, place, input, { ...layoutOfX, ...fixed, k, form, tokens })
+      : { x: input, scales: 0 };
+    const result = operands.write("out", rows(out));
+    const addend = addTo && operands.read("addTo", rows(addTo));
+    const macs = tokens * n * k;
+    const unitRows = rowsOfUnit(outputs, Math.max(1, macs / outputs), pool.threads);
+    pool.run(place, {
+      kernel: form.isInteger ? layout.MULTIPLY_INTEGERS : layout.MULTIPLY_FLOATS,
+      units: Math.ceil(outputs / unitRows),
+      work: macs,
+      write: (args) => {
+        args.words(layout.OUT, result.address, prepared.x, layoutOfX.stride, prepared.scales);
+        args.words(layout.TOKENS, tokens, n, outputs, k);
+        form.write(args);
+        args.words(layout.BIAS, fixed.bias, addend ?? 0, kind, Number(activation?.gated ?? false), unitRows);
+      },
+    });
+    result.done();
+  }
+}
+
+/** A matrix as the kernels see it. */
+interface Form {
+  readonly isInteger: boolean;
+  /** Of integers: columns of a group, bits of a code, and the permutation of inputs. */
+  readonly group: number;
+  readonly bits: number;
+  readonly permutation: number;
+  /** Writes the matrix's arguments. */
+  readonly write: (args: Arguments) => void;
+}
+
+function formOf(weight: Multiplied, operands: Operands): Form {
+  const k = weight.shape[1];
+  const data = operands.read("data", weight.data);
+  const floats = { isInteger: false, group: k, bits: 0, permutation: 0 };
+  const matrix = (args: Arguments, form: number, rowBytes: number) =>
+    args.words(layout.DATA, data, rowBytes, form);
+  if (weight.format === "dense") {
+    const { dtype } = weight.data;
+    return {
+      ...floats,
+      write: (args) => {
+        matrix(args, DENSE_FORMS[dtype as keyof typeof DENSE_FORMS], k * dtypeSize(dtype));
+        args.words(layout.SCALES, 0, 0, 0, 1, k);
+      },
+    };
+  }
+  const scales = operands.read("scales", weight.scales);
+  if (weight.format === "fp8") {
+    const { blockRows, blockColumns } = weight;
+    return {
+      ...floats,
+      write: (args) => {
+        matrix(args, layout.FLOAT8, k);
+        args.words(
+          layout.SCALES,
+          scales,
+          layout.FLOAT32,
+          Math.ceil(k / blockColumns),
+          blockRows,
+          blockColumns,
+        );
+      },
+    };
+  }
+  const { bits, groupSize } = weight;
+  const zeros = operands.optional("zeros", weight.zeros);
+  const scaleForm = weight.scales.dtype === "float16" ? layout.FLOAT16 : layout.BFLOAT16;
+  return {
+    isInteger: true,
+    group: groupSize,
+    bits,
+    permutation: operands.optional("permutation", weight.permutation),
+    write: (args) => {
+      matrix(args, bits === 4 ? layout.INT4 : layout.INT8, (k * bits) / 8);
+      args.words(layout.SCALES, scales, scaleForm, k / groupSize, 1, groupSize, zeros);
+    },
+  };
+}
+
+/** The form of inputs, and bytes from one token's to the next. */
+function inputLayout({ isInteger, group }: Form, k: number, isNormalised: boolean) {
+  if (!isInteger) {
+    const stride = 16 * Math.ceil(k / 4);
+    return { isPrepared: isNormalised || k % 4 !== 0, stride, blocks: 0 };
+  }
+  const block = Math.min(group, layout.BLOCK);
+  const blocks = Math.ceil(group / block) * (k / group);
+  // Two int16 an input.
+  return { isPrepared: true, stride: blocks * 4 * layout.CODES * Math.ceil(block / layout.CODES), blocks };
+}
+
+interface Preparation {
+  readonly form: Form;
+  readonly tokens: number;
+  readonly k: number;
+  readonly stride: number;
+  readonly blocks: number;
+  readonly norm: number;
+  readonly eps: number;
+}
+
+/** Inputs as the product reads them, in scratch memory. */
+function prepare(pool: ThreadPool, place: Place, x: number, preparation: Preparation) {
+  const { form, tokens, k, stride, blocks, norm, eps } = preparation;
+  const prepared = place.scratch("inputs", tokens * stride);
+  const scales = form.isInteger ? place.scratch("input scales", layout.BLOCK_SCALES * tokens * blocks) : 0;
+  pool.run(place, {
+    kernel: form.isInteger ? layout.PREPARE_INTEGERS : layout.PREPARE_FLOATS,
+    units: tokens,
+    work: tokens * k * (form.isInteger ? 8 : 1),
+    write: (args) => {
+      args.words(0, x, prepared, stride, k, norm);
+      args.float(5, eps);
+      args.words(6, scales, form.group, form.bits, form.permutation);
+    },
+  });
+  return { x: prepared, scales };
+}
+
+/** Rows of a matrix that one unit multiplies: whole panels, enough for its time to count, few enough for all threads to have some. */
+function rowsOfUnit(outputs: number, workOfRow: number, threads: number): number {
+  const panels = Math.ceil(outputs / layout.PANEL_ROWS);
+  const enough = Math.ceil(UNIT_WORK / (workOfRow * layout.PANEL_ROWS));
+  const fair = Math.ceil(panels / (threads * UNITS_OF_THREAD));
+  return layout.PANEL_ROWS * Math.max(enough, fair, 1);
+}

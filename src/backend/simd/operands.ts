@@ -1,0 +1,44 @@
+import { bytes } from "../cpu/host-buffer.ts";
+import type { Tensor } from "../tensor.ts";
+import { type Place, PlacedBuffer } from "./place.ts";
+
+/** A result's address; `done` brings it to where it belongs. */
+export interface Result {
+  readonly address: number;
+  done(): void;
+}
+
+/**
+ * The operands of one op in the place that it works in. What lies elsewhere is copied to scratch memory there, and results back: the
+ * op works where its largest operand is, so that copies are of small ones.
+ */
+export class Operands {
+  constructor(readonly place: Place) {}
+
+  /** The address of a tensor that is read. No two operands of an op have one name. */
+  read(name: string, tensor: Tensor): number {
+    if (this.#isHere(tensor)) return tensor.address;
+    const address = this.place.scratch(name, tensor.byteLength);
+    new Uint8Array(this.place.bytes, address, tensor.byteLength).set(bytes(tensor));
+    return address;
+  }
+
+  /** 0 for none. */
+  optional(name: string, tensor: Tensor | undefined): number {
+    return tensor === undefined ? 0 : this.read(name, tensor);
+  }
+
+  /** The address of a tensor all of which is written. */
+  write(name: string, tensor: Tensor): Result {
+    if (this.#isHere(tensor)) return { address: tensor.address, done: () => {} };
+    const address = this.place.scratch(name, tensor.byteLength);
+    return {
+      address,
+      done: () => bytes(tensor).set(new Uint8Array(this.place.bytes, address, tensor.byteLength)),
+    };
+  }
+
+  #isHere({ buffer }: Tensor): boolean {
+    return buffer instanceof PlacedBuffer && buffer.place === this.place;
+  }
+}

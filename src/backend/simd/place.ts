@@ -1,0 +1,162 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import * as layout from "../../../kernels-wasm/layout.ts";
+import { DeviceError, invariant } from "../../base/errors.ts";
+import type { DeviceBuffer } from "../tensor.ts";
+
+const MODULE = join(import.meta.dir, "../../../kernels-wasm/kernels.wasm");
+const PAGE = 2 ** 16;
+/** What 32-bit addresses reach. */
+export const MAX_PLACE_BYTES = 2 ** 32;
+/** Tensors begin at multiples of this. */
+const ALIGNMENT = 64;
+/** The least that a memory grows by. */
+const GROWTH = 2 ** 22;
+
+/** The kernels' exports; see kernels-wasm/index.ts. */
+export interface Kernels {
+  close(): void;
+  open(): void;
+  run(thread: number): void;
+  finish(): number;
+  listen(known: number): number;
+}
+
+/** The compiled kernels. */
+export function compileKernels(): WebAssembly.Module {
+  return new WebAssembly.Module(readFileSync(MODULE));
+}
+
+/** The kernels on a memory. */
+export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memory): Kernels {
+  return new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as Kernels;
+}
+
+/** A part of a place's memory. */
+interface Span {
+  readonly start: number;
+  readonly end: number;
+}
+
+/**
+ * A memory of up to 4 GiB that all threads share, with the kernels on it, and what of it is in use. Kernels see one place: what they
+ * read and write must all be there. Address 0 is nothing's. A memory grows as it is used and keeps its size.
+ */
+export class Place {
+  readonly kernels: Kernels;
+  /** A task's words, by address / 4. */
+  readonly words: Int32Array;
+  readonly #limit: number;
+  /** Unused parts of what the memory has grown to, by address; none touches another. */
+  readonly #free: Span[] = [];
+  /** The first page holds the task at hand and constants. */
+  #used = PAGE;
+  readonly #scratch = new Map<string, PlacedBuffer>();
+
+  /**
+   * @param maxBytes a multiple of 64 KiB
+   * @param threads that need scratch memory of their own
+   */
+  constructor(
+    module: WebAssembly.Module,
+    maxBytes: number,
+    threads: number,
+    readonly memory = new WebAssembly.Memory({ initial: 1, maximum: maxBytes / PAGE, shared: true }),
+  ) {
+    this.kernels = instantiate(module, memory);
+    this.words = new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
+    this.#limit = maxBytes;
+    const scratch = this.take(threads * layout.SCRATCH_BYTES, 0);
+    if (scratch === undefined) throw new DeviceError(`no memory for ${threads} threads`);
+    this.words[layout.SCRATCH / 4] = scratch.address;
+  }
+
+  /** All of the memory. */
+  get bytes(): ArrayBufferLike {
+    return this.memory.buffer;
+  }
+
+  /** Uninitialised memory; undefined when less than `spared` bytes would be left. */
+  take(byteLength: number, spared: number): PlacedBuffer | undefined {
+    const size = Math.max(ALIGNMENT, Math.ceil(byteLength / ALIGNMENT) * ALIGNMENT);
+    if (this.#used + size + spared > this.#limit) return undefined;
+    let index = this.#free.findIndex(({ start, end }) => end - start >= size);
+    if (index < 0) {
+      const last = this.#free.at(-1);
+      const grown = this.bytes.byteLength;
+      const missing = size - (last?.end === grown ? grown - last.start : 0);
+      if (grown + missing > this.#limit) return undefined;
+      const wanted = Math.min(Math.max(missing, GROWTH), this.#limit - grown);
+      if (!this.#grow(wanted)) return undefined;
+      index = this.#free.length - 1;
+    }
+    const { start, end } = this.#free[index]!;
+    if (end - start === size) this.#free.splice(index, 1);
+    else this.#free[index] = { start: start + size, end };
+    this.#used += size;
+    return new PlacedBuffer(this, start, byteLength, () => {
+      this.#used -= size;
+      this.#give({ start, end: start + size });
+    });
+  }
+
+  /** Scratch memory called `name`, of at least this size: its contents last until the name's next use. */
+  scratch(name: string, byteLength: number): number {
+    let buffer = this.#scratch.get(name);
+    if (buffer === undefined || buffer.byteLength < byteLength) {
+      buffer?.dispose();
+      buffer = this.take(Math.ceil(byteLength * 1.25), 0);
+      if (buffer === undefined)
+        throw new DeviceError(`cannot allocate ${byteLength} bytes of scratch memory`);
+      this.#scratch.set(name, buffer);
+    }
+    return buffer.address;
+  }
+
+  #grow(bytes: number): boolean {
+    const start = this.bytes.byteLength;
+    try {
+      this.memory.grow(Math.ceil(bytes / PAGE));
+    } catch {
+      return false;
+    }
+    this.#give({ start, end: this.bytes.byteLength });
+    return true;
+  }
+
+  /** Joins unused memory with what it touches. */
+  #give({ start, end }: Span): void {
+    let index = this.#free.findIndex((span) => span.start >= end);
+    if (index < 0) index = this.#free.length;
+    const before = this.#free[index - 1];
+    const after = this.#free[index];
+    const isAfter = before?.end === start;
+    const isBefore = after?.start === end;
+    const joined = { start: isAfter ? before.start : start, end: isBefore ? after.end : end };
+    this.#free.splice(index - Number(isAfter), Number(isAfter) + Number(isBefore), joined);
+  }
+}
+
+/** Memory in a place. Reading it after `dispose()` throws `InvariantError`. */
+export class PlacedBuffer implements DeviceBuffer {
+  #release: (() => void) | undefined;
+
+  constructor(
+    readonly place: Place,
+    readonly address: number,
+    readonly byteLength: number,
+    release: () => void,
+  ) {
+    this.#release = release;
+  }
+
+  get host(): ArrayBufferLike {
+    invariant(this.#release !== undefined, "host buffer used after dispose()");
+    return this.place.bytes;
+  }
+
+  dispose(): void {
+    this.#release?.();
+    this.#release = undefined;
+  }
+}

@@ -1,0 +1,36 @@
+import * as layout from "../../../kernels-wasm/layout.ts";
+import { instantiate, type Kernels } from "./place.ts";
+
+declare const self: Worker;
+
+/** A place that tasks may be about; in the order of the pool. */
+export interface PoolMessage {
+  readonly module: WebAssembly.Module;
+  readonly memory: WebAssembly.Memory;
+  /** This thread's number, from 1 on. */
+  readonly thread: number;
+}
+
+const places: Kernels[] = [];
+/** Words of the first place, where the bell is. */
+let words: Int32Array | undefined;
+
+self.onmessage = ({ data: { module, memory, thread } }: MessageEvent<PoolMessage>) => {
+  words ??= new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
+  places.push(instantiate(module, memory));
+  work(words, thread);
+};
+
+/** Takes part in tasks until there is a message, or the pool ends. */
+function work(words: Int32Array, thread: number): void {
+  const load = (address: number) => Atomics.load(words, address / 4);
+  try {
+    for (let rung = 0; load(layout.ENDED) === 0 && load(layout.MESSAGES) === places.length; ) {
+      rung = places[0]!.listen(rung);
+      places[load(layout.PLACE)]?.run(thread);
+    }
+  } catch {
+    // A unit that has been claimed will never be done: whoever waits for it must know.
+    Atomics.store(words, layout.FAILED / 4, 1);
+  }
+}

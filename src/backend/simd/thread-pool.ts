@@ -1,0 +1,136 @@
+import * as layout from "../../../kernels-wasm/layout.ts";
+import { DeviceError, messageOf } from "../../base/errors.ts";
+import type { Place } from "./place.ts";
+import type { PoolMessage } from "./pool-worker.ts";
+
+const POOL_WORKER = new URL("./pool-worker.ts", import.meta.url);
+
+/** Writes a kernel's arguments. */
+export class Arguments {
+  readonly #words: Int32Array;
+  readonly #floats: Float32Array;
+  readonly #doubles: Float64Array;
+
+  constructor({ buffer }: Int32Array) {
+    this.#words = new Int32Array(buffer, layout.ARGUMENTS, layout.ARGUMENT_WORDS);
+    this.#floats = new Float32Array(buffer, layout.ARGUMENTS, layout.ARGUMENT_WORDS);
+    this.#doubles = new Float64Array(buffer, layout.ARGUMENTS, layout.ARGUMENT_WORDS / 2);
+  }
+
+  /** Integers and addresses from word `first` on. */
+  words(first: number, ...values: number[]): void {
+    for (const [i, value] of values.entries()) this.#words[first + i] = value;
+  }
+
+  float(index: number, value: number): void {
+    this.#floats[index] = value;
+  }
+
+  /** In two words, the first of them even. */
+  double(index: number, value: number): void {
+    this.#doubles[index / 2] = value;
+  }
+}
+
+/** A task: a kernel, and the number of its units. */
+export interface Task {
+  readonly kernel: number;
+  readonly units: number;
+  /** Multiplications or so in all. Threads are woken for what takes longer than waking them. */
+  readonly work: number;
+  readonly write: (args: Arguments) => void;
+}
+
+/** A unit will never be done, so that nothing can be computed any more. */
+class KernelError extends DeviceError {
+  override get fatal(): boolean {
+    return true;
+  }
+}
+
+/** Work of a task that one thread does alone: some ten microseconds. */
+const ALONE = 2 ** 17;
+
+/**
+ * Threads that share the units of tasks with the one that calls. The others are started at the first task that is worth it, and no
+ * task waits for them to be there: a thread that comes late finds that nothing is left to do.
+ */
+export class ThreadPool {
+  readonly #places: Place[] = [];
+  readonly #arguments = new Map<Place, Arguments>();
+  readonly #workers: Worker[] = [];
+  #isDisposed = false;
+
+  constructor(
+    private readonly module: WebAssembly.Module,
+    readonly threads: number,
+  ) {}
+
+  /** Tasks may be about this place from here on. */
+  add(place: Place): void {
+    this.#places.push(place);
+    this.#arguments.set(place, new Arguments(place.words));
+    this.#introduce(place, this.#workers);
+  }
+
+  /** Returns when the task is done. @throws DeviceError when it cannot be done any more */
+  run(place: Place, { kernel, units, work, write }: Task): void {
+    if (units === 0) return;
+    const { kernels, words } = place;
+    kernels.close();
+    words[layout.TOTAL / 4] = units;
+    words[layout.KERNEL / 4] = kernel;
+    write(this.#arguments.get(place)!);
+    kernels.open();
+    if (units > 1 && this.threads > 1 && work > ALONE) this.#ring(place);
+    try {
+      kernels.run(0);
+      while (kernels.finish() === 0) this.#assertAlive();
+    } catch (error) {
+      if (error instanceof DeviceError) throw error;
+      throw new KernelError(`a kernel failed: ${messageOf(error)}`, { cause: error });
+    }
+  }
+
+  dispose(): void {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
+    const words = this.#places[0]?.words;
+    if (words === undefined) return;
+    Atomics.store(words, layout.ENDED / 4, 1);
+    this.#wake(words);
+    for (const worker of this.#workers) worker.terminate();
+  }
+
+  #ring(place: Place): void {
+    if (this.#workers.length === 0) this.#start();
+    const { words } = this.#places[0]!;
+    Atomics.store(words, layout.PLACE / 4, this.#places.indexOf(place));
+    this.#wake(words);
+  }
+
+  #wake(words: Int32Array): void {
+    Atomics.add(words, layout.BELL / 4, 1);
+    if (Atomics.load(words, layout.SLEEPERS / 4) > 0) Atomics.notify(words, layout.BELL / 4);
+  }
+
+  #start(): void {
+    for (let thread = 1; thread < this.threads; thread++)
+      this.#workers.push(new Worker(POOL_WORKER, { ref: false }));
+    for (const place of this.#places) this.#introduce(place, this.#workers);
+  }
+
+  /** Threads leave their loop for a message when the count of messages says that there is one. */
+  #introduce({ memory }: Place, workers: readonly Worker[]): void {
+    if (workers.length === 0) return;
+    const { words } = this.#places[0]!;
+    Atomics.add(words, layout.MESSAGES / 4, 1);
+    for (const [i, worker] of workers.entries())
+      worker.postMessage({ module: this.module, memory, thread: i + 1 } satisfies PoolMessage);
+  }
+
+  #assertAlive(): void {
+    if (Atomics.load(this.#places[0]!.words, layout.FAILED / 4) !== 0)
+      throw new KernelError("a thread of the CPU backend has failed");
+  }
+}

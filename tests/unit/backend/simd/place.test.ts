@@ -1,0 +1,52 @@
+import { expect, test } from "bun:test";
+import * as layout from "../../../../kernels-wasm/layout.ts";
+import { compileKernels, Place, type PlacedBuffer } from "../../../../src/backend/simd/place.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
+import { Random } from "../../../contract/random.ts";
+
+const MEGABYTE = 2 ** 20;
+
+function place(megabytes: number): Place {
+  return new Place(compileKernels(), megabytes * MEGABYTE, 1);
+}
+
+test("buffers never overlap, lie beyond the task's words, and are given again once they are free", () => {
+  const memory = place(16);
+  const random = new Random(7);
+  const held: PlacedBuffer[] = [];
+  for (let i = 0; i < 2000; i++) {
+    if (held.length > 0 && random.int(2) === 0) held.splice(random.int(held.length), 1)[0]!.dispose();
+    else {
+      const buffer = memory.take(1 + random.int(100_000), 0);
+      if (buffer !== undefined) held.push(buffer);
+    }
+    const sorted = held.toSorted((a, b) => a.address - b.address);
+    for (const [j, { address, byteLength }] of sorted.entries()) {
+      expect(address % 64).toBe(0);
+      expect(address).toBeGreaterThanOrEqual(layout.FIRST_FREE);
+      expect(address + byteLength).toBeLessThanOrEqual(sorted[j + 1]?.address ?? memory.bytes.byteLength);
+    }
+  }
+  for (const buffer of held) buffer.dispose();
+  // All of it is one piece again.
+  const whole = memory.take(16 * MEGABYTE - layout.FIRST_FREE - layout.SCRATCH_BYTES, 0);
+  expect(whole).toBeDefined();
+});
+
+test("what would leave less than is spared is refused, and leaves the place as it was", () => {
+  const memory = place(8);
+  expect(memory.take(7 * MEGABYTE, MEGABYTE)).toBeUndefined();
+  expect(memory.take(6 * MEGABYTE, MEGABYTE)).toBeDefined();
+  expect(memory.take(MEGABYTE, MEGABYTE)).toBeUndefined();
+  expect(memory.take(MEGABYTE, 0)).toBeDefined();
+});
+
+test("disposal is safe twice, and memory that is gone is not read", () => {
+  const memory = place(4);
+  const [first, second] = [memory.take(1000, 0)!, memory.take(1000, 0)!];
+  first.dispose();
+  first.dispose();
+  expect(() => first.host).toThrow(InvariantError);
+  const [third, fourth] = [memory.take(1000, 0)!, memory.take(1000, 0)!];
+  expect(new Set([second, third, fourth].map(({ address }) => address)).size).toBe(3);
+});
