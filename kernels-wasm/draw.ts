@@ -8,7 +8,7 @@ import { argument } from "./vectors";
 // Arguments of both kernels: records of rows, V, parts of a row, candidates out [rows, parts], first token of the row.
 
 /** Bits of a key that a pass tells apart. */
-const PASS_BITS: i32 = 11;
+const PASS_BITS: i32 = 8;
 const BINS: i32 = 1 << PASS_BITS;
 /** Tokens whose odds are less than e^-64 of the most likely one's change no float64 sum. */
 const NEGLIGIBLE: f64 = 64;

@@ -4,7 +4,7 @@
  * of integers are exact: a zero point is multiplied by the sum of the inputs and comes first.
  */
 import * as layout from "./layout";
-import { loadShort, unpackIntegers } from "./unpack";
+import { loadShort, unpackFloats, unpackIntegers } from "./unpack";
 import { argument } from "./vectors";
 
 /** Columns of a panel, and bytes of its rows. */
@@ -39,7 +39,14 @@ export function sumIntegers(row: i32, token: i32, count: i32, lanes: usize, scra
 
   if (count === 1 && form === layout.INT4 && padded === blockSize && group % blockSize === 0) {
     for (let i = 0; i < layout.PANEL_ROWS; i += 2)
-      sumNibbles(min(row + i, rows - 1), min(row + i + 1, rows - 1), x, xScales, lanes + ((<usize>i) << 4));
+      sumNibbles(
+        min(row + i, rows - 1),
+        min(row + i + 1, rows - 1),
+        x,
+        xScales,
+        lanes + ((<usize>i) << 4),
+        scratch,
+      );
     return;
   }
   for (let first = 0; first < blocks; first += blocksOfPanel) {
@@ -71,7 +78,7 @@ export function sumIntegers(row: i32, token: i32, count: i32, lanes: usize, scra
  * lanes[2] += the rows n and o, of 4 bits, times one token's x, without a panel: what is unpacked is used once. Sums of integers are the
  * same in any order, so the result is that of `multiply4`.
  */
-function sumNibbles(n: i32, o: i32, x: usize, xScales: usize, lanes: usize): void {
+function sumNibbles(n: i32, o: i32, x: usize, xScales: usize, lanes: usize, scratch: usize): void {
   const group = argument<i32>(layout.SCALE_COLUMNS);
   const groups = argument<i32>(layout.SCALES_OF_ROW);
   const rowBytes = argument<usize>(layout.ROW_BYTES);
@@ -79,6 +86,13 @@ function sumNibbles(n: i32, o: i32, x: usize, xScales: usize, lanes: usize): voi
   const scaleForm = argument<i32>(layout.SCALE_FORM);
   const zeros = argument<usize>(layout.ZEROS);
   const blockSize = min(group, layout.BLOCK);
+  // Both rows' scales as float32, where the panel would be.
+  const scalesB = scratch + ((<usize>groups + 16) << 2);
+  const spare = scalesB + ((<usize>groups + 16) << 2);
+  unpackFloats(scaleForm, scratch, scales + ((<usize>(n * groups)) << 1), 0, groups, spare);
+  unpackFloats(scaleForm, scalesB, scales + ((<usize>(o * groups)) << 1), 0, groups, spare);
+  let sumA = v128.load(lanes);
+  let sumB = v128.load(lanes, 16);
   const bytes = (<usize>blockSize) << 1;
   const low = i16x8.splat(0x0f);
   const high = i16x8.splat(0xf0);
@@ -87,8 +101,8 @@ function sumNibbles(n: i32, o: i32, x: usize, xScales: usize, lanes: usize): voi
   for (let i = 0; i < groups; i++) {
     const ga = <usize>(n * groups + i);
     const gb = <usize>(o * groups + i);
-    const scaleA = loadShort(scales + (ga << 1), scaleForm);
-    const scaleB = loadShort(scales + (gb << 1), scaleForm);
+    const scaleA = load<f32>(scratch + ((<usize>i) << 2));
+    const scaleB = load<f32>(scalesB + ((<usize>i) << 2));
     const zeroA = zeros === 0 ? 8 : <i32>load<u8>(zeros + ga);
     const zeroB = zeros === 0 ? 8 : <i32>load<u8>(zeros + gb);
     for (let start = 0; start < group; start += blockSize) {
@@ -138,11 +152,13 @@ function sumNibbles(n: i32, o: i32, x: usize, xScales: usize, lanes: usize): voi
       }
       x += bytes;
       const xScale = load<f32>(xScales);
-      addScaled(lanes, ha, la, scaleA * xScale);
-      addScaled(lanes + 16, hb, lb, scaleB * xScale);
+      sumA = f32x4.add(sumA, scaled(ha, la, scaleA * xScale));
+      sumB = f32x4.add(sumB, scaled(hb, lb, scaleB * xScale));
       xScales += layout.BLOCK_SCALES;
     }
   }
+  v128.store(lanes, sumA);
+  v128.store(lanes, sumB, 16);
 }
 
 /** Unpacks a row's blocks [first, end): at once where nothing is padded. */
@@ -208,7 +224,11 @@ function multiply4(w: usize, x: usize, bytes: usize, lanes: usize, scales: usize
 
 /** lanes += scale · (h + l / 2¹⁵). */
 function addScaled(lanes: usize, h: v128, l: v128, scale: f32): void {
+  v128.store(lanes, f32x4.add(v128.load(lanes), scaled(h, l, scale)));
+}
+
+/** scale · (h + l / 2¹⁵). */
+function scaled(h: v128, l: v128, scale: f32): v128 {
   const low = f32x4.mul(f32x4.convert_i32x4_s(l), f32x4.splat(1.0 / 32768.0));
-  const part = f32x4.mul(f32x4.add(f32x4.convert_i32x4_s(h), low), f32x4.splat(scale));
-  v128.store(lanes, f32x4.add(v128.load(lanes), part));
+  return f32x4.mul(f32x4.add(f32x4.convert_i32x4_s(h), low), f32x4.splat(scale));
 }

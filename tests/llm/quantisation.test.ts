@@ -22,10 +22,16 @@ async function loadedAs(model: string | undefined, options: EngineOptions) {
 describe("the weights' form and bytes", () => {
   test("of a model in floats, as it is and quantised while it is loaded", async () => {
     const plain = await loadedAs(undefined, {});
-    expect(plain).toEqual({ format: "float32", bytes: 5_771_264 * 4 });
+    // Norms alone are not in the checkpoint's dtype.
+    const norms = 6 * (2 * 256 + 2 * 64) + 256;
+    expect(plain).toEqual({ format: "bfloat16", bytes: 5_771_264 * 2 + norms * 2 });
+    expect(await loadedAs(undefined, { device: "cpu-reference" })).toEqual({
+      format: "float32",
+      bytes: 5_771_264 * 4,
+    });
     const matrices = 6 * (512 * 256 + 256 * 256 + 3 * 256 * 768);
     const channels = 6 * (512 + 256 + 2 * 768 + 256);
-    const quantised = { format: "fp8 by channels", bytes: plain.bytes - 3 * matrices + 4 * channels };
+    const quantised = { format: "fp8 by channels", bytes: plain.bytes - matrices + 4 * channels };
     expect(await loadedAs(undefined, { quantization: "fp8" })).toEqual(quantised);
     expect(await loadedAs(undefined, { quantization: "fp8_per_channel" })).toEqual(quantised);
     expect((await loadedAs(undefined, { quantization: "fp8_per_block" })).format).toBe(
@@ -38,9 +44,9 @@ describe("the weights' form and bytes", () => {
   test("of quantised ones", async () => {
     const format = async (name: Parameters<typeof fixture>[0]) =>
       (await loadedAs(fixture(name).modelDir, {})).format;
-    expect(await format("quantised-awq")).toBe("int4 in groups of 64 with zero points, float32");
+    expect(await format("quantised-awq")).toBe("int4 in groups of 64 with zero points, bfloat16");
     expect(await format("quantised-gptq")).toBe("int4 by channels");
-    expect(await format("quantised-ct-int8")).toBe("int8 by channels, float32");
+    expect(await format("quantised-ct-int8")).toBe("int8 by channels, bfloat16");
   });
 });
 

@@ -14,12 +14,17 @@ const VARIANTS: readonly Variant[] = [
   { name: "chunks of 7 tokens", options: { ...options, maxNumBatchedTokens: 7 }, maxPrompt: 257 },
   { name: "one token at a time", options: { ...options, maxNumBatchedTokens: 1 }, maxPrompt: 64 },
   { name: "blocks of 1 token", options: { ...options, blockSize: 1 }, maxPrompt: 100 },
+  { name: "the reference backend", options: { device: "cpu-reference" }, maxPrompt: 257 },
   { name: "overlapped steps", options: { ...options, overlapScheduling: true }, maxPrompt: 257 },
 ];
 
 /** The embedded model takes as long as all others together; what the variants change does not depend on sizes. */
 const variantsOf = (name: string) =>
-  name === "tiny-stories" ? VARIANTS.filter(({ name: variant }) => variant === "whole prompts") : VARIANTS;
+  name === "tiny-stories"
+    ? VARIANTS.filter(
+        ({ name: variant }) => variant === "whole prompts" || variant === "the reference backend",
+      )
+    : VARIANTS;
 
 for (const fixture of FIXTURES) referenceSuite(fixture, variantsOf(fixture.name), FLOAT32);
 for (const fixture of GGUF_FIXTURES) referenceSuite(fixture, VARIANTS.slice(0, 2), FLOAT32);

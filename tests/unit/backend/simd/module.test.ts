@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { buildKernels } from "../../../../kernels-wasm/build.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(300_000);
 
 test("kernels.wasm is what its sources make: `bun run build:wasm`", async () => {
   const stored = readFileSync(join(import.meta.dir, "../../../../kernels-wasm/kernels.wasm"));

@@ -1,8 +1,10 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../../../kernels-wasm/layout.ts";
 import { compileKernels, Place, type PlacedBuffer } from "../../../../src/backend/simd/place.ts";
 import { InvariantError } from "../../../../src/base/errors.ts";
 import { Random } from "../../../contract/random.ts";
+
+setDefaultTimeout(300_000);
 
 const MEGABYTE = 2 ** 20;
 

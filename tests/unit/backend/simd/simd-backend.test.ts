@@ -7,7 +7,7 @@ import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import { Fixture } from "../../../contract/fixture.ts";
 import { fp8Weight, groupedWeight } from "../../../contract/quantised-weights.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(300_000);
 
 const [N, K] = [104, 384];
 const MEGABYTE = 2 ** 20;
