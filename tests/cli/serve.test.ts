@@ -16,7 +16,7 @@ async function isClosed(url: string): Promise<boolean> {
 test("says what it loaded, serves it, logs requests, and ends with 0 at SIGTERM", async () => {
   using server = await serve(["--max-model-len", "128", "--served-model-name", "tiny"]);
   expect(server.banner).toMatch(
-    /tiny-stories on cpu, float32, weights of 22 MiB in float32, context of 128 tokens, \d+ KV blocks of 16/,
+    /tiny-stories on cpu, float32, weights of 11 MiB in bfloat16, context of 128 tokens, \d+ KV blocks of 16/,
   );
   expect(server.banner).toContain("serves tiny at");
   expect((await fetch(`${server.url}/health`)).status).toBe(200);
