@@ -14,17 +14,18 @@ import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../src/base/sampling-pa
 import type { Extents, Operands, Refusals, Scalars } from "./refusals.ts";
 
 /** The operands that are matrices. */
-const MATRICES: Readonly<Record<string, string>> = {
-  embedding: "table",
-  linear: "weight",
-  drawTokens: "weight",
+const MATRICES: Readonly<Record<string, readonly string[]>> = {
+  embedding: ["table"],
+  linear: ["weight"],
+  experts: ["gateUp", "down"],
+  drawTokens: ["weight"],
 };
 
 /** The refusals of a backend that computes in `float`, and takes matrices of the other dtypes too. */
 export function refusals(float: FloatDType, matrixDtypes: readonly FloatDType[] = []): Refusals[] {
   return tables(float).map((table) => {
-    const matrix = MATRICES[table.op];
-    return matrix ? { ...table, dtypes: { ...table.dtypes, [matrix]: matrixDtypes } } : table;
+    const matrices = (MATRICES[table.op] ?? []).map((name) => [name, matrixDtypes] as const);
+    return { ...table, dtypes: { ...table.dtypes, ...Object.fromEntries(matrices) } };
   });
 }
 
