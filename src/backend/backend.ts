@@ -235,6 +235,8 @@ export interface ModelShape {
   readonly kvDtype?: KvDType;
   /** See `LmHead.softCap`. */
   readonly softCap?: number | undefined;
+  /** Of feed-forward blocks' gates. Default: silu. */
+  readonly activation?: Activation;
 }
 
 /** Recorded ops. It holds addresses: their memory must outlive it. */

@@ -33,7 +33,7 @@ export interface ParameterSource {
   readonly reading?: Reading;
   /** The part that this rank holds, where there is no `reading`: `[start, end)` along `dim`. The whole tensor when left out. */
   readonly slice?: { readonly dim: 0 | 1; readonly start: number; readonly end: number };
-  /** What becomes of each value where there is no `reading`: it is computed in float32, and rounded once. */
+  /** Applied to each value where there is no `reading`, in float32; what comes out is rounded once. */
   readonly affine?: Affine;
 }
 

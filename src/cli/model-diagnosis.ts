@@ -19,7 +19,7 @@ export interface ModelDiagnosis extends Partial<ModelReport> {
   readonly path: string;
   /** Why it cannot be loaded; the rest is missing then. */
   readonly problem?: string;
-  /** What GPUs have room for: those that there are, or usual ones. */
+  /** The room that GPUs have: those that there are, or usual ones. */
   readonly fits?: readonly (GpuMemory & ModelFit)[];
 }
 

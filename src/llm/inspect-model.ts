@@ -36,7 +36,7 @@ export interface ModelReport {
   readonly tokenizerProblem?: string | undefined;
 }
 
-/** How much of a model GPUs of one size have room for. */
+/** The room that GPUs of one size have for a model. */
 export interface ModelFit {
   /** The fewest GPUs that hold it, dividing it; undefined: 8 do not. */
   readonly ranks: number | undefined;

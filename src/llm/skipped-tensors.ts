@@ -3,7 +3,7 @@ import type { Checkpoint } from "../loader/checkpoint.ts";
 import type { ModelConfig } from "../models/config.ts";
 import { TOWERS } from "../models/text-config.ts";
 
-/** What a multimodal checkpoint has besides its language model; undefined for any other. */
+/** The tensors of a multimodal checkpoint besides its language model; undefined for any other. */
 export function skippedTensors(
   checkpoint: Checkpoint,
   { isTextPart }: ModelConfig,

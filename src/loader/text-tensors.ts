@@ -1,6 +1,6 @@
 import type { CheckpointTensor } from "./checkpoint-tensor.ts";
 
-/** What multimodal checkpoints put before the names of a language model's tensors, and what it goes by without them. */
+/** Prefixes that multimodal checkpoints give the names of their language model's tensors, and those of a language model alone. */
 const PREFIXES = [
   [/^(?:model\.language_model|language_model\.model|model\.text_model)\./, "model."],
   [/^language_model\.lm_head\./, "lm_head."],

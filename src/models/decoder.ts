@@ -37,7 +37,7 @@ export interface LayerPlace {
   readonly tables: PositionTables;
 }
 
-/** What differs between families outside of their layers. */
+/** Traits of a family outside of its layers. */
 export interface DecoderOptions {
   /** The checkpoint's names. Default: Llama's. */
   readonly names?: DecoderNames;
@@ -188,7 +188,7 @@ class Decoder implements CausalLM {
     context.backend.drawTokens(out, x, this.#head, logits, samples, slots);
   }
 
-  /** What the head multiplies: the residual stream, normalised where the head has no norm that does so. */
+  /** The input of the head: the residual stream, normalised where the head has no norm that does so. */
   #headInput(context: OpContext, hidden: Tensor): Tensor {
     return this.#norm instanceof RmsNorm ? hidden : this.#norm.of(context, hidden).x;
   }

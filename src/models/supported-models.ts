@@ -1,9 +1,10 @@
 import type { Architecture } from "./family-defaults.ts";
 
-/** What an architecture is for, and what its block has that not all have. For people: docs/models.md is made of it. */
+/** An architecture for people: docs/models.md lists them. */
 export interface SupportedModel {
   /** Models that have the architecture. */
   readonly models: string;
+  /** Of its block, that not all have. */
   readonly features: readonly string[];
 }
 

@@ -134,12 +134,19 @@ export class KernelOps {
 
   /** Of the four products of a layer, and of the LM head. */
   #linearUnits(shape: ModelShape): KernelUnit[] {
-    const { vocabSize, hiddenSize, intermediateSize, numHeads, numKvHeads, headDim } = shape;
+    const {
+      vocabSize,
+      hiddenSize,
+      intermediateSize,
+      numHeads,
+      numKvHeads,
+      headDim,
+      activation = "silu",
+    } = shape;
     const [small, large] = [this.smallLinear, this.largeLinear];
     if (small === undefined) return [];
     return [
-      // Other activations are rare.
-      ...(large?.units(2 * intermediateSize, hiddenSize, { kind: "silu", gated: true }) ?? []),
+      ...(large?.units(2 * intermediateSize, hiddenSize, { kind: activation, gated: true }) ?? []),
       ...small.units((numHeads + 2 * numKvHeads) * headDim, hiddenSize, { norm: true }),
       ...small.units(hiddenSize, numHeads * headDim, {}),
       ...small.units(2 * intermediateSize, hiddenSize, { norm: true, gated: true }),

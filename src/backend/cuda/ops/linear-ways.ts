@@ -64,10 +64,10 @@ export class LinearWays {
   ) {}
 
   /** Units for the four products of a layer: those that an earlier start has chosen, or else all ways. */
-  units({ hiddenSize, intermediateSize, numHeads, numKvHeads, headDim }: ModelShape): KernelUnit[] {
+  units(model: ModelShape): KernelUnit[] {
+    const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, activation = "silu" } = model;
     const plain = { norm: false, gated: false, activation: -1, floatOut: false };
-    // Other activations are rare.
-    const gate = { norm: true, gated: true, activation: ACTIVATION_CODES.silu };
+    const gate = { norm: true, gated: true, activation: ACTIVATION_CODES[activation] };
     const [qkv, heads] = [(numHeads + 2 * numKvHeads) * headDim, numHeads * headDim];
     const shapes: readonly WgmmaShape[] = [
       { ...plain, norm: true, outFeatures: qkv, inFeatures: hiddenSize },

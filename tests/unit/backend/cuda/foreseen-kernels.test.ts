@@ -46,6 +46,10 @@ const MODELS: Readonly<Record<string, object>> = {
   },
   "256 dimensions": { ...SHAPE, head_dim: 256 },
   "widths of 8": { ...SHAPE, hidden_size: 264, intermediate_size: 520, vocab_size: 2001 },
+  "gemma 3, GELU and norms of outputs": {
+    ...{ ...SHAPE, model_type: "gemma3_text", architectures: ["Gemma3ForCausalLM"] },
+    ...{ hidden_activation: "gelu_pytorch_tanh", sliding_window: 64, sliding_window_pattern: 2 },
+  },
   "odd widths": { ...SHAPE, hidden_size: 513, intermediate_size: 1001, vocab_size: 2001 },
 };
 const CAPABILITIES = [
