@@ -20,26 +20,19 @@
 // is no ring in shared memory to fill: which expert comes next is known only when the router is done.
 #include "activation.cuh"
 #include "expert_items.cuh"
-#include "mma.cuh"
-#include "mxfp4.cuh"
+#include "expert_pieces.cuh"
 
-#if !defined(FEW_WARPS) || !defined(FEW_PAIRS) || !defined(UP) || !defined(IN_FEATURES) || !defined(FRAGMENTS) || !defined(STAGES) || \
-    !defined(MXFP4)
-#error "FEW_WARPS, FEW_PAIRS, UP, IN_FEATURES, FRAGMENTS, STAGES and MXFP4 come from src/backend/cuda/ops/experts-few.ts"
+#if !defined(FEW_WARPS) || !defined(FEW_PAIRS) || !defined(UP) || !defined(IN_FEATURES) || !defined(FRAGMENTS) || !defined(STAGES)
+#error "FEW_WARPS, FEW_PAIRS, UP, IN_FEATURES, FRAGMENTS and STAGES come from src/backend/cuda/ops/experts-few.ts"
 #endif
 static_assert(FEW_PAIRS == 8, "pairs are the columns of one mma");
 static_assert(IN_FEATURES % (MXFP4 ? MXFP4_GROUP : 8) == 0, "a lane loads whole pieces of a row");
 
 constexpr int THREADS = FEW_WARPS * WARP;
-// Columns of a lane's piece of a row, and of a warp's step.
-constexpr int PIECE = MXFP4 ? 32 : 8;
-constexpr int STEP = 4 * PIECE;
 constexpr int STEPS = (IN_FEATURES + FEW_WARPS * STEP - 1) / (FEW_WARPS * STEP);
 constexpr int ROWS = FRAGMENTS * 16;
 constexpr int OUT_ROWS = UP ? ROWS / 2 : ROWS;
 constexpr int DEPTH = STEPS < STAGES ? STEPS : STAGES;
-// 16-byte loads of x for a piece.
-constexpr int LOADS = PIECE / 8;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     experts_few(elem_t* out, const elem_t* x, const unsigned char* __restrict__ matrices,
@@ -57,73 +50,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const int first = blockIdx.x * OUT_ROWS;
   const int rows = UP ? 2 * outputs : outputs;
   // Rows r and r + 8 of each fragment: with UP a gate and what it gates. Those past the end are computed as row 0 and not stored.
-  const unsigned char* codes[FRAGMENTS][2];
-  const unsigned char* factors[FRAGMENTS][2];
+  WeightRows from[FRAGMENTS];
 #pragma unroll
   for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int output = first + (UP ? f * 8 : f * 16 + half * 8) + r;
       const int64 row = static_cast<int64>(item.expert) * rows + (output < outputs ? output + (UP ? half * outputs : 0) : 0);
-      codes[f][half] = matrices + (row * IN_FEATURES + column) / PIECE * 16;
-      factors[f][half] = scales + (row * IN_FEATURES + column) / PIECE;
+      from[f].set(half, matrices, scales, row * IN_FEATURES + column);
     }
   // Columns of the mma without a pair are those of another, and not stored.
   const int s = item.first + (r < item.count ? r : 0);
   const elem_t* input = x + static_cast<int64>(UP ? load_coherent(sorted + s) / k : s) * IN_FEATURES + column;
 
-  uint4 a[DEPTH][FRAGMENTS][2], v[DEPTH][LOADS];
-  uint32 scale[DEPTH][FRAGMENTS][2];
+  WeightPiece weight[DEPTH][FRAGMENTS];
+  InputPiece v[DEPTH];
   // No branches, so that nothing keeps loads from being asked for together. Past the last column are the first ones times zeros.
   const auto fetch = [&](int step) {
     const bool is_inside = (step + 1) * FEW_WARPS * STEP <= IN_FEATURES || column + step * FEW_WARPS * STEP < IN_FEATURES;
     const int at = is_inside ? step * FEW_WARPS * STEP : -column;
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        a[step % DEPTH][f][half] = load16_stream(codes[f][half] + at / PIECE * 16);
-        if (MXFP4) scale[step % DEPTH][f][half] = factors[f][half][at / PIECE];
-      }
+    for (int f = 0; f < FRAGMENTS; f++) weight[step % DEPTH][f] = from[f].load(at);
     const uint32 mask = is_inside ? 0xffffffffu : 0;
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
       const uint4 y = load16_coherent(input + at + i * 8);
-      v[step % DEPTH][i] = make_uint4(y.x & mask, y.y & mask, y.z & mask, y.w & mask);
+      v[step % DEPTH].words[i] = make_uint4(y.x & mask, y.y & mask, y.z & mask, y.w & mask);
     }
   };
   float d[FRAGMENTS][2][4] = {};
-  const auto multiply_piece = [&](float (&sum)[2][4], uint4 top, uint4 bottom, uint4 y) {
-    mma_m16n8k16(sum[0], top.x, bottom.x, top.y, bottom.y, y.x, y.y);
-    mma_m16n8k16(sum[1], top.z, bottom.z, top.w, bottom.w, y.z, y.w);
-  };
 #pragma unroll
   for (int step = 0; step < DEPTH; step++) fetch(step);
 #pragma unroll
   for (int step = 0; step < STEPS; step++) {
-    const int now = step % DEPTH;
-    if constexpr (MXFP4) {
+    v[step % DEPTH].order();
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
-        // Codes i and i + 4 of a word make a pair.
-        const uint4 y = v[now][i];
-        const uint4 paired = make_uint4(low_halves(y.x, y.z), high_halves(y.x, y.z), low_halves(y.y, y.w), high_halves(y.y, y.w));
-#pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++) {
-          const auto widen = [&](int half) {
-            const uint4 all = a[now][f][half];
-            const uint32 word = i == 0 ? all.x : i == 1 ? all.y : i == 2 ? all.z : all.w;
-            const uint32 factor = mxfp4_factor(scale[now][f][half]);
-            return make_uint4(scale_pair(widen_codes<0>(word), factor), scale_pair(widen_codes<1>(word), factor),
-                              scale_pair(widen_codes<2>(word), factor), scale_pair(widen_codes<3>(word), factor));
-          };
-          multiply_piece(d[f], widen(0), widen(1), paired);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int f = 0; f < FRAGMENTS; f++) multiply_piece(d[f], a[now][f][0], a[now][f][1], v[now][0]);
-    }
+    for (int f = 0; f < FRAGMENTS; f++) multiply_piece(d[f], weight[step % DEPTH][f], v[step % DEPTH]);
     if (step + DEPTH < STEPS) fetch(step + DEPTH);
   }
 #pragma unroll

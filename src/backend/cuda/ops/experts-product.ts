@@ -46,28 +46,18 @@ export const PRODUCT_POINTERS = [
 ] as const;
 export const PRODUCT_SCALARS = ["k", "outputs", "activation", "alpha", "limit"] as const;
 
-export function productArguments({
-  out,
-  x,
-  weight,
-  bias,
-  lists,
-  perToken,
-  outputs,
-  activation,
-}: ExpertsProduct) {
-  const { sorted, weights, items } = lists;
-  const limited = activation?.kind === "limited_swiglu" ? activation : { alpha: 0, limit: 0 };
-  const kind = activation === undefined || activation.kind === "limited_swiglu" ? "silu" : activation.kind;
+export function productArguments({ lists, weight, bias, ...product }: ExpertsProduct) {
+  const { out, x, perToken, outputs, activation } = product;
   return {
-    ...{ out, x, matrices: weight.data, biases: bias ?? null, sorted, weights, items },
+    ...{ ...lists, out, x, matrices: weight.data, biases: bias ?? null, k: perToken, outputs },
     scales: weight.format === "mxfp4" ? weight.scales : null,
-    ...{
-      k: perToken,
-      outputs,
-      activation: ACTIVATION_CODES[kind],
-      alpha: limited.alpha,
-      limit: limited.limit,
-    },
+    ...activationArguments(activation),
   };
+}
+
+/** The arguments of an activation; any will do where there is none. */
+export function activationArguments(activation: ExpertActivation | undefined) {
+  if (activation?.kind === "limited_swiglu")
+    return { activation: ACTIVATION_CODES.silu, alpha: activation.alpha, limit: activation.limit };
+  return { activation: ACTIVATION_CODES[activation?.kind ?? "silu"], alpha: 0, limit: 0 };
 }

@@ -16,9 +16,12 @@ const MAX_PER_TOKEN = WARP;
 /** Bytes of an item; expert_items.cuh. */
 const ITEM_BYTES = 16;
 
+/** Constants of expert_choice.cuh. */
+export const CHOICE_CONSTANTS = { MAX_EXPERTS, MAX_PER_TOKEN } as const;
+
 const SOURCE = {
   file: "experts_route.cu",
-  constants: { ROUTE_THREADS, MAX_ROUTE_PAIRS, MAX_EXPERTS, MAX_PER_TOKEN },
+  constants: { ROUTE_THREADS, MAX_ROUTE_PAIRS, ...CHOICE_CONSTANTS },
 } as const;
 const CHOOSE = {
   ...SOURCE,
@@ -59,6 +62,14 @@ export function itemBytes(most: number): number {
   return (1 + most) * ITEM_BYTES;
 }
 
+/** @throws DeviceError for more experts than the kernels take */
+export function checkChoice(experts: number, k: number): void {
+  if (experts > MAX_EXPERTS || k > MAX_PER_TOKEN)
+    throw new DeviceError(
+      `${k} of ${experts} experts a token; this device takes up to ${MAX_PER_TOKEN} of ${MAX_EXPERTS}`,
+    );
+}
+
 /** From the router's logits to lists of each expert's tokens. */
 export class ExpertsRoute {
   readonly #choose: KernelVariants<typeof CHOOSE>;
@@ -85,7 +96,6 @@ export class ExpertsRoute {
    * @param bias of the logits
    * @param ids int32 [pairs], scratch; unused in one launch
    * @param norm of x, into `normed`, in one launch alone
-   * @throws DeviceError for more experts than the kernels take
    */
   route(
     stream: number,
@@ -98,10 +108,6 @@ export class ExpertsRoute {
     norm?: { readonly spec: RmsNormSpec; readonly x: Tensor; readonly normed: Tensor },
   ): void {
     const [tokens, experts] = [logits.dim(0), logits.dim(1)];
-    if (experts > MAX_EXPERTS || k > MAX_PER_TOKEN)
-      throw new DeviceError(
-        `${k} of ${experts} experts a token; this device takes up to ${MAX_PER_TOKEN} of ${MAX_EXPERTS}`,
-      );
     const softmaxOverAll = softmaxOver === "all" ? 1 : 0;
     const defines = { EXPERTS: experts };
     const pairs = tokens * k;

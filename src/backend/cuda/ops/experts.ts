@@ -8,8 +8,9 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { ExpertsFew, FEW_PAIRS } from "./experts-few.ts";
+import { ExpertsOne } from "./experts-one.ts";
 import { type ExpertsProduct, type ExpertsWeight, expertsWeight } from "./experts-product.ts";
-import { ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
+import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
 import { ExpertsTiles } from "./experts-tiles.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 import type { NormOps } from "./norm.ts";
@@ -51,10 +52,11 @@ export interface ExpertSizes {
 /**
  * The ops of a mixture of experts. The router's logits become lists of each expert's tokens on the device, so grids are those of the most
  * that lists can come to, and the host never waits. Then come gate and up with their activation, down, and the sum over a token's
- * experts. Where an expert has few tokens, the products are those of experts_few.cu, else those of experts_tiles.cu.
+ * experts. One token by itself has kernels of its own, those of experts_one.cu. Where an expert has few tokens, the products are those of experts_few.cu, else those of experts_tiles.cu.
  */
 export class ExpertOps {
   readonly #route: ExpertsRoute;
+  readonly #one: ExpertsOne;
   readonly #few: ExpertsFew;
   readonly #tiles: ExpertsTiles;
   readonly #sum: KernelVariants<typeof EXPERTS_SUM>;
@@ -70,6 +72,7 @@ export class ExpertOps {
   ) {
     const { dtype, allocate } = options;
     this.#route = new ExpertsRoute(library, dtype, options);
+    this.#one = new ExpertsOne(library, dtype, options);
     this.#few = new ExpertsFew(library, dtype, options);
     this.#tiles = new ExpertsTiles(library, dtype, options);
     this.#sum = new KernelVariants(library, EXPERTS_SUM, dtype, options);
@@ -86,6 +89,7 @@ export class ExpertOps {
     return [
       ...this.#tiles.units(format),
       ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, format)),
+      ...(batchInvariant ? [] : this.#one.units(count, hiddenSize, intermediateSize, format)),
       ...this.#route.units(count),
       this.#sum.unit({ ACCESS: accessWidth(dtype, hiddenSize) }),
     ];
@@ -114,6 +118,15 @@ export class ExpertOps {
       throw new DeviceError(
         `experts of ${intermediate} and ${hidden} dimensions; this device takes multiples of ${PIECE}`,
       );
+    checkChoice(weights.count, spec.perToken);
+    if (tokens === 1 && !this.options.batchInvariant && ExpertsOne.takes(weights, spec)) {
+      this.#one.launch(stream, out, x, logits, weights, spec, fusion, {
+        activated: this.#scratch.activated.tensor(this.options.dtype, [spec.perToken, intermediate]),
+        chosen: this.#scratch.ids.tensor("int32", [spec.perToken]),
+        weights: this.#scratch.weights.tensor("float32", [spec.perToken]),
+      });
+      return;
+    }
     for (let start = 0; start < tokens; start += MAX_TOKENS) {
       const part = (tensor: Tensor) => tensor.rows(start, Math.min(start + MAX_TOKENS, tokens));
       const { norm, addTo } = fusion;

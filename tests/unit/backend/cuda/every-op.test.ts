@@ -73,6 +73,7 @@ test("every kernel of the sources is launched by some op", () => {
   const all = [
     ...older.cuda.launches,
     ...launches(() => {
+      callAll(backend, 1, 0, 1);
       callAll(backend, 3, 0, 3);
       callAll(backend, 0, 40, 40);
       callAll(backend, 0, 4096, 1);
