@@ -1,5 +1,5 @@
 import type { ExpertSpec, ExpertWeights } from "../src/backend/experts.ts";
-import { denseWeight } from "../src/backend/weight.ts";
+import { denseWeight, type Weight } from "../src/backend/weight.ts";
 import { SplitMix64 } from "../src/base/random.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import type { CaseMemory, KernelCase } from "./kernel-case.ts";
@@ -16,19 +16,28 @@ const LAYERS = 8;
 export function expertCases(
   memory: CaseMemory,
   modelName: string,
-  { experts, hiddenSize, activation }: ModelConfig,
+  { experts, hiddenSize, activation, quantisation }: ModelConfig,
   tokenCounts = TOKEN_COUNTS,
 ): KernelCase[] {
   if (experts === undefined) return [];
   const { count, perToken, intermediateSize } = experts;
-  const spec: ExpertSpec = { ...experts, activation: { kind: activation } };
-  const expertBytes = 3 * hiddenSize * intermediateSize * 2;
+  const spec: ExpertSpec = { ...experts, activation: experts.limitedSwiglu ?? { kind: activation } };
+  const isMxfp4 = quantisation?.declared.kind === "mxfp4";
+  const weights = 3 * hiddenSize * intermediateSize;
+  const expertBytes = weights * (isMxfp4 ? 17 / 32 : 2);
+  const matrix = (n: number, k: number): Weight => {
+    if (!isMxfp4) return denseWeight(memory.random(n, k));
+    // Scales of random bytes would give infinities, and those of any one value read as fast as others.
+    const scales = memory.empty("uint8", n, k / 32);
+    memory.backend.fill(scales, 120);
+    return { format: "mxfp4", shape: [n, k], data: memory.bytes(n, k / 2), scales };
+  };
   let made: readonly ExpertWeights[] | undefined;
   const layers = () => {
     made ??= Array.from({ length: LAYERS }, () => ({
       count,
-      gateUp: denseWeight(memory.random(count * 2 * intermediateSize, hiddenSize)),
-      down: denseWeight(memory.random(count * hiddenSize, intermediateSize)),
+      gateUp: matrix(count * 2 * intermediateSize, hiddenSize),
+      down: matrix(count * hiddenSize, intermediateSize),
     }));
     return made;
   };
@@ -38,7 +47,7 @@ export function expertCases(
     return {
       ...{ group: `experts ${modelName}`, name: `${tokens} tokens`, operands: LAYERS },
       bytes: (expertBytes * active.reduce((sum, each) => sum + each, 0)) / LAYERS,
-      flops: tokens * perToken * expertBytes,
+      flops: tokens * perToken * 2 * weights,
       prepare: () => {
         const { backend } = memory;
         const residual = memory.random(tokens, hiddenSize);
@@ -48,11 +57,11 @@ export function expertCases(
           backend.upload(tensor, values);
           return tensor;
         });
-        const weights = layers();
+        const all = layers();
         return (i) => {
           const layer = i % LAYERS;
           const fusion = { norm, addTo: residual };
-          backend.experts(residual, residual, logits[layer]!, weights[layer]!, spec, fusion);
+          backend.experts(residual, residual, logits[layer]!, all[layer]!, spec, fusion);
         };
       },
     };

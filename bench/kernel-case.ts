@@ -91,6 +91,14 @@ export class CaseMemory implements Disposable {
     return tensor;
   }
 
+  /** Random bytes. */
+  bytes(...shape: number[]): Tensor {
+    const spec = { name: "x", shape, dtype: "uint8", sources: [], dummy: "normal" } as const;
+    return this.keep(
+      dummyWeights([spec], this.backend, this.backend.activationDtype, this.#seed++).get("x")!,
+    );
+  }
+
   ones(...shape: number[]): Tensor {
     return this.#dummy("ones", shape);
   }

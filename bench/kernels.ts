@@ -18,6 +18,7 @@ import { attentionFormsOf } from "../src/models/attention-forms.ts";
 import { readModelConfig } from "../src/models/config.ts";
 import { type AttentionHeads, BLOCK_SIZE, decodeCase, prefillCase } from "./attention-cases.ts";
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
+import { expertCases } from "./expert-cases.ts";
 import { CaseMemory, type KernelCase, type KernelTime, timeCase } from "./kernel-case.ts";
 import { linearCases } from "./linear-cases.ts";
 import { describeMachine, makeRecord, writeRecord } from "./record.ts";
@@ -33,6 +34,7 @@ interface Flags {
 }
 
 const MODELS = { "0.6B": model("qwen3-0.6b"), "8B": model("qwen3-8b") } as const;
+const EXPERT_MODELS = { "30B-A3B": model("qwen3-30b-a3b"), "gpt-oss-20b": model("gpt-oss-20b") } as const;
 /** Head shapes beside those of the models: of Llama 3.2 1B, and of Gemma 2 9B. */
 const OTHER_HEADS: Readonly<Record<string, AttentionHeads>> = {
   d64: { numHeads: 32, numKvHeads: 8, headDim: 64 },
@@ -109,12 +111,16 @@ function sections(): Section[] {
       { shape, groups: [rows, ...attentionGroups(name, config)] },
     ];
   });
+  const experts = Object.entries(EXPERT_MODELS).map(([name, config]): Section => {
+    const shape = { ...models[0]!.shape, hiddenSize: config.hiddenSize };
+    return { shape, groups: [(memory) => expertCases(memory, name, config)] };
+  });
   const { shape } = models[0]!;
   const heads = Object.entries(OTHER_HEADS).map(([name, other]) => ({
     ...{ shape: { ...shape, ...other, rotaryDim: other.headDim }, groups: attentionGroups(name, other) },
   }));
   const draws: Group = (memory) => samplingCases(memory, MODELS["0.6B"].vocabSize);
-  return [...models, ...heads, { shape, groups: [draws] }];
+  return [...models, ...experts, ...heads, { shape, groups: [draws] }];
 }
 
 function attentionGroups(name: string, heads: AttentionHeads): Group[] {

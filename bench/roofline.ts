@@ -4,6 +4,7 @@ import { dtypeSize } from "../src/base/dtype.ts";
 import type { Workload } from "../src/cli/bench/workload.ts";
 import { declaredScheme } from "../src/layers/schemes/declared-scheme.ts";
 import type { ModelConfig } from "../src/models/config.ts";
+import type { ModelDefinition } from "../src/models/model.ts";
 import { defineModel } from "../src/models/registry.ts";
 
 /** What a GPU can do at best, as measured on it: see `measureCeilings`. */
@@ -52,7 +53,7 @@ export interface Roofline {
 }
 
 /**
- * Limit A. Every decode step reads the weights once and each running sequence's keys and values once, at the read ceiling;
+ * Limit A. Every decode step reads the weights once, of experts those that as many tokens as a step has on average would choose at random, and each running sequence's keys and values once, at the read ceiling;
  * prompts cost their floating-point operations, or reading the weights once a step where that takes longer. Nothing
  * overlaps. A prompt's last position gives its first output token, so a request decodes `output − 1` times. Requests
  * start in order, as soon as fewer than `maxNumSeqs` run.
@@ -64,8 +65,10 @@ export function roofline(
   options: RooflineOptions,
 ): Roofline {
   const { kvBytes = dtypeSize("bfloat16") } = options;
-  const { layers, head } = weightCounts(config);
-  const stepBytes = layerBytes(config) + head * dtypeSize("bfloat16");
+  const { always, experts, head } = weightsOf(config);
+  const bytesOf = (tokens: number) =>
+    always.bytes + experts.bytes * activeShare(config, tokens) + head * dtypeSize("bfloat16");
+  const layers = always.count + experts.count * activeShare(config, 1);
   const attended = (from: number, to: number) =>
     config.layerWindows.reduce((total, window) => total + attendedTokens(from, to, window), 0);
 
@@ -80,12 +83,14 @@ export function roofline(
   }
   const prefillSteps = Math.ceil(promptTokens / options.maxNumBatchedTokens);
   const decodeSteps = countDecodeSteps(requests, options.maxNumSeqs);
+  const decodedTokens = requests.reduce((sum, { output }) => sum + output - 1, 0);
+  const stepBytes = bytesOf(decodedTokens / Math.max(1, decodeSteps));
   const weightSeconds = (decodeSteps * stepBytes) / limits.bytesPerSecond;
   const kvLayerBytes = 2 * config.numKvHeads * config.headDim * kvBytes;
   const kvSeconds = (kvLayerTokens * kvLayerBytes) / limits.bytesPerSecond;
   const prefillSeconds = Math.max(
     prefillFlops / limits.flopsPerSecond,
-    (prefillSteps * stepBytes) / limits.bytesPerSecond,
+    (prefillSteps * bytesOf(options.maxNumBatchedTokens)) / limits.bytesPerSecond,
   );
   const seconds = weightSeconds + kvSeconds + prefillSeconds;
   return {
@@ -114,38 +119,58 @@ export function decodeLimit(
   kvBytes = dtypeSize("bfloat16"),
 ): DecodeLimit {
   const bytes = dtypeSize("bfloat16");
-  const weights = weightCounts(config);
+  const { always, experts, head: headWeights } = weightsOf(config);
   const read = contextLengths.flatMap((length) =>
     config.layerWindows.map((window) => (window === 0 ? length : Math.min(length, window))),
   );
   const tokens = read.reduce((total, count) => total + count, 0);
   const [layers, head, attention] = [
-    layerBytes(config) / bytesPerSecond,
-    (weights.head * bytes) / bytesPerSecond,
+    (always.bytes + experts.bytes * activeShare(config, contextLengths.length)) / bytesPerSecond,
+    (headWeights * bytes) / bytesPerSecond,
     (tokens * 2 * config.numKvHeads * config.headDim * kvBytes) / bytesPerSecond,
   ];
   return { layers, attention, head, step: layers + attention + head };
 }
 
-/** Weights that a step multiplies by: those of the layers, and the LM head. The embedding is looked up, not read. */
-function weightCounts(config: ModelConfig): { layers: number; head: number } {
-  const head = config.vocabSize * config.hiddenSize;
-  const all = defineModel(config).parameters.reduce(
-    (total, { shape }) => total + shape.reduce((size, extent) => size * extent, 1),
-    0,
-  );
-  return { layers: all - (config.tieWordEmbeddings ? 1 : 2) * head, head };
+/** Weights of the layers, and their bytes, codes and scales alike, in the form that the config states. */
+interface LayerWeights {
+  readonly count: number;
+  readonly bytes: number;
 }
 
-/** Bytes of the layers' weights, codes and scales alike, in the form that the config states. */
-function layerBytes(config: ModelConfig): number {
+/** Weights of the layers that every token goes through, those of all experts, and of the LM head. The embedding is looked up, not read. */
+function weightsOf(config: ModelConfig): { always: LayerWeights; experts: LayerWeights; head: number } {
   const { quantisation, tieWordEmbeddings, vocabSize, hiddenSize } = config;
-  const { parameters } = defineModel(
-    config,
-    quantisation && { scheme: declaredScheme(quantisation.declared) },
-  );
-  const all = parameters.reduce((sum, spec) => sum + byteLengthOf(spec.dtype ?? "bfloat16", spec.shape), 0);
-  return all - (tieWordEmbeddings ? 1 : 2) * vocabSize * hiddenSize * dtypeSize("bfloat16");
+  const head = vocabSize * hiddenSize;
+  const outside = (tieWordEmbeddings ? 1 : 2) * head;
+  const count = (of: ModelDefinition, isCounted: (name: string) => boolean) =>
+    of.parameters
+      .filter(({ name }) => isCounted(name))
+      .reduce((total, { shape }) => total + shape.reduce((size, extent) => size * extent, 1), 0);
+  const bytes = (of: ModelDefinition, isCounted: (name: string) => boolean) =>
+    of.parameters
+      .filter(({ name }) => isCounted(name))
+      .reduce((sum, spec) => sum + byteLengthOf(spec.dtype ?? "bfloat16", spec.shape), 0);
+  const isExperts = (name: string) => {
+    const layer = /^layers\.(\d+)\.mlp\.(?:gateUp|down)\./.exec(name)?.[1];
+    return layer !== undefined && config.experts?.layers[Number(layer)] === true;
+  };
+  const isAlways = (name: string) => !isExperts(name);
+  const floats = defineModel(config);
+  const stored = defineModel(config, quantisation && { scheme: declaredScheme(quantisation.declared) });
+  return {
+    always: {
+      count: count(floats, isAlways) - outside,
+      bytes: bytes(stored, isAlways) - outside * dtypeSize("bfloat16"),
+    },
+    experts: { count: count(floats, isExperts), bytes: bytes(stored, isExperts) },
+    head,
+  };
+}
+
+/** The share of a layer's experts that so many tokens come to, each choosing at random. */
+function activeShare({ experts }: ModelConfig, tokens: number): number {
+  return experts === undefined ? 0 : 1 - (1 - experts.perToken / experts.count) ** tokens;
 }
 
 /** A model whose weights are quantised while it is loaded, if the options say so, as if its config stated that. */

@@ -13,11 +13,14 @@
 #include "mma.cuh"
 #include "mxfp4.cuh"
 
-#if !defined(TILE_THREADS) || !defined(ROWS) || !defined(DEPTH) || !defined(PAIRS) || !defined(STAGES) || !defined(UP) || \
-    !defined(MXFP4)
-#error "TILE_THREADS, ROWS, DEPTH, PAIRS, STAGES, UP and MXFP4 come from src/backend/cuda/ops/experts-tiles.ts"
+#if !defined(ROWS) || !defined(DEPTH) || !defined(PAIRS) || !defined(STAGES) || !defined(UP) || !defined(MXFP4)
+#error "ROWS, DEPTH, PAIRS, STAGES, UP and MXFP4 come from src/backend/cuda/ops/experts-tiles.ts"
+#endif
+#if !defined(TILE_THREADS) || !defined(MIN_CTAS)
+#error "TILE_THREADS and MIN_CTAS come from src/backend/cuda/ops/experts-tiles.ts"
 #endif
 static_assert(DEPTH == 64, "a row of a chunk is the eight 16-byte pieces that a swizzle permutes");
+static_assert(TILE_THREADS == 256, "eight warps divide a tile");
 static_assert(PAIRS % 16 == 0 && ROWS % 64 == 0, "fragments are 16 pairs and 16 rows");
 
 constexpr int WARPS = TILE_THREADS / WARP;
@@ -39,7 +42,7 @@ constexpr int OUT_ROWS = UP ? ROWS / 2 : ROWS;
 // Byte offset of a piece of a row of a chunk: neighbouring rows have theirs in another order, which spreads them over the banks.
 __device__ __forceinline__ uint32 piece_at(int row, int piece) { return (row * PIECES + (piece ^ row % PIECES)) * PIECE * 2; }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, PAIRS > 64 ? 1 : 2)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
     experts_tiles(elem_t* out, const elem_t* x, const unsigned char* __restrict__ matrices,
                   const unsigned char* __restrict__ scales, const elem_t* __restrict__ biases, const int32* sorted, const float* weights, const Item* items, int k, int in_features, int outputs,
                   int activation, float alpha, float limit) {

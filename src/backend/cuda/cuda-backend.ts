@@ -54,7 +54,7 @@ const HOPPER_CAPABILITY = 9;
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
   readonly name = "cuda";
-  readonly prepareWeight = requireDense;
+  readonly prepareWeight = (weight: Weight) => (weight.format === "mxfp4" ? weight : requireDense(weight));
   readonly #context: Context;
   readonly #stream: Stream;
   readonly #staging: Staging;

@@ -13,6 +13,8 @@ import {
 import { KernelVariants } from "./kernel-variants.ts";
 
 const TILE_THREADS = 256;
+/** CTAs of a multiprocessor that registers are to leave room for: with MXFP4, whose codes take more, one of the largest tiles. */
+const CTAS = 2;
 /** Weight rows of a tile, and columns of a chunk. */
 const ROWS = 128;
 const DEPTH = 64;
@@ -84,5 +86,6 @@ function stagesOf(format: ExpertsWeight["format"], pairs: number): number {
 function macros(format: ExpertsWeight["format"], pairs: TilePairs, isUp: boolean): Macros {
   return {
     ...{ UP: Number(isUp), PAIRS: pairs, STAGES: stagesOf(format, pairs), MXFP4: Number(format === "mxfp4") },
+    MIN_CTAS: format === "mxfp4" && pairs === 128 ? 1 : CTAS,
   };
 }
