@@ -51,6 +51,8 @@ function shrunk(config: Fields): Fields {
   return {
     ...rest,
     ...{ vocab_size: 64, intermediate_size: 32, num_hidden_layers: 2 },
+    ...(rest["moe_intermediate_size"] !== undefined && { moe_intermediate_size: 16 }),
+    ...(rest["shared_expert_intermediate_size"] !== undefined && { shared_expert_intermediate_size: 16 }),
     ...(isDerived ? { hidden_size: 16 * group } : { hidden_size: 32, head_dim: 16 }),
     ...(heads && { num_attention_heads: group, num_key_value_heads: 1 }),
     ...(rest["model_type"] === "gpt_neox" && {
