@@ -7,7 +7,7 @@ import type { Span } from "./shard.ts";
 export type Reading =
   | GivenReading
   | BytesReading
-  | TransposedReading
+  | HalvesReading
   | ScalesReading
   | CodesReading
   | BlocksReading
@@ -32,10 +32,12 @@ export interface BytesReading {
   readonly columns: Span;
 }
 
-/** 16-bit floats, stored as [J, N]. */
-export interface TransposedReading {
-  readonly kind: "transposed";
+/** Scales of groups, 16-bit floats that stay as they are; none may be infinite or NaN. */
+export interface HalvesReading {
+  readonly kind: "halves";
   readonly stored: "F16" | "BF16";
+  /** Stored as [J, N]. */
+  readonly transposed: boolean;
   readonly rows: Span;
   readonly columns: Span;
 }

@@ -3,6 +3,9 @@ import type { CheckpointTensor } from "./checkpoint-tensor.ts";
 
 /** An expert's projections by the tensor that holds them for all experts. */
 const PROJECTIONS = { gate_up_proj: ["gate_proj", "up_proj"], down_proj: ["down_proj"] } as const;
+/** The most experts of a tensor, as many as a config may have, and the most matrices of all: a file's counts may be of empty ones. */
+const MAX_EXPERTS = 4096;
+const MAX_MATRICES = 2 ** 18;
 const FUSED = /^(.*\.experts)\.(gate_up_proj|down_proj)(?:_(blocks|scales|bias))?$/;
 
 /**
@@ -14,7 +17,7 @@ const FUSED = /^(.*\.experts)\.(gate_up_proj|down_proj)(?:_(blocks|scales|bias))
  * - gpt-oss has `…_blocks` [E, N, K/32, 16], `…_scales` [E, N, K/32] and `…_bias` [E, N], and rows of gate and up take turns: they become
  *   `experts.0.gate_proj.blocks` [I, K/2] and so on.
  *
- * @throws ModelDataError for such a tensor of another shape
+ * @throws ModelDataError for such a tensor of another shape or dtype, for too many, and for an expert's matrix that is there twice
  */
 export function splitFusedExperts(
   tensors: ReadonlyMap<string, CheckpointTensor>,
@@ -28,28 +31,43 @@ export function splitFusedExperts(
       continue;
     }
     const projections = PROJECTIONS[fused as keyof typeof PROJECTIONS];
-    for (const [expert, i, matrix] of partsOf(name, tensor, projections.length, part))
-      split.set(`${experts}.${expert}.${projections[i]}.${part ?? "weight"}`, matrix);
+    for (const [expert, i, matrix] of partsOf(name, tensor, projections.length, part)) {
+      const own = `${experts}.${expert}.${projections[i]}.${part ?? "weight"}`;
+      if (split.has(own) || tensors.has(own)) throw invalid(name, tensor, `has "${own}", which is there, too`);
+      split.set(own, matrix);
+      if (split.size > MAX_MATRICES)
+        throw invalid(name, tensor, `is one of experts with more than ${MAX_MATRICES} matrices together`);
+    }
   }
   return split;
+}
+
+function invalid(name: string, { file }: CheckpointTensor, rule: string): ModelDataError {
+  return new ModelDataError(file.path, `tensor "${name}" ${rule}`);
 }
 
 /** @param part undefined for floats, else gpt-oss's `blocks`, `scales` or `bias` */
 function* partsOf(
   name: string,
-  { shape, begin, end, ...stored }: CheckpointTensor,
+  tensor: CheckpointTensor,
   projections: number,
   part: string | undefined,
 ): Generator<[expert: number, projection: number, part: CheckpointTensor]> {
+  const { shape, begin, end, ...stored } = tensor;
   const [count = 0, height = 0, ...inner] = shape;
   const rows = height / projections;
   // Pieces of 32 columns may have a dimension of their own.
   const ranks = part === "blocks" ? [3, 4] : part === "bias" ? [2] : [3];
-  if (!ranks.includes(shape.length) || count === 0 || !Number.isInteger(rows))
-    throw new ModelDataError(
-      stored.file.path,
-      `tensor "${name}" is [${shape.join(", ")}], expected [experts, rows${part === "bias" ? "" : ", columns"}]`,
+  if (!ranks.includes(shape.length) || shape.includes(0) || !Number.isInteger(rows))
+    throw invalid(
+      name,
+      tensor,
+      `is [${shape.join(", ")}], expected [experts, rows${part === "bias" ? "" : ", columns"}]`,
     );
+  if (count > MAX_EXPERTS)
+    throw invalid(name, tensor, `is of ${count} experts, at most ${MAX_EXPERTS} are allowed`);
+  if ((part === "blocks" || part === "scales") && stored.dtype !== "U8")
+    throw invalid(name, tensor, `is ${stored.dtype}, expected U8`);
   const own = part === "bias" ? [rows] : [rows, inner.reduce((product, extent) => product * extent, 1)];
   const bytes = (end - begin) / count;
   const takeTurns = part !== undefined && projections > 1;

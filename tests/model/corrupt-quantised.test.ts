@@ -129,3 +129,32 @@ test.each(QUANTISED_FIXTURES.map(({ format, modelDir }) => [format, modelDir] as
     expect(refused).toBeGreaterThan(ROUNDS / 3);
   },
 );
+
+/** An infinity in each dtype of scales. */
+const INFINITY: Readonly<Record<string, readonly number[]>> = {
+  F16: [0x00, 0x7c],
+  BF16: [0x80, 0x7f],
+  F32: [0x00, 0x00, 0x80, 0x7f],
+};
+
+test.each(QUANTISED_FIXTURES.map(({ format, modelDir }) => [format, modelDir] as const))(
+  "%s: a scale that is not finite is refused",
+  async (_, modelDir) => {
+    using folder = temporaryFolder();
+    for (const name of ["config.json", "hf_quant_config.json"]) {
+      const file = Bun.file(join(modelDir, name));
+      if (await file.exists()) writeFileSync(folder.file(name), await file.text());
+    }
+    const tensors = readTensors(join(modelDir, "model.safetensors"));
+    const name = Object.keys(tensors).findLast((each) => /_proj\.(?:weight_scale(?:_inv)?|scales)$/.test(each))!;
+    const { dtype, shape, data } = tensors[name]!;
+    const bytes = new Uint8Array(data.buffer).slice();
+    bytes.set(INFINITY[dtype]!, bytes.length - INFINITY[dtype]!.length);
+    writeFileSync(
+      folder.file("model.safetensors"),
+      safetensors({ ...tensors, [name]: { dtype, shape, data: bytes } }),
+    );
+    const refused = LLM.create(folder.path, { device: "cpu", skipTokenizerInit: true });
+    await expect(refused).rejects.toThrow(`tensor "${name}" has a scale that is no finite number`);
+  },
+);

@@ -1,4 +1,4 @@
-import { GROUP_UNIT, scaleDtype } from "./stored-integers.ts";
+import { GROUP_UNIT, groupScales, scaleDtype } from "./stored-integers.ts";
 import type { MatrixTensors, StoredFloat8, StoredIntegers } from "./stored-matrix.ts";
 
 /** Rows and columns of a block. */
@@ -54,6 +54,6 @@ export function storedInt8(tensors: MatrixTensors): StoredIntegers {
       ...{ name: weight.name, shape: weight.shape },
       reading: { kind: "bytes", stored: "I8", rows: rowSpan, columns: columnSpan },
     }),
-    scales: (rowSpan) => ({ name: scale.name, shape: scale.shape, slice: { dim: 0, ...rowSpan } }),
+    scales: groupScales(tensors, scale, { transposed: false }),
   };
 }

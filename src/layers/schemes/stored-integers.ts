@@ -42,7 +42,7 @@ function storedAwq(tensors: MatrixTensors, weight: Stored): StoredIntegers {
       ...nameOf(weight),
       reading: { ...layout, rows: rowSpan, columns: columnSpan, packed: true },
     }),
-    scales: transposedScales(tensors, scales),
+    scales: groupScales(tensors, scales, { transposed: true }),
     ...(zeros !== undefined && {
       zeros: (rowSpan, groupSpan) => ({
         ...nameOf(zeros),
@@ -79,7 +79,7 @@ function storedGptq(tensors: MatrixTensors, weight: Stored, gptqZeros: GptqZeros
         ...{ rows: rowSpan, columns: columnSpan, ...(permutation && { permutation: permutation.values }) },
       },
     }),
-    scales: transposedScales(tensors, scales),
+    scales: groupScales(tensors, scales, { transposed: true }),
     zeros: (rowSpan, groupSpan) => ({
       ...nameOf(zeros),
       reading: {
@@ -121,11 +121,7 @@ export function storedPacked(tensors: MatrixTensors): StoredIntegers {
               ...{ rows: rowSpan, columns: columnSpan, permutation: permutation.values },
             },
     }),
-    scales: (rowSpan, groupSpan) => {
-      const isCut = groupSpan.end - groupSpan.start < groups;
-      const slice = isCut ? { dim: 1 as const, ...groupSpan } : { dim: 0 as const, ...rowSpan };
-      return { ...nameOf(scales), slice };
-    },
+    scales: groupScales(tensors, scales, { transposed: false }),
     ...(zeros !== undefined && {
       zeros: (rowSpan, groupSpan) => ({
         ...nameOf(zeros),
@@ -180,9 +176,17 @@ export function scaleDtype(tensors: MatrixTensors, scales: Stored): "float16" | 
   throw tensors.unsupported(scales, `is ${scales.dtype}; scales of integers are F16 or BF16`);
 }
 
-function transposedScales(tensors: MatrixTensors, scales: Stored): StoredIntegers["scales"] {
+/** Scales of groups [N, G], or stored as [G, N]. */
+export function groupScales(
+  tensors: MatrixTensors,
+  scales: Stored,
+  { transposed }: { readonly transposed: boolean },
+): StoredIntegers["scales"] {
   const stored = scaleDtype(tensors, scales) === "float16" ? "F16" : "BF16";
-  return (rows, columns) => ({ ...nameOf(scales), reading: { kind: "transposed", stored, rows, columns } });
+  return (rows, columns) => ({
+    ...nameOf(scales),
+    reading: { kind: "halves", stored, transposed, rows, columns },
+  });
 }
 
 /**

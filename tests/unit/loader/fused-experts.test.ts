@@ -74,3 +74,19 @@ test("floats with a bias beside them are left as they are, tensors of another sh
   ])
     expect(() => splitFusedExperts(new Map([[name, stored(0, ...shape)]]))).toThrow(ModelDataError);
 });
+
+test("a count that costs a file nothing, a matrix that is there twice and codes that are no bytes are refused", () => {
+  const down = "l.mlp.experts.down_proj";
+  const refused: [Record<string, CheckpointTensor>, string][] = [
+    [{ [down]: stored(0, 2 ** 50, 2, 0) }, "expected [experts, rows, columns]"],
+    [{ [down]: stored(0, 4097, 1, 1) }, "4097 experts, at most 4096"],
+    [
+      Object.fromEntries(Array.from({ length: 65 }, (_, i) => [`${i}.experts.down_proj`, stored(0, 4096, 1, 1)])),
+      "more than 262144 matrices",
+    ],
+    [{ [down]: stored(0, 1, 2, 2), "l.mlp.experts.0.down_proj.weight": stored(8, 2, 2) }, "is there, too"],
+    [{ [`${down}_scales`]: stored(0, 1, 2, 2) }, "is BF16, expected U8"],
+  ];
+  for (const [tensors, rule] of refused)
+    expect(() => splitFusedExperts(new Map(Object.entries(tensors)))).toThrow(rule);
+});
