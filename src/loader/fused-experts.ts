@@ -33,7 +33,8 @@ export function splitFusedExperts(
     const projections = PROJECTIONS[fused as keyof typeof PROJECTIONS];
     for (const [expert, i, matrix] of partsOf(name, tensor, projections.length, part)) {
       const own = `${experts}.${expert}.${projections[i]}.${part ?? "weight"}`;
-      if (split.has(own) || tensors.has(own)) throw invalid(name, tensor, `has "${own}", which is there, too`);
+      if (split.has(own) || tensors.has(own))
+        throw invalid(name, tensor, `has "${own}", which is there, too`);
       split.set(own, matrix);
       if (split.size > MAX_MATRICES)
         throw invalid(name, tensor, `is one of experts with more than ${MAX_MATRICES} matrices together`);

@@ -32,8 +32,7 @@ export interface RowsForm {
 /** Formats' names of the dtypes that a reading takes. */
 export function storedDtypes(reading: Reading): readonly string[] {
   const { kind } = reading;
-  if (kind === "given" || kind === "bytes" || kind === "halves" || kind === "blocks")
-    return [reading.stored];
+  if (kind === "given" || kind === "bytes" || kind === "halves" || kind === "blocks") return [reading.stored];
   if (kind === "scales") return ["F32", "BF16", "F16", "F8_E8M0"];
   return kind === "codes" ? ["I32"] : ["F32", "BF16", "F16"];
 }

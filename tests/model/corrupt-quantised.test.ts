@@ -146,7 +146,9 @@ test.each(QUANTISED_FIXTURES.map(({ format, modelDir }) => [format, modelDir] as
       if (await file.exists()) writeFileSync(folder.file(name), await file.text());
     }
     const tensors = readTensors(join(modelDir, "model.safetensors"));
-    const name = Object.keys(tensors).findLast((each) => /_proj\.(?:weight_scale(?:_inv)?|scales)$/.test(each))!;
+    const name = Object.keys(tensors).findLast((each) =>
+      /_proj\.(?:weight_scale(?:_inv)?|scales)$/.test(each),
+    )!;
     const { dtype, shape, data } = tensors[name]!;
     const bytes = new Uint8Array(data.buffer).slice();
     bytes.set(INFINITY[dtype]!, bytes.length - INFINITY[dtype]!.length);

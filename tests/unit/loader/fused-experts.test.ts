@@ -81,7 +81,9 @@ test("a count that costs a file nothing, a matrix that is there twice and codes 
     [{ [down]: stored(0, 2 ** 50, 2, 0) }, "expected [experts, rows, columns]"],
     [{ [down]: stored(0, 4097, 1, 1) }, "4097 experts, at most 4096"],
     [
-      Object.fromEntries(Array.from({ length: 65 }, (_, i) => [`${i}.experts.down_proj`, stored(0, 4096, 1, 1)])),
+      Object.fromEntries(
+        Array.from({ length: 65 }, (_, i) => [`${i}.experts.down_proj`, stored(0, 4096, 1, 1)]),
+      ),
       "more than 262144 matrices",
     ],
     [{ [down]: stored(0, 1, 2, 2), "l.mlp.experts.0.down_proj.weight": stored(8, 2, 2) }, "is there, too"],
