@@ -18,6 +18,11 @@ export type Expression =
 /** A rule of a grammar. Its body may be set later than it is referred to. */
 export class Rule {
   body: Expression = NEVER;
+  /**
+   * Characters one of which follows the rule's text, if anything does: xgrammar leaves out ahead of time what it would otherwise
+   * have to try each time, such as all tokens that begin with a space where white space may come. Default: any.
+   */
+  ahead: CharSet | undefined;
 
   /** @param source rules in EBNF, this one among them, that are written in place of the body. */
   constructor(
@@ -102,6 +107,13 @@ export function jsonChar(set: CharSet): Expression[] {
   return [...oneOf(plain), ...(letters.length > 0 ? [inOrder(text("\\"), oneAscii(letters))] : [])];
 }
 
+/** The way in which an automaton's texts are written. */
+interface AutomatonText {
+  readonly spell?: (set: CharSet) => Expression[];
+  readonly end?: Expression;
+  readonly ahead?: CharSet | undefined;
+}
+
 /** Collects the rules of a grammar and writes them in the EBNF that xgrammar reads. */
 export class GrammarBuilder {
   #numRules = 0;
@@ -115,10 +127,11 @@ export class GrammarBuilder {
   }
 
   /** A rule that is made once for each key. */
-  shared(key: string, make: () => Expression): Expression {
+  shared(key: string, make: () => Expression, ahead?: CharSet): Expression {
     let rule = this.#shared.get(key);
     if (!rule) {
       rule = this.rule(key);
+      rule.ahead = ahead;
       this.#shared.set(key, rule);
       rule.body = make();
     }
@@ -130,13 +143,15 @@ export class GrammarBuilder {
    * at every character.
    * @param spell a character of the automaton's texts as it is written
    * @param end what follows the text
+   * @param ahead characters one of which follows that
    */
   automaton(
     automaton: Automaton,
     hint: string,
-    { spell = oneOf, end = NOTHING }: { spell?: (set: CharSet) => Expression[]; end?: Expression } = {},
+    { spell = oneOf, end = NOTHING, ahead }: AutomatonText = {},
   ): Expression {
     const rules = automaton.edges.map(() => this.rule(hint));
+    for (const rule of rules) rule.ahead = ahead;
     for (const [state, edges] of automaton.edges.entries()) {
       const steps = edges.flatMap(({ set, to }) =>
         spell(set).map((char) => inOrder(char, refer(rules[to]!))),
@@ -155,7 +170,9 @@ export class GrammarBuilder {
     const lines: string[] = [];
     const queue = new Set([start]);
     for (const rule of queue) {
-      const line = rule.source ?? `${rule.name} ::= ${print(rule.body, productive, queue, false)}`;
+      const body = rule.source ?? print(rule.body, productive, queue, false);
+      const ahead = rule.ahead && ` (=${printChars(rule.ahead)})`;
+      const line = rule.source ?? `${rule.name} ::= ${ahead ? `(${body})${ahead}` : body}`;
       this.budget.spend(line.length, "its grammar is too long");
       lines.push(line);
     }

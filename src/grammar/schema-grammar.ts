@@ -69,6 +69,12 @@ export function membersExpression(
   return new SchemaGrammar(builder, document, { ...options, python: form.python ?? false }).members(form);
 }
 
+/** Characters that follow a value or a name, if anything does: in JSON, and in the members of a call. */
+const AFTER_VALUE = charsOf(" \n,:}])");
+/** Characters that values and names begin with, Python's among them, and those that end what they would be in. */
+const BEFORE_VALUE = charsOf('"{}[]-0123456789tfnTFN');
+const WITHIN_QUOTES = { spell: jsonChar, end: text('"'), ahead: AFTER_VALUE };
+
 class SchemaGrammar {
   readonly #builder: GrammarBuilder;
   readonly #compact: boolean;
@@ -160,19 +166,20 @@ class SchemaGrammar {
       ),
     );
     const hint = form.integers ? "integer" : "number";
-    const make = () => this.#builder.automaton(this.#scalars.numbers(form), hint);
+    const make = () => this.#builder.automaton(this.#scalars.numbers(form), hint, { ahead: AFTER_VALUE });
     return bounds ? make() : this.#builder.shared(hint, make);
   }
 
   #string(form: Form): Expression {
     const texts = this.#scalars.strings(form);
     if (!texts) return this.#builder.shared("string", () => this.#anyString());
-    return inOrder(text('"'), this.#builder.automaton(texts, "text", { spell: jsonChar, end: text('"') }));
+    return inOrder(text('"'), this.#builder.automaton(texts, "text", WITHIN_QUOTES));
   }
 
   /** Right-recursive: a repetition takes xgrammar a thousand times as long. */
   #anyString(): Expression {
     const rest = this.#builder.rule("characters");
+    rest.ahead = AFTER_VALUE;
     const hex = oneAscii(charSet([48, 57], [65, 70], [97, 102]));
     const again = refer(rest);
     const plain = invert(unite(charSet([0, 31]), charsOf('"\\')));
@@ -267,7 +274,7 @@ class SchemaGrammar {
 
   #key(names: FreeProperties["names"]): Expression {
     if (!names) return this.#builder.shared("string", () => this.#anyString());
-    return inOrder(text('"'), this.#builder.automaton(names, "key", { spell: jsonChar, end: text('"') }));
+    return inOrder(text('"'), this.#builder.automaton(names, "key", WITHIN_QUOTES));
   }
 
   #separator(written: number): Expression[] {
@@ -277,19 +284,24 @@ class SchemaGrammar {
   #colon(): Expression[] {
     return this.#compact
       ? [text(":")]
-      : [text(":"), this.#builder.shared("gap", () => anyOf(NOTHING, text(" ")))];
+      : [text(":"), this.#builder.shared("gap", () => anyOf(NOTHING, text(" ")), BEFORE_VALUE)];
   }
 
   /** White space between the parts of an array or object: none, a space, or a new line and what it is indented by. */
   #space(): Expression {
     if (this.#compact) return NOTHING;
-    return this.#builder.shared("space", () => {
-      const indents = Array.from({ length: MAX_INDENT }, () => this.#builder.rule("indent"));
-      for (const [i, rule] of indents.entries()) {
-        const next = indents[i + 1];
-        rule.body = anyOf(NOTHING, ...(next ? [inOrder(oneAscii(charsOf(" \t")), refer(next))] : []));
-      }
-      return anyOf(NOTHING, text(" "), inOrder(text("\n"), refer(indents[0]!)));
-    });
+    return this.#builder.shared(
+      "space",
+      () => {
+        const indents = Array.from({ length: MAX_INDENT }, () => this.#builder.rule("indent"));
+        for (const [i, rule] of indents.entries()) {
+          const next = indents[i + 1];
+          rule.ahead = BEFORE_VALUE;
+          rule.body = anyOf(NOTHING, ...(next ? [inOrder(oneAscii(charsOf(" \t")), refer(next))] : []));
+        }
+        return anyOf(NOTHING, text(" "), inOrder(text("\n"), refer(indents[0]!)));
+      },
+      BEFORE_VALUE,
+    );
   }
 }
