@@ -36,6 +36,8 @@ const MAX_BUSY_MS = 15_000;
 export interface GrammarStageOptions {
   readonly worker?: URL;
   readonly maxBusyMs?: number;
+  /** Called when some matcher may have been answered. */
+  readonly onChange?: () => void;
 }
 
 /** The Worker's script. */
@@ -50,6 +52,7 @@ export class GrammarStage {
   readonly #live = new Map<number, Matcher>();
   readonly #worker: URL;
   readonly #maxBusyMs: number;
+  readonly #onChange: () => void;
   readonly #shared = new Int32Array(new SharedArrayBuffer(8));
   #link: WorkerLink<StageMessage, StageReply> | undefined;
   #changed = Promise.withResolvers<void>();
@@ -62,8 +65,9 @@ export class GrammarStage {
   constructor(
     private readonly tokens: () => PackedTokens,
     private readonly vocabSize: number,
-    { worker = STAGE_WORKER, maxBusyMs = MAX_BUSY_MS }: GrammarStageOptions = {},
+    { worker = STAGE_WORKER, maxBusyMs = MAX_BUSY_MS, onChange = () => {} }: GrammarStageOptions = {},
   ) {
+    this.#onChange = onChange;
     this.#worker = worker;
     this.#maxBusyMs = maxBusyMs;
   }
@@ -181,6 +185,7 @@ export class GrammarStage {
   #ring(): void {
     this.#changed.resolve();
     this.#changed = Promise.withResolvers();
+    this.#onChange();
   }
 
   /** Looks after the Worker for as long as an answer is due. */

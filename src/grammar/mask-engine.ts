@@ -8,9 +8,7 @@ import {
 import { ALPHABET } from "../tokenizer/byte-alphabet.ts";
 import { type PackedTokens, TokenTable } from "../tokenizer/token-table.ts";
 import { FIRST_UNUSED, markerBytes } from "./marker-bytes.ts";
-
-/** Compiled grammars that are kept for the next request that has the same. */
-const MAX_CACHED = 32;
+import { MAX_COMPILED } from "./stage-protocol.ts";
 
 /**
  * xgrammar for one vocabulary: nothing else talks to it. What its C++ finds wrong aborts the module, which shows as a
@@ -60,7 +58,7 @@ export class MaskEngine {
     const compiled = known ?? (await this.#compileAnew(grammar));
     this.#compiled.set(grammar, compiled);
     for (const [oldest, unused] of this.#compiled) {
-      if (this.#compiled.size <= MAX_CACHED) break;
+      if (this.#compiled.size <= MAX_COMPILED) break;
       // Matchers share what they need of it.
       unused.dispose();
       this.#compiled.delete(oldest);

@@ -1,5 +1,8 @@
 import type { PackedTokens } from "../tokenizer/token-table.ts";
 
+/** Compiled grammars that a stage keeps for the next request that has the same. */
+export const MAX_COMPILED = 32;
+
 /** A message to the stage's Worker, which handles them in their order. */
 export type StageMessage =
   /** The first. */

@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { createSHA256 } from "hash-wasm";
 import type { Backend } from "../backend/backend.ts";
@@ -8,7 +9,7 @@ import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { Engine } from "../engine/engine.ts";
-import { GrammarStage } from "../grammar/grammar-stage.ts";
+import { GrammarStages } from "../grammar/grammar-stages.ts";
 import { resolveModel } from "../loader/resolve-model.ts";
 import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
@@ -68,6 +69,11 @@ export interface LoadedModel {
   dispose(): void;
 }
 
+/** Threads that masks of grammars are made in at most: beside those of the engine, the text and the server. */
+function maxGrammarStages(): number {
+  return Math.min(8, Math.max(1, Math.floor(availableParallelism() / 2)));
+}
+
 /**
  * Loads a model: a folder, a GGUF file, a Hugging Face id, or the embedded one.
  * @throws ModelNotFoundError, ModelDataError, DownloadError, DeviceError or ConfigError; nothing stays allocated.
@@ -106,7 +112,8 @@ export async function loadModel(
     const hasher = await createSHA256();
     const { runner, weights } = await loadRunner(source, backend, ranks, report("weights"));
     const seeds = new SplitMix64(config.seed);
-    const grammars = tokenizer && new GrammarStage(() => packTokens(tokenizer), modelConfig.vocabSize);
+    const grammars =
+      tokenizer && new GrammarStages(() => packTokens(tokenizer), modelConfig.vocabSize, maxGrammarStages());
     const engine = new Engine({
       ...config,
       matchers: grammars,

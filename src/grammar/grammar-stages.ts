@@ -1,0 +1,88 @@
+import type { PackedTokens } from "../tokenizer/token-table.ts";
+import { GrammarStage, type GrammarStageOptions, type Matcher, type MatcherInit } from "./grammar-stage.ts";
+import { MAX_COMPILED } from "./stage-protocol.ts";
+
+/** Matchers that one stage has before another one is started. */
+const MATCHERS_EACH = 6;
+
+/**
+ * Several stages, so that the masks of many matchers are made beside each other. A stage is started when the others have their
+ * share of matchers; those of one grammar go to the stages that have compiled it, as long as these have no more than others.
+ */
+export class GrammarStages {
+  /** With the grammars that each has compiled, the one used last at the end. */
+  readonly #stages: { readonly stage: GrammarStage; readonly grammars: Set<string> }[] = [];
+  #changed = Promise.withResolvers<void>();
+
+  /** @param limit most stages, each of which has a thread and the vocabulary in memory */
+  constructor(
+    private readonly tokens: () => PackedTokens,
+    private readonly vocabSize: number,
+    private readonly limit: number,
+    private readonly options: GrammarStageOptions = {},
+  ) {}
+
+  /** Matchers that have not been disposed of. */
+  get numLive(): number {
+    return this.#stages.reduce((sum, { stage }) => sum + stage.numLive, 0);
+  }
+
+  get numStages(): number {
+    return this.#stages.length;
+  }
+
+  /** A matcher at the beginning of a text; it is not ready yet. */
+  open(init: MatcherInit): Matcher {
+    const { stage, grammars } = this.#choose(init.grammar);
+    grammars.delete(init.grammar);
+    grammars.add(init.grammar);
+    if (grammars.size > MAX_COMPILED) grammars.delete(grammars.values().next().value!);
+    return stage.open(init);
+  }
+
+  /** Sends the tokens that matchers have been told of since the last time. */
+  flush(): void {
+    for (const { stage } of this.#stages) stage.flush();
+  }
+
+  /** Waits for masks as each of the stages does. */
+  settle(): void {
+    for (const { stage } of this.#stages) stage.settle();
+  }
+
+  /** Resolves when some matcher may have been answered. */
+  changed(): Promise<void> {
+    return this.#changed.promise;
+  }
+
+  /** Ends all stages. Safe to call twice. */
+  dispose(): void {
+    for (const { stage } of this.#stages.splice(0)) stage.dispose();
+    this.#ring();
+  }
+
+  #choose(grammar: string) {
+    const byLoad = this.#stages.toSorted((a, b) => a.stage.numLive - b.stage.numLive);
+    const [least] = byLoad;
+    const knowing = byLoad.find(({ grammars }) => grammars.has(grammar));
+    if (knowing && knowing.stage.numLive < MATCHERS_EACH) return knowing;
+    if (least && least.stage.numLive < MATCHERS_EACH) return least;
+    if (this.#stages.length < this.limit) return this.#start();
+    return knowing && knowing.stage.numLive === least!.stage.numLive ? knowing : least!;
+  }
+
+  #start() {
+    const stage = new GrammarStage(this.tokens, this.vocabSize, {
+      ...this.options,
+      onChange: () => this.#ring(),
+    });
+    const started = { stage, grammars: new Set<string>() };
+    this.#stages.push(started);
+    return started;
+  }
+
+  #ring(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+}

@@ -1,0 +1,54 @@
+import { afterEach, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import type { Matcher } from "../../../src/grammar/grammar-stage.ts";
+import { GrammarStages } from "../../../src/grammar/grammar-stages.ts";
+import { packTokens } from "../../../src/tokenizer/token-table.ts";
+import { Tokenizer } from "../../../src/tokenizer/tokenizer.ts";
+import { FOLDERS } from "../tokenizer/models.ts";
+
+setDefaultTimeout(300_000);
+
+let tokenizer: Tokenizer;
+beforeAll(async () => {
+  tokenizer = await Tokenizer.load(FOLDERS.tinyStories);
+});
+
+let stages: GrammarStages;
+afterEach(() => stages.dispose());
+
+const init = (grammar: string) => ({ grammar, stopTokenIds: [0], allowedTokenIds: undefined });
+const A = init('root ::= "a" root | "a"\n');
+const B = init('root ::= "b" root | "b"\n');
+
+function openMany(count: number, of = A): Matcher[] {
+  return Array.from({ length: count }, () => stages.open(of));
+}
+
+test("a stage is started when the others have their share, up to the limit", () => {
+  stages = new GrammarStages(() => packTokens(tokenizer), tokenizer.vocabSize, 2);
+  expect(stages.numStages).toBe(0);
+  const first = openMany(6);
+  expect(stages.numStages).toBe(1);
+  openMany(6, B);
+  expect(stages.numStages).toBe(2);
+  openMany(4);
+  expect([stages.numStages, stages.numLive]).toEqual([2, 16]);
+  for (const matcher of first) matcher.dispose();
+  expect(stages.numLive).toBe(10);
+  stages.dispose();
+  expect(stages.numLive).toBe(0);
+});
+
+test("matchers of all stages are answered, and each tells", async () => {
+  stages = new GrammarStages(() => packTokens(tokenizer), tokenizer.vocabSize, 3);
+  const matchers = openMany(14);
+  expect(stages.numStages).toBe(3);
+  while (matchers.some(({ isPending }) => isPending)) await stages.changed();
+  const token = Array.from({ length: tokenizer.vocabSize }, (_, id) => id).find(
+    (id) => tokenizer.decode([id]) === "a",
+  )!;
+  for (const matcher of matchers) matcher.accept(token);
+  stages.flush();
+  stages.settle();
+  expect(matchers.some(({ isPending }) => isPending)).toBe(false);
+  expect(matchers.every(({ error, isComplete }) => error === undefined && !isComplete)).toBe(true);
+});
