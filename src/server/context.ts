@@ -1,5 +1,6 @@
 import type { Context, Hono } from "hono";
 import type { AsyncLLM } from "../async/async-llm.ts";
+import { Turns } from "../chat/turns.ts";
 import { Admission } from "./admission.ts";
 import type { Caller } from "./auth.ts";
 import { BodyParser } from "./body/body-parser.ts";
@@ -8,7 +9,6 @@ import { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
 import { type LogSink, ServerLog } from "./request-log.ts";
 import type { TrackedRequest } from "./tracked-request.ts";
-import { Turns } from "./turns.ts";
 import { UnknownFieldLog } from "./unknown-field-log.ts";
 
 /** The parts of one server, shared by its routes. */

@@ -95,9 +95,13 @@ const ROOMS: Readonly<Record<string, Room>> = {
       "the public `AsyncLLM`: engine worker, text workers, and the messages between them and the main thread",
     imports: ["engine", "grammar", "llm", "models", "threads", "tokenizer"],
   },
+  chat: {
+    knows: "a model's turns: how they are planned, read and held to tools and forms, over any transport",
+    imports: ["async", "formats", "tokenizer"],
+  },
   server: {
     knows: "OpenAI's HTTP API over an `AsyncLLM`: schemas, admission, replies, metrics, log",
-    imports: ["async", "formats", "threads", "tokenizer"],
+    imports: ["async", "chat", "formats", "threads", "tokenizer"],
   },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",

@@ -1,5 +1,6 @@
 import type { SubmittedRequest } from "../../base/outputs.ts";
-import type { TurnReader } from "../../formats/turn-reader.ts";
+import { Turn } from "../../chat/turn.ts";
+import type { TurnPlan } from "../../chat/turn-plan.ts";
 import type { TokenTable } from "../../tokenizer/token-table.ts";
 import type { ChatRequest } from "../schemas/chat.ts";
 import { ChatTurn, type ReasoningOutput } from "./chat-turn.ts";
@@ -7,6 +8,8 @@ import type { Chunk } from "./chunks.ts";
 import { type JsonList, joined } from "./json-parts.ts";
 import { ChatLogprobs, promptLogprobs } from "./logprobs.ts";
 import {
+  closingEvents,
+  continuousUsage,
   documentOf,
   fieldsOf,
   type Parts,
@@ -14,6 +17,7 @@ import {
   type ReplyNames,
   replyHead,
 } from "./reply-format.ts";
+import { event } from "./sse.ts";
 import { TokenSpelling } from "./token-spelling.ts";
 import type { Usage } from "./usage.ts";
 
@@ -48,7 +52,7 @@ export interface ChatFormatOptions {
   /** Calls are the reason that a reply with calls ended. */
   readonly endsWithCalls: boolean;
   /** Opens a reader of the turn of a choice; undefined: all text is said. */
-  readonly openReader: ((request: SubmittedRequest) => TurnReader) | undefined;
+  readonly openReader: TurnPlan["open"] | undefined;
 }
 
 /** The replies of `/v1/chat/completions`. */
@@ -76,7 +80,8 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
     return { scores: positions && (await promptLogprobs(positions, this.#spelling)) };
   }
 
-  events(chunk: Chunk<PromptPart>, usage: (() => Usage) | undefined): readonly Parts[] {
+  events(chunk: Chunk<PromptPart>, usageSoFar: () => Usage): readonly Parts[] {
+    const usage = continuousUsage(this.body, usageSoFar);
     const choice = this.#open(chunk);
     this.#extend(choice, chunk);
     const events: Parts[] = [];
@@ -85,20 +90,20 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
       const opening = { role: this.options.speaker.role, content: "" };
       const begun = JSON.stringify({ index, delta: opening, logprobs: null, finish_reason: null });
       const prompt = this.body.return_token_ids ? { prompt_token_ids: request.promptTokenIds } : {};
-      events.push(documentOf(this.#head, [[begun]], { ...prompt, usage: usage?.() }));
+      events.push(event(documentOf(this.#head, [[begun]], { ...prompt, usage: usage?.() })));
     }
     const delta = choice.turn.takeDelta();
     const tellsTokens =
       (choice.logprobs !== undefined || this.body.return_token_ids) && chunk.tokenIds.length > 0;
     if (delta || tellsTokens || chunk.finishReason !== null) {
       const part = this.#choice(choice, "delta", delta ?? { content: "" });
-      events.push(documentOf(this.#head, [part], { usage: usage?.() }));
+      events.push(event(documentOf(this.#head, [part], { usage: usage?.() })));
     }
     return events;
   }
 
-  usageEvent(usage: Usage): Parts {
-    return documentOf(this.#head, [], { usage });
+  closing(usage: () => Usage): readonly Parts[] {
+    return closingEvents(this.body, () => documentOf(this.#head, [], { usage: usage() }));
   }
 
   add(chunk: Chunk<PromptPart>): void {
@@ -126,8 +131,8 @@ export class ChatFormat implements ReplyFormat<PromptPart> {
   #open(first: Chunk<PromptPart>): Choice {
     const logprobs = first.scores && new ChatLogprobs(this.#spelling, this.body.top_logprobs ?? 0);
     const { openReader, thoughts, speaker, endsWithCalls } = this.options;
-    const open = () => new ChatTurn(openReader?.(first.request), thoughts, speaker.echoed, endsWithCalls);
-    this.#turns[first.choice] ??= open();
+    const open = () => new Turn(openReader?.(first.request));
+    this.#turns[first.choice] ??= new ChatTurn(open(), thoughts, speaker.echoed, endsWithCalls);
     return { first, last: first, turn: this.#turns[first.choice]!, tokenIds: [], logprobs };
   }
 

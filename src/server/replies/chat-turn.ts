@@ -1,5 +1,5 @@
+import type { Turn } from "../../chat/turn.ts";
 import type { CallDelta, TurnDelta } from "../../formats/format.ts";
-import type { TurnReader } from "../../formats/turn-reader.ts";
 import type { ReasoningField } from "../options.ts";
 import type { Chunk } from "./chunks.ts";
 
@@ -11,16 +11,13 @@ export class ChatTurn {
   content: string;
   reasoning = "";
   calls: CallDelta[] = [];
-  /** The reason that it ended; null while it has not. */
-  finishReason: string | null = null;
 
   /**
-   * @param reader undefined: all text is said.
    * @param echoed the text that it begins with.
    * @param endsWithCalls calls are the reason that it ended.
    */
   constructor(
-    private readonly reader: TurnReader | undefined,
+    private readonly turn: Turn,
     private readonly thoughts: ReasoningOutput,
     echoed: string,
     private readonly endsWithCalls: boolean,
@@ -29,18 +26,18 @@ export class ChatTurn {
   }
 
   get reasoningTokens(): number | undefined {
-    return this.reader?.reasoningTokens;
+    return this.turn.reasoningTokens;
+  }
+
+  /** The reason that it ended; null while it has not. */
+  get finishReason(): string | null {
+    const { finishReason } = this.turn;
+    return finishReason === "tool_calls" && !this.endsWithCalls ? "stop" : finishReason;
   }
 
   /** Adds a chunk to the message. */
-  add({ text, tokenIds, finishReason, stopReason }: Chunk<unknown>): void {
-    if (!this.reader) this.content += text;
-    else this.#append(this.reader.push(text, tokenIds));
-    if (finishReason === null) return;
-    // A stop string may have cut a call in two.
-    const isWhole = finishReason === "stop" && typeof stopReason !== "string";
-    if (this.reader) this.#append(this.reader.finish(isWhole));
-    this.finishReason = isWhole && this.endsWithCalls && this.reader?.hasCalls ? "tool_calls" : finishReason;
+  add(chunk: Chunk<unknown>): void {
+    for (const delta of this.turn.push(chunk)) this.#append(delta);
   }
 
   /** The fields of a message of what was added since the last time; undefined if there are none. */
@@ -61,9 +58,9 @@ export class ChatTurn {
 
   /** The whole message, but for its role. */
   message(): object {
-    const { content, reasoning, calls, reader } = this;
+    const { content, reasoning, calls, turn } = this;
     return {
-      content: content === "" && reader && (calls.length > 0 || reasoning !== "") ? null : content,
+      content: content === "" && turn.isRead && (calls.length > 0 || reasoning !== "") ? null : content,
       refusal: null,
       ...this.#reasoningFields(reasoning),
       ...(calls.length > 0 && { tool_calls: calls.map(callFields) }),

@@ -5,6 +5,8 @@ import type { Chunk } from "./chunks.ts";
 import { fill, type JsonList, joined } from "./json-parts.ts";
 import { CompletionLogprobs, promptLogprobs, type ScoredToken } from "./logprobs.ts";
 import {
+  closingEvents,
+  continuousUsage,
   documentOf,
   fieldsOf,
   type Parts,
@@ -12,6 +14,7 @@ import {
   type ReplyNames,
   replyHead,
 } from "./reply-format.ts";
+import { event } from "./sse.ts";
 import { codePoints, GivenTextOffsets, TextOffsets } from "./text-offsets.ts";
 import { TokenSpelling } from "./token-spelling.ts";
 import type { Usage } from "./usage.ts";
@@ -75,14 +78,15 @@ export class CompletionFormat implements ReplyFormat<PromptPart> {
     };
   }
 
-  events(chunk: Chunk<PromptPart>, usage: (() => Usage) | undefined): readonly Parts[] {
+  events(chunk: Chunk<PromptPart>, usageSoFar: () => Usage): readonly Parts[] {
+    const usage = continuousUsage(this.#body, usageSoFar);
     const choice = this.#open(chunk);
     this.#extend(choice, chunk);
-    return [documentOf(this.#head, [this.#choice(choice)], { usage: usage?.() })];
+    return [event(documentOf(this.#head, [this.#choice(choice)], { usage: usage?.() }))];
   }
 
-  usageEvent(usage: Usage): Parts {
-    return documentOf(this.#head, [], { usage });
+  closing(usage: () => Usage): readonly Parts[] {
+    return closingEvents(this.#body, () => documentOf(this.#head, [], { usage: usage() }));
   }
 
   add(chunk: Chunk<PromptPart>): void {

@@ -14,7 +14,7 @@ import { merged } from "./json-parts.ts";
 import type { ReplyFormat } from "./reply-format.ts";
 import { checkReplySize, outputBound, type PromptScores } from "./reply-size.ts";
 import { replyStream } from "./reply-stream.ts";
-import { DONE, event, eventStream, SSE_HEADERS } from "./sse.ts";
+import { eventStream, SSE_HEADERS } from "./sse.ts";
 import { type Usage, UsageCounter } from "./usage.ts";
 
 /** A body of either completions endpoint, checked and in the engine's terms. */
@@ -107,7 +107,7 @@ class Generation<Prompt> {
     try {
       this.#stream = await this.#lifetime.race(stream);
     } catch (error) {
-      throw this.#renamed(error);
+      throw renamed(error, names);
     }
     this.#usage = new UsageCounter(this.#stream.requests, this.context.config.enablePromptTokensDetails);
   }
@@ -133,7 +133,8 @@ class Generation<Prompt> {
 
   /** The reply as events. */
   stream(): Response {
-    return this.c.body(eventStream(this.#events(), this.#writing()), 200, SSE_HEADERS);
+    const failure = this.format.failure?.bind(this.format);
+    return this.c.body(eventStream(this.#events(), this.#writing(), failure), 200, SSE_HEADERS);
   }
 
   /** Ends what still runs and counts the request out. Safe to call twice. */
@@ -166,14 +167,13 @@ class Generation<Prompt> {
   }
 
   async *#events(): AsyncGenerator<string, void, undefined> {
-    const { stream_options: options, stream_interval: interval } = this.request.body;
-    const withUsage = options?.continuous_usage_stats ?? false;
-    const usage = withUsage ? () => this.#usageSoFar() : undefined;
-    for await (const chunk of this.#chunks(interval ?? this.context.config.streamInterval)) {
-      for (const data of this.format.events(chunk, usage)) yield* merged(event(data));
+    const interval = this.request.body.stream_interval ?? this.context.config.streamInterval;
+    const usage = () => this.#usageSoFar();
+    for (const event of this.format.opening?.(usage) ?? []) yield* merged(event);
+    for await (const chunk of this.#chunks(interval)) {
+      for (const event of this.format.events(chunk, usage)) yield* merged(event);
     }
-    if (options?.include_usage) yield* merged(event(this.format.usageEvent(this.#usageSoFar())));
-    yield DONE;
+    for (const event of this.format.closing(usage)) yield* merged(event);
   }
 
   #usageSoFar(): Usage {
@@ -201,14 +201,14 @@ class Generation<Prompt> {
       yield chunk;
     }
   }
+}
 
-  /** An error of the engine with the endpoint's name of the parameter. */
-  #renamed(error: unknown): unknown {
-    const name = error instanceof InvalidRequestError && this.request.names?.[error.param];
-    if (!name) return error;
-    const { code, message } = toApiError(error);
-    return invalidValue(name, message, code);
-  }
+/** An error of the engine with the endpoint's name of the parameter. */
+export function renamed(error: unknown, names: GenerationRequest["names"]): unknown {
+  const name = error instanceof InvalidRequestError && names?.[error.param];
+  if (!name) return error;
+  const { code, message } = toApiError(error);
+  return invalidValue(name, message, code);
 }
 
 function withSalt(prompt: Prompt | ChatPrompt, cacheSalt: string | undefined): Prompt | ChatPrompt {

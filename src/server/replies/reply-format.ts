@@ -1,5 +1,8 @@
 import type { SubmittedRequest } from "../../base/outputs.ts";
+import type { ApiError } from "../errors.ts";
+import type { GenerationBody } from "../schemas/request-body.ts";
 import type { Chunk } from "./chunks.ts";
+import { DONE, event } from "./sse.ts";
 import type { Usage } from "./usage.ts";
 
 /** Parts of a text, one after the other. */
@@ -14,14 +17,34 @@ export interface ReplyFormat<Prompt> {
   prompt(request: SubmittedRequest): Promise<Prompt>;
   /** Tokens of thoughts so far; undefined: there are none to be told apart. */
   readonly reasoningTokens?: number | undefined;
-  /** The documents of the events of a chunk of a streaming reply, possibly none. @param usage gives what to add to each. */
-  events(chunk: Chunk<Prompt>, usage: (() => Usage) | undefined): readonly Parts[];
-  /** The document of the event that carries only the usage. */
-  usageEvent(usage: Usage): Parts;
+  /** The events that a streaming reply begins with. Default none. */
+  opening?(usage: () => Usage): readonly Parts[];
+  /** The events of a chunk of a streaming reply, possibly none. @param usage gives the usage so far. */
+  events(chunk: Chunk<Prompt>, usage: () => Usage): readonly Parts[];
+  /** The events that a streaming reply ends with. */
+  closing(usage: () => Usage): readonly Parts[];
+  /** The event of an error that ends a streaming reply instead. Default OpenAI's error document. */
+  failure?(told: ApiError): Parts;
   /** Takes a chunk of a reply that is not streamed. */
   add(chunk: Chunk<Prompt>): void;
   /** The whole reply, once all its chunks have been added. */
   document(usage: Usage): Parts;
+}
+
+/** The usage so far, if the body of a completion asks for it in every event. */
+export function continuousUsage<T>(
+  { stream_options: options }: GenerationBody,
+  usage: () => T,
+): (() => T) | undefined {
+  return options?.continuous_usage_stats ? usage : undefined;
+}
+
+/** The end of a completion's stream. @param usage the document of the event that carries only the usage. */
+export function closingEvents(
+  { stream_options: options }: GenerationBody,
+  usage: () => Parts,
+): readonly Parts[] {
+  return [...(options?.include_usage ? [event(usage())] : []), [DONE]];
 }
 
 /** The beginning of every document of a reply that begins now, as JSON. */

@@ -1,5 +1,4 @@
-import { errorBody } from "../errors.ts";
-import type { Parts } from "./reply-format.ts";
+import { type ApiError, errorBody } from "../errors.ts";
 import { type ReplyStreamOptions, replyStream } from "./reply-stream.ts";
 
 /** Silence after which proxies, and Bun itself, take a connection for dead. */
@@ -14,21 +13,22 @@ export const SSE_HEADERS = {
 
 export const DONE = "data: [DONE]\n\n";
 
-/** The text of one event. JSON has no line breaks of its own. */
-export function* event(data: Parts): Generator<string, void, undefined> {
-  yield "data: ";
+/** The text of one event. JSON has no line breaks of its own. @param name its type; default none. */
+export function* event(data: Iterable<string>, name?: string): Generator<string, void, undefined> {
+  yield name === undefined ? "data: " : `event: ${name}\ndata: `;
   yield* data;
   yield "\n\n";
 }
 
-/** The body of a streaming reply. An error in `parts` becomes the last event, and no `[DONE]` follows. */
+/** The body of a streaming reply. An error in `parts` becomes the last event, and nothing follows. */
 export function eventStream(
   parts: AsyncGenerator<string, void, undefined>,
   options: Omit<ReplyStreamOptions, "keepAlive" | "lastWords">,
+  failure = (told: ApiError): Iterable<string> => event([JSON.stringify(errorBody(told))]),
 ): ReadableStream<Uint8Array> {
   return replyStream(parts, {
     ...options,
     keepAlive: KEEP_ALIVE,
-    lastWords: (told) => [...event([JSON.stringify(errorBody(told))])].join(""),
+    lastWords: (told) => [...failure(told)].join(""),
   });
 }

@@ -1,6 +1,8 @@
 import { z } from "zod";
 import type { JsonObject } from "../../base/json-object.ts";
 import type { SamplingParams } from "../../base/sampling-params.ts";
+import type { ToolChoice } from "../../chat/tools.ts";
+import { thinkingKwargs } from "../../chat/turn-plan.ts";
 import type { ChatOptions, ChatPrompt } from "../../tokenizer/prompt-encoder.ts";
 import { invalidValue, unsupported } from "../errors.ts";
 import { MESSAGES_DOCUMENT, parseMessages } from "./messages.ts";
@@ -19,7 +21,6 @@ import {
   parseToolChoice,
   TOOL_CHOICE_DOCUMENT,
   TOOLS_DOCUMENT,
-  type ToolChoice,
 } from "./tools.ts";
 
 const flag = z.boolean().nullish();
@@ -83,17 +84,10 @@ export function parseChat(json: JsonObject, onUnknown: UnknownFields): ChatReque
   if (body.logprobs) sampling.logprobs = top ?? 0;
   checkReasoning(body, sampling);
   const { messages, chat_template_kwargs, documents, tools, ...rest } = body;
-  const kwargs = { ...thinkingKwargs(body), ...chat_template_kwargs };
+  const kwargs = { ...thinkingKwargs(body.reasoning_effort), ...chat_template_kwargs };
   const prompt = chatPrompt({ ...rest, messages, chat_template_kwargs: kwargs, documents, tools });
   const toolChoice = parseToolChoice(body.tool_choice, tools ?? undefined);
   return { body: rest, prompt, sampling, toolChoice };
-}
-
-/** The effort of thinking, as the variables of chat templates that know one. */
-function thinkingKwargs({ reasoning_effort: effort }: ChatBody): JsonObject {
-  if (!effort) return {};
-  const thinks = effort !== "none";
-  return { enable_thinking: thinks, thinking: thinks, ...(thinks && { reasoning_effort: effort }) };
 }
 
 /** Thoughts that are left out must not come as tokens either. */

@@ -1,10 +1,6 @@
 import { isJsonObject } from "../../base/json-object.ts";
-import type { ToolSpec } from "../../formats/format.ts";
-import type { WrittenTool } from "../../formats/written-turn.ts";
+import { type FunctionTool, type ToolChoice, toolSpecs } from "../../chat/tools.ts";
 import { invalidValue } from "../errors.ts";
-
-/** Which tools a reply may call: none, any, at least one, or the one named. */
-export type ToolChoice = "none" | "auto" | "required" | { readonly name: string };
 
 const MAX_NAME_LENGTH = 128;
 /** Letters and digits of any script, and what the names of namespaces are joined with. */
@@ -64,33 +60,6 @@ export function checkTools(tools: readonly unknown[]): void {
   }
 }
 
-/** The tools of a request, as far as their calls must be read. */
-export function toolSpecs(checked: readonly unknown[]): readonly ToolSpec[] {
-  return (checked as readonly { readonly function: ToolSpec }[]).map(
-    ({ function: { name, parameters } }) => ({
-      name,
-      parameters: parameters ?? undefined,
-    }),
-  );
-}
-
-/** The tools of a request, as far as calls of them must be written. @param isFree arguments are any object, but those of strict tools. */
-export function writtenTools(checked: readonly unknown[], isFree: boolean): readonly WrittenTool[] {
-  return (checked as readonly { readonly function: CheckedFunction }[]).map(({ function: tool }, i) => {
-    const strict = tool.strict === true;
-    const schema = isFree && !strict ? ANY_ARGUMENTS : (tool.parameters ?? NO_ARGUMENTS);
-    const param = `tools[${i}].function.parameters`;
-    return { name: tool.name, arguments: { schema: JSON.stringify(schema), param, strict } };
-  });
-}
-
-const ANY_ARGUMENTS = { type: "object" };
-const NO_ARGUMENTS = { type: "object", properties: {}, additionalProperties: false };
-
-interface CheckedFunction extends ToolSpec {
-  readonly strict?: boolean | null;
-}
-
 /** The tool's name. */
 function checkTool(tool: unknown, where: string): string {
   if (!isJsonObject(tool)) throw invalidValue(where, `${where} must be an object`);
@@ -146,7 +115,7 @@ export function parseToolChoice(value: unknown, checked: readonly unknown[] | un
   }
   const { name } = choice["function"] as { readonly name?: unknown };
   const path = "tool_choice.function.name";
-  const tool = toolSpecs(checked).find((tool) => tool.name === name);
+  const tool = toolSpecs(checked as readonly FunctionTool[]).find((tool) => tool.name === name);
   if (!tool) throw invalidValue(path, `${path} must be the name of one of the tools`);
   return { name: tool.name };
 }

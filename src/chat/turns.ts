@@ -1,19 +1,18 @@
 import type { AsyncLLM } from "../async/async-llm.ts";
 import { ModelTurns } from "../formats/model-turns.ts";
-import { formatsOf, type ModelFormats } from "../formats/registry.ts";
-import type { ServerConfig } from "./options.ts";
+import { type FormatOptions, formatsOf, type ModelFormats } from "../formats/registry.ts";
 
-/** The forms in which the served model thinks and calls tools. */
+/** The forms in which a model thinks and calls tools. */
 export class Turns {
   readonly formats: ModelFormats;
   #bound: Promise<ModelTurns> | undefined;
 
   /** @throws ConfigError for parsers that do not go together. */
   constructor(
-    private readonly llm: AsyncLLM,
-    config: ServerConfig,
+    private readonly llm: Pick<AsyncLLM, "chatTemplate" | "tokenTable">,
+    options: FormatOptions,
   ) {
-    this.formats = formatsOf(config, llm.chatTemplate);
+    this.formats = formatsOf(options, llm.chatTemplate);
   }
 
   /** With the model's tokens, which are looked at when they are first needed. */
