@@ -19,6 +19,7 @@ import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { modelRoutes } from "./routes/models.ts";
+import { responseRoutes } from "./routes/responses.ts";
 import { startPageRoute } from "./routes/start-page.ts";
 import { tokenizeRoutes } from "./routes/tokenize.ts";
 import { TrackedRequest } from "./tracked-request.ts";
@@ -85,6 +86,7 @@ export function appOf(context: ServerContext): ServerApp {
   modelRoutes(app, context);
   completionRoutes(app, context);
   chatRoutes(app, context);
+  responseRoutes(app, context);
   tokenizeRoutes(app, context);
   adminRoutes(app, context);
   app.notFound(() => errorResponse(new ApiError(404, "not_found", "there is no such path")));

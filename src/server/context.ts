@@ -8,6 +8,7 @@ import { ApiError } from "./errors.ts";
 import { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
 import { type LogSink, ServerLog } from "./request-log.ts";
+import { ResponseStore } from "./response-store.ts";
 import type { TrackedRequest } from "./tracked-request.ts";
 import { UnknownFieldLog } from "./unknown-field-log.ts";
 
@@ -21,6 +22,7 @@ export interface ServerContext {
   readonly log: ServerLog;
   readonly unknownFields: UnknownFieldLog;
   readonly turns: Turns;
+  readonly responses: ResponseStore;
   /** Unix time in seconds. */
   readonly startedAt: number;
 }
@@ -39,6 +41,9 @@ export interface RequestTimeouts {
 export type ServerApp = Hono<ServerEnv>;
 export type RequestContext = Context<ServerEnv>;
 
+/** Characters of stored responses, which are in memory. */
+const MAX_STORED_RESPONSES = 64 * 2 ** 20;
+
 /** @throws ConfigError for parsers that do not go together. */
 export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink): ServerContext {
   const metrics = new ServerMetrics(llm, config.servedModelNames[0]!);
@@ -55,6 +60,7 @@ export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink
     bodies: new BodyParser({ maxPromptTokens: llm.maxModelLen }),
     unknownFields: new UnknownFieldLog(metrics, log),
     turns: new Turns(llm, config),
+    responses: new ResponseStore(MAX_STORED_RESPONSES),
     startedAt: Math.floor(Date.now() / 1000),
   };
 }

@@ -1,15 +1,24 @@
 import { z } from "zod";
 import { ChatBody } from "./schemas/chat.ts";
 import { CompletionsBody } from "./schemas/completions.ts";
+import { ResponsesBody } from "./schemas/responses.ts";
 import { DetokenizeBody, TokenizeBody } from "./schemas/tokenize.ts";
 
-type Operation = readonly [method: "get" | "post", path: string, summary: string, body?: z.ZodType];
+type Operation = readonly [
+  method: "get" | "post" | "delete",
+  path: string,
+  summary: string,
+  body?: z.ZodType,
+];
 
 const OPERATIONS: readonly Operation[] = [
   ["get", "/v1/models", "The served models"],
   ["get", "/v1/models/{model}", "One served model"],
   ["post", "/v1/completions", "Continue prompts", CompletionsBody],
   ["post", "/v1/chat/completions", "Continue a conversation", ChatBody],
+  ["post", "/v1/responses", "Continue a conversation of items", ResponsesBody],
+  ["get", "/v1/responses/{id}", "A stored response"],
+  ["delete", "/v1/responses/{id}", "Forget a stored response"],
   ["post", "/v1/completions/render", "The tokens of prompts", CompletionsBody],
   ["post", "/v1/chat/completions/render", "The tokens of a conversation", ChatBody],
   ["post", "/tokenize", "The tokens of a text or conversation", TokenizeBody],

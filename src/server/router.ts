@@ -7,7 +7,7 @@ export type Handler = (c: RequestContext) => Response | Promise<Response>;
 export function mount(
   app: ServerApp,
   path: string,
-  handlers: Readonly<Partial<Record<"GET" | "POST" | "OPTIONS", Handler>>>,
+  handlers: Readonly<Partial<Record<"GET" | "POST" | "DELETE" | "OPTIONS", Handler>>>,
 ): void {
   const methods = Object.keys(handlers).flatMap((method) => (method === "GET" ? ["GET", "HEAD"] : [method]));
   for (const [method, handler] of Object.entries(handlers)) {

@@ -1,57 +1,13 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { join } from "node:path";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { stepCountIs, streamText, tool } from "ai";
-import OpenAI from "openai";
+import type OpenAI from "openai";
 import { z } from "zod";
-import { createApp, type ServerOptions } from "../../src/server/serve.ts";
-import { disturbed } from "./disturbed-llm.ts";
-import { type Saying, saying } from "./saying.ts";
+import type { Saying } from "./saying.ts";
+import { Scripted, template } from "./scripted.ts";
 import { errorOf, HI, MODEL, TestServer } from "./support.ts";
 
 setDefaultTimeout(300_000);
-
-const template = (name: string) =>
-  join(import.meta.dir, `../unit/tokenizer/fixtures/templates/${name}.jinja`);
-
-/** A server whose model has the chat template of another, and says what a test wants. */
-class Scripted implements AsyncDisposable {
-  reply: string | Saying | (() => string) = "";
-  /** The prompts that were asked for. */
-  readonly prompts: string[] = [];
-  readonly client: OpenAI;
-  readonly fetch: typeof globalThis.fetch;
-
-  private constructor(
-    readonly server: TestServer,
-    options: ServerOptions,
-  ) {
-    const { llm } = server;
-    const scripted = disturbed(
-      llm,
-      saying(llm, ({ prompt = "" }) => {
-        this.prompts.push(prompt);
-        return typeof this.reply === "function" ? this.reply() : this.reply;
-      }),
-    );
-    const app = createApp({ llm: scripted, options, log: () => {} });
-    this.fetch = (async (url: string, init: RequestInit) =>
-      app.request(url, init)) as typeof globalThis.fetch;
-    this.client = new OpenAI({ baseURL: "http://test/v1", apiKey: "none", maxRetries: 0, fetch: this.fetch });
-  }
-
-  static async start(name: string, options: ServerOptions = {}): Promise<Scripted> {
-    return new Scripted(await TestServer.start({}, { chatTemplate: template(name) }), options);
-  }
-
-  with(options: ServerOptions): Scripted {
-    return new Scripted(this.server, options);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.server[Symbol.asyncDispose]();
-  }
-}
 
 const TOOLS: OpenAI.ChatCompletionTool[] = [
   {

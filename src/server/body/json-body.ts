@@ -4,7 +4,7 @@ import { ApiError, invalidJson } from "../errors.ts";
 import { type Span, scanStructure } from "./json-structure.ts";
 
 /** Fields that chat templates print, so numbers in them keep their spelling. */
-const PRINTED_FIELDS = ["messages", "tools", "documents", "chat_template_kwargs"];
+const PRINTED_FIELDS = ["messages", "input", "tools", "documents", "chat_template_kwargs"];
 /** Longest spelling of an integer that is parsed exactly: 64 bits have 20 digits. */
 const MAX_DIGITS = 40;
 

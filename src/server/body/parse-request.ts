@@ -2,6 +2,7 @@ import type { JsonObject } from "../../base/json-object.ts";
 import { type ChatRequest, parseChat } from "../schemas/chat.ts";
 import { type CompletionsRequest, parseCompletions } from "../schemas/completions.ts";
 import type { BodyLimits, UnknownFields } from "../schemas/request-body.ts";
+import { parseResponses, type ResponsesRequest } from "../schemas/responses.ts";
 import {
   type DetokenizeRequest,
   parseDetokenize,
@@ -14,6 +15,7 @@ import { parseJsonBody } from "./json-body.ts";
 export interface Requests {
   readonly completions: CompletionsRequest;
   readonly chat: ChatRequest;
+  readonly responses: ResponsesRequest;
   readonly tokenize: TokenizeRequest;
   readonly detokenize: DetokenizeRequest;
 }
@@ -35,6 +37,7 @@ type Parser<K extends RequestKind> = (
 const PARSERS: { readonly [K in RequestKind]: Parser<K> } = {
   completions: parseCompletions,
   chat: parseChat,
+  responses: parseResponses,
   tokenize: parseTokenize,
   detokenize: parseDetokenize,
 };

@@ -16,14 +16,11 @@ import {
 } from "./request-body.ts";
 import { samplingParams } from "./sampling.ts";
 import { structuredParams } from "./structured.ts";
-import {
-  checkTools,
-  parseToolChoice,
-  TOOL_CHOICE_DOCUMENT,
-  TOOLS_DOCUMENT,
-} from "./tools.ts";
+import { checkTools, parseToolChoice, TOOL_CHOICE_DOCUMENT, TOOLS_DOCUMENT } from "./tools.ts";
 
 const flag = z.boolean().nullish();
+
+export const EFFORT = z.enum(["none", "minimal", "low", "medium", "high", "xhigh"]);
 
 /** The fields that make a prompt of a conversation; `/tokenize` takes them too. */
 export const conversationShape = {
@@ -49,10 +46,9 @@ export const ChatBody = z.object({
     .nullish()
     .meta({ description: "Tokens that the model may think for, from 0. Default as many as it likes." }),
   include_reasoning: flag.meta({ description: "false: a reply has no thoughts. Default true." }),
-  reasoning_effort: z
-    .enum(["none", "minimal", "low", "medium", "high", "xhigh"])
-    .nullish()
-    .meta({ description: "Handed to the chat template; none: enable_thinking is false." }),
+  reasoning_effort: EFFORT.nullish().meta({
+    description: "Handed to the chat template; none: enable_thinking is false.",
+  }),
 });
 export type ChatBody = z.infer<typeof ChatBody>;
 export type ConversationBody = Partial<z.infer<z.ZodObject<typeof conversationShape>>>;
