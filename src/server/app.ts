@@ -1,7 +1,8 @@
 import { Hono } from "hono";
 import { cors } from "hono/cors";
 import type { AsyncLLM } from "../async/async-llm.ts";
-import { Authenticator } from "./auth.ts";
+import { anthropicErrorResponse } from "./anthropic-errors.ts";
+import { Authenticator, authorizationOf } from "./auth.ts";
 import {
   createContext,
   type RequestContext,
@@ -18,6 +19,7 @@ import { adminRoutes } from "./routes/admin.ts";
 import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
 import { healthRoutes } from "./routes/health.ts";
+import { messageRoutes } from "./routes/messages.ts";
 import { modelRoutes } from "./routes/models.ts";
 import { responseRoutes } from "./routes/responses.ts";
 import { startPageRoute } from "./routes/start-page.ts";
@@ -38,6 +40,9 @@ export interface AppOptions {
 export function createApp({ llm, options = {}, log = standardError() }: AppOptions): ServerApp {
   return appOf(createContext(llm, resolveServerOptions(options, llm.model), log));
 }
+
+/** The paths of Anthropic's API, whose errors have a form of their own. */
+const isAnthropic = (c: RequestContext) => /^\/v1\/messages(\/|$)/.test(c.req.path);
 
 /** A name or address and a port, as RFC 3986 spells them. */
 const HOST = /^([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?$/i;
@@ -72,13 +77,13 @@ export function appOf(context: ServerContext): ServerApp {
   app.onError((error, c) => {
     const told = toApiError(error);
     c.get("tracked").failed(error, told);
-    return errorResponse(told);
+    return isAnthropic(c) ? anthropicErrorResponse(told) : errorResponse(told);
   });
 
   healthRoutes(app, context);
   startPageRoute(app, context, authenticator);
   app.use(async (c, next) => {
-    const caller = authenticator.authenticate(headerOf(c.req.raw.headers, "authorization"));
+    const caller = authenticator.authenticate(authorizationOf(c.req.raw.headers));
     c.set("caller", caller);
     if (caller.keyId !== "") c.get("tracked").record.keyId = caller.keyId;
     await next();
@@ -87,6 +92,7 @@ export function appOf(context: ServerContext): ServerApp {
   completionRoutes(app, context);
   chatRoutes(app, context);
   responseRoutes(app, context);
+  messageRoutes(app, context);
   tokenizeRoutes(app, context);
   adminRoutes(app, context);
   app.notFound(() => errorResponse(new ApiError(404, "not_found", "there is no such path")));

@@ -1,5 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { ApiError } from "./errors.ts";
+import { headerOf } from "./header.ts";
 
 /** The sender of a request, known by its API key. */
 export interface Caller {
@@ -11,6 +12,12 @@ export interface Caller {
 
 const ANYBODY: Caller = { keyId: "", digest: undefined };
 const BEARER = /^Bearer +(\S+) *$/i;
+
+/** The `Authorization` header, or Anthropic's `x-api-key` as one. */
+export function authorizationOf(headers: Headers): string | undefined {
+  const key = headerOf(headers, "x-api-key");
+  return headerOf(headers, "authorization") ?? (key === undefined ? undefined : `Bearer ${key}`);
+}
 
 /** Checks `Authorization: Bearer` headers. Its time depends on neither which key matches nor how much of it does. */
 export class Authenticator {

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { CountTokensBody, MessagesBody } from "./schemas/anthropic.ts";
 import { ChatBody } from "./schemas/chat.ts";
 import { CompletionsBody } from "./schemas/completions.ts";
 import { ResponsesBody } from "./schemas/responses.ts";
@@ -17,6 +18,8 @@ const OPERATIONS: readonly Operation[] = [
   ["post", "/v1/completions", "Continue prompts", CompletionsBody],
   ["post", "/v1/chat/completions", "Continue a conversation", ChatBody],
   ["post", "/v1/responses", "Continue a conversation of items", ResponsesBody],
+  ["post", "/v1/messages", "Continue a conversation, Anthropic's way", MessagesBody],
+  ["post", "/v1/messages/count_tokens", "The number of a conversation's tokens", CountTokensBody],
   ["get", "/v1/responses/{id}", "A stored response"],
   ["delete", "/v1/responses/{id}", "Forget a stored response"],
   ["post", "/v1/completions/render", "The tokens of prompts", CompletionsBody],

@@ -1,4 +1,5 @@
 import type { JsonObject } from "../../base/json-object.ts";
+import { type MessagesRequest, parseCountTokens, parseMessagesRequest } from "../schemas/anthropic.ts";
 import { type ChatRequest, parseChat } from "../schemas/chat.ts";
 import { type CompletionsRequest, parseCompletions } from "../schemas/completions.ts";
 import type { BodyLimits, UnknownFields } from "../schemas/request-body.ts";
@@ -16,6 +17,8 @@ export interface Requests {
   readonly completions: CompletionsRequest;
   readonly chat: ChatRequest;
   readonly responses: ResponsesRequest;
+  readonly messages: MessagesRequest;
+  readonly countTokens: MessagesRequest;
   readonly tokenize: TokenizeRequest;
   readonly detokenize: DetokenizeRequest;
 }
@@ -38,6 +41,8 @@ const PARSERS: { readonly [K in RequestKind]: Parser<K> } = {
   completions: parseCompletions,
   chat: parseChat,
   responses: parseResponses,
+  messages: parseMessagesRequest,
+  countTokens: parseCountTokens,
   tokenize: parseTokenize,
   detokenize: parseDetokenize,
 };

@@ -1,8 +1,9 @@
 import { z } from "zod";
 import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
 import type { ChatMessage } from "../../tokenizer/chat-template.ts";
-import { ApiError, invalidValue, unsupported } from "../errors.ts";
+import { invalidValue, unsupported } from "../errors.ts";
 import { type ChatRequest, EFFORT, parseChat } from "./chat.ts";
+import { flatTools, inTermsOf } from "./flat-fields.ts";
 import { generationShape, LIST, MODEL, OBJECT, parseBody, type UnknownFields } from "./request-body.ts";
 import { inputMessages } from "./response-input.ts";
 import { samplingShape } from "./sampling.ts";
@@ -146,31 +147,6 @@ export function responseNames({ body }: Pick<ResponsesRequest, "body">): Readonl
     },
     ...flatTools(body.tools ?? []),
   };
-}
-
-/** The names of the schemas of tools that are not nested. */
-export function flatTools(
-  tools: readonly unknown[],
-  schema = "parameters",
-): Readonly<Record<string, string>> {
-  return Object.fromEntries(
-    tools.map((_, i) => [`tools[${i}].function.parameters`, `tools[${i}].${schema}`]),
-  );
-}
-
-/** An error of the chat completions' fields in the names of another endpoint, whose tools are flat. */
-export function inTermsOf<T>(names: Readonly<Record<string, string>>, run: () => T): T {
-  try {
-    return run();
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    const { status, code, message, param, headers } = error;
-    const text = message
-      .replaceAll(".function.", ".")
-      .replace(/[a-z]+(_[a-z]+)+/g, (word) => names[word] ?? word);
-    const flat = param?.replace(".function.", ".") ?? null;
-    throw new ApiError(status, code, text, flat && (names[flat] ?? flat), headers);
-  }
 }
 
 function spelled(_: string, value: unknown): unknown {
