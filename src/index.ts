@@ -9,6 +9,7 @@ export {
 export type { StepReport } from "./async/engine-client.ts";
 export type { Replica } from "./async/replica-set.ts";
 export type { EngineConfig, EngineOptions } from "./base/config.ts";
+export type { EmbedOptions, Pooling } from "./base/embedding.ts";
 export {
   ChatTemplateError,
   ConfigError,

@@ -1,6 +1,7 @@
 import { type EngineConfig, resolveEngineConfig } from "../base/config.ts";
 import type { DeviceName } from "../base/device-name.ts";
 import type { FloatDType } from "../base/dtype.ts";
+import { checkEmbedOptions, type EmbedOptions, type Pooling, readEmbeddings } from "../base/embedding.ts";
 import { ConfigError, EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
@@ -51,6 +52,8 @@ export interface SubmitOptions {
   readonly maxOutputTokens?: number;
   /** Limits of the turn that follows a rendered prompt, besides those of the sampling parameters. Default none. */
   readonly limitTurn?: (prompt: string) => TurnLimit;
+  /** Compute one vector of each prompt's hidden states, its request's `embedding`, and generate nothing. Default none. */
+  readonly pooling?: Pooling | undefined;
   /** Called with all requests once they are checked, before any is queued; an error that it throws refuses them all. */
   readonly onChecked?: (requests: readonly EngineRequest[]) => void;
 }
@@ -301,6 +304,13 @@ export class AsyncLLM implements AsyncDisposable {
     return this.#tokens;
   }
 
+  /** Vectors of texts, as `LLM.embed`. @throws as `submit`; the signal's reason. */
+  async embed(prompts: Prompt | readonly Prompt[], options: EmbedOptions = {}): Promise<Float32Array[]> {
+    checkEmbedOptions(options, this.modelConfig.hiddenSize);
+    const { pooling = "last", signal } = options;
+    return readEmbeddings(await this.submit(prompts, {}, { pooling, ...(signal && { signal }) }), options);
+  }
+
   /** Forgets all cached prefixes. False when requests are running on a replica, which then keeps its own. */
   resetPrefixCache(): Promise<boolean> {
     return this.engines.resetPrefixCache();
@@ -369,6 +379,7 @@ export class AsyncLLM implements AsyncDisposable {
       const promptTokenIds = tokenIds.slice(-kept);
       const draft = {
         ...{ id, promptTokenIds, sampling, badWordTokens, cacheSalt, arrivalTime, thinking: limit?.thinking },
+        pooling: options.pooling,
         ...(limit?.text ? await this.#limited(limit.text) : { grammar }),
       };
       return { request: checkRequest(draft, limits), prompt: text };

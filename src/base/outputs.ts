@@ -74,6 +74,8 @@ export interface SubmittedRequest {
   readonly numCachedTokens: number;
   /** Valid from the first delta on; undefined unless asked for. */
   readonly promptLogprobs: readonly (PositionLogprobs | null)[] | undefined;
+  /** float32 [hiddenSize], valid with the last delta; undefined unless asked for. */
+  readonly embedding?: Float32Array | undefined;
   /**
    * In seconds on the engine's clock. `firstScheduledTime` is known after the step that began the prompt, or with overlap
    * as soon as that is launched; the rest with the first and the last delta.

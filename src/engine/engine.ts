@@ -110,10 +110,10 @@ export class Engine {
   /** Queues a request with all of its `n` completions. @throws EngineDeadError; InvariantError for an id in use. */
   add(request: EngineRequest): void {
     this.#assertAlive();
-    const { id, sampling, promptTokenIds, maxTokens, logits, lockstep } = request;
+    const { id, sampling, promptTokenIds, maxTokens, logits, pooling, lockstep } = request;
     invariant(!this.#requests.has(id), `there is already a request ${id}`);
     const { createTextStream } = this.#deps;
-    const hasText = createTextStream !== undefined && sampling.detokenize && !logits;
+    const hasText = createTextStream !== undefined && sampling.detokenize && !logits && pooling === undefined;
     const openTextStream = hasText ? () => createTextStream(promptTokenIds, sampling) : undefined;
     const eosTokenIds: ReadonlySet<number> = sampling.ignoreEos ? new Set() : this.#eosTokenIds;
     const init = { requestId: id, sampling, maxTokens, eosTokenIds, openTextStream };
@@ -131,6 +131,7 @@ export class Engine {
         logprobs: sampling.logprobs,
         promptLogprobs: index === 0 ? sampling.promptLogprobs : undefined,
         logits,
+        states: pooling !== undefined,
         lockstep,
         matcher: this.#matched.open(request),
         salt: request.cacheSalt,
@@ -317,11 +318,13 @@ export class Engine {
       if (promptLogprobs) state.recordPromptLogprobs(first, promptLogprobs, this.#decodeToken);
       const logits = result.logits.get(index);
       if (logits) state.recordLogits(first, logits);
+      const states = result.states.get(index);
+      if (states) state.recordStates(first, states, row.count);
       if (row.sample && tokens[end - 1]! < 0) throw notDrawn(tokens[end - 1]!, state.request);
       const isFirst = sequence.length === sequence.promptLength;
       sequence.collect(row, tokens, start, end);
       if (!row.sample) {
-        if (sequence.logits && sequence.numComputedTokens === sequence.promptLength)
+        if (sequence.isRead && sequence.numComputedTokens === sequence.promptLength)
           this.#end(sequence, "length");
         return;
       }

@@ -1,3 +1,4 @@
+import { RequestFailedError } from "../base/errors.ts";
 import type { FinishedRequest, PositionLogprobs, RequestMetrics } from "../base/outputs.ts";
 import type { LogprobRows } from "../runner/types.ts";
 import { type Completion, positionLogprobs } from "./completion.ts";
@@ -19,6 +20,9 @@ export class RequestState {
   readonly #promptLogprobs: (PositionLogprobs | null)[] | undefined;
   /** float32 [promptTokens, vocabSize], from the first chunk on; rows not computed yet are 0. */
   #logits: Float32Array | undefined;
+
+  /** float32 [hiddenSize], the pooled hidden states of the positions so far. */
+  #embedding: Float32Array | undefined;
 
   constructor(request: EngineRequest, completions: readonly Completion[], vocabSize: number) {
     const promptLength = request.promptTokenIds.length;
@@ -48,6 +52,23 @@ export class RequestState {
     this.#logits.set(rows, start * this.#vocabSize);
   }
 
+  /**
+   * Pools the hidden states of `count` positions from `start` on. After a preemption they begin at 0 again.
+   * @param rows float32 [count, hiddenSize]. @throws RequestFailedError `numerical_error`.
+   */
+  recordStates(start: number, rows: Float32Array, count: number): void {
+    const size = rows.length / count;
+    if (rows.some((value) => !Number.isFinite(value)))
+      throw new RequestFailedError("the hidden states are not finite numbers", "numerical_error");
+    if (this.request.pooling === "last") {
+      this.#embedding = rows.slice(-size);
+      return;
+    }
+    if (start === 0) this.#embedding = new Float32Array(size);
+    const share = 1 / this.request.promptTokenIds.length;
+    for (let i = 0; i < rows.length; i++) this.#embedding![i % size]! += rows[i]! * share;
+  }
+
   /** With what was asked about the prompt, once there is a delta. */
   promptProgress(): PromptProgress {
     const { numCachedTokens } = this;
@@ -55,6 +76,7 @@ export class RequestState {
       ...{ id: this.request.id, numCachedTokens, metrics: this.#metrics() },
       ...(this.hasDelta && this.#promptLogprobs && { promptLogprobs: this.#promptLogprobs }),
       ...(this.hasDelta && this.#logits && { logits: this.#logits }),
+      ...(this.hasDelta && this.#embedding && { embedding: this.#embedding }),
     };
   }
 

@@ -1,3 +1,4 @@
+import type { Pooling } from "../base/embedding.ts";
 import { ContextLengthError, InvalidRequestError, NoTokenAllowedError } from "../base/errors.ts";
 import type { ResolvedSamplingParams } from "../base/sampling-params.ts";
 import type { SlotSampling } from "../runner/types.ts";
@@ -22,6 +23,11 @@ export interface RequestDraft {
   readonly arrivalTime: number;
   /** Return the logits of every prompt position, 2^30 at most, and generate nothing. Needs `n` = 1. Default false. */
   readonly logits?: boolean;
+  /**
+   * Return one vector of the prompt's hidden states after the final norm, that of the last token or the mean of all, and
+   * generate nothing. Needs `n` = 1. Default none.
+   */
+  readonly pooling?: Pooling | undefined;
   /** EBNF with a rule `root` that every completion keeps to. Default none. */
   readonly grammar?: string | undefined;
   /** Tokens that the grammar asks for as such. Default none. */
@@ -44,7 +50,7 @@ export interface EngineRequest extends RequestDraft {
   readonly cacheSalt: string;
   readonly logits: boolean;
   readonly lockstep: boolean;
-  /** Tokens to generate at most: `sampling.maxTokens`, or what context and pool leave; 0 with `logits`. */
+  /** Tokens to generate at most: `sampling.maxTokens`, or what context and pool leave; 0 with `logits` or `pooling`. */
   readonly maxTokens: number;
   /** The end-of-sequence and stop ids that `minTokens` forbids at first. */
   readonly bannedTokens: readonly number[];
@@ -69,11 +75,12 @@ export interface RequestLimits {
  * @throws InvalidRequestError naming the parameter; ContextLengthError when the request can never fit.
  */
 export function checkRequest(draft: RequestDraft, limits: RequestLimits): EngineRequest {
-  const { sampling, cacheSalt, logits = false, lockstep = false, badWordTokens = [] } = draft;
+  const { sampling, cacheSalt, logits = false, pooling, lockstep = false, badWordTokens = [] } = draft;
   if (draft.promptTokenIds.length === 0)
     throw new InvalidRequestError("prompt", "the prompt has no tokens", "empty_prompt");
   // First, so that the cost of the other checks is bounded.
-  const maxTokens = outputLimit(draft.promptTokenIds.length, sampling, logits, limits);
+  const isRead = logits || pooling !== undefined;
+  const maxTokens = outputLimit(draft.promptTokenIds.length, sampling, isRead, limits);
   const promptTokenIds = checkTokens("prompt", draft.promptTokenIds, limits.vocabSize);
   for (const word of badWordTokens) {
     if (word.length === 0) throw new InvalidRequestError("badWords", "a bad word has no tokens");
@@ -81,8 +88,8 @@ export function checkRequest(draft: RequestDraft, limits: RequestLimits): Engine
   }
   if (cacheSalt !== undefined && (cacheSalt === "" || Buffer.byteLength(cacheSalt) > 256))
     throw new InvalidRequestError("cacheSalt", "cacheSalt must have 1 to 256 bytes");
-  if (logits && sampling.n > 1)
-    throw new InvalidRequestError("n", "n must be 1 when the prompt's logits are returned");
+  if (isRead && sampling.n > 1)
+    throw new InvalidRequestError("n", "n must be 1 when the prompt's logits or hidden states are returned");
   const mostRows = Math.floor(MAX_LOGITS / limits.vocabSize);
   if (logits && promptTokenIds.length > mostRows) {
     const message = `the prompt has ${promptTokenIds.length} tokens, logits are returned of ${mostRows} at most`;
@@ -94,7 +101,7 @@ export function checkRequest(draft: RequestDraft, limits: RequestLimits): Engine
       "logits are returned of the prompt: there is no output",
     );
   const bannedTokens = bannedAtFirst(sampling, limits.eosTokenIds);
-  if (!logits) checkDrawable(sampling.allowedTokenIds, bannedTokens, badWordTokens, limits.vocabSize);
+  if (!isRead) checkDrawable(sampling.allowedTokenIds, bannedTokens, badWordTokens, limits.vocabSize);
   const checked = { ...draft, promptTokenIds, cacheSalt: cacheSalt ?? "", logits, lockstep, badWordTokens };
   return { ...checked, maxTokens, bannedTokens } as unknown as EngineRequest;
 }
@@ -166,17 +173,17 @@ function checkDrawable(
 function outputLimit(
   promptLength: number,
   { maxTokens, isMaxTokensDefault, minTokens }: ResolvedSamplingParams,
-  logits: boolean,
+  isRead: boolean,
   limits: RequestLimits,
 ): number {
   const limit = roomOf(limits);
   const where = limits.poolTokens < limits.maxModelLen ? "the KV cache" : "the context";
-  const least = promptLength + (logits ? 0 : 1);
+  const least = promptLength + (isRead ? 0 : 1);
   if (least > limit) {
     const message = `the prompt has ${promptLength} tokens, ${where} holds ${limit}, output included`;
     throw new ContextLengthError("prompt", message, least, limit);
   }
-  if (logits) return 0;
+  if (isRead) return 0;
   const rest = limit - promptLength;
   const most = isMaxTokensDefault ? Math.min(maxTokens ?? rest, rest) : (maxTokens ?? rest);
   if (promptLength + most > limit) {

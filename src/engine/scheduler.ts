@@ -269,8 +269,8 @@ export class Scheduler {
     return true;
   }
 
-  #readsCache({ logits, promptLogprobs }: Sequence): boolean {
-    return !logits && promptLogprobs === undefined;
+  #readsCache({ isRead, promptLogprobs }: Sequence): boolean {
+    return !isRead && promptLogprobs === undefined;
   }
 
   #prefixHits(sequence: Sequence): readonly number[] {
@@ -284,7 +284,7 @@ export class Scheduler {
     const remaining = sequence.numRemainingTokens;
     const known = Math.min(remaining, step.budget);
     if (known === 0) return;
-    const sample = !sequence.logits && known === remaining;
+    const sample = !sequence.isRead && known === remaining;
     const drafts = maxDrafts === 0 ? 0 : Math.min(maxDrafts, sequence.maxDrafts);
     const end = sequence.numScheduledTokens + known + drafts;
     while (sequence.blockTable.length * this.#blocks.blockSize < end)
@@ -332,7 +332,8 @@ class StepBuilder {
   }
 
   compute(sequence: Sequence, count: number, sample: boolean, drafts: number): void {
-    const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits, matcher } = sequence;
+    const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits, states, matcher } =
+      sequence;
     const row: { -readonly [K in keyof ScheduledRow]: ScheduledRow[K] } = { slot, count, sample };
     if (drafts > 0) row.drafts = drafts;
     if (sample && matcher) row.masked = true;
@@ -340,6 +341,7 @@ class StepBuilder {
     if (promptLogprobs !== undefined && numScheduledTokens < promptLength)
       row.promptLogprobs = promptLogprobs;
     if (logits) row.logits = true;
+    if (states) row.states = true;
     sequence.schedule(row);
     const isDecode = count === 1 && !(this.batchInvariant && numScheduledTokens < promptLength);
     (isDecode ? this.#rows : this.#chunks).push(row);

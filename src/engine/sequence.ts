@@ -16,6 +16,8 @@ export interface SequenceInit {
   readonly logprobs: number | undefined;
   readonly promptLogprobs: number | undefined;
   readonly logits: boolean;
+  /** Hidden states of the prompt are read. Default false. */
+  readonly states?: boolean;
   readonly salt: string;
   /** The first sequence of the same request, which computes the prompt for all. */
   readonly leader: Sequence | undefined;
@@ -42,6 +44,7 @@ export class Sequence {
   /** Undefined, too, once the prompt's log-probabilities have been collected. */
   promptLogprobs: number | undefined;
   readonly logits: boolean;
+  readonly states: boolean;
   readonly leader: Sequence | undefined;
   readonly lockstep: boolean;
   readonly matcher: TokenMatcher | undefined;
@@ -74,6 +77,7 @@ export class Sequence {
     this.logprobs = init.logprobs;
     this.promptLogprobs = init.promptLogprobs;
     this.logits = init.logits;
+    this.states = init.states ?? false;
     this.leader = init.leader;
     this.lockstep = init.lockstep;
     this.matcher = init.matcher;
@@ -81,6 +85,11 @@ export class Sequence {
     this.length = this.promptLength;
     this.#tokens = new Int32Array(this.promptLength + Math.min(init.maxTokens, 64));
     this.#tokens.set(init.promptTokenIds);
+  }
+
+  /** Only the prompt is computed, to be read; no token is drawn. */
+  get isRead(): boolean {
+    return this.logits || this.states;
   }
 
   /** The known tokens are the first `length` entries. */

@@ -28,4 +28,6 @@ export interface PromptProgress {
   readonly promptLogprobs?: readonly (PositionLogprobs | null)[];
   /** With the first delta, if they were asked for: float32 [promptTokens, vocabSize]. */
   readonly logits?: Float32Array;
+  /** With the first delta, if it was asked for: the pooled hidden states, float32 [hiddenSize]. */
+  readonly embedding?: Float32Array;
 }

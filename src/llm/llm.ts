@@ -1,6 +1,7 @@
 import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "../base/config.ts";
 import type { DeviceName } from "../base/device-name.ts";
 import type { FloatDType } from "../base/dtype.ts";
+import { checkEmbedOptions, type EmbedOptions, type Pooling, readEmbeddings } from "../base/embedding.ts";
 import { EngineDeadError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
@@ -44,6 +45,7 @@ interface SubmitOptions {
   readonly finalOnly?: boolean;
   /** As in `EngineRequest`. */
   readonly logits?: boolean;
+  readonly pooling?: Pooling;
 }
 
 /**
@@ -175,6 +177,18 @@ export class LLM {
     return stream.requests[0]!.logits!;
   }
 
+  /**
+   * Vectors of texts, float32 [hiddenSize] each: hidden states after the final norm. Any model gives some; those trained for it
+   * give good ones.
+   * @throws as `generate`.
+   */
+  async embed(prompts: Prompt | readonly Prompt[], options: EmbedOptions = {}): Promise<Float32Array[]> {
+    checkEmbedOptions(options, this.modelConfig.hiddenSize);
+    const { pooling = "last", signal } = options;
+    const list = isList(prompts) ? prompts : [prompts];
+    return readEmbeddings(this.#submit(list, {}, { pooling, ...(signal && { signal }) }), options);
+  }
+
   /** Text of a conversation, as the model sees it. */
   renderChat(messages: readonly ChatMessage[], options: ChatOptions = {}): string {
     return this.#encoder.renderChat(messages, options);
@@ -213,7 +227,7 @@ export class LLM {
   #submit(
     prompts: readonly (Prompt | ChatPrompt)[],
     params: SamplingParams | readonly SamplingParams[],
-    { signal, finalOnly, logits = false }: SubmitOptions,
+    { signal, finalOnly, logits = false, pooling }: SubmitOptions,
   ): RequestStream {
     const { engine, tokenizer, defaultSampling } = this.#loaded;
     const arrivalTime = performance.now() / 1000;
@@ -231,6 +245,7 @@ export class LLM {
       const id = String(this.#nextRequest++);
       const draft = {
         ...{ id, promptTokenIds: tokenIds, sampling, badWordTokens, grammar, cacheSalt, arrivalTime, logits },
+        pooling,
       };
       return { request: checkRequest(draft, engine.limits), prompt: text };
     });

@@ -16,6 +16,7 @@ export class StreamedRequest implements SubmittedRequest {
   promptLogprobs: readonly (PositionLogprobs | null)[] | undefined;
   /** float32 [promptTokens, vocabSize], if they were asked for. */
   logits: Float32Array | undefined;
+  embedding: Float32Array | undefined;
   metrics: RequestMetrics;
   isFinished = false;
   readonly request: EngineRequest;

@@ -176,6 +176,14 @@ class Decoder implements CausalLM {
     if (softCap !== undefined) backend.capLogits(out, softCap);
   }
 
+  states(context: OpContext, hidden: Tensor): Tensor {
+    if (!(this.#norm instanceof RmsNorm)) return this.#norm.of(context, hidden).x;
+    const { backend, workspace } = context;
+    const normed = workspace.tensor("states", hidden.dtype, hidden.shape);
+    backend.rmsNorm(normed, hidden, this.#norm.weight, this.#norm.eps);
+    return normed;
+  }
+
   drawTokens(
     context: OpContext,
     out: Tensor,

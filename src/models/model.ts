@@ -15,6 +15,8 @@ export interface CausalLM {
   forward(context: ForwardContext): Tensor;
   /** Writes logits float32 [R, V] of rows hidden[R, H] of that stream to `out`. */
   logits(context: OpContext, out: Tensor, hidden: Tensor): void;
+  /** Rows hidden[R, H] of that stream after the final norm, in memory of the workspace that the next call overwrites. */
+  states(context: OpContext, hidden: Tensor): Tensor;
   /** Draws a token after each of rows hidden[R, H], for slots that need no logits; see `Backend.drawTokens`. */
   drawTokens(
     context: OpContext,

@@ -8,7 +8,9 @@ import type {
 } from "./types.ts";
 
 /** Bits of a row's flags, and of a sampling's: which optional fields it has. */
-const RowFlag = { sample: 1, logits: 2, drafts: 4, logprobs: 8, promptLogprobs: 16, masked: 32 } as const;
+const RowFlag = {
+  ...{ sample: 1, logits: 2, drafts: 4, logprobs: 8, promptLogprobs: 16, masked: 32, states: 64 },
+} as const;
 const NO_LIST = -1;
 
 /** A batch in words, for the ranks of other threads. */
@@ -123,9 +125,10 @@ function readUpdate(words: WordReader): BlockTableUpdate {
 }
 
 function writeRow(words: WordWriter, row: ScheduledRow): void {
-  const { slot, count, sample, drafts, logprobs, promptLogprobs, logits, masked } = row;
+  const { slot, count, sample, drafts, logprobs, promptLogprobs, logits, masked, states } = row;
   const optional = { drafts, logprobs, promptLogprobs };
   let flags = (sample ? RowFlag.sample : 0) | (logits ? RowFlag.logits : 0) | (masked ? RowFlag.masked : 0);
+  if (states) flags |= RowFlag.states;
   for (const name of ["drafts", "logprobs", "promptLogprobs"] as const)
     if (optional[name] !== undefined) flags |= RowFlag[name];
   words.put(slot, count, flags, drafts ?? 0, logprobs ?? 0, promptLogprobs ?? 0);
@@ -141,6 +144,7 @@ function readRow(words: WordReader): ScheduledRow {
     ...(flags & RowFlag.promptLogprobs && { promptLogprobs }),
     ...(flags & RowFlag.logits && { logits: true }),
     ...(flags & RowFlag.masked && { masked: true }),
+    ...(flags & RowFlag.states && { states: true }),
   };
 }
 

@@ -137,7 +137,10 @@ export class ModelRunner implements Runner {
     this.#prompts = new PromptReader(
       backend,
       this.#workspace,
-      (hidden, indices) => this.#ops.logits(this.#buffers.logits(indices.dim(0)), hidden, indices),
+      {
+        logits: (hidden, indices) => this.#ops.logits(this.#buffers.logits(indices.dim(0)), hidden, indices),
+        states: (hidden, indices) => this.#ops.states(hidden, indices),
+      },
       this.#readback.bind(this),
     );
 
@@ -351,6 +354,7 @@ export class ModelRunner implements Runner {
     backend.fill(zeros, 0);
     const logits = this.#ops.logits(this.#buffers.logits(asked), hidden, zeros);
     enqueueLogprobs(backend, this.#workspace, logits, zeros, undefined, topCount);
+    this.#ops.states(hidden, zeros.rows(0, LOGITS_CHUNK));
     this.#prompts.reserve();
     this.#state.reserve();
     for (const rows of new Set([maxRows, Math.min(FEW_ROWS, maxRows), 1])) {

@@ -51,6 +51,11 @@ export class StepOps {
     return out;
   }
 
+  /** The hidden states [N, H] of the batch's tokens at indices[N] after the final norm, until the next call. */
+  states(hidden: Tensor, indices: Tensor): Tensor {
+    return this.context.model.states(this.context, this.#gather(hidden, indices));
+  }
+
   /** hidden[T, H] at the step's samples, [N, H]. Where every token is sampled after, they are in order. */
   #sampledHidden({ batch, samples, sampled }: StepTensors, hidden: Tensor): Tensor {
     return sampled.size === batch.numTokens ? hidden : this.#gather(hidden, samples.tokenIndices);

@@ -64,6 +64,8 @@ export interface ScheduledRow {
   readonly promptLogprobs?: number;
   /** Return the full logits of every computed position. */
   readonly logits?: boolean;
+  /** Return the hidden states of every computed position, after the final norm. */
+  readonly states?: boolean;
 }
 
 /**
@@ -110,6 +112,8 @@ export interface StepResult {
   readonly promptLogprobs: ReadonlyMap<number, LogprobRows>;
   /** float32 [count, vocabSize], for rows that asked. */
   readonly logits: ReadonlyMap<number, Float32Array>;
+  /** float32 [count, hiddenSize], for rows that asked. */
+  readonly states: ReadonlyMap<number, Float32Array>;
 }
 
 /** Computes steps in the order of launch. */

@@ -18,6 +18,7 @@ import { pathOf } from "./request-path.ts";
 import { adminRoutes } from "./routes/admin.ts";
 import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
+import { embeddingRoutes } from "./routes/embeddings.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { messageRoutes } from "./routes/messages.ts";
 import { modelRoutes } from "./routes/models.ts";
@@ -93,6 +94,7 @@ export function appOf(context: ServerContext): ServerApp {
   chatRoutes(app, context);
   responseRoutes(app, context);
   messageRoutes(app, context);
+  embeddingRoutes(app, context);
   tokenizeRoutes(app, context);
   adminRoutes(app, context);
   app.notFound(() => errorResponse(new ApiError(404, "not_found", "there is no such path")));

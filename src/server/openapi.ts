@@ -2,6 +2,7 @@ import { z } from "zod";
 import { CountTokensBody, MessagesBody } from "./schemas/anthropic.ts";
 import { ChatBody } from "./schemas/chat.ts";
 import { CompletionsBody } from "./schemas/completions.ts";
+import { EmbeddingsBody } from "./schemas/embeddings.ts";
 import { ResponsesBody } from "./schemas/responses.ts";
 import { DetokenizeBody, TokenizeBody } from "./schemas/tokenize.ts";
 
@@ -22,6 +23,7 @@ const OPERATIONS: readonly Operation[] = [
   ["post", "/v1/messages/count_tokens", "The number of a conversation's tokens", CountTokensBody],
   ["get", "/v1/responses/{id}", "A stored response"],
   ["delete", "/v1/responses/{id}", "Forget a stored response"],
+  ["post", "/v1/embeddings", "Vectors of texts", EmbeddingsBody],
   ["post", "/v1/completions/render", "The tokens of prompts", CompletionsBody],
   ["post", "/v1/chat/completions/render", "The tokens of a conversation", ChatBody],
   ["post", "/tokenize", "The tokens of a text or conversation", TokenizeBody],

@@ -70,6 +70,7 @@ interface Step {
     logprobs: Map<number, LogprobRows>;
     promptLogprobs: Map<number, LogprobRows>;
     logits: Map<number, Float32Array>;
+    states: Map<number, Float32Array>;
   };
 }
 
@@ -145,7 +146,7 @@ export class FakeRunner implements Runner {
       ...{ batch, slots, blocks, fault, nanRow: this.launched.length % rowCount },
       done: new Array(rowCount).fill(false),
       drawn: batch.rows.map(() => []),
-      result: { logprobs: new Map(), promptLogprobs: new Map(), logits: new Map() },
+      result: { logprobs: new Map(), promptLogprobs: new Map(), logits: new Map(), states: new Map() },
     };
     if (fault === "launch" || fault === "dead" || fault === "collect")
       for (const slot of slots) this.victims.add(slot.sampling.seed);

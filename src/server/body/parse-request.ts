@@ -2,6 +2,7 @@ import type { JsonObject } from "../../base/json-object.ts";
 import { type MessagesRequest, parseCountTokens, parseMessagesRequest } from "../schemas/anthropic.ts";
 import { type ChatRequest, parseChat } from "../schemas/chat.ts";
 import { type CompletionsRequest, parseCompletions } from "../schemas/completions.ts";
+import { type EmbeddingsRequest, parseEmbeddings } from "../schemas/embeddings.ts";
 import type { BodyLimits, UnknownFields } from "../schemas/request-body.ts";
 import { parseResponses, type ResponsesRequest } from "../schemas/responses.ts";
 import {
@@ -19,6 +20,7 @@ export interface Requests {
   readonly responses: ResponsesRequest;
   readonly messages: MessagesRequest;
   readonly countTokens: MessagesRequest;
+  readonly embeddings: EmbeddingsRequest;
   readonly tokenize: TokenizeRequest;
   readonly detokenize: DetokenizeRequest;
 }
@@ -43,6 +45,7 @@ const PARSERS: { readonly [K in RequestKind]: Parser<K> } = {
   responses: parseResponses,
   messages: parseMessagesRequest,
   countTokens: parseCountTokens,
+  embeddings: parseEmbeddings,
   tokenize: parseTokenize,
   detokenize: parseDetokenize,
 };

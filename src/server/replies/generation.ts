@@ -23,6 +23,8 @@ export interface GenerationRequest {
   readonly model: string;
   readonly prompts: readonly (Prompt | ChatPrompt)[];
   readonly sampling: SamplingParams;
+  /** Compute each prompt's vector instead of generating. Default none. */
+  readonly pooling?: SubmitOptions["pooling"];
   /** Leave out what is generated. Default false. */
   readonly promptOnly?: boolean;
   readonly promptScores: PromptScores;
@@ -91,13 +93,14 @@ class Generation<Prompt> {
   async start(): Promise<void> {
     const { body, prompts, sampling } = this.request;
     const { isolateCacheByKey, maxReplyLogprobs } = this.context.config;
-    const { names, promptScores, limitTurn } = this.request;
+    const { names, promptScores, limitTurn, pooling } = this.request;
     const asks = sampling.logprobs === undefined ? "prompt_logprobs" : (names?.["logprobs"] ?? "logprobs");
     const maxOutputTokens = outputBound(this.#completions, sampling.logprobs, maxReplyLogprobs);
     const options: SubmitOptions = {
       ...{ signal: this.#lifetime.signal, ...tokenizeOptions(body) },
       ...(maxOutputTokens !== undefined && { maxOutputTokens }),
       ...(limitTurn && { limitTurn }),
+      ...(pooling && { pooling }),
       onChecked: (requests) => checkReplySize(requests, promptScores, maxReplyLogprobs, asks),
     };
     const salt = cacheSalt(this.c.get("caller"), body.cache_salt ?? undefined, isolateCacheByKey);

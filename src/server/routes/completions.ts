@@ -1,12 +1,11 @@
 import type { SubmittedRequest } from "../../base/outputs.ts";
-import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { CompletionFormat } from "../replies/completion-format.ts";
 import { generate, tokensFor } from "../replies/generation.ts";
 import { mount } from "../router.ts";
 import type { CompletionsRequest } from "../schemas/completions.ts";
-import type { PromptInput } from "../schemas/prompt.ts";
+import { promptOf } from "../schemas/prompt.ts";
 import { tokenizeOptions } from "../schemas/request-body.ts";
 import { textJob } from "./tokenize.ts";
 
@@ -48,10 +47,6 @@ export function completionRoutes(app: ServerApp, context: ServerContext): void {
       return c.json(rendered.map(({ tokenIds }) => ({ token_ids: tokenIds })));
     },
   });
-}
-
-function promptOf(prompt: PromptInput): Prompt {
-  return typeof prompt === "string" ? { prompt } : { promptTokenIds: prompt };
 }
 
 /** The text of the prompt, as it was given where it was; token ids without a tokenizer have none. */

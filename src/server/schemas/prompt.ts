@@ -1,3 +1,4 @@
+import type { Prompt } from "../../tokenizer/prompt-encoder.ts";
 import { ApiError, invalidValue } from "../errors.ts";
 
 const MAX_PROMPTS = 128;
@@ -17,6 +18,11 @@ export const PROMPT_DOCUMENT = {
 
 /** One prompt of a request: text or token ids. */
 export type PromptInput = string | readonly number[];
+
+/** The same in the engine's terms. */
+export function promptOf(prompt: PromptInput): Prompt {
+  return typeof prompt === "string" ? { prompt } : { promptTokenIds: prompt };
+}
 
 /**
  * The prompts of `string | string[] | number[] | number[][]`.

@@ -14,7 +14,7 @@ setDefaultTimeout(300_000);
 const BATCH = toyBatch([{ slot: 0, count: 3, sample: true }], [toyJoin(0, [1, 2, 3])]);
 const RESULT: StepResult = {
   ...{ tokens: Int32Array.of(4), offsets: Int32Array.of(0, 1) },
-  ...{ logprobs: new Map(), promptLogprobs: new Map(), logits: new Map() },
+  ...{ logprobs: new Map(), promptLogprobs: new Map(), logits: new Map(), states: new Map() },
 };
 
 /** A leader and another rank in one thread; what each of their own runners was asked. */

@@ -48,6 +48,10 @@ export class ToyModel implements CausalLM {
     backend.upload(out, Float32Array.from(rows.flat()));
   }
 
+  states(_: unknown, hidden: Tensor): Tensor {
+    return hidden;
+  }
+
   drawTokens(
     { backend }: Pick<OpContext, "backend">,
     out: Tensor,
