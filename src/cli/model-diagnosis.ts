@@ -65,7 +65,7 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
       ["path", path],
       ["runs", `no: ${problem}`],
     ];
-  const host = `${formatBytes(cpuBytes!)} in float32, of ${formatBytes(memory)}`;
+  const host = `${formatBytes(cpuBytes!)}, of ${formatBytes(memory)} of memory`;
   return [
     ["path", path],
     ["model", `${architecture}: ${models}`],

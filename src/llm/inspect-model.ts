@@ -4,7 +4,9 @@ import { MAX_RANKS } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
+import { keepDtypes } from "../loader/kept-dtypes.ts";
 import { CALIBRATION_TENSORS } from "../loader/kv-scales.ts";
+import { floatNamed } from "../loader/stored-dtype.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { checkCheckpoint } from "../loader/weights.ts";
 import { checkShard } from "../models/check-shard.ts";
@@ -17,6 +19,9 @@ import { estimatedPool } from "../runner/kv-plan.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
 
+/** `Backend.matrixDtypes` of the CPU backend. */
+const CPU_DTYPES = ["bfloat16", "float16"] as const;
+
 /** A model folder or a GGUF file, by what is known of it without loading it. */
 export interface ModelReport {
   readonly architecture: string;
@@ -24,7 +29,7 @@ export interface ModelReport {
   readonly models: string;
   /** As a GPU holds them. */
   readonly weights: WeightSummary;
-  /** Bytes of the weights on a CPU, in float32. */
+  /** Bytes of the weights on a CPU, which keeps matrices of 16-bit floats as they are. */
   readonly cpuBytes: number;
   /** Positions that the model was made for. */
   readonly maxTokens: number;
@@ -57,11 +62,13 @@ export async function inspectModel(folder: string): Promise<ModelReport> {
     scheme: new StoredScheme(directoryOf(checkpoint), { gptqZeros }),
   });
   checkCheckpoint(checkpoint, definition.parameters, [...definition.ignored, ...CALIBRATION_TENSORS]);
+  const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
+  const onCpu = keepDtypes(definition.parameters, CPU_DTYPES, storedDtype);
   return {
     architecture: config.architecture,
     models: SUPPORTED_MODELS[config.architecture].models,
     weights: { ...summaryOf(definition, dtype), skipped: skippedTensors(checkpoint, config) },
-    cpuBytes: summaryOf(definition, "float32").bytes,
+    cpuBytes: summaryOf(definition, "float32", onCpu).bytes,
     maxTokens: config.maxPositionEmbeddings,
     kvBytesPerToken: kvBlockBytes({ ...definition.kvHeads, blockSize: 1, kvDtype: dtype }),
     cudaProblem: await problemOf(() => headShape(config, 16, dtype)),

@@ -32,7 +32,7 @@ test.each([
     const { prompt, logits } = cases.find((each) => each.name === "random-7")!;
     const ranks = { ...options, skipTokenizerInit: true, tensorParallelSize: size };
     await using llm = await LLM.create(modelDir, { ...ranks, quantization: "fp8" });
-    expect(llm.weights.format).toBe("fp8 by channels, float32");
+    expect(llm.weights.format).toBe("fp8 by channels, bfloat16");
     const actual = await llm.logits(prompt);
     for (const [row, expected] of logits.entries())
       expect(cosine(actual.subarray(row * vocabSize, (row + 1) * vocabSize), expected)).toBeGreaterThan(0.98);
