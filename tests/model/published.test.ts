@@ -88,7 +88,7 @@ describe("the configs of published checkpoints", () => {
 
   test.each(LOADED)("%s, two narrow layers of it, gives tokens", async (name, { config }) => {
     await using llm = await LLM.create(write(`${name}-shrunk`, shrunk(config)), {
-      ...{ device: "cpu", loadFormat: "dummy", skipTokenizerInit: true },
+      ...{ device: "cpu-reference", loadFormat: "dummy", skipTokenizerInit: true },
       ...{ maxModelLen: 32, kvCacheMemoryBytes: 2 ** 17 },
     });
     const [output] = await llm.generate([{ promptTokenIds: [5, 9, 2] }], { maxTokens: 2, ignoreEos: true });
