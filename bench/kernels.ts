@@ -20,7 +20,7 @@ import { type AttentionHeads, BLOCK_SIZE, decodeCase, prefillCase } from "./atte
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
 import { expertCases } from "./expert-cases.ts";
 import { CaseMemory, type KernelCase, type KernelTime, timeCase } from "./kernel-case.ts";
-import { linearCases } from "./linear-cases.ts";
+import { linearCases, QUANTISED_FORMS, TOKEN_COUNTS } from "./linear-cases.ts";
 import { describeMachine, makeRecord, writeRecord } from "./record.ts";
 import { rowCases } from "./row-cases.ts";
 import { headCases, samplingCases } from "./sampling-cases.ts";
@@ -80,7 +80,7 @@ command.action(async ({ only, list, json }: Flags) => {
   console.log(`${machine.gpu}: ${describeCeilings(limits)}`);
   const kernels: KernelTime[] = [];
   for (const { shape, groups } of selected.filter((section) => section.groups.length > 0)) {
-    const backend = new CudaBackend(cuda, "bfloat16");
+    const backend = new CudaBackend(cuda, "bfloat16", { quantiseActivations: true });
     try {
       await backend.prepare(shape);
       for (const group of groups) {
@@ -107,6 +107,9 @@ function sections(): Section[] {
     const rows: Group = (memory) => rowCases(memory, config.hiddenSize);
     return [
       { shape, groups: [(memory) => linearCases(memory, name, config)] },
+      ...QUANTISED_FORMS.map((form) => ({
+        ...{ shape, groups: [(memory: CaseMemory) => linearCases(memory, name, config, TOKEN_COUNTS, form)] },
+      })),
       { shape, groups: [(memory) => headCases(memory, name, config)] },
       { shape, groups: [rows, ...attentionGroups(name, config)] },
     ];

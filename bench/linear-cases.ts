@@ -1,6 +1,6 @@
 import type { LinearFusion } from "../src/backend/backend.ts";
 import type { Tensor } from "../src/backend/tensor.ts";
-import { denseWeight } from "../src/backend/weight.ts";
+import { denseWeight, type Fp8Weight, type Weight } from "../src/backend/weight.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import type { CaseMemory, KernelCase } from "./kernel-case.ts";
 
@@ -8,6 +8,56 @@ import type { CaseMemory, KernelCase } from "./kernel-case.ts";
 export const TOKEN_COUNTS = [1, 4, 8, 16, 64, 128, 256];
 
 const NORM_EPS = 1e-6;
+
+/** A way to store a weight: bits of an element, of codes and of what belongs to a group of them, and a weight of zeros. */
+export interface StoredForm {
+  readonly name: string;
+  readonly bits: number;
+  make(memory: CaseMemory, outFeatures: number, inFeatures: number): Weight;
+}
+
+const GROUP = 128;
+const FLOATS: StoredForm = {
+  name: "",
+  bits: 16,
+  make: (memory, n, k) => denseWeight(memory.random(n, k)),
+};
+/** Quantised weights: FP8 with a scale a channel and a block, and integers in groups of 128 with zero points. */
+export const QUANTISED_FORMS: readonly StoredForm[] = [
+  {
+    name: "fp8",
+    bits: 8,
+    make: (memory, n, k) => fp8(memory, n, k, { blockRows: 1, blockColumns: k }),
+  },
+  {
+    name: "fp8 blocks",
+    bits: 8,
+    make: (memory, n, k) => fp8(memory, n, k, { blockRows: GROUP, blockColumns: GROUP }),
+  },
+  { name: "4 bits", bits: 4 + 24 / GROUP, make: (memory, n, k) => grouped(memory, n, k, 4) },
+  { name: "8 bits", bits: 8 + 24 / GROUP, make: (memory, n, k) => grouped(memory, n, k, 8) },
+];
+
+function fp8(
+  memory: CaseMemory,
+  n: number,
+  k: number,
+  { blockRows, blockColumns }: Pick<Fp8Weight, "blockRows" | "blockColumns">,
+): Weight {
+  const scales = memory.zeros("float32", Math.ceil(n / blockRows), Math.ceil(k / blockColumns));
+  const data = memory.zeros("float8_e4m3", n, k);
+  return prepared(memory, { format: "fp8", shape: [n, k], data, scales, blockRows, blockColumns });
+}
+
+function grouped(memory: CaseMemory, n: number, k: number, bits: 4 | 8): Weight {
+  const [data, groups] = [memory.zeros("uint8", n, (k * bits) / 8), k / GROUP];
+  const [scales, zeros] = [memory.zeros("float16", n, groups), memory.zeros("uint8", n, groups)];
+  return prepared(memory, { format: "grouped", shape: [n, k], bits, groupSize: GROUP, data, scales, zeros });
+}
+
+function prepared({ backend }: CaseMemory, weight: Weight): Weight {
+  return backend.prepareWeight?.(weight) ?? weight;
+}
 
 /** A product of a layer, with what the layer fuses with it. */
 interface Product {
@@ -29,16 +79,19 @@ export function linearCases(
   modelName: string,
   model: ModelConfig,
   tokenCounts = TOKEN_COUNTS,
+  form = FLOATS,
 ): KernelCase[] {
   const { backend } = memory;
   const products = productsOf(model);
+  const bytesOf = (product: Product) => (elementsOf(product) * form.bits) / 8;
   const layerBytes = products.reduce((total, product) => total + bytesOf(product), 0);
+  const layerElements = products.reduce((total, product) => total + elementsOf(product), 0);
   const layers = Math.min(model.numLayers, memory.coldSets(layerBytes));
-  const weights = new Map<Product, readonly Tensor[]>();
-  const weightsOf = (product: Product): readonly Tensor[] => {
+  const weights = new Map<Product, readonly Weight[]>();
+  const weightsOf = (product: Product): readonly Weight[] => {
     const { outFeatures, inFeatures } = product;
     const known = weights.get(product);
-    const all = known ?? Array.from({ length: layers }, () => memory.random(outFeatures, inFeatures));
+    const all = known ?? Array.from({ length: layers }, () => form.make(memory, outFeatures, inFeatures));
     weights.set(product, all);
     return all;
   };
@@ -50,7 +103,7 @@ export function linearCases(
       activation: gated && { kind: "silu", gated },
       addTo: addTo && out,
     };
-    return (i: number) => backend.linear(out, x, denseWeight(all[i % layers]!), fusion);
+    return (i: number) => backend.linear(out, x, all[i % layers]!, fusion);
   };
   /** The tuner chooses among algorithms for the weights that it has seen. */
   const tuned = (tokens: number, launch: (i: number) => void) => {
@@ -75,17 +128,17 @@ export function linearCases(
     };
   };
 
-  const shared = { group: `linear ${modelName}`, operands: layers };
+  const group = `linear ${modelName}${form.name && `, ${form.name}`}`;
+  const shared = { group, operands: layers };
   return tokenCounts.flatMap((tokens): KernelCase[] => [
     ...products.map((product) => ({
       ...{ ...shared, name: `${product.name}, ${tokens} tokens` },
-      // Two bytes a weight, and as many operations for each token.
-      ...{ bytes: bytesOf(product), flops: tokens * bytesOf(product) },
+      ...{ bytes: bytesOf(product), flops: 2 * tokens * elementsOf(product) },
       prepare: () => tuned(tokens, alone(product, tokens)),
     })),
     {
       ...{ ...shared, name: `layer, ${tokens} tokens` },
-      ...{ bytes: layerBytes, flops: tokens * layerBytes },
+      ...{ bytes: layerBytes, flops: 2 * tokens * layerElements },
       prepare: () => tuned(tokens, layer(tokens)),
     },
   ]);
@@ -103,8 +156,8 @@ function productsOf(model: ModelConfig): readonly Product[] {
   ];
 }
 
-function bytesOf({ outFeatures, inFeatures }: Product): number {
-  return 2 * outFeatures * inFeatures;
+function elementsOf({ outFeatures, inFeatures }: Product): number {
+  return outFeatures * inFeatures;
 }
 
 function outWidth({ outFeatures, gated }: Product): number {

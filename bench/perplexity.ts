@@ -19,12 +19,19 @@ interface Scheme {
   /** Default: the embedded model. */
   readonly model?: string;
   readonly quantization?: EngineOptions["quantization"];
+  /** Default false. It makes a difference on a GPU that can. */
+  readonly quantizeActivations?: boolean;
   readonly rounding?: RoundingForm;
 }
 
 const SCHEMES: readonly Scheme[] = [
   { name: "as it is" },
   { name: "`fp8`, by channels", quantization: "fp8" },
+  {
+    name: "`fp8`, by channels, of activations in eight bits",
+    quantization: "fp8",
+    quantizeActivations: true,
+  },
   { name: "`fp8_per_block`", quantization: "fp8_per_block" },
   { name: "8 bits, by channels", rounding: { bits: 8, symmetric: true } },
   { name: "8 bits, groups of 128", rounding: { bits: 8, groupSize: 128, symmetric: true } },
@@ -52,7 +59,7 @@ export async function perplexityOf(llm: LLM, stories: readonly string[]): Promis
 
 /** Perplexity of the embedded model in a form. */
 export async function measure(
-  { model: given = EMBEDDED_MODEL, quantization, rounding }: Scheme,
+  { model: given = EMBEDDED_MODEL, quantization, quantizeActivations = false, rounding }: Scheme,
   options: EngineOptions,
   stories: readonly string[],
 ) {
@@ -60,7 +67,8 @@ export async function measure(
   try {
     if (rounding !== undefined) roundModel(EMBEDDED_MODEL, folder, rounding);
     const model = rounding === undefined ? given : folder;
-    await using llm = await LLM.create(model, { ...options, ...(quantization && { quantization }) });
+    const quantised = { quantizeActivations, ...(quantization && { quantization }) };
+    await using llm = await LLM.create(model, { ...options, ...quantised });
     return { ...(await perplexityOf(llm, stories)), weights: llm.weights };
   } finally {
     rmSync(folder, { recursive: true });
@@ -79,8 +87,9 @@ if (import.meta.main) {
   const models = positionals.map((model) => ({ name: basename(model), model }));
   const options = { device: values.device as "cpu" | "cuda", enablePrefixCaching: false };
   const stories = readStories();
+  const schemes = SCHEMES.filter((scheme) => options.device === "cuda" || !scheme.quantizeActivations);
   let base: number | undefined;
-  for (const scheme of models.length > 0 ? [SCHEMES[0]!, ...models] : SCHEMES) {
+  for (const scheme of models.length > 0 ? [SCHEMES[0]!, ...models] : schemes) {
     const { perplexity, tokens, weights } = await measure(scheme, options, stories);
     if (base === undefined) {
       console.log(`${tokens} tokens of ${stories.length} stories, ${values.device}\n`);

@@ -1,4 +1,5 @@
-// Hopper's asynchronous tensor cores and copy engine (compute capability 9.0a), for 16-bit elem_t.
+// Hopper's asynchronous tensor cores and copy engine (compute capability 9.0a), for 16-bit elem_t. Barriers in shared memory exist
+// from 8.0 on.
 //
 // wgmma: four warps multiply a 64-row A by B from shared memory. The accumulator of a thread (r = lane / 4, c = lane % 4 of
 // warp w): d[4n], d[4n + 1] are row 16w + r, columns 8n + 2c and the next; d[4n + 2], d[4n + 3] the same of row + 8. A from
@@ -19,13 +20,18 @@ __device__ __forceinline__ void barrier_expect(uint32 barrier, uint32 bytes) {
 __device__ __forceinline__ void barrier_arrive(uint32 barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define BARRIER_TEST "try_wait"
+#else
+#define BARRIER_TEST "test_wait"
+#endif
 // Waits until the phase of this parity is complete. The warp's lanes leave together: a stage that one lane gives back is
 // then nobody's.
 __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
   uint32 done;
   do {
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        "{\n.reg .pred p;\nmbarrier." BARRIER_TEST ".parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(barrier), "r"(parity)
         : "memory");
@@ -77,6 +83,10 @@ __device__ __forceinline__ void release_registers() {
 // after all columns: `group_bytes` further.
 __device__ __forceinline__ uint64 matrix_descriptor(uint32 address, uint32 group_bytes) {
   return (address & 0x3ffff) >> 4 | (1024ull >> 4) << 16 | static_cast<uint64>(group_bytes >> 4) << 32 | 1ull << 62;
+}
+// The same of rows of 64 bytes with the 64-byte swizzle: 8 of them are 512 bytes, one group after another.
+__device__ __forceinline__ uint64 matrix_descriptor64(uint32 address) {
+  return (address & 0x3ffff) >> 4 | (512ull >> 4) << 16 | (512ull >> 4) << 32 | 2ull << 62;
 }
 // Byte offset of 16-byte piece `column` of a row.
 __device__ __forceinline__ uint32 matrix_offset(int row, int column, uint32 group_bytes) {

@@ -11,8 +11,8 @@
 #if !defined(ROW_CLUSTER) || !defined(TOKEN_CLUSTER) || !defined(SPLITS)
 #error "ROW_CLUSTER, TOKEN_CLUSTER and SPLITS come from src/backend/cuda/ops/wgmma-linear.ts"
 #endif
-#if !defined(NORM) || !defined(MAX_K) || !defined(SQUARERS)
-#error "NORM, MAX_K and SQUARERS come from src/backend/cuda/ops/wgmma-linear.ts"
+#if !defined(NORM) || !defined(MAX_K) || !defined(SQUARERS) || !defined(QUANTISED)
+#error "NORM, MAX_K, SQUARERS and QUANTISED come from src/backend/cuda/ops/wgmma-linear.ts"
 #endif
 
 constexpr int ROWS = 64 * GROUPS;
@@ -23,6 +23,7 @@ constexpr int K_TILE = 64 * K_BLOCKS, K_STEPS = 64 / 16;
 // Blocks of 8 tokens; block i is finished by split i % SPLITS of those that share a tile.
 constexpr int BLOCKS = TOKENS / 8, OWN_BLOCKS = ceil_div(BLOCKS, SPLITS);
 constexpr uint32 WEIGHT_BYTES = ROWS * 128, X_BYTES = TOKENS * 128;  // of a block of columns
+constexpr uint32 HALF_BYTES = ROWS * 64;  // of half of it, which a block of a strip has (quantised.cuh)
 constexpr bool CLUSTERED = ROW_CLUSTER * TOKEN_CLUSTER * SPLITS > 1;
 // CTAs that find the squares of the same tokens' x: each of a part of the columns.
 constexpr int PARTS = NORM ? ROW_CLUSTER * SPLITS : 1;
@@ -32,11 +33,30 @@ static_assert(ROWS % (16 * TOKEN_CLUSTER) == 0, "each CTA fetches whole groups o
 static_assert(ROW_CLUSTER * TOKEN_CLUSTER * SPLITS <= 8, "a cluster has at most 8 CTAs");
 static_assert(WEIGHT_STAGES >= 2 && X_STAGES >= 2, "a stage is filled while another is used");
 
+#if defined(TILE_FLOAT8)
+static_assert(!NORM && !QUANTISED, "8-bit floats go to the tensor cores as they are");
+#endif
+
+#if QUANTISED
+#include "quantised_stage.cuh"
+#else
+constexpr uint32 WEIGHT_ARRIVALS = 1;
+#endif
+
 struct TileShared {
+#if QUANTISED
+  unsigned char codes[WEIGHT_STAGES][STAGE_BYTES];
+  // Boxes of x are swizzled by their addresses.
+  alignas(1024)
+#else
   unsigned char weights[WEIGHT_STAGES][K_BLOCKS][WEIGHT_BYTES];
+#endif
   unsigned char x[X_STAGES][K_BLOCKS][X_BYTES];
 #if SPLITS > 1
   float4 exchange[SPLITS - 1][OWN_BLOCKS][CONSUMERS];  // of the other splits, in their order
+#endif
+#if defined(TILE_FLOAT8)
+  float x_factors[TOKENS];
 #endif
 #if NORM
   alignas(16) elem_t gamma[MAX_K];
@@ -50,7 +70,7 @@ struct TileShared {
 // By one thread; a __syncthreads must follow, and a wait for the cluster before anything reaches another CTA.
 __device__ __forceinline__ void init_barriers(TileShared& shared, uint32 split) {
   for (int i = 0; i < WEIGHT_STAGES; i++) {
-    barrier_init(shared_address(&shared.weights_full[i]), 1);
+    barrier_init(shared_address(&shared.weights_full[i]), WEIGHT_ARRIVALS);
     barrier_init(shared_address(&shared.weights_empty[i]), CONSUMER_WARPS * TOKEN_CLUSTER);
   }
   for (int i = 0; i < X_STAGES; i++) {
@@ -112,6 +132,7 @@ struct Work {
 
 // ── warps that fetch ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+#if !QUANTISED
 __device__ __forceinline__ void fetch_weights(TileShared& shared, const Work& work, const TensorMap* map, uint32 share,
                                               uint16 ranks) {
   Position<WEIGHT_STAGES> at = {work.fills()};
@@ -122,20 +143,35 @@ __device__ __forceinline__ void fetch_weights(TileShared& shared, const Work& wo
       if (threadIdx.x % WARP == 0) {
         const uint32 full = shared_address(&shared.weights_full[at.stage]);
         barrier_expect(full, K_BLOCKS * WEIGHT_BYTES);
+        const int group = (tile * TOKEN_CLUSTER + share) * (ROWS / 16 / TOKEN_CLUSTER);
+#if defined(TILE_FLOAT8)
+#pragma unroll
+        for (int half = 0; half < 2 * K_BLOCKS; half++) {
+          const uint32 target =
+              shared_address(shared.weights[at.stage][half / 2]) + (half % 2 * TOKEN_CLUSTER + share) * (HALF_BYTES / TOKEN_CLUSTER);
+          const int block = (work.first_k + k) * K_BLOCKS * 2 + half;
+          if (TOKEN_CLUSTER > 1)
+            copy_strips_multicast(target, map, full, block, group, ranks);
+          else
+            copy_strips(target, map, full, block, group);
+        }
+#else
 #pragma unroll
         for (int block = 0; block < K_BLOCKS; block++) {
           const uint32 target = shared_address(shared.weights[at.stage][block]) + share * (WEIGHT_BYTES / TOKEN_CLUSTER);
           const int column = (work.first_k + k) * K_TILE + block * 64;
-          const int group = (tile * TOKEN_CLUSTER + share) * (ROWS / 16 / TOKEN_CLUSTER);
           if (TOKEN_CLUSTER > 1)
             copy_box_multicast<4>(target, map, full, column, group, ranks);
           else
             copy_box<4>(target, map, full, column, group);
         }
+#endif
       }
       __syncwarp();
     }
 }
+
+#endif
 
 __device__ __forceinline__ void fetch_x(TileShared& shared, const Work& work, const TensorMap* map, uint32 share,
                                         uint16 ranks) {
@@ -305,7 +341,7 @@ __device__ __forceinline__ void multiply(float (&d)[TOKENS / 2], TileShared& sha
   wgmma_wait<0>(d);
   before.give_back<ROW_CLUSTER>(&shared.x_empty[before.stage], place.x_first(), 1);
 }
-#else
+#elif !QUANTISED
 __device__ __forceinline__ void multiply(float (&d)[TOKENS / 2], TileShared& shared, Rings& at, const Place& place, int first_k,
                                          int k_tiles) {
   const int group = threadIdx.x / (4 * WARP);
@@ -322,11 +358,17 @@ __device__ __forceinline__ void multiply(float (&d)[TOKENS / 2], TileShared& sha
     wgmma_fence();
 #pragma unroll
     for (int block = 0; block < K_BLOCKS; block++) {
-      const uint32 weights = shared_address(shared.weights[at.weights.stage][block]) + group * 64 * 128;
+      const uint32 weights = shared_address(shared.weights[at.weights.stage][block]);
       const uint32 x = shared_address(shared.x[at.x.stage][block]);
 #pragma unroll
-      for (int i = 0; i < K_STEPS; i++)
-        wgmma(d, matrix_descriptor(weights + i * 32, 1024), matrix_descriptor(x + i * 32, 1024));
+      for (int i = 0; i < K_STEPS; i++) {
+#if defined(TILE_FLOAT8)
+        const uint64 a = matrix_descriptor64(weights + i / 2 * HALF_BYTES + group * 64 * 64 + i % 2 * 32);
+#else
+        const uint64 a = matrix_descriptor(weights + group * 64 * 128 + i * 32, 1024);
+#endif
+        wgmma(d, a, matrix_descriptor(x + i * 32, 1024));
+      }
     }
     wgmma_commit();
     asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");

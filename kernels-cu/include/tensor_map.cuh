@@ -24,10 +24,12 @@ __device__ __forceinline__ void tensor_map_prefetch(const TensorMap* map) {
 // first index of the last dimension are given; in those between it is whole.
 template <int DIMENSIONS>
 __device__ __forceinline__ void copy_box(uint32 target, const TensorMap* map, uint32 barrier, int column, int last) {
-  static_assert(DIMENSIONS == 2 || DIMENSIONS == 4, "no kernel has boxes of other dimensions for itself");
+  static_assert(DIMENSIONS >= 2 && DIMENSIONS <= 4, "no kernel has boxes of other dimensions for itself");
   constexpr uint16 ranks = 0;
   if constexpr (DIMENSIONS == 2)
     COPY_BOX("2", "", "%3, %4", "");
+  else if constexpr (DIMENSIONS == 3)
+    COPY_BOX("3", "", "%3, %5, %4", "");
   else
     COPY_BOX("4", "", "%3, %5, %5, %4", "");
 }
@@ -43,5 +45,16 @@ __device__ __forceinline__ void copy_box_multicast(uint32 target, const TensorMa
     COPY_BOX("4", ".multicast::cluster", "%3, %5, %5, %4", ", %6");
   else
     COPY_BOX("5", ".multicast::cluster", "%3, %5, %5, %5, %4", ", %6");
+}
+
+// Of a map of strips (quantised.cuh): 64 bytes, 8 rows and pairs of strips are whole; the box's block of columns and its first
+// pair are given.
+__device__ __forceinline__ void copy_strips(uint32 target, const TensorMap* map, uint32 barrier, int column, int last) {
+  constexpr uint16 ranks = 0;
+  COPY_BOX("5", "", "%5, %5, %5, %3, %4", "");
+}
+__device__ __forceinline__ void copy_strips_multicast(uint32 target, const TensorMap* map, uint32 barrier, int column, int last,
+                                                      uint16 ranks) {
+  COPY_BOX("5", ".multicast::cluster", "%5, %5, %5, %3, %4", ", %6");
 }
 #undef COPY_BOX

@@ -237,6 +237,8 @@ export interface ModelShape {
   readonly softCap?: number | undefined;
   /** Of feed-forward blocks' gates. Default: silu. */
   readonly activation?: Activation;
+  /** The matrices that are multiplied by, without memory. Default: unknown, taken for floats. */
+  readonly matrices?: readonly Weight[];
 }
 
 /** Recorded ops. It holds addresses: their memory must outlive it. */

@@ -1,4 +1,3 @@
-import { DeviceError } from "../base/errors.ts";
 import type { Tensor } from "./tensor.ts";
 
 /**
@@ -102,14 +101,6 @@ export type WeightFormat = Weight["format"];
 /** The weight that a tensor [N, K] is. */
 export function denseWeight(data: Tensor): DenseWeight {
   return { format: "dense", shape: [data.dim(0), data.dim(1)], data };
-}
-
-/** A weight in floats. @throws DeviceError for any other: for backends that have no kernels for it */
-export function requireDense(weight: Weight): DenseWeight {
-  if (weight.format === "dense") return weight;
-  throw new DeviceError(
-    `this device has no kernels for ${weight.format} weights; device "cpu" multiplies by them`,
-  );
 }
 
 /** The tensors that a weight consists of. */

@@ -30,6 +30,19 @@ export interface EngineOptions {
    */
   quantization?: (typeof QUANTIZATIONS)[number];
   /**
+   * The LM head in 8-bit floats, too, with a factor for each token of the vocabulary: checkpoints and `quantization` leave it in 16 bits,
+   * which is a fifth of what one stream of a model in 4 bits reads. Of any model in which it is not the embedding table.
+   * Default false.
+   */
+  quantizeLmHead?: boolean;
+  /**
+   * By matrices in 8-bit floats with a factor for each output channel, products of more than a few tokens make 8-bit floats of
+   * their inputs, too, with a factor for each token, on GPUs that multiply them (compute capability 9.0): prompts and large batches are
+   * computed nearly twice as fast, for about the error of such weights once more; see docs/quantisation.md. Without it, and everywhere
+   * else, products are of 16-bit inputs. Default true.
+   */
+  quantizeActivations?: boolean;
+  /**
    * `auto`: keys and values are cached in the dtype of activations. `fp8`, or `fp8_e4m3`: in eight bits, with the scales that
    * the checkpoint was calibrated with, else 1. Twice as many tokens fit, and long contexts are read in half the time, for a
    * relative error of up to 1/16 in each key and value. Default auto.
@@ -156,6 +169,8 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
     threads: integer("threads", 1, 1024, undefined),
     dtype: oneOf("dtype", ["auto", "bfloat16", "float16", "float32"], "auto"),
     quantization: oneOf("quantization", QUANTIZATIONS, undefined),
+    quantizeLmHead: flag("quantizeLmHead", false),
+    quantizeActivations: flag("quantizeActivations", true),
     kvCacheDtype: oneOf("kvCacheDtype", ["auto", "fp8", "fp8_e4m3"], "auto"),
     maxModelLen: integer("maxModelLen", 1, 2 ** 24, undefined),
     maxNumSeqs: integer("maxNumSeqs", 1, 4096, 256),

@@ -16,6 +16,8 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
     "quantise while loading: fp8, fp8_per_channel or fp8_per_block (default: as the model is stored)",
     quantizationValue,
   ],
+  quantizeLmHead: ["--quantize-lm-head", "the LM head in 8-bit floats too"],
+  quantizeActivations: ["--no-quantize-activations", "keep inputs of products by 8-bit weights in 16 bits"],
   kvCacheDtype: ["--kv-cache-dtype <name>", "auto, or fp8 for keys and values in eight bits (default: auto)"],
   maxModelLen: [
     "--max-model-len <tokens>",

@@ -160,8 +160,9 @@ export const CAPTURE_MODE_THREAD_LOCAL = 1;
 export const LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6;
 
 /** CUtensorMapDataType of 16-bit floats, and the layouts that `encodeTensorMap` asks for. */
-export const TensorMapType = { float16: 6, bfloat16: 9 } as const;
-export const TENSOR_MAP_SWIZZLE_128B = 3;
+export const TensorMapType = { uint32: 2, float16: 6, bfloat16: 9 } as const;
+/** By bytes of a row. */
+export const TensorMapSwizzle = { 0: 0, 64: 2, 128: 3 } as const;
 export const TENSOR_MAP_L2_PROMOTION_256B = 3;
 
 export const CudaStatus = {

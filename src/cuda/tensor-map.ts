@@ -2,7 +2,7 @@ import { ptr } from "bun:ffi";
 import {
   type CudaApi,
   TENSOR_MAP_L2_PROMOTION_256B,
-  TENSOR_MAP_SWIZZLE_128B,
+  TensorMapSwizzle,
   TensorMapType,
 } from "./driver-symbols.ts";
 import { checkCuda } from "./errors.ts";
@@ -19,10 +19,12 @@ export interface TensorMapShape {
   /** Bytes between neighbours along each dimension but the innermost. */
   readonly strides: readonly number[];
   readonly box: readonly number[];
+  /** Bytes of a row of the box, whose 16-byte pieces are permuted in shared memory; 0: rows stay as they are. Default 128. */
+  readonly swizzle?: keyof typeof TensorMapSwizzle;
 }
 
 /**
- * A tensor map whose boxes are stored in shared memory with the 128-byte swizzle.
+ * A tensor map whose boxes are stored in shared memory with a swizzle.
  * @throws CudaError when the driver refuses the shape.
  */
 export function encodeTensorMap(api: CudaApi, shape: TensorMapShape): Uint8Array {
@@ -40,7 +42,7 @@ export function encodeTensorMap(api: CudaApi, shape: TensorMapShape): Uint8Array
     Uint32Array.from(shape.box),
     new Uint32Array(shape.extents.length).fill(1),
     0,
-    TENSOR_MAP_SWIZZLE_128B,
+    TensorMapSwizzle[shape.swizzle ?? 128],
     TENSOR_MAP_L2_PROMOTION_256B,
     0,
   );

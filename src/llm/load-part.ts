@@ -6,7 +6,7 @@ import { ConfigError } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
-import { declaredScheme } from "../layers/schemes/declared-scheme.ts";
+import { type DeclaredForm, declaredScheme } from "../layers/schemes/declared-scheme.ts";
 import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
@@ -56,13 +56,21 @@ export async function loadPart(
   backend: Backend,
   onProgress: (loadedBytes: number, totalBytes: number) => void,
 ): Promise<LoadedPart> {
+  if (config.quantizeLmHead && modelConfig.tieWordEmbeddings)
+    throw new ConfigError(
+      "quantizeLmHead",
+      "the LM head of this model is its embedding table, which stays in 16 bits: leave quantizeLmHead out",
+    );
   const kvDtype: KvDType = config.kvCacheDtype === "auto" ? backend.activationDtype : "float8_e4m3";
-  const kernels = backend.prepare?.(modelShape(modelConfig, config, shard, kvDtype));
-  kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
+  let kernels: Promise<void> | undefined;
+  const onDefined = ({ matrices }: ModelDefinition) => {
+    kernels = backend.prepare?.({ ...modelShape(modelConfig, config, shard, kvDtype), matrices });
+    kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
+  };
   const { definition, parameters, weights, kvScales, skipped } =
     config.loadFormat === "dummy"
-      ? loadDummy(config, modelConfig, shard, backend)
-      : await loadFolder({ folder, config, modelConfig, shard }, backend, onProgress);
+      ? loadDummy(config, modelConfig, shard, backend, onDefined)
+      : await loadFolder({ folder, config, modelConfig, shard }, backend, { onDefined, onProgress });
   await kernels;
   return {
     weights: { ...summaryOf(definition, backend.activationDtype, parameters), skipped },
@@ -95,20 +103,29 @@ interface LoadedWeights {
   readonly skipped?: WeightSummary["skipped"];
 }
 
+/** Called while weights are loaded. */
+interface LoadingSteps {
+  /** Before anything is read. */
+  readonly onDefined: (definition: ModelDefinition) => void;
+  readonly onProgress: (loadedBytes: number, totalBytes: number) => void;
+}
+
 function loadDummy(
-  { quantization, seed }: EngineConfig,
+  { quantization, quantizeLmHead, seed }: EngineConfig,
   modelConfig: ModelConfig,
   shard: Shard,
   backend: Backend,
+  onDefined: (definition: ModelDefinition) => void,
 ): LoadedWeights {
   const { quantisation } = modelConfig;
   const online = onlineFormOf(quantization, quantisation);
-  const declared =
-    online === undefined ? quantisation?.declared : { kind: "float8" as const, granularity: online };
-  const definition = defineModel(modelConfig, {
-    shard,
-    ...(declared && { scheme: declaredScheme(declared) }),
-  });
+  const declared: DeclaredForm =
+    online === undefined
+      ? (quantisation?.declared ?? { kind: "floats" })
+      : { kind: "float8", granularity: online };
+  const head: DeclaredForm = quantizeLmHead ? { kind: "float8", granularity: "channel" } : { kind: "floats" };
+  const definition = defineModel(modelConfig, { shard, scheme: declaredScheme(declared, head) });
+  onDefined(definition);
   const parameters = keepDtypes(definition.parameters, backend.matrixDtypes, () => modelConfig.dtype);
   // Parts that are the same would give tokens that are equally likely.
   const weights = dummyWeights(parameters, backend, backend.activationDtype, seed + shard.rank);
@@ -118,16 +135,17 @@ function loadDummy(
 async function loadFolder(
   { folder, config, modelConfig, shard }: Required<PartSource>,
   backend: Backend,
-  onProgress: (loadedBytes: number, totalBytes: number) => void,
+  { onDefined, onProgress }: LoadingSteps,
 ): Promise<LoadedWeights> {
   using checkpoint = Checkpoint.open(folder);
   const { quantisation } = modelConfig;
   const scheme = new StoredScheme(directoryOf(checkpoint), {
     gptqZeros: quantisation?.gptqZeros,
     online: onlineFormOf(config.quantization, quantisation),
-    blocksAsFloats: backend.name === "cuda",
+    quantiseHead: config.quantizeLmHead,
   });
   const definition = defineModel(modelConfig, { shard, scheme });
+  onDefined(definition);
   const isFloat8 = config.kvCacheDtype !== "auto";
   const kvScales = isFloat8 ? readKvScales(checkpoint, definition.kvHeads.numLayers) : [];
   const ignored = [...definition.ignored, ...CALIBRATION_TENSORS];

@@ -36,7 +36,7 @@ export async function createBackend(
   model: ModelConfig,
   peers?: Exchange,
 ): Promise<Backend> {
-  const { device, dtype, batchInvariant } = config;
+  const { device, dtype, batchInvariant, quantizeActivations: quantiseActivations } = config;
   const isCpu = device === "cpu" || device === "cpu-reference";
   const gpuIndex = config.gpuIndex + (peers?.shard.rank ?? 0);
   const opening = isCpu ? undefined : GpuOpening.begin(gpuIndex, rehearsal(config, model));
@@ -50,7 +50,12 @@ export async function createBackend(
         openNccl: () => openNccl(thisMachine(), cuda.driver.version[0]).api,
         abortNccl: (comm: number) => abortElsewhere({ comm, driverMajor: cuda.driver.version[0] }),
       };
-      return new CudaBackend(cuda, cudaDtype(dtype, model), { opening, batchInvariant, ranks });
+      return new CudaBackend(cuda, cudaDtype(dtype, model), {
+        opening,
+        batchInvariant,
+        quantiseActivations,
+        ranks,
+      });
     }
   } finally {
     void opening?.finish();

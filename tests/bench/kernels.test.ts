@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { decodeCase, prefillCase } from "../../bench/attention-cases.ts";
 import { CEILING_FOLDER, CEILING_UNIT } from "../../bench/ceilings.ts";
 import { CaseMemory, type KernelCase, timeCase } from "../../bench/kernel-case.ts";
-import { linearCases } from "../../bench/linear-cases.ts";
+import { linearCases, QUANTISED_FORMS } from "../../bench/linear-cases.ts";
 import { rowCases } from "../../bench/row-cases.ts";
 import { headCases, samplingCases } from "../../bench/sampling-cases.ts";
 import { contextLengths, recordedWorkload } from "../../bench/workload.ts";
@@ -59,6 +59,19 @@ describe("kernel benchmarks", () => {
     const { limitMicroseconds, share } = all[5]!;
     expect(limitMicroseconds).toBeCloseTo(2 * 4 * 64 * 32, 9);
     expect(share).toBeCloseTo(limitMicroseconds / 1000, 9);
+  });
+
+  test.each([
+    ["fp8", 8],
+    ["fp8 blocks", 8],
+    ["4 bits", 4.1875],
+    ["8 bits", 8.1875],
+  ])("products by weights of %s count %f bits an element", (name, bits) => {
+    const form = QUANTISED_FORMS.find((each) => each.name === name)!;
+    const model = { ...SMALL, hiddenSize: 128, intermediateSize: 128, headDim: 32 };
+    const [qkv] = times((memory) => linearCases(memory, "tiny", model, [1], form));
+    expect(qkv).toMatchObject({ group: `linear tiny, ${name}`, flops: 2 * 256 * 128 });
+    expect(qkv!.bytes).toBe((256 * 128 * bits) / 8);
   });
 
   test("attention of decode rows and of a prompt", () => {

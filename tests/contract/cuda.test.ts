@@ -7,6 +7,7 @@ import { describeGpu } from "../gpu/gpu.ts";
 import { runContract } from "./backend.contract.ts";
 import { decodeRowCases } from "./decode-rows.ts";
 import { Fixture } from "./fixture.ts";
+import { float8ActivationCases } from "./float8-activations.ts";
 
 setDefaultTimeout(300_000);
 
@@ -14,6 +15,7 @@ for (const dtype of ["bfloat16", "float16"] satisfies FloatDType[]) {
   describeGpu(dtype, (cuda) => {
     runContract("cuda", () => new CudaBackend(cuda, dtype), true);
     decodeRowCases(cuda, dtype);
+    float8ActivationCases(cuda, dtype);
   });
 }
 

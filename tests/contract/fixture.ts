@@ -1,5 +1,6 @@
 import type { Backend } from "../../src/backend/backend.ts";
 import { Tensor } from "../../src/backend/tensor.ts";
+import { tensorsOf, type Weight } from "../../src/backend/weight.ts";
 import { type DType, dtypeSize, type FloatDType, type KvDType, narrow, widen } from "../../src/base/dtype.ts";
 import { FLOAT8_VALUES, toFloat8 } from "../../src/base/float8.ts";
 import { Random } from "./random.ts";
@@ -74,6 +75,14 @@ export class Fixture {
     this.backend.upload(tensor, values);
     this.#inputs.set(tensor, values);
     return tensor;
+  }
+
+  /** The weight to multiply by, once the backend has ordered its memory; from then on no op may change that. */
+  prepared(weight: Weight): Weight {
+    const result = this.backend.prepareWeight?.(weight) ?? weight;
+    for (const tensor of tensorsOf(result))
+      if (this.#inputs.has(tensor)) this.#inputs.set(tensor, this.backend.download(tensor));
+    return result;
   }
 
   /** A tensor of 4-byte elements that ops may change. */

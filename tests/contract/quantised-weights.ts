@@ -34,7 +34,7 @@ export function fp8Weight(
     data: fixture.bytes("float8_e4m3", codes, [n, k]),
     scales: fixture.input(scales, [rows, columns], "float32").tensor,
   };
-  return { weight, values };
+  return { weight: fixture.prepared(weight), values };
 }
 
 export interface GroupedForm {
@@ -79,7 +79,7 @@ export function groupedWeight(
     zeros: zeroBytes && fixture.bytes("uint8", zeroBytes, [n, groups]),
     permutation: order && fixture.ints(order),
   };
-  return { weight, values };
+  return { weight: fixture.prepared(weight), values };
 }
 
 /** Random codes of e2m1, and scales that are powers of two around 1 / sqrt(K). */

@@ -16,7 +16,9 @@ setDefaultTimeout(300_000);
 const KV_CACHE_BYTES = 2 ** 28;
 
 function variants(dtype: "bfloat16" | "float16"): Variant[] {
-  const options = { device: "cuda", dtype, kvCacheMemoryBytes: KV_CACHE_BYTES } as const;
+  // References are of 16-bit activations.
+  const inputs = { quantizeActivations: false } as const;
+  const options = { device: "cuda", dtype, kvCacheMemoryBytes: KV_CACHE_BYTES, ...inputs } as const;
   return [
     { name: `${dtype}, whole prompts`, options, maxPrompt: 600 },
     { name: `${dtype}, eager`, options: { ...options, enforceEager: true }, maxPrompt: 600 },

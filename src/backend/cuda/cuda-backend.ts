@@ -27,7 +27,7 @@ import type {
 } from "../backend.ts";
 import { checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
-import { requireDense, type Weight } from "../weight.ts";
+import type { Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
 import { cubinCacheFolder } from "./cubin-cache.ts";
 import type { CudaBackendOptions } from "./cuda-backend-options.ts";
@@ -54,7 +54,6 @@ const HOPPER_CAPABILITY = 9;
 /** The ops on an NVIDIA GPU: Octavo's own kernels, and cuBLASLt for matrix products, on one stream. */
 export class CudaBackend implements Backend {
   readonly name = "cuda";
-  readonly prepareWeight = (weight: Weight) => (weight.format === "mxfp4" ? weight : requireDense(weight));
   readonly #context: Context;
   readonly #stream: Stream;
   readonly #staging: Staging;
@@ -87,11 +86,10 @@ export class CudaBackend implements Backend {
     if (activationDtype === "float32")
       throw new ConfigError("dtype", 'device "cuda" computes in bfloat16 or float16, not float32');
     const { device } = cuda;
-    const { batchInvariant = false } = options;
+    const { batchInvariant = false, quantiseActivations = false, ranks } = options;
     this.#context = Context.retain(cuda.driver.api, device);
     try {
       this.#stream = Stream.create(this.#context);
-      const { ranks } = options;
       const wait = ranks && ((event: Event) => this.communicator!.wait(event));
       this.#staging = new Staging(this.#context, this.#stream, wait);
       this.#library = KernelLibrary.create(this.#context, cuda.nvrtc, { nvrtcFiles: cuda.nvrtcFiles });
@@ -108,7 +106,7 @@ export class CudaBackend implements Backend {
       this.#gemm = new Gemm(cublas, workspace, stream, this.#tuner, { batchInvariant, allocate });
       this.#ops = new KernelOps(this.#library, {
         dtype: activationDtype,
-        batchInvariant,
+        ...{ batchInvariant, quantiseActivations },
         smCount: device.multiprocessors,
         sharedBytesPerBlock: device.sharedMemoryPerBlock,
         sharedBytesPerSm: device.sharedMemoryPerMultiprocessor,
@@ -123,9 +121,10 @@ export class CudaBackend implements Backend {
         encodeTensorMap: (shape) => encodeTensorMap(cuda.driver.api, shape),
         allocate,
         allocateZeroed: (byteLength) => this.#zeroed(this.#allocateForOps(byteLength)),
+        copy: (target, source, byteLength) => this.#stream.copy(target, source, byteLength),
         clear: (memory) => void this.#zeroed(memory),
       });
-      const { wgmmaLinear: wgmma, norm, activation } = this.#ops;
+      const { wgmmaLinear: wgmma, quantised, norm, activation } = this.#ops;
       const ways =
         wgmma &&
         new LinearWays(wgmma, {
@@ -136,7 +135,7 @@ export class CudaBackend implements Backend {
         small: batchInvariant ? undefined : this.#ops.smallLinear,
         large: batchInvariant ? undefined : this.#ops.largeLinear,
         hopper: wgmma && ways && { wgmma, ways },
-        ...{ gemm: this.#gemm, norm, activation },
+        ...{ quantised, gemm: this.#gemm, norm, activation },
         allocate,
       });
       this.#pending = this.#pendingLayers();
@@ -195,10 +194,8 @@ export class CudaBackend implements Backend {
 
   /** Compiles, in parallel, what the disk cache lacks, and loads all. */
   async prepare(shape: ModelShape): Promise<void> {
-    await this.#library.prepare([
-      ...[...this.#linear.units(shape), ...this.#ops.units(shape)],
-      ...(this.communicator?.units() ?? []),
-    ]);
+    const own = [...this.#linear.units(shape), ...this.#ops.units(shape)];
+    await this.#library.prepare([...own, ...(this.communicator?.units() ?? [])]);
     // What it holds of the GPU's memory must not be missing when the KV pool is planned.
     await this.options.opening?.finish();
   }
@@ -355,9 +352,13 @@ export class CudaBackend implements Backend {
   }
 
   linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
-    const dense = requireDense(weight);
-    if (this.#pending?.add(this.#stream.value, { kind: "linear", out, x, weight: dense, fusion })) return;
-    this.#linear.linear(this.#stream.value, out, x, dense, fusion);
+    if (weight.format !== "dense") this.#flush();
+    else if (this.#pending?.add(this.#stream.value, { kind: "linear", out, x, weight, fusion })) return;
+    this.#linear.linear(this.#stream.value, out, x, weight, fusion);
+  }
+
+  prepareWeight(weight: Weight): Weight {
+    return this.#ops.quantised.prepare(this.#ordered.value, weight);
   }
 
   experts(...[out, x, logits, weights, spec, fusion = {}]: Parameters<Backend["experts"]>): void {

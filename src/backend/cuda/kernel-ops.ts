@@ -14,10 +14,16 @@ import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
 import { ExpertOps } from "./ops/experts.ts";
+import { Float8Linear } from "./ops/float8-linear.ts";
 import { LargeLinear } from "./ops/large-linear.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
+import { isDense, productsOf, quantisedOf } from "./ops/model-products.ts";
 import { NormOps } from "./ops/norm.ts";
 import { ProcessLogitsOps } from "./ops/process-logits.ts";
+import { QuantisedLinear } from "./ops/quantised-linear.ts";
+import { QuantisedOps } from "./ops/quantised-ops.ts";
+import { QuantisedWeights } from "./ops/quantised-weights.ts";
+import { QuantisedWgmma } from "./ops/quantised-wgmma.ts";
 import { RotaryTableOps } from "./ops/rotary-table.ts";
 import { SamplingOps } from "./ops/sampling.ts";
 import { SmallLinear } from "./ops/small-linear.ts";
@@ -35,6 +41,8 @@ export interface KernelOpsOptions {
   /** See `AttentionOptions`. */
   readonly batchInvariant?: boolean;
   readonly hopper: boolean;
+  /** See `CudaBackendOptions`. */
+  readonly quantiseActivations?: boolean;
   /** Whether decode steps may be whole layers as one launch, where the GPU can: products are then not summed over ranks. */
   readonly wholeLayers: boolean;
   /** See `SamplingOptions`. */
@@ -45,6 +53,8 @@ export interface KernelOpsOptions {
   readonly allocate: (byteLength: number) => DeviceBuffer;
   /** The same, filled with zeros. */
   readonly allocateZeroed: (byteLength: number) => DeviceBuffer;
+  /** Enqueues a copy on the device. */
+  readonly copy: (target: number, source: number, byteLength: number) => void;
   /** Enqueues zeros for all of the memory. */
   readonly clear: (memory: DeviceBuffer) => void;
 }
@@ -62,6 +72,7 @@ export class KernelOps {
   readonly capLogits: CapLogitsOps;
   readonly sampling: SamplingOps;
   readonly logprobs: LogprobOps;
+  readonly quantised: QuantisedOps;
   /** Undefined on GPUs without bulk copies. */
   readonly smallLinear: SmallLinear | undefined;
   /** Undefined on GPUs but Hopper's. */
@@ -86,6 +97,16 @@ export class KernelOps {
     this.capLogits = new CapLogitsOps(library, options);
     this.sampling = new SamplingOps(library, allocate, options);
     this.logprobs = new LogprobOps(library, allocate, options);
+    const fused = !options.batchInvariant;
+    this.quantised = new QuantisedOps({
+      weights: new QuantisedWeights(library, dtype, options),
+      few: fused ? new QuantisedLinear(library, dtype, options) : undefined,
+      float8:
+        fused && options.hopper && options.quantiseActivations
+          ? new Float8Linear(library, dtype, options)
+          : undefined,
+      some: fused && options.hopper ? new QuantisedWgmma(library, dtype, options) : undefined,
+    });
     if (options.hopper) this.wgmmaLinear = new WgmmaLinear(library, dtype, options);
     if (options.dependentLaunch) {
       this.smallLinear = new SmallLinear(library, dtype, options);
@@ -108,7 +129,7 @@ export class KernelOps {
       ...this.attend.units(shape),
       ...(this.drawWgmma?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
       ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
-      ...(this.decodeLayers?.units(shape) ?? []),
+      ...this.#layerUnits(shape),
       ...this.#linearUnits(shape),
       ...this.#expertUnits(shape),
       ...this.logprobs.units(),
@@ -132,26 +153,26 @@ export class KernelOps {
     ];
   }
 
-  /** Of the four products of a layer, and of the LM head. */
+  /** Of products by matrices in floats, and by quantised ones. */
   #linearUnits(shape: ModelShape): KernelUnit[] {
-    const {
-      vocabSize,
-      hiddenSize,
-      intermediateSize,
-      numHeads,
-      numKvHeads,
-      headDim,
-      activation = "silu",
-    } = shape;
-    const [small, large] = [this.smallLinear, this.largeLinear];
-    if (small === undefined) return [];
+    const products = productsOf(shape);
+    const dense = products.filter((product) => isDense(product, shape));
+    const { activation: kind = "silu" } = shape;
     return [
-      ...(large?.units(2 * intermediateSize, hiddenSize, { kind: activation, gated: true }) ?? []),
-      ...small.units((numHeads + 2 * numKvHeads) * headDim, hiddenSize, { norm: true }),
-      ...small.units(hiddenSize, numHeads * headDim, {}),
-      ...small.units(2 * intermediateSize, hiddenSize, { norm: true, gated: true }),
-      ...small.units(hiddenSize, intermediateSize, {}),
-      ...small.units(vocabSize, hiddenSize, { norm: true, floatOut: true }),
+      ...dense.flatMap((product) => {
+        const { outFeatures, inFeatures, gated } = product;
+        const large = gated ? this.largeLinear?.units(outFeatures, inFeatures, { kind, gated }) : undefined;
+        return [...(large ?? []), ...(this.smallLinear?.units(outFeatures, inFeatures, product) ?? [])];
+      }),
+      ...products.flatMap((product) =>
+        quantisedOf(product, shape).flatMap((weight) => this.quantised.units(weight, product)),
+      ),
     ];
+  }
+
+  /** The layers as one launch are for matrices in floats. */
+  #layerUnits(shape: ModelShape): KernelUnit[] {
+    const isWhole = productsOf(shape).every((product) => product.floatOut || isDense(product, shape));
+    return isWhole ? (this.decodeLayers?.units(shape) ?? []) : [];
   }
 }

@@ -23,13 +23,15 @@ export type DeclaredForm =
 
 const EXPERT = /\.experts\.\d+\./;
 
-/** Weights without a checkpoint to look at, for `loadFormat: "dummy"`: parameters of a form, made of nothing. */
-export function declaredScheme(form: DeclaredForm): WeightScheme {
+/** Weights without a checkpoint to look at, for `loadFormat: "dummy"`: parameters of a form, and the LM head's, made of nothing. */
+export function declaredScheme(form: DeclaredForm, head: DeclaredForm = { kind: "floats" }): WeightScheme {
   return {
-    weight: (matrix, get) =>
-      form.kind === "floats" || matrix.exact || matrix.name === LM_HEAD
+    weight(matrix, get) {
+      const own = matrix.name === LM_HEAD ? head : form;
+      return own.kind === "floats" || matrix.exact
         ? denseScheme.weight(matrix, get)
-        : declaredWeight(form, matrix, get),
+        : declaredWeight(own, matrix, get);
+    },
   };
 }
 

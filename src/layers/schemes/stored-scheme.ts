@@ -36,8 +36,8 @@ export interface StoredSchemeOptions {
   readonly gptqZeros?: GptqZeros | undefined;
   /** Matrices of floats are quantised while they are loaded; the LM head stays as it is. */
   readonly online?: OnlineFloat8 | undefined;
-  /** Blocks of a GGUF file become floats, for a backend that cannot multiply by groups. */
-  readonly blocksAsFloats?: boolean;
+  /** The LM head, in floats, is quantised while it is loaded, with a factor for each output. */
+  readonly quantiseHead?: boolean;
 }
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
@@ -89,9 +89,9 @@ export class StoredScheme implements WeightScheme {
       if (absent === undefined) throw unequal(file, stored[0]!, mixed);
       throw new ModelDataError(file, `has none of the tensors ${DATA.join(", ")} of ${absent.source}`);
     }
-    const { online } = this.options;
-    if (online !== undefined && !matrix.exact && matrix.name !== LM_HEAD)
-      return onlineFloat8(matrix, stacked.shape, online, get);
+    const { online, quantiseHead } = this.options;
+    const form = matrix.name === LM_HEAD ? (quantiseHead ? "channel" : undefined) : online;
+    if (form !== undefined && !matrix.exact) return onlineFloat8(matrix, stacked.shape, form, get);
     return denseScheme.weight(matrix, get);
   }
 
@@ -108,7 +108,7 @@ export class StoredScheme implements WeightScheme {
     const dtype = tensors.find("weight")?.dtype;
     if (tensors.find("blocks") !== undefined) return storedMxfp4(tensors);
     if (dtype === "F8_E4M3") return storedFloat8(tensors);
-    if (isGroupedBlocks(dtype) && !this.options.blocksAsFloats) return storedBlocks(tensors, dtype);
+    if (isGroupedBlocks(dtype)) return storedBlocks(tensors, dtype);
     const isPacked = tensors.find("weight_packed") !== undefined;
     const isGrouped = tensors.find("qweight") !== undefined;
     if (dtype !== "I8" && !isPacked && !isGrouped) return { form: "floats" };

@@ -6,7 +6,7 @@ import { fp8Weight, type GroupedForm, groupedWeight, type QuantisedWeight } from
 import * as reference from "../reference.ts";
 
 /** Token counts of the kernels that a backend may have: one, a few, a tile, several. */
-const TOKENS = [1, 2, 7, 8, 16, 33, 64, 130, 257] as const;
+const TOKENS = [1, 2, 5, 8, 9, 16, 33, 64, 65, 200, 257] as const;
 const EPS = 1e-6;
 
 type Make = (fixture: Fixture, shape: readonly [n: number, k: number]) => QuantisedWeight;

@@ -27,6 +27,8 @@ const OPTIONS: Readonly<
   threads: { bad: [...NO_INTEGER, 0, 1025], good: [1, 1024] },
   dtype: { bad: ["float64", "half", 16, null], good: ["auto", "bfloat16", "float16", "float32"] },
   quantization: { bad: ["int4", "hqq", 8, null], good: ["fp8", "fp8_per_channel", "fp8_per_block", "awq"] },
+  quantizeLmHead: { bad: NO_FLAG, good: [true, false] },
+  quantizeActivations: { bad: NO_FLAG, good: [true, false] },
   kvCacheDtype: { bad: ["fp8_e5m2", "float8", 8, null], good: ["auto", "fp8", "fp8_e4m3"] },
   maxModelLen: { bad: [...NO_INTEGER, 0, -1, 2 ** 24 + 1], good: [1, 2 ** 24] },
   maxNumSeqs: { bad: [...NO_INTEGER, 0, 4097], good: [1, 4096] },
@@ -71,6 +73,7 @@ describe("the range of each option", () => {
 test("the defaults", () => {
   expect(resolve({})).toEqual({
     ...{ device: "auto", threads: undefined, dtype: "auto", quantization: undefined, kvCacheDtype: "auto" },
+    ...{ quantizeLmHead: false, quantizeActivations: true },
     ...{ maxModelLen: undefined, maxNumSeqs: 256 },
     ...{ maxNumBatchedTokens: 16384, blockSize: 16, gpuMemoryUtilization: 0.9 },
     ...{ kvCacheMemoryBytes: undefined, tensorParallelSize: 1, gpuIndex: 0, enforceEager: false },

@@ -10,6 +10,7 @@ import type { ParameterSpec } from "../../../src/base/parameter-spec.ts";
 import type { Span } from "../../../src/base/shard.ts";
 import type { OnlineFloat8 } from "../../../src/layers/schemes/online-float8.ts";
 import { StoredScheme } from "../../../src/layers/schemes/stored-scheme.ts";
+import { LM_HEAD } from "../../../src/layers/weight-scheme.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { readFloat8 } from "../../../src/loader/readings/float8.ts";
 import { directoryOf } from "../../../src/loader/tensor-directory.ts";
@@ -149,4 +150,24 @@ test("a value that is not finite is refused", async () => {
       'tensor "m.weight" has a value that is no finite number',
     );
   }
+});
+
+test.each([
+  ["the LM head stays in floats", { online: "block" }, LM_HEAD, "dense"],
+  ["unless that is asked for, by channels", { online: "block", quantiseHead: true }, LM_HEAD, "fp8"],
+  ["and then alone", { quantiseHead: true }, "m", "dense"],
+] as const)("%s", (_, options, name, format) => {
+  using folder = temporaryFolder();
+  const { data } = matrix("BF16");
+  const stored = { dtype: "BF16", shape: [ROWS, COLUMNS], data } as const;
+  writeFileSync(folder.file("model.safetensors"), safetensors({ "m.weight": stored }));
+  using checkpoint = Checkpoint.open(folder.path);
+  const scheme = new StoredScheme(directoryOf(checkpoint), options);
+  const parts = [{ source: "m", rows: ROWS, rowSpan: ALL_ROWS }];
+  const weight = scheme.weight(
+    { name, parts, columns: COLUMNS, columnSpan: ALL_COLUMNS },
+    ({ shape }) => ({ shape, dim: (i: number) => shape[i] }) as unknown as Tensor,
+  );
+  expect(weight.format).toBe(format);
+  if (weight.format === "fp8") expect(weight.blockColumns).toBe(COLUMNS);
 });

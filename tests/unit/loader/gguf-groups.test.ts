@@ -170,15 +170,6 @@ test("parts of different types, and columns that are no whole blocks, become flo
   expect(values).toEqual(Float32Array.from(cut(o.values, { start: 0, end: 24 }, columns)));
 });
 
-test("a backend that cannot multiply by groups gets floats", async () => {
-  const { stored, values } = blocks("Q4_0", 16);
-  const rows = { start: 0, end: 16 };
-  const tensors = { "blk.0.attn_v.weight": stored };
-  const weight = await load(tensors, matrix([["v", 16, rows]], ALL), { blocksAsFloats: true });
-  expect(weight.format).toBe("dense");
-  expect(new Float32Array(new Uint8Array(bytesOf(weight.data)).buffer)).toEqual(Float32Array.from(values));
-});
-
 test("a scale that is no finite number is refused by the tensor's name", async () => {
   const { stored } = blocks("Q8_0", 16);
   stored.data.set([0, 0x7c], 34 * 5);

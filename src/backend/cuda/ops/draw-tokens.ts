@@ -1,6 +1,6 @@
 import type { LinearFusion, LmHead, SampleRows, SlotTensors } from "../../backend.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
-import { type DenseWeight, requireDense } from "../../weight.ts";
+import type { Weight } from "../../weight.ts";
 import { Scratch } from "../scratch.ts";
 import type { CapLogitsOps } from "./cap-logits.ts";
 import type { DrawSmall } from "./draw-small.ts";
@@ -11,7 +11,7 @@ export interface DrawTokensParts {
   /** The draw in the head's epilogue, where the GPU has what it needs and a row may depend on how many others there are. */
   readonly small: DrawSmall | undefined;
   readonly wgmma: DrawWgmma | undefined;
-  readonly linear: (out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion) => void;
+  readonly linear: (out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion) => void;
   readonly capLogits: CapLogitsOps;
   readonly sampling: SamplingOps;
   /** See `Backend.gatherColumns`. */
@@ -40,18 +40,18 @@ export class DrawTokens {
     slots: SlotTensors,
   ): void {
     const { small, wgmma, sampling, gatherColumns } = this.parts;
-    const { firstToken } = head;
-    const dense = { ...head, weight: requireDense(head.weight) };
-    if (small?.launch(stream, out, hidden, dense, samples, slots)) return;
-    if (wgmma?.launch(stream, out, hidden, dense, samples, slots)) return;
+    const { weight, firstToken } = head;
+    const dense = weight.format === "dense" ? { ...head, weight } : undefined;
+    if (dense && small?.launch(stream, out, hidden, dense, samples, slots)) return;
+    if (dense && wgmma?.launch(stream, out, hidden, dense, samples, slots)) return;
     if (firstToken === undefined) {
-      this.#multiply(stream, logits, hidden, dense);
+      this.#multiply(stream, logits, hidden, head);
       sampling.sample(stream, out, logits, logits, samples, slots);
       return;
     }
-    const width = dense.weight.shape[0];
+    const width = weight.shape[0];
     const part = this.#part.tensor("float32", [hidden.dim(0), width]);
-    this.#multiply(stream, part, hidden, dense);
+    this.#multiply(stream, part, hidden, head);
     if (width % NOISE_GROUP === 0) {
       sampling.drawPart(stream, out, part, firstToken, samples, slots);
       return;
@@ -60,12 +60,7 @@ export class DrawTokens {
     sampling.sample(stream, out, logits, logits, samples, slots);
   }
 
-  #multiply(
-    stream: number,
-    logits: Tensor,
-    hidden: Tensor,
-    { weight, norm, softCap }: LmHead & { readonly weight: DenseWeight },
-  ): void {
+  #multiply(stream: number, logits: Tensor, hidden: Tensor, { weight, norm, softCap }: LmHead): void {
     this.parts.linear(logits, hidden, weight, { norm });
     if (softCap !== undefined) this.parts.capLogits.capLogits(stream, logits, softCap);
   }

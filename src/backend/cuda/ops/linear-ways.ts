@@ -6,6 +6,7 @@ import { attempt, type ColdTimer, chosen } from "../cold-timer.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import type { TuningCache } from "../tuning-cache.ts";
 import { ACTIVATION_CODES } from "./activation.ts";
+import { isDense, productsOf } from "./model-products.ts";
 import { aligned, WgmmaLinear, type WgmmaPlan, type WgmmaShape } from "./wgmma-linear.ts";
 import { invariantTile, MAX_WGMMA_TOKENS, type WgmmaWay, wayName, wgmmaWays } from "./wgmma-tiles.ts";
 
@@ -64,18 +65,10 @@ export class LinearWays {
   ) {}
 
   /** Units for the four products of a layer: those that an earlier start has chosen, or else all ways. */
-  units(model: ModelShape): KernelUnit[] {
-    const { hiddenSize, intermediateSize, numHeads, numKvHeads, headDim, activation = "silu" } = model;
-    const plain = { norm: false, gated: false, activation: -1, floatOut: false };
-    const gate = { norm: true, gated: true, activation: ACTIVATION_CODES[activation] };
-    const [qkv, heads] = [(numHeads + 2 * numKvHeads) * headDim, numHeads * headDim];
-    const shapes: readonly WgmmaShape[] = [
-      { ...plain, norm: true, outFeatures: qkv, inFeatures: hiddenSize },
-      { ...plain, outFeatures: hiddenSize, inFeatures: heads },
-      { ...plain, ...gate, outFeatures: 2 * intermediateSize, inFeatures: hiddenSize },
-      { ...plain, outFeatures: hiddenSize, inFeatures: intermediateSize },
-    ];
-    return shapes.flatMap((shape) => this.#unitsOf(shape));
+  units(shape: ModelShape): KernelUnit[] {
+    return productsOf(shape)
+      .filter((product) => !product.floatOut && isDense(product, shape))
+      .flatMap((product) => this.#unitsOf(product));
   }
 
   /** The way of a product whose checks have passed; undefined for cuBLASLt with what surrounds it. */

@@ -1,8 +1,9 @@
 import type { FloatDType } from "../../../base/dtype.ts";
+import { DeviceError } from "../../../base/errors.ts";
 import type { LinearFusion, ModelShape, RmsNormSpec } from "../../backend.ts";
 import { checkLinear } from "../../checks.ts";
 import { byteLengthOf, type DeviceBuffer, type Tensor } from "../../tensor.ts";
-import type { DenseWeight } from "../../weight.ts";
+import type { DenseWeight, Weight } from "../../weight.ts";
 import type { Gemm } from "../gemm.ts";
 import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
@@ -10,6 +11,8 @@ import type { ActivationOps } from "./activation.ts";
 import { LARGE_ALWAYS_TOKENS, type LargeLinear } from "./large-linear.ts";
 import type { LinearWay, LinearWays } from "./linear-ways.ts";
 import type { NormOps } from "./norm.ts";
+import { isQuantised, type QuantisedWeight } from "./quantised-form.ts";
+import type { QuantisedOps } from "./quantised-ops.ts";
 import { MAX_SMALL_TOKENS, type SmallLinear } from "./small-linear.ts";
 import type { WgmmaLinear } from "./wgmma-linear.ts";
 import { MAX_WGMMA_TOKENS } from "./wgmma-tiles.ts";
@@ -21,6 +24,8 @@ export interface LinearParts {
   readonly large: LargeLinear | undefined;
   /** For some hundred, on Hopper, with what chooses between it and cuBLASLt. */
   readonly hopper: { readonly wgmma: WgmmaLinear; readonly ways: LinearWays } | undefined;
+  /** For weights that are quantised. */
+  readonly quantised: QuantisedOps;
   readonly gemm: Gemm;
   readonly norm: NormOps;
   readonly activation: ActivationOps;
@@ -31,7 +36,8 @@ export interface LinearParts {
 /**
  * `Backend.linear`: one kernel for few tokens, or on Hopper for some hundred; else from parts: a norm kernel ahead of the
  * product, the bias and the sum in cuBLASLt's own epilogue, an activation kernel after it, or for many tokens a kernel of product and
- * activation. So a sum costs no node of its own and is rounded once, from float32.
+ * activation. By quantised weights, products of few tokens are one kernel, and those of more are by the weight's elements, which
+ * another kernel writes first. So a sum costs no node of its own and is rounded once, from float32.
  */
 export class LinearOps {
   readonly #normed: Scratch;
@@ -45,10 +51,18 @@ export class LinearOps {
     this.#gateUp = new Scratch(parts.allocate);
   }
 
-  /** See `Backend.linear`. */
-  linear(stream: number, out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion): void {
+  /** See `Backend.linear`. @throws DeviceError for weights that only experts have */
+  linear(stream: number, out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion): void {
     const { m } = checkLinear(this.dtype, out, x, weight, fusion);
     if (m === 0) return;
+    if (isQuantised(weight)) {
+      this.#quantised(stream, out, x, weight, fusion);
+      return;
+    }
+    if (weight.format !== "dense")
+      throw new DeviceError(
+        `this device has no kernels for products by ${weight.format} weights; device "cpu" multiplies by them`,
+      );
     const { small, hopper } = this.parts;
     if (small?.launch(stream, out, x, weight, fusion)) return;
     this.#run(stream, hopper?.ways.find(out, x, weight, fusion), out, x, weight, fusion);
@@ -74,6 +88,7 @@ export class LinearOps {
     const { small, hopper } = this.parts;
     const counts = tokenCounts.filter((tokens) => small === undefined || tokens > MAX_SMALL_TOKENS);
     hopper?.ways.tune(counts, (...product) => this.#run(stream, ...product));
+    this.parts.quantised.load(tokenCounts);
   }
 
   #run(
@@ -100,6 +115,18 @@ export class LinearOps {
   #reserve(tokens: number, { shape: [n, k] }: DenseWeight, { norm, activation }: LinearFusion): void {
     if (norm !== undefined) this.#normed.atLeast(byteLengthOf(this.dtype, [tokens, k]));
     if (activation?.gated) this.#gateUp.atLeast(byteLengthOf(this.dtype, [tokens, n]));
+  }
+
+  /** By a weight that is quantised: in one kernel, with the norm one ahead of it, or by the weight's elements. */
+  #quantised(stream: number, out: Tensor, x: Tensor, weight: QuantisedWeight, fusion: LinearFusion): void {
+    const { quantised } = this.parts;
+    const { norm, ...rest } = fusion;
+    let [input, ahead] = [x, fusion];
+    if (norm !== undefined && !quantised.takesNorm(x.dim(0), weight))
+      [input, ahead] = [this.#norm(stream, x, norm), rest];
+    input = quantised.permute(stream, input, weight);
+    if (quantised.launch(stream, out, input, weight, ahead)) return;
+    this.#compose(stream, out, input, quantised.dequantise(stream, weight), ahead);
   }
 
   #compose(stream: number, out: Tensor, x: Tensor, weight: DenseWeight, fusion: LinearFusion): void {

@@ -1,21 +1,18 @@
-import { ptr } from "bun:ffi";
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import type { TensorMapShape } from "../../../cuda/tensor-map.ts";
 import type { LinearFusion } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { DenseWeight } from "../../weight.ts";
-import type { HostValue } from "../argument-packer.ts";
 import type { Kernel, KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
+import { encodeHostMap, type HostMap, HostMaps, InputMaps, K_BLOCK } from "./host-maps.ts";
 import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 
-/** Columns of a swizzled row. */
-const K_BLOCK = 64;
 /** Weight rows of a warpgroup, and of a piece of a tensor map. */
-const GROUP_ROWS = 64;
-const PIECE_ROWS = 16;
+export const GROUP_ROWS = 64;
+export const PIECE_ROWS = 16;
 const WARPGROUP = 4 * WARP;
 /** Warps that fetch. */
 const FETCH_WARPS = 2;
@@ -23,8 +20,8 @@ const FETCH_WARPS = 2;
 const RESERVED_BYTES = 1024;
 /** Alignment and single barriers. */
 const SLACK_BYTES = 64;
-/** Tensor maps at one address that are kept. */
-const MAX_MAPS = 512;
+/** Tokens of a tile up to which weights are the more to fetch. */
+const WIDE_TOKENS = 128;
 /** More features than a matrix has, and more rows than a box. */
 const FEATURES_LIMIT = 2 ** 22;
 const ROWS_LIMIT = 2 ** 8;
@@ -50,7 +47,7 @@ export interface WgmmaLinearOptions extends KernelOptions {
 export interface WgmmaTile {
   /** Warpgroups of a CTA, each of 64 weight rows. */
   readonly groups: 1 | 2;
-  /** Tokens of a CTA: a multiple of 16, at most 128. */
+  /** Tokens of a CTA: a multiple of 16, at most 128, or 256 of 8 bits. */
   readonly tokens: number;
   readonly rowCluster: number;
   readonly tokenCluster: number;
@@ -74,7 +71,7 @@ export interface WgmmaShape {
 }
 
 /** The rings of a tile, and all shared memory of a CTA. */
-interface Stages {
+export interface Stages {
   readonly weightStages: number;
   readonly inputStages: number;
   readonly sharedBytes: number;
@@ -88,18 +85,12 @@ export interface WgmmaPlan {
   readonly kernel: Kernel<ArgumentsOf<typeof LINEAR_WGMMA>>;
 }
 
-/** A tensor map, which its bytes keep alive. */
-interface HostMap extends HostValue {
-  readonly bytes: Uint8Array;
-}
-
 /** Products of some ten to some hundred tokens with what surrounds them in one kernel, on Hopper: `linear_wgmma.cu`. */
 export class WgmmaLinear {
   readonly #kernels: KernelVariants<typeof LINEAR_WGMMA>;
   readonly #keys = new Map<string, number>();
-  /** By address, and then by what else they differ in: numbers, as strings would cost more than the rest of a launch. */
-  readonly #weightMaps = new Map<number, Map<number, HostMap>>();
-  readonly #inputMaps = new Map<number, Map<number, HostMap>>();
+  readonly #weightMaps = new HostMaps();
+  readonly #inputs: InputMaps;
 
   constructor(
     library: KernelLibrary,
@@ -107,6 +98,7 @@ export class WgmmaLinear {
     private readonly options: WgmmaLinearOptions,
   ) {
     this.#kernels = new KernelVariants(library, LINEAR_WGMMA, dtype, options);
+    this.#inputs = new InputMaps(dtype, options.encodeTensorMap);
   }
 
   /** The shape of a product whose checks have passed. */
@@ -121,15 +113,15 @@ export class WgmmaLinear {
 
   /** Units for a shape in such tiles; none where the kernel cannot take it. */
   units(tile: WgmmaTile, shape: WgmmaShape): KernelUnit[] {
-    const stages = this.#stages(tile, shape);
-    return stages === undefined ? [] : [this.#kernels.unit(defines(tile, shape, stages))];
+    const stages = stagesOf(tile, shape, this.options);
+    return stages === undefined ? [] : [this.#kernels.unit(tileDefines(tile, shape, stages))];
   }
 
   /** A shape in such tiles, with its kernel loaded; undefined where the kernel cannot take it. */
   plan(tile: WgmmaTile, shape: WgmmaShape): WgmmaPlan | undefined {
-    const stages = this.#stages(tile, shape);
+    const stages = stagesOf(tile, shape, this.options);
     if (stages === undefined) return undefined;
-    const macros = defines(tile, shape, stages);
+    const macros = tileDefines(tile, shape, stages);
     const name = JSON.stringify(macros);
     const key = this.#keys.get(name) ?? this.#keys.size;
     this.#keys.set(name, key);
@@ -157,7 +149,7 @@ export class WgmmaLinear {
     const columns = Math.ceil(rowTiles / rounds / rowCluster) * rowCluster;
     plan.kernel.launch(stream, columns, tokenTiles, splits, threadsOf(tile, shape), plan.sharedBytes, {
       weight_map: this.#weightMap(weight.data.address, shape, rows / tokenCluster),
-      x_map: this.#inputMap(x.address, tokens, inFeatures, tile.tokens / rowCluster),
+      x_map: this.#inputs.map(x.address, tokens, inFeatures, tile.tokens / rowCluster),
       ...{
         out,
         gamma: fusion.norm?.weight ?? null,
@@ -170,82 +162,71 @@ export class WgmmaLinear {
     });
   }
 
-  /** Undefined where the kernel cannot take the shape in such tiles. */
-  #stages(tile: WgmmaTile, shape: WgmmaShape): Stages | undefined {
-    const { outFeatures, inFeatures, norm, gated, floatOut } = shape;
-    const { groups, tokens, rowCluster, tokenCluster, splits, residency, kBlocks } = tile;
-    const columns = K_BLOCK * kBlocks;
-    const rows = GROUP_ROWS * groups;
-    const rowTiles = outFeatures / rows;
-    if (inFeatures % columns !== 0 || !Number.isInteger(rowTiles) || rowTiles % rowCluster !== 0)
-      return undefined;
-    if (tokens % (8 * rowCluster) !== 0 || rows % (PIECE_ROWS * tokenCluster) !== 0) return undefined;
-    const kTiles = inFeatures / columns;
-    if (kTiles < splits || rowCluster * tokenCluster * splits > 8) return undefined;
-    const { sharedBytesPerBlock, sharedBytesPerSm, smCount } = this.options;
-    const most = Math.min(sharedBytesPerBlock, Math.floor(sharedBytesPerSm / residency) - RESERVED_BYTES);
-    const weightBytes = rows * columns * 2 + 16;
-    const inputBytes = tokens * columns * 2 + 16;
-    const ownBlocks = Math.ceil(tokens / 8 / splits);
-    const exchange = (splits - 1) * ownBlocks * groups * WARPGROUP * 16;
-    const staged = (splits > 1 || floatOut ? 1 : ownBlocks * 8) * ((gated ? rows : 2 * rows) + 16);
-    const squares = norm ? inFeatures * 2 + rowCluster * splits * tokens * 4 : 0;
-    const room = most - exchange - staged - squares - SLACK_BYTES;
-    // A CTA with one tile needs no more stages than that has.
-    const once = splits > 1 || rowTiles * rowCluster <= smCount;
-    const used = once ? Math.ceil(kTiles / splits) : 64;
-    let inputStages = Math.ceil((tokens > 64 ? (residency === 1 ? 6 : 4) : tokens > 32 ? 6 : 8) / kBlocks);
-    inputStages = Math.max(2, Math.min(inputStages, used));
-    const weightStages = Math.max(
-      2,
-      Math.min(used, Math.floor((room - inputStages * inputBytes) / weightBytes)),
-    );
-    const sharedBytes =
-      exchange + staged + squares + SLACK_BYTES + inputStages * inputBytes + weightStages * weightBytes;
-    return sharedBytes > most ? undefined : { weightStages, inputStages, sharedBytes };
-  }
-
   #weightMap(address: number, shape: WgmmaShape, boxRows: number): HostMap {
     const { outFeatures, inFeatures, gated } = shape;
     const features = outFeatures * FEATURES_LIMIT + inFeatures;
-    return remember(
-      this.#weightMaps,
-      address,
-      (features * ROWS_LIMIT + boxRows) * 2 + (gated ? 1 : 0),
-      () => {
-        const rowBytes = inFeatures * dtypeSize(this.dtype);
-        const half = PIECE_ROWS / 2;
-        // Pieces of 16 rows: neighbours, or 8 of each half.
-        const strides = gated
-          ? [rowBytes, (outFeatures / 2) * rowBytes, half * rowBytes]
-          : [rowBytes, half * rowBytes, PIECE_ROWS * rowBytes];
-        return this.#encode({
-          address,
-          extents: [inFeatures, half, 2, outFeatures / PIECE_ROWS],
-          strides,
-          box: [K_BLOCK, half, 2, boxRows / PIECE_ROWS],
-        });
-      },
-    );
-  }
-
-  #inputMap(address: number, tokens: number, inFeatures: number, boxRows: number): HostMap {
-    const extents = tokens * FEATURES_LIMIT + inFeatures;
-    return remember(this.#inputMaps, address, extents * ROWS_LIMIT + boxRows, () =>
-      this.#encode({
+    return this.#weightMaps.get(address, (features * ROWS_LIMIT + boxRows) * 2 + (gated ? 1 : 0), () => {
+      const rowBytes = inFeatures * dtypeSize(this.dtype);
+      const half = PIECE_ROWS / 2;
+      // Pieces of 16 rows: neighbours, or 8 of each half.
+      const strides = gated
+        ? [rowBytes, (outFeatures / 2) * rowBytes, half * rowBytes]
+        : [rowBytes, half * rowBytes, PIECE_ROWS * rowBytes];
+      return encodeHostMap(this.dtype, this.options.encodeTensorMap, {
         address,
-        extents: [inFeatures, tokens],
-        strides: [inFeatures * dtypeSize(this.dtype)],
-        box: [K_BLOCK, boxRows],
-      }),
-    );
+        extents: [inFeatures, half, 2, outFeatures / PIECE_ROWS],
+        strides,
+        box: [K_BLOCK, half, 2, boxRows / PIECE_ROWS],
+      });
+    });
   }
+}
 
-  #encode(shape: Omit<TensorMapShape, "dtype">): HostMap {
-    const dtype = this.dtype === "float16" ? "float16" : "bfloat16";
-    const bytes = this.options.encodeTensorMap({ dtype, ...shape });
-    return { bytes, hostAddress: ptr(bytes) };
+/**
+ * The rings of a product in such tiles, as linear_tile.cuh has them; undefined where it cannot be cut so.
+ * @param extraBytes what else the kernel has in shared memory
+ */
+export function stagesOf(
+  tile: WgmmaTile,
+  { outFeatures, inFeatures, norm, gated, floatOut }: WgmmaShape,
+  { sharedBytesPerBlock, sharedBytesPerSm, smCount }: WgmmaLinearOptions,
+  extraBytes = 0,
+): Stages | undefined {
+  const { groups, tokens, rowCluster, tokenCluster, splits, residency, kBlocks } = tile;
+  const columns = K_BLOCK * kBlocks;
+  const rows = GROUP_ROWS * groups;
+  const rowTiles = outFeatures / rows;
+  if (inFeatures % columns !== 0 || !Number.isInteger(rowTiles) || rowTiles % rowCluster !== 0)
+    return undefined;
+  if (tokens % (8 * rowCluster) !== 0 || rows % (PIECE_ROWS * tokenCluster) !== 0) return undefined;
+  const kTiles = inFeatures / columns;
+  if (kTiles < splits || rowCluster * tokenCluster * splits > 8) return undefined;
+  const most = Math.min(sharedBytesPerBlock, Math.floor(sharedBytesPerSm / residency) - RESERVED_BYTES);
+  const weightBytes = rows * columns * 2 + 16;
+  const inputBytes = tokens * columns * 2 + 16;
+  const ownBlocks = Math.ceil(tokens / 8 / splits);
+  const exchange = (splits - 1) * ownBlocks * groups * WARPGROUP * 16;
+  const staged = (splits > 1 || floatOut ? 1 : ownBlocks * 8) * ((gated ? rows : 2 * rows) + 16);
+  const squares = norm ? inFeatures * 2 + rowCluster * splits * tokens * 4 : 0;
+  const fixed = exchange + staged + squares + extraBytes + SLACK_BYTES;
+  const room = most - fixed;
+  // A CTA with one tile needs no more stages than that has.
+  const once = splits > 1 || rowTiles * rowCluster <= smCount;
+  const used = once ? Math.ceil(kTiles / splits) : 64;
+  if (tokens > WIDE_TOKENS) {
+    // As much of x as of weights.
+    const stages = Math.max(2, Math.min(used, Math.floor(room / (weightBytes + inputBytes))));
+    const sharedBytes = fixed + stages * (weightBytes + inputBytes);
+    return sharedBytes > most ? undefined : { weightStages: stages, inputStages: stages, sharedBytes };
   }
+  let inputStages = Math.ceil((tokens > 64 ? (residency === 1 ? 6 : 4) : tokens > 32 ? 6 : 8) / kBlocks);
+  inputStages = Math.max(2, Math.min(inputStages, used));
+  const weightStages = Math.max(
+    2,
+    Math.min(used, Math.floor((room - inputStages * inputBytes) / weightBytes)),
+  );
+  const sharedBytes = fixed + inputStages * inputBytes + weightStages * weightBytes;
+  return sharedBytes > most ? undefined : { weightStages, inputStages, sharedBytes };
 }
 
 /** True if the kernel can address the operands. */
@@ -254,27 +235,7 @@ export function aligned(out: Tensor, x: Tensor, weight: DenseWeight, { norm, add
   return all.every((tensor) => tensor === undefined || tensor.address % VECTOR_BYTES === 0);
 }
 
-/** The map of a key at an address, made when it is first asked for. */
-function remember(
-  maps: Map<number, Map<number, HostMap>>,
-  address: number,
-  key: number,
-  make: () => HostMap,
-) {
-  let known = maps.get(address);
-  if (known === undefined || known.size >= MAX_MAPS) {
-    known = new Map();
-    maps.set(address, known);
-  }
-  let map = known.get(key);
-  if (map === undefined) {
-    map = make();
-    known.set(key, map);
-  }
-  return map;
-}
-
-function threadsOf(tile: WgmmaTile, { norm }: WgmmaShape): number {
+export function threadsOf(tile: WgmmaTile, { norm }: WgmmaShape): number {
   return tile.groups * WARPGROUP + (FETCH_WARPS + (norm ? squareWarps(tile) : 0)) * WARP;
 }
 
@@ -283,7 +244,8 @@ function squareWarps({ groups, tokens, residency }: WgmmaTile): number {
   return tokens > 64 && groups === 1 && residency === 1 ? 4 : 2;
 }
 
-function defines(
+/** Macros of linear_tile.cuh and tile_outputs.cuh. */
+export function tileDefines(
   tile: WgmmaTile,
   { inFeatures, norm, gated, activation, floatOut }: WgmmaShape,
   { weightStages, inputStages, sharedBytes }: Stages,
@@ -293,7 +255,7 @@ function defines(
     ...{ GROUPS: groups, TOKENS: tokens, WEIGHT_STAGES: weightStages, X_STAGES: inputStages },
     ...{ MIN_CTAS: residency, ROW_CLUSTER: rowCluster, TOKEN_CLUSTER: tokenCluster, SPLITS: splits },
     ...{ NORM: norm ? 1 : 0, GATED: gated ? 1 : 0, ACTIVATION: activation, OUT_FLOAT: floatOut ? 1 : 0 },
-    ...{ K_BLOCKS: kBlocks, SQUARERS: squareWarps(tile) },
+    ...{ K_BLOCKS: kBlocks, SQUARERS: squareWarps(tile), QUANTISED: 0 },
     ...{ MAX_K: norm ? inFeatures : 0, LINEAR_SHARED_BYTES: sharedBytes },
   };
 }

@@ -2,6 +2,7 @@ import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { JOIN_WORDS, ROW_WORDS } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
+import type { DType } from "../../../../src/base/dtype.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeOperands } from "./fake-operands.ts";
 import { SIGNATURES } from "./kernel-signatures.ts";
@@ -50,6 +51,22 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.experts(x, x, f32(tokens, 16), experts, spec, { norm, addTo: x });
   backend.gateRows(x, f32(tokens, 1));
 
+  // By codes: in an order of their own, permuted, and of a width that has no order.
+  const float8 = (n: number, k: number) =>
+    backend.prepareWeight({
+      ...{ format: "fp8", shape: [n, k], blockRows: 1, blockColumns: k },
+      ...{ data: backend.empty("float8_e4m3", [n, k]), scales: f32(n, 1) },
+    });
+  const empty = (dtype: DType, columns: number) => backend.empty(dtype, [WIDTH, columns]);
+  const permuted = backend.prepareWeight({
+    ...{ format: "grouped", shape: [WIDTH, UNITS], bits: 4, groupSize: 128 },
+    ...{ data: empty("uint8", UNITS / 2), scales: empty("float16", UNITS / 128) },
+    ...{ zeros: empty("uint8", UNITS / 128), permutation: i32(UNITS) },
+  });
+  backend.linear(bf16(tokens, 512), x, float8(512, WIDTH), { norm });
+  backend.linear(x, activated, permuted, { addTo: x });
+  backend.linear(bf16(tokens, 50), x, float8(50, WIDTH));
+
   const inbox = { steps: operands.of("uint32", 1), areas: i32(2, ROW_WORDS * Math.max(numRows, count)) };
   backend.prepareBatch(step, sampleRows(numRows), inbox, slots);
   backend.post(inbox, out);
@@ -77,6 +94,7 @@ test("every kernel of the sources is launched by some op", () => {
       callAll(backend, 3, 0, 3);
       callAll(backend, 0, 40, 40);
       callAll(backend, 0, 4096, 1);
+      callAll(machine.backend("bfloat16", { quantiseActivations: true }), 0, 40, 1);
     }),
   ];
   const launched = new Set(all.map(({ entry }) => entry));

@@ -73,13 +73,23 @@ const ASKED: readonly Partial<ResolvedSamplingParams>[] = [
   { logitBias: [[3, 2]] },
 ];
 
+/** Quantised matrices, with a head in floats or not. */
+const QUANTISED: Readonly<Record<string, object>> = {
+  "FP8 by channels": { ...SHAPE, quantization_config: { quant_method: "fp8" } },
+  "FP8 in blocks": { ...SHAPE, quantization_config: { quant_method: "fp8", weight_block_size: [128, 128] } },
+  AWQ: { ...SHAPE, quantization_config: { quant_method: "awq", bits: 4, group_size: 128, zero_point: true } },
+};
+
 const cases = (["auto", "fp8"] as const).flatMap((kvCacheDtype) =>
   Object.entries(MODELS).flatMap(([name, config]) =>
     CAPABILITIES.map((capability) => [name, capability.join("."), kvCacheDtype, config, capability] as const),
   ),
 );
+const quantised = Object.entries(QUANTISED).flatMap(([name, config]) =>
+  CAPABILITIES.map((capability) => [name, capability.join("."), "auto", config, capability] as const),
+);
 
-test.each(cases)(
+test.each([...cases, ...quantised])(
   "%s on compute capability %s with a cache of dtype %s compiles nothing late",
   async (_name, _text, kvCacheDtype, config, capability) => {
     using machine = new FakeMachine({ computeCapability: capability });
@@ -94,7 +104,7 @@ test.each(cases)(
     let foreseen = 0;
     const loaded = await loadModel(folder, resolveEngineConfig({ ...OPTIONS, kvCacheDtype }), {
       openBackend: () => {
-        const backend = machine.backend();
+        const backend = machine.backend("bfloat16", { quantiseActivations: true });
         const prepare = backend.prepare.bind(backend);
         backend.prepare = async (shape) => {
           await prepare(shape);

@@ -5,9 +5,12 @@ import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import type { KernelUnit } from "../../../../src/backend/cuda/kernel-source.ts";
 import { ACTIVATION_CODES } from "../../../../src/backend/cuda/ops/activation.ts";
 import { PeerExchange } from "../../../../src/backend/cuda/ops/peer-exchange.ts";
+import type { QuantisedWeight } from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import type { WgmmaLinear, WgmmaShape } from "../../../../src/backend/cuda/ops/wgmma-linear.ts";
 import { invariantTile, wgmmaWays } from "../../../../src/backend/cuda/ops/wgmma-tiles.ts";
-import type { FloatDType } from "../../../../src/base/dtype.ts";
+import { Tensor } from "../../../../src/backend/tensor.ts";
+import type { Fp8Weight, GroupedWeight } from "../../../../src/backend/weight.ts";
+import type { DType, FloatDType } from "../../../../src/base/dtype.ts";
 import type { Context } from "../../../../src/cuda/context.ts";
 import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 
@@ -20,12 +23,12 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
     throw new Error("nothing is launched");
   };
   const buffer = { byteLength: 0, address: 0, dispose: () => {} };
-  const memory = { allocate: unused, allocateZeroed: () => buffer, clear: unused };
+  const memory = { allocate: unused, allocateZeroed: () => buffer, clear: unused, copy: unused };
   const uploads = { upload: unused, encodeTensorMap: unused };
   const ranks = { size: 2, gatherColumns: unused };
   const gpu = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, wholeLayers: true, ranks };
   const options = { ...gpu, ...memory, ...uploads };
-  const alone = { ...options, ranks: undefined };
+  const alone = { ...options, ranks: undefined, quantiseActivations: true };
   const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
   const library = new KernelLibrary({} as Context, compiler);
   const ops = new KernelOps(library, options);
@@ -33,8 +36,71 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
     ...ops.units(shape),
     ...new KernelOps(library, alone).units(shape),
     ...(ops.wgmmaLinear === undefined ? [] : wgmmaUnits(ops.wgmmaLinear, shape)),
+    ...quantisedUnits(ops, shape),
+    ...float8Units(new KernelOps(library, alone), shape),
     ...[2, 4, 8].flatMap((size) => new PeerExchange(library, dtype, { rank: 0, size }).units()),
   ];
+}
+
+type MakeWeight = (outputs: number, inputs: number) => QuantisedWeight;
+const NOWHERE = { byteLength: 2 ** 40, address: 0, dispose: () => {} };
+const nothing = (dtype: DType, ...shape: number[]) => new Tensor(NOWHERE, dtype, shape);
+
+/** Weights without memory, of each kind of code, of scale and of group. */
+const WEIGHTS: readonly MakeWeight[] = [
+  (n, k) => float8(n, k, { blockRows: 1, blockColumns: k }),
+  (n, k) => float8(n, k, { blockRows: 64, blockColumns: 128 }),
+  (n, k) => integers(n, k, { bits: 4, groupSize: 128, zeros: true }),
+  (n, k) => integers(n, k, { bits: 4, groupSize: 32, scaleDtype: "bfloat16" }),
+  (n, k) => integers(n, k, { bits: 8, groupSize: 64, zeros: true }),
+];
+
+function float8(n: number, k: number, blocks: Pick<Fp8Weight, "blockRows" | "blockColumns">): Fp8Weight {
+  const scales = nothing("float32", Math.ceil(n / blocks.blockRows), Math.ceil(k / blocks.blockColumns));
+  return { format: "fp8", shape: [n, k], data: nothing("float8_e4m3", n, k), scales, ...blocks };
+}
+
+interface Integers {
+  readonly bits: 4 | 8;
+  readonly groupSize: number;
+  readonly zeros?: boolean;
+  readonly scaleDtype?: FloatDType;
+}
+
+function integers(n: number, k: number, options: Integers): GroupedWeight {
+  const { bits, groupSize, zeros = false, scaleDtype = "float16" } = options;
+  const groups = k / groupSize;
+  return {
+    ...{ format: "grouped", shape: [n, k], bits, groupSize, data: nothing("uint8", n, (k * bits) / 8) },
+    scales: nothing(scaleDtype, n, groups),
+    zeros: zeros ? nothing("uint8", n, groups) : undefined,
+  };
+}
+
+/** Products by weights of each form, by one of the sizes: others make hardly any other kernels. */
+function quantisedUnits(ops: KernelOps, { hiddenSize, intermediateSize }: ModelShape): KernelUnit[] {
+  if (hiddenSize !== 1024) return [];
+  return WEIGHTS.flatMap((make) => {
+    const up = { outFeatures: 2 * intermediateSize, inFeatures: hiddenSize, norm: true, gated: true };
+    const gate = { ...up, floatOut: false, activation: ACTIVATION_CODES.silu };
+    const down = { outFeatures: hiddenSize, inFeatures: intermediateSize, norm: false, gated: false };
+    const head = { ...down, floatOut: true, activation: -1 };
+    const [gates, heads] = [make(up.outFeatures, hiddenSize), make(hiddenSize, intermediateSize)];
+    const ofTokens = (tokens: number) => [
+      ...ops.quantised.unitsOf({ ...gate, tokens }, gates),
+      ...ops.quantised.unitsOf({ ...head, tokens }, heads),
+    ];
+    return [...ofTokens(1), ...ops.quantised.unitsOf({ ...gate, tokens: 64 }, gates), ...ofTokens(16)];
+  });
+}
+
+/** Products of activations in eight bits, in each kind of tile. */
+function float8Units(ops: KernelOps, { hiddenSize, intermediateSize }: ModelShape): KernelUnit[] {
+  if (hiddenSize !== 1024) return [];
+  const down = { outFeatures: hiddenSize, inFeatures: intermediateSize, norm: false, gated: false };
+  const weight = WEIGHTS[0]!(hiddenSize, intermediateSize);
+  const plain = { ...down, floatOut: false, activation: -1 };
+  return [16, 128, 256, 1000].flatMap((tokens) => ops.quantised.unitsOf({ ...plain, tokens }, weight));
 }
 
 /** One token count of each kind of tile: all of them would take as long to compile as everything else. */

@@ -60,7 +60,7 @@ function variants(n: number): KernelUnit[] {
       ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
     ];
   });
-  const units = [...models, ...(ARCHITECTURES[n] === "sm_90a" ? wholeLayers() : [])];
+  const units = [...models, ...(ARCHITECTURES[n] === "sm_90a" ? [...wholeLayers(), ...quantised()] : [])];
   return [...new Map(units.map((unit) => [unitName(unit), unit])).values()];
 }
 
@@ -77,6 +77,14 @@ function wholeLayers(): KernelUnit[] {
     ...unitsOf("bfloat16", true, model),
     ...unitsOf("float16", true, { ...model, kvDtype: "float8_e4m3" }),
   ].filter(({ file }) => file === "decode_layers.cu");
+}
+
+/** Products by quantised weights: codes become elements of each dtype by other instructions. */
+function quantised(): KernelUnit[] {
+  const heads = { numHeads: 16, numKvHeads: 8, headDim: 128, attentionForms: [plainForm(128)] };
+  return DTYPES.flatMap((dtype) => unitsOf(dtype, true, { ...WIDTHS[1], ...heads, blockSize: 16 })).filter(
+    ({ file }) => /quantis|float8/.test(file),
+  );
 }
 
 test("the wrappers compile every file there is, and every kernel is in one", () => {

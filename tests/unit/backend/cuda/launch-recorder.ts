@@ -8,7 +8,7 @@ const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 
 /** Shared memory that Hopper grants a block, and the kernels that are its own or ask the GPU how much it has. */
 export const HOPPER_SHARED_BYTES = 227 * 1024;
 const ASKS_THE_GPU = [
-  "decode_layers",
+  ...["decode_layers", "linear_float8", "linear_quantised", "linear_quantised_wgmma"],
   ...["attention_prefill_hopper", "draw_small", "draw_wgmma", "linear_large", "linear_small", "linear_wgmma"],
 ];
 export const MULTIPROCESSORS = 132;

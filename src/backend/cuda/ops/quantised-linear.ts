@@ -1,0 +1,264 @@
+import type { FloatDType } from "../../../base/dtype.ts";
+import type { LinearFusion } from "../../backend.ts";
+import type { Tensor } from "../../tensor.ts";
+import type { Kernel } from "../kernel.ts";
+import type { KernelLibrary } from "../kernel-library.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
+import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
+import {
+  blockColumns,
+  FORM_KEYS,
+  formDefines,
+  formKey,
+  ORDER_CONSTANTS,
+  type QuantisedForm,
+  type QuantisedWeight,
+  ScaleKind,
+  STRIP_BLOCK_BYTES,
+  STRIP_ROWS,
+} from "./quantised-form.ts";
+import type { SmallLinearOptions } from "./small-linear.ts";
+
+/** Tokens that a product can have. */
+export const MAX_FEW_TOKENS = 32;
+/** Tokens of one mma. */
+const TOKEN_BLOCK = 8;
+/** Warps that multiply, and those that fetch: one codes, one x. */
+const WARPS = 8;
+const FETCH_WARPS = 2;
+/** Blocks of columns that a warp takes of a stage. */
+const WARP_BLOCKS = { 4: 2, 8: 1 } as const;
+const QUANTISED_MAX_STAGES = 32;
+/** Barriers: two a stage, two for each of two buffers of x, one for the norm's weight. */
+const BARRIER_BYTES = (2 * QUANTISED_MAX_STAGES + 5) * 8;
+/** Bytes of stages that keep enough on its way, and the part of shared memory that they may have before x has its share. */
+const LEAST_BYTES = 48 * 1024;
+const LEAST_SHARE = 1 / 4;
+/** Floats between rows of sums, and bytes between those of x, so that they lie in different banks. */
+const SUM_PADDING = 4;
+const X_PADDING = 16;
+/** What the driver keeps of a multiprocessor's shared memory for each block. */
+const RESERVED_BYTES = 1024;
+/** Tiles whose sums a thread keeps at most while x comes in segments, by token blocks. */
+const MOST_KEPT: Readonly<Record<number, number>> = { 1: 8, 2: 8, 4: 4 };
+/** Token blocks up to which registers are left for a second block on a multiprocessor. */
+const SHARED_TOKEN_BLOCKS = 2;
+/** The logarithm of a group that is a whole row: every column is in group 0. */
+const WHOLE_ROW_SHIFT = 31;
+
+const LINEAR_QUANTISED = {
+  file: "linear_quantised.cu",
+  constants: {
+    ...{ WARPS, QUANTISED_MAX_STAGES, SUM_PADDING, X_PADDING },
+    ...ORDER_CONSTANTS,
+    ...ACTIVATION_CONSTANTS,
+  },
+  entry: "linear_quantised",
+  pointers: ["out", "x", "weight", "scales", "zeros", "gamma", "bias", "residual"],
+  scalars: [
+    "tokens",
+    "inputs",
+    "outputs",
+    "tiles",
+    "segment",
+    "x_buffers",
+    "stages",
+    "group_size",
+    "group_shift",
+    "groups",
+    "block_rows",
+    "activation",
+    "eps",
+  ],
+} as const;
+
+/** What a plan depends on. */
+export interface FewShape {
+  readonly outFeatures: number;
+  readonly inFeatures: number;
+  readonly tokens: number;
+  readonly norm: boolean;
+  readonly gated: boolean;
+  readonly floatOut: boolean;
+}
+
+/** How a product is computed. */
+export interface FewPlan {
+  readonly tokenBlocks: number;
+  /** Strips of a tile. */
+  readonly strips: 1 | 2;
+  readonly tiles: number;
+  readonly blocks: number;
+  /** Stages of codes that are on their way or in use. */
+  readonly stages: number;
+  /** Columns of x that are in shared memory at a time, how often, and tiles that are computed with them. */
+  readonly segment: number;
+  readonly buffers: number;
+  readonly kept: number;
+  readonly sharedBytes: number;
+  /** Two blocks fit a multiprocessor, so that the next kernel's weights can be fetched early. */
+  readonly shares: boolean;
+}
+
+interface Planned {
+  readonly plan: FewPlan;
+  readonly kernel: Kernel<ArgumentsOf<typeof LINEAR_QUANTISED>>;
+}
+
+/** Products of few tokens by quantised weights, with what surrounds them in one kernel: `linear_quantised.cu`. */
+export class QuantisedLinear {
+  readonly #kernels: KernelVariants<typeof LINEAR_QUANTISED>;
+  readonly #planned = new WeakMap<QuantisedWeight, Map<number, Planned | undefined>>();
+
+  constructor(
+    library: KernelLibrary,
+    dtype: FloatDType,
+    private readonly options: SmallLinearOptions,
+  ) {
+    this.#kernels = new KernelVariants(library, LINEAR_QUANTISED, dtype, options);
+  }
+
+  /** What a product needs compiled: nothing where the kernel cannot take it. */
+  units(shape: FewShape, form: QuantisedForm): KernelUnit[] {
+    const plan = planFew(shape, form, this.options);
+    return plan === undefined ? [] : [this.#kernels.unit(defines(form, plan, shape))];
+  }
+
+  /** Loads what a product of so many tokens launches, which capturing forbids. */
+  load(weight: QuantisedWeight, form: QuantisedForm, shape: FewShape): void {
+    this.#find(weight, form, shape);
+  }
+
+  /**
+   * Enqueues `Backend.linear`, whose checks have passed, if it is one that the kernel can take; else false. Of a permuted weight,
+   * x has its columns in the order of codes.
+   */
+  launch(
+    stream: number,
+    out: Tensor,
+    x: Tensor,
+    weight: QuantisedWeight,
+    form: QuantisedForm,
+    { norm, bias, activation, addTo }: LinearFusion,
+  ): boolean {
+    if (x.address % VECTOR_BYTES !== 0) return false;
+    if (norm !== undefined && norm.weight.address % VECTOR_BYTES !== 0) return false;
+    const [outFeatures, inFeatures] = weight.shape;
+    const [tokens, gated] = [x.dim(0), activation?.gated ?? false];
+    const floatOut = out.dtype === "float32";
+    const shape = { outFeatures, inFeatures, tokens, gated, norm: norm !== undefined, floatOut };
+    const planned = this.#find(weight, form, shape);
+    if (planned === undefined) return false;
+    const { plan, kernel } = planned;
+    const { groupSize, groups, blockRows } = form;
+    kernel.launch(stream, plan.blocks, 1, 1, (WARPS + FETCH_WARPS) * WARP, plan.sharedBytes, {
+      ...{ out, x, weight: weight.data, scales: weight.scales, zeros: form.zeros ?? null },
+      ...{ gamma: norm?.weight ?? null, bias: bias ?? null, residual: addTo ?? null },
+      ...{ tokens, inputs: inFeatures, outputs: gated ? outFeatures / 2 : outFeatures },
+      ...{ tiles: plan.tiles, segment: plan.segment, x_buffers: plan.buffers, stages: plan.stages },
+      ...{ group_size: groupSize, groups, block_rows: blockRows },
+      group_shift: groups === 1 ? WHOLE_ROW_SHIFT : Math.log2(groupSize),
+      activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
+      eps: norm?.eps ?? 0,
+    });
+    return true;
+  }
+
+  #find(weight: QuantisedWeight, form: QuantisedForm, shape: FewShape): Planned | undefined {
+    let plans = this.#planned.get(weight);
+    if (plans === undefined) {
+      plans = new Map();
+      this.#planned.set(weight, plans);
+    }
+    const flags = (shape.norm ? 1 : 0) + (shape.gated ? 2 : 0) + (shape.floatOut ? 4 : 0);
+    const key = shape.tokens * 8 + flags;
+    if (plans.has(key)) return plans.get(key);
+    const plan = planFew(shape, form, this.options);
+    const planned = plan && { plan, kernel: this.#kernel(form, plan, shape) };
+    plans.set(key, planned);
+    return planned;
+  }
+
+  #kernel(form: QuantisedForm, plan: FewPlan, shape: FewShape) {
+    const { sub, stageGroups } = stageOf(form);
+    const flags = (shape.gated ? 1 : 0) + (shape.floatOut ? 2 : 0) + (plan.shares ? 4 : 0) + plan.strips * 8;
+    const sizes = [sub, stageGroups, plan.tokenBlocks, plan.kept].map((size) => Math.log2(size));
+    const key = sizes.reduce((sum, size) => sum * 16 + size, flags) * FORM_KEYS + formKey(form);
+    return this.#kernels.get(key, defines(form, plan, shape));
+  }
+}
+
+/** Columns of a stage and of a block's part that shares a scale, scales of a stage, and bytes of a strip in one. */
+function stageOf({ bits, scales, zeros, groupSize, groups }: QuantisedForm) {
+  const block = blockColumns(bits);
+  const stageBlocks = WARPS * WARP_BLOCKS[bits];
+  const chunk = stageBlocks * block;
+  const sub = groups === 1 ? block : Math.min(groupSize, block);
+  const stageGroups = groups === 1 ? 1 : Math.max(1, chunk / groupSize);
+  const wholeVectors = (bytes: number) => Math.ceil(bytes / VECTOR_BYTES) * VECTOR_BYTES;
+  const scaleBytes = {
+    [ScaleKind.rowFloats]: 0,
+    [ScaleKind.blockFloats]: wholeVectors(stageGroups * 4),
+    [ScaleKind.groupHalves]: stageGroups * STRIP_ROWS * 2,
+    [ScaleKind.groupBfloats]: stageGroups * STRIP_ROWS * 2,
+  }[scales];
+  const zeroBytes = zeros === undefined ? 0 : wholeVectors(stageGroups * STRIP_ROWS);
+  const stripBytes = stageBlocks * STRIP_BLOCK_BYTES + scaleBytes + zeroBytes;
+  return { chunk, sub, stageGroups, stripBytes };
+}
+
+function defines(form: QuantisedForm, plan: FewPlan, { gated, floatOut }: FewShape): Macros {
+  const { sub, stageGroups } = stageOf(form);
+  return {
+    ...{ ...formDefines(form), WARP_BLOCKS: WARP_BLOCKS[form.bits], SUB: sub, STAGE_GROUPS: stageGroups },
+    ...{ TOKEN_BLOCKS: plan.tokenBlocks, KEPT: plan.kept, STRIPS: plan.strips },
+    ...{ GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0, MIN_CTAS: plan.shares ? 2 : 1 },
+  };
+}
+
+/** Undefined for products that the kernel cannot take. */
+export function planFew(
+  { outFeatures, inFeatures, tokens, norm, gated }: FewShape,
+  form: QuantisedForm,
+  { smCount, sharedBytesPerBlock, sharedBytesPerSm }: SmallLinearOptions,
+): FewPlan | undefined {
+  if (!form.ordered || tokens > MAX_FEW_TOKENS) return undefined;
+  if (gated && outFeatures % (2 * STRIP_ROWS) !== 0) return undefined;
+  const { chunk, stripBytes } = stageOf(form);
+  const tokenBlocks = 2 ** Math.ceil(Math.log2(Math.ceil(tokens / TOKEN_BLOCK)));
+  const strips = gated || outFeatures / (2 * STRIP_ROWS) >= smCount ? 2 : 1;
+  const tiles = Math.ceil(outFeatures / (strips * STRIP_ROWS));
+  const rounds = Math.ceil(tiles / smCount);
+  const blocks = Math.ceil(tiles / rounds);
+  const stageBytes = strips * stripBytes;
+  const sums = 2 * WARPS * tokenBlocks * TOKEN_BLOCK * (strips * STRIP_ROWS + SUM_PADDING) * 4;
+  const squares = Math.max(tokenBlocks * TOKEN_BLOCK, WARPS) * 4;
+  const fixed = Math.ceil((BARRIER_BYTES + squares + sums) / 128) * 128 + (norm ? 2 * inFeatures : 0);
+  const bytesOfX = (columns: number) => tokens * (columns * 2 + X_PADDING);
+  const wanted = Math.min(QUANTISED_MAX_STAGES, rounds * Math.ceil(inFeatures / chunk));
+  const least = Math.min(
+    wanted,
+    Math.ceil(Math.min(LEAST_BYTES, LEAST_SHARE * sharedBytesPerBlock) / stageBytes),
+  );
+  const common = { tokenBlocks, strips, tiles, blocks } as const;
+  const half = Math.min(sharedBytesPerBlock, Math.floor(sharedBytesPerSm / 2) - RESERVED_BYTES);
+  for (const shares of tokenBlocks <= SHARED_TOKEN_BLOCKS ? [true, false] : [false]) {
+    const taken = fixed + bytesOfX(inFeatures);
+    const most = Math.floor(((shares ? half : sharedBytesPerBlock) - taken) / stageBytes);
+    if (most < least) continue;
+    const stages = Math.min(wanted, most);
+    const sharedBytes = taken + stages * stageBytes;
+    return { ...common, stages, segment: inFeatures, buffers: 1, kept: 1, sharedBytes, shares };
+  }
+  const buffers = 2;
+  const room = sharedBytesPerBlock - fixed - least * stageBytes;
+  const widest = Math.floor((room / tokens / buffers - X_PADDING) / 2 / chunk) * chunk;
+  if (widest < chunk) return undefined;
+  const segment = Math.ceil(inFeatures / Math.ceil(inFeatures / widest) / chunk) * chunk;
+  const kept = 2 ** Math.ceil(Math.log2(Math.min(MOST_KEPT[tokenBlocks]!, rounds)));
+  const taken = fixed + buffers * bytesOfX(segment);
+  const stages = Math.min(wanted, Math.floor((sharedBytesPerBlock - taken) / stageBytes));
+  const sharedBytes = taken + stages * stageBytes;
+  return { ...common, stages, segment, buffers, kept, sharedBytes, shares: false };
+}

@@ -1,0 +1,330 @@
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { LinearFusion } from "../../../../src/backend/backend.ts";
+import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { type QuantisedForm, ScaleKind } from "../../../../src/backend/cuda/ops/quantised-form.ts";
+import { planFew } from "../../../../src/backend/cuda/ops/quantised-linear.ts";
+import { planTile } from "../../../../src/backend/cuda/ops/quantised-wgmma.ts";
+import type { Tensor } from "../../../../src/backend/tensor.ts";
+import type { Fp8Weight, GroupedWeight } from "../../../../src/backend/weight.ts";
+import type { DType } from "../../../../src/base/dtype.ts";
+import { FakeMachine } from "./fake-machine.ts";
+import { FakeTensors } from "./fake-tensors.ts";
+import { namedArguments } from "./kernel-signatures.ts";
+import { HOPPER_SHARED_BYTES, LaunchRecorder, MULTIPROCESSORS } from "./launch-recorder.ts";
+
+setDefaultTimeout(300_000);
+
+const SILU = { kind: "silu", gated: true } as const;
+const recorder = new LaunchRecorder();
+afterAll(() => recorder[Symbol.dispose]());
+const { machine, backend, launches, launch, requested } = recorder;
+const { bf16, f32, i32 } = new FakeTensors();
+
+/** Tensors of a weight: some are copied, so there must be memory behind them. */
+function memory(on: CudaBackend, dtype: DType, ...shape: number[]): Tensor {
+  return on.empty(dtype, shape);
+}
+
+function fp8(n: number, k: number, { blockRows = 1, on = backend } = {}): Fp8Weight {
+  const blockColumns = blockRows === 1 ? k : 128;
+  const scales = f32(Math.ceil(n / blockRows), Math.ceil(k / blockColumns));
+  const data = memory(on, "float8_e4m3", n, k);
+  return { format: "fp8", shape: [n, k], data, scales, blockRows, blockColumns };
+}
+
+function grouped(
+  n: number,
+  k: number,
+  groupSize: number,
+  options: Partial<GroupedWeight> = {},
+): GroupedWeight {
+  const { bits = 4 } = options;
+  return {
+    ...{ format: "grouped", shape: [n, k], bits, groupSize },
+    ...{ data: memory(backend, "uint8", n, (k * bits) / 8) },
+    ...{ scales: memory(backend, "float16", n, k / groupSize), ...options },
+  };
+}
+
+/** The weight in the backend's order, whose launches are not counted. */
+function prepared<W extends Fp8Weight | GroupedWeight>(weight: W, on = backend): W {
+  expect(on.prepareWeight(weight)).toBe(weight);
+  return weight;
+}
+
+function machineThatQuantises() {
+  const other = new FakeMachine();
+  afterAll(() => other[Symbol.dispose]());
+  return { backend: other.backend("bfloat16", { quantiseActivations: true }), cuda: other.cuda };
+}
+
+function product(weight: Fp8Weight | GroupedWeight, tokens: number, fusion: LinearFusion = {}) {
+  const [n, k] = weight.shape;
+  const [x, out] = [bf16(tokens, k), bf16(tokens, fusion.activation?.gated ? n / 2 : n)];
+  return { x, out, run: () => backend.linear(out, x, weight, fusion) };
+}
+
+const entriesOf = (run: () => void) => launches(run).map(({ entry }) => entry);
+
+describe("a weight is ordered in place", () => {
+  test("codes, scales and zero points of groups, each by way of memory that elements will need", () => {
+    const zeros = memory(backend, "uint8", 64, 4);
+    const weight = grouped(64, 512, 128, { zeros });
+    const all = launches(() => prepared(weight));
+    expect(all.map(({ entry }) => entry)).toEqual(["reorder_codes", "reorder_rows", "reorder_rows"]);
+    const [codes, scales, points] = all.map(namedArguments);
+    expect(codes).toMatchObject({ codes: weight.data.address, inputs: 512, rows: 64 });
+    expect(scales).toMatchObject({ from: weight.scales.address, groups: 4, rows: 64, bytes: 2 });
+    expect(points).toMatchObject({ from: zeros.address, groups: 4, rows: 64, bytes: 1 });
+    // A word of codes, or a scale, a thread.
+    expect(all.map(({ grid }) => grid[0])).toEqual([16, 1, 1]);
+  });
+
+  test("codes of 8-bit floats alone", () => {
+    expect(entriesOf(() => prepared(fp8(128, 256, { blockRows: 128 })))).toEqual(["reorder_codes"]);
+  });
+
+  test.each([
+    ["rows that are no whole strips", () => fp8(50, 64)],
+    ["columns that are no whole blocks", () => fp8(64, 72)],
+    ["4 bits of 64 columns", () => grouped(64, 192, 64)],
+    ["blocks of fewer rows than a strip", () => fp8(64, 128, { blockRows: 4 })],
+    ["groups of no power of two", () => grouped(64, 384, 48)],
+  ])("not where it cannot be: %s", (_, make) => {
+    const weight = make();
+    expect(entriesOf(() => prepared(weight))).toEqual([]);
+    expect(entriesOf(product(weight, 1).run)).toEqual(["dequantise_rows"]);
+  });
+
+  test("one that was not prepared is refused", () => {
+    expect(product(fp8(64, 128), 1).run).toThrow("was not prepared");
+  });
+});
+
+describe("few tokens", () => {
+  test("are one kernel with all that surrounds the product", () => {
+    const weight = prepared(grouped(6144, 4096, 128, { zeros: memory(backend, "uint8", 6144, 32) }));
+    const norm = { weight: bf16(4096), eps: 1e-6 };
+    const [bias, addTo] = [bf16(6144), bf16(1, 6144)];
+    const { x, out, run } = product(weight, 1, { norm, bias, addTo });
+    const { entry, grid, block, sharedBytes, ...rest } = launch(run);
+    expect(entry).toBe("linear_quantised");
+    // 384 tiles of 16 rows in three rounds; eight warps multiply, two fetch.
+    expect({ grid, block }).toEqual({ grid: [128, 1, 1], block: [320, 1, 1] });
+    expect(sharedBytes).toBeLessThanOrEqual(HOPPER_SHARED_BYTES / 2);
+    expect(namedArguments({ entry, grid, block, sharedBytes, ...rest })).toMatchObject({
+      ...{ out: out.address, x: x.address, weight: weight.data.address, scales: weight.scales.address },
+      ...{ zeros: weight.zeros!.address, gamma: norm.weight.address, bias: bias.address },
+      ...{ residual: addTo.address, tokens: 1, inputs: 4096, outputs: 6144, tiles: 384, segment: 4096 },
+      ...{ x_buffers: 1, group_size: 128, group_shift: 7, groups: 32, block_rows: 1, activation: -1 },
+    });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({
+      ...{
+        BITS: 4,
+        FLOAT8: 0,
+        SCALES: ScaleKind.groupHalves,
+        ZEROS: 1,
+        SUB: 128,
+        STAGE_GROUPS: 16,
+        WARP_BLOCKS: 2,
+      },
+      ...{ TOKEN_BLOCKS: 1, KEPT: 1, STRIPS: 2, GATED: 0, OUT_FLOAT: 0, MIN_CTAS: 2 },
+    });
+  });
+
+  test("halves of a gated product are strips of one tile", () => {
+    const weight = prepared(fp8(1024, 512));
+    const args = namedArguments(launch(product(weight, 8, { activation: SILU }).run));
+    expect(args).toMatchObject({ outputs: 512, tiles: 64, groups: 1, group_shift: 31, activation: 0 });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({
+      ...{ BITS: 8, FLOAT8: 1, SCALES: ScaleKind.rowFloats, GATED: 1, STRIPS: 2 },
+    });
+  });
+
+  test("of a permuted weight, x is put in the order of codes, after the norm", () => {
+    const permutation = i32(512);
+    const weight = prepared(grouped(256, 512, 128, { permutation }));
+    const { x, run } = product(weight, 2, { norm: { weight: bf16(512), eps: 1e-6 } });
+    const [normed, permuted, multiplied] = launches(run);
+    expect(normed).toMatchObject({ entry: "rms_norm" });
+    expect(namedArguments(normed!)).toMatchObject({ x: x.address });
+    const args = namedArguments(permuted!);
+    expect(args).toMatchObject({ permutation: permutation.address, tokens: 2, inputs: 512 });
+    expect(args["x"]).toBe(namedArguments(normed!)["out"]!);
+    expect(multiplied).toMatchObject({ entry: "linear_quantised" });
+    expect(namedArguments(multiplied!)).toMatchObject({ x: args["out"], gamma: 0 });
+  });
+
+  test("before Hopper too", () => {
+    using older = new FakeMachine({ computeCapability: [8, 0] });
+    const on = older.backend();
+    const weight = prepared(fp8(256, 512, { on }), on);
+    on.linear(bf16(16, 256), bf16(16, 512), weight);
+    expect(older.cuda.launches.at(-1)!.entry).toBe("linear_quantised");
+    on.linear(bf16(64, 256), bf16(64, 512), weight);
+    expect(older.cuda.launches.at(-1)!.entry).toBe("dequantise_ordered");
+  });
+});
+
+test("some hundred tokens are one kernel on Hopper, with the norm one ahead", () => {
+  const weight = prepared(fp8(4096, 1024, { blockRows: 128 }));
+  const norm = { weight: bf16(1024), eps: 1e-6 };
+  const [normed, multiplied] = launches(product(weight, 64, { norm, activation: SILU }).run);
+  expect(normed!.entry).toBe("rms_norm");
+  expect(multiplied).toMatchObject({ entry: "linear_quantised_wgmma", grid: [64, 1, 4], block: [192, 1, 1] });
+  const { weight_map, x_map, ...rest } = namedArguments(multiplied!);
+  expect([weight_map, x_map]).not.toContain(undefined);
+  expect(rest).toMatchObject({
+    ...{ scales: weight.scales.address, zeros: 0, tokens: 64, outputs: 2048 },
+    ...{ inputs: 1024, row_tiles: 64, group_size: 128, groups: 8, block_rows: 128 },
+  });
+  expect(requested.mock.lastCall![0].defines).toMatchObject({
+    ...{ TOKENS: 64, SPLITS: 4, MIN_CTAS: 2, GATED: 1, ACTIVATION: 0, QUANTISED: 1, SUB: 128 },
+  });
+});
+
+test("more tokens are multiplied by the weight's elements", () => {
+  const weight = prepared(fp8(256, 512));
+  const before = machine.cublas.matmuls.length;
+  const { run } = product(weight, 300, { norm: { weight: bf16(512), eps: 1e-6 } });
+  const all = launches(run);
+  expect(all.map(({ entry }) => entry).sort()).toEqual(["dequantise_ordered", "rms_norm"]);
+  expect(machine.cublas.matmuls.length).toBe(before + 1);
+  const elements = all.find(({ entry }) => entry === "dequantise_ordered")!;
+  // A thread for 16 of 512 columns of 8 rows, for each strip.
+  expect(elements.grid).toEqual([32, 1, 1]);
+  expect(machine.cublas.matmuls.at(-1)).toMatchObject({ weight: namedArguments(elements)["out"] });
+});
+
+describe("activations in eight bits", () => {
+  const { backend: on, cuda } = machineThatQuantises();
+  const run = (weight: Fp8Weight | GroupedWeight, tokens: number, fusion: LinearFusion = {}) => {
+    const [n, k] = weight.shape;
+    const [x, out] = [bf16(tokens, k), bf16(tokens, fusion.activation?.gated ? n / 2 : n)];
+    const before = cuda.launches.length;
+    on.linear(out, x, weight, fusion);
+    return { x, out, all: cuda.launches.slice(before) };
+  };
+
+  test("are made by a kernel of their own, norm and all, and multiplied in another", () => {
+    const weight = prepared(fp8(4096, 1024, { on }), on);
+    const norm = { weight: bf16(1024), eps: 1e-6 };
+    const { x, out, all } = run(weight, 64, { norm, activation: SILU });
+    const [quantised, multiplied] = all;
+    expect(quantised).toMatchObject({ entry: "quantise_tokens", grid: [64, 1, 1], block: [64, 1, 1] });
+    const args = namedArguments(quantised!);
+    expect(args).toMatchObject({ x: x.address, gamma: norm.weight.address, width: 1024 });
+    expect(multiplied).toMatchObject({ entry: "linear_float8", grid: [64, 1, 2], block: [192, 1, 1] });
+    expect(namedArguments(multiplied!)).toMatchObject({
+      ...{
+        out: out.address,
+        factors: weight.scales.address,
+        x_factors: args["factors"],
+        bias: 0,
+        residual: 0,
+      },
+      ...{ tokens: 64, outputs: 2048, row_tiles: 64, k_tiles: 8 },
+    });
+    expect(all.length).toBe(2);
+  });
+
+  test("of a prompt are multiplied in large tiles, of which few row tiles are computed at once", () => {
+    const { all } = run(prepared(fp8(4096, 1024, { on }), on), 4096);
+    // 16 token tiles, and 32 row tiles of 128 in so many rounds as keep 132 multiprocessors at work.
+    expect(all[1]).toMatchObject({ entry: "linear_float8", grid: [8, 16, 1], block: [320, 1, 1] });
+  });
+
+  test.each([
+    ["few tokens", () => fp8(256, 512, { on }), 8, "linear_quantised"],
+    ["weights in blocks", () => fp8(256, 512, { blockRows: 128, on }), 16, "linear_quantised_wgmma"],
+    ["outputs that are no whole tiles", () => fp8(72, 512, { on }), 16, "linear_quantised"],
+  ])("not of %s", (_, make, tokens, entry) => {
+    expect(run(prepared(make(), on), tokens).all.at(-1)!.entry).toBe(entry);
+  });
+});
+
+test("where a product may not depend on the number of tokens, all are by the weight's elements", () => {
+  using other = new FakeMachine();
+  const on = other.backend("bfloat16", { batchInvariant: true });
+  const weight = prepared(fp8(256, 512, { on }), on);
+  for (const tokens of [1, 40]) {
+    on.linear(memory(on, "bfloat16", tokens, 256), memory(on, "bfloat16", tokens, 512), weight);
+    expect(other.cuda.launches.at(-1)!.entry).toBe("dequantise_ordered");
+  }
+});
+
+test("after tuning, nothing up to some hundred tokens makes the compiler run", () => {
+  using other = new FakeMachine();
+  const on = other.backend();
+  const weight = prepared(fp8(512, 1024, { on }), on);
+  const norm = { weight: bf16(1024), eps: 1e-6 };
+  const run = (tokens: number) => on.linear(bf16(tokens, 512), bf16(tokens, 1024), weight, { norm });
+  run(300);
+  on.tuneLinear([1, 2, 24]);
+  const compiled = other.nvrtc.requests.length;
+  for (let tokens = 1; tokens <= 256; tokens++) run(tokens);
+  expect(other.nvrtc.requests.length).toBe(compiled);
+});
+
+const INT4: QuantisedForm = {
+  ...{ bits: 4, float8: false, scales: ScaleKind.groupHalves, zeros: bf16(1), ordered: true },
+  ...{ groupSize: 128, groups: 96, blockRows: 1 },
+};
+const GPU = {
+  ...{ dtype: "bfloat16", smCount: MULTIPROCESSORS, encodeTensorMap: () => new Uint8Array(128) },
+  ...{ sharedBytesPerBlock: HOPPER_SHARED_BYTES, sharedBytesPerSm: 228 * 1024 },
+} as const;
+
+describe("a plan", () => {
+  const shape = {
+    outFeatures: 4096,
+    inFeatures: 12288,
+    tokens: 8,
+    norm: false,
+    gated: false,
+    floatOut: false,
+  };
+
+  test("takes x in segments, of which two fit, and keeps the sums of all tiles", () => {
+    const plan = planFew(shape, INT4, GPU)!;
+    expect(plan).toMatchObject({
+      segment: 4096,
+      buffers: 2,
+      kept: 2,
+      blocks: 128,
+      tiles: 256,
+      shares: false,
+    });
+    expect(plan.sharedBytes).toBeLessThanOrEqual(HOPPER_SHARED_BYTES);
+    expect(planFew({ ...shape, tokens: 1 }, INT4, GPU)).toMatchObject({ segment: 12288, shares: true });
+  });
+
+  test("has tiles of one strip where there would be too few of two", () => {
+    const small = { ...shape, outFeatures: 1024, inFeatures: 3072 };
+    expect(planFew(small, INT4, GPU)).toMatchObject({ strips: 1, tiles: 128, blocks: 128 });
+  });
+
+  test("is none for a GPU without room, for many tokens and for halves that are no whole strips", () => {
+    expect(
+      planFew({ ...shape, tokens: 32 }, INT4, { ...GPU, sharedBytesPerBlock: 48 * 1024 }),
+    ).toBeUndefined();
+    expect(planFew({ ...shape, tokens: 33 }, INT4, GPU)).toBeUndefined();
+    expect(planFew({ ...shape, outFeatures: 4104, gated: true }, INT4, GPU)).toBeUndefined();
+  });
+
+  test("of a tile splits columns where rows alone leave multiprocessors idle", () => {
+    const some = { ...shape, activation: -1 };
+    expect(planTile({ ...some, tokens: 64 }, INT4, GPU)).toMatchObject({
+      tokens: 64,
+      splits: 4,
+      residency: 2,
+    });
+    expect(planTile({ ...some, tokens: 256 }, INT4, GPU)).toMatchObject({
+      tokens: 96,
+      tokenTiles: 3,
+      residency: 1,
+    });
+    const rows = { ...INT4, scales: ScaleKind.rowFloats, groups: 1, groupSize: 12288 };
+    expect(planTile({ ...some, tokens: 256 }, rows, GPU)).toMatchObject({ tokens: 128, tokenTiles: 2 });
+  });
+});
