@@ -26,6 +26,8 @@ export interface KernelCase {
   /** Bytes of a launch that must come from memory, and floating-point operations. */
   readonly bytes: number;
   readonly flops: number;
+  /** Times as fast as the matrix rate that operations can be. Default 1; 8-bit floats: 2. */
+  readonly speed?: number;
   /** Sets of operands, which launches take in turn: together more than any cache where the case reads memory. */
   readonly operands: number;
   /** Makes the operands; what it returns enqueues launch i, on set i mod `operands`. */
@@ -132,9 +134,9 @@ export class CaseMemory implements Disposable {
  * Consecutive launches may overlap as far as the kernels allow.
  */
 export function timeCase(backend: TimedBackend, each: KernelCase, limits: DeviceLimits): KernelTime {
-  const { group, name, bytes, flops, operands } = each;
+  const { group, name, bytes, flops, speed = 1, operands } = each;
   const launch = each.prepare();
-  const limit = Math.max(bytes / limits.bytesPerSecond, flops / limits.flopsPerSecond);
+  const limit = Math.max(bytes / limits.bytesPerSecond, flops / (speed * limits.flopsPerSecond));
   const enough = Math.ceil(GRAPH_SECONDS / limit);
   const launches = Math.max(1, Math.min(MAX_LAUNCHES, enough));
   // Kernels are compiled and scratch is allocated at first use, which capturing forbids.

@@ -8,11 +8,15 @@ import type { CaseMemory, KernelCase } from "./kernel-case.ts";
 export const TOKEN_COUNTS = [1, 4, 8, 16, 64, 128, 256];
 
 const NORM_EPS = 1e-6;
+/** Tokens up to which activations stay in 16 bits. */
+const FEW_TOKENS = 8;
 
 /** A way to store a weight: bits of an element, of codes and of what belongs to a group of them, and a weight of zeros. */
 export interface StoredForm {
   readonly name: string;
   readonly bits: number;
+  /** Of products of more than a few tokens; see `KernelCase`. */
+  readonly speed?: number;
   make(memory: CaseMemory, outFeatures: number, inFeatures: number): Weight;
 }
 
@@ -27,6 +31,7 @@ export const QUANTISED_FORMS: readonly StoredForm[] = [
   {
     name: "fp8",
     bits: 8,
+    speed: 2,
     make: (memory, n, k) => fp8(memory, n, k, { blockRows: 1, blockColumns: k }),
   },
   {
@@ -129,19 +134,22 @@ export function linearCases(
   };
 
   const group = `linear ${modelName}${form.name && `, ${form.name}`}`;
-  const shared = { group, operands: layers };
-  return tokenCounts.flatMap((tokens): KernelCase[] => [
-    ...products.map((product) => ({
-      ...{ ...shared, name: `${product.name}, ${tokens} tokens` },
-      ...{ bytes: bytesOf(product), flops: 2 * tokens * elementsOf(product) },
-      prepare: () => tuned(tokens, alone(product, tokens)),
-    })),
-    {
-      ...{ ...shared, name: `layer, ${tokens} tokens` },
-      ...{ bytes: layerBytes, flops: 2 * tokens * layerElements },
-      prepare: () => tuned(tokens, layer(tokens)),
-    },
-  ]);
+  return tokenCounts.flatMap((tokens): KernelCase[] => {
+    const speed = tokens > FEW_TOKENS ? (form.speed ?? 1) : 1;
+    const shared = { group, operands: layers, speed };
+    return [
+      ...products.map((product) => ({
+        ...{ ...shared, name: `${product.name}, ${tokens} tokens` },
+        ...{ bytes: bytesOf(product), flops: 2 * tokens * elementsOf(product) },
+        prepare: () => tuned(tokens, alone(product, tokens)),
+      })),
+      {
+        ...{ ...shared, name: `layer, ${tokens} tokens` },
+        ...{ bytes: layerBytes, flops: 2 * tokens * layerElements },
+        prepare: () => tuned(tokens, layer(tokens)),
+      },
+    ];
+  });
 }
 
 function productsOf(model: ModelConfig): readonly Product[] {

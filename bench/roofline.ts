@@ -38,6 +38,9 @@ export interface RooflineOptions {
   readonly maxNumBatchedTokens: number;
   /** Bytes of an element of the KV cache. Default 2. */
   readonly kvBytes?: number;
+  /** As the engine's options: prompts by FP8 weights with a factor an output at twice the matrix rate, a head of 8 bits. Default false. */
+  readonly quantizeActivations?: boolean;
+  readonly quantizeLmHead?: boolean;
 }
 
 /** The least time that a workload can take, and what it is made of. */
@@ -66,9 +69,11 @@ export function roofline(
 ): Roofline {
   const { kvBytes = dtypeSize("bfloat16") } = options;
   const { always, experts, head } = weightsOf(config);
+  const headBytes = head * dtypeSize(options.quantizeLmHead ? "float8_e4m3" : "bfloat16");
   const bytesOf = (tokens: number) =>
-    always.bytes + experts.bytes * activeShare(config, tokens) + head * dtypeSize("bfloat16");
+    always.bytes + experts.bytes * activeShare(config, tokens) + headBytes;
   const layers = always.count + experts.count * activeShare(config, 1);
+  const speed = options.quantizeActivations && isFloat8ByChannel(config) ? 2 : 1;
   const attended = (from: number, to: number) =>
     config.layerWindows.reduce((total, window) => total + attendedTokens(from, to, window), 0);
 
@@ -79,7 +84,7 @@ export function roofline(
     kvLayerTokens += attended(prompt + 1, prompt + output - 1);
     // Two products, of queries with keys and of weights with values, at two operations a multiply-add.
     const attention = 4 * attended(1, prompt) * config.numHeads * config.headDim;
-    prefillFlops += 2 * layers * prompt + attention + 2 * head;
+    prefillFlops += (2 * layers * prompt) / speed + attention + 2 * head;
   }
   const prefillSteps = Math.ceil(promptTokens / options.maxNumBatchedTokens);
   const decodeSteps = countDecodeSteps(requests, options.maxNumSeqs);
@@ -136,6 +141,11 @@ export function decodeLimit(
 interface LayerWeights {
   readonly count: number;
   readonly bytes: number;
+}
+
+function isFloat8ByChannel({ quantisation }: ModelConfig): boolean {
+  const { declared } = quantisation ?? {};
+  return declared?.kind === "float8" && declared.granularity === "channel";
 }
 
 /** Weights of the layers that every token goes through, those of all experts, and of the LM head. The embedding is looked up, not read. */

@@ -6,7 +6,7 @@
 #include "mxfp4.cuh"
 
 #if !defined(MXFP4)
-#error "MXFP4 comes from src/backend/cuda/ops"
+#error "MXFP4 comes from src/backend/cuda/ops/experts-few.ts"
 #endif
 
 // Columns of a piece, and of the pieces of a quad's four lanes.

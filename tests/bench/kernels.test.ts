@@ -10,6 +10,7 @@ import { rowCases } from "../../bench/row-cases.ts";
 import { headCases, samplingCases } from "../../bench/sampling-cases.ts";
 import { contextLengths, recordedWorkload } from "../../bench/workload.ts";
 import { Compiler } from "../../src/backend/cuda/compiler.ts";
+import type { CudaBackend } from "../../src/backend/cuda/cuda-backend.ts";
 import { openNvrtc, thisMachine } from "../../src/cuda/open-cuda.ts";
 import { readModelConfig } from "../../src/models/config.ts";
 import { available, describeWith } from "../requirements.ts";
@@ -72,6 +73,18 @@ describe("kernel benchmarks", () => {
     const [qkv] = times((memory) => linearCases(memory, "tiny", model, [1], form));
     expect(qkv).toMatchObject({ group: `linear tiny, ${name}`, flops: 2 * 256 * 128 });
     expect(qkv!.bytes).toBe((256 * 128 * bits) / 8);
+  });
+
+  test("of activations in eight bits, products of more than a few tokens may take half as long", () => {
+    const model = { ...SMALL, hiddenSize: 128, intermediateSize: 128, headDim: 32 };
+    const speeds = (name: string) => {
+      const form = QUANTISED_FORMS.find((each) => each.name === name)!;
+      const memory = new CaseMemory({ activationDtype: "bfloat16" } as CudaBackend);
+      return linearCases(memory, "tiny", model, [8, 64], form).map(({ speed }) => speed);
+    };
+    expect(new Set(speeds("4 bits"))).toEqual(new Set([1]));
+    expect(speeds("fp8").slice(0, 5)).toEqual([1, 1, 1, 1, 1]);
+    expect(speeds("fp8").slice(5)).toEqual([2, 2, 2, 2, 2]);
   });
 
   test("attention of decode rows and of a prompt", () => {

@@ -63,6 +63,19 @@ describe("roofline", () => {
     expect(asLoaded(large, { quantization: undefined })).toBe(large);
   });
 
+  test("prompts of activations in eight bits are at twice the rate, and so is reading a head of eight bits", () => {
+    const fp8 = asLoaded(large, { quantization: "fp8" });
+    const of = (config: ModelConfig, extra: object) =>
+      roofline(config, [{ prompt: 1000, output: 128 }], readRate, { ...options, ...extra });
+    const ratio = of(fp8, { quantizeActivations: true }).prefillSeconds / of(fp8, {}).prefillSeconds;
+    expect(ratio).toBeGreaterThan(0.5);
+    expect(ratio).toBeLessThan(0.55);
+    expect(of(large, { quantizeActivations: true })).toEqual(of(large, {}));
+    const head = (127 * large.vocabSize * large.hiddenSize) / readRate.bytesPerSecond;
+    const saved = of(fp8, {}).weightSeconds - of(fp8, { quantizeLmHead: true }).weightSeconds;
+    expectWithin1Percent(saved, head);
+  });
+
   test("one stream is bound by reading the weights, its prompt's step included", () => {
     const limit = roofline(small, [{ prompt: 32, output: 128 }], readRate, options);
     expectWithin1Percent(limit.tokensPerSecond, 3870);

@@ -26,6 +26,7 @@ const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
         ...{ headDim: 128, blockSize: 16 },
         attentionForms: [{ rotaryDim: 64, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
         softCap: 30,
+        experts: { count: 40, intermediateSize: 768, format: "mxfp4" },
       }),
     )
     .map((unit) => [unit.file, unit]),
@@ -36,7 +37,14 @@ const macrosOf = ({ constants, defines }: KernelUnit): string[] =>
 
 /** Macros that state a limit or a size, which a `static_assert` holds the kernel to; nothing else need use them. */
 const ASSERTED = [
-  ...["MAX_HEAD_DIM", "MAX_GROUP_SIZE", "MAX_ACCESSES", "STATIC_SHARED_BYTES"],
+  ...[
+    "MAX_HEAD_DIM",
+    "MAX_GROUP_SIZE",
+    "MAX_ACCESSES",
+    "MAX_EXPERTS",
+    "MAX_PER_TOKEN",
+    "STATIC_SHARED_BYTES",
+  ],
   ...[
     "TILE_STATS_BYTES",
     "TILE_SUM_BYTES",
