@@ -70,8 +70,7 @@ export function roofline(
   const { kvBytes = dtypeSize("bfloat16") } = options;
   const { always, experts, head } = weightsOf(config);
   const headBytes = head * dtypeSize(options.quantizeLmHead ? "float8_e4m3" : "bfloat16");
-  const bytesOf = (tokens: number) =>
-    always.bytes + experts.bytes * activeShare(config, tokens) + headBytes;
+  const bytesOf = (tokens: number) => always.bytes + experts.bytes * activeShare(config, tokens) + headBytes;
   const layers = always.count + experts.count * activeShare(config, 1);
   const speed = options.quantizeActivations && isFloat8ByChannel(config) ? 2 : 1;
   const attended = (from: number, to: number) =>
