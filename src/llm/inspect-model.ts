@@ -19,6 +19,8 @@ import { estimatedPool } from "../runner/kv-plan.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
 
+/** Tokens without which a model that fits is of no use, but for models of shorter contexts. */
+const LEAST_TOKENS = 1024;
 /** `Backend.matrixDtypes` of the CPU backend. */
 const CPU_DTYPES = ["bfloat16", "float16"] as const;
 
@@ -76,14 +78,14 @@ export async function inspectModel(folder: string): Promise<ModelReport> {
   };
 }
 
-/** The GPUs of `memory` bytes that hold a model and the KV cache of at least one token, and of how many. */
+/** The GPUs of `memory` bytes that hold a model with room for a context worth having, and for how many tokens. */
 export function fitOf(folder: string, report: ModelReport, memory: number, utilization: number): ModelFit {
   const config = readModelConfig(folder);
   for (let ranks = 1; ranks <= MAX_RANKS; ranks++) {
     if (!isDivisible(config, ranks)) continue;
     const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
     const kvTokens = Math.floor(pool / (report.kvBytesPerToken / Math.min(ranks, config.numKvHeads)));
-    if (kvTokens > 0) return { ranks, kvTokens };
+    if (kvTokens >= Math.min(report.maxTokens, LEAST_TOKENS)) return { ranks, kvTokens };
   }
   return { ranks: undefined, kvTokens: 0 };
 }
