@@ -130,7 +130,8 @@ class Decoder implements CausalLM {
     createLayer: (place: LayerPlace) => DecoderLayer,
     private readonly options: DecoderOptions,
   ) {
-    const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings, logitSoftCap } = config;
+    const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings } = config;
+    const { logitsScaling, logitSoftCap } = config;
     const { names = NAMES, createNorm = rmsNorm } = options;
     this.#embedding = new Embedding(parameters, "embedding", names.embedding, vocabSize, hiddenSize);
     this.#layers = Array.from({ length: numLayers }, (_, index) => {
@@ -148,8 +149,19 @@ class Decoder implements CausalLM {
           projections: [{ source: names.head, units: vocabSize }],
           ...{ split: "columns", bias: false },
         }).weight;
-    const norm = this.#norm instanceof RmsNorm ? this.#norm : undefined;
-    this.#head = { weight, norm, firstToken: this.#embedding.firstToken, softCap: logitSoftCap };
+    const norm =
+      logitsScaling === 1
+        ? this.#norm
+        : new RmsNorm(parameters, "headNorm", names.norm, hiddenSize, rmsNormEps, {
+            ...{ scale: 1 / logitsScaling, offset: 0 },
+          });
+    const { firstToken } = this.#embedding;
+    this.#head = {
+      weight,
+      norm: norm instanceof RmsNorm ? norm : undefined,
+      firstToken,
+      softCap: logitSoftCap,
+    };
   }
 
   forward(context: ForwardContext): Tensor {

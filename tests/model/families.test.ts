@@ -1,5 +1,8 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { cpSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { LLM } from "octavo";
+import { temporaryFolder } from "../support.ts";
 import { cosine } from "./compare.ts";
 import { FAMILY_FIXTURES, fixture } from "./fixtures.ts";
 import { referenceSuite, type Tolerance } from "./suite.ts";
@@ -39,3 +42,18 @@ test.each([
       expect(cosine(actual.subarray(row * vocabSize, (row + 1) * vocabSize), expected)).toBeGreaterThan(0.98);
   },
 );
+
+test("what divides logits does not divide hidden states", async () => {
+  using folder = temporaryFolder();
+  const { modelDir, cases } = fixture("granite");
+  cpSync(modelDir, folder.path, { recursive: true });
+  const config = JSON.parse(readFileSync(join(modelDir, "config.json"), "utf8"));
+  writeFileSync(folder.file("config.json"), JSON.stringify({ ...config, logits_scaling: 1 }));
+  const [vector, undivided] = await Promise.all(
+    [modelDir, folder.path].map(async (path) => {
+      await using llm = await LLM.create(path, { ...options, skipTokenizerInit: true });
+      return await llm.embed({ promptTokenIds: cases[1]!.prompt }, { normalize: false });
+    }),
+  );
+  expect(vector).toEqual(undivided!);
+});

@@ -81,7 +81,11 @@ function fitting(scaling: unknown, rotaryDim: number): unknown {
 describe("the configs of published checkpoints", () => {
   test.each(LOADED)("%s has the parameters that it says", (name, { config, parameters }) => {
     const { parameters: specs } = defineModel(readModelConfig(write(name, config)));
-    const found = specs.reduce((sum, { shape }) => sum + shape.reduce((size, extent) => size * extent, 1), 0);
+    const tensors = new Map(
+      specs.flatMap(({ sources }) => sources.map(({ name: of, shape }) => [of, shape] as const)),
+    );
+    const sizes = [...tensors.values()].map((shape) => shape.reduce((size, extent) => size * extent, 1));
+    const found = sizes.reduce((sum, size) => sum + size, 0);
     expect(found).toBeGreaterThan(1e6);
     if (parameters !== undefined) expect(found).toBe(parameters);
   });
