@@ -62,7 +62,10 @@ export class QuantisedOps {
 
   /** See `Backend.prepareWeight`. */
   prepare(stream: number, weight: Weight): Weight {
-    if (isQuantised(weight)) this.parts.weights.prepare(stream, weight);
+    const { weights, float8 } = this.parts;
+    // By what kernels multiply as it is, whatever the number of tokens, nobody multiplies as elements.
+    if (isQuantised(weight))
+      weights.prepare(stream, weight, !(weight.format === "fp8" && float8?.takes(weight, formOf(weight))));
     return weight;
   }
 

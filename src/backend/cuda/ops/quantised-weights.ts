@@ -19,6 +19,8 @@ import {
 } from "./quantised-form.ts";
 
 const THREADS = 256;
+/** Codes that are reordered at once, by way of other memory: a head's are many. */
+const REORDERED_BYTES = 64 * 2 ** 20;
 
 const SOURCE = { file: "quantised_weights.cu", constants: ORDER_CONSTANTS } as const;
 const REORDER_CODES = {
@@ -86,27 +88,32 @@ export class QuantisedWeights {
   }
 
   /**
-   * Puts a loaded weight in the order of quantised.cuh, in place, where its extents allow it. Also takes the memory that `dequantise`
-   * will need, while there is some.
+   * Puts a loaded weight in the order of quantised.cuh, in place, where its extents allow it.
+   * @param asElements also takes the memory that `dequantise` will need, while there is some
    */
-  prepare(stream: number, weight: QuantisedWeight): void {
+  prepare(stream: number, weight: QuantisedWeight, asElements: boolean): void {
     const form = formOf(weight);
     this.#forms.set(weight, form);
-    const scratch = this.#elements.atLeast(byteLengthOf(this.dtype, weight.shape));
+    if (asElements) this.#elements.atLeast(byteLengthOf(this.dtype, weight.shape));
     if (!form.ordered) return;
     const [rows, inputs] = weight.shape;
     const [key, defines] = [formKey(form), formDefines(form)];
     const { data, scales } = weight;
-    this.#reorderCodes
-      .get(key, defines)
-      .launch(stream, Math.ceil(data.byteLength / 4 / THREADS), 1, 1, THREADS, 0, {
-        ...{ out: scratch, codes: data, inputs, rows },
+    const kernel = this.#reorderCodes.get(key, defines);
+    const strips = Math.max(1, Math.floor((REORDERED_BYTES / data.byteLength) * (rows / STRIP_ROWS)));
+    for (let start = 0; start < rows; start += strips * STRIP_ROWS) {
+      const codes = data.rows(start, Math.min(rows, start + strips * STRIP_ROWS));
+      const scratch = this.#elements.atLeast(codes.byteLength);
+      kernel.launch(stream, Math.ceil(codes.byteLength / 4 / THREADS), 1, 1, THREADS, 0, {
+        ...{ out: scratch, codes, inputs, rows: codes.dim(0) },
       });
-    this.options.copy(data.address, scratch.address, data.byteLength);
+      this.options.copy(codes.address, scratch.address, codes.byteLength);
+    }
     if (form.float8) return;
     const { groups, zeros } = form;
     for (const tensor of [scales, ...(zeros === undefined ? [] : [zeros])]) {
       const bytes = dtypeSize(tensor.dtype);
+      const scratch = this.#elements.atLeast(tensor.byteLength);
       this.#reorderRows
         .get(key, defines)
         .launch(stream, Math.ceil((rows * groups) / THREADS), 1, 1, THREADS, 0, {

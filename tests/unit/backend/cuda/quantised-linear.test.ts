@@ -80,6 +80,17 @@ describe("a weight is ordered in place", () => {
     expect(all.map(({ grid }) => grid[0])).toEqual([16, 1, 1]);
   });
 
+  test("many codes some at a time", () => {
+    const [n, k] = [4104, 16_448];
+    const weight = fp8(n, k);
+    const all = launches(() => prepared(weight)).map(namedArguments);
+    const rows = 8 * Math.floor(2 ** 26 / (8 * k));
+    expect(all.map(({ rows, codes }) => ({ rows, codes }))).toEqual([
+      { rows, codes: weight.data.address },
+      { rows: n - rows, codes: weight.data.address + rows * k },
+    ]);
+  });
+
   test("codes of 8-bit floats alone", () => {
     expect(entriesOf(() => prepared(fp8(128, 256, { blockRows: 128 })))).toEqual(["reorder_codes"]);
   });
