@@ -64,7 +64,7 @@ __device__ __forceinline__ bool arrive_last(uint32* counter, uint32 count) {
 // Grid (NKV, R, splits). partials [R, NKV, splits, g, D] and partial_stats [R, NKV, splits, g] (maximum, sum) are
 // scratch; counters [R, NKV] must be 0 and are 0 again afterwards. scale_log2 is the scale of the scores times log2(e);
 // window 0 = none; min_split_tiles: a split has at least this many tiles unless the row is shorter. The norms may be null.
-// scale_log2 has key_scale in it.
+// scale_log2 has key_scale in it. query_scales [positions], sinks [heads] and cap_log2 are of launches that have them.
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     attention_decode(elem_t* __restrict__ out, const elem_t* qkv, cache_t* keys, cache_t* values,
                      const float* __restrict__ cos_sin, const elem_t* __restrict__ query_norm,
@@ -72,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
                      const int* __restrict__ block_tables, const int* __restrict__ row_slots,
                      const int* __restrict__ context_lens, float2* partials, float2* partial_stats, uint32* counters,
                      int max_blocks, float scale_log2, int window, float eps, uint32 min_split_tiles,
-                     float key_scale, float value_scale) {
+                     float key_scale, float value_scale, const float* __restrict__ query_scales,
+                     const float* __restrict__ sinks, float cap_log2) {
   const int kv_head = blockIdx.x, num_kv_heads = gridDim.x, row = blockIdx.y;
   const uint32 split = blockIdx.z;
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, r = lane / 4, c = lane % 4;
@@ -116,6 +117,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   HeadPart weight = norm_of(head);
   const HeadAngles angles = load_head_angles(cos_sin + static_cast<int64>(token) * ROTARY_DIM);
   const int mapped = has_token ? slot_mapping[row] : -1;
+  const float query_scale = SCALES_QUERIES ? query_scales[token] : 1;
   if (works) {
     load_tile(key_tile, cached, tile, blocks);
     load_tile(value_tile, cached, tile, blocks);
@@ -135,6 +137,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
       if (!is_value) scale_head(part, weight, scale);
     }
     if (!is_value) rotate(part, angles);
+    if (SCALES_QUERIES && is_query) multiply(part, query_scale);
     if (head < heads) shared.projections.keep(head, part, key_scale, value_scale);
     if (head < heads && !is_query && mapped >= 0) {
       const int64 at = (static_cast<int64>(mapped / BLOCK_SIZE) * num_kv_heads + kv_head) * BLOCK_SIZE + mapped % BLOCK_SIZE;
@@ -171,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
       if (next < end_tile) load_tile(key_tile, cached, next, next_blocks);
       Probabilities probabilities;
       const auto is_visible = [&](int position) { return position >= first_position && position < context; };
-      update_softmax(probabilities, state, scores, low, is_visible, scale_log2);
+      update_softmax(probabilities, state, scores, low, is_visible, scale_log2, cap_log2);
       if (own < TILE) insert_token(value_tile, own, shared.projections.value(), lane);
       attend_values(state.output, value_tile, probabilities);
       if (next >= end_tile) break;
@@ -199,6 +202,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     Partial total;
     total.add(stats, outputs);
     if (num_splits == 1) {
+      total.sum = with_sink(total.sum, total.max, sinks, kv_head * GROUP_SIZE + head);
       group_out[pair] = total.result(value_scale);
     } else {
       group_partials[split * GROUP_PAIRS + pair] = total.output;
@@ -221,6 +225,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
       }
       total.add(stats, outputs);
     }
+    total.sum = with_sink(total.sum, total.max, sinks, kv_head * GROUP_SIZE + pair / (HEAD_DIM / 2));
     group_out[pair] = total.result(value_scale);
   }
 }

@@ -41,13 +41,13 @@ __device__ __forceinline__ void find_blocks(int (&blocks)[KEY_PASSES], const int
 
 // Grid (query tiles of the longest row, NKV, rows); rows start at first_row of the batch. scale_log2 is the scale of
 // the scores times log2(e), and that of keys; window 0 = none. Dynamic shared memory: PREFILL_ROWS rows of STRIDE elements,
-// 2·KEYS of CACHE_STRIDE cached ones.
+// 2·KEYS of CACHE_STRIDE cached ones. sinks [heads] and cap_log2 are of launches that have them.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_prefill(elem_t* __restrict__ out, const elem_t* __restrict__ qkv, const cache_t* __restrict__ keys,
                       const cache_t* __restrict__ values, const int* __restrict__ block_tables,
                       const int* __restrict__ row_slots, const int* __restrict__ cu_seqlens_q,
                       const int* __restrict__ context_lens, int first_row, int max_blocks, float scale_log2,
-                      int window, float value_scale) {
+                      int window, float value_scale, const float* __restrict__ sinks, float cap_log2) {
   GRID_DEPENDENCY_WAIT();
   const int kv_head = blockIdx.y, num_kv_heads = gridDim.y, row = first_row + blockIdx.z;
   const int first_token = cu_seqlens_q[row], num_queries = cu_seqlens_q[row + 1] - first_token;
@@ -60,6 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int end = highest + 1;
   // A query sees the keys that lie 0 to visible − 1 positions before it.
   const uint32 visible = window > 0 ? window : 0x80000000u;
+  const float score_scale = softmax_scale(scale_log2);
   const int first_tile = window > 0 ? max(lowest - window + 1, 0) / KEYS : 0;
   const int end_tile = ceil_div(end, KEYS);
 
@@ -115,6 +116,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     find_blocks(blocks, table, (tile + 1) * KEYS, end);
     Scores scores;
     attend_keys(scores, query_address, keys_from);
+    if constexpr (IS_CAPPED) {
+#pragma unroll
+      for (int m = 0; m < MMA_ROWS; m++)
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++) cap_scores(scores[m][n], scale_log2, cap_log2);
+    }
     // Values have arrived, and every warp is done with the keys.
     cp_async_wait<0>();
     __syncthreads();
@@ -144,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int n = 0; n < KEY_TILES; n++) max = fmaxf(max, fmaxf(scores[m][n][i * 2], scores[m][n][i * 2 + 1]));
         max = fmaxf(max, __shfl_xor_sync(FULL_MASK, max, 1));
         max = fmaxf(max, __shfl_xor_sync(FULL_MASK, max, 2));
-        max = fmaxf(row_max[m][i], max * scale_log2);
+        max = fmaxf(row_max[m][i], max * score_scale);
         // A row that has seen no key yet (its window starts later) has no maximum to subtract.
         const float shift = max == -infinity() ? 0 : max;
         const float factor = exp2_approx(row_max[m][i] - shift);
@@ -152,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < KEY_TILES; n++) {
-          scores[m][n][i * 2] = exp2_approx(scores[m][n][i * 2] * scale_log2 - shift);
-          scores[m][n][i * 2 + 1] = exp2_approx(scores[m][n][i * 2 + 1] * scale_log2 - shift);
+          scores[m][n][i * 2] = exp2_approx(scores[m][n][i * 2] * score_scale - shift);
+          scores[m][n][i * 2 + 1] = exp2_approx(scores[m][n][i * 2 + 1] * score_scale - shift);
           sum += scores[m][n][i * 2] + scores[m][n][i * 2 + 1];
         }
         row_sum[m][i] = row_sum[m][i] * factor + sum;
@@ -172,6 +179,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       float sum = row_sum[m][i];
       sum += __shfl_xor_sync(FULL_MASK, sum, 1);
       sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+      if constexpr (HAS_SINKS) {
+        const int packed = first_packed + (warp * MMA_ROWS + m) * 16 + i * 8 + lane / 4;
+        sum = with_sink(sum, row_max[m][i], sinks, kv_head * GROUP_SIZE + packed % GROUP_SIZE);
+      }
       elem_t* target = query_tile + ((warp * MMA_ROWS + m) * 16 + i * 8 + lane / 4) * STRIDE;
       store_results(target, output[m], i, mean_factor(sum, value_scale), lane);
     }

@@ -282,11 +282,13 @@ __device__ __forceinline__ void multiply_values(Output& output, const Probabilit
 
 // A warpgroup: its 64 rows of each ticket.
 __device__ __forceinline__ void consume(unsigned char* memory, Control& control, elem_t* out, int num_kv_heads,
-                                        float scale_log2, int window, float value_scale, int warpgroup) {
+                                        float scale_log2, int window, float value_scale, const float* sinks,
+                                        float cap_log2, int warpgroup) {
   const uint32 shared = shared_address(memory);
   const int thread = threadIdx.x % WARPGROUP, warp = thread / WARP, lane = thread % WARP;
   // A query sees the keys that lie 0 to visible − 1 positions before it.
   const uint32 visible = window > 0 ? window : 0x80000000u;
+  const float score_scale = softmax_scale(scale_log2);
   const auto release = [&](uint64& barrier) {
     if (lane == 0) barrier_arrive(shared_address(&barrier));
   };
@@ -339,7 +341,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
         for (int n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(scores[n * 4 + i * 2], scores[n * 4 + i * 2 + 1]));
         most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 1));
         most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 2));
-        most = fmaxf(row_max[i], most * scale_log2);
+        most = fmaxf(row_max[i], most * score_scale);
         // A row that has seen no key yet has no maximum to subtract.
         const float shift = most == -infinity() ? 0 : most;
         factor[i] = exp2_approx(row_max[i] - shift);
@@ -350,7 +352,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
 #pragma unroll
           for (int j = 0; j < 2; j++) {
             float& score = scores[n * 4 + i * 2 + j];
-            score = exp2_approx(score * scale_log2 - shift);
+            score = exp2_approx(score * score_scale - shift);
             sum += score;
           }
         row_sum[i] = row_sum[i] * factor[i] + sum;
@@ -375,6 +377,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
       wgmma_wait<1>(scores);
       release(control.keys_empty[key_ring.stage]);
       key_ring.advance();
+      cap_scores(scores, scale_log2, cap_log2);
       if (masked) mask(tile);
       softmax();
       wgmma_wait<0>(output);
@@ -398,6 +401,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
     wgmma_wait<0>(scores);
     release(control.keys_empty[key_ring.stage]);
     key_ring.advance();
+    cap_scores(scores, scale_log2, cap_log2);
     mask(span.end_tile - 1);
     softmax();
     pack_probabilities();
@@ -433,6 +437,7 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
       float sum = row_sum[i];
       sum += __shfl_xor_sync(FULL_MASK, sum, 1);
       sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+      sum = with_sink(sum, row_max[i], sinks, ticket.kv_head * GROUP_SIZE + (first_m + i * 8) % GROUP_SIZE);
       const float factor = mean_factor(sum, value_scale);
       const int m = warpgroup * 64 + warp * 16 + i * 8 + lane / 4;
 #pragma unroll
@@ -456,14 +461,16 @@ __device__ __forceinline__ void consume(unsigned char* memory, Control& control,
 
 // Grid: at most one CTA an SM. Rows first_row .. first_row + num_rows − 1 of the batch. `queue` [2] is zeros between
 // launches. scale_log2 is the scale of the scores times log2(e), and that of keys; window 0 = none. Dynamic shared memory:
-// CONTROL_AT + PREFILL_CONTROL_BYTES. keys, values and value_scale are of a cache of eight bits, maps of any other.
+// CONTROL_AT + PREFILL_CONTROL_BYTES. keys, values and value_scale are of a cache of eight bits, maps of any other; sinks [heads]
+// and cap_log2 of launches that have them.
 extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     attention_prefill_hopper(elem_t* __restrict__ out, const elem_t* __restrict__ qkv,
                              const TensorMap* __restrict__ maps, const int* __restrict__ block_tables,
                              const int* __restrict__ row_slots, const int* __restrict__ cu_seqlens_q,
                              const int* __restrict__ context_lens, uint32* __restrict__ queue, int num_kv_heads,
                              int first_row, int num_rows, int max_blocks, float scale_log2, int window,
-                             const cache_t* __restrict__ keys, const cache_t* __restrict__ values, float value_scale) {
+                             const cache_t* __restrict__ keys, const cache_t* __restrict__ values, float value_scale,
+                             const float* __restrict__ sinks, float cap_log2) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   Control& control = *reinterpret_cast<Control*>(dynamic + CONTROL_AT);
   if (threadIdx.x == 0) {
@@ -501,6 +508,6 @@ extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)
     }
   } else {
     acquire_registers<MULTIPLY_REGISTERS>();
-    consume(dynamic, control, out, num_kv_heads, scale_log2, window, value_scale, warpgroup);
+    consume(dynamic, control, out, num_kv_heads, scale_log2, window, value_scale, sinks, cap_log2, warpgroup);
   }
 }

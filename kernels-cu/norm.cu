@@ -1,4 +1,5 @@
-// rms_norm, rms_norm_add, layer_norm over the last dimension.
+// rms_norm, rms_norm_add, layer_norm over the last dimension; norm_projections over parts of it, and the sums that ranks exchange
+// for that.
 //
 //   out, x, add_to  elem_t [rows, width]        weight, bias  elem_t [width], bias may be null
 //
@@ -62,9 +63,11 @@ __device__ __forceinline__ float sum_over_row(int width, Value value) {
   return block_sum(sum);
 }
 
-__device__ __forceinline__ void store_rms_normed(elem_t* out, const Row& row, const Row& weight, int width, float eps) {
-  const float squares = sum_over_row(width, [&](int piece, int i) { return row.x[piece][i] * row.x[piece][i]; });
-  const float scale = rsqrtf(squares / width + eps);
+__device__ __forceinline__ float sum_of_squares(const Row& row, int width) {
+  return sum_over_row(width, [&](int piece, int i) { return row.x[piece][i] * row.x[piece][i]; });
+}
+
+__device__ __forceinline__ void store_scaled(elem_t* out, const Row& row, const Row& weight, int width, float scale) {
 #pragma unroll
   for (int piece = 0; piece < ACCESSES; piece++) {
     float y[ACCESS];
@@ -81,7 +84,47 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
   const RawRow weights(weight, width);
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
-  store_rms_normed(out + start, RawRow(x + start, width).row(), weights.row(), width, eps);
+  const Row row = RawRow(x + start, width).row();
+  store_scaled(out + start, row, weights.row(), width, rsqrtf(sum_of_squares(row, width) / width + eps));
+}
+
+// A token's queries (part 0) or keys (part 1) in its packed projections.
+struct Projections {
+  int32 token, part, start, width;
+  __device__ __forceinline__ Projections(int32 query_width, int32 key_width)
+      : token(blockIdx.x), part(blockIdx.y), start(part == 0 ? 0 : query_width), width(part == 0 ? query_width : key_width) {}
+  __device__ __forceinline__ int64 at(int32 query_width, int32 key_width) const {
+    return static_cast<int64>(token) * (query_width + 2 * key_width) + start;
+  }
+};
+
+// squares [tokens, 2]: those of this rank's queries, and keys. Grid (tokens, 2).
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    sum_projections(float* __restrict__ squares, const elem_t* __restrict__ qkv, int32 query_width, int32 key_width) {
+  GRID_DEPENDENCY_LAUNCH();
+  GRID_DEPENDENCY_WAIT();
+  const Projections of(query_width, key_width);
+  const Row row = RawRow(qkv + of.at(query_width, key_width), of.width).row();
+  const float sum = sum_of_squares(row, of.width);
+  if (threadIdx.x == 0) squares[of.token * 2 + of.part] = sum;
+}
+
+// In place: RMSNorm over all of a token's queries, and all of its keys, of `ranks` ranks with as many heads each.
+// squares [ranks, tokens, 2]; null: there is one rank. Grid (tokens, 2).
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    norm_projections(elem_t* __restrict__ qkv, const elem_t* __restrict__ query, const elem_t* __restrict__ key,
+                     const float* squares, int32 ranks, int32 query_width, int32 key_width, float eps) {
+  GRID_DEPENDENCY_LAUNCH();
+  const Projections of(query_width, key_width);
+  const RawRow weights(of.part == 0 ? query : key, of.width);
+  GRID_DEPENDENCY_WAIT();
+  elem_t* const x = qkv + of.at(query_width, key_width);
+  const Row row = RawRow(x, of.width).row();
+  float sum = 0;
+  if (squares == nullptr) sum = sum_of_squares(row, of.width);
+  else
+    for (int rank = 0; rank < ranks; rank++) sum += __ldcg(squares + (rank * gridDim.x + of.token) * 2 + of.part);
+  store_scaled(x, row, weights.row(), of.width, rsqrtf(sum / (static_cast<float>(of.width) * ranks) + eps));
 }
 
 // out = add_to + the norm of x, rounded once; `out` may be `add_to`.
@@ -93,8 +136,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
   const Row row = RawRow(x + start, width).row(), base = RawRow(add_to + start, width).row(), weights = raw_weights.row();
-  const float squares = sum_over_row(width, [&](int piece, int i) { return row.x[piece][i] * row.x[piece][i]; });
-  const float scale = rsqrtf(squares / width + eps);
+  const float scale = rsqrtf(sum_of_squares(row, width) / width + eps);
 #pragma unroll
   for (int piece = 0; piece < ACCESSES; piece++) {
     float y[ACCESS];

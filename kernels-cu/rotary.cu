@@ -6,6 +6,7 @@
 //   cos_sin        float [positions, ROTARY_DIM]: cosines, then sines
 //   positions, slot_mapping  int32 [tokens]; a negative slot stores nothing
 //   query_norm, key_norm     elem_t [HEAD_DIM] or null
+//   query_scales             float [positions], with QUERY_SCALES
 //
 // Parallelisation: LANES neighbouring lanes of a warp share a head (head_part.cuh). They take HEADS heads of a token, which
 // lie as far apart as the token has such groups of heads, so that a warp accesses heads that are neighbours. The grid
@@ -88,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(ROPE_THREADS, 1)
                const float* __restrict__ cos_sin, const int32* __restrict__ positions,
                const int32* __restrict__ slot_mapping, const elem_t* __restrict__ query_norm,
                const elem_t* __restrict__ key_norm, int32 tokens, int32 heads, int32 kv_heads, int32 block_size,
-               float eps, float key_scale, float value_scale) {
+               float eps, float key_scale, float value_scale, const float* __restrict__ query_scales) {
   const int all_heads = heads + 2 * kv_heads, groups = ceil_div(all_heads, HEADS);
   const int unit = blockIdx.x * (ROPE_THREADS / LANES) + threadIdx.x / LANES;
   const int token = unit / groups, group = unit - token * groups;
@@ -107,6 +108,7 @@ extern "C" __global__ void __launch_bounds__(ROPE_THREADS, 1)
     if (exists && head < all_heads) raw[i].load(row + head * HEAD_DIM);
   }
   const HeadAngles angles = load_head_angles(cos_sin + static_cast<int64>(position) * ROTARY_DIM);
+  const float query_scale = SCALES_QUERIES ? __ldg(query_scales + position) : 1;
   // Where the token's keys and values of the first KV head go.
   const int64 stored = (static_cast<int64>(slot / block_size) * kv_heads * block_size + slot % block_size) * HEAD_DIM;
 
@@ -132,6 +134,7 @@ extern "C" __global__ void __launch_bounds__(ROPE_THREADS, 1)
       continue;
     }
     rotate(part, angles);
+    if (SCALES_QUERIES && is_query) multiply(part, query_scale);
     if (is_query) store_head(row + head * HEAD_DIM, part);
     else if (slot >= 0) store_cached(keys + cached, part, key_scale);
   }

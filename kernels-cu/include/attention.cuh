@@ -1,6 +1,7 @@
 // The attention kernels' common ground: the model's constants and the layout of the paged cache.
 //
-// Defines: HEAD_DIM (D), GROUP_SIZE (query heads of a KV head, g), BLOCK_SIZE (tokens of a block, BS).
+// Defines: HEAD_DIM (D), GROUP_SIZE (query heads of a KV head, g), BLOCK_SIZE (tokens of a block, BS), and where a model has them
+// SOFT_CAP, ATTENTION_SINKS.
 //   qkv          [T, (g + 2)·NKV·D]   packed projections; queries first
 //   keys, values [B, NKV, BS, D]      cache_t; a head's tokens within a block are contiguous
 //   out          [T, g·NKV·D]
@@ -23,6 +24,41 @@ __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// SOFT_CAP: a score s, scaled, becomes cap · tanh(s / cap). ATTENTION_SINKS: the sum of softmax has a logit of the head besides.
+#if defined(SOFT_CAP)
+constexpr bool IS_CAPPED = true;
+#else
+constexpr bool IS_CAPPED = false;
+#endif
+#if defined(ATTENTION_SINKS)
+constexpr bool HAS_SINKS = true;
+#else
+constexpr bool HAS_SINKS = false;
+#endif
+constexpr float LOG2_E = 1.44269504f;
+
+// The score, in log2 units, of a product of a query and a key. Without a cap scale_log2 is their scale times log2(e). With one it
+// is 2·log2(e) / cap times the scale, and cap_log2 the cap times log2(e): tanh(x) is 1 − 2 / (1 + e²ˣ).
+__device__ __forceinline__ float log2_score(float product, float scale_log2, float cap_log2) {
+  if constexpr (IS_CAPPED) return cap_log2 - __fdividef(2 * cap_log2, 1 + exp2_approx(product * scale_log2));
+  return product * scale_log2;
+}
+// Products become log2 scores where those are capped: softmax then has softmax_scale for its scale.
+template <int N>
+__device__ __forceinline__ void cap_scores(float (&scores)[N], float scale_log2, float cap_log2) {
+  if constexpr (IS_CAPPED) {
+#pragma unroll
+    for (int i = 0; i < N; i++) scores[i] = log2_score(scores[i], scale_log2, cap_log2);
+  }
+}
+__device__ __forceinline__ float softmax_scale(float scale_log2) { return IS_CAPPED ? 1 : scale_log2; }
+
+// `sum` is one of 2^(score − max). sinks [heads] of this launch; null without ATTENTION_SINKS.
+__device__ __forceinline__ float with_sink(float sum, float max, const float* sinks, int head) {
+  if constexpr (HAS_SINKS) return sum + exp2_approx(__ldg(sinks + head) * LOG2_E - max);
+  return sum;
 }
 
 // One KV head of the paged keys or values, seen from dimension `first_dim` on.

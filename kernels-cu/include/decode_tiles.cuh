@@ -57,7 +57,7 @@ __device__ __forceinline__ void share_results(const Softmax& state, float2 (&sta
 // is_visible says of a position whether the query sees it.
 template <typename IsVisible>
 __device__ __forceinline__ void update_softmax(Probabilities& probabilities, Softmax& state, const Scores& scores, int low,
-                                               const IsVisible& is_visible, float scale_log2) {
+                                               const IsVisible& is_visible, float scale_log2, float cap_log2 = 0) {
   bool visible[PARTS][2];
 #pragma unroll
   for (int part = 0; part < PARTS; part++)
@@ -68,7 +68,8 @@ __device__ __forceinline__ void update_softmax(Probabilities& probabilities, Sof
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) p[part][i] = visible[part][i / 2] ? scores[part][h][i] * scale_log2 : -infinity();
+      for (int i = 0; i < 4; i++)
+        p[part][i] = visible[part][i / 2] ? log2_score(scores[part][h][i], scale_log2, cap_log2) : -infinity();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       float max = fmaxf(p[0][i], p[0][i + 2]);

@@ -21,6 +21,13 @@ static_assert(PAIRS <= VEC && (PAIRS & (PAIRS - 1)) == 0, "HEAD_PAIRS must be a 
 static_assert(HALF % PAIRS == 0 && TAIL_HALF % PAIRS == 0, "HEAD_PAIRS must divide what is rotated and what is not");
 static_assert(LANES <= WARP && (LANES & (LANES - 1)) == 0, "HEAD_LANES must be a power of two, at most a warp");
 
+// QUERY_SCALES: queries are multiplied by a factor of their position.
+#if defined(QUERY_SCALES)
+constexpr bool SCALES_QUERIES = true;
+#else
+constexpr bool SCALES_QUERIES = false;
+#endif
+
 // One lane's share of a head. Pieces past the end are 0 and are never stored.
 struct HeadPart {
   float first[PIECES_PER_LANE][PAIRS];
@@ -150,6 +157,13 @@ __device__ __forceinline__ void rotate(HeadPart& part, const HeadAngles& angles)
       part.second[piece][i] = y * cosine + x * sine;
     }
   }
+}
+
+__device__ __forceinline__ void multiply(HeadPart& part, float factor) {
+#pragma unroll
+  for (int piece = 0; piece < PIECES_PER_LANE; piece++)
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) part.first[piece][i] *= factor, part.second[piece][i] *= factor;
 }
 
 // The lanes of a head call together.

@@ -317,21 +317,28 @@ function attendTable(float: FloatDType, batch: Refusals["operands"]): Refusals {
       ...{ out: [float, 3, 128], qkv: [float, 3, 256], ...pool(5, 2, 16, 32) },
       ...{ ...metadata, blockTables: ["int32", 4, 7], cosSin: ["float32", 9, 16] },
       ...{ queryNorm: [float, 32], keyNorm: [float, 32] },
+      ...{ queryScales: ["float32", 9], sinks: ["float32", 4] },
     },
-    scalars: { numHeads: 4, numKvHeads: 2, numTokens: 3, decodeRows: 1, window: 0 },
-    free: { blockTables: [0, 1], cosSin: [0] },
-    apart: { out: ["qkv", "keys", "values"], qkv: ["keys", "values", "cosSin", "queryNorm", "keyNorm"] },
+    scalars: { numHeads: 4, numKvHeads: 2, numTokens: 3, decodeRows: 1, window: 0, softCap: 1 },
+    free: { blockTables: [0, 1], cosSin: [0], queryScales: [0] },
+    apart: {
+      out: ["qkv", "keys", "values", "sinks"],
+      qkv: ["keys", "values", "cosSin", "queryScales", "sinks", "queryNorm", "keyNorm"],
+    },
     wrong: [
       ...[pool(5, 3, 16, 32), pool(5, 2, 8, 32), pool(5, 2, 16, 64)],
       { numKvHeads: 0, qkv: [float, 3, 128], ...pool(5, 0, 16, 32) },
       { numHeads: 5, out: [float, 3, 160], qkv: [float, 3, 288] },
       ...[{ numTokens: 2 }, { decodeRows: 3 }, { window: -1 }, { window: Number.NaN }],
+      ...[{ softCap: 0 }, { softCap: Infinity }, { softCap: Number.NaN }],
       { cosSin: ["float32", 9, 64] },
     ],
-    run: (backend, { out, qkv, keys, values, cosSin, queryNorm, keyNorm, ...operands }, scalars) => {
-      const { numHeads, numKvHeads, window } = scalars;
-      backend.attend(out!, qkv!, { keys: keys!, values: values! }, batchOf(operands, scalars), {
+    run: (backend, operands, scalars) => {
+      const { out, qkv, keys, values, cosSin, queryNorm, keyNorm, queryScales, sinks, ...rest } = operands;
+      const { numHeads, numKvHeads, window, softCap } = scalars;
+      backend.attend(out!, qkv!, { keys: keys!, values: values! }, batchOf(rest, scalars), {
         ...{ numHeads: numHeads!, numKvHeads: numKvHeads!, headDim: 32, scale: 1, window: window! },
+        ...{ queryScales, sinks, softCap },
         ...{ cosSin: cosSin!, headNorm: { query: queryNorm!, key: keyNorm!, eps: 1e-6 } },
       });
     },

@@ -1,5 +1,5 @@
 import type { DType, FloatDType } from "../../base/dtype.ts";
-import { ConfigError, InvariantError, invariant, UnsupportedModelError } from "../../base/errors.ts";
+import { ConfigError, InvariantError, invariant } from "../../base/errors.ts";
 import { Context } from "../../cuda/context.ts";
 import { CublasLt } from "../../cuda/cublaslt.ts";
 import { Graph } from "../../cuda/graph.ts";
@@ -7,7 +7,7 @@ import { DeviceMemory } from "../../cuda/memory.ts";
 import type { Cuda } from "../../cuda/open-cuda.ts";
 import { Event, Stream } from "../../cuda/stream.ts";
 import { encodeTensorMap } from "../../cuda/tensor-map.ts";
-import type { AttentionSpec } from "../attention-spec.ts";
+import type { AttentionSpec, ProjectionNormSpec } from "../attention-spec.ts";
 import type {
   Activation,
   Backend,
@@ -381,8 +381,8 @@ export class CudaBackend implements Backend {
     this.#ops.activation.activation(this.#ordered.value, out, x, activation);
   }
 
-  normProjections(): void {
-    throw new UnsupportedModelError("config.json", "norms of whole projections are not supported on cuda");
+  normProjections(qkv: Tensor, norm: ProjectionNormSpec): void {
+    this.#ops.norm.normProjections(this.#ordered.value, qkv, norm);
   }
 
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {

@@ -8,9 +8,9 @@ const FORMS: readonly Form[] = [
   { softCap: 2 },
   { sinks: true },
   { softCap: 1.5, sinks: true, queryScales: true },
-  { softCap: 50, scale: 0.3 },
+  { softCap: 50, scale: 0.08 },
   { queryScales: true },
-  { sinks: true, scale: 0.25 },
+  { sinks: true, scale: 0.1 },
 ];
 const NAMES: readonly BatchName[] = ["long decodes", "chunk with cached prefix", "mixed"];
 const HEADS = [
@@ -18,8 +18,6 @@ const HEADS = [
   [8, 1, 128],
   [4, 2, 256],
   [16, 1, 64],
-  [8, 8, 128],
-  [5, 1, 256],
 ] as const;
 const WINDOWS = [0, 5, 100, 17];
 const SCALES = [undefined, { keyScale: 0.037, valueScale: 0.21 }];

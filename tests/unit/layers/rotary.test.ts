@@ -2,6 +2,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import {
   inverseFrequencies,
+  queryScaleTable,
   type RopeConfig,
   type RopeScaling,
   rotaryDim,
@@ -14,6 +15,8 @@ interface Case {
   readonly name: string;
   readonly headDim: number;
   readonly rope: RopeConfig;
+  /** Of the engine. Default 1. */
+  readonly positions?: number;
   /** Number of frequencies. */
   readonly count: number;
   /** Some of them by index, as `ROPE_INIT_FUNCTIONS` of transformers 5.23 computes them in float32. */
@@ -47,7 +50,126 @@ function yarn(
   };
 }
 
+const DYNAMIC: RopeScaling = { kind: "dynamic", factor: 4, originalMaxPositionEmbeddings: 2048 };
+const LONGROPE: RopeScaling = {
+  kind: "longrope",
+  shortFactors: Array.from({ length: 24 }, (_, i) => 1 + 0.02 * i),
+  longFactors: Array.from({ length: 24 }, (_, i) => 1.5 + 0.75 * i),
+  originalMaxPositionEmbeddings: 4096,
+  attentionFactor: 1.5,
+};
+
 const CASES: readonly Case[] = [
+  {
+    name: "dynamic, within the positions of training",
+    headDim: 64,
+    rope: { theta: 1e4, partialRotaryFactor: 1, scaling: DYNAMIC },
+    count: 32,
+    positions: 1000,
+    expected: {
+      0: 1,
+      1: 0.749894202,
+      8: 0.100000001,
+      16: 0.00999999978,
+      24: 0.00100000005,
+      31: 0.00013335215,
+    },
+  },
+  {
+    name: "dynamic, beyond them",
+    headDim: 64,
+    rope: { theta: 1e4, partialRotaryFactor: 1, scaling: DYNAMIC },
+    count: 32,
+    positions: 8192,
+    expected: {
+      0: 1,
+      1: 0.690345228,
+      8: 0.0515858717,
+      16: 0.00266110199,
+      24: 0.000137275245,
+      31: 1.02578579e-5,
+    },
+  },
+  {
+    name: "longrope, within the positions of training",
+    headDim: 64,
+    rope: { theta: 1e4, partialRotaryFactor: 0.75, scaling: LONGROPE },
+    count: 24,
+    positions: 4096,
+    expected: {
+      0: 1,
+      1: 0.667933404,
+      6: 0.0892857164,
+      12: 0.00806451589,
+      18: 0.000735294132,
+      23: 0.000100534213,
+    },
+  },
+  {
+    name: "longrope, beyond them",
+    headDim: 64,
+    rope: { theta: 1e4, partialRotaryFactor: 0.75, scaling: LONGROPE },
+    count: 24,
+    positions: 4097,
+    expected: {
+      0: 0.666666687,
+      1: 0.302796483,
+      6: 0.0166666675,
+      12: 0.000952380942,
+      18: 6.66666674e-5,
+      23: 7.82826373e-6,
+    },
+  },
+  {
+    name: "proportional",
+    headDim: 128,
+    rope: { theta: 1e6, partialRotaryFactor: 0.25, scaling: { kind: "proportional", factor: 1 } },
+    count: 64,
+
+    expected: { 0: 1, 1: 0.805842221, 16: 0, 32: 0, 63: 0 },
+  },
+  {
+    name: "proportional with a factor",
+    headDim: 128,
+    rope: { theta: 1e6, partialRotaryFactor: 0.5, scaling: { kind: "proportional", factor: 8 } },
+    count: 64,
+
+    expected: { 0: 0.125, 1: 0.100730278, 16: 0.00395284733, 32: 0, 63: 0 },
+  },
+  {
+    name: "yarn between whole pairs",
+    headDim: 64,
+    rope: {
+      theta: 150000,
+      partialRotaryFactor: 1,
+      scaling: { ...yarn(32, 4096), truncate: false } as RopeScaling,
+    },
+    count: 32,
+
+    expected: {
+      0: 1,
+      1: 0.689044297,
+      8: 0.0508132726,
+      16: 0.000456483918,
+      24: 4.09997847e-6,
+      31: 3.0235114e-7,
+    },
+  },
+  {
+    name: "yarn at whole pairs",
+    headDim: 64,
+    rope: { theta: 150000, partialRotaryFactor: 1, scaling: yarn(32, 4096) },
+    count: 32,
+
+    expected: {
+      0: 1,
+      1: 0.689044297,
+      8: 0.0508132726,
+      16: 0.000580947497,
+      24: 4.09997847e-6,
+      31: 3.0235114e-7,
+    },
+  },
   {
     name: "default",
     headDim: 64,
@@ -142,12 +264,12 @@ const CASES: readonly Case[] = [
 ];
 
 describe("inverse frequencies", () => {
-  test.each([...CASES])("$name", ({ headDim, rope, count, expected }) => {
-    const frequencies = inverseFrequencies(headDim, rope, 1);
+  test.each([...CASES])("$name", ({ headDim, rope, count, expected, positions = 1 }) => {
+    const frequencies = inverseFrequencies(headDim, rope, positions);
     expect(frequencies).toHaveLength(count);
     expect(rotaryDim(headDim, rope)).toBe(2 * count);
     for (const [index, value] of Object.entries(expected))
-      expect(Math.abs(frequencies[Number(index)]! / value - 1)).toBeLessThan(1e-6);
+      expect(Math.abs(frequencies[Number(index)]! - value)).toBeLessThanOrEqual(1e-6 * value);
   });
 
   test("an odd number of rotated dimensions loses one", () => {
@@ -174,6 +296,28 @@ describe("the table of cosines and sines", () => {
     expect([...values.subarray(0, 8)]).toEqual([1, 1, 1, 1, 0, 0, 0, 0]);
   });
 
+  test("longrope's attention factor scales both, and its factors are those of the table's positions", () => {
+    const rope: RopeConfig = { theta: 1e4, partialRotaryFactor: 0.75, scaling: LONGROPE };
+    for (const [positions, factor] of [
+      [4096, 1],
+      [4097, 1.5],
+    ] as const) {
+      const values = table(rope, 64, positions);
+      expect(values[48]!).toBeCloseTo(1.5 * Math.cos(1 / factor), 5);
+      expect(values[48 + 24]!).toBeCloseTo(1.5 * Math.sin(1 / factor), 5);
+    }
+  });
+
+  test("pairs of a proportional rope that do not turn stay as they are", () => {
+    const rope: RopeConfig = {
+      ...{ theta: 1e4, partialRotaryFactor: 0.5 },
+      scaling: { kind: "proportional", factor: 1 },
+    };
+    expect([...table(rope, 8, 6).subarray(40)].map((value) => +value.toFixed(6))).toEqual(
+      [Math.cos(5), Math.cos(0.5), 1, 1, Math.sin(5), Math.sin(0.5), 0, 0].map((value) => +value.toFixed(6)),
+    );
+  });
+
   test("yarn's attention factor scales both", () => {
     const scaling = (factor: number) => ({
       ...{ theta: 1e6, partialRotaryFactor: 1 },
@@ -190,4 +334,16 @@ describe("the table of cosines and sines", () => {
     const angle = Math.fround(8191 * Math.fround(1e4 ** (-2 / 64)));
     expect(values[8191 * 64 + 1]!).toBe(Math.fround(Math.cos(angle)));
   });
+});
+
+test("scales of queries grow with each stretch of the positions of training", () => {
+  const backend = new CpuBackend();
+  const scaling = { beta: 0.1, originalMaxPositionEmbeddings: 16384 };
+  const bytes = backend.download(queryScaleTable(backend, 262144, scaling)).slice();
+  backend.dispose();
+  const values = new Float32Array(bytes.buffer);
+  // As transformers 5.24 computes them for Ministral 3.
+  const expected = { 0: 1, 100: 1, 16383: 1, 16384: 1.06931472, 32768: 1.10986125, 262143: 1.27725887 };
+  for (const [position, scale] of Object.entries(expected))
+    expect(Math.abs(values[Number(position)]! - scale)).toBeLessThan(2e-7);
 });

@@ -188,6 +188,78 @@ describe("readModelConfig", () => {
     );
   });
 
+  test("longrope, dynamic and proportional rope", () => {
+    const factors = (last: number) => Array.from({ length: 48 }, (_, i) => 1 + (last * i) / 47);
+    const lists = { short_factor: factors(1), long_factor: factors(40) };
+    const phi = { head_dim: 128, partial_rotary_factor: 0.75, original_max_position_embeddings: 4096 };
+    const longrope = (fields: object) =>
+      read({ ...LLAMA, ...phi, rope_scaling: { type: "longrope", ...lists, ...fields } }).layerRopes[0]!
+        .scaling;
+    const common = { kind: "longrope", shortFactors: factors(1), longFactors: factors(40) };
+    const original = { originalMaxPositionEmbeddings: 4096 };
+    expect(longrope({})).toEqual({ ...common, ...original, attentionFactor: 1.1902380714238083 } as never);
+    expect(longrope({ type: "su" })).toEqual(longrope({}));
+    expect(longrope({ attention_factor: 1.5 })).toMatchObject({ attentionFactor: 1.5 });
+    expect(longrope({ factor: 1 })).toMatchObject({ attentionFactor: 1 });
+    for (const [name, list] of [
+      ["short_factor", factors(1).slice(1)],
+      ["long_factor", [...factors(40), 1]],
+      ["long_factor", "none"],
+      ["short_factor", [...factors(1).slice(1), 0]],
+    ] as const)
+      expect(() => longrope({ [name]: list })).toThrow(`rope_scaling.${name} must be a list of`);
+
+    const dynamic = read({
+      ...LLAMA,
+      max_position_embeddings: 2048,
+      rope_scaling: { type: "dynamic", factor: 4 },
+    });
+    expect(dynamic.layerRopes[0]!.scaling).toEqual({
+      ...{ kind: "dynamic", factor: 4, originalMaxPositionEmbeddings: 2048 },
+    });
+    expect(dynamic.maxPositionEmbeddings).toBe(8192);
+    const rope_parameters = { rope_type: "proportional", rope_theta: 1e6, partial_rotary_factor: 0.25 };
+    const { rope_theta: _, ...silent } = LLAMA;
+    expect(read({ ...silent, rope_parameters }).layerRopes[0]!).toEqual({
+      ...{ theta: 1e6, partialRotaryFactor: 0.25, scaling: { kind: "proportional", factor: 1 } },
+    });
+    const yarn = { rope_type: "yarn", factor: 32, truncate: false };
+    expect(read({ ...LLAMA, rope_scaling: yarn }).layerRopes[0]!.scaling).toMatchObject({ truncate: false });
+  });
+
+  test("ropes that differ between layers", () => {
+    const types = {
+      layer_types: ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    };
+    const { rope_theta: _, ...silent } = { ...LLAMA, ...types, sliding_window: 1024 };
+    const rope_parameters = {
+      full_attention: { rope_type: "linear", rope_theta: 1e6, factor: 8 },
+      sliding_attention: { rope_type: "default", rope_theta: 1e4 },
+    };
+    const recent = read({ ...silent, rope_parameters });
+    const [sliding, full] = recent.layerRopes;
+    expect(sliding).toEqual({ theta: 1e4, partialRotaryFactor: 1, scaling: { kind: "none" } });
+    expect(full).toEqual({ theta: 1e6, partialRotaryFactor: 1, scaling: { kind: "linear", factor: 8 } });
+    // What is the same is one object.
+    expect(recent.layerRopes[2]).toBe(sliding!);
+    expect(recent.layerRopes[3]).toBe(full!);
+    const rope_scaling = { rope_type: "linear", factor: 8 };
+    const old = read({ ...silent, rope_theta: 1e6, rope_local_base_freq: 1e4, rope_scaling });
+    expect(old.layerRopes).toEqual(recent.layerRopes);
+  });
+
+  test("scaling of queries by position", () => {
+    const scaling = {
+      rope_type: "default",
+      llama_4_scaling_beta: 0.1,
+      original_max_position_embeddings: 16384,
+    };
+    const queryScaling = { beta: 0.1, originalMaxPositionEmbeddings: 16384 };
+    expect(read({ ...LLAMA, rope_parameters: scaling })).toMatchObject({ queryScaling });
+    expect(read({ ...LLAMA, rope_scaling: scaling })).toMatchObject({ queryScaling });
+    expect(read(LLAMA).queryScaling).toBeUndefined();
+  });
+
   test("rope scaling", () => {
     const scaling = (rope_scaling: object) => read({ ...LLAMA, rope_scaling }).layerRopes[0]!.scaling;
     expect(scaling({ type: "linear", factor: 2.5 })).toEqual({ kind: "linear", factor: 2.5 });

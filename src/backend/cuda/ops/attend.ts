@@ -1,4 +1,4 @@
-import { ConfigError, UnsupportedModelError } from "../../../base/errors.ts";
+import { ConfigError } from "../../../base/errors.ts";
 import type { AttentionSpec } from "../../attention-spec.ts";
 import type { BatchTensors, LayerCache, ModelShape } from "../../backend.ts";
 import { checkAttend } from "../../checks.ts";
@@ -39,13 +39,11 @@ export class AttendOps {
   /** @throws UnsupportedModelError as `attend` does. */
   units(model: ModelShape): KernelUnit[] {
     const shape = headShape(model, model.blockSize, model.kvDtype);
-    return [
-      this.#prefillFor(shape).unit(shape),
-      ...model.attentionForms.flatMap(({ rotaryDim }) => [
-        this.#decode.unit(shape, rotaryDim),
-        ...this.#rotary.units(model.headDim, rotaryDim, shape.float8),
-      ]),
-    ];
+    return model.attentionForms.flatMap((form) => [
+      this.#prefillFor(shape).unit(shape, form),
+      this.#decode.unit(shape, form),
+      ...this.#rotary.units(model.headDim, form, shape.float8),
+    ]);
   }
 
   /**
@@ -63,12 +61,6 @@ export class AttendOps {
     const { dtype } = this.#options;
     const { tokens } = checkAttend(dtype, out, qkv, cache, batch, spec);
     if (tokens === 0) return;
-    const { softCap, sinks, queryScales } = spec;
-    if (softCap !== undefined || sinks !== undefined || queryScales !== undefined)
-      throw new UnsupportedModelError(
-        "config.json",
-        "attention on cuda has no soft cap, sinks and query scales",
-      );
     const shape = headShape(spec, batch.blockSize, cache.keys.dtype);
     checkHeadAlignment(qkv, cache, spec);
     const { decodeRows, numRows } = batch;

@@ -1,11 +1,12 @@
-import type { AttentionSpec } from "../../attention-spec.ts";
+import { type AttentionForm, type AttentionSpec, attentionFormOf } from "../../attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import { type Kernel, STATIC_SHARED_BYTES } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
-import { attentionArguments } from "./attention-arguments.ts";
+import { contextArguments, scoreArguments } from "./attention-arguments.ts";
+import { FORM_KEYS, formKey, queryDefines, scoreDefines } from "./attention-form.ts";
 import type { AttentionOptions } from "./attention-options.ts";
 import { headPart, headPartDefines } from "./head-part.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
@@ -35,8 +36,18 @@ const ATTENTION_DECODE = {
   pointers: [
     ...(["out", "qkv", "keys", "values", "cos_sin", "query_norm", "key_norm", "slot_mapping"] as const),
     ...(["block_tables", "row_slots", "context_lens", "partials", "partial_stats", "counters"] as const),
+    ...(["query_scales", "sinks"] as const),
   ],
-  scalars: ["max_blocks", "scale_log2", "window", "eps", "min_split_tiles", "key_scale", "value_scale"],
+  scalars: [
+    "max_blocks",
+    "scale_log2",
+    "window",
+    "eps",
+    "min_split_tiles",
+    "key_scale",
+    "value_scale",
+    "cap_log2",
+  ],
 } as const;
 
 /** Splits of each row of a decode batch: gridDim.z, and the least tiles that a split gets. */
@@ -86,8 +97,8 @@ export class DecodeAttention {
     this.#kernels = new KernelVariants(library, ATTENTION_DECODE, options.dtype, options);
   }
 
-  unit(shape: HeadShape, rotaryDim: number): KernelUnit {
-    return this.#kernels.unit(this.#defines(shape, rotaryDim));
+  unit(shape: HeadShape, form: AttentionForm): KernelUnit {
+    return this.#kernels.unit(this.#defines(shape, form));
   }
 
   /**
@@ -104,11 +115,11 @@ export class DecodeAttention {
     shape: HeadShape,
   ): void {
     const { decodeRows } = batch;
-    const { numKvHeads, headNorm, cosSin } = spec;
+    const { numKvHeads, headNorm, cosSin, queryScales } = spec;
     const { keys, values, keyScale = 1, valueScale = 1 } = cache;
     const { smCount, batchInvariant } = this.options;
     const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, smCount, batchInvariant);
-    const { kernel, threads, partials, stats, counters } = this.#variant(shape, cosSin?.dim(1) ?? 0);
+    const { kernel, threads, partials, stats, counters } = this.#variant(shape, attentionFormOf(spec));
     // What decodeSplits lets happen at most: rows in one split need no scratch.
     const items = batchInvariant
       ? decodeRows * numKvHeads * INVARIANT_SPLITS
@@ -118,7 +129,8 @@ export class DecodeAttention {
       query_norm: headNorm?.query ?? null,
       key_norm: headNorm?.key ?? null,
       eps: headNorm?.eps ?? 0,
-      ...attentionArguments(batch, spec, cache),
+      query_scales: queryScales ?? null,
+      ...{ ...contextArguments(batch, spec), ...scoreArguments(spec, cache) },
       partials: partials.atLeast(items * shape.group * shape.headDim * 4),
       partial_stats: stats.atLeast(items * shape.group * 8),
       counters: counters.atLeast(items * 4),
@@ -127,12 +139,12 @@ export class DecodeAttention {
     });
   }
 
-  #variant(shape: HeadShape, rotaryDim: number): Variant {
-    const key = headKey(shape) * (MAX_HEAD_DIM + 1) + rotaryDim;
+  #variant(shape: HeadShape, form: AttentionForm): Variant {
+    const key = (headKey(shape) * (MAX_HEAD_DIM + 1) + form.rotaryDim) * FORM_KEYS + formKey(form);
     let variant = this.#variants.get(key);
     if (variant === undefined) {
       const zeros = () => new Scratch(this.options.allocateZeroed);
-      const kernel = this.#kernels.get(key, this.#defines(shape, rotaryDim));
+      const kernel = this.#kernels.get(key, this.#defines(shape, form));
       const threads = this.#warps(shape) * WARP;
       kernel.fn.preferCache(threads);
       variant = {
@@ -144,10 +156,12 @@ export class DecodeAttention {
     return variant;
   }
 
-  #defines(shape: HeadShape, rotaryDim: number): Macros {
+  #defines(shape: HeadShape, form: AttentionForm): Macros {
+    const { rotaryDim } = form;
     return {
       ...headDefines(shape),
       ...headPartDefines(rotaryDim, headPart(this.options.dtype, shape.headDim, rotaryDim)),
+      ...{ ...scoreDefines(form), ...queryDefines(form) },
       DECODE_WARPS: this.#warps(shape),
       DECODE_TILE: shape.float8 && shape.headDim <= MAX_FLOAT8_TILE_DIM ? FLOAT8_TILE : DECODE_TILE,
     };

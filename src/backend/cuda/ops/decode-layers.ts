@@ -8,7 +8,7 @@ import type { Kernel } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
-import { attentionArguments } from "./attention-arguments.ts";
+import { contextArguments, scoreArguments } from "./attention-arguments.ts";
 import { DECODE_TILE } from "./decode-attention.ts";
 import { headPart, headPartDefines } from "./head-part.ts";
 import { headDefines, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
@@ -207,11 +207,8 @@ export class DecodeLayers {
       table: this.#tableAddress,
       ...{ residual: qkv.x, attended: attend.out, activated: up.out },
       ...{ exchange: this.#exchange, partials: this.#partials, epochs: this.#epochs },
-      ...{
-        cos_sin: spec.cosSin ?? null,
-        slot_mapping: batch.slotMapping,
-        ...attentionArguments(batch, spec, {}),
-      },
+      ...{ cos_sin: spec.cosSin ?? null, slot_mapping: batch.slotMapping, ...contextArguments(batch, spec) },
+      scale_log2: scoreArguments(spec, {}).scale_log2,
       ...{ tokens: batch.numTokens, layers: layers.length, kv_heads: spec.numKvHeads },
       activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
       ...{ eps: qkv.fusion.norm!.eps, head_eps: spec.headNorm?.eps ?? 0 },

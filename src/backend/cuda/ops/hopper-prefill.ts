@@ -1,11 +1,12 @@
 import { dtypeSize } from "../../../base/dtype.ts";
 import { TENSOR_MAP_BYTES } from "../../../cuda/tensor-map.ts";
-import type { AttentionSpec } from "../../attention-spec.ts";
+import { type AttentionForm, type AttentionSpec, attentionFormOf } from "../../attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
-import { attentionArguments } from "./attention-arguments.ts";
+import { contextArguments, scoreArguments } from "./attention-arguments.ts";
+import { FORM_KEYS, formKey, scoreDefines } from "./attention-form.ts";
 import type { AttentionOptions } from "./attention-options.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
@@ -30,9 +31,18 @@ const ATTENTION_PREFILL_HOPPER = {
   entry: "attention_prefill_hopper",
   pointers: [
     ...(["out", "qkv", "maps", "block_tables", "row_slots", "cu_seqlens_q", "context_lens"] as const),
-    ...(["queue", "keys", "values"] as const),
+    ...(["queue", "keys", "values", "sinks"] as const),
   ],
-  scalars: ["num_kv_heads", "first_row", "num_rows", "max_blocks", "scale_log2", "window", "value_scale"],
+  scalars: [
+    "num_kv_heads",
+    "first_row",
+    "num_rows",
+    "max_blocks",
+    "scale_log2",
+    "window",
+    "value_scale",
+    "cap_log2",
+  ],
 } as const;
 
 /** Tensor maps of a layer's keys and values, in device memory, and what they were made for. That cache may be gone. */
@@ -63,8 +73,8 @@ export class HopperPrefill {
     return headDim % SWIZZLE_WIDTH === 0 && blockSize % SWIZZLE_ROWS === 0;
   }
 
-  unit(shape: HeadShape): KernelUnit {
-    return this.#kernels.unit(defines(shape));
+  unit(shape: HeadShape, form: AttentionForm): KernelUnit {
+    return this.#kernels.unit(defines(shape, form));
   }
 
   /** Rows from batch.decodeRows on. The first use of a layer's cache, or of a new one, allocates and uploads. */
@@ -80,6 +90,7 @@ export class HopperPrefill {
     const { decodeRows, numRows } = batch;
     const { numKvHeads } = spec;
     const { smCount, dtype, allocateZeroed } = this.options;
+    const form = attentionFormOf(spec);
     const rows = numRows - decodeRows;
     const tiles = Math.ceil((batch.maxQueryLen * shape.group) / ROWS) * rows * numKvHeads;
     const tileRows = queryStages(shape) * ROWS + 2 * PREFILL_STAGES * keysOf(shape);
@@ -87,11 +98,11 @@ export class HopperPrefill {
     const sharedBytes = (tileRows * dtypeSize(dtype) + codeRows) * shape.headDim + PREFILL_CONTROL_BYTES;
     this.#queue ??= allocateZeroed(8);
     this.#kernels
-      .get(headKey(shape), defines(shape))
+      .get(headKey(shape) * FORM_KEYS + formKey(form), defines(shape, form))
       .launch(stream, Math.min(smCount, tiles), 1, 1, (PREFILL_CONSUMERS + 1) * 4 * WARP, sharedBytes, {
         ...{ out, qkv, maps: shape.float8 ? null : this.#mapsOf(cache, shape), queue: this.#queue },
         ...{ keys: cache.keys, values: cache.values, value_scale: cache.valueScale ?? 1 },
-        ...attentionArguments(batch, spec, cache),
+        ...{ ...contextArguments(batch, spec), ...scoreArguments(spec, cache) },
         cu_seqlens_q: batch.cuSeqlensQ,
         num_kv_heads: numKvHeads,
         first_row: decodeRows,
@@ -131,9 +142,9 @@ export class HopperPrefill {
   }
 }
 
-function defines(shape: HeadShape): Macros {
+function defines(shape: HeadShape, form: AttentionForm): Macros {
   return {
-    ...headDefines(shape),
+    ...{ ...headDefines(shape), ...scoreDefines(form) },
     PREFILL_KEYS: keysOf(shape),
     PREFILL_BOX: boxRows(shape),
     PREFILL_QUERY_STAGES: queryStages(shape),

@@ -1,10 +1,11 @@
 import { dtypeSize } from "../../../base/dtype.ts";
-import type { AttentionSpec } from "../../attention-spec.ts";
+import { type AttentionForm, type AttentionSpec, attentionFormOf } from "../../attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
-import { attentionArguments } from "./attention-arguments.ts";
+import { contextArguments, scoreArguments } from "./attention-arguments.ts";
+import { FORM_KEYS, formKey, scoreDefines } from "./attention-form.ts";
 import type { AttentionOptions } from "./attention-options.ts";
 import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
@@ -23,9 +24,9 @@ const ATTENTION_PREFILL = {
   entry: "attention_prefill",
   pointers: [
     ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "cu_seqlens_q"] as const),
-    "context_lens",
+    ...(["context_lens", "sinks"] as const),
   ],
-  scalars: ["first_row", "max_blocks", "scale_log2", "window", "value_scale"],
+  scalars: ["first_row", "max_blocks", "scale_log2", "window", "value_scale", "cap_log2"],
 } as const;
 
 /** Attention of rows with several query tokens, on every GPU: `attention_prefill.cu`. */
@@ -39,8 +40,8 @@ export class PrefillAttention {
     this.#kernels = new KernelVariants(library, ATTENTION_PREFILL, options.dtype, options);
   }
 
-  unit(shape: HeadShape): KernelUnit {
-    return this.#kernels.unit(prefillDefines(shape));
+  unit(shape: HeadShape, form: AttentionForm): KernelUnit {
+    return this.#kernels.unit(prefillDefines(shape, form));
   }
 
   /** Rows from batch.decodeRows on. */
@@ -54,11 +55,12 @@ export class PrefillAttention {
     shape: HeadShape,
   ): void {
     const { decodeRows, numRows } = batch;
+    const form = attentionFormOf(spec);
     const rows = prefillRows(shape);
     const rowBytes = (shape.headDim + PREFILL_PADDING) * dtypeSize(this.options.dtype);
     const cachedBytes = shape.float8 ? shape.headDim + CODE_PADDING : rowBytes;
     this.#kernels
-      .get(headKey(shape), prefillDefines(shape))
+      .get(headKey(shape) * FORM_KEYS + formKey(form), prefillDefines(shape, form))
       .launch(
         stream,
         Math.ceil((batch.maxQueryLen * shape.group) / rows),
@@ -68,7 +70,7 @@ export class PrefillAttention {
         rows * rowBytes + 2 * PREFILL_KEYS * cachedBytes,
         {
           ...{ out, qkv, keys: cache.keys, values: cache.values },
-          ...attentionArguments(batch, spec, cache),
+          ...{ ...contextArguments(batch, spec), ...scoreArguments(spec, cache) },
           cu_seqlens_q: batch.cuSeqlensQ,
           first_row: decodeRows,
           value_scale: cache.valueScale ?? 1,
@@ -77,9 +79,9 @@ export class PrefillAttention {
   }
 }
 
-function prefillDefines(shape: HeadShape): Macros {
+function prefillDefines(shape: HeadShape, form: AttentionForm): Macros {
   return {
-    ...headDefines(shape),
+    ...{ ...headDefines(shape), ...scoreDefines(form) },
     PREFILL_ROWS: prefillRows(shape),
     ...(shape.float8 && { CODE_PADDING }),
   };

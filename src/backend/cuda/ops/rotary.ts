@@ -1,10 +1,11 @@
 import type { FloatDType } from "../../../base/dtype.ts";
-import type { AttentionSpec } from "../../attention-spec.ts";
+import { type AttentionForm, type AttentionSpec, attentionFormOf } from "../../attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../../backend.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
+import { FORM_KEYS, formKey, queryDefines } from "./attention-form.ts";
 import { type HeadPart, headPart, headPartDefines } from "./head-part.ts";
 import { cacheDefines } from "./head-shape.ts";
 import { KernelVariants } from "./kernel-variants.ts";
@@ -21,7 +22,7 @@ const ROPE_STORE = {
   entry: "rope_store",
   pointers: [
     ...(["qkv", "keys", "values", "cos_sin", "positions", "slot_mapping"] as const),
-    ...(["query_norm", "key_norm"] as const),
+    ...(["query_norm", "key_norm", "query_scales"] as const),
   ],
   scalars: ["tokens", "heads", "kv_heads", "block_size", "eps", "key_scale", "value_scale"],
 } as const;
@@ -39,11 +40,9 @@ export class RotaryOps {
   }
 
   /** For few tokens and for many. */
-  units(headDim: number, rotaryDim: number, float8: boolean): KernelUnit[] {
-    const part = headPart(this.dtype, headDim, rotaryDim);
-    return [1, MOST_HEADS].map((heads) =>
-      this.#ropeStore.unit(defines(headDim, rotaryDim, part, heads, float8)),
-    );
+  units(headDim: number, form: AttentionForm, float8: boolean): KernelUnit[] {
+    const part = headPart(this.dtype, headDim, form.rotaryDim);
+    return [1, MOST_HEADS].map((heads) => this.#ropeStore.unit(defines(headDim, form, part, heads, float8)));
   }
 
   /**
@@ -58,11 +57,12 @@ export class RotaryOps {
     spec: AttentionSpec,
     firstToken: number,
   ): void {
-    const { numHeads, numKvHeads, headDim, cosSin, headNorm } = spec;
+    const { numHeads, numKvHeads, headDim, cosSin, queryScales, headNorm } = spec;
+    const form = attentionFormOf(spec);
     const { keys, values, keyScale = 1, valueScale = 1 } = cache;
     const float8 = keys.dtype === "float8_e4m3";
-    const [end, rotaryDim] = [qkv.dim(0), cosSin?.dim(1) ?? 0];
-    const part = headPart(this.dtype, headDim, rotaryDim);
+    const end = qkv.dim(0);
+    const part = headPart(this.dtype, headDim, form.rotaryDim);
     const tokens = end - firstToken;
     const heads = numHeads + 2 * numKvHeads;
     const headsOfThread = tokens * heads * part.lanes < ENOUGH_THREADS ? 1 : MOST_HEADS;
@@ -71,8 +71,9 @@ export class RotaryOps {
     const fromFirst = (tensor: Tensor) => (firstToken === 0 ? tensor : tensor.rows(firstToken, end));
     this.#ropeStore
       .get(
-        ((headsOfThread * 2 + Number(float8)) * 4096 + headDim) * 4096 + rotaryDim,
-        defines(headDim, rotaryDim, part, headsOfThread, float8),
+        (((headsOfThread * 2 + Number(float8)) * 4096 + headDim) * 4096 + form.rotaryDim) * FORM_KEYS +
+          formKey(form),
+        defines(headDim, form, part, headsOfThread, float8),
       )
       .launch(stream, blocks, 1, 1, ROPE_THREADS, 0, {
         qkv: fromFirst(qkv),
@@ -83,6 +84,7 @@ export class RotaryOps {
         slot_mapping: fromFirst(batch.slotMapping),
         query_norm: headNorm?.query ?? null,
         key_norm: headNorm?.key ?? null,
+        query_scales: queryScales ?? null,
         tokens,
         heads: numHeads,
         kv_heads: numKvHeads,
@@ -95,11 +97,16 @@ export class RotaryOps {
 
 function defines(
   headDim: number,
-  rotaryDim: number,
+  form: AttentionForm,
   part: HeadPart,
   headsOfThread: number,
   float8: boolean,
 ): Macros {
   const heads = { HEAD_DIM: headDim, ROPE_HEADS: headsOfThread };
-  return { ...heads, ...headPartDefines(rotaryDim, part), ...cacheDefines(float8) };
+  return {
+    ...heads,
+    ...headPartDefines(form.rotaryDim, part),
+    ...cacheDefines(float8),
+    ...queryDefines(form),
+  };
 }

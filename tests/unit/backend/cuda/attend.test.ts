@@ -1,4 +1,5 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { AttentionSpec } from "../../../../src/backend/attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../../../../src/backend/backend.ts";
 import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
@@ -16,6 +17,7 @@ const { machine, backend, requested, launch, launches } = recorder;
 const { bf16, f32, batch, layerCache, float8Cache } = new FakeOperands();
 /** Of what has none. */
 const UNSCALED = { key_scale: 1, value_scale: 1 };
+const PLAIN_SCORES = { cap_log2: 0, sinks: 0 };
 const f = Math.fround;
 
 /** The macros that `file` was compiled with where they are these among others. */
@@ -62,7 +64,7 @@ describe("attend", () => {
       ...{ qkv: qkv.address + 5 * width * 2, keys: cache.keys.address, values: cache.values.address },
       ...{ cos_sin: bare.cosSin.address, positions: step.positions.address + 20 },
       ...{ slot_mapping: step.slotMapping.address + 20, tokens: 40 },
-      ...{ heads: 16, kv_heads: 4, block_size: 16 },
+      ...{ heads: 16, kv_heads: 4, block_size: 16, query_scales: 0 },
       ...UNSCALED,
     };
     const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
@@ -116,7 +118,7 @@ describe("attend", () => {
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ context_lens: step.contextLens.address, max_blocks: 64, window: 100 },
       ...{ scale_log2: f(headDim ** -0.5 * Math.LOG2E), min_split_tiles: minTiles },
-      ...UNSCALED,
+      ...{ ...UNSCALED, ...PLAIN_SCORES, query_scales: 0 },
     };
     expect(rest).toEqual({
       ...common,
@@ -195,7 +197,7 @@ describe("attend", () => {
         ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
         ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
         ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
-        value_scale: 1,
+        ...{ value_scale: 1, ...PLAIN_SCORES },
       });
     },
   );
@@ -219,7 +221,7 @@ describe("attend", () => {
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
       ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
-      ...{ keys: cache.keys.address, values: cache.values.address, value_scale: 1 },
+      ...{ keys: cache.keys.address, values: cache.values.address, value_scale: 1, ...PLAIN_SCORES },
     });
     expect(machine.cuda.bytesOf(queue!)).toEqual(new Uint8Array(8));
     const read = new BigUint64Array(machine.cuda.bytesOf(maps!).slice().buffer);
@@ -296,6 +298,73 @@ describe("attend", () => {
         expect(attend(float8Cache(4, 128, { keyScale }))).toThrow(InvariantError);
       expect(attend(float8Cache(4, 128, { valueScale: 0 }))).toThrow("attend: a scale of 0 for float8_e4m3");
       expect(attend({ ...cache, valueScale: 2 })).toThrow("attend: a scale of 2 for bfloat16");
+    });
+  });
+
+  describe("with more than a rotation", () => {
+    const [queryScales, sinks] = [f32(2048), f32(8)];
+    /** Without rotation; of every head shape a test has a kernel of its own. */
+    const formed = (headDim: number, form: Partial<AttentionSpec>) => {
+      const step = batch({ decodeRows: 3, prefill: [700] });
+      const { out, qkv, cache } = operands(step, 2, headDim);
+      const heads = { numHeads: 8, numKvHeads: 4, headDim, scale: 0.5, window: 0 };
+      requested.mockClear();
+      const all = launches(() => backend.attend(out, qkv, cache, step, { ...heads, ...form }));
+      return all.map((each, i) => ({
+        given: namedArguments(each),
+        defines: requested.mock.calls[i]?.[0].defines,
+      }));
+    };
+
+    test("takes a soft cap as factors of both sides of tanh", () => {
+      const [decode, store, prefill] = formed(64, { softCap: 20 });
+      const scores = { scale_log2: f((2 * 0.5 * Math.LOG2E) / 20), cap_log2: f(20 * Math.LOG2E), sinks: 0 };
+      for (const { given, defines } of [decode!, prefill!]) {
+        expect(given).toMatchObject(scores);
+        expect(defines).toMatchObject({ SOFT_CAP: 1 });
+        expect(defines).not.toContainAnyKeys(["ATTENTION_SINKS", "QUERY_SCALES"]);
+      }
+      expect(store!.defines).not.toContainAnyKeys(["SOFT_CAP"]);
+    });
+
+    test("takes sinks and scales of queries", () => {
+      const [decode, store, prefill] = formed(128, { sinks, queryScales });
+      const [scores, scales] = [{ sinks: sinks.address }, { query_scales: queryScales.address }];
+      expect(decode!.given).toMatchObject({
+        ...scores,
+        ...scales,
+        scale_log2: f(0.5 * Math.LOG2E),
+        cos_sin: 0,
+      });
+      expect(decode!.defines).toMatchObject({ ATTENTION_SINKS: 1, QUERY_SCALES: 1, ROTARY_DIM: 0 });
+      expect(store!.given).toMatchObject({ ...scales, cos_sin: 0 });
+      expect(store!.defines).toMatchObject({ QUERY_SCALES: 1, ROTARY_DIM: 0 });
+      expect(prefill!.given).toMatchObject(scores);
+      expect(prefill!.defines).toMatchObject({ ATTENTION_SINKS: 1 });
+      expect(prefill!.defines).not.toContainAnyKeys(["SOFT_CAP", "QUERY_SCALES"]);
+    });
+
+    test("has kernels of its own", () => {
+      const forms = [{}, { softCap: 5 }, { softCap: 6 }, { sinks }, { softCap: 5, sinks }, { queryScales }];
+      const decodes = new Set<unknown>();
+      for (const form of [...forms, ...forms]) {
+        formed(96, form);
+        for (const [{ file, defines }] of requested.mock.calls)
+          if (file === "attention_decode.cu") decodes.add(JSON.stringify(defines));
+      }
+      expect(decodes.size).toBe(5);
+    });
+
+    test("is never part of a layer's launch", () => {
+      const rows = batch({ decodeRows: 3, prefill: [] });
+      const { out, qkv, cache } = operands(rows, 2, 64);
+      const weight = denseWeight(bf16(1024, 512));
+      const layer = launches(() => {
+        backend.linear(qkv, bf16(3, 512), weight, { norm: { weight: bf16(512), eps: 1e-6 } });
+        backend.attend(out, qkv, cache, rows, { ...spec(2, 64), sinks });
+        backend.synchronize();
+      });
+      expect(layer.at(-1)!.entry).toBe("attention_decode");
     });
   });
 

@@ -180,6 +180,28 @@ describe("a sum through peers' memory", () => {
   });
 });
 
+describe("a norm of projections", () => {
+  test("sums squares on each rank, gathers those, and divides by the root of their mean", () => {
+    join();
+    const [qkv, query, key] = [768, 512, 128].map((width) =>
+      backend!.empty("bfloat16", width === 768 ? [3, width] : [width]),
+    );
+    const norm = { query: query!, key: key!, eps: 1e-5 };
+    const all = launches(() => backend!.normProjections(qkv!, norm));
+    expect(all.map(({ launch: { entry, grid } }) => [entry, grid])).toEqual([
+      ["sum_projections", [3, 2, 1]],
+      ["gather_words", expect.anything()],
+      ["norm_projections", [3, 2, 1]],
+    ]);
+    const [sum, gathering, normed] = all;
+    const common = { qkv: qkv!.address, query_width: 512, key_width: 128 };
+    expect(sum).toMatchObject(common);
+    expect(gathering).toMatchObject({ part: sum!["squares"], width: 6, words: 6 });
+    const norms = { query: query!.address, key: key!.address, eps: Math.fround(1e-5) };
+    expect(normed).toMatchObject({ ...common, ...norms, squares: gathering!["out"], ranks: 2 });
+  });
+});
+
 describe("a gathering", () => {
   test("goes through peers' memory of its own, in pieces beside each other", () => {
     const communicator = join({ open: noNccl });
