@@ -46,9 +46,15 @@ export interface AttentionSpec {
    * float32 [NQ]: a logit of each query head that the softmax's sum has besides the scores: attention that goes to no token.
    */
   readonly sinks?: Tensor | undefined;
-  /** Sliding window in tokens, the query's own included; 0 = none. */
+  /**
+   * Sliding window in tokens, the query's own included; 0 = none. Entries of block tables are not read for tokens that lie
+   * `ATTENTION_TILE` or more before it.
+   */
   readonly window: number;
 }
+
+/** The most tokens that backends read together: from a multiple of it on, or of a part of it. */
+export const ATTENTION_TILE = 128;
 
 /** @returns the form of a spec */
 export function attentionFormOf({ cosSin, queryScales, softCap, sinks }: AttentionSpec): AttentionForm {

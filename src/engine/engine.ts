@@ -77,11 +77,11 @@ export class Engine {
 
   constructor(deps: EngineDeps) {
     const { runner, maxNumBatchedTokens, eosTokenIds, batchInvariant } = deps;
-    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts } = runner;
+    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, attentionReach } = runner;
     this.#deps = deps;
     this.#blocks = new BlockManager(numBlocks, blockSize, deps.enablePrefixCaching ? deps.hasher : undefined);
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
-    const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts };
+    const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts, attentionReach };
     this.#scheduler = new Scheduler(this.#blocks, { ...limits, batchInvariant: batchInvariant ?? false });
     this.cacheConfig = { blockSize, numBlocks };
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
@@ -329,7 +329,7 @@ export class Engine {
         return;
       }
       // Only a finite result shows that everything it was computed from is sound.
-      this.#scheduler.publish(sequence);
+      this.#scheduler.settle(sequence);
       if (isFirst) {
         sequence.promptLogprobs = undefined;
         this.#promptTokens += sequence.promptLength;

@@ -14,6 +14,12 @@ export class BlockChain {
   constructor(readonly salt: string) {}
 }
 
+/** A prefix in the cache: the blocks [first, first + blocks.length) of a sequence, before which it needs none. */
+export interface PrefixHit {
+  readonly first: number;
+  readonly blocks: readonly number[];
+}
+
 /**
  * Computed full blocks by content. The key of a block is the SHA-256 of its parent's key and its token ids; the parent
  * of a first block is the SHA-256 of the cache salt. So a key stands for all tokens from the first on, and as nobody
@@ -56,15 +62,30 @@ export class PrefixCache {
     return this.#keys[block] !== undefined;
   }
 
-  /** The cached blocks that hold the longest prefix of `tokens`, at most `maxBlocks` of them. Takes no references. */
-  match(chain: BlockChain, tokens: Int32Array, maxBlocks: number): number[] {
-    const hits: number[] = [];
-    while (hits.length < maxBlocks) {
-      const block = this.#blocks.get(this.#key(chain, hits.length, tokens));
-      if (block === undefined) break;
-      hits.push(block);
+  /**
+   * The longest prefix of `tokens`, of at most `maxBlocks` blocks, of which all blocks are cached that are seen after it. Takes no
+   * references.
+   * @param firstSeen the first block that is seen after so many blocks; 0 if all are
+   */
+  match(
+    chain: BlockChain,
+    tokens: Int32Array,
+    maxBlocks: number,
+    firstSeen: (numBlocks: number) => number = () => 0,
+  ): PrefixHit {
+    const found: number[] = [];
+    // The blocks from `start` on are cached, up to the one that is looked up.
+    let [start, numBlocks] = [0, 0];
+    while (found.length < maxBlocks) {
+      const block = this.#blocks.get(this.#key(chain, found.length, tokens));
+      found.push(block ?? -1);
+      if (block === undefined) start = found.length;
+      else if (start <= firstSeen(found.length)) numBlocks = found.length;
+      // Nothing longer can be a hit.
+      if (start > firstSeen(maxBlocks)) break;
     }
-    return hits;
+    const first = firstSeen(numBlocks);
+    return { first, blocks: found.slice(first, numBlocks) };
   }
 
   /** Makes the keys of the first `numFull` blocks ahead of their publication. */

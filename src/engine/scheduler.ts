@@ -1,6 +1,7 @@
 import { invariant } from "../base/errors.ts";
 import type { BlockTableUpdate, ScheduledBatch, ScheduledRow, SlotJoin } from "../runner/types.ts";
 import type { BlockManager } from "./block-manager.ts";
+import type { PrefixHit } from "./prefix-cache.ts";
 import type { Sequence } from "./sequence.ts";
 import { SequenceList } from "./sequence-list.ts";
 
@@ -25,6 +26,8 @@ export interface SchedulerLimits {
    * on the budget that others leave and on what is cached. Default false: alone it is one, which is faster.
    */
   readonly batchInvariant?: boolean;
+  /** See `Runner.attentionReach`. Default: infinite. */
+  readonly attentionReach?: number;
 }
 
 /**
@@ -33,7 +36,8 @@ export interface SchedulerLimits {
  * and the sequences' blocks.
  *
  * A sequence gets the blocks of all its known tokens when it is admitted, so only decoding can run out of blocks: then
- * the most recently arrived sequence is preempted and later recomputed. Preemption waits until no step is in flight.
+ * the most recently arrived sequence is preempted and later recomputed. Preemption waits until no step is in flight. Blocks
+ * that attention no longer reaches are given back while the sequence runs.
  */
 export class Scheduler {
   readonly waiting = new SequenceList();
@@ -49,6 +53,7 @@ export class Scheduler {
   readonly #maxNumBatchedTokens: number;
   readonly #maxDrafts: number;
   readonly #batchInvariant: boolean;
+  readonly #attentionReach: number;
   readonly #freeSlots: number[];
 
   constructor(blocks: BlockManager, limits: SchedulerLimits) {
@@ -56,6 +61,7 @@ export class Scheduler {
     this.#maxNumBatchedTokens = limits.maxNumBatchedTokens;
     this.#maxDrafts = limits.maxDrafts ?? 0;
     this.#batchInvariant = limits.batchInvariant ?? false;
+    this.#attentionReach = limits.attentionReach ?? Infinity;
     // More sequences than tokens in a step could not all advance.
     this.#maxNumSeqs = Math.min(limits.maxNumSeqs, limits.maxNumBatchedTokens);
     this.#freeSlots = Array.from({ length: this.#maxNumSeqs }, (_, i) => this.#maxNumSeqs - 1 - i);
@@ -91,10 +97,18 @@ export class Scheduler {
     this.#blocks.cache?.prepare(chain, tokens, numFull);
   }
 
-  /** The full blocks of `sequence` that are known to be computed may now be shared. */
-  publish(sequence: Sequence): void {
-    const numFull = Math.floor(sequence.numComputedTokens / this.#blocks.blockSize);
-    this.#blocks.cache?.publish(sequence.chain, sequence.tokens, sequence.blockTable, numFull);
+  /**
+   * The full blocks of `sequence` that are known to be computed may now be shared. Those that no later token sees are given back:
+   * rows in flight, too, begin at the first token that is not known to be computed.
+   */
+  settle(sequence: Sequence): void {
+    const { blockTable, numComputedTokens } = sequence;
+    const numFull = Math.floor(numComputedTokens / this.#blocks.blockSize);
+    this.#blocks.cache?.publish(sequence.chain, sequence.tokens, blockTable, numFull);
+    const first = this.#firstSeenBlock(numComputedTokens);
+    // What lies furthest back is reused first: it takes all of a window for a hit.
+    for (; sequence.firstBlock < first; sequence.firstBlock++)
+      this.#blocks.release(blockTable[sequence.firstBlock]!);
   }
 
   /** Takes a sequence that is not finished out of its queue; what it holds is freed once no step in flight uses it. */
@@ -148,9 +162,12 @@ export class Scheduler {
     for (const sequence of [...this.running, ...this.draining]) {
       invariant(!slots.has(sequence.slot), `slot ${sequence.slot} is taken twice or free`);
       slots.add(sequence.slot);
-      const { blockTable, numComputedTokens, numScheduledTokens, length, maxPendingTokens } = sequence;
-      for (const block of blockTable) holders[block]!++;
-      invariant(new Set(blockTable).size === blockTable.length, "a block is twice in one table");
+      const { blockTable, firstBlock, numComputedTokens, numScheduledTokens } = sequence;
+      const { length, maxPendingTokens } = sequence;
+      const held = blockTable.slice(firstBlock);
+      for (const block of held) holders[block]!++;
+      invariant(new Set(held).size === held.length, "a block is twice in one table");
+      invariant(firstBlock <= this.#firstSeenBlock(numComputedTokens), "a block that is seen was given back");
       const bound = length + maxPendingTokens;
       invariant(
         numComputedTokens <= numScheduledTokens && numScheduledTokens <= bound,
@@ -214,9 +231,10 @@ export class Scheduler {
 
   #release(sequence: Sequence): void {
     // The end of a sequence is reused first: what is left is still a prefix.
-    const { blockTable } = sequence;
-    for (let i = blockTable.length - 1; i >= 0; i--) this.#blocks.release(blockTable[i]!);
+    const { blockTable, firstBlock } = sequence;
+    for (let i = blockTable.length - 1; i >= firstBlock; i--) this.#blocks.release(blockTable[i]!);
     blockTable.length = 0;
+    sequence.firstBlock = 0;
     this.#freeSlots.push(sequence.slot);
     sequence.slot = -1;
   }
@@ -242,8 +260,9 @@ export class Scheduler {
   /** Admits a sequence if there are blocks for its known tokens, and one more for each running sequence to grow into. */
   #reserve(sequence: Sequence, step: StepBuilder): boolean {
     const { numFree, blockSize } = this.#blocks;
-    const hits = this.#prefixHits(sequence);
-    const numNew = this.#blocks.blocksFor(sequence.length) - hits.length;
+    const { first, blocks: hits } = this.#prefixHit(sequence);
+    const numReused = first + hits.length;
+    const numNew = this.#blocks.blocksFor(sequence.length) - numReused;
     let taken = numNew;
     for (const block of hits) if (this.#blocks.isFree(block)) taken++;
     if (taken + this.running.size > numFree) return false;
@@ -252,13 +271,15 @@ export class Scheduler {
     this.running.insertFromBack(sequence);
     sequence.status = "running";
     sequence.slot = this.#freeSlots.pop()!;
+    sequence.firstBlock = first;
+    for (let i = 0; i < first; i++) sequence.blockTable.push(NO_BLOCK);
     for (const block of hits) {
       this.#blocks.acquire(block);
       step.assign(sequence, block);
     }
     for (let i = 0; i < numNew; i++) step.assign(sequence, this.#blocks.allocate());
-    sequence.chain.numPublished = hits.length;
-    sequence.numScheduledTokens = hits.length * blockSize;
+    sequence.chain.numPublished = numReused;
+    sequence.numScheduledTokens = numReused * blockSize;
     sequence.numComputedTokens = sequence.numScheduledTokens;
     if (sequence.numCachedTokens < 0) {
       sequence.numCachedTokens = sequence.numComputedTokens;
@@ -273,10 +294,17 @@ export class Scheduler {
     return !isRead && promptLogprobs === undefined;
   }
 
-  #prefixHits(sequence: Sequence): readonly number[] {
-    if (!this.#blocks.cache || !this.#readsCache(sequence)) return [];
-    const maxBlocks = Math.floor((sequence.length - 1) / this.#blocks.blockSize);
-    return this.#blocks.cache.match(sequence.chain, sequence.tokens, maxBlocks);
+  #prefixHit(sequence: Sequence): PrefixHit {
+    const { cache, blockSize } = this.#blocks;
+    if (!cache || !this.#readsCache(sequence)) return { first: 0, blocks: [] };
+    const maxBlocks = Math.floor((sequence.length - 1) / blockSize);
+    const firstSeen = (numBlocks: number) => this.#firstSeenBlock(numBlocks * blockSize);
+    return cache.match(sequence.chain, sequence.tokens, maxBlocks, firstSeen);
+  }
+
+  /** The first block that attention of the tokens from `position` on reaches. */
+  #firstSeenBlock(position: number): number {
+    return Math.max(0, Math.floor((position + 1 - this.#attentionReach) / this.#blocks.blockSize));
   }
 
   #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
@@ -292,6 +320,9 @@ export class Scheduler {
     step.compute(sequence, known + drafts, sample, drafts);
   }
 }
+
+/** The entry of a block that a sequence never held. */
+const NO_BLOCK = -1;
 
 /** More than a step has rows; with a length, which has 31 bits, as exact as a number is. A power of two. */
 const MAX_PLACES = 2 ** 20;

@@ -59,8 +59,9 @@ export class Sequence {
   /** Steps launched and not collected that compute a row of this sequence. */
   inFlight = 0;
   slot = -1;
-  /** The KV blocks held, in order of position. */
+  /** The KV blocks in order of position, held from `firstBlock` on: no token to come sees those before. */
   readonly blockTable: number[] = [];
+  firstBlock = 0;
   /** Tokens taken from the prefix cache when first admitted; −1 before. */
   numCachedTokens = -1;
   /** Links of the `SequenceList` that the sequence is in. */

@@ -1,3 +1,4 @@
+import { ATTENTION_TILE } from "../backend/attention-spec.ts";
 import { type Backend, type Fence, type KvScales, type Readback, ROW_WORDS } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
@@ -86,6 +87,7 @@ export class ModelRunner implements Runner {
   readonly blockSize: number;
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
+  readonly attentionReach: number;
   readonly vocabSize: number;
   readonly maxDrafts = 0;
   readonly maxInFlight = 2;
@@ -119,6 +121,9 @@ export class ModelRunner implements Runner {
     this.maxNumSeqs = maxNumSeqs;
     this.maxModelLen = options.maxModelLen;
     this.vocabSize = config.vocabSize;
+    const { layerWindows } = config;
+    const hasWindow = layerWindows.every((window) => window > 0);
+    this.attentionReach = hasWindow ? Math.max(...layerWindows) + ATTENTION_TILE - 1 : Infinity;
     this.#workspace = new Workspace(backend);
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
     const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);

@@ -22,6 +22,7 @@ export class TensorParallelRunner implements Runner {
   readonly vocabSize: number;
   readonly maxDrafts: number;
   readonly maxInFlight: number;
+  readonly attentionReach: number;
 
   /** @param own computes the leader's part; this disposes of it. */
   constructor(
@@ -36,6 +37,7 @@ export class TensorParallelRunner implements Runner {
     this.vocabSize = own.vocabSize;
     this.maxDrafts = own.maxDrafts;
     this.maxInFlight = own.maxInFlight;
+    this.attentionReach = own.attentionReach;
   }
 
   /** @throws EngineDeadError whatever failed, on whichever rank. */

@@ -124,6 +124,10 @@ export interface Runner {
   /** Longest sequence that a slot holds, in tokens. */
   readonly maxModelLen: number;
   readonly vocabSize: number;
+  /**
+   * Tokens that a query may read of its sequence at most, counted back from itself: infinite, unless all layers have a window.
+   */
+  readonly attentionReach: number;
   /** Drafts that a row may have: 0 when the runner guesses no tokens. */
   readonly maxDrafts: number;
   /** Steps that may be launched before the oldest is collected, at least 1. */

@@ -81,9 +81,10 @@ export class FakeRanks {
         follower.readUpTo(follower.numRead + this.choices.lag(this.#published - follower.numRead));
       return result;
     };
-    const { numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts, maxInFlight } = leader;
+    const { numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize } = leader;
+    const { maxDrafts, maxInFlight, attentionReach } = leader;
     return {
-      ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts, maxInFlight },
+      ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts, maxInFlight, attentionReach },
       launch: (batch: ScheduledBatch) => call(() => leader.launch(batch)),
       draw: (masks: readonly RowMask[]) => call(() => leader.draw(masks)),
       collect: () => {

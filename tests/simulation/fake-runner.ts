@@ -25,6 +25,8 @@ export interface FakeRunnerOptions {
   maxNumSeqs: number;
   maxNumBatchedTokens: number;
   maxModelLen: number;
+  /** Default: infinite. */
+  attentionReach?: number;
   maxInFlight?: number;
   /** Drafts that a row may have. Default 0. */
   maxDrafts?: number;
@@ -58,8 +60,10 @@ interface Step {
   batch: ScheduledBatch;
   /** The slots' occupants at launch. */
   slots: Slot[];
-  /** The block of every table entry that the rows read or write. */
+  /** The block of every table entry up to the last that the rows write. */
   blocks: number[][];
+  /** Where each row starts at least, as far as is known. */
+  starts: number[];
   fault: Fault | undefined;
   /** The row whose last position becomes NaN under the fault "nan". */
   nanRow: number;
@@ -83,6 +87,7 @@ export class FakeRunner implements Runner {
   readonly vocabSize = VOCAB;
   readonly maxInFlight: number;
   readonly maxDrafts: number;
+  readonly attentionReach: number;
   /** Seeds of the sequences that must not be launched ahead of their tokens. */
   readonly lockstep = new Set<bigint>();
   /** Drafts computed, and those of them that were accepted. */
@@ -113,6 +118,7 @@ export class FakeRunner implements Runner {
     this.maxModelLen = options.maxModelLen;
     this.maxInFlight = options.maxInFlight ?? 2;
     this.maxDrafts = options.maxDrafts ?? 0;
+    this.attentionReach = options.attentionReach ?? Infinity;
     this.#values = new Uint32Array(this.numBlocks * this.blockSize).fill(0xdeadbeef);
     this.#salts = new Int32Array(this.numBlocks * this.blockSize).fill(-1);
     this.#nan = new Uint8Array(this.numBlocks * this.blockSize);
@@ -135,15 +141,18 @@ export class FakeRunner implements Runner {
     }
     for (const { slot, index, block } of batch.blockTableUpdates) {
       const { table } = this.#slots[slot]!;
-      this.#check(index === table.length, `slot ${slot}: table entry ${index} after ${table.length}`);
+      const joined = batch.joins.find((join) => join.slot === slot);
+      const first = table.length === 0 && joined ? this.#firstSeen(joined.numComputedTokens) : table.length;
+      this.#check(index === first, `slot ${slot}: table entry ${index} after ${table.length}`);
       this.#check(block >= 0 && block < this.numBlocks, `block ${block} does not exist`);
       table[index] = block;
     }
     const slots = batch.rows.map((row) => this.#slots[row.slot]!);
+    const starts = slots.map(({ computed }) => computed.least);
     const blocks = batch.rows.map((row, i) => this.#checkRow(row, slots[i]!));
     const rowCount = batch.rows.length;
     const step: Step = {
-      ...{ batch, slots, blocks, fault, nanRow: this.launched.length % rowCount },
+      ...{ batch, slots, blocks, starts, fault, nanRow: this.launched.length % rowCount },
       done: new Array(rowCount).fill(false),
       drawn: batch.rows.map(() => []),
       result: { logprobs: new Map(), promptLogprobs: new Map(), logits: new Map(), states: new Map() },
@@ -226,7 +235,7 @@ export class FakeRunner implements Runner {
 
   /**
    * Checks a row against what is known of its slot, and widens that by what the row may come to.
-   * @returns the blocks that the row reads or writes.
+   * @returns the blocks up to the last that the row writes.
    */
   #checkRow(row: ScheduledRow, slot: Slot): number[] {
     const { slot: id, count, sample, drafts = 0, promptLogprobs } = row;
@@ -255,10 +264,16 @@ export class FakeRunner implements Runner {
     for (const step of this.#inFlight) {
       step.blocks.forEach((used, i) => {
         if (step.slots[i] === slot) return;
-        for (const block of written) this.#check(!used.includes(block), `block ${block} rewritten in flight`);
+        const seen = used.slice(this.#firstSeen(step.starts[i]!));
+        for (const block of written) this.#check(!seen.includes(block), `block ${block} rewritten in flight`);
       });
     }
     return blocks;
+  }
+
+  /** The table's first entry that rows from `position` on see. */
+  #firstSeen(position: number): number {
+    return Math.max(0, Math.floor((position + 1 - this.attentionReach) / this.blockSize));
   }
 
   #execute(step: Step): void {
@@ -267,8 +282,11 @@ export class FakeRunner implements Runner {
   }
 
   /** A row has been collected: what is known of its slot comes closer. */
-  #narrow({ computed, length }: Slot, { sample, drafts = 0 }: ScheduledRow, drawn: number): void {
+  #narrow(slot: Slot, { sample, drafts = 0 }: ScheduledRow, drawn: number): void {
+    const { computed, length } = slot;
     if (!sample) return;
+    for (const { slots, starts } of this.#inFlight)
+      for (const [i, each] of slots.entries()) if (each === slot) starts[i]! += drawn - 1;
     const rejected = drafts + 1 - drawn;
     computed.most -= rejected;
     length.most -= rejected;
@@ -320,7 +338,10 @@ export class FakeRunner implements Runner {
       );
       history.append(this.#values[at]!, this.#nan[at] === 1);
     };
-    for (let p = 0; p < start; p++) read(p);
+    // What is out of reach is what it would have been, wherever it was.
+    const firstRead = Math.max(0, start + 1 - this.attentionReach);
+    for (let p = 0; p < firstRead; p++) history.append(cell(history.previous, tokens[p]!, salt), false);
+    for (let p = firstRead; p < start; p++) read(p);
     const compute = (token: number): void => {
       const position = slot.numComputed++;
       const at = this.#at(slot, position);

@@ -65,6 +65,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     guesses: () => random.chance(guessPercent),
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
+    attentionReach: reachOf(seed),
   };
   const ranks = simulateRanks(seed, options);
   const fake = ranks?.leader ?? new FakeRunner(options);
@@ -185,6 +186,12 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   engine.checkIntegrity();
   engine.dispose();
   return summary;
+}
+
+/** Windows in one run of three, by a chance of its own. */
+function reachOf(seed: number): number {
+  const random = new Random(seed ^ 0x77ac4);
+  return random.chance(33) ? 1 + random.below(random.pick([4, 12, 40])) : Infinity;
 }
 
 /** Ranks in one run of five, with chances of their own: what else a seed stands for does not depend on them. */

@@ -51,7 +51,7 @@ export function attend(
     if (slot !== PADDING) storeKv(qkv, t * width + numHeads * headDim, cache, slot, numKvHeads, headDim);
   }
   if (isFloat8(cache)) {
-    const widened = widenContexts(cache, rows, numKvHeads * cache.blockSize * headDim);
+    const widened = widenContexts(cache, rows, numKvHeads * cache.blockSize * headDim, spec.window);
     attentionOf(out, qkv, widened.cache, widened.rows, spec);
   } else attentionOf(out, qkv, cache, rows, spec);
 }

@@ -35,7 +35,7 @@ export function attention(
   const { numHeads, numKvHeads, headDim, scale, window } = spec;
   const width = (numHeads + 2 * numKvHeads) * headDim;
   for (let row = 0; row < rows.contextLens.length; row++) {
-    const table = blockTableOf(rows, row, cache);
+    const table = blockTableOf(rows, row, cache, window);
     const [firstToken, end] = [rows.cuSeqlensQ[row]!, rows.cuSeqlensQ[row + 1]!];
     for (let token = firstToken; token < end; token++) {
       const position = rows.contextLens[row]! - (end - token);
@@ -95,11 +95,17 @@ export function softmax(
   return total;
 }
 
-/** The block table of a row, whose blocks are known to exist. */
+/** The first block that the query at `position` sees. */
+export function firstSeenBlock(position: number, window: number, blockSize: number): number {
+  return window === 0 ? 0 : Math.floor(Math.max(0, position - window + 1) / blockSize);
+}
+
+/** The block table of a row, whose blocks are known to exist from the first on that its queries see. */
 export function blockTableOf(
   rows: RaggedRows,
   row: number,
   { blocks, blockSize }: Pick<PagedKv, "blocks" | "blockSize">,
+  window: number,
 ): Int32Array {
   const contextLen = rows.contextLens[row]!;
   const queryLen = rows.cuSeqlensQ[row + 1]! - rows.cuSeqlensQ[row]!;
@@ -111,7 +117,8 @@ export function blockTableOf(
   );
   const start = rows.rowSlots[row]! * rows.maxBlocks;
   const table = rows.blockTables.subarray(start, start + used);
-  for (const block of table)
+  const first = firstSeenBlock(contextLen - queryLen, window, blockSize);
+  for (const block of table.subarray(first))
     invariant(0 <= block && block < blocks, `attend: row ${row} names block ${block} of ${blocks}`);
   return table;
 }

@@ -23,7 +23,7 @@ export function tiledAttention(
     const firstToken = rows.cuSeqlensQ[row]!;
     const queryLen = rows.cuSeqlensQ[row + 1]! - firstToken;
     const contextLen = rows.contextLens[row]!;
-    const table = blockTableOf(rows, row, cache);
+    const table = blockTableOf(rows, row, cache, window);
     for (let t = 0; t < queryLen; t++) {
       const position = contextLen - queryLen + t;
       const first = window > 0 ? Math.max(0, position - window + 1) : 0;

@@ -1,5 +1,7 @@
-import type { AttentionShape } from "../attention-step.ts";
+import { ATTENTION_TILE } from "../../../src/backend/attention-spec.ts";
+import { type AttentionShape, AttentionStep } from "../attention-step.ts";
 import type { Case } from "../backend.contract.ts";
+import { batchTensors, type RowShape, raggedBatch } from "../ragged-batch.ts";
 import { attendCase, type BatchName } from "./attend.ts";
 
 type Form = Pick<AttentionShape, "queryScales" | "softCap" | "sinks" | "scale">;
@@ -45,5 +47,47 @@ export function attendFormsCases(addCase: Case): void {
     const heads = { numHeads, numKvHeads, headDim, rotaryDim: headDim, blockSize: 16, headNorm: false };
     attendCase(addCase, name, { ...heads, window: 0, softCap: 2, sinks: true, queryScales: true });
     attendCase(addCase, name, { ...heads, window: 5, rotaryDim: 0 });
+  }
+  unreadCases(addCase);
+}
+
+/** An entry that no kernel may follow. */
+const NO_BLOCK = 0x7fffffff;
+const LONG_ROWS: readonly RowShape[] = [
+  [700, 1],
+  [129, 1],
+  [1000, 1],
+  [650, 40],
+  [400, 7],
+];
+
+/** Blocks far enough before a window may be anybody's. */
+function unreadCases(addCase: Case): void {
+  for (const [headDim, window, scales] of [
+    [64, 5, undefined],
+    [128, 100, undefined],
+    [256, 17, undefined],
+    [96, 1, undefined],
+    [128, 33, SCALES[1]],
+  ] as const) {
+    const heads = { numHeads: 4, numKvHeads: 2, headDim, rotaryDim: headDim, blockSize: 16, headNorm: false };
+    const title = `blocks before a window of ${window} are not read, heads of ${headDim}${scales ? ", eight bits" : ""}`;
+    addCase("attend", title, (fixture) => {
+      const batch = raggedBatch(fixture, LONG_ROWS, heads.blockSize);
+      const step = new AttentionStep(fixture, batch, { ...heads, window, ...(scales && { scales }) });
+      const blockTables = batch.blockTables.slice();
+      for (const [row, [contextLen, queryLen]] of LONG_ROWS.entries()) {
+        const firstRead = contextLen - queryLen - window + 1 - (ATTENTION_TILE - 1);
+        const unread = Math.max(0, Math.floor(firstRead / heads.blockSize));
+        blockTables.fill(
+          NO_BLOCK,
+          batch.rowSlots[row]! * batch.maxBlocks,
+          batch.rowSlots[row]! * batch.maxBlocks + unread,
+        );
+      }
+      const tensors = batchTensors(fixture, { ...batch, blockTables });
+      fixture.backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec);
+      step.check();
+    });
   }
 }

@@ -23,7 +23,7 @@ class Holder {
   }
   /** Takes what is cached and allocates the rest; how many blocks were cached. */
   take(): number {
-    const hits = this.blocks.cache!.match(this.chain, this.tokens, this.tokens.length / SIZE);
+    const { blocks: hits } = this.blocks.cache!.match(this.chain, this.tokens, this.tokens.length / SIZE);
     for (const block of hits) this.blocks.acquire(block);
     this.chain.numPublished = hits.length;
     this.table.push(...hits);
@@ -48,7 +48,7 @@ function hold(blocks: BlockManager, tokens: number[], salt?: string): Holder {
 
 function hits(blocks: BlockManager, tokens: number[], salt?: string): number {
   const holder = new Holder(blocks, tokens, salt);
-  return blocks.cache!.match(holder.chain, holder.tokens, tokens.length / SIZE).length;
+  return blocks.cache!.match(holder.chain, holder.tokens, tokens.length / SIZE).blocks.length;
 }
 
 const bytesOf = ({ buffer, byteOffset, byteLength }: NodeJS.ArrayBufferView): Uint8Array =>
@@ -111,7 +111,7 @@ test("a salt that spells what is hashed for a block does not continue that block
     [Int32Array.of(1), Buffer.from(chain.keys[0]!, "latin1"), second].map(bytesOf),
   );
   for (const salt of [message, message.subarray(4)].map((bytes) => bytes.toString("utf16le")))
-    expect(cache.match(new BlockChain(salt), Int32Array.from(range(8, 4)), 1)).toEqual([]);
+    expect(cache.match(new BlockChain(salt), Int32Array.from(range(8, 4)), 1).blocks).toEqual([]);
 });
 
 test("a block is found again once its evicted parent has been computed anew", () => {

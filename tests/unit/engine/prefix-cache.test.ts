@@ -15,10 +15,15 @@ class NaivePool {
     this.free = Array.from({ length: numBlocks }, (_, block) => block);
     this.contents = this.free.map(() => undefined);
   }
-  match(contents: readonly string[]): number[] {
+  /** Of the longest prefix whose last `seen` blocks are there, those. */
+  match(contents: readonly string[], seen = Infinity): { first: number; blocks: number[] } {
     const blocks = contents.map((content) => this.contents.indexOf(content));
-    const miss = blocks.indexOf(-1);
-    return miss < 0 ? blocks : blocks.slice(0, miss);
+    for (let end = blocks.length; end >= 0; end--) {
+      const first = Math.max(0, end - seen);
+      const hits = blocks.slice(first, end);
+      if (!hits.includes(-1)) return { first, blocks: hits };
+    }
+    throw new Error("not even nothing");
   }
   acquire(block: number): void {
     const at = this.free.indexOf(block);
@@ -84,8 +89,14 @@ test("finds the longest prefix of one salt that is held, and reuses the least re
             JSON.stringify([command.salt, ...tokens.subarray(0, (i + 1) * blockSize)]),
           );
           const started = { chain: new BlockChain(command.salt), tokens, table: [] as number[], contents };
-          const hits = cache.match(started.chain, tokens, contents.length);
-          expect(hits).toEqual(naive.match(contents));
+          for (const seen of [1, 2, 3]) {
+            const firstSeen = (count: number) => Math.max(0, count - seen);
+            const windowed = cache.match(new BlockChain(command.salt), tokens, contents.length, firstSeen);
+            expect(windowed).toEqual(naive.match(contents, seen));
+          }
+          const hit = cache.match(started.chain, tokens, contents.length);
+          expect(hit).toEqual(naive.match(contents));
+          const hits = hit.blocks;
           for (const block of hits) {
             pool.acquire(block);
             naive.acquire(block);
