@@ -60,9 +60,22 @@ function variants(n: number): KernelUnit[] {
       ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
     ];
   });
-  const units = [...models, ...(ARCHITECTURES[n] === "sm_90a" ? [...wholeLayers(), ...quantised()] : [])];
+  // Forms of attention: on each architecture one, by one kernel of each kind.
+  const heads = { numHeads: 8, numKvHeads: 4, headDim: HEAD_DIMS[n % HEAD_DIMS.length]!, blockSize: 16 };
+  const formed = unitsOf("bfloat16", ARCHITECTURES[n] === "sm_90a", {
+    ...{ ...WIDTHS[0], ...heads, attentionForms: [FORMS[n % FORMS.length]!] },
+    ...(n % 2 === 1 && { kvDtype: "float8_e4m3" as const }),
+  });
+  const ofHopper = ARCHITECTURES[n] === "sm_90a" ? [...wholeLayers(), ...quantised()] : [];
+  const units = [...models, ...formed, ...ofHopper];
   return [...new Map(units.map((unit) => [unitName(unit), unit])).values()];
 }
+
+const FORMS = [
+  { rotaryDim: 32, hasQueryScales: false, hasSoftCap: true, hasSinks: false },
+  { rotaryDim: 0, hasQueryScales: true, hasSoftCap: false, hasSinks: true },
+  { rotaryDim: 64, hasQueryScales: true, hasSoftCap: true, hasSinks: true },
+] as const;
 
 const plainForm = (rotaryDim: number) => ({
   rotaryDim,
