@@ -56,6 +56,10 @@ const SHAPES: Readonly<Record<string, LayerShape>> = {
     ...{ hidden: 1024, units: 512, numHeads: 16, numKvHeads: 4, headDim: 96, rotaryDim: 32 },
     ...{ headNorm: false, bias: true, window: 100, float8: true },
   },
+  "heads that are not rotated": {
+    ...{ hidden: 512, units: 512, numHeads: 8, numKvHeads: 2, headDim: 64, rotaryDim: 0 },
+    ...{ headNorm: false, bias: false, window: 0 },
+  },
 };
 
 /** A backend may hold the ops of decode steps back, to launch whole layers at once. */
@@ -126,7 +130,7 @@ class Model {
     }
     this.#spec = {
       ...{ numHeads, numKvHeads, headDim, scale: headDim ** -0.5, window: shape.window },
-      cosSin: fixture.input(cosSin, [1024, rotaryDim], "float32").tensor,
+      cosSin: rotaryDim > 0 ? fixture.input(cosSin, [1024, rotaryDim], "float32").tensor : undefined,
       headNorm: shape.headNorm ? { query: norm(headDim), key: norm(headDim), eps: EPS } : undefined,
     };
     const weight = (n: number, k: number) => denseWeight(fixture.normals([n, k], 1 / Math.sqrt(k)).tensor);

@@ -1,10 +1,12 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import type { Communicator } from "../../../../src/backend/communicator.ts";
 import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { expectClose } from "../../../contract/compare.ts";
 import { Random } from "../../../contract/random.ts";
 import * as reference from "../../../contract/reference.ts";
+
+setDefaultTimeout(300_000);
 
 const [TOKENS, QUERIES, KEYS] = [3, 8, 4];
 const EPS = 1e-5;
