@@ -62,6 +62,7 @@ export function attend(
     rows,
     { blocks, blockSize },
     Math.min(RUN_TOKENS, Math.floor(STATE_BYTES / stateBytes)),
+    window,
   );
   const result = operands.write("out", out);
   const common = [
@@ -123,9 +124,10 @@ function listRuns(
   rows: Rows,
   cache: { readonly blocks: number; readonly blockSize: number },
   runTokens: number,
+  window: number,
 ): { readonly address: number; readonly count: number; readonly contexts: number } {
   const { cuSeqlensQ, contextLens } = rows;
-  const tables = Array.from(contextLens, (_, row) => blockTableOf(rows, row, cache));
+  const tables = Array.from(contextLens, (_, row) => blockTableOf(rows, row, cache, window));
   const tableAt = place.scratch("block tables", 4 * tables.reduce((sum, { length }) => sum + length, 0));
   const runs: number[] = [];
   let contexts = 0;
