@@ -6,7 +6,8 @@
 //   out      elem_t: activated [pairs, I] by sorted pairs, or terms [pairs, N] by pairs
 //   x        elem_t: [T, K], or activated [pairs, K]
 //   matrices elem_t [E, N, K], N = 2 · I with UP            biases  elem_t [E, N] or null
-//            or with MXFP4 codes [E, N, K / 2] and scales [E, N, K / 32]; see mxfp4.cuh
+//            or with MXFP4 codes [E, N, K / 2] and scales [E, N, K / 32], see mxfp4.cuh; or with FLOAT8 codes [E, N, K] and float
+//            scales, one for BLOCK_ROWS × BLOCK_COLUMNS of each expert
 //   sorted, weights, items: see experts_route.cu            outputs: I with UP, else N, a multiple of 8, as is K (of 32 with MXFP4)
 //
 // Parallelisation: grid (tiles of rows, items), so that CTAs that run together read neighbouring rows of an expert. A CTA has
@@ -26,7 +27,6 @@
 #error "FEW_WARPS, FEW_PAIRS, UP, IN_FEATURES, FRAGMENTS and STAGES come from src/backend/cuda/ops/experts-few.ts"
 #endif
 static_assert(FEW_PAIRS == 8, "pairs are the columns of one mma");
-static_assert(IN_FEATURES % (MXFP4 ? MXFP4_GROUP : 8) == 0, "a lane loads whole pieces of a row");
 
 constexpr int THREADS = FEW_WARPS * WARP;
 constexpr int STEPS = (IN_FEATURES + FEW_WARPS * STEP - 1) / (FEW_WARPS * STEP);
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int half = 0; half < 2; half++) {
       const int output = first + (UP ? f * 8 : f * 16 + half * 8) + r;
       const int64 row = static_cast<int64>(item.expert) * rows + (output < outputs ? output + (UP ? half * outputs : 0) : 0);
-      from[f].set(half, matrices, scales, row * IN_FEATURES + column);
+      from[f].set(half, matrices, scales, row, column);
     }
   // Columns of the mma without a pair are those of another, and not stored.
   const int s = item.first + (r < item.count ? r : 0);
@@ -69,8 +69,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const auto fetch = [&](int step) {
     const bool is_inside = (step + 1) * FEW_WARPS * STEP <= IN_FEATURES || column + step * FEW_WARPS * STEP < IN_FEATURES;
     const int at = is_inside ? step * FEW_WARPS * STEP : -column;
+    const int start = (step * FEW_WARPS + warp) * STEP;
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++) weight[step % DEPTH][f] = from[f].load(at);
+    for (int f = 0; f < FRAGMENTS; f++) weight[step % DEPTH][f] = from[f].load(at, start < IN_FEATURES ? start : 0);
     const uint32 mask = is_inside ? 0xffffffffu : 0;
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {

@@ -22,7 +22,6 @@
 #if !defined(ONE_WARPS) || !defined(UP) || !defined(IN_FEATURES) || !defined(FRAGMENTS) || !defined(STAGES)
 #error "ONE_WARPS, UP, IN_FEATURES, FRAGMENTS and STAGES come from src/backend/cuda/ops/experts-one.ts"
 #endif
-static_assert(IN_FEATURES % PIECE == 0, "a lane loads whole pieces of a row");
 
 constexpr int THREADS = ONE_WARPS * WARP;
 constexpr int STEPS = (IN_FEATURES + ONE_WARPS * STEP - 1) / (ONE_WARPS * STEP);
@@ -83,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int half = 0; half < 2; half++) {
       const int output = first + f * 8 + r;
       const int64 row = static_cast<int64>(expert) * rows + (output < outputs ? output + half * outputs : 0);
-      from[f].set(half, matrices, scales, row * IN_FEATURES + column);
+      from[f].set(half, matrices, scales, row, column);
     }
   constexpr int DEPTH = STEPS < STAGES ? STEPS : STAGES;
   WeightPiece pieces[DEPTH][FRAGMENTS];
@@ -91,9 +90,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   float square = 0;
   const auto fetch = [&](int step) {
     const bool inside = is_inside(column, step);
-    const int at = inside ? step * ONE_WARPS * STEP : -column;
+    const int at = inside ? step * ONE_WARPS * STEP : -column, start = (step * ONE_WARPS + warp) * STEP;
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++) pieces[step % DEPTH][f] = from[f].load(at);
+    for (int f = 0; f < FRAGMENTS; f++) pieces[step % DEPTH][f] = from[f].load(at, start < IN_FEATURES ? start : 0);
     const uint32 mask = inside ? 0xffffffffu : 0;
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
@@ -170,17 +169,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int output = first + f * 16 + half * 8 + r;
-      from[f].set(half, matrices, scales, static_cast<int64>(output < outputs ? output : 0) * IN_FEATURES + column);
+      from[f].set(half, matrices, scales, output < outputs ? output : 0, column);
     }
   // Steps run through the experts, one after another.
   const int steps = k * STEPS;
-  const int64 expert_elements = static_cast<int64>(outputs) * IN_FEATURES;
   WeightPiece pieces[STAGES][FRAGMENTS];
   const auto fetch = [&](WeightPiece (&piece)[FRAGMENTS], int step) {
     const int within = step % STEPS;
-    const int64 at = experts[step / STEPS] * expert_elements + (is_inside(column, within) ? within * ONE_WARPS * STEP : -column);
+    const int at = is_inside(column, within) ? within * ONE_WARPS * STEP : -column;
+    const int start = (within * ONE_WARPS + warp) * STEP;
+    const int64 row = static_cast<int64>(experts[step / STEPS]) * outputs;
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++) piece[f] = from[f].load(at);
+    for (int f = 0; f < FRAGMENTS; f++) piece[f] = from[f].load(at, start < IN_FEATURES ? start : 0, row);
   };
 #pragma unroll
   for (int i = 0; i < STAGES; i++)

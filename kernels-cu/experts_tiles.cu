@@ -7,17 +7,18 @@
 //
 // Why this version: mma.sync runs on every GPU from Ampere on. With some tens of pairs an expert it is still bound by reading the
 // weights, which small tiles of pairs do without waste; with hundreds, tiles of 128 × 128 are what a CTA's registers hold. Codes of
-// MXFP4 widen between shared memory and the tensor cores: a warp does so once for all of its pairs.
+// MXFP4 and of 8-bit floats widen between shared memory and the tensor cores: a warp does so once for all of its pairs.
 #include "activation.cuh"
 #include "expert_items.cuh"
+#include "experts_float8.cuh"
 #include "mma.cuh"
 #include "mxfp4.cuh"
 
 #if !defined(ROWS) || !defined(DEPTH) || !defined(PAIRS) || !defined(STAGES) || !defined(UP) || !defined(MXFP4)
 #error "ROWS, DEPTH, PAIRS, STAGES, UP and MXFP4 come from src/backend/cuda/ops/experts-tiles.ts"
 #endif
-#if !defined(TILE_THREADS) || !defined(MIN_CTAS)
-#error "TILE_THREADS and MIN_CTAS come from src/backend/cuda/ops/experts-tiles.ts"
+#if !defined(TILE_THREADS) || !defined(MIN_CTAS) || !defined(FLOAT8) || !defined(BLOCK_ROWS) || !defined(BLOCK_COLUMNS)
+#error "TILE_THREADS, MIN_CTAS, FLOAT8, BLOCK_ROWS and BLOCK_COLUMNS come from src/backend/cuda/ops/experts-tiles.ts"
 #endif
 static_assert(DEPTH == 64, "a row of a chunk is the eight 16-byte pieces that a swizzle permutes");
 static_assert(TILE_THREADS == 256, "eight warps divide a tile");
@@ -33,8 +34,13 @@ static_assert(M >= 1 && N >= 1 && ROWS == N * WARPS_ROWS * 16, "warps divide the
 constexpr int PIECE = 8;
 constexpr int PIECES = DEPTH / PIECE;
 constexpr int PAIR_BYTES = PAIRS * DEPTH * 2;
-// Of a row of a chunk: with MXFP4 codes of 4 bits, two 16-byte pieces, which need no swizzle.
-constexpr int ROW_PIECES = MXFP4 ? DEPTH / 32 : PIECES;
+// Of a row of a chunk: codes are fewer 16-byte pieces, which need no swizzle.
+constexpr int ROW_PIECE = MXFP4 ? 32 : FLOAT8 ? 16 : PIECE;
+constexpr int ROW_PIECES = DEPTH / ROW_PIECE;
+// Scales of 8-bit floats: float, of whole rows with BLOCK_COLUMNS of 0, for which sums are multiplied at the end, else of blocks, for which
+// those of a chunk are.
+constexpr bool IN_BLOCKS = FLOAT8 && BLOCK_COLUMNS > 0;
+static_assert(!IN_BLOCKS || BLOCK_COLUMNS % DEPTH == 0, "a row of a chunk has one scale");
 constexpr int STAGE_BYTES = PAIR_BYTES + ROWS * ROW_PIECES * 16;
 constexpr int GROUPS = DEPTH / MXFP4_GROUP;
 constexpr int OUT_ROWS = UP ? ROWS / 2 : ROWS;
@@ -66,7 +72,6 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
   constexpr int COPY_ROWS = TILE_THREADS / PIECES, WEIGHT_ROWS = TILE_THREADS / ROW_PIECES;
   constexpr int PAIR_COPIES = (PAIRS + COPY_ROWS - 1) / COPY_ROWS, ROW_COPIES = ROWS / WEIGHT_ROWS;
   static_assert(ROWS % WEIGHT_ROWS == 0, "all threads copy as many rows");
-  constexpr int ROW_PIECE = MXFP4 ? 32 : PIECE;
   const int piece = tid % PIECES, copy_row = tid / PIECES, row_piece = tid % ROW_PIECES, weight_row = tid / ROW_PIECES;
   const elem_t* from_pairs[PAIR_COPIES];
   const unsigned char* from_rows[ROW_COPIES];
@@ -101,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
     for (int i = 0; i < ROW_COPIES; i++) {
       const bool valid = row_inside && from_rows[i] != nullptr;
       const int row = weight_row + i * WEIGHT_ROWS;
-      const uint32 to = MXFP4 ? (row * ROW_PIECES + row_piece) * 16 : piece_at(row, row_piece);
+      const uint32 to = MXFP4 || FLOAT8 ? (row * ROW_PIECES + row_piece) * 16 : piece_at(row, row_piece);
       cp_async16(stage + PAIR_BYTES + to, valid ? from_rows[i] + at / ROW_PIECE * 16 : matrices, valid);
     }
   };
@@ -124,6 +129,18 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
       for (int g = 0; g < GROUPS; g++)
         next_scales[j][g] = (chunk * GROUPS + g) * MXFP4_GROUP < in_features ? from_scales[j][chunk * GROUPS + g] : 0;
   };
+  // With FLOAT8 those of the rows that this lane has sums of, two for each 8.
+  const float* of_sums[2 * N][2];
+  if constexpr (FLOAT8) {
+    const int row_scales = IN_BLOCKS ? ceil_div(in_features, BLOCK_COLUMNS) : 1;
+#pragma unroll
+    for (int j = 0; j < 2 * N; j++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const int row = row_of(row_base + j * 8 + lane % 4 * 2 + e);
+        of_sums[j][e] = reinterpret_cast<const float*>(scales) + (expert_row + (row < 0 ? 0 : row)) / BLOCK_ROWS * row_scales;
+      }
+  }
   if constexpr (MXFP4) {
 #pragma unroll
     for (int j = 0; j < 2 * N; j++) {
@@ -140,6 +157,14 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
     const uint32 pairs = base + chunk % STAGES * STAGE_BYTES, tile = pairs + PAIR_BYTES;
     uint32 factors[2 * N][GROUPS];
     uint4 codes[2 * N][ROW_PIECES];
+    float chunk_sums[M][2 * N][4] = {}, chunk_scales[2 * N][2];
+    float(&sums)[M][2 * N][4] = IN_BLOCKS ? chunk_sums : d;
+    if constexpr (IN_BLOCKS) {
+#pragma unroll
+      for (int j = 0; j < 2 * N; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) chunk_scales[j][e] = of_sums[j][e][chunk * DEPTH / (IN_BLOCKS ? BLOCK_COLUMNS : 1)];
+    }
     if constexpr (MXFP4) {
 #pragma unroll
       for (int j = 0; j < 2 * N; j++) {
@@ -175,6 +200,16 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
           b[j][0] = scale_pair(widen_codes<0>(bytes), factors[j][step / 2]);
           b[j][1] = scale_pair(widen_codes<1>(bytes), factors[j][step / 2]);
         }
+      } else if constexpr (FLOAT8) {
+        // Columns 2c, 2c + 1, 2c + 8 and 2c + 9 of a step: the first two in the even bytes of a word.
+        const uint32 selector = lane % 4 * 0x22 | 0x10;
+#pragma unroll
+        for (int j = 0; j < 2 * N; j++) {
+          const uint4 all = load16_shared(tile + ((row_base + j * 8 + lane / 4) * ROW_PIECES + step) * 16);
+          const uint32 word = select_bytes(select_bytes(all.x, all.y, selector), select_bytes(all.z, all.w, selector), 0x5140);
+          b[j][0] = widen_even(word);
+          b[j][1] = widen_odd(word);
+        }
       } else {
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -187,8 +222,24 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
       for (int i = 0; i < M; i++)
 #pragma unroll
         for (int j = 0; j < 2 * N; j++)
-          mma_m16n8k16(d[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j][0], b[j][1]);
+          mma_m16n8k16(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j][0], b[j][1]);
     }
+    if constexpr (IN_BLOCKS) {
+#pragma unroll
+      for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int j = 0; j < 2 * N; j++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) d[i][j][e] += chunk_sums[i][j][e] * chunk_scales[j][e % 2];
+    }
+  }
+  if constexpr (FLOAT8 && !IN_BLOCKS) {
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+      for (int j = 0; j < 2 * N; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) d[i][j][e] *= *of_sums[j][e % 2];
   }
   cp_async_wait<0>();
 

@@ -1,57 +1,75 @@
 // Rows of experts' weights as fragments of mma.m16n8k16, for kernels in which weights are the 16-wide side and come straight from
 // memory to registers. The order of k is free, so that what a 16-byte load of a row holds, a piece, lands directly in fragments: 8
-// elements, or with MXFP4 the codes of 32 columns.
+// elements, or codes of 16 columns in 8-bit floats, or of 32 columns in MXFP4.
 #pragma once
+#include "experts_float8.cuh"
 #include "mma.cuh"
 #include "mxfp4.cuh"
 
-#if !defined(MXFP4)
-#error "MXFP4 comes from src/backend/cuda/ops/experts-few.ts"
+#if !defined(MXFP4) || !defined(FLOAT8) || !defined(BLOCK_ROWS) || !defined(BLOCK_COLUMNS) || !defined(IN_FEATURES)
+#error "MXFP4, FLOAT8, BLOCK_ROWS, BLOCK_COLUMNS and IN_FEATURES come from src/backend/cuda/ops/experts-few.ts"
 #endif
 
 // Columns of a piece, and of the pieces of a quad's four lanes.
-constexpr int PIECE = MXFP4 ? 32 : 8;
+constexpr int PIECE = MXFP4 ? 32 : FLOAT8 ? 16 : 8;
 constexpr int STEP = 4 * PIECE;
+static_assert(IN_FEATURES % PIECE == 0, "a lane loads whole pieces of a row");
+static_assert(!FLOAT8 || BLOCK_COLUMNS >= IN_FEATURES || BLOCK_COLUMNS % STEP == 0, "a step has one scale");
 // 16-byte loads of x for a piece.
 constexpr int LOADS = PIECE / 8;
+// Scales of a row, or of BLOCK_ROWS of them.
+constexpr int ROW_SCALES = MXFP4 ? IN_FEATURES / MXFP4_GROUP : (IN_FEATURES + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+constexpr int SCALE_BYTES = FLOAT8 ? 4 : 1;
 
-// A piece of rows r and r + 8 of a fragment, with its scale.
+// A piece of rows r and r + 8 of a fragment, with its scales: codes of MXFP4's, or floats.
 struct WeightPiece {
   uint4 words[2];
   uint32 scales[2];
 };
 
-// Where a row's pieces are: `at` is the index in the matrix of the row's first element that is wanted.
+// Rows r and r + 8 of a fragment, from a column on that is a multiple of PIECE.
 struct WeightRows {
   const unsigned char* words[2];
   const unsigned char* scales[2];
+  int column;
 
-  __device__ __forceinline__ void set(int half, const unsigned char* matrices, const unsigned char* all_scales, int64 at) {
-    words[half] = matrices + at / PIECE * 16;
-    scales[half] = all_scales + at / PIECE;
+  __device__ __forceinline__ void set(int half, const unsigned char* matrices, const unsigned char* all_scales, int64 row, int first) {
+    words[half] = matrices + (row * IN_FEATURES + first) / PIECE * 16;
+    scales[half] = all_scales + row / BLOCK_ROWS * ROW_SCALES * SCALE_BYTES;
+    column = first;
   }
-  // The piece that is so many columns, a multiple of PIECE, further on.
-  __device__ __forceinline__ WeightPiece load(int64 columns) const {
+  // The piece that is so many columns further on, and so many rows, a multiple of BLOCK_ROWS. `step` is the first column of the quad's
+  // step: that is whose scale the quad's products have, as each lane has some of all of them.
+  __device__ __forceinline__ WeightPiece load(int columns, int step, int64 rows = 0) const {
     WeightPiece piece;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      piece.words[half] = load16_stream(words[half] + columns / PIECE * 16);
-      piece.scales[half] = MXFP4 ? scales[half][columns / PIECE] : 0;
+      piece.words[half] = load16_stream(words[half] + (rows * IN_FEATURES + columns) / PIECE * 16);
+      const unsigned char* of_row = scales[half] + rows / BLOCK_ROWS * ROW_SCALES * SCALE_BYTES;
+      if (MXFP4)
+        piece.scales[half] = of_row[(column + columns) / MXFP4_GROUP];
+      else if (FLOAT8)
+        piece.scales[half] = reinterpret_cast<const uint32*>(of_row)[step / BLOCK_COLUMNS];
+      else
+        piece.scales[half] = 0;
     }
     return piece;
   }
 };
 
-// x of a piece, in the order in which weights have it: with MXFP4 codes i and i + 4 of a word make a pair.
+// x of a piece, in the order in which weights have it: with MXFP4 codes i and i + 4 of a word make a pair, of 8 bits i and i + 2.
 struct InputPiece {
   uint4 words[LOADS];
 
   __device__ __forceinline__ void order() {
-    if constexpr (MXFP4) {
+    if constexpr (MXFP4 || FLOAT8) {
 #pragma unroll
       for (int i = 0; i < LOADS; i++) {
         const uint4 y = words[i];
-        words[i] = make_uint4(low_halves(y.x, y.z), high_halves(y.x, y.z), low_halves(y.y, y.w), high_halves(y.y, y.w));
+        if (MXFP4)
+          words[i] = make_uint4(low_halves(y.x, y.z), high_halves(y.x, y.z), low_halves(y.y, y.w), high_halves(y.y, y.w));
+        else
+          words[i] = make_uint4(low_halves(y.x, y.y), high_halves(y.x, y.y), low_halves(y.z, y.w), high_halves(y.z, y.w));
       }
     }
   }
@@ -59,6 +77,9 @@ struct InputPiece {
 
 // sum[0] + sum[1] += the fragment's rows · x.
 __device__ __forceinline__ void multiply_piece(float (&sum)[2][4], const WeightPiece& weights, const InputPiece& x) {
+  // Of 8-bit floats a piece's products are scaled once they are summed.
+  float unscaled[2][4] = {};
+  float(&to)[2][4] = FLOAT8 ? unscaled : sum;
 #pragma unroll
   for (int i = 0; i < LOADS; i++) {
     uint4 rows[2];
@@ -70,12 +91,19 @@ __device__ __forceinline__ void multiply_piece(float (&sum)[2][4], const WeightP
         const uint32 factor = mxfp4_factor(weights.scales[half]);
         rows[half] = make_uint4(scale_pair(widen_codes<0>(word), factor), scale_pair(widen_codes<1>(word), factor),
                                 scale_pair(widen_codes<2>(word), factor), scale_pair(widen_codes<3>(word), factor));
+      } else if constexpr (FLOAT8) {
+        const uint32 low = i == 0 ? all.x : all.z, high = i == 0 ? all.y : all.w;
+        rows[half] = make_uint4(widen_even(low), widen_odd(low), widen_even(high), widen_odd(high));
       } else {
         rows[half] = all;
       }
     }
     const uint4 y = x.words[i];
-    mma_m16n8k16(sum[0], rows[0].x, rows[1].x, rows[0].y, rows[1].y, y.x, y.y);
-    mma_m16n8k16(sum[1], rows[0].z, rows[1].z, rows[0].w, rows[1].w, y.z, y.w);
+    mma_m16n8k16(to[0], rows[0].x, rows[1].x, rows[0].y, rows[1].y, y.x, y.y);
+    mma_m16n8k16(to[1], rows[0].z, rows[1].z, rows[0].w, rows[1].w, y.z, y.w);
+  }
+  if constexpr (FLOAT8) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[0][i] += (unscaled[0][i] + unscaled[1][i]) * __uint_as_float(weights.scales[i / 2]);
   }
 }

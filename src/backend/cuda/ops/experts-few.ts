@@ -1,11 +1,15 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
-import type { KernelUnit } from "../kernel-source.ts";
+import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
+  type ExpertsForm,
   type ExpertsProduct,
-  type ExpertsWeight,
+  FORM_KEYS,
+  formKey,
+  formMacros,
+  formOfExperts,
   PRODUCT_POINTERS,
   PRODUCT_SCALARS,
   productArguments,
@@ -19,9 +23,13 @@ const FEW_WARPS = 8;
 const STEP_COLUMNS = FEW_WARPS * 32;
 /** Steps up to which a CTA takes twice the rows, so that it still has enough to read. */
 const SHORT_STEPS = 4;
-/** Fragments times steps of columns that a lane has loads under way for; of MXFP4, where x takes more, those of two fragments. */
-const LOADS_AHEAD = 8;
-const MXFP4_SHAPE = { FRAGMENTS: 2, STAGES: 3 };
+/** Fragments of 16 rows of a CTA, and pieces of each that a lane has loads under way for. */
+const SHAPES = {
+  dense: { FRAGMENTS: 1, STAGES: 8 },
+  short: { FRAGMENTS: 2, STAGES: 4 },
+  mxfp4: { FRAGMENTS: 2, STAGES: 3 },
+  fp8: { FRAGMENTS: 2, STAGES: 2 },
+} as const;
 
 const EXPERTS_FEW = {
   file: "experts_few.cu",
@@ -39,31 +47,33 @@ export class ExpertsFew {
     this.#kernels = new KernelVariants(library, EXPERTS_FEW, dtype, options);
   }
 
-  units(hidden: number, intermediate: number, format: ExpertsWeight["format"]): KernelUnit[] {
+  units(hidden: number, intermediate: number, form: ExpertsForm): KernelUnit[] {
     return [
-      this.#kernels.unit(macros(format, hidden, true)),
-      this.#kernels.unit(macros(format, intermediate, false)),
+      this.#kernels.unit(macros(form, hidden, true)),
+      this.#kernels.unit(macros(form, intermediate, false)),
     ];
   }
 
   launch(stream: number, product: ExpertsProduct): void {
     const { weight, outputs, mostItems, activation } = product;
     const [k, isUp] = [weight.shape[1], activation !== undefined];
-    const { format } = weight;
-    const defines = macros(format, k, isUp);
-    const rows = defines.FRAGMENTS * (isUp ? 8 : 16);
-    const kernel = this.#kernels.get(4 * k + 2 * Number(format === "mxfp4") + Number(isUp), defines);
+    const form = formOfExperts(weight);
+    const rows = shapeOf(form, k).FRAGMENTS * (isUp ? 8 : 16);
+    const key = (k * FORM_KEYS + formKey(form)) * 2 + Number(isUp);
+    const kernel = this.#kernels.get(key, macros(form, k, isUp));
     const tiles = Math.ceil(outputs / rows);
     kernel.launch(stream, tiles, mostItems, 1, FEW_WARPS * WARP, 0, productArguments(product));
   }
 }
 
-function macros(format: ExpertsWeight["format"], inFeatures: number, isUp: boolean) {
-  const fragments = inFeatures <= SHORT_STEPS * STEP_COLUMNS ? 2 : 1;
-  const floats = { FRAGMENTS: fragments, STAGES: LOADS_AHEAD / fragments };
-  const isMxfp4 = format === "mxfp4";
+function shapeOf({ format }: ExpertsForm, inFeatures: number) {
+  return SHAPES[format === "dense" && inFeatures <= SHORT_STEPS * STEP_COLUMNS ? "short" : format];
+}
+
+function macros(form: ExpertsForm, inFeatures: number, isUp: boolean): Macros {
   return {
-    ...{ UP: Number(isUp), IN_FEATURES: inFeatures, MXFP4: Number(isMxfp4) },
-    ...(isMxfp4 ? MXFP4_SHAPE : floats),
+    ...{ UP: Number(isUp), IN_FEATURES: inFeatures },
+    ...formMacros(form, inFeatures),
+    ...shapeOf(form, inFeatures),
   };
 }

@@ -5,7 +5,16 @@ import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CONSTANTS } from "./activation.ts";
-import { activationArguments, type ExpertsWeight, expertsWeight } from "./experts-product.ts";
+import {
+  activationArguments,
+  type ExpertsForm,
+  type ExpertsWeight,
+  expertsWeight,
+  FORM_KEYS,
+  formKey,
+  formMacros,
+  formOfExperts,
+} from "./experts-product.ts";
 import { CHOICE_CONSTANTS } from "./experts-route.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
 
@@ -14,6 +23,7 @@ const ONE_WARPS = 8;
 const SHAPES = {
   dense: { up: { FRAGMENTS: 1, STAGES: 8 }, down: { FRAGMENTS: 1, STAGES: 9 } },
   mxfp4: { up: { FRAGMENTS: 1, STAGES: 3 }, down: { FRAGMENTS: 1, STAGES: 6 } },
+  fp8: { up: { FRAGMENTS: 1, STAGES: 4 }, down: { FRAGMENTS: 1, STAGES: 6 } },
 } as const;
 /** The most of shared memory for what is activated. */
 const MAX_SHARED_BYTES = 64 * 1024;
@@ -61,10 +71,10 @@ export class ExpertsOne {
     this.#sum = new KernelVariants(library, SUM, dtype, options);
   }
 
-  units(count: number, hidden: number, intermediate: number, format: ExpertsWeight["format"]): KernelUnit[] {
+  units(count: number, hidden: number, intermediate: number, form: ExpertsForm): KernelUnit[] {
     return [
-      this.#one.unit(macros(format, count, hidden, true)),
-      this.#sum.unit(macros(format, count, intermediate, false)),
+      this.#one.unit(macros(form, count, hidden, true)),
+      this.#sum.unit(macros(form, count, intermediate, false)),
     ];
   }
 
@@ -86,14 +96,14 @@ export class ExpertsOne {
     const { count, routerBias, gateUpBias, downBias } = weights;
     const [gateUp, down] = [expertsWeight(weights.gateUp), expertsWeight(weights.down)];
     const [hidden, intermediate] = [x.dim(1), down.shape[1]];
-    const up = this.#one.get(key(gateUp, count), macros(gateUp.format, count, hidden, true));
+    const up = this.#one.get(key(gateUp, count), macros(formOfExperts(gateUp), count, hidden, true));
     const upTiles = Math.ceil(intermediate / (8 * SHAPES[gateUp.format].up.FRAGMENTS));
     up.launch(stream, upTiles, k, 1, ONE_WARPS * WARP, 0, {
       ...{ ...scratch, ...matrixArguments(gateUp, gateUpBias), ...activationArguments(activation) },
       ...{ logits, router_bias: routerBias ?? null, x, gamma: norm?.weight ?? null, eps: norm?.eps ?? 0 },
       ...{ k, softmax_over_all: softmaxOver === "all" ? 1 : 0, outputs: intermediate },
     });
-    const sum = this.#sum.get(key(down, count), macros(down.format, count, intermediate, false));
+    const sum = this.#sum.get(key(down, count), macros(formOfExperts(down), count, intermediate, false));
     const downTiles = Math.ceil(hidden / (16 * SHAPES[down.format].down.FRAGMENTS));
     sum.launch(stream, downTiles, 1, 1, ONE_WARPS * WARP, k * intermediate * ELEMENT_BYTES, {
       ...{ ...scratch, ...matrixArguments(down, downBias), out, added: addTo ?? null, k, outputs: hidden },
@@ -102,17 +112,18 @@ export class ExpertsOne {
 }
 
 function matrixArguments(weight: ExpertsWeight, bias: Tensor | undefined) {
-  const scales = weight.format === "mxfp4" ? weight.scales : null;
+  const scales = weight.format === "dense" ? null : weight.scales;
   return { matrices: weight.data, scales, biases: bias ?? null };
 }
 
-function key({ format, shape }: ExpertsWeight, count: number): number {
-  return (shape[1] * 2048 + count) * 2 + Number(format === "mxfp4");
+function key(weight: ExpertsWeight, count: number): number {
+  return (weight.shape[1] * 2048 + count) * FORM_KEYS + formKey(formOfExperts(weight));
 }
 
-function macros(format: ExpertsWeight["format"], count: number, inFeatures: number, isUp: boolean): Macros {
+function macros(form: ExpertsForm, count: number, inFeatures: number, isUp: boolean): Macros {
   return {
-    ...{ UP: Number(isUp), EXPERTS: count, IN_FEATURES: inFeatures, MXFP4: Number(format === "mxfp4") },
-    ...SHAPES[format][isUp ? "up" : "down"],
+    ...{ UP: Number(isUp), EXPERTS: count, IN_FEATURES: inFeatures },
+    ...formMacros(form, inFeatures),
+    ...SHAPES[form.format][isUp ? "up" : "down"],
   };
 }

@@ -4,8 +4,12 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
+  type ExpertsForm,
   type ExpertsProduct,
-  type ExpertsWeight,
+  FORM_KEYS,
+  formKey,
+  formMacros,
+  formOfExperts,
   PRODUCT_POINTERS,
   PRODUCT_SCALARS,
   productArguments,
@@ -13,7 +17,7 @@ import {
 import { KernelVariants } from "./kernel-variants.ts";
 
 const TILE_THREADS = 256;
-/** CTAs of a multiprocessor that registers are to leave room for: with MXFP4, whose codes take more, one of the largest tiles. */
+/** CTAs of a multiprocessor that registers are to leave room for; of the largest tiles one, where codes or blocks take more. */
 const CTAS = 2;
 /** Weight rows of a tile, and columns of a chunk. */
 const ROWS = 128;
@@ -21,6 +25,8 @@ const DEPTH = 64;
 /** Bytes of shared memory that every GPU has for a block. */
 const SHARED_BYTES = 96 * 1024;
 const MAX_STAGES = 4;
+/** Of a weight. */
+const ELEMENT_BYTES = { dense: 2, fp8: 1, mxfp4: 0.5 } as const;
 
 /** Pairs of a tile: the fewest that hold what an expert has on average. */
 export const TILE_PAIRS = [16, 64, 128] as const;
@@ -42,9 +48,9 @@ export class ExpertsTiles {
     this.#kernels = new KernelVariants(library, EXPERTS_TILES, dtype, options);
   }
 
-  units(format: ExpertsWeight["format"]): KernelUnit[] {
+  units(form: ExpertsForm): KernelUnit[] {
     return TILE_PAIRS.flatMap((pairs) =>
-      [true, false].map((isUp) => this.#kernels.unit(macros(format, pairs, isUp))),
+      [true, false].map((isUp) => this.#kernels.unit(macros(form, pairs, isUp))),
     );
   }
 
@@ -56,11 +62,9 @@ export class ExpertsTiles {
   launch(stream: number, pairs: TilePairs, product: ExpertsProduct): void {
     const { weight, outputs, mostItems, activation } = product;
     const isUp = activation !== undefined;
-    const { format } = weight;
-    const kernel = this.#kernels.get(
-      4 * pairs + 2 * Number(format === "mxfp4") + Number(isUp),
-      macros(format, pairs, isUp),
-    );
+    const form = formOfExperts(weight);
+    const key = (pairs * FORM_KEYS + formKey(form)) * 2 + Number(isUp);
+    const kernel = this.#kernels.get(key, macros(form, pairs, isUp));
     const tiles = Math.ceil(outputs / (isUp ? ROWS / 2 : ROWS));
     const args = { ...productArguments(product), in_features: weight.shape[1] };
     kernel.launch(
@@ -69,23 +73,25 @@ export class ExpertsTiles {
       mostItems,
       1,
       TILE_THREADS,
-      stagesOf(format, pairs) * stageBytes(format, pairs),
+      stagesOf(form.format, pairs) * stageBytes(form.format, pairs),
       args,
     );
   }
 }
 
-function stageBytes(format: ExpertsWeight["format"], pairs: number): number {
-  return pairs * DEPTH * 2 + (ROWS * DEPTH) / (format === "mxfp4" ? 2 : 0.5);
+function stageBytes(format: ExpertsForm["format"], pairs: number): number {
+  return pairs * DEPTH * 2 + ROWS * DEPTH * ELEMENT_BYTES[format];
 }
 
-function stagesOf(format: ExpertsWeight["format"], pairs: number): number {
+function stagesOf(format: ExpertsForm["format"], pairs: number): number {
   return Math.min(MAX_STAGES, Math.floor(SHARED_BYTES / stageBytes(format, pairs)));
 }
 
-function macros(format: ExpertsWeight["format"], pairs: TilePairs, isUp: boolean): Macros {
+function macros(form: ExpertsForm, pairs: TilePairs, isUp: boolean): Macros {
+  const takesMore = form.format === "mxfp4" || form.blockColumns > 0;
   return {
-    ...{ UP: Number(isUp), PAIRS: pairs, STAGES: stagesOf(format, pairs), MXFP4: Number(format === "mxfp4") },
-    MIN_CTAS: format === "mxfp4" && pairs === 128 ? 1 : CTAS,
+    ...{ UP: Number(isUp), PAIRS: pairs, STAGES: stagesOf(form.format, pairs) },
+    MIN_CTAS: takesMore && pairs === 128 ? 1 : CTAS,
+    ...formMacros(form, 0),
   };
 }

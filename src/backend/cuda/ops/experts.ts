@@ -9,7 +9,7 @@ import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { ExpertsFew, FEW_PAIRS } from "./experts-few.ts";
 import { ExpertsOne } from "./experts-one.ts";
-import { type ExpertsProduct, type ExpertsWeight, expertsWeight } from "./experts-product.ts";
+import { type ExpertsProduct, type ExpertsWeight, expertsWeight, plainForm } from "./experts-product.ts";
 import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
 import { ExpertsTiles } from "./experts-tiles.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
@@ -20,8 +20,9 @@ const MAX_TOKENS = 8192;
 /** Pairs an expert on average, up to which they are few. */
 const FEW_AVERAGE = 4;
 const THREADS = 128;
-/** Features of which 16-byte pieces consist. */
+/** Features of which 16-byte pieces consist, of elements and of 8-bit floats. */
 const PIECE = 8;
+const FLOAT8_PIECE = 16;
 
 const SOURCE = { file: "experts_sum.cu" } as const;
 const EXPERTS_SUM = {
@@ -86,10 +87,11 @@ export class ExpertOps {
 
   units({ count, hiddenSize, intermediateSize, format = "dense" }: ExpertSizes): KernelUnit[] {
     const { dtype, batchInvariant } = this.options;
+    const form = plainForm(format);
     return [
-      ...this.#tiles.units(format),
-      ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, format)),
-      ...(batchInvariant ? [] : this.#one.units(count, hiddenSize, intermediateSize, format)),
+      ...this.#tiles.units(form),
+      ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, form)),
+      ...(batchInvariant ? [] : this.#one.units(count, hiddenSize, intermediateSize, form)),
       ...this.#route.units(count),
       this.#sum.unit({ ACCESS: accessWidth(dtype, hiddenSize) }),
     ];
@@ -114,9 +116,11 @@ export class ExpertOps {
       spec,
       fusion,
     );
-    if (hidden % PIECE !== 0 || intermediate % PIECE !== 0)
+    const isFloat8 = [weights.gateUp, weights.down].some(({ format }) => format === "fp8");
+    const multiple = isFloat8 ? FLOAT8_PIECE : PIECE;
+    if (hidden % multiple !== 0 || intermediate % multiple !== 0)
       throw new DeviceError(
-        `experts of ${intermediate} and ${hidden} dimensions; this device takes multiples of ${PIECE}`,
+        `experts of ${intermediate} and ${hidden} dimensions; this device takes multiples of ${multiple}`,
       );
     checkChoice(weights.count, spec.perToken);
     if (tokens === 1 && !this.options.batchInvariant && ExpertsOne.takes(weights, spec)) {
