@@ -228,7 +228,7 @@ export interface ModelShape {
     | {
         readonly count: number;
         readonly intermediateSize: number;
-        readonly format?: "dense" | "mxfp4" | undefined;
+        readonly format?: "dense" | "fp8" | "mxfp4" | undefined;
       }
     | undefined;
   /** Of keys and values. Default: that of activations. */

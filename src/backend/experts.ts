@@ -24,7 +24,7 @@ export interface ExpertOps {
   gateRows(x: Tensor, gate: Tensor): void;
 }
 
-/** The experts' matrices, of all experts one after another: row n of expert e of a weight [E · N, K] is its row e · N + n. */
+/** The experts' matrices in their canonical form, of all experts one after another: row n of expert e of a weight [E · N, K] is its row e · N + n. */
 export interface ExpertWeights {
   /** E. */
   readonly count: number;

@@ -71,10 +71,10 @@ export class Experts implements FeedForward {
           })
         : undefined,
       gateUp: parameters.weight({
-        ...{ name: `${name}.gateUp`, parts: gateUp, columns: hiddenSize, columnSpan: whole },
+        ...{ name: `${name}.gateUp`, parts: gateUp, columns: hiddenSize, columnSpan: whole, experts: true },
       }),
       down: parameters.weight({
-        ...{ name: `${name}.down`, parts: down, columns: intermediateSize, columnSpan: share },
+        ...{ name: `${name}.down`, parts: down, columns: intermediateSize, columnSpan: share, experts: true },
       }),
       gateUpBias: bias ? biasOf("gateUp", gateUp) : undefined,
       downBias: bias ? ofFirstRank(parameters.shard, biasOf("down", down)) : undefined,

@@ -64,7 +64,7 @@ export class LoadedParameters implements Parameters {
 
   weight(matrix: MatrixSpec): Weight {
     const weight = this.scheme.weight(matrix, (spec) => this.get(spec));
-    return this.backend.prepareWeight?.(weight) ?? weight;
+    return matrix.experts ? weight : (this.backend.prepareWeight?.(weight) ?? weight);
   }
 }
 

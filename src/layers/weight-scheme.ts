@@ -16,6 +16,8 @@ export interface MatrixSpec {
   readonly columnSpan: Span;
   /** Stays as the checkpoint has it, where other matrices are quantised while they are loaded: a router's. Default false. */
   readonly exact?: boolean;
+  /** Of experts, which the backend takes as they were loaded: `Backend.prepareWeight` is for `linear`. Default false. */
+  readonly experts?: boolean;
 }
 
 /** One of the checkpoint's matrices. */

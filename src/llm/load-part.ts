@@ -182,7 +182,7 @@ function onlineFormOf(
 /** The sizes of a rank's part. */
 function modelShape(
   model: ModelConfig,
-  { blockSize }: EngineConfig,
+  { blockSize, quantization }: EngineConfig,
   shard: Shard,
   kvDtype: KvDType,
 ): ModelShape {
@@ -194,10 +194,19 @@ function modelShape(
     experts: model.experts && {
       count: model.experts.count,
       intermediateSize: part(model.experts.intermediateSize),
-      format: model.quantisation?.declared.kind === "mxfp4" ? "mxfp4" : "dense",
+      format: expertsFormat(model.quantisation?.declared.kind, quantization),
     },
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
     ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype, softCap: model.logitSoftCap },
   };
+}
+
+/** The format of experts' weights, as far as kernels are compiled ahead. */
+function expertsFormat(
+  declared: DeclaredForm["kind"] | undefined,
+  quantization: EngineConfig["quantization"],
+): "dense" | "fp8" | "mxfp4" {
+  if (declared === "mxfp4") return "mxfp4";
+  return declared === "float8" || quantization?.startsWith("fp8") ? "fp8" : "dense";
 }

@@ -33,6 +33,7 @@ const WIDTHS = [
 const EXPERTS: readonly Pick<ModelShape, "experts">[] = [
   { experts: { count: 40, intermediateSize: 2880, format: "mxfp4" } },
   { experts: { count: 128, intermediateSize: 72 } },
+  { experts: { count: 8, intermediateSize: 80, format: "fp8" } },
 ];
 
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
