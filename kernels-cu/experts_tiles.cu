@@ -14,11 +14,11 @@
 #include "mma.cuh"
 #include "mxfp4.cuh"
 
-#if !defined(ROWS) || !defined(DEPTH) || !defined(PAIRS) || !defined(STAGES) || !defined(UP) || !defined(MXFP4)
-#error "ROWS, DEPTH, PAIRS, STAGES, UP and MXFP4 come from src/backend/cuda/ops/experts-tiles.ts"
+#if !defined(ROWS) || !defined(DEPTH) || !defined(PAIRS) || !defined(STAGES) || !defined(UP)
+#error "ROWS, DEPTH, PAIRS, STAGES and UP come from src/backend/cuda/ops/experts-tiles.ts"
 #endif
-#if !defined(TILE_THREADS) || !defined(MIN_CTAS) || !defined(FLOAT8) || !defined(BLOCK_ROWS) || !defined(BLOCK_COLUMNS)
-#error "TILE_THREADS, MIN_CTAS, FLOAT8, BLOCK_ROWS and BLOCK_COLUMNS come from src/backend/cuda/ops/experts-tiles.ts"
+#if !defined(TILE_THREADS) || !defined(MIN_CTAS)
+#error "TILE_THREADS and MIN_CTAS come from src/backend/cuda/ops/experts-tiles.ts"
 #endif
 static_assert(DEPTH == 64, "a row of a chunk is the eight 16-byte pieces that a swizzle permutes");
 static_assert(TILE_THREADS == 256, "eight warps divide a tile");

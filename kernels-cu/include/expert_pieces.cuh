@@ -6,10 +6,6 @@
 #include "mma.cuh"
 #include "mxfp4.cuh"
 
-#if !defined(MXFP4) || !defined(FLOAT8) || !defined(BLOCK_ROWS) || !defined(BLOCK_COLUMNS) || !defined(IN_FEATURES)
-#error "MXFP4, FLOAT8, BLOCK_ROWS, BLOCK_COLUMNS and IN_FEATURES come from src/backend/cuda/ops/experts-few.ts"
-#endif
-
 // Columns of a piece, and of the pieces of a quad's four lanes.
 constexpr int PIECE = MXFP4 ? 32 : FLOAT8 ? 16 : 8;
 constexpr int STEP = 4 * PIECE;

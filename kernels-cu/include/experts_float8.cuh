@@ -5,6 +5,10 @@
 #pragma once
 #include "mxfp4.cuh"
 
+#if !defined(MXFP4) || !defined(FLOAT8) || !defined(BLOCK_ROWS) || !defined(BLOCK_COLUMNS)
+#error "MXFP4, FLOAT8, BLOCK_ROWS and BLOCK_COLUMNS come from src/backend/cuda/ops/experts-product.ts"
+#endif
+
 #if defined(DTYPE_BF16)
 constexpr uint32 FLOAT8_MASK = 0x07f007f0u, FLOAT8_FACTOR = 0x7b807b80u;
 constexpr int FLOAT8_LEFT = 4, FLOAT8_RIGHT = 4;
