@@ -4,6 +4,7 @@ import { getHFHubCachePath } from "@huggingface/hub";
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
+import { measureBandwidth } from "../backend/simd/bandwidth.ts";
 import { formatBytes } from "../base/bytes.ts";
 import { ConfigError, DeviceError, ModelNotFoundError, messageOf } from "../base/errors.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
@@ -11,6 +12,9 @@ import { openCuda } from "../cuda/open-cuda.ts";
 import { findLocalModel } from "../loader/resolve-model.ts";
 import { createCommand, modelOf } from "./command.ts";
 import { describeModel, diagnoseModel, type ModelDiagnosis } from "./model-diagnosis.ts";
+
+/** Weights that expectations are given for where no model is named. */
+const EXAMPLE_BYTES = 2 ** 30;
 
 interface DoctorFlags {
   readonly device: string;
@@ -25,6 +29,8 @@ interface Diagnosis {
   readonly cpuCores: number;
   /** Bytes. */
   readonly memory: number;
+  /** Threads, and bytes a second that they read of memory together; or why `--device cpu` would fail. */
+  readonly cpu: { readonly threads: number; readonly bandwidth: number } | { readonly problem: string };
   /** `problem`: why `--device cuda` would fail. */
   readonly cuda: CudaReport & { readonly problem?: string };
   /** The device that `--device auto` stands for here. */
@@ -76,6 +82,7 @@ async function diagnose(model: string | undefined, onProblem: (error: unknown) =
     os: `${process.platform} ${process.arch}, ${release()}`,
     cpuCores: availableParallelism(),
     memory: totalmem(),
+    cpu: await diagnoseCpu(),
     cuda: { ...cuda, ...(problem !== undefined && { problem }) },
     auto: gpu
       ? { device: "cuda", reason: `GPU 0 is ${gpu.name}` }
@@ -91,6 +98,24 @@ async function diagnose(model: string | undefined, onProblem: (error: unknown) =
   };
 }
 
+async function diagnoseCpu(): Promise<Diagnosis["cpu"]> {
+  const threads = availableParallelism();
+  try {
+    return { threads, bandwidth: await measureBandwidth({ threads }) };
+  } catch (error) {
+    return { problem: messageOf(error) };
+  }
+}
+
+function describeCpu(cpu: Diagnosis["cpu"], weights: number | undefined): string {
+  if ("problem" in cpu) return `not usable: ${cpu.problem}`;
+  const { threads, bandwidth } = cpu;
+  const bytes = weights ?? EXAMPLE_BYTES;
+  const most = (bandwidth / bytes).toPrecision(2);
+  const ofWhat = weights === undefined ? `a model with ${formatBytes(bytes)} of weights` : "the model below";
+  return `${threads} threads read memory at ${(bandwidth / 1e9).toFixed(1)} GB/s: one stream of ${ofWhat} writes ${most} tokens/s at most`;
+}
+
 function cudaProblem(): string | undefined {
   try {
     openCuda();
@@ -100,7 +125,7 @@ function cudaProblem(): string | undefined {
   }
 }
 
-function describe({ cuda, auto, folders, model, ...machine }: Diagnosis): string {
+function describe({ cpu, cuda, auto, folders, model, ...machine }: Diagnosis): string {
   const { octavo, bun, os, cpuCores, memory } = machine;
   const gpus = cuda.gpus.map(
     ({ ordinal, name, computeCapability, totalMemory, multiprocessors, reaches }) => {
@@ -122,7 +147,7 @@ function describe({ cuda, auto, folders, model, ...machine }: Diagnosis): string
     ...libraries,
     "",
     "Devices",
-    line("cpu", "usable"),
+    line("cpu", describeCpu(cpu, model?.weights?.bytes)),
     line("cuda", usable),
     line("auto", `${auto.device}, because ${auto.reason}`),
     "",

@@ -22,6 +22,7 @@ test("shows versions, libraries with their remedies, devices and folders", async
   ])
     expect(stdout).toContain(part);
   expect(stdout).toMatch(/GPUs +none/);
+  expect(stdout).toMatch(/cpu +\d+ threads read memory at [\d.]+ GB\/s/);
   expect(stdout).toMatch(/auto +cpu, because no GPU was found/);
 });
 

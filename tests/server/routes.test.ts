@@ -142,7 +142,7 @@ describe("metrics", () => {
       expect(text).toContain(`vllm:${sample}{model_name="${MODEL}",engine="0"`);
     }
     expect(text).toMatch(/block_size="16",num_gpu_blocks="\d+",cache_dtype="auto"/);
-    expect(text).toMatch(/octavo:weights_bytes\{.*,format="float32"\} \d{7}/);
+    expect(text).toMatch(/octavo:weights_bytes\{.*,format="bfloat16"\} \d{7}/);
   });
 
   test("have samples from the start, every family of them", async () => {

@@ -105,7 +105,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",
-    imports: ["async", "backend/cuda", "cuda", "llm", "loader", "server"],
+    imports: ["async", "backend/simd", "backend/cuda", "cuda", "llm", "loader", "server"],
   },
   "index.ts": { knows: "the public surface", imports: ["async", "llm", "tokenizer"] },
 };
