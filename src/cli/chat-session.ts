@@ -1,11 +1,22 @@
-import type { AsyncLLM } from "../async/async-llm.ts";
-import type { CompletionDelta } from "../base/outputs.ts";
+import type { AsyncLLM, TurnLimit } from "../async/async-llm.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import { ModelTurns } from "../formats/model-turns.ts";
+import { formatsOf } from "../formats/registry.ts";
+import type { TurnReader } from "../formats/turn-reader.ts";
+import type { ChatPrompt } from "../tokenizer/prompt-encoder.ts";
 
 /** Tokens kept free for a reply of which no length was asked for, unless a quarter of the context is less. */
 const ROOM_FOR_REPLY = 256;
 
 type Message = { readonly role: "system" | "user" | "assistant"; readonly content: string };
+
+/** New parts of a reply. */
+export interface ReplyDelta {
+  readonly thought: string;
+  readonly text: string;
+  /** Tokens that they are of. */
+  readonly tokens: number;
+}
 
 export interface ChatSessionOptions {
   readonly system?: string | undefined;
@@ -22,6 +33,7 @@ export class ChatSession {
   /** Undefined or empty: none. In force from the next reply on. */
   system: string | undefined;
   #history: Message[] = [];
+  #turns: Promise<ModelTurns> | undefined;
 
   constructor(
     private readonly llm: AsyncLLM,
@@ -36,21 +48,55 @@ export class ChatSession {
   }
 
   /**
-   * Streams the answer to `text`. Both join the history when the answer ends or `signal` cuts it short; a failed exchange
-   * leaves no trace.
+   * Streams the answer to `text`, and thoughts ahead of it. Question and answer join the history when the answer ends or
+   * `signal` cuts it short, without the thoughts; a failed exchange leaves no trace.
    * @throws ContextLengthError when `text` alone does not fit the context; otherwise as `AsyncLLM.submit`.
    */
-  async *reply(text: string, signal: AbortSignal): AsyncGenerator<CompletionDelta, void, undefined> {
+  async *reply(text: string, signal: AbortSignal): AsyncGenerator<ReplyDelta, void, undefined> {
     const question: Message = { role: "user", content: text };
     await this.#trim(question);
     const prompt = this.#prompt(question);
     let content = "";
-    for await (const delta of this.llm.stream(prompt, this.options.sampling, { signal })) {
-      if (delta.error) throw delta.error;
+    for await (const delta of this.#stream(prompt, signal)) {
       content += delta.text;
       yield delta;
     }
     this.#history.push(question, { role: "assistant", content });
+  }
+
+  async *#stream(prompt: ChatPrompt, signal: AbortSignal): AsyncGenerator<ReplyDelta, void, undefined> {
+    const { sampling } = this.options;
+    const turns = await this.#modelTurns();
+    let reader: TurnReader | undefined;
+    const { structuredOutputs, ...unlimited } = sampling;
+    const limitTurn = (rendered: string): TurnLimit => {
+      const beginning = { prompt: rendered, continued: undefined };
+      reader = turns!.open(beginning, { tools: undefined, firstCallOnly: false, skipsSpecial: true });
+      if (!structuredOutputs) return {};
+      const limits = { tools: [], mustCall: false, oneCallOnly: false, sampling: { structuredOutputs } };
+      const shape = turns!.shape(beginning, limits);
+      return { text: { shape, markers: turns!.markers, param: "structuredOutputs" } };
+    };
+    const deltas = turns
+      ? this.llm.stream(prompt, turns.sampling(unlimited), { signal, limitTurn })
+      : this.llm.stream(prompt, sampling, { signal });
+    for await (const { error, text, tokenIds, finishReason } of deltas) {
+      if (error) throw error;
+      const tokens = tokenIds.length;
+      const read = reader?.push(text, tokenIds);
+      yield read ? { thought: read.reasoning, text: read.content, tokens } : { thought: "", text, tokens };
+      if (finishReason === null || !reader) continue;
+      const { reasoning, content } = reader.finish(finishReason === "stop");
+      yield { thought: reasoning, text: content, tokens: 0 };
+    }
+  }
+
+  /** The reading of the model's turns; undefined if it does not think. */
+  async #modelTurns(): Promise<ModelTurns | undefined> {
+    const formats = formatsOf({ toolCallParser: "none", reasoningParser: "auto" }, this.llm.chatTemplate);
+    if (!formats.reasoning) return undefined;
+    this.#turns ??= this.llm.tokenTable().then((tokens) => new ModelTurns(formats, tokens));
+    return this.#turns;
   }
 
   /** Drops the oldest exchanges until the prompt leaves room for the reply. */

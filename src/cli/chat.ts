@@ -8,8 +8,9 @@ import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { messageInFlags } from "./flag-names.ts";
 import { objectValue } from "./flag-values.ts";
 import { ProgressBar } from "./progress.ts";
+import { ReplyWriter } from "./reply-writer.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
-import { WordWrap } from "./word-wrap.ts";
+import { readTextFile } from "./text-file.ts";
 
 const HELP = `/reset        forget the conversation
 /system TEXT  instructions for the model from now on; without TEXT, none
@@ -21,6 +22,7 @@ command. Ctrl-C stops a reply; twice, it leaves.`;
 interface ChatFlags {
   readonly system?: string;
   readonly chatTemplateKwargs?: Readonly<Record<string, unknown>>;
+  readonly schema?: string;
   readonly timing: boolean;
 }
 
@@ -41,6 +43,7 @@ export function chatCommand(name: string): Command {
       'template variables, e.g. {"enable_thinking":false}',
       objectValue,
     )
+    .option("--schema <file>", "JSON schema that every reply is valid under, after what the model thinks")
     .option("--no-timing", "do not show speed and time to first token after each reply")
     .addHelpText("after", `\nIn the chat:\n  ${HELP.replaceAll("\n", "\n  ")}`);
   addSamplingFlags(command, "chat");
@@ -49,7 +52,11 @@ export function chatCommand(name: string): Command {
 }
 
 async function chat(model: string | undefined, flags: ChatFlags, command: Command): Promise<void> {
-  const sampling = samplingParams(command);
+  const schema = flags.schema === undefined ? undefined : readTextFile(flags.schema);
+  const sampling = {
+    ...samplingParams(command),
+    ...(schema !== undefined && { structuredOutputs: { json: schema } }),
+  };
   const engineOptions = textEngineOptions(command);
   const bar = new ProgressBar();
   await using llm = await AsyncLLM.create(modelOf(command, model), {
@@ -70,7 +77,11 @@ async function chat(model: string | undefined, flags: ChatFlags, command: Comman
 /** The conversation's loop: takes messages, runs commands, writes replies. */
 class Chat {
   readonly #input = new ChatInput(() => this.#interrupt());
-  readonly #wrap = process.stdout.isTTY ? new WordWrap(() => process.stdout.columns) : undefined;
+  readonly #writer = new ReplyWriter(
+    (text) => process.stdout.write(text),
+    process.stdout.isTTY ? () => process.stdout.columns : undefined,
+    !process.env["NO_COLOR"],
+  );
   /** Aborts the reply under way. */
   #reply: AbortController | undefined;
   /** The next Ctrl-C leaves: there was one since the last message, or since the reply under way began. */
@@ -107,25 +118,21 @@ class Chat {
     try {
       for await (const delta of this.session.reply(text, this.#reply.signal)) {
         if (tokens === 0) firstToken = performance.now();
-        tokens += delta.tokenIds.length;
-        process.stdout.write(this.#wrap?.push(delta.text) ?? delta.text);
+        tokens += delta.tokens;
+        this.#writer.push(delta);
       }
-      this.#endReply();
+      this.#writer.end();
       if (this.timing && tokens > 0)
         note(speed(tokens, firstToken - started, performance.now() - firstToken));
     } catch (error) {
       // An error of one message does not end the chat.
       if (!(error instanceof InvalidRequestError || error instanceof RequestFailedError)) throw error;
-      if (tokens > 0) this.#endReply();
+      if (tokens > 0) this.#writer.end();
       say(messageInFlags(error));
     } finally {
       this.#reply = undefined;
       this.#leaving = false;
     }
-  }
-
-  #endReply(): void {
-    process.stdout.write(`${this.#wrap?.end() ?? ""}\n`);
   }
 
   #interrupt(): void {

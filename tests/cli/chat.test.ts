@@ -1,4 +1,5 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { temporaryFolder } from "../support.ts";
 import { octavo, startOctavo } from "./support.ts";
 
 setDefaultTimeout(300_000);
@@ -36,6 +37,24 @@ describe("one message a line", () => {
     expect([ofHistory, ofHistoryAgain]).toEqual([ofCat, ofRain]);
     const { replies: flagged } = await replies([cat], [...args, "--system", "The sun"]);
     expect(flagged).toEqual([ofSystem!]);
+  });
+
+  test("replies are valid under a schema, and thoughts are left out", async () => {
+    using folder = temporaryFolder();
+    const file = folder.file("schema.json");
+    await Bun.write(
+      file,
+      JSON.stringify({ type: "object", properties: { a: { enum: ["x", "y"] } }, required: ["a"] }),
+    );
+    const args = [...GREEDY, "--no-timing", "--max-tokens", "40", "--schema", file];
+    const { replies: lines } = await replies(["Once"], args);
+    expect(["x", "y"]).toContain(JSON.parse(lines.join("")).a);
+    // The model thinks from the first token on, and does not come to an end.
+    const thinking = ["--chat-template", "{{ messages[0].content }}</think><think>\n"];
+    const { replies: none, stderr } = await replies(["Once"], [...args, ...thinking]);
+    expect([none, stderr]).toEqual([[""], ""]);
+    const { stderr: missing } = await octavo(["chat", "--schema", folder.file("none.json")]);
+    expect(missing).toContain("cannot read");
   });
 
   test("/exit ends it, /help lists the commands, an unknown one is named", async () => {

@@ -105,7 +105,17 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",
-    imports: ["async", "backend/simd", "backend/cuda", "cuda", "llm", "loader", "server"],
+    imports: [
+      "async",
+      "backend/simd",
+      "backend/cuda",
+      "cuda",
+      "formats",
+      "llm",
+      "loader",
+      "server",
+      "tokenizer",
+    ],
   },
   "index.ts": { knows: "the public surface", imports: ["async", "llm", "tokenizer"] },
 };
