@@ -29,12 +29,9 @@ const SHAPES = {
 const MAX_SHARED_BYTES = 64 * 1024;
 const ELEMENT_BYTES = 2;
 
-const SOURCE = {
+const ONE = {
   file: "experts_one.cu",
   constants: { ONE_WARPS, ...CHOICE_CONSTANTS, ...ACTIVATION_CONSTANTS },
-} as const;
-const ONE = {
-  ...SOURCE,
   entry: "experts_one",
   pointers: [
     ...(["activated", "chosen", "weights", "logits", "router_bias", "x", "gamma"] as const),
@@ -43,7 +40,8 @@ const ONE = {
   scalars: ["k", "softmax_over_all", "outputs", "activation", "alpha", "limit", "eps"],
 } as const;
 const SUM = {
-  ...SOURCE,
+  file: "experts_one_sum.cu",
+  constants: { ONE_WARPS, MAX_PER_TOKEN: CHOICE_CONSTANTS.MAX_PER_TOKEN },
   entry: "experts_one_sum",
   pointers: [
     ...(["out", "added", "activated", "chosen", "weights"] as const),
@@ -61,7 +59,7 @@ export interface OneScratch {
   readonly weights: Tensor;
 }
 
-/** A mixture of experts for one token, `experts_one.cu`. */
+/** A mixture of experts for one token, `experts_one.cu` and `experts_one_sum.cu`. */
 export class ExpertsOne {
   readonly #one: KernelVariants<typeof ONE>;
   readonly #sum: KernelVariants<typeof SUM>;
@@ -73,8 +71,8 @@ export class ExpertsOne {
 
   units(count: number, hidden: number, intermediate: number, form: ExpertsForm): KernelUnit[] {
     return [
-      this.#one.unit(macros(form, count, hidden, true)),
-      this.#sum.unit(macros(form, count, intermediate, false)),
+      this.#one.unit({ ...macros(form, hidden, "up"), EXPERTS: count }),
+      this.#sum.unit(macros(form, intermediate, "down")),
     ];
   }
 
@@ -96,14 +94,17 @@ export class ExpertsOne {
     const { count, routerBias, gateUpBias, downBias } = weights;
     const [gateUp, down] = [expertsWeight(weights.gateUp), expertsWeight(weights.down)];
     const [hidden, intermediate] = [x.dim(1), down.shape[1]];
-    const up = this.#one.get(key(gateUp, count), macros(formOfExperts(gateUp), count, hidden, true));
+    const up = this.#one.get(key(gateUp, count), {
+      ...macros(formOfExperts(gateUp), hidden, "up"),
+      EXPERTS: count,
+    });
     const upTiles = Math.ceil(intermediate / (8 * SHAPES[gateUp.format].up.FRAGMENTS));
     up.launch(stream, upTiles, k, 1, ONE_WARPS * WARP, 0, {
       ...{ ...scratch, ...matrixArguments(gateUp, gateUpBias), ...activationArguments(activation) },
       ...{ logits, router_bias: routerBias ?? null, x, gamma: norm?.weight ?? null, eps: norm?.eps ?? 0 },
       ...{ k, softmax_over_all: softmaxOver === "all" ? 1 : 0, outputs: intermediate },
     });
-    const sum = this.#sum.get(key(down, count), macros(formOfExperts(down), count, intermediate, false));
+    const sum = this.#sum.get(key(down), macros(formOfExperts(down), intermediate, "down"));
     const downTiles = Math.ceil(hidden / (16 * SHAPES[down.format].down.FRAGMENTS));
     sum.launch(stream, downTiles, 1, 1, ONE_WARPS * WARP, k * intermediate * ELEMENT_BYTES, {
       ...{ ...scratch, ...matrixArguments(down, downBias), out, added: addTo ?? null, k, outputs: hidden },
@@ -116,14 +117,14 @@ function matrixArguments(weight: ExpertsWeight, bias: Tensor | undefined) {
   return { matrices: weight.data, scales, biases: bias ?? null };
 }
 
-function key(weight: ExpertsWeight, count: number): number {
+function key(weight: ExpertsWeight, count = 0): number {
   return (weight.shape[1] * 2048 + count) * FORM_KEYS + formKey(formOfExperts(weight));
 }
 
-function macros(form: ExpertsForm, count: number, inFeatures: number, isUp: boolean): Macros {
+function macros(form: ExpertsForm, inFeatures: number, product: "up" | "down"): Macros {
   return {
-    ...{ UP: Number(isUp), EXPERTS: count, IN_FEATURES: inFeatures },
+    IN_FEATURES: inFeatures,
     ...formMacros(form, inFeatures),
-    ...SHAPES[form.format][isUp ? "up" : "down"],
+    ...SHAPES[form.format][product],
   };
 }
