@@ -64,6 +64,9 @@ export function readQuantisation(config: JsonFields, folder: string): Quantisati
 function methodOf(json: JsonFields): string {
   if (json.has("quant_algo")) return "modelopt";
   if (json.has("config_groups")) return "compressed-tensors";
+  // As older versions of transformers wrote it.
+  if (!json.has("quant_method") && (json.has("load_in_4bit") || json.has("load_in_8bit")))
+    return "bitsandbytes";
   return json.string("quant_method").toLowerCase();
 }
 
@@ -91,6 +94,8 @@ function checkBlock(json: JsonFields, name: string, block: unknown): void {
 }
 
 function readModelOpt(json: JsonFields): DeclaredForm {
+  // The cache alone was calibrated.
+  if (!json.has("quant_algo") && json.has("kv_cache_quant_algo")) return { kind: "floats" };
   const algorithm = json.string("quant_algo").toUpperCase();
   if (algorithm === "FP8" || algorithm === "FP8_PER_CHANNEL_PER_TOKEN")
     return { kind: "float8", granularity: "channel" };
@@ -102,6 +107,8 @@ function readModelOpt(json: JsonFields): DeclaredForm {
 function readGptq(json: JsonFields): DeclaredForm {
   const bits = json.integer("bits", 1, 32, 4);
   if (bits !== 4 && bits !== 8) throw unsupported(json, `GPTQ of ${bits} bits is`);
+  const layout = json.string("checkpoint_format", "gptq");
+  if (layout !== "gptq" && layout !== "gptq_v2") throw unsupported(json, `GPTQ's layout "${layout}" is`);
   const groupSize = json.integer("group_size", -1, 2 ** 20, -1);
   return { kind: "integers", bits, groupSize, zeros: !json.boolean("sym", true) };
 }
@@ -127,7 +134,10 @@ function readAutoRound(json: JsonFields): DeclaredForm {
   throw unsupported(json, `AutoRound's packing_format "${packing}" is`);
 }
 
-const COMPRESSED_FORMATS = new Set(["float-quantized", "naive-quantized", "int-quantized", "pack-quantized"]);
+/** `mixed-precision`: each group has its own. */
+const COMPRESSED_FORMATS = new Set([
+  ...["dense", "float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "mixed-precision"],
+]);
 const MAX_GROUPS = 256;
 
 function readCompressedTensors(json: JsonFields): DeclaredForm {
@@ -139,6 +149,8 @@ function readCompressedTensors(json: JsonFields): DeclaredForm {
   checkFormat(json);
   const groups = json.get("config_groups");
   const names = isJsonObject(groups) ? Object.keys(groups) : [];
+  // The cache alone was calibrated.
+  if (names.length === 0 && json.has("kv_cache_scheme")) return { kind: "floats" };
   if (names.length === 0 || names.length > MAX_GROUPS)
     throw json.invalid("config_groups", `an object of 1 to ${MAX_GROUPS} groups`);
   const fields = json.object("config_groups")!;

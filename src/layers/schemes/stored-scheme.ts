@@ -108,6 +108,8 @@ export class StoredScheme implements WeightScheme {
     const dtype = tensors.find("weight")?.dtype;
     if (tensors.find("blocks") !== undefined) return storedMxfp4(tensors);
     if (dtype === "F8_E4M3") return storedFloat8(tensors);
+    if (dtype?.startsWith("F8_"))
+      throw tensors.unsupported(tensors.find("weight")!, `is ${dtype}; weights of 8-bit floats are F8_E4M3`);
     if (isGroupedBlocks(dtype)) return storedBlocks(tensors, dtype);
     const isPacked = tensors.find("weight_packed") !== undefined;
     const isGrouped = tensors.find("qweight") !== undefined;

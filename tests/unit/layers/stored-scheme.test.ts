@@ -366,6 +366,19 @@ describe("what is not as it must be", () => {
     expect(allocations).toBe(0);
   });
 
+  test("8-bit floats of another kind", () => {
+    const scheme = new StoredScheme({
+      find: (name) =>
+        name === "m.weight" ? { dtype: "F8_E5M2", shape: [8, 16], file: "a file" } : undefined,
+      words: () => new Int32Array(0),
+      isZero: () => false,
+    });
+    const parts = [{ source: "m", rows: 8, rowSpan: { start: 0, end: 8 } }];
+    const matrix = { name: "m", parts, columns: 16, columnSpan: { start: 0, end: 16 } };
+    const get = () => expect.unreachable();
+    expect(() => scheme.weight(matrix, get)).toThrow("is F8_E5M2; weights of 8-bit floats are F8_E4M3");
+  });
+
   test("a bias of zeros that the model does not have is no error; another is", async () => {
     const { tensors } = makeBoth(awq(32));
     const bias = (value: number): TensorData => ({

@@ -77,6 +77,16 @@ describe("what checkpoints state", () => {
     expect(of(config)).toMatchObject(expected);
   });
 
+  test("groups of several forms, and a cache that alone was calibrated", () => {
+    const mixed = compressed(INT4, { format: "mixed-precision" });
+    expect(of(mixed)).toMatchObject({ declared: { kind: "integers", bits: 4 } });
+    const ofCache = { quant_method: "compressed-tensors", format: "dense", config_groups: {} };
+    expect(of({ ...ofCache, kv_cache_scheme: { num_bits: 8, type: "float" } })!.declared.kind).toBe("floats");
+    const modelOpt = { quant_method: "modelopt", quant_algo: null, kv_cache_quant_algo: "FP8" };
+    expect(of(modelOpt)!.declared.kind).toBe("floats");
+    expect(read({}, { "hf_quant_config.json": { quantization: modelOpt } })!.declared.kind).toBe("floats");
+  });
+
   test("nothing, for a model in floats", () => {
     expect(read({})).toBeUndefined();
     expect(read({ quantization_config: null })).toBeUndefined();
@@ -100,6 +110,8 @@ describe("what is refused by name, with what would work", () => {
     ...["bitsandbytes", "aqlm", "hqq", "eetq", "quark", "torchao", "constructor"].map(
       (method): [string, object] => [`(${method})`, { quant_method: method }],
     ),
+    ["(bitsandbytes)", { load_in_4bit: true, bnb_4bit_quant_type: "nf4" }],
+    ['GPTQ\'s layout "marlin"', { quant_method: "gptq", bits: 4, checkpoint_format: "marlin" }],
     ["ModelOpt's NVFP4", { quant_method: "modelopt", quant_algo: "NVFP4" }],
     ["GPTQ of 3 bits", { quant_method: "gptq", bits: 3 }],
     ["AWQ of 8 bits", { quant_method: "awq", bits: 8 }],
