@@ -27,6 +27,8 @@ type Draft = { -readonly [Field in keyof TurnPart]: TurnPart[Field] };
 
 /** The turn of one completion as a list of parts, one after the other: at most the last is unfinished. */
 export class TurnParts {
+  /** Tokens so far. */
+  outputTokens = 0;
   readonly #turn: Turn;
   readonly #parts: Draft[] = [];
 
@@ -50,6 +52,7 @@ export class TurnParts {
 
   /** Takes what is new; returns the steps that it makes, in order. */
   push(chunk: TurnText): readonly PartStep[] {
+    this.outputTokens += chunk.tokenIds.length;
     const steps: PartStep[] = [];
     let call = this.#parts.filter(({ kind }) => kind === "call").length - 1;
     for (const { content, reasoning, calls } of this.#turn.push(chunk)) {

@@ -71,8 +71,13 @@ function project(name: string, addOctavo: (modules: string) => void): string {
   return path;
 }
 
-function typecheck(path: string, compilerOptions: object): Ended {
-  writeFileSync(join(path, "tsconfig.json"), JSON.stringify({ compilerOptions }));
+/** Examples with packages whose own declarations do not pass where libraries are checked. */
+const WITH_CLIENTS = ["examples/ai-sdk.ts", "examples/clients.ts"];
+
+/** Where libraries are checked, the code is that which imports no other package's clients. */
+function typecheck(path: string, compilerOptions: Readonly<Record<string, unknown>>): Ended {
+  const config = { compilerOptions, ...(!compilerOptions["skipLibCheck"] && { exclude: WITH_CLIENTS }) };
+  writeFileSync(join(path, "tsconfig.json"), JSON.stringify(config));
   return run(path, "bun", join(MODULES, "typescript/bin/tsc"), "-p", path);
 }
 

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import OpenAI from "openai";
+import type { AsyncLLM } from "../../src/async/async-llm.ts";
 import { createApp, type ServerOptions } from "../../src/server/serve.ts";
 import { disturbed } from "./disturbed-llm.ts";
 import { type Saying, saying } from "./saying.ts";
@@ -14,6 +15,8 @@ export class Scripted implements AsyncDisposable {
   reply: string | Saying | (() => string) = "";
   /** The prompts that were asked for. */
   readonly prompts: string[] = [];
+  /** The model that says what a test wants. */
+  readonly llm: AsyncLLM;
   readonly client: OpenAI;
   readonly fetch: typeof globalThis.fetch;
 
@@ -22,14 +25,14 @@ export class Scripted implements AsyncDisposable {
     options: ServerOptions,
   ) {
     const { llm } = server;
-    const scripted = disturbed(
+    this.llm = disturbed(
       llm,
       saying(llm, ({ prompt = "" }) => {
         this.prompts.push(prompt);
         return typeof this.reply === "function" ? this.reply() : this.reply;
       }),
     );
-    const app = createApp({ llm: scripted, options, log: () => {} });
+    const app = createApp({ llm: this.llm, options, log: () => {} });
     this.fetch = (async (url: string, init: RequestInit) =>
       app.request(url, init)) as typeof globalThis.fetch;
     this.client = new OpenAI({ baseURL: "http://test/v1", apiKey: "none", maxRetries: 0, fetch: this.fetch });

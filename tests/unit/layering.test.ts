@@ -103,6 +103,11 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "OpenAI's HTTP API over an `AsyncLLM`: schemas, admission, replies, metrics, log",
     imports: ["async", "chat", "formats", "threads", "tokenizer"],
   },
+  ai: {
+    knows: "the AI SDK's language and embedding models over an `AsyncLLM`, in its process",
+    imports: ["async", "chat", "formats", "tokenizer"],
+  },
+  "ai.ts": { knows: "the surface of `octavo/ai`", imports: ["ai", "async"] },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",
     imports: [

@@ -1,3 +1,4 @@
+import { assistantMessages } from "../../chat/assistant-turns.ts";
 import { readRequest } from "../body/read-request.ts";
 import type { RequestContext, ServerApp, ServerContext } from "../context.ts";
 import { ApiError } from "../errors.ts";
@@ -5,7 +6,6 @@ import { converse } from "../replies/conversation.ts";
 import { ResponsesFormat } from "../replies/responses-format.ts";
 import type { StoredResponse } from "../response-store.ts";
 import { mount } from "../router.ts";
-import { assistantMessages } from "../schemas/assistant-turns.ts";
 import { responseNames, withHistory } from "../schemas/responses.ts";
 
 /** `/v1/responses` and the responses that it has stored. */

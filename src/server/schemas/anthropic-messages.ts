@@ -1,7 +1,7 @@
 import { isJsonObject, type JsonObject } from "../../base/json-object.ts";
+import { AssistantTurns } from "../../chat/assistant-turns.ts";
 import type { ChatMessage } from "../../tokenizer/chat-template.ts";
 import { ApiError, invalidValue } from "../errors.ts";
-import { AssistantTurns } from "./assistant-turns.ts";
 
 export interface AnthropicConversation {
   readonly messages: readonly ChatMessage[];

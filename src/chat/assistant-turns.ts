@@ -1,5 +1,5 @@
-import type { TurnPart } from "../../chat/turn-parts.ts";
-import type { ChatMessage } from "../../tokenizer/chat-template.ts";
+import type { ChatMessage } from "../tokenizer/chat-template.ts";
+import type { TurnPart } from "./turn-parts.ts";
 
 type Call = {
   readonly id: string;
