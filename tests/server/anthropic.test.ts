@@ -73,6 +73,20 @@ describe("a message", () => {
     expect(pieces.length).toBeGreaterThan(1);
   });
 
+  test("streams each block from its start to its stop", async () => {
+    model.reply = `${THOUGHT}Let me see.\n${CALL}`;
+    const kinds: string[] = [];
+    for await (const event of await client.messages.create({ ...ASK, tools: TOOLS, stream: true })) {
+      const kind = "index" in event ? `${event.type} ${event.index}` : event.type;
+      if (kind !== kinds.at(-1)) kinds.push(kind);
+    }
+    const block = (index: number) =>
+      ["start", "delta", "stop"].map((step) => `content_block_${step} ${index}`);
+    expect(kinds).toEqual([
+      ...["message_start", ...block(0), ...block(1), ...block(2), "message_delta", "message_stop"],
+    ]);
+  });
+
   test("goes on with the results of tools", async () => {
     model.reply = THOUGHT + CALL;
     const first = await client.messages.create({ ...ASK, tools: TOOLS });

@@ -96,6 +96,26 @@ describe("in this process", () => {
     ]);
   });
 
+  test("a call's input comes in pieces, and whole at its end", async () => {
+    model.reply = CALL;
+    const { stream } = await local.doStream({
+      prompt: [{ role: "user", content: [{ type: "text", text: "Hi" }] }],
+      tools: [{ type: "function", name: "get_weather", inputSchema: { type: "object" } }],
+    });
+    const kinds: string[] = [];
+    let input = "";
+    for await (const part of stream) {
+      if (part.type !== kinds.at(-1)) kinds.push(part.type);
+      if (part.type === "tool-input-delta") input += part.delta;
+      if (part.type === "tool-call") expect(part).toMatchObject({ toolName: "get_weather", input });
+    }
+    expect(JSON.parse(input)).toEqual({ city: "Paris" });
+    expect(kinds).toEqual([
+      ...["stream-start", "response-metadata", "tool-input-start", "tool-input-delta", "tool-input-end"],
+      ...["tool-call", "finish"],
+    ]);
+  });
+
   test("an object keeps to its schema, after thoughts or without", async () => {
     const real = octavo(model.server.llm);
     const options = { model: real, schema: CITY, messages: HI, temperature: 2, maxRetries: 0 };
