@@ -34,20 +34,19 @@ function fewVariants(dtype: "bfloat16" | "float16"): Variant[] {
 
 /** The roundings of tests/model/float8-cache.test.ts and those of bfloat16. */
 const FLOAT8: Tolerance = { stds: 0.35, relative: 0.075, cosine: 0.997, logprob: 0.5, greedyGap: 0.5 };
-/** Blocks become floats of the dtype, which reference weights are not: as far off as bfloat16 in PyTorch with these files. */
+/**
+ * Weights that are rounded to bfloat16 on their way into a product, which those of the references are not: by itself that
+ * moves logits by 0.03 standard deviations, 0.8% and 0.05 in log-probabilities, in PyTorch.
+ */
+const ROUNDED_BFLOAT16: Tolerance = {
+  ...{ stds: 0.11, relative: 0.022, cosine: 0.99986, logprob: 0.112, greedyGap: 0.112 },
+};
+/** As far off as bfloat16 in PyTorch with these files. Their logits have 1.2 times the spread of the other models'. */
 const GGUF_BFLOAT16: Tolerance = {
-  stds: 0.14,
-  relative: 0.04,
-  cosine: 0.9992,
-  logprob: 0.14,
-  greedyGap: 0.14,
+  ...{ stds: 0.14, relative: 0.04, cosine: 0.9992, logprob: 0.14, greedyGap: 0.14 },
 };
 const GGUF_FLOAT8: Tolerance = {
-  stds: 0.38,
-  relative: 0.085,
-  cosine: 0.9964,
-  logprob: 0.52,
-  greedyGap: 0.52,
+  ...{ stds: 0.38, relative: 0.085, cosine: 0.9964, logprob: 0.64, greedyGap: 0.64 },
 };
 
 function float8Variants(): Variant[] {
@@ -104,7 +103,7 @@ describeGpu("mixtures of experts on the GPU", () => {
 
 describeGpu("quantised models on the GPU", () => {
   for (const fixture of QUANTISED_FIXTURES) {
-    referenceSuite(fixture, fewVariants("bfloat16"), BFLOAT16);
+    referenceSuite(fixture, fewVariants("bfloat16"), ROUNDED_BFLOAT16);
     referenceSuite(fixture, fewVariants("float16"), FLOAT16);
   }
 });
