@@ -89,7 +89,7 @@ describeGpu("other families' models on the GPU", () => {
   }
 });
 
-/** Of two experts that are nearly as likely bfloat16 may take the other: as far off as PyTorch's with these models. */
+/** Roundings of the router's input move every expert's share; the fixtures leave no doubt which experts a token has. */
 const EXPERTS_BFLOAT16: Tolerance = {
   ...{ stds: 0.3, relative: 0.06, cosine: 0.998, logprob: 0.3, greedyGap: 0.3 },
 };
