@@ -56,9 +56,9 @@ export interface Backend extends ExpertOps {
   /** Waits for everything enqueued. */
   synchronize(): void;
   /**
-   * Takes a loaded weight, of any format, in its canonical form and gives the one to multiply by: the same, or one whose memory is
-   * ordered as the device likes it. Called once for each weight, before anything multiplies by it, and then only the result is used;
-   * what it replaces, the backend frees. Undefined where weights stay as they are.
+   * Takes a loaded weight, of any format, in its canonical form and gives the one that `linear` multiplies by: the same, or one whose
+   * memory is ordered as the device likes it. Called once for each weight, before anything multiplies by it, and then only the result
+   * is used; what it replaces, the backend frees. Weights of `experts` stay canonical and are not prepared. Undefined where all do.
    */
   prepareWeight?(weight: Weight): Weight;
   /** Bytes of the device; undefined where memory is the host's. */

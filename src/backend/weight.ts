@@ -13,7 +13,8 @@ import type { Tensor } from "./tensor.ts";
  *
  * Everything is row-major without padding: K is contiguous, a row of scales follows the one before. Each tensor of a weight is at
  * least 16-byte aligned: one that was loaded begins an allocation of its own. This is the canonical form, which the loader makes of
- * every checkpoint and the CPU backend reads. A backend that wants another order makes it in `Backend.prepareWeight`.
+ * every checkpoint and the CPU backend reads. A backend that wants another order for `linear` makes it in
+ * `Backend.prepareWeight`; experts' weights stay as they are here.
  *
  * **Fused products** (query, key and value; gate and up) are one weight: rows of all parts one after another, and with them their rows
  * of scales and zeros. Parts of one weight have one format, block, group size and permutation; a checkpoint whose parts differ is

@@ -33,7 +33,8 @@ export function float8ActivationCases(cuda: Cuda, dtype: FloatDType): void {
           const backend = new CudaBackend(cuda, dtype, { quantiseActivations: true });
           const fixture = new Fixture(backend);
           try {
-            const { weight, values } = fp8Weight(fixture, [n, k], { blockRows: 1, blockColumns: k });
+            const { values, ...loaded } = fp8Weight(fixture, [n, k], { blockRows: 1, blockColumns: k });
+            const weight = fixture.prepared(loaded.weight);
             const precision = { dtype, reduction: 2 * k + 2, intermediates: 6 + SUM_ERROR / roundoff(dtype) };
             for (const m of n > 8000 ? MANY_TOKENS : TOKENS) {
               if (!surrounded) {

@@ -1,7 +1,7 @@
 import type { Fp8Weight, GroupedWeight, Mxfp4Weight, Weight } from "../../src/backend/weight.ts";
 import type { Fixture } from "./fixture.ts";
 
-/** A quantised weight on a backend, and the matrix [N, K] that it stands for. */
+/** A quantised weight in its canonical form on a backend, and the matrix [N, K] that it stands for. */
 export interface QuantisedWeight {
   readonly weight: Weight;
   readonly values: Float64Array;
@@ -34,7 +34,7 @@ export function fp8Weight(
     data: fixture.bytes("float8_e4m3", codes, [n, k]),
     scales: fixture.input(scales, [rows, columns], "float32").tensor,
   };
-  return { weight: fixture.prepared(weight), values };
+  return { weight, values };
 }
 
 export interface GroupedForm {
@@ -79,7 +79,7 @@ export function groupedWeight(
     zeros: zeroBytes && fixture.bytes("uint8", zeroBytes, [n, groups]),
     permutation: order && fixture.ints(order),
   };
-  return { weight: fixture.prepared(weight), values };
+  return { weight, values };
 }
 
 /** Random codes of e2m1, and scales that are powers of two around 1 / sqrt(K). */

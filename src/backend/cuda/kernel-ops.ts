@@ -90,7 +90,8 @@ export class KernelOps {
     this.embedding = new EmbeddingOps(library, dtype, options);
     this.norm = new NormOps(library, dtype, options);
     this.activation = new ActivationOps(library, dtype, options);
-    this.experts = new ExpertOps(library, this.norm, options);
+    const weights = new QuantisedWeights(library, dtype, options);
+    this.experts = new ExpertOps(library, this.norm, weights, options);
     this.attend = new AttendOps(library, options);
     this.batch = new BatchOps(library, options);
     this.processLogits = new ProcessLogitsOps(library, options);
@@ -99,7 +100,7 @@ export class KernelOps {
     this.logprobs = new LogprobOps(library, allocate, options);
     const fused = !options.batchInvariant;
     this.quantised = new QuantisedOps({
-      weights: new QuantisedWeights(library, dtype, options),
+      weights,
       few: fused ? new QuantisedLinear(library, dtype, options) : undefined,
       float8:
         fused && options.hopper && options.quantiseActivations

@@ -128,7 +128,7 @@ export function quantisedLinearCases(addCase: Case): void {
             const { weight, values } = make(fixture, [n, k]);
             const x = fixture.normals([m, k]);
             const out = fixture.output(floatOut ? "float32" : fixture.dtype, [m, n]);
-            fixture.backend.linear(out, x.tensor, weight);
+            fixture.backend.linear(out, x.tensor, fixture.prepared(weight));
             const expected = reference.linear(x.values, values, undefined, n, k);
             // Dequantised weights may be rounded to the dtype of activations.
             const precision = { dtype: fixture.dtype, reduction: 2 * k, intermediates: 1 };
@@ -154,7 +154,7 @@ function surrounded(addCase: Case, name: string, make: Make, [n, k]: readonly [n
         bias: bias.tensor,
         addTo: residual.tensor,
       };
-      fixture.backend.linear(residual.tensor, x.tensor, weight, fusion);
+      fixture.backend.linear(residual.tensor, x.tensor, fixture.prepared(weight), fusion);
       const input = reference.rmsNorm(x.values, norm.values, EPS).values;
       const product = reference.linear(input, values, bias.values, n, k);
       const expected = reference.plus(product, residual.values);
@@ -166,7 +166,7 @@ function surrounded(addCase: Case, name: string, make: Make, [n, k]: readonly [n
       const x = fixture.normals([m, k], 3);
       const norm = fixture.normals([k], 0.3, 1);
       const out = fixture.output(fixture.dtype, [m, n / 2]);
-      fixture.backend.linear(out, x.tensor, weight, {
+      fixture.backend.linear(out, x.tensor, fixture.prepared(weight), {
         norm: { weight: norm.tensor, eps: EPS },
         activation: { kind: "silu", gated: true },
       });

@@ -1,5 +1,5 @@
 import type { FloatDType } from "../../../base/dtype.ts";
-import { DeviceError } from "../../../base/errors.ts";
+import { DeviceError, invariant } from "../../../base/errors.ts";
 import { checkExperts, checkGateRows } from "../../expert-checks.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../../experts.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
@@ -14,6 +14,7 @@ import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route
 import { ExpertsTiles } from "./experts-tiles.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 import type { NormOps } from "./norm.ts";
+import type { QuantisedWeights } from "./quantised-weights.ts";
 
 /** Tokens that are computed at a time: what lies between the kernels is kept for as many. */
 const MAX_TOKENS = 8192;
@@ -69,6 +70,7 @@ export class ExpertOps {
   constructor(
     library: KernelLibrary,
     private readonly norm: NormOps,
+    private readonly weights: QuantisedWeights,
     private readonly options: ExpertOpsOptions,
   ) {
     const { dtype, allocate } = options;
@@ -97,7 +99,7 @@ export class ExpertOps {
     ];
   }
 
-  /** See `Backend.experts`. @throws DeviceError for sizes that the kernels cannot take, and for quantised weights */
+  /** See `Backend.experts`. @throws DeviceError for sizes that the kernels cannot take, and for weights in integers */
   experts(
     stream: number,
     out: Tensor,
@@ -116,6 +118,8 @@ export class ExpertOps {
       spec,
       fusion,
     );
+    for (const weight of [weights.gateUp, weights.down])
+      invariant(!this.weights.isPrepared(weight), `a ${weight.format} weight of experts was prepared`);
     const isFloat8 = [weights.gateUp, weights.down].some(({ format }) => format === "fp8");
     const multiple = isFloat8 ? FLOAT8_PIECE : PIECE;
     if (hidden % multiple !== 0 || intermediate % multiple !== 0)

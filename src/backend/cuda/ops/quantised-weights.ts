@@ -1,7 +1,7 @@
 import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
 import { invariant } from "../../../base/errors.ts";
 import { byteLengthOf, type DeviceBuffer, type Tensor } from "../../tensor.ts";
-import { type DenseWeight, denseWeight } from "../../weight.ts";
+import { type DenseWeight, denseWeight, type Weight } from "../../weight.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
@@ -12,6 +12,7 @@ import {
   formDefines,
   formKey,
   formOf,
+  isQuantised,
   ORDER_CONSTANTS,
   type QuantisedForm,
   type QuantisedWeight,
@@ -121,6 +122,11 @@ export class QuantisedWeights {
         });
       this.options.copy(tensor.address, scratch.address, tensor.byteLength);
     }
+  }
+
+  /** Whether a weight was prepared: its codes may lie in an order that only products by `form` know. */
+  isPrepared(weight: Weight): boolean {
+    return isQuantised(weight) && this.#forms.has(weight);
   }
 
   /** The form of a weight that was prepared. */

@@ -110,6 +110,22 @@ describe("a weight is ordered in place", () => {
   test("one that was not prepared is refused", () => {
     expect(product(fp8(64, 128), 1).run).toThrow("was not prepared");
   });
+
+  test.each([1, 3, 40])("experts multiply by what was loaded alone: %d tokens", (tokens) => {
+    const [count, hidden, intermediate] = [4, 128, 64];
+    const [gateUp, down] = [fp8(count * 2 * intermediate, hidden), fp8(count * hidden, intermediate)];
+    const spec = { perToken: 2, softmaxOver: "all", activation: { kind: "silu" } } as const;
+    const run = () =>
+      backend.experts(bf16(tokens, hidden), bf16(tokens, hidden), f32(tokens, count), experts, spec);
+    const experts = { count, gateUp, down };
+    const args = launches(run).map(namedArguments);
+    expect(args.map(({ matrices }) => matrices).filter(Boolean)).toEqual([
+      gateUp.data.address,
+      down.data.address,
+    ]);
+    prepared(down);
+    expect(run).toThrow("a fp8 weight of experts was prepared");
+  });
 });
 
 describe("few tokens", () => {
