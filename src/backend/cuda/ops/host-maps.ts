@@ -29,7 +29,10 @@ export function encodeHostMap(
 export class HostMaps {
   readonly #maps = new Map<number, Map<number, HostMap>>();
 
-  /** The map of a key at an address, made when it is first asked for. */
+  /**
+   * The map of a key at an address, made when it is first asked for.
+   * @param key tells apart all that maps there may say: once memory is freed, a matrix of another form may take its address
+   */
   get(address: number, key: number, make: () => HostMap): HostMap {
     let known = this.#maps.get(address);
     if (known === undefined || known.size >= MAX_MAPS) {

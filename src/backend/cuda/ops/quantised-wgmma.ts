@@ -168,7 +168,8 @@ export class QuantisedWgmma {
 
   /** Strips in pairs, neighbours or one of each half, in boxes of a stage's columns. */
   #weightMap({ data, shape: [n, k] }: QuantisedWeight, { bits }: QuantisedForm, gated: boolean): HostMap {
-    return this.#weightMaps.get(data.address, (n * FEATURES_LIMIT + k) * 2 + (gated ? 1 : 0), () => {
+    const key = ((n * FEATURES_LIMIT + k) * 2 + (bits === 8 ? 1 : 0)) * 2 + (gated ? 1 : 0);
+    return this.#weightMaps.get(data.address, key, () => {
       const stripBytes = (STRIP_ROWS * k * bits) / 8;
       const [other, next] = gated
         ? [(stripBytes * n) / STRIP_ROWS / 2, stripBytes]

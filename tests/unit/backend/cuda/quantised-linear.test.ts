@@ -4,7 +4,7 @@ import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { type QuantisedForm, ScaleKind } from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import { planFew } from "../../../../src/backend/cuda/ops/quantised-linear.ts";
 import { planTile } from "../../../../src/backend/cuda/ops/quantised-wgmma.ts";
-import type { Tensor } from "../../../../src/backend/tensor.ts";
+import { Tensor } from "../../../../src/backend/tensor.ts";
 import type { Fp8Weight, GroupedWeight } from "../../../../src/backend/weight.ts";
 import type { DType } from "../../../../src/base/dtype.ts";
 import { FakeMachine } from "./fake-machine.ts";
@@ -208,6 +208,19 @@ test("some hundred tokens are one kernel on Hopper, with the norm one ahead", ()
   expect(requested.mock.lastCall![0].defines).toMatchObject({
     ...{ TOKENS: 64, SPLITS: 4, MIN_CTAS: 2, GATED: 1, ACTIVATION: 0, QUANTISED: 1, SUB: 128 },
   });
+});
+
+test("a weight where one of other codes was is fetched by a map of its own", () => {
+  const [eight, four] = [fp8(256, 512), grouped(256, 512, 128)];
+  const here = { ...four, data: new Tensor(eight.data.buffer, "uint8", [256, 256]) };
+  const x = bf16(16, 512);
+  const mapsOf = (weight: Fp8Weight | GroupedWeight) => {
+    const before = machine.cuda.count("cuTensorMapEncodeTiled");
+    expect(entriesOf(() => backend.linear(bf16(16, 256), x, weight))).toEqual(["linear_quantised_wgmma"]);
+    return machine.cuda.count("cuTensorMapEncodeTiled") - before;
+  };
+  // x and the codes; then the codes alone.
+  expect([prepared(eight), prepared(here), eight, here].map(mapsOf)).toEqual([2, 1, 0, 0]);
 });
 
 test("more tokens are multiplied by the weight's elements", () => {
