@@ -31,13 +31,14 @@ test.each(["gguf-llama", "gguf-qwen2"] as const)(
     const headerBytes = Math.min(...[...tensors.values()].map(({ begin }) => begin));
     using folder = temporaryFolder();
     const path = folder.file("model.gguf");
+    const bytes = Buffer.from(sample);
     const spent = cpuClock();
     const before = process.memoryUsage.rss();
     let refused = 0;
     const flips = fc.array(fc.tuple(fc.nat(headerBytes - 1), fc.nat(255)), { minLength: 1, maxLength: 4 });
     await fc.assert(
       fc.asyncProperty(flips, async (changes) => {
-        const bytes = Buffer.from(sample);
+        sample.copy(bytes);
         for (const [at, value] of changes) bytes[at] = value;
         writeFileSync(path, bytes);
         for (const read of READERS) {

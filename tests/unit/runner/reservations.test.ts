@@ -138,9 +138,9 @@ test.each([
 });
 
 test("steps of any size fit in what is reserved, and short prompts are captured", () => {
-  for (const maxNumSeqs of [1, 3, 12])
-    for (const maxModelLen of [1, 2, 7, 33, 130, 300])
-      for (const maxNumBatchedTokens of [1, 2, 3, 50, 64, 255, 256, 4096]) {
+  for (const maxNumSeqs of [1, 12])
+    for (const maxModelLen of [1, 2, 7, 130, 300])
+      for (const maxNumBatchedTokens of [1, 3, 64, 255, 256, 4096]) {
         const limits = { maxNumSeqs, maxModelLen, maxNumBatchedTokens };
         const backend = new FullBackend();
         const runner = toyRunner(backend, { ...limits, planBlocks: () => 2000, enforceEager: false });

@@ -17,6 +17,8 @@ setDefaultTimeout(300_000);
 
 /** Of those that differ: sm_86 compiles what sm_80 does. */
 const ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;
+/** Where all files are compiled in all widths. Code for the others is that of sm_80 but for instructions that no size changes. */
+const SIZES_MATTER: ReadonlySet<string> = new Set(["sm_80", "sm_90a"]);
 const HEAD_DIMS = [64, 96, 128, 256] as const;
 const GROUPS = [1, 2, 4, 7, 8] as const;
 const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
@@ -57,10 +59,13 @@ function variants(n: number): KernelUnit[] {
     const model = { ...WIDTHS[i % WIDTHS.length]!, ...heads, ...EXPERTS[i], blockSize: i === 0 ? 256 : 16 };
     // A cache in eight bits on as many architectures as make all combinations: the last one compiles what sm_89 does.
     const float8 = n < HEAD_DIMS.length;
-    return [
+    const units = [
       ...unitsOf(dtype, hopper, model),
       ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
     ];
+    return SIZES_MATTER.has(ARCHITECTURES[n]!) || i === n
+      ? units
+      : units.filter(({ file }) => /attention/.test(file));
   });
   // Forms of attention on two architectures, whose kernels for prompts differ.
   const form = FORMS[ARCHITECTURES[n]!];
