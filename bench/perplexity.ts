@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
 import { type EngineOptions, LLM } from "../src/index.ts";
-import { EMBEDDED_MODEL } from "../src/llm/load-model.ts";
+import { embeddedModel } from "../src/llm/embedded-model.ts";
 import { type RoundingForm, roundModel } from "./round-to-nearest.ts";
 
 const STORIES = join(import.meta.dir, "texts/stories.txt");
@@ -59,13 +59,13 @@ export async function perplexityOf(llm: LLM, stories: readonly string[]): Promis
 
 /** Perplexity of the embedded model in a form. */
 export async function measure(
-  { model: given = EMBEDDED_MODEL, quantization, quantizeActivations = false, rounding }: Scheme,
+  { model: given = embeddedModel(), quantization, quantizeActivations = false, rounding }: Scheme,
   options: EngineOptions,
   stories: readonly string[],
 ) {
   const folder = mkdtempSync(join(tmpdir(), "octavo-perplexity-"));
   try {
-    if (rounding !== undefined) roundModel(EMBEDDED_MODEL, folder, rounding);
+    if (rounding !== undefined) roundModel(embeddedModel(), folder, rounding);
     const model = rounding === undefined ? given : folder;
     const quantised = { quantizeActivations, ...(quantization && { quantization }) };
     await using llm = await LLM.create(model, { ...options, ...quantised });

@@ -4,6 +4,7 @@ import type { FloatDType } from "../base/dtype.ts";
 import { checkEmbedOptions, type EmbedOptions, type Pooling, readEmbeddings } from "../base/embedding.ts";
 import { ConfigError, EngineDeadError, InvalidRequestError } from "../base/errors.ts";
 import type { CompletionDelta, GenerationStream, RequestOutput } from "../base/outputs.ts";
+import { workerScript } from "../base/program-file.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
@@ -90,8 +91,8 @@ export interface WorkerScripts {
 }
 
 export const WORKER_SCRIPTS: WorkerScripts = {
-  engine: new URL("./engine-worker.ts", import.meta.url),
-  text: new URL("./text-worker.ts", import.meta.url),
+  engine: workerScript("src/async/engine-worker.ts"),
+  text: workerScript("src/async/text-worker.ts"),
 };
 
 /** The encoder of prompts that are token ids already. */

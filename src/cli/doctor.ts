@@ -3,9 +3,9 @@ import { availableParallelism, release, totalmem } from "node:os";
 import { getHFHubCachePath } from "@huggingface/hub";
 import type { Command } from "commander";
 import { version } from "../../package.json";
-import { cubinCacheFolder } from "../backend/cuda/cubin-cache.ts";
 import { measureBandwidth } from "../backend/simd/bandwidth.ts";
 import { formatBytes } from "../base/bytes.ts";
+import { cacheFolder } from "../base/cache-folder.ts";
 import { ConfigError, DeviceError, ModelNotFoundError, messageOf } from "../base/errors.ts";
 import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
 import { openCuda } from "../cuda/open-cuda.ts";
@@ -87,7 +87,7 @@ async function diagnose(model: string | undefined, onProblem: (error: unknown) =
     auto: gpu
       ? { device: "cuda", reason: `GPU 0 is ${gpu.name}` }
       : { device: "cpu", reason: "no GPU was found" },
-    folders: { models: getHFHubCachePath(), kernels: cubinCacheFolder() },
+    folders: { models: getHFHubCachePath(), kernels: cacheFolder("kernels") },
     ...(model !== undefined && {
       model: await diagnoseModel(
         model,

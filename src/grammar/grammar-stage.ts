@@ -1,4 +1,5 @@
 import { GrammarTooComplexError, RequestFailedError } from "../base/errors.ts";
+import { workerScript } from "../base/program-file.ts";
 import { WorkerLink } from "../threads/worker-link.ts";
 import type { PackedTokens } from "../tokenizer/token-table.ts";
 import {
@@ -41,7 +42,7 @@ export interface GrammarStageOptions {
 }
 
 /** The Worker's script. */
-export const STAGE_WORKER = new URL("./stage-worker.ts", import.meta.url);
+export const STAGE_WORKER = workerScript("src/grammar/stage-worker.ts");
 
 /**
  * Matchers of grammars in a Worker. What is asked of them is answered in shared memory, so that a thread that is stepping an

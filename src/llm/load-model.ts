@@ -1,5 +1,4 @@
 import { availableParallelism } from "node:os";
-import { join } from "node:path";
 import { createSHA256 } from "hash-wasm";
 import type { Backend } from "../backend/backend.ts";
 import type { EngineConfig } from "../base/config.ts";
@@ -20,12 +19,10 @@ import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { packTokens } from "../tokenizer/token-table.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { embeddedModel } from "./embedded-model.ts";
 import { loadPart, type PartSource } from "./load-part.ts";
 import { createBackend, type OpenBackend } from "./open-backend.ts";
 import { RankThreads } from "./rank-threads.ts";
-
-/** The folder of the model that ships with the package. */
-export const EMBEDDED_MODEL = join(import.meta.dir, "../../models", "tiny-stories");
 
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;
@@ -87,7 +84,7 @@ export async function loadModel(
     onProgress?.({ phase, loadedBytes, totalBytes });
   const folder =
     model === undefined
-      ? EMBEDDED_MODEL
+      ? embeddedModel()
       : await resolveModel(model, {
           revision: config.revision,
           onProgress: report("download"),

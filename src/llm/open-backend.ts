@@ -8,13 +8,14 @@ import { SimdBackend } from "../backend/simd/simd-backend.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
+import { workerScript } from "../base/program-file.ts";
 import type { Aborting } from "../cuda/nccl.ts";
 import type { AbortTask } from "../cuda/nccl-abort-worker.ts";
 import { gpuCount, openCuda, openNccl, thisMachine } from "../cuda/open-cuda.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 
-const NCCL_ABORT_WORKER = new URL("../cuda/nccl-abort-worker.ts", import.meta.url);
+const NCCL_ABORT_WORKER = workerScript("src/cuda/nccl-abort-worker.ts");
 /** Longest wait for NCCL's abort, which waits for ranks that may be stuck. */
 const ABORT_MS = 1000;
 /** Tokens of a product that is computed for nothing: enough for the kernels of large ones. */

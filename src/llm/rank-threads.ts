@@ -1,4 +1,5 @@
 import { EngineDeadError } from "../base/errors.ts";
+import { workerScript } from "../base/program-file.ts";
 import { Exchange } from "../ranks/exchange.ts";
 import { RankGroup } from "../ranks/rank-group.ts";
 import { allocateRankMemory } from "../ranks/rank-memory.ts";
@@ -11,7 +12,7 @@ import { atMost, WorkerLink } from "../threads/worker-link.ts";
 import type { LoadedPart, PartSource } from "./load-part.ts";
 import type { RankMessage, RankReply } from "./rank-protocol.ts";
 
-const RANK_WORKER = new URL("./rank-worker.ts", import.meta.url);
+const RANK_WORKER = workerScript("src/llm/rank-worker.ts");
 /** Time that ranks have to free their devices, in milliseconds; less where one has failed, which may be stuck. */
 const SHUTDOWN_MS = 4000;
 const FAILED_SHUTDOWN_MS = 1000;

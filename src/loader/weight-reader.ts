@@ -1,4 +1,5 @@
 import { InvariantError, ModelDataError } from "../base/errors.ts";
+import { workerScript } from "../base/program-file.ts";
 import type { ChunkRead } from "./chunk-reader.ts";
 import type { RowsRead } from "./rows-read.ts";
 
@@ -16,7 +17,7 @@ export interface ReadReply {
 
 /** A Worker that reads chunks into memory of this process. */
 export class WeightReader implements Disposable {
-  readonly #worker = new Worker(new URL("./weight-reader-worker.ts", import.meta.url));
+  readonly #worker = new Worker(workerScript("src/loader/weight-reader-worker.ts"));
   readonly #waiting: { readonly path: string; readonly done: PromiseWithResolvers<void> }[] = [];
   #closed = false;
   #lastWords = "it exited";

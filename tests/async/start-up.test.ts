@@ -5,7 +5,8 @@ import { AsyncLLM, WORKER_SCRIPTS } from "../../src/async/async-llm.ts";
 import { EngineClient } from "../../src/async/engine-client.ts";
 import { resolveEngineConfig } from "../../src/base/config.ts";
 import { EngineDeadError, ModelDataError } from "../../src/base/errors.ts";
-import { EMBEDDED_MODEL, loadModel } from "../../src/llm/load-model.ts";
+import { embeddedModel } from "../../src/llm/embedded-model.ts";
+import { loadModel } from "../../src/llm/load-model.ts";
 import { temporaryFolder } from "../support.ts";
 import { rejection, SMALL } from "./support.ts";
 
@@ -27,8 +28,8 @@ test("engine worker and text worker start beside each other", async () => {
 async function modelThatCannotEncode() {
   const folder = temporaryFolder();
   for (const file of ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"])
-    copyFileSync(join(EMBEDDED_MODEL, file), folder.file(file));
-  const tokenizer = await Bun.file(join(EMBEDDED_MODEL, "tokenizer.json")).json();
+    copyFileSync(join(embeddedModel(), file), folder.file(file));
+  const tokenizer = await Bun.file(join(embeddedModel(), "tokenizer.json")).json();
   tokenizer.model.merges.push(["no such token", "nor this"]);
   await Bun.write(folder.file("tokenizer.json"), JSON.stringify(tokenizer));
   return folder;

@@ -3,7 +3,7 @@ import { rmSync } from "node:fs";
 import { TextPool, type TextPoolOptions } from "../../src/async/text-pool.ts";
 import { resolveEngineConfig } from "../../src/base/config.ts";
 import { EngineDeadError, InvalidRequestError, ModelDataError } from "../../src/base/errors.ts";
-import { EMBEDDED_MODEL } from "../../src/llm/load-model.ts";
+import { embeddedModel } from "../../src/llm/embedded-model.ts";
 import { temporaryFolder } from "../support.ts";
 import { rejection } from "./support.ts";
 
@@ -19,7 +19,7 @@ const NEVER = 1_000_000;
 const pools: TextPool[] = [];
 afterEach(() => Promise.all(pools.splice(0).map((pool) => pool.close(CLOSED))));
 
-async function openPool(options: TextPoolOptions, folder = EMBEDDED_MODEL): Promise<TextPool> {
+async function openPool(options: TextPoolOptions, folder = embeddedModel()): Promise<TextPool> {
   const pool = new TextPool(new URL("./failing-text-worker.ts", import.meta.url), CONFIG, options);
   pools.push(pool);
   await pool.open(folder);

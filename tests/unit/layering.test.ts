@@ -110,17 +110,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   "ai.ts": { knows: "the surface of `octavo/ai`", imports: ["ai", "async"] },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",
-    imports: [
-      "async",
-      "backend/simd",
-      "backend/cuda",
-      "cuda",
-      "formats",
-      "llm",
-      "loader",
-      "server",
-      "tokenizer",
-    ],
+    imports: ["async", "backend/simd", "cuda", "formats", "llm", "loader", "server", "tokenizer"],
   },
   "index.ts": { knows: "the public surface", imports: ["async", "llm", "tokenizer"] },
 };

@@ -1,4 +1,5 @@
 import { DeviceError } from "../../base/errors.ts";
+import { workerScript } from "../../base/program-file.ts";
 import { NvrtcError } from "../../cuda/errors.ts";
 import type { CompileRequest, CompileResult } from "../../cuda/nvrtc.ts";
 import type { NvrtcFiles } from "../../cuda/open-cuda.ts";
@@ -27,7 +28,7 @@ export async function compileInWorkers(
   const results: CompileResult[] = new Array(requests.length);
   const workers = Array.from(
     { length: count },
-    () => new Worker(new URL("./compile-worker.ts", import.meta.url)),
+    () => new Worker(workerScript("src/backend/cuda/compile-worker.ts")),
   );
   const queue = requests.entries();
   const lanes = await Promise.allSettled(

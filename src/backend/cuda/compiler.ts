@@ -1,10 +1,11 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
+import { cacheFolder } from "../../base/cache-folder.ts";
 import type { CompileRequest, KernelCompiler } from "../../cuda/nvrtc.ts";
 import type { NvrtcFiles } from "../../cuda/open-cuda.ts";
 import { compileInWorkers } from "./compile-pool.ts";
-import { CubinCache, cubinCacheFolder } from "./cubin-cache.ts";
+import { CubinCache } from "./cubin-cache.ts";
 import { compileKey, type KernelUnit, readKernelUnit } from "./kernel-source.ts";
 
 export interface CompilerOptions {
@@ -14,7 +15,7 @@ export interface CompilerOptions {
   readonly arch: string;
   /** More compiler options, e.g. `--generate-line-info` for profiling. */
   readonly extraOptions?: readonly string[];
-  /** The folder of the disk cache. Default: see `cubinCacheFolder`. */
+  /** The folder of the disk cache. Default: see `cacheFolder`. */
   readonly cacheFolder?: string;
   /** Allows Workers, each with an NVRTC of its own, when several units miss the cache. */
   readonly nvrtcFiles?: NvrtcFiles;
@@ -32,7 +33,7 @@ export class Compiler {
     private readonly options: CompilerOptions,
   ) {
     this.#warn = options.warn ?? console.warn;
-    this.#cache = new CubinCache(options.cacheFolder ?? cubinCacheFolder(), this.#warn);
+    this.#cache = new CubinCache(options.cacheFolder ?? cacheFolder("kernels"), this.#warn);
   }
 
   /** The text of a file of the source folder, without what it includes. */

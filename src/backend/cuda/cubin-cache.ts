@@ -1,5 +1,4 @@
 import { mkdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import { messageOf } from "../../base/errors.ts";
 
@@ -49,12 +48,6 @@ export class CubinCache {
   #path(key: string): string {
     return join(this.folder, `${key}.cubin`);
   }
-}
-
-/** `$OCTAVO_CACHE_DIR`, `$XDG_CACHE_HOME/octavo` or `~/.cache/octavo`, and `kernels` in it. */
-export function cubinCacheFolder(env: Readonly<Record<string, string | undefined>> = process.env): string {
-  const base = env["OCTAVO_CACHE_DIR"] || join(env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "octavo");
-  return join(base, "kernels");
 }
 
 /** Removes what a failed write may have left. */

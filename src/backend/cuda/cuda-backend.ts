@@ -1,3 +1,4 @@
+import { cacheFolder } from "../../base/cache-folder.ts";
 import type { DType, FloatDType } from "../../base/dtype.ts";
 import { ConfigError, InvariantError, invariant } from "../../base/errors.ts";
 import { Context } from "../../cuda/context.ts";
@@ -29,7 +30,6 @@ import { checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
-import { cubinCacheFolder } from "./cubin-cache.ts";
 import type { CudaBackendOptions } from "./cuda-backend-options.ts";
 import { CudaCommunicator } from "./cuda-communicator.ts";
 import { CudaBuffer, SharedBuffer } from "./device-buffer.ts";
@@ -97,7 +97,7 @@ export class CudaBackend implements Backend {
       const workspace = DeviceMemory.allocate(this.#context, GEMM_WORKSPACE_BYTES);
       const [context, stream] = [this.#context, this.#stream];
       const timer = new ColdTimer(context, stream);
-      const cache = new TuningCache(cubinCacheFolder(), [
+      const cache = new TuningCache(cacheFolder("kernels"), [
         ...[device.name, cuda.driver.version.join("."), cublas.api.cublasLtGetVersion()],
         ...[GEMM_CANDIDATES, workspace.byteLength, this.#library.digest("linear_wgmma.cu")],
       ]);

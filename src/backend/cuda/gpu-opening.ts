@@ -1,4 +1,5 @@
 import type { FloatDType } from "../../base/dtype.ts";
+import { workerScript } from "../../base/program-file.ts";
 import { driverVersion, type Machine, thisMachine } from "../../cuda/open-cuda.ts";
 
 /** A product to compute once: cuBLASLt loads its kernels at their first use, which takes some 100 ms. */
@@ -63,7 +64,7 @@ export class GpuOpening {
 /** A Worker with its task. */
 class OpeningPart {
   readonly opened: Promise<void>;
-  readonly #worker = new Worker(new URL("./gpu-opening-worker.ts", import.meta.url));
+  readonly #worker = new Worker(workerScript("src/backend/cuda/gpu-opening-worker.ts"));
   readonly #ended: Promise<void>;
 
   constructor(task: OpeningTask) {

@@ -1,5 +1,5 @@
-import { fileURLToPath } from "node:url";
 import { invariant } from "../../base/errors.ts";
+import { programFile } from "../../base/program-file.ts";
 import type { Context } from "../../cuda/context.ts";
 import { Module } from "../../cuda/module.ts";
 import type { KernelCompiler } from "../../cuda/nvrtc.ts";
@@ -10,7 +10,7 @@ import { type KernelParameter, parseKernels } from "./kernel-signature.ts";
 import { type KernelUnit, unitKey, unitName } from "./kernel-source.ts";
 
 /** The folder of Octavo's own kernels. */
-export const KERNEL_FOLDER = fileURLToPath(new URL("../../../kernels-cu", import.meta.url));
+export const KERNEL_FOLDER = programFile("kernels-cu");
 
 /** The kernels of a source folder in one context, which owns them; compiled and loaded when first asked for. */
 export class KernelLibrary {

@@ -1,10 +1,10 @@
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
+import { programFile } from "../../base/program-file.ts";
 import type { DeviceBuffer } from "../tensor.ts";
 
-const MODULE = join(import.meta.dir, "../../../kernels-wasm/kernels.wasm");
+const MODULE = programFile("kernels-wasm/kernels.wasm");
 const PAGE = 2 ** 16;
 /** What 32-bit addresses reach. */
 export const MAX_PLACE_BYTES = 2 ** 32;

@@ -1,9 +1,10 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { DeviceError, messageOf } from "../../base/errors.ts";
+import { workerScript } from "../../base/program-file.ts";
 import type { Place } from "./place.ts";
 import type { PoolMessage } from "./pool-worker.ts";
 
-const POOL_WORKER = new URL("./pool-worker.ts", import.meta.url);
+const POOL_WORKER = workerScript("src/backend/simd/pool-worker.ts");
 
 /** Writes a kernel's arguments. */
 export class Arguments {

@@ -1,4 +1,5 @@
 import { RequestFailedError } from "../../base/errors.ts";
+import { workerScript } from "../../base/program-file.ts";
 import { decodeError } from "../../threads/error-codec.ts";
 import { WorkerLink } from "../../threads/worker-link.ts";
 import { ApiError } from "../errors.ts";
@@ -11,7 +12,7 @@ const MAX_INLINE_BYTES = 16 * 1024;
 /** Bodies above it have a Worker of their own, so that they keep nobody else waiting. */
 const LONG_BYTES = 256 * 1024;
 
-const WORKER = new URL("./body-worker.ts", import.meta.url);
+const WORKER = workerScript("src/server/body/body-worker.ts");
 
 /**
  * Parses and checks bodies. This thread's work does not grow with them: what is more than a few kilobytes goes to one of two

@@ -11,7 +11,6 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { archOf, Compiler, type CompilerOptions } from "../../../../src/backend/cuda/compiler.ts";
-import { cubinCacheFolder } from "../../../../src/backend/cuda/cubin-cache.ts";
 import { KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
 import { compileKey, type Macros } from "../../../../src/backend/cuda/kernel-source.ts";
 import { Context } from "../../../../src/cuda/context.ts";
@@ -163,12 +162,6 @@ describe("the cache", () => {
     expect(blocked.compile({ file: "l.cu" }).length).toBeGreaterThan(0);
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toContain("not writable");
-  });
-
-  test("lies where the environment says", () => {
-    expect(cubinCacheFolder({ OCTAVO_CACHE_DIR: "/o", XDG_CACHE_HOME: "/x" })).toBe("/o/kernels");
-    expect(cubinCacheFolder({ XDG_CACHE_HOME: "/x" })).toBe("/x/octavo/kernels");
-    expect(cubinCacheFolder({})).toEndWith("/.cache/octavo/kernels");
   });
 });
 
