@@ -97,13 +97,18 @@ describeGpus(RANKS, "ranks on two GPUs", ({ driver }) => {
     mkdirSync(config);
     writeFileSync(join(config, "config.json"), JSON.stringify({ ...shape, num_hidden_layers: 4 }));
     const weights = makeModel(config, model);
-    const child = Bun.spawn(
-      [process.execPath, join(import.meta.dir, "loading-ranks.ts"), model, String(RANKS)],
-      { stdout: "pipe", stderr: "inherit" },
-    );
-    const printed = await new Response(child.stdout).text();
-    expect(await child.exited).toBe(0);
-    const { host, gpus } = JSON.parse(printed.trim().split("\n").at(-1)!) as LoadingCosts;
+    const load = async () => {
+      const child = Bun.spawn(
+        [process.execPath, join(import.meta.dir, "loading-ranks.ts"), model, String(RANKS)],
+        { stdout: "pipe", stderr: "inherit" },
+      );
+      const printed = await new Response(child.stdout).text();
+      expect(await child.exited).toBe(0);
+      return JSON.parse(printed.trim().split("\n").at(-1)!) as LoadingCosts;
+    };
+    // The compiler takes hundreds of MiB: the first process leaves this shape's kernels in the cache, where the second finds them.
+    await load();
+    const { host, gpus } = await load();
     const mib = (bytes: number) => Math.round(bytes / 2 ** 20);
     console.log(
       `${mib(weights)} MiB loaded by ${RANKS} ranks: host ${mib(host)} MiB, GPUs ${gpus.map(mib)} MiB`,
