@@ -22,7 +22,7 @@ export function expertCases(
   if (experts === undefined) return [];
   const { count, perToken, intermediateSize } = experts;
   const spec: ExpertSpec = { ...experts, activation: experts.limitedSwiglu ?? { kind: activation } };
-  const isMxfp4 = quantisation?.declared.kind === "mxfp4";
+  const isMxfp4 = quantisation?.declared?.kind === "mxfp4";
   const weights = 3 * hiddenSize * intermediateSize;
   const expertBytes = weights * (isMxfp4 ? 17 / 32 : 2);
   const matrix = (n: number, k: number): Weight => {

@@ -166,7 +166,8 @@ function weightsOf(config: ModelConfig): { always: LayerWeights; experts: LayerW
   };
   const isAlways = (name: string) => !isExperts(name);
   const floats = defineModel(config);
-  const stored = defineModel(config, quantisation && { scheme: declaredScheme(quantisation.declared) });
+  const declared = quantisation?.declared;
+  const stored = defineModel(config, declared && { scheme: declaredScheme(declared) });
   return {
     always: {
       count: count(floats, isAlways) - outside,

@@ -5,7 +5,7 @@ import { MAX_RANKS } from "./shard.ts";
 /** What may be done to weights in floats, and methods of checkpoints. */
 const QUANTIZATIONS = [
   ...(["fp8", "fp8_per_channel", "fp8_per_block"] as const),
-  ...(["awq", "gptq", "compressed-tensors", "modelopt"] as const),
+  ...(["awq", "gptq", "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp4", "gguf"] as const),
 ] as const;
 
 /** Options of the engine: vLLM's, in camelCase, with its defaults. */
@@ -25,8 +25,8 @@ export interface EngineOptions {
   /**
    * Quantises the matrices of a model in floats while it is loaded, all but the LM head, to 8-bit floats (e4m3): with a factor for each output
    * channel (`fp8`, `fp8_per_channel`) or each block of 128 × 128 (`fp8_per_block`). Half the memory, and less to read for each token; see
-   * docs/quantisation.md for what it costs. A checkpoint that is quantised needs no option; the name of its own method is accepted, any other
-   * refused. Default: weights as they are.
+   * docs/quantisation.md for what it costs. A checkpoint that is quantised needs no option; the name of its own method, as its config
+   * has it, is accepted, any other refused; so is `gguf` for a GGUF file. Default: weights as they are.
    */
   quantization?: (typeof QUANTIZATIONS)[number];
   /**

@@ -4,16 +4,16 @@ import { formatBytes } from "./bytes.ts";
 export interface WeightSummary {
   /** Forms of the matrices, those of the most weights first, e.g. `int4 in groups of 128, bfloat16`. */
   readonly format: string;
-  /** Of all parameters that a rank holds. */
+  /** Of all parameters, of all ranks together: what each of them holds, such as norms, as often. */
   readonly bytes: number;
   /** Tensors of a multimodal checkpoint that are not its language model's, and that nothing loads. */
   readonly skipped?: { readonly tensors: number; readonly bytes: number } | undefined;
 }
 
 /** The summary as a line says it. */
-export function describeWeights({ format, bytes, skipped }: WeightSummary, per = ""): string {
+export function describeWeights({ format, bytes, skipped }: WeightSummary): string {
   const rest =
     skipped &&
     `; the text model alone: ${skipped.tensors} other tensors (${formatBytes(skipped.bytes)}) are skipped`;
-  return `${formatBytes(bytes)}${per} in ${format}${rest ?? ""}`;
+  return `${formatBytes(bytes)} in ${format}${rest ?? ""}`;
 }

@@ -143,7 +143,6 @@ function describe({
   const { numBlocks, blockSize } = cacheConfig;
   const bits = kvCacheDtype === "auto" ? "" : " in eight bits";
   const ranks = tensorParallelSize === 1 ? "" : `${tensorParallelSize} × `;
-  const memory = `weights of ${describeWeights(weights, ranks && " a rank")}`;
   const copies = replicas.length > 1 ? `, ${replicas.length} replicas` : "";
-  return `${model} on ${ranks}${device}, ${dtype}, ${memory}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${copies}`;
+  return `${model} on ${ranks}${device}, ${dtype}, weights of ${describeWeights(weights)}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${copies}`;
 }

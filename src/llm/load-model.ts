@@ -52,7 +52,7 @@ export interface LoadedModel {
   readonly device: Backend["name"];
   /** The dtype that the model computes in. */
   readonly dtype: FloatDType;
-  /** The form of the weights, and what this thread's rank holds of them. */
+  /** The form of the weights, and what all ranks hold of them. */
   readonly weights: WeightSummary;
   readonly defaultSampling: SamplingParams;
   /** Undefined with `skipTokenizerInit`. */
@@ -180,7 +180,7 @@ async function loadRunner(
   const own = await loadPart({ ...source, shard: ranks.peers.shard }, backend, (loadedBytes, totalBytes) =>
     ranks.report(0, { loadedBytes, totalBytes }),
   );
-  return { runner: await ranks.build(own), weights: own.weights };
+  return ranks.build(own);
 }
 
 function disposeAll(backend: Backend, ranks: RankThreads | undefined): void {

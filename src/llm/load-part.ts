@@ -167,11 +167,11 @@ function onlineFormOf(
 ): OnlineFloat8 | undefined {
   if (quantization === undefined || quantization === stored?.method) return undefined;
   // Its author has chosen which matrices stay floats.
-  if (quantization === "fp8" && stored?.declared.kind === "float8") return undefined;
+  if (quantization === "fp8" && stored?.declared?.kind === "float8") return undefined;
   const isOnline = quantization.startsWith("fp8");
-  if (stored === undefined && isOnline) return quantization === "fp8_per_block" ? "block" : "channel";
-  const found =
-    stored === undefined ? "this one is in floats" : `this one is quantised already (${stored.method})`;
+  const isFloats = stored === undefined || stored.declared?.kind === "floats";
+  if (isFloats && isOnline) return quantization === "fp8_per_block" ? "block" : "channel";
+  const found = isFloats ? "this one is in floats" : `this one is quantised already (${stored.method})`;
   const wanted = isOnline ? "a model in floats" : "a checkpoint of that method";
   throw new ConfigError(
     "quantization",
@@ -194,7 +194,7 @@ function modelShape(
     experts: model.experts && {
       count: model.experts.count,
       intermediateSize: part(model.experts.intermediateSize),
-      format: expertsFormat(model.quantisation?.declared.kind, quantization),
+      format: expertsFormat(model.quantisation?.declared?.kind, quantization),
     },
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),

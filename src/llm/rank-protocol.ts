@@ -14,6 +14,7 @@ export type RankMessage =
 export type RankReply =
   /** Bytes of its own part. */
   | { readonly type: "progress"; readonly loadedBytes: number; readonly totalBytes: number }
-  | { readonly type: "loaded" }
+  /** All of it is there, in so many bytes of the device's memory. */
+  | { readonly type: "loaded"; readonly weightBytes: number }
   /** The rank has failed and ends; on record in the group, too. */
   | { readonly type: "failed"; readonly error: EncodedError };

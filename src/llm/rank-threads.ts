@@ -1,5 +1,6 @@
 import { EngineDeadError } from "../base/errors.ts";
 import { workerScript } from "../base/program-file.ts";
+import type { WeightSummary } from "../base/weight-summary.ts";
 import { Exchange } from "../ranks/exchange.ts";
 import { RankGroup } from "../ranks/rank-group.ts";
 import { allocateRankMemory } from "../ranks/rank-memory.ts";
@@ -33,7 +34,8 @@ export class RankThreads {
   readonly peers: Exchange;
   readonly #group: RankGroup;
   readonly #links: RankLink[] = [];
-  readonly #loaded: Promise<unknown>;
+  /** Bytes of each rank's weights. */
+  readonly #loaded: Promise<number[]>;
   /** Rejects with what a rank failed of. */
   readonly #failed = Promise.withResolvers<never>();
   /** By rank. */
@@ -57,14 +59,14 @@ export class RankThreads {
     this.peers = new Exchange(this.#group);
     this.#progress = Array(size).fill(undefined);
     this.#failed.promise.catch(() => {}); // Reported where somebody waits for ranks.
-    const loaded: Promise<void>[] = [];
+    const loaded: Promise<number>[] = [];
     for (let rank = 1; rank < size; rank++) {
       const link: RankLink = new WorkerLink(RANK_WORKER);
       this.#links.push(link);
-      const isLoaded = Promise.withResolvers<void>();
-      loaded.push(isLoaded.promise);
+      const { promise, resolve } = Promise.withResolvers<number>();
+      loaded.push(promise);
       link.onMessage = (reply) => {
-        if (reply.type === "loaded") isLoaded.resolve();
+        if (reply.type === "loaded") resolve(reply.weightBytes);
         else if (reply.type === "progress") this.report(rank, reply);
         else this.#fail(rank, decodeError(reply.error));
       };
@@ -91,10 +93,11 @@ export class RankThreads {
 
   /**
    * Waits until all ranks have loaded, and makes the runner of all, the leader's part being `own`.
+   * @returns it and the weights of all ranks
    * @throws what a rank failed of
    */
-  async build(own: LoadedPart): Promise<Runner> {
-    await this.#loaded;
+  async build(own: LoadedPart): Promise<{ readonly runner: Runner; readonly weights: WeightSummary }> {
+    const bytes = (await this.#loaded).reduce((sum, part) => sum + part, own.weights.bytes);
     this.#isBuilding = true;
     for (const link of this.#links) link.post({ type: "build" });
     let runner: ModelRunner;
@@ -108,7 +111,10 @@ export class RankThreads {
     }
     // From here on, whoever uses the model keeps the process alive.
     for (const link of this.#links) link.unref();
-    return new TensorParallelRunner(runner, this.#group, new StepRing(this.#group));
+    return {
+      runner: new TensorParallelRunner(runner, this.#group, new StepRing(this.#group)),
+      weights: { ...own.weights, bytes },
+    };
   }
 
   /** Calls `listener`, once, when a rank fails, even if nobody waits for it; at once if one has. */

@@ -33,7 +33,7 @@ class RankThread {
     });
     this.#loading = this.#load(message.source);
     this.#loading.then(
-      () => post({ type: "loaded" }),
+      ({ weights }) => post({ type: "loaded", weightBytes: weights.bytes }),
       (error) => this.#end(error),
     );
   }

@@ -106,36 +106,52 @@ export function checkCheckpoint(
   const sources = new Map(specs.flatMap((spec) => spec.sources).map((source) => [source.name, source]));
   invariant(new Set(specs.map((spec) => spec.name)).size === specs.length, "two parameters have one name");
   const missing: string[] = [];
-  const misshapen: string[] = [];
-  const unsupported: string[] = [];
-  const mistyped: string[] = [];
+  const misshapen: Finding[] = [];
+  const unsupported: Finding[] = [];
+  const mistyped: Finding[] = [];
   for (const [name, { shape: expected, reading }] of sources) {
     const tensor = checkpoint.tensors.get(name);
     const stored = checkpoint.format.storedName(name);
-    if (tensor === undefined) missing.push(stored);
-    else if (tensor.shape.join() !== expected.join())
-      misshapen.push(`${stored} (expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}])`);
+    if (tensor === undefined) {
+      missing.push(stored);
+      continue;
+    }
+    const finding = (rule: string) => ({ path: tensor.file.path, text: `${stored} (${rule})` });
+    if (tensor.shape.join() !== expected.join())
+      misshapen.push(finding(`expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}]`));
     else if (reading !== undefined && !storedDtypes(reading).includes(tensor.dtype))
-      mistyped.push(`${stored} (expected ${storedDtypes(reading).join(" or ")}, found ${tensor.dtype})`);
-    else if (reading === undefined && !LOADABLE.has(tensor.dtype))
-      unsupported.push(`${stored} (${tensor.dtype})`);
+      mistyped.push(finding(`expected ${storedDtypes(reading).join(" or ")}, found ${tensor.dtype}`));
+    else if (reading === undefined && !LOADABLE.has(tensor.dtype)) unsupported.push(finding(tensor.dtype));
   }
-  const unexpected = [...checkpoint.tensors.keys()].filter(
-    (name) => !sources.has(name) && !ignored.some((pattern) => name.search(pattern) >= 0),
-  );
-  const { path } = checkpoint;
-  if (missing.length > 0) throw new ModelDataError(path, `missing tensors: ${listed(missing)}`);
-  if (misshapen.length > 0) throw new ModelDataError(path, `misshapen tensors: ${listed(misshapen)}`);
-  if (mistyped.length > 0) throw new ModelDataError(path, `tensors of another dtype: ${listed(mistyped)}`);
-  if (unexpected.length > 0)
-    throw new ModelDataError(
-      path,
-      `unexpected tensors: ${listed(unexpected.map(checkpoint.format.storedName))}`,
-    );
-  if (unsupported.length > 0) {
-    const known = checkpoint.format.dtypes.join(", ").replace(/, (?=\w+$)/, " or ");
-    throw new UnsupportedModelError(path, `tensors that are not ${known}: ${listed(unsupported)}`);
-  }
+  const unexpected = [...checkpoint.tensors]
+    .filter(([name]) => !sources.has(name) && !ignored.some((pattern) => name.search(pattern) >= 0))
+    .map(([name, { file }]) => ({ path: file.path, text: checkpoint.format.storedName(name) }));
+  if (missing.length > 0) throw new ModelDataError(checkpoint.path, `missing tensors: ${listed(missing)}`);
+  const known = checkpoint.format.dtypes.join(", ").replace(/, (?=\w+$)/, " or ");
+  refuse(misshapen, "misshapen tensors", ModelDataError);
+  refuse(mistyped, "tensors of another dtype", ModelDataError);
+  refuse(unexpected, "unexpected tensors", ModelDataError);
+  refuse(unsupported, `tensors that are not ${known}`, UnsupportedModelError);
+}
+
+/** A tensor that is not as it should be, and the file that has it. */
+interface Finding {
+  readonly path: string;
+  readonly text: string;
+}
+
+/** Throws for the file of the first finding, if there is one, with the findings of that file. */
+function refuse(
+  findings: readonly Finding[],
+  what: string,
+  RefusedError: typeof ModelDataError | typeof UnsupportedModelError,
+): void {
+  const [first] = findings;
+  if (first === undefined) return;
+  const here = findings.filter(({ path }) => path === first.path);
+  const others = findings.length - here.length;
+  const elsewhere = others === 0 ? "" : `; ${others} in other files`;
+  throw new RefusedError(first.path, `${what}: ${listed(here.map(({ text }) => text))}${elsewhere}`);
 }
 
 function listed(names: readonly string[]): string {

@@ -12,13 +12,16 @@ export interface QuantisationConfig {
   /** `quant_method`, e.g. `compressed-tensors`. */
   readonly method: string;
   readonly gptqZeros: GptqZeros;
-  /** The form of matrices where there are no tensors to look at: with `loadFormat: "dummy"`. */
-  readonly declared: DeclaredForm;
+  /**
+   * The form of matrices where there are no tensors to look at: with `loadFormat: "dummy"`. Floats where only the cache was
+   * calibrated; undefined where nothing but the tensors tells.
+   */
+  readonly declared: DeclaredForm | undefined;
 }
 
 /** That of a GGUF file, each of whose tensors says by itself how it is stored. */
 export const GGUF_QUANTISATION: QuantisationConfig = {
-  ...{ method: "GGUF", gptqZeros: "v1", declared: { kind: "floats" } },
+  ...{ method: "gguf", gptqZeros: "v1", declared: undefined },
 };
 
 /** A remedy for what is refused. */

@@ -106,14 +106,9 @@ export class ServerMetrics implements Disposable {
       gpu_memory_utilization: () => llm.config.gpuMemoryUtilization,
       tensor_parallel_size: () => llm.config.tensorParallelSize,
     });
-    this.#gauge(
-      "octavo:weights_bytes",
-      "Memory of a rank's weights, by their form.",
-      () => llm.weights.bytes,
-      {
-        format: () => llm.weights.format,
-      },
-    );
+    this.#gauge("octavo:weights_bytes", "Memory of the weights, by their form.", () => llm.weights.bytes, {
+      format: () => llm.weights.format,
+    });
     this.#gauge("octavo:replica_up", "1: the engine lives; 0: it has died.", ({ failure }) =>
       failure ? 0 : 1,
     );

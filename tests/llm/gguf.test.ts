@@ -42,7 +42,12 @@ describe("a GGUF file", () => {
   });
 
   test.each(["gguf-llama", "gguf-qwen3", "gguf-qwen2"] as const)("ranks share %s", async (name) => {
-    const options = { device: "cpu", skipTokenizerInit: true, maxModelLen: 64 } as const;
+    const options = {
+      device: "cpu",
+      skipTokenizerInit: true,
+      maxModelLen: 64,
+      quantization: "gguf",
+    } as const;
     const model = fixture(name).modelDir;
     const prompt = { promptTokenIds: [3, 1, 4, 1, 5, 9, 2, 6] };
     await using alone = await LLM.create(model, options);
@@ -54,7 +59,7 @@ describe("a GGUF file", () => {
 
   test("is not quantised once more", async () => {
     const loading = LLM.create(fixture("gguf-llama").modelDir, { ...SMALL, quantization: "fp8" });
-    expect(((await rejection(loading)) as Error).message).toContain("this one is quantised already (GGUF)");
+    expect(((await rejection(loading)) as Error).message).toContain("this one is quantised already (gguf)");
   });
 
   test("makes random weights of its sizes", async () => {

@@ -179,6 +179,32 @@ describe("loadWeights", () => {
     });
   });
 
+  test("what is wrong in one of several files is named with it", async () => {
+    using folder = temporaryFolder();
+    const places = { a: "1.safetensors", b: "2.safetensors", c: "2.safetensors" };
+    writeFileSync(folder.file("1.safetensors"), safetensors({ a: f32([2]) }));
+    writeFileSync(folder.file("2.safetensors"), safetensors({ b: f32([2]), c: f32([2]) }));
+    writeFileSync(folder.file("model.safetensors.index.json"), JSON.stringify({ weight_map: places }));
+    using checkpoint = Checkpoint.open(folder.path);
+    const sized = (name: string, size: number) => spec(name, [size], { name, shape: [size] });
+    const refusal = async (...specs: ParameterSpec[]) => {
+      const { backend } = new FakeBackend();
+      const loading = loadWeights(checkpoint, specs, backend, { dtype: "float32", ignored: [] });
+      return await loading.then(
+        () => "none",
+        (error: Error) => error.message,
+      );
+    };
+    expect(await refusal(sized("a", 2), sized("b", 3), sized("c", 2))).toStartWith(
+      `${folder.file("2.safetensors")}: misshapen tensors: b (expected [3], found [2])`,
+    );
+    expect(await refusal(sized("a", 3), sized("b", 3), sized("c", 2))).toEndWith("; 1 in other files");
+    expect(await refusal(sized("a", 2), sized("c", 2))).toStartWith(
+      `${folder.file("2.safetensors")}: unexpected tensors: b`,
+    );
+    expect(await refusal(sized("d", 2))).toStartWith(`${folder.path}: missing tensors: d`);
+  });
+
   test("a file that shrinks while loading is an error, and what was allocated is freed", () =>
     withCheckpoint({ a: f32([2]), b: f32([4]) }, async (checkpoint) => {
       const fake = new FakeBackend();
