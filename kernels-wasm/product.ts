@@ -2,17 +2,21 @@
  * out[T, N] = x[T, K] · W[N, K]ᵀ, with a bias, an activation or a sum after it. A unit is some rows of W and all tokens.
  *
  * Eight rows of W at a time are unpacked, a part of K after the other, into a panel that stays in the first-level cache while the
- * tokens pass (sum-floats.ts, sum-integers.ts). An output is one sum over K, in parts that W's scales or the panel's width delimit,
- * each part's products in their order in four lanes: it is the same bits whatever the number of tokens, units and threads.
+ * tokens pass (sum-floats.ts, sum-integers.ts). One token alone is multiplied without a panel, since what is unpacked is used once
+ * (sum-rows.ts). An output is one sum over K, in parts that W's scales or the panel's width delimit, each part's products in their
+ * order in four lanes: it is the same bits whatever the number of tokens, units and threads.
  */
 import * as layout from "./layout";
 import { sumFloats } from "./sum-floats";
 import { sumIntegers } from "./sum-integers";
+import { hasWholeRows, sumFloatRows } from "./sum-rows";
 import { argument, geluTanh, silu, sums } from "./vectors";
 
 /** Tokens that pass a panel. */
 const TILE: i32 = 64;
-/** A thread's scratch memory: panel, lanes of sums [TILE, 8] × 4, gates and results [TILE, 8]. */
+/** Rows that one token is multiplied by at once. */
+const ONE_ROWS: i32 = 64;
+/** A thread's scratch memory: panel, lanes of sums [TILE, 8] × 4, gates and results [TILE, 8], or [ONE_ROWS]. */
 const SUMS: usize = 0x8000;
 const GATES: usize = SUMS + TILE * layout.PANEL_ROWS * 16;
 const RESULTS: usize = GATES + TILE * layout.PANEL_ROWS * 4;
@@ -28,10 +32,14 @@ export function multiplyIntegers(unit: i32, scratch: usize): void {
 function multiply(unit: i32, scratch: usize, isInteger: bool): void {
   const outputs = argument<i32>(layout.OUTPUTS);
   const tokens = argument<i32>(layout.TOKENS);
-  const isGated = argument<i32>(layout.GATED) !== 0;
   const unitRows = argument<i32>(layout.UNIT_ROWS);
   const start = unit * unitRows;
   const end = min(start + unitRows, outputs);
+  if (tokens === 1 && hasWholeRows()) {
+    multiplyOne(start, end, scratch);
+    return;
+  }
+  const isGated = argument<i32>(layout.GATED) !== 0;
   for (let token = 0; token < tokens; token += TILE) {
     const count = min(TILE, tokens - token);
     for (let row = start; row < end; row += layout.PANEL_ROWS) {
@@ -50,6 +58,20 @@ function multiply(unit: i32, scratch: usize, isInteger: bool): void {
         );
       }
     }
+  }
+}
+
+/** Outputs [start, end) of the only token. */
+function multiplyOne(start: i32, end: i32, scratch: usize): void {
+  const outputs = argument<i32>(layout.OUTPUTS);
+  const isGated = argument<i32>(layout.GATED) !== 0;
+  for (let row = start; row < end; row += ONE_ROWS) {
+    const count = min(ONE_ROWS, end - row);
+    if (isGated) {
+      sumFloatRows(row, count, scratch + GATES);
+      sumFloatRows(row + outputs, count, scratch + RESULTS);
+    } else sumFloatRows(row, count, scratch + RESULTS);
+    finish(row, count, 0, scratch + RESULTS, scratch + GATES);
   }
 }
 
@@ -81,18 +103,19 @@ function finish(row: i32, count: i32, token: i32, results: usize, gates: usize):
   const bias = argument<usize>(layout.BIAS);
   const addTo = argument<usize>(layout.ADD_TO);
   const at = (<usize>(token * outputs + row)) << 2;
+  const bytes = (<usize>count) << 2;
   if (bias !== 0) {
     addFloats(results, bias + ((<usize>(row + (isGated ? outputs : 0))) << 2), count);
     if (isGated) addFloats(gates, bias + ((<usize>row) << 2), count);
   }
   if (isGated) {
-    for (let i: usize = 0; i < 32; i += 16)
+    for (let i: usize = 0; i < bytes; i += 16)
       v128.store(results + i, f32x4.mul(activated(v128.load(gates + i)), v128.load(results + i)));
   } else if (argument<i32>(layout.ACTIVATION) !== layout.NO_ACTIVATION) {
-    for (let i: usize = 0; i < 32; i += 16) v128.store(results + i, activated(v128.load(results + i)));
+    for (let i: usize = 0; i < bytes; i += 16) v128.store(results + i, activated(v128.load(results + i)));
   }
   if (addTo !== 0) addFloats(results, addTo + at, count);
-  memory.copy(argument<usize>(layout.OUT) + at, results, (<usize>count) << 2);
+  memory.copy(argument<usize>(layout.OUT) + at, results, bytes);
 }
 
 function activated(x: v128): v128 {

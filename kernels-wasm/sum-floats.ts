@@ -4,7 +4,7 @@ import { unpackFloats } from "./unpack";
 import { argument } from "./vectors";
 
 /** Columns of a panel. Its rows are padded, so that they do not share cache sets. */
-const WIDTH: i32 = 512;
+export const WIDTH: i32 = 512;
 const STRIDE: usize = (512 + 16) * 4;
 /** In a thread's scratch memory, after the panel. */
 const SCALES_AT: usize = STRIDE * layout.PANEL_ROWS;

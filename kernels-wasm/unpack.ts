@@ -51,8 +51,7 @@ function unpackVectors(form: i32, target: usize, source: usize, count: i32): voi
         const words = v128.load(source);
         const a = i8x16.relaxed_swizzle(words, low);
         const b = i8x16.relaxed_swizzle(words, high);
-        const less = i16x8.sub(v128.and(words, i16x8.splat(0x7fff)), i16x8.splat(1));
-        const isSmall = v128.any_true(i16x8.lt_u(less, i16x8.splat(0x3ff)));
+        const isSmall = hasSmallFloat16(words);
         v128.store(target, isSmall ? fromSmallFloat16(a) : fromFloat16(a));
         v128.store(target, isSmall ? fromSmallFloat16(b) : fromFloat16(b), 16);
       }
@@ -91,11 +90,17 @@ export function unpackFloat8(target: usize, source: usize, count: i32): void {
   }
 }
 
+/** Whether a float16 is subnormal. */
+export function hasSmallFloat16(words: v128): bool {
+  const less = i16x8.sub(v128.and(words, i16x8.splat(0x7fff)), i16x8.splat(1));
+  return v128.any_true(i16x8.lt_u(less, i16x8.splat(0x3ff)));
+}
+
 /**
  * Finite float16 in the upper halves of words. Exponent and mantissa move to where float32 has them, whose bias is 112 more; the product
  * with 2^112 is exact.
  */
-function fromFloat16(words: v128): v128 {
+export function fromFloat16(words: v128): v128 {
   const bits = v128.and(i32x4.shr_s(words, 3), i32x4.splat(0x8fffe000));
   return f32x4.mul(bits, f32x4.splat(reinterpret<f32>((127 + 112) << 23)));
 }
@@ -120,7 +125,7 @@ function fromSubnormal(magnitudes: v128, signs: v128, bias: i32): v128 {
   return v128.or(f32x4.sub(values, least), v128.and(signs, i32x4.splat(0x80000000)));
 }
 
-function fromSmallFloat16(words: v128): v128 {
+export function fromSmallFloat16(words: v128): v128 {
   return fromSubnormal(v128.and(i32x4.shr_u(words, 3), i32x4.splat(0x0fffe000)), words, 112);
 }
 
