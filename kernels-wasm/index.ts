@@ -9,7 +9,7 @@ import { attend } from "./attend";
 import { draw, findThreshold } from "./draw";
 import * as layout from "./layout";
 import { prepareFloats, prepareIntegers } from "./prepare";
-import { multiplyFloats, multiplyIntegers } from "./product";
+import { multiply } from "./product";
 import { read } from "./read";
 import { rotateAndStore } from "./rotate";
 
@@ -22,8 +22,7 @@ function compute(kernel: i32, unit: i32, scratch: usize): void {
   if (kernel === layout.READ) read(unit);
   else if (kernel === layout.PREPARE_FLOATS) prepareFloats(unit);
   else if (kernel === layout.PREPARE_INTEGERS) prepareIntegers(unit, scratch);
-  else if (kernel === layout.MULTIPLY_FLOATS) multiplyFloats(unit, scratch);
-  else if (kernel === layout.MULTIPLY_INTEGERS) multiplyIntegers(unit, scratch);
+  else if (kernel === layout.MULTIPLY) multiply(unit, scratch);
   else if (kernel === layout.ROTATE_AND_STORE) rotateAndStore(unit);
   else if (kernel === layout.ATTEND) attend(unit, scratch);
   else if (kernel === layout.FIND_THRESHOLD) findThreshold(unit, scratch);

@@ -43,12 +43,11 @@ export const FIRST_FREE = 0x1_0000;
 export const READ = 0;
 export const PREPARE_FLOATS = 1;
 export const PREPARE_INTEGERS = 2;
-export const MULTIPLY_FLOATS = 3;
-export const MULTIPLY_INTEGERS = 4;
-export const ROTATE_AND_STORE = 5;
-export const ATTEND = 6;
-export const FIND_THRESHOLD = 7;
-export const DRAW = 8;
+export const MULTIPLY = 3;
+export const ROTATE_AND_STORE = 4;
+export const ATTEND = 5;
+export const FIND_THRESHOLD = 6;
+export const DRAW = 7;
 
 // ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,8 +94,16 @@ export const PANEL_ROWS = 8;
 export const BLOCK = 128;
 /** A block's inputs are padded with zeros to a multiple of this. */
 export const CODES = 32;
-/** Bytes of a block's scale and sums; see prepare.ts. */
+/** Bytes of a block's scale and sums, of 8-bit codes; see prepare.ts. */
 export const BLOCK_SCALES = 12;
+/** The same of 4-bit codes. */
+export const NIBBLE_SCALES = 64;
+/**
+ * What the bytes of inputs that 4-bit codes are multiplied by stand for: HIGH · h + MIDDLE · m + l, with h and m of −127 to 127 and l of
+ * −64 to 63. So 16 products with codes less a zero point, of −16 to 15, fit int16, and the sum of 32 inputs' fits int32.
+ */
+export const HIGH = 32512;
+export const MIDDLE = 128;
 /** The most inputs of a product that threads have scratch memory for. */
 export const MAX_INPUTS = 0x1_0000;
 

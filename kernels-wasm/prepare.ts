@@ -1,6 +1,10 @@
 /** Inputs of products, normalised and in the form that products read. A unit is one token. */
+import { blocksOfGroup, paddedBlock } from "./blocks";
 import * as layout from "./layout";
 import { argument, sum } from "./vectors";
+
+/** What is too small to be divided by is nothing. */
+const LEAST_SCALE: f32 = 1e-37;
 
 // Arguments of both kernels: x, out, bytes of a token in out, inputs K, weight of the norm or 0, eps;
 // of integers also: scales out, group, bits of a code, permutation or 0.
@@ -16,19 +20,24 @@ export function prepareFloats(unit: i32): void {
 }
 
 /**
- * out = x, or the norm of x, as integers: for each block its int16 h, then its l, both padded with zeros to a multiple of `CODES`,
- * where x = s · (h + l / 2¹⁵), or 16 times that where codes come times 16; and for each block s, float32, and the sums of the h and of
- * the l that a zero point is multiplied by, int32.
+ * out = x, or the norm of x, as integers, in blocks that are padded with zeros to a multiple of `CODES`; and for each block a record. By the
+ * bits of codes:
+ *
+ *   8   x = s · (h + l / 2¹⁵), int16: the block's h, then its l. Record: s, float32, and the sums of the h and of the l, int32
+ *   4   x = s · (HIGH · h + MIDDLE · m + l), int8: 32 inputs are h, m and l of those at even columns, then of those at odd ones.
+ *       Record: of h, of m and of l the sum of each lane that products with codes are summed in, int16 [8]; then s, float32
+ *
+ * The sums are what a zero point is multiplied by.
  */
 export function prepareIntegers(unit: i32, scratch: usize): void {
   const inputs = argument<i32>(3);
   const group = argument<i32>(7);
   const bits = argument<i32>(8);
   const permutation = argument<usize>(9);
-  const blockSize = min(group, layout.BLOCK);
-  const blocksOfGroup = (group + blockSize - 1) / blockSize;
-  const blocks = (inputs / group) * blocksOfGroup;
-  const blockBytes = (<usize>((blockSize + layout.CODES - 1) & -layout.CODES)) << 1;
+  const ofGroup = blocksOfGroup(group);
+  const blocks = (inputs / group) * ofGroup;
+  const blockBytes = <usize>paddedBlock(group) * (bits === 4 ? 3 : 4);
+  const recordBytes: usize = bits === 4 ? layout.NIBBLE_SCALES : layout.BLOCK_SCALES;
   normalise(argument<usize>(0) + ((<usize>(unit * inputs)) << 2), scratch, inputs);
   let x = scratch;
   if (permutation !== 0) {
@@ -37,67 +46,96 @@ export function prepareIntegers(unit: i32, scratch: usize): void {
       store<u32>(x + i, load<u32>(scratch + ((<usize>load<u32>(permutation + i)) << 2)));
   }
   let out = argument<usize>(1) + <usize>unit * argument<usize>(2);
-  let scales = argument<usize>(6) + <usize>(unit * blocks) * layout.BLOCK_SCALES;
+  let record = argument<usize>(6) + <usize>(unit * blocks) * recordBytes;
   for (let block = 0; block < blocks; block++) {
-    const within = (block % blocksOfGroup) * blockSize;
-    const start = (block / blocksOfGroup) * group + within;
-    memory.fill(out, 0, 2 * blockBytes);
-    quantise(x + ((<usize>start) << 2), min(blockSize, group - within), bits, out, blockBytes, scales);
-    out += 2 * blockBytes;
-    scales += layout.BLOCK_SCALES;
+    const within = (block % ofGroup) * layout.BLOCK;
+    const start = (block / ofGroup) * group + within;
+    const values = x + ((<usize>start) << 2);
+    const count = min(layout.BLOCK, group - within);
+    memory.fill(out, 0, blockBytes);
+    if (bits === 4) quantiseToBytes(values, count, out, blockBytes, record);
+    else quantiseToShorts(values, count, out, blockBytes, record);
+    out += blockBytes;
+    record += recordBytes;
   }
 }
 
-/** Writes h and l of `count` floats, and their scale and sums. The scale is NaN where there is one, or an infinity. */
-function quantise(x: usize, count: i32, bits: i32, out: usize, blockBytes: usize, scales: usize): void {
-  let largest: f32 = 0;
-  for (let i = 0; i < count; i++) largest = max(largest, abs(load<f32>(x + ((<usize>i) << 2))));
+function quantiseToShorts(x: usize, count: i32, out: usize, blockBytes: usize, record: usize): void {
+  const largest = largestOf(x, count);
   const scale: f32 = largest < Infinity ? largest / 32767 : NaN;
-  let highs: i32 = 0;
-  let lows: i32 = 0;
-  // What is too small to be divided by is nothing.
-  if (scale > 1e-37) {
+  let highs = i32x4.splat(0);
+  let lows = highs;
+  if (scale > LEAST_SCALE) {
     const factor = f32x4.splat(<f32>(32767 / <f64>largest));
-    // Codes of 4 bits come times 16 at odd columns.
-    const even = bits === 4 ? f32x4(1, 0.0625, 1, 0.0625) : f32x4.splat(1);
-    const weight = bits === 4 ? i32x4(1, 16, 1, 16) : i32x4.splat(1);
-    const factors = f32x4.mul(factor, even);
-    let highSum = i32x4.splat(0);
-    let lowSum = highSum;
-    for (let i = 0; i < count; i += 4) {
-      const values = f32x4.mul(v128.load(x + ((<usize>i) << 2)), factors);
+    const lowOut = out + (blockBytes >> 1);
+    for (let i: usize = 0; i < <usize>count; i += 4) {
+      const values = f32x4.mul(v128.load(x + (i << 2)), factor);
       const high = f32x4.nearest(values);
-      const highs = i32x4.trunc_sat_f32x4_s(high);
+      const h = i32x4.trunc_sat_f32x4_s(high);
       const rest = f32x4.mul(f32x4.sub(values, high), f32x4.splat(32768));
-      const lows = i32x4.trunc_sat_f32x4_s(f32x4.nearest(rest));
-      highSum = i32x4.add(highSum, i32x4.mul(highs, weight));
-      lowSum = i32x4.add(lowSum, i32x4.mul(lows, weight));
-      storeInputs(out, i, bits, highs);
-      storeInputs(out + blockBytes, i, bits, lows);
+      const l = i32x4.trunc_sat_f32x4_s(f32x4.nearest(rest));
+      highs = i32x4.add(highs, h);
+      lows = i32x4.add(lows, l);
+      v128.store64_lane(out + (i << 1), i16x8.narrow_i32x4_s(h, h), 0);
+      v128.store64_lane(lowOut + (i << 1), i16x8.narrow_i32x4_s(l, l), 0);
     }
-    highs = addLanes(highSum);
-    lows = addLanes(lowSum);
   }
-  store<f32>(scales, scale);
-  store<i32>(scales, highs, 4);
-  store<i32>(scales, lows, 8);
+  store<f32>(record, scale);
+  store<i32>(record, addLanes(highs), 4);
+  store<i32>(record, addLanes(lows), 8);
 }
 
-/**
- * Writes inputs i to i + 3 of a block to their places. Codes of 4 bits are unpacked from 16-bit words, eight at a time: first all lowest
- * codes, then the next; so input 4 w + j of each 32 is at 8 j + w.
- */
-function storeInputs(out: usize, i: i32, bits: i32, values: v128): void {
-  if (bits === 8) {
-    v128.store64_lane(out + ((<usize>i) << 1), i16x8.narrow_i32x4_s(values, values), 0);
-    return;
+function quantiseToBytes(x: usize, count: i32, out: usize, blockBytes: usize, record: usize): void {
+  const largest = largestOf(x, count);
+  const scale: f32 = largest < Infinity ? largest / (127 * <f32>layout.HIGH) : NaN;
+  if (scale > LEAST_SCALE) {
+    const factor = f32x4.splat(<f32>(127 / <f64>largest));
+    const mostLow = f32x4.splat(<f32>(layout.HIGH / 2 - 1));
+    for (let i = 0; i < count; i += 4) {
+      const values = f32x4.mul(v128.load(x + ((<usize>i) << 2)), factor);
+      const high = f32x4.nearest(values);
+      const rest = f32x4.nearest(f32x4.mul(f32x4.sub(values, high), f32x4.splat(<f32>layout.HIGH)));
+      // Of two halves the upper one would be too much for m.
+      const lows = i32x4.trunc_sat_f32x4_s(f32x4.min(rest, mostLow));
+      const middle = i32x4.shr_s(i32x4.add(lows, i32x4.splat(layout.MIDDLE / 2)), 7);
+      const at = out + <usize>(i / layout.CODES) * 96 + <usize>((i % layout.CODES) >> 1);
+      storeBytes(at, i32x4.trunc_sat_f32x4_s(high));
+      storeBytes(at + 16, middle);
+      storeBytes(at + 32, i32x4.sub(lows, i32x4.shl(middle, 7)));
+    }
   }
-  const within = i % layout.CODES;
-  const at = out + ((<usize>(i - within + (within >> 2))) << 1);
-  store<i16>(at, <i16>i32x4.extract_lane(values, 0));
-  store<i16>(at, <i16>i32x4.extract_lane(values, 1), 16);
-  store<i16>(at, <i16>i32x4.extract_lane(values, 2), 32);
-  store<i16>(at, <i16>i32x4.extract_lane(values, 3), 48);
+  let h = i16x8.splat(0);
+  let m = h;
+  let l = h;
+  for (const end = out + blockBytes; out < end; out += 48) {
+    h = i16x8.add(h, i16x8.extadd_pairwise_i8x16_s(v128.load(out)));
+    m = i16x8.add(m, i16x8.extadd_pairwise_i8x16_s(v128.load(out, 16)));
+    l = i16x8.add(l, i16x8.extadd_pairwise_i8x16_s(v128.load(out, 32)));
+  }
+  v128.store(record, h);
+  v128.store(record, m, 16);
+  v128.store(record, l, 32);
+  store<f32>(record, scale, 48);
+}
+
+/** The largest magnitude of `count` floats, a multiple of 4: infinite or NaN where one is. */
+function largestOf(x: usize, count: i32): f32 {
+  // As integers magnitudes are in the same order, and NaN are above infinities.
+  let largest = i32x4.splat(0);
+  for (const end = x + ((<usize>count) << 2); x < end; x += 16)
+    largest = i32x4.max_s(largest, v128.and(v128.load(x), i32x4.splat(0x7fffffff)));
+  const halves = i32x4.max_s(largest, v128.shuffle<i32>(largest, largest, 2, 3, 0, 1));
+  return reinterpret<f32>(max(i32x4.extract_lane(halves, 0), i32x4.extract_lane(halves, 1)));
+}
+
+/** The lowest bytes of four inputs: those at even columns, and 48 bytes on those at odd ones. */
+function storeBytes(at: usize, values: v128): void {
+  const bytes = i8x16.relaxed_swizzle(
+    values,
+    i8x16(0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+  );
+  v128.store16_lane(at, bytes, 0);
+  v128.store16_lane(at, bytes, 1, 48);
 }
 
 function addLanes(a: v128): i32 {

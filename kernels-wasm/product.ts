@@ -2,13 +2,14 @@
  * out[T, N] = x[T, K] · W[N, K]ᵀ, with a bias, an activation or a sum after it. A unit is some rows of W and all tokens.
  *
  * Eight rows of W at a time are unpacked, a part of K after the other, into a panel that stays in the first-level cache while the
- * tokens pass (sum-floats.ts, sum-integers.ts). One token alone is multiplied without a panel, since what is unpacked is used once
+ * tokens pass (sum-floats.ts, sum-integers.ts, sum-nibbles.ts). One token alone is multiplied without a panel, since what is unpacked is used once
  * (sum-rows.ts). An output is one sum over K, in parts that W's scales or the panel's width delimit, each part's products in their
  * order in four lanes: it is the same bits whatever the number of tokens, units and threads.
  */
 import * as layout from "./layout";
 import { sumFloats } from "./sum-floats";
 import { sumIntegers } from "./sum-integers";
+import { hasWholeBlocks, sumNibbleRows, sumNibbles } from "./sum-nibbles";
 import { hasWholeRows, sumFloatRows } from "./sum-rows";
 import { argument, geluTanh, silu, sums } from "./vectors";
 
@@ -21,21 +22,13 @@ const SUMS: usize = 0x8000;
 const GATES: usize = SUMS + TILE * layout.PANEL_ROWS * 16;
 const RESULTS: usize = GATES + TILE * layout.PANEL_ROWS * 4;
 
-export function multiplyFloats(unit: i32, scratch: usize): void {
-  multiply(unit, scratch, false);
-}
-
-export function multiplyIntegers(unit: i32, scratch: usize): void {
-  multiply(unit, scratch, true);
-}
-
-function multiply(unit: i32, scratch: usize, isInteger: bool): void {
+export function multiply(unit: i32, scratch: usize): void {
   const outputs = argument<i32>(layout.OUTPUTS);
   const tokens = argument<i32>(layout.TOKENS);
   const unitRows = argument<i32>(layout.UNIT_ROWS);
   const start = unit * unitRows;
   const end = min(start + unitRows, outputs);
-  if (tokens === 1 && hasWholeRows()) {
+  if (tokens === 1 && canSumOne()) {
     multiplyOne(start, end, scratch);
     return;
   }
@@ -44,9 +37,9 @@ function multiply(unit: i32, scratch: usize, isInteger: bool): void {
     const count = min(TILE, tokens - token);
     for (let row = start; row < end; row += layout.PANEL_ROWS) {
       if (isGated) {
-        sumRows(row, token, count, scratch, isInteger, scratch + GATES);
-        sumRows(row + outputs, token, count, scratch, isInteger, scratch + RESULTS);
-      } else sumRows(row, token, count, scratch, isInteger, scratch + RESULTS);
+        sumRows(row, token, count, scratch, scratch + GATES);
+        sumRows(row + outputs, token, count, scratch, scratch + RESULTS);
+      } else sumRows(row, token, count, scratch, scratch + RESULTS);
       for (let i = 0; i < count; i++) {
         const offset = (<usize>(i * layout.PANEL_ROWS)) << 2;
         finish(
@@ -68,18 +61,31 @@ function multiplyOne(start: i32, end: i32, scratch: usize): void {
   for (let row = start; row < end; row += ONE_ROWS) {
     const count = min(ONE_ROWS, end - row);
     if (isGated) {
-      sumFloatRows(row, count, scratch + GATES);
-      sumFloatRows(row + outputs, count, scratch + RESULTS);
-    } else sumFloatRows(row, count, scratch + RESULTS);
+      sumOne(row, count, scratch + GATES, scratch);
+      sumOne(row + outputs, count, scratch + RESULTS, scratch);
+    } else sumOne(row, count, scratch + RESULTS, scratch);
     finish(row, count, 0, scratch + RESULTS, scratch + GATES);
   }
 }
 
+/** Whether the kernels that need no panel can multiply by the matrix at hand. */
+function canSumOne(): bool {
+  return argument<i32>(layout.FORM) === layout.INT4 ? hasWholeBlocks() : hasWholeRows();
+}
+
+/** results[count] = the products of the only token and rows [row, row + count); up to three more are undefined. */
+function sumOne(row: i32, count: i32, results: usize, scratch: usize): void {
+  if (argument<i32>(layout.FORM) === layout.INT4) sumNibbleRows(row, count, results, scratch);
+  else sumFloatRows(row, count, results);
+}
+
 /** results[count, 8] = the products of tokens [token, token + count) and eight rows from `row` on. */
-function sumRows(row: i32, token: i32, count: i32, scratch: usize, isInteger: bool, results: usize): void {
+function sumRows(row: i32, token: i32, count: i32, scratch: usize, results: usize): void {
   let lanes = scratch + SUMS;
   memory.fill(lanes, 0, (<usize>(count * layout.PANEL_ROWS)) << 4);
-  if (isInteger) sumIntegers(row, token, count, lanes, scratch);
+  const form = argument<i32>(layout.FORM);
+  if (form === layout.INT4) sumNibbles(row, token, count, lanes, scratch);
+  else if (form === layout.INT8) sumIntegers(row, token, count, lanes, scratch);
   else sumFloats(row, token, count, lanes, scratch);
   for (let i = 0; i < count; i++, lanes += 128, results += 32) {
     v128.store(

@@ -1,12 +1,15 @@
 /**
- * Products of x and rows of integers with a scale for each group of columns. x comes as integers too (prepare.ts): in each block, at
- * most `BLOCK` columns of one group, it is s · (h + l / 2¹⁵) with int16 h and l, to 27 bits or more of the block's largest value. Sums
- * of integers are exact: a zero point is multiplied by the sum of the inputs and comes first.
+ * Products of x and rows of 8-bit integers with a scale for each group of columns. x comes as integers too (prepare.ts): in each block,
+ * at most `BLOCK` columns of one group, it is s · (h + l / 2¹⁵) with int16 h and l, to 27 bits or more of the block's largest value.
+ * Sums of integers are exact: a zero point is multiplied by the sum of the inputs and comes first.
  */
+import { blocksOfGroup, blockOf, paddedBlock } from "./blocks";
 import * as layout from "./layout";
-import { loadShort, unpackFloats, unpackIntegers } from "./unpack";
+import { loadShort, unpackBytes } from "./unpack";
 import { argument } from "./vectors";
 
+/** The zero point of a matrix that has none of its own. */
+const USUAL_ZERO: i32 = 128;
 /** Columns of a panel, and bytes of its rows. */
 const WIDTH: i32 = 512;
 const STRIDE: usize = 512 * 2 + 64;
@@ -16,7 +19,6 @@ const ZEROS_AT: usize = SCALES_AT + 4 * layout.PANEL_ROWS;
 
 /** lanes[count, 8] += W[row + 0…7] · x[token + 0…count − 1], four lanes each; rows past the last are the last. */
 export function sumIntegers(row: i32, token: i32, count: i32, lanes: usize, scratch: usize): void {
-  const form = argument<i32>(layout.FORM);
   const rows = argument<i32>(layout.ROWS);
   const data = argument<usize>(layout.DATA);
   const rowBytes = argument<usize>(layout.ROW_BYTES);
@@ -25,40 +27,26 @@ export function sumIntegers(row: i32, token: i32, count: i32, lanes: usize, scra
   const scales = argument<usize>(layout.SCALES);
   const scaleForm = argument<i32>(layout.SCALE_FORM);
   const zeros = argument<usize>(layout.ZEROS);
-  const usualZero = form === layout.INT4 ? 8 : 128;
 
-  const blockSize = min(group, layout.BLOCK);
-  const blocksOfGroup = (group + blockSize - 1) / blockSize;
-  const blocks = blocksOfGroup * groups;
-  const padded = (blockSize + layout.CODES - 1) & -layout.CODES;
+  const ofGroup = blocksOfGroup(group);
+  const blocks = ofGroup * groups;
+  const padded = paddedBlock(group);
   const blockBytes = (<usize>padded) << 1;
   const blocksOfPanel = max(1, WIDTH / padded);
   const xStride = argument<usize>(layout.X_STRIDE);
   const x = argument<usize>(layout.X) + <usize>token * xStride;
   const xScales = argument<usize>(layout.X_SCALES) + <usize>(token * blocks) * layout.BLOCK_SCALES;
 
-  if (count === 1 && form === layout.INT4 && padded === blockSize && group % blockSize === 0) {
-    for (let i = 0; i < layout.PANEL_ROWS; i += 2)
-      sumNibbles(
-        min(row + i, rows - 1),
-        min(row + i + 1, rows - 1),
-        x,
-        xScales,
-        lanes + ((<usize>i) << 4),
-        scratch,
-      );
-    return;
-  }
   for (let first = 0; first < blocks; first += blocksOfPanel) {
     const end = min(first + blocksOfPanel, blocks);
     for (let i = 0; i < layout.PANEL_ROWS; i++) {
       const source = data + <usize>min(row + i, rows - 1) * rowBytes;
-      unpackBlocks(form, scratch + <usize>i * STRIDE, source, first, end, group, blockSize);
+      unpackBlocks(scratch + <usize>i * STRIDE, source, first, end, group);
     }
     for (let block = first; block < end; block++) {
       for (let i = 0; i < layout.PANEL_ROWS; i++) {
-        const at = <usize>(min(row + i, rows - 1) * groups + block / blocksOfGroup);
-        const zero = zeros === 0 ? usualZero : <i32>load<u8>(zeros + at);
+        const at = <usize>(min(row + i, rows - 1) * groups + block / ofGroup);
+        const zero = zeros === 0 ? USUAL_ZERO : <i32>load<u8>(zeros + at);
         store<f32>(scratch + SCALES_AT + ((<usize>i) << 2), loadShort(scales + (at << 1), scaleForm));
         store<i32>(scratch + ZEROS_AT + ((<usize>i) << 2), -zero);
       }
@@ -74,114 +62,19 @@ export function sumIntegers(row: i32, token: i32, count: i32, lanes: usize, scra
   }
 }
 
-/**
- * lanes[2] += the rows n and o, of 4 bits, times one token's x, without a panel: what is unpacked is used once. Sums of integers are the
- * same in any order, so the result is that of `multiply4`.
- */
-function sumNibbles(n: i32, o: i32, x: usize, xScales: usize, lanes: usize, scratch: usize): void {
-  const group = argument<i32>(layout.SCALE_COLUMNS);
-  const groups = argument<i32>(layout.SCALES_OF_ROW);
-  const rowBytes = argument<usize>(layout.ROW_BYTES);
-  const scales = argument<usize>(layout.SCALES);
-  const scaleForm = argument<i32>(layout.SCALE_FORM);
-  const zeros = argument<usize>(layout.ZEROS);
-  const blockSize = min(group, layout.BLOCK);
-  // Both rows' scales as float32, where the panel would be.
-  const scalesB = scratch + ((<usize>groups + 16) << 2);
-  const spare = scalesB + ((<usize>groups + 16) << 2);
-  unpackFloats(scaleForm, scratch, scales + ((<usize>(n * groups)) << 1), 0, groups, spare);
-  unpackFloats(scaleForm, scalesB, scales + ((<usize>(o * groups)) << 1), 0, groups, spare);
-  let sumA = v128.load(lanes);
-  let sumB = v128.load(lanes, 16);
-  const bytes = (<usize>blockSize) << 1;
-  const low = i16x8.splat(0x0f);
-  const high = i16x8.splat(0xf0);
-  let a = argument<usize>(layout.DATA) + <usize>n * rowBytes;
-  let b = argument<usize>(layout.DATA) + <usize>o * rowBytes;
-  for (let i = 0; i < groups; i++) {
-    const ga = <usize>(n * groups + i);
-    const gb = <usize>(o * groups + i);
-    const scaleA = load<f32>(scratch + ((<usize>i) << 2));
-    const scaleB = load<f32>(scalesB + ((<usize>i) << 2));
-    const zeroA = zeros === 0 ? 8 : <i32>load<u8>(zeros + ga);
-    const zeroB = zeros === 0 ? 8 : <i32>load<u8>(zeros + gb);
-    for (let start = 0; start < group; start += blockSize) {
-      const highs = load<i32>(xScales, 4);
-      const lows = load<i32>(xScales, 8);
-      let ha = i32x4.replace_lane(i32x4.splat(0), 0, -zeroA * highs);
-      let hb = i32x4.replace_lane(i32x4.splat(0), 0, -zeroB * highs);
-      let la = i32x4.replace_lane(i32x4.splat(0), 0, -zeroA * lows);
-      let lb = i32x4.replace_lane(i32x4.splat(0), 0, -zeroB * lows);
-      for (const end = x + bytes; x < end; x += 64, a += 16, b += 16) {
-        let u = v128.load(a);
-        let v = v128.load(b);
-        let h = v128.load(x);
-        let l = v128.load(x + bytes);
-        let c = v128.and(u, low);
-        ha = i32x4.add(ha, i32x4.dot_i16x8_s(c, h));
-        la = i32x4.add(la, i32x4.dot_i16x8_s(c, l));
-        c = v128.and(v, low);
-        hb = i32x4.add(hb, i32x4.dot_i16x8_s(c, h));
-        lb = i32x4.add(lb, i32x4.dot_i16x8_s(c, l));
-        h = v128.load(x, 16);
-        l = v128.load(x + bytes, 16);
-        c = v128.and(u, high);
-        ha = i32x4.add(ha, i32x4.dot_i16x8_s(c, h));
-        la = i32x4.add(la, i32x4.dot_i16x8_s(c, l));
-        c = v128.and(v, high);
-        hb = i32x4.add(hb, i32x4.dot_i16x8_s(c, h));
-        lb = i32x4.add(lb, i32x4.dot_i16x8_s(c, l));
-        u = i16x8.shr_u(u, 8);
-        v = i16x8.shr_u(v, 8);
-        h = v128.load(x, 32);
-        l = v128.load(x + bytes, 32);
-        c = v128.and(u, low);
-        ha = i32x4.add(ha, i32x4.dot_i16x8_s(c, h));
-        la = i32x4.add(la, i32x4.dot_i16x8_s(c, l));
-        c = v128.and(v, low);
-        hb = i32x4.add(hb, i32x4.dot_i16x8_s(c, h));
-        lb = i32x4.add(lb, i32x4.dot_i16x8_s(c, l));
-        h = v128.load(x, 48);
-        l = v128.load(x + bytes, 48);
-        c = v128.and(u, high);
-        ha = i32x4.add(ha, i32x4.dot_i16x8_s(c, h));
-        la = i32x4.add(la, i32x4.dot_i16x8_s(c, l));
-        c = v128.and(v, high);
-        hb = i32x4.add(hb, i32x4.dot_i16x8_s(c, h));
-        lb = i32x4.add(lb, i32x4.dot_i16x8_s(c, l));
-      }
-      x += bytes;
-      const xScale = load<f32>(xScales);
-      sumA = f32x4.add(sumA, scaled(ha, la, scaleA * xScale));
-      sumB = f32x4.add(sumB, scaled(hb, lb, scaleB * xScale));
-      xScales += layout.BLOCK_SCALES;
-    }
-  }
-  v128.store(lanes, sumA);
-  v128.store(lanes, sumB, 16);
-}
-
 /** Unpacks a row's blocks [first, end): at once where nothing is padded. */
-function unpackBlocks(
-  form: i32,
-  panel: usize,
-  row: usize,
-  first: i32,
-  end: i32,
-  group: i32,
-  blockSize: i32,
-): void {
-  const bits = form === layout.INT4 ? 4 : 8;
-  if (blockSize % layout.CODES === 0 && group % blockSize === 0) {
-    unpackIntegers(form, panel, row + <usize>((first * blockSize * bits) >> 3), (end - first) * blockSize);
+function unpackBlocks(panel: usize, row: usize, first: i32, end: i32, group: i32): void {
+  const blockSize = blockOf(group);
+  const padded = paddedBlock(group);
+  if (blockSize === padded && group % blockSize === 0) {
+    unpackBytes(panel, row + <usize>(first * blockSize), (end - first) * blockSize);
     return;
   }
-  const blocksOfGroup = (group + blockSize - 1) / blockSize;
-  const padded = (blockSize + layout.CODES - 1) & -layout.CODES;
+  const ofGroup = blocksOfGroup(group);
   for (let block = first; block < end; block++, panel += (<usize>padded) << 1) {
-    const within = (block % blocksOfGroup) * blockSize;
-    const start = (block / blocksOfGroup) * group + within;
-    unpackIntegers(form, panel, row + <usize>((start * bits) >> 3), min(blockSize, group - within));
+    const within = (block % ofGroup) * blockSize;
+    const start = (block / ofGroup) * group + within;
+    unpackBytes(panel, row + <usize>start, min(blockSize, group - within));
   }
 }
 

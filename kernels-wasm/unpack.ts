@@ -141,39 +141,26 @@ export function loadShort(address: usize, form: i32): f32 {
   return bits & 0x8000 ? -rest : rest;
 }
 
-/**
- * `count` codes, a multiple of 16, as int16 padded to a multiple of `CODES`: of 8 bits in their order; of 4 bits those of each 32 as
- * they lie in 16-bit words, four to a word, the second and the fourth times 16 (see prepare.ts). What codes are padded with meets
- * inputs that are zeros.
- */
-export function unpackIntegers(form: i32, target: usize, source: usize, count: i32): void {
-  const end = target + ((<usize>(count & -layout.CODES)) << 1);
-  const isHalf = count % layout.CODES !== 0;
-  if (form === layout.INT4) {
-    for (; target < end; target += 64, source += 16) unpackNibbles(target, v128.load(source));
-    if (isHalf) unpackNibbles(target, v128.load64_zero(source));
-    return;
-  }
-  for (; target < end; target += 64, source += 32) {
+/** `count` codes of 8 bits, a multiple of 16, as int16. What codes are padded with to a multiple of `CODES` is undefined. */
+export function unpackBytes(target: usize, source: usize, count: i32): void {
+  const end = target + ((<usize>count) << 1);
+  for (; target < end; target += 32, source += 16) {
     v128.store(target, v128.load8x8_u(source));
     v128.store(target, v128.load8x8_u(source, 8), 16);
-    v128.store(target, v128.load8x8_u(source, 16), 32);
-    v128.store(target, v128.load8x8_u(source, 24), 48);
-  }
-  if (isHalf) {
-    v128.store(target, v128.load8x8_u(source));
-    v128.store(target, v128.load8x8_u(source, 8), 16);
-    v128.store(target, i32x4.splat(0), 32);
-    v128.store(target, i32x4.splat(0), 48);
   }
 }
 
-function unpackNibbles(target: usize, words: v128): void {
-  const low = i16x8.splat(0x0f);
-  const high = i16x8.splat(0xf0);
-  v128.store(target, v128.and(words, low));
-  v128.store(target, v128.and(words, high), 16);
-  const upper = i16x8.shr_u(words, 8);
-  v128.store(target, v128.and(upper, low), 32);
-  v128.store(target, v128.and(upper, high), 48);
+/**
+ * `count` codes of 4 bits, a multiple of 16, as bytes padded to a multiple of `CODES`: of each 32 first those at even columns. What codes
+ * are padded with is undefined.
+ */
+export function unpackNibbles(target: usize, source: usize, count: i32): void {
+  const end = target + <usize>(count & -layout.CODES);
+  for (; target < end; target += 32, source += 16) storeNibbles(target, v128.load(source));
+  if (count % layout.CODES !== 0) storeNibbles(target, v128.load64_zero(source));
+}
+
+function storeNibbles(target: usize, codes: v128): void {
+  v128.store(target, v128.and(codes, i8x16.splat(0x0f)));
+  v128.store(target, v128.and(i16x8.shr_u(codes, 4), i8x16.splat(0x0f)), 16);
 }

@@ -75,7 +75,7 @@ export function multiply(
     const macs = tokens * n * k;
     const unitRows = rowsOfUnit(outputs, Math.max(1, macs / outputs), pool.threads);
     pool.run(place, {
-      kernel: form.isInteger ? layout.MULTIPLY_INTEGERS : layout.MULTIPLY_FLOATS,
+      kernel: layout.MULTIPLY,
       units: Math.ceil(outputs / unitRows),
       work: macs,
       write: (args) => {
@@ -150,15 +150,16 @@ function formOf(weight: Multiplied, operands: Operands): Form {
 }
 
 /** The form of inputs, and bytes from one token's to the next. */
-function inputLayout({ isInteger, group }: Form, k: number, isNormalised: boolean) {
+function inputLayout({ isInteger, group, bits }: Form, k: number, isNormalised: boolean) {
   if (!isInteger) {
     const stride = 16 * Math.ceil(k / 4);
     return { isPrepared: isNormalised || k % 4 !== 0, stride, blocks: 0 };
   }
   const block = Math.min(group, layout.BLOCK);
   const blocks = Math.ceil(group / block) * (k / group);
-  // Two int16 an input.
-  return { isPrepared: true, stride: blocks * 4 * layout.CODES * Math.ceil(block / layout.CODES), blocks };
+  const inputBytes = bits === 4 ? 3 : 4;
+  const padded = layout.CODES * Math.ceil(block / layout.CODES);
+  return { isPrepared: true, stride: blocks * padded * inputBytes, blocks };
 }
 
 interface Preparation {
@@ -175,7 +176,8 @@ interface Preparation {
 function prepare(pool: ThreadPool, place: Place, x: number, preparation: Preparation) {
   const { form, tokens, k, stride, blocks, norm, eps } = preparation;
   const prepared = place.scratch("inputs", tokens * stride);
-  const scales = form.isInteger ? place.scratch("input scales", layout.BLOCK_SCALES * tokens * blocks) : 0;
+  const recordBytes = form.bits === 4 ? layout.NIBBLE_SCALES : layout.BLOCK_SCALES;
+  const scales = form.isInteger ? place.scratch("input scales", recordBytes * tokens * blocks) : 0;
   pool.run(place, {
     kernel: form.isInteger ? layout.PREPARE_INTEGERS : layout.PREPARE_FLOATS,
     units: tokens,
