@@ -3,7 +3,7 @@
  * at most `BLOCK` columns of one group, it is s · (h + l / 2¹⁵) with int16 h and l, to 27 bits or more of the block's largest value.
  * Sums of integers are exact: a zero point is multiplied by the sum of the inputs and comes first.
  */
-import { blocksOfGroup, blockOf, paddedBlock } from "./blocks";
+import { blockOf, blocksOfGroup, paddedBlock } from "./blocks";
 import * as layout from "./layout";
 import { loadShort, unpackBytes } from "./unpack";
 import { argument } from "./vectors";

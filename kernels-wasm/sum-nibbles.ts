@@ -94,8 +94,8 @@ function multiplyRows(n: i32, o: i32, resultA: usize, resultB: usize, scratch: u
   const groups = argument<i32>(layout.SCALES_OF_ROW);
   const zeros = argument<usize>(layout.ZEROS);
   const ofGroup = blocksOfGroup(group);
-  const bytes = (<usize>blockOf(group)) >> 1;
-  const xBlock = bytes / 16 * X_STEP;
+  const bytes = <usize>blockOf(group) >> 1;
+  const xBlock = (bytes / 16) * X_STEP;
   // Both rows' scales as float32, where the panel would be, and lanes.
   const scalesB = scratch + 16 + ((<usize>groups + 16) << 2);
   const lanes = scratch + layout.SCRATCH_BYTES / 2;
@@ -131,8 +131,7 @@ function multiplyRows(n: i32, o: i32, resultA: usize, resultB: usize, scratch: u
  * lanes[2] += scale · s · (w[2] − zero) · x, over one block of two rows: `xBlock` bytes of x, and codes that are packed or bytes. Sums
  * begin with what the zero point takes off them.
  */
-// @ts-ignore: decorator
-@inline
+// @inline
 function multiplyPair(
   isPacked: bool,
   a: usize,
@@ -191,8 +190,7 @@ function multiplyPair(
 }
 
 /** lanes += scale · s · the sum of all, from the sums of each of the bytes of x. */
-// @ts-ignore: decorator
-@inline
+// @inline
 function addScaled(lanes: usize, h: v128, m: v128, l: v128, xScale: usize, scale: usize): void {
   const all = i32x4.add(
     i32x4.dot_i16x8_s(h, i16x8.splat(<i16>layout.HIGH)),
@@ -207,10 +205,7 @@ function rowAt(row: i32): usize {
 }
 
 function scaleAt(index: i32): f32 {
-  return loadShort(
-    argument<usize>(layout.SCALES) + ((<usize>index) << 1),
-    argument<i32>(layout.SCALE_FORM),
-  );
+  return loadShort(argument<usize>(layout.SCALES) + ((<usize>index) << 1), argument<i32>(layout.SCALE_FORM));
 }
 
 function zeroAt(index: i32): i32 {

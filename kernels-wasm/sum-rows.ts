@@ -23,8 +23,7 @@ export function sumFloatRows(row: i32, count: i32, results: usize): void {
   else sumAll(row, count, results, false);
 }
 
-// @ts-ignore: decorator
-@inline
+// @inline
 function sumAll(row: i32, count: i32, results: usize, isBfloat: bool): void {
   const apart = (count + ROWS - 1) / ROWS;
   const last = argument<i32>(layout.ROWS) - 1;
@@ -39,7 +38,7 @@ function sumAll(row: i32, count: i32, results: usize, isBfloat: bool): void {
     v128.store32_lane(results, sums, 0);
     v128.store32_lane(results + ((<usize>apart) << 2), sums, 1);
     v128.store32_lane(results + ((<usize>apart) << 3), sums, 2);
-    v128.store32_lane(results + (<usize>(3 * apart) << 2), sums, 3);
+    v128.store32_lane(results + ((<usize>(3 * apart)) << 2), sums, 3);
   }
 }
 
@@ -48,8 +47,7 @@ function rowAt(row: i32): usize {
 }
 
 /** Four rows times the token. */
-// @ts-ignore: decorator
-@inline
+// @inline
 function sumFour(a: usize, b: usize, c: usize, d: usize, isBfloat: bool): v128 {
   let x = argument<usize>(layout.X);
   const last = x + ((<usize>argument<i32>(layout.INPUTS)) << 2);
@@ -80,8 +78,7 @@ function sumFour(a: usize, b: usize, c: usize, d: usize, isBfloat: bool): v128 {
 }
 
 /** lanes + w[0…3] · u + w[4…7] · v. */
-// @ts-ignore: decorator
-@inline
+// @inline
 function addProducts(lanes: v128, words: v128, u: v128, v: v128, isBfloat: bool): v128 {
   const low = i8x16.relaxed_swizzle(words, i8x16(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7));
   const high = i8x16.relaxed_swizzle(

@@ -1,4 +1,4 @@
-import { invariant } from "../../base/errors.ts";
+import { InvariantError } from "../../base/errors.ts";
 import type { AttentionSpec } from "../attention-spec.ts";
 import type { BatchMetadata } from "./batch.ts";
 import { dot } from "./linear.ts";
@@ -109,16 +109,20 @@ export function blockTableOf(
 ): Int32Array {
   const contextLen = rows.contextLens[row]!;
   const queryLen = rows.cuSeqlensQ[row + 1]! - rows.cuSeqlensQ[row]!;
-  invariant(queryLen <= contextLen, `attend: row ${row} has ${queryLen} queries, context ${contextLen}`);
+  if (queryLen > contextLen) refuse(`row ${row} has ${queryLen} queries, context ${contextLen}`);
   const used = Math.ceil(contextLen / blockSize);
-  invariant(
-    used <= rows.maxBlocks,
-    `attend: row ${row} needs ${used} blocks, its table has ${rows.maxBlocks}`,
-  );
+  if (used > rows.maxBlocks) refuse(`row ${row} needs ${used} blocks, its table has ${rows.maxBlocks}`);
   const start = rows.rowSlots[row]! * rows.maxBlocks;
   const table = rows.blockTables.subarray(start, start + used);
   const first = firstSeenBlock(contextLen - queryLen, window, blockSize);
-  for (const block of table.subarray(first))
-    invariant(0 <= block && block < blocks, `attend: row ${row} names block ${block} of ${blocks}`);
+  for (let i = first; i < used; i++) {
+    const block = table[i]!;
+    if (!(0 <= block && block < blocks)) refuse(`row ${row} names block ${block} of ${blocks}`);
+  }
   return table;
+}
+
+/** Messages are built only when there is something to say: rows are checked by every layer. */
+function refuse(message: string): never {
+  throw new InvariantError(`attend: ${message}`);
 }

@@ -1,5 +1,5 @@
 import { dtypeSize } from "../../base/dtype.ts";
-import { DeviceError, invariant } from "../../base/errors.ts";
+import { DeviceError, InvariantError, invariant } from "../../base/errors.ts";
 import type { DeviceBuffer, Tensor } from "../tensor.ts";
 
 /** Memory of the CPU backend. Reading it after `dispose()` throws `InvariantError`. */
@@ -36,7 +36,8 @@ function bytesOf({ buffer }: Tensor): ArrayBufferLike {
 
 /** The memory that holds a tensor of 4-byte elements. */
 function wordsOf(tensor: Tensor): ArrayBufferLike {
-  invariant(dtypeSize(tensor.dtype) === 4, `${tensor} read as 4-byte elements`);
+  // Asked for each operand of each op: a message is built when it is needed.
+  if (dtypeSize(tensor.dtype) !== 4) throw new InvariantError(`${tensor} read as 4-byte elements`);
   return bytesOf(tensor);
 }
 

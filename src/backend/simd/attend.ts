@@ -7,7 +7,7 @@ import { PADDING } from "../cpu/batch.ts";
 import { ints } from "../cpu/host-buffer.ts";
 import { hostBatch } from "../cpu/host-views.ts";
 import type { Tensor } from "../tensor.ts";
-import type { Operands } from "./operands.ts";
+import { knows, type Operands } from "./operands.ts";
 import type { ThreadPool } from "./thread-pool.ts";
 
 /** Tokens of a row that one unit attends with, at most. */
@@ -17,10 +17,15 @@ const STATE_BYTES = 2 ** 18;
 /** Words of a run; see kernels-wasm/attend.ts. */
 const RUN_WORDS = 4;
 
+/** The fields of a spec that kernels know. */
+const KNOWN: ReadonlySet<string> = new Set<keyof AttentionSpec>([
+  ...(["numHeads", "numKvHeads", "headDim", "headNorm", "cosSin", "scale", "window"] as const),
+]);
+
 /** The kernels have what this attention needs; what they do not know, they must not ignore. */
 export function canAttend({ keys, values }: LayerCache, spec: AttentionSpec): boolean {
-  const { numHeads, numKvHeads, headDim, headNorm, cosSin, scale, window, ...others } = spec;
-  if (Object.values(others).some((value) => value !== undefined)) return false;
+  if (!knows(spec, KNOWN)) return false;
+  const { numHeads, numKvHeads, headDim } = spec;
   const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
   return (
     headDim % (keys.dtype === "float8_e4m3" ? 16 : 4) === 0 &&
@@ -128,12 +133,15 @@ function listRuns(
 ): { readonly address: number; readonly count: number; readonly contexts: number } {
   const { cuSeqlensQ, contextLens } = rows;
   const tables = Array.from(contextLens, (_, row) => blockTableOf(rows, row, cache, window));
-  const tableAt = place.scratch("block tables", 4 * tables.reduce((sum, { length }) => sum + length, 0));
+  const words = tables.reduce((sum, { length }) => sum + length, 0);
+  let at = place.scratch("block tables", 4 * words);
   const runs: number[] = [];
   let contexts = 0;
-  let at = tableAt;
-  for (const [row, table] of tables.entries()) {
-    new Int32Array(place.bytes, at, table.length).set(table);
+  const memory = new Int32Array(place.bytes, at, words);
+  for (let row = 0, offset = 0; row < tables.length; row++) {
+    const table = tables[row]!;
+    memory.set(table, offset);
+    offset += table.length;
     const [first, end] = [cuSeqlensQ[row]!, cuSeqlensQ[row + 1]!];
     for (let token = first; token < end; token += runTokens) {
       const count = Math.min(runTokens, end - token);

@@ -3,7 +3,7 @@ import { dtypeSize } from "../../base/dtype.ts";
 import type { LinearFusion } from "../backend.ts";
 import type { Tensor } from "../tensor.ts";
 import type { DenseWeight, Fp8Weight, GroupedWeight, Weight } from "../weight.ts";
-import type { Operands } from "./operands.ts";
+import { knows, type Operands } from "./operands.ts";
 import type { Place } from "./place.ts";
 import type { Arguments, ThreadPool } from "./thread-pool.ts";
 
@@ -22,14 +22,16 @@ const DENSE_FORMS = {
 
 const ACTIVATIONS = { silu: layout.SILU, gelu_tanh: layout.GELU_TANH } as const;
 
+/** The fields of a fusion and of its norm that kernels know. */
+const FUSIONS: ReadonlySet<string> = new Set<keyof LinearFusion>(["norm", "bias", "activation", "addTo"]);
+const NORMS: ReadonlySet<string> = new Set<keyof NonNullable<LinearFusion["norm"]>>(["weight", "eps"]);
+
 /** The weights that kernels multiply by. */
 type Multiplied = DenseWeight | Fp8Weight | GroupedWeight;
 
 /** The kernels have what this product needs; what they do not know, they must not ignore. */
 export function canMultiply(weight: Weight, fusion: LinearFusion): weight is Multiplied {
-  const { norm, bias, activation, addTo, ...others } = fusion;
-  const { weight: _, eps, ...forms } = norm ?? { weight: undefined, eps: 0 };
-  if ([...Object.values(others), ...Object.values(forms)].some((value) => value !== undefined)) return false;
+  if (!knows(fusion, FUSIONS) || (fusion.norm !== undefined && !knows(fusion.norm, NORMS))) return false;
   if (weight.shape[1] > layout.MAX_INPUTS) return false;
   if (weight.format === "fp8") return weight.blockColumns % 4 === 0 || weight.blockColumns >= weight.shape[1];
   return weight.format === "dense" || weight.format === "grouped";

@@ -8,6 +8,13 @@ export interface Result {
   done(): void;
 }
 
+/** Whether all that a spec says is among the fields that kernels know: what they do not know, they must not ignore. */
+export function knows(spec: object, fields: ReadonlySet<string>): boolean {
+  for (const field in spec)
+    if (!fields.has(field) && spec[field as keyof typeof spec] !== undefined) return false;
+  return true;
+}
+
 /**
  * The operands of one op in the place that it works in. What lies elsewhere is copied to scratch memory there, and results back: the
  * op works where its largest operand is, so that copies are of small ones.

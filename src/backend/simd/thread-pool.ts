@@ -20,7 +20,7 @@ export class Arguments {
 
   /** Integers and addresses from word `first` on. */
   words(first: number, ...values: number[]): void {
-    for (const [i, value] of values.entries()) this.#words[first + i] = value;
+    for (let i = 0; i < values.length; i++) this.#words[first + i] = values[i]!;
   }
 
   float(index: number, value: number): void {
