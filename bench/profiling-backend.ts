@@ -55,6 +55,8 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   gatherRows: "embedding",
   linear: "linear",
   experts: "experts",
+  deltaNet: "attention",
+  gateElements: "attention",
   gateRows: "experts",
   allReduceAdd: "all-reduce",
   gatherColumns: "LM head",

@@ -9,6 +9,7 @@ import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-pa
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import type { EngineStats } from "../engine/engine.ts";
+import type { CacheConfig } from "../engine/engine-deps.ts";
 import { checkRequest, checkTokens, type EngineRequest, roomOf, type TokenIds } from "../engine/request.ts";
 import type { ThinkingLimit } from "../engine/thinking-matcher.ts";
 import type { TextShape } from "../grammar/text-shape.ts";
@@ -193,7 +194,7 @@ export class AsyncLLM implements AsyncDisposable {
   }
 
   /** The KV cache of the first replica; those of others may have more or fewer blocks. */
-  get cacheConfig(): { readonly blockSize: number; readonly numBlocks: number } {
+  get cacheConfig(): CacheConfig {
     return this.engines.info.cacheConfig;
   }
 

@@ -1,6 +1,7 @@
 import type { DeviceName } from "../base/device-name.ts";
 import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
 import type { AttentionForm, AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
+import type { DeltaNetOps, DeltaNetShape } from "./delta-net.ts";
 import type { ExpertOps } from "./experts.ts";
 import type { Activation, LinearFusion, RmsNormSpec } from "./linear-fusion.ts";
 import type { DeviceBuffer, Tensor } from "./tensor.ts";
@@ -18,7 +19,7 @@ export type { Activation, LinearActivation, LinearFusion, RmsNormSpec } from "./
  * `activationDtype`, embedding tables too or one of `matrixDtypes`; a `Weight` and a `LayerCache` have dtypes of their own; statistics, logits and
  * softmax are float32. Inputs and outputs must not overlap, except where an op says that it works in place.
  */
-export interface Backend extends ExpertOps {
+export interface Backend extends ExpertOps, DeltaNetOps {
   readonly name: DeviceName;
   /** Dtype of ops' inputs and outputs, unless they say otherwise. */
   readonly activationDtype: FloatDType;
@@ -231,6 +232,8 @@ export interface ModelShape {
         readonly format?: "dense" | "fp8" | "mxfp4" | undefined;
       }
     | undefined;
+  /** Of layers that keep a state, where there are any. */
+  readonly deltaNet?: DeltaNetShape | undefined;
   /** Of keys and values. Default: that of activations. */
   readonly kvDtype?: KvDType;
   /** See `LmHead.softCap`. */

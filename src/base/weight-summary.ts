@@ -6,7 +6,7 @@ export interface WeightSummary {
   readonly format: string;
   /** Of all parameters, of all ranks together: what each of them holds, such as norms, as often. */
   readonly bytes: number;
-  /** Tensors of a multimodal checkpoint that are not its language model's, and that nothing loads. */
+  /** Tensors of a checkpoint that are not its language model's, and that nothing loads. */
   readonly skipped?: { readonly tensors: number; readonly bytes: number } | undefined;
 }
 

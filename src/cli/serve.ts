@@ -140,9 +140,10 @@ function describe({
   replicas,
   config: { kvCacheDtype, tensorParallelSize },
 }: AsyncLLM): string {
-  const { numBlocks, blockSize } = cacheConfig;
+  const { numBlocks, blockSize, numStates } = cacheConfig;
   const bits = kvCacheDtype === "auto" ? "" : " in eight bits";
   const ranks = tensorParallelSize === 1 ? "" : `${tensorParallelSize} × `;
   const copies = replicas.length > 1 ? `, ${replicas.length} replicas` : "";
-  return `${model} on ${ranks}${device}, ${dtype}, weights of ${describeWeights(weights)}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${copies}`;
+  const states = numStates ? `, ${numStates} states, no prefix caching` : "";
+  return `${model} on ${ranks}${device}, ${dtype}, weights of ${describeWeights(weights)}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${states}${copies}`;
 }

@@ -12,7 +12,7 @@ import type { FinishReason } from "../base/outputs.ts";
 import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
 import { Completion, positionLogprobs } from "./completion.ts";
-import type { EngineDeps } from "./engine-deps.ts";
+import type { CacheConfig, EngineDeps } from "./engine-deps.ts";
 import { MatchedSequences } from "./matched-sequences.ts";
 import { Outbox } from "./outbox.ts";
 import { type EngineRequest, type RequestLimits, slotSampling } from "./request.ts";
@@ -55,7 +55,7 @@ interface Owner {
 export class Engine {
   /** For `checkRequest`. */
   readonly limits: RequestLimits;
-  readonly cacheConfig: { readonly blockSize: number; readonly numBlocks: number };
+  readonly cacheConfig: CacheConfig;
   readonly #deps: EngineDeps;
   readonly #blocks: BlockManager;
   readonly #scheduler: Scheduler;
@@ -77,13 +77,14 @@ export class Engine {
 
   constructor(deps: EngineDeps) {
     const { runner, maxNumBatchedTokens, eosTokenIds, batchInvariant } = deps;
-    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, attentionReach } = runner;
+    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, attentionReach, keepsState } = runner;
     this.#deps = deps;
-    this.#blocks = new BlockManager(numBlocks, blockSize, deps.enablePrefixCaching ? deps.hasher : undefined);
+    const isCached = deps.enablePrefixCaching && !keepsState;
+    this.#blocks = new BlockManager(numBlocks, blockSize, isCached ? deps.hasher : undefined);
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
     const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts, attentionReach };
     this.#scheduler = new Scheduler(this.#blocks, { ...limits, batchInvariant: batchInvariant ?? false });
-    this.cacheConfig = { blockSize, numBlocks };
+    this.cacheConfig = { blockSize, numBlocks, ...(keepsState && { numStates: maxNumSeqs }) };
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);

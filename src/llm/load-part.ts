@@ -6,6 +6,7 @@ import { ConfigError } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, type Shard, shareOf, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
+import { shareOfHeads } from "../layers/delta-net.ts";
 import { type DeclaredForm, declaredScheme } from "../layers/schemes/declared-scheme.ts";
 import type { OnlineFloat8 } from "../layers/schemes/online-float8.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
@@ -24,6 +25,7 @@ import { summaryOf } from "../models/weight-summary.ts";
 import type { Exchange } from "../ranks/exchange.ts";
 import { KvPlan } from "../runner/kv-plan.ts";
 import { ModelRunner } from "../runner/model-runner.ts";
+import { stateBytes } from "../runner/state-pool.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
 
 /** The part of a model that one rank loads, or all of it. */
@@ -78,11 +80,14 @@ export async function loadPart(
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
       const kvShape = { ...definition.kvHeads, blockSize: config.blockSize, kvDtype };
-      const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend);
+      const { stateShape } = definition;
+      const bytes = stateShape && stateBytes(stateShape, backend.activationDtype);
+      const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend, bytes);
       const maxModelLen = agree(plan.maxModelLen);
+      const maxNumSeqs = stateShape === undefined ? plan.maxNumSeqs : agree(plan.maxNumSeqs);
       const built = definition.build(weights, backend, maxModelLen);
       const runner = new ModelRunner(backend, built, {
-        ...{ ...config, kvDtype, kvScales, maxModelLen },
+        ...{ ...config, kvDtype, kvScales, maxModelLen, maxNumSeqs },
         planBlocks: () => agree(plan.numBlocks()),
       });
       // Whoever comes so far knows that all have.
@@ -147,7 +152,8 @@ async function loadFolder(
   const definition = defineModel(modelConfig, { shard, scheme });
   onDefined(definition);
   const isFloat8 = config.kvCacheDtype !== "auto";
-  const kvScales = isFloat8 ? readKvScales(checkpoint, definition.kvHeads.numLayers) : [];
+  const hasKv = (_: unknown, layer: number) => !modelConfig.linearAttention?.layers[layer];
+  const kvScales = isFloat8 ? readKvScales(checkpoint, modelConfig.numLayers).filter(hasKv) : [];
   const ignored = [...definition.ignored, ...CALIBRATION_TENSORS];
   const options = { dtype: backend.activationDtype, ignored, onProgress };
   const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
@@ -198,6 +204,7 @@ function modelShape(
     },
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
+    deltaNet: model.linearAttention && shareOfHeads(model.linearAttention, shard),
     ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype, softCap: model.logitSoftCap },
   };
 }

@@ -1,4 +1,5 @@
 import type { LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
+import type { DeltaNetShape, StateCache } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { denseWeight } from "../backend/weight.ts";
 import type { FloatDType } from "../base/dtype.ts";
@@ -18,7 +19,7 @@ import {
 } from "../layers/rotary.ts";
 import { LM_HEAD } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
-import type { CausalLM, KvHeads, ModelDefinition, ModelPart } from "./model.ts";
+import type { CausalLM, KvHeads, ModelDefinition, ModelPart, StateShape } from "./model.ts";
 import { TOWERS } from "./text-config.ts";
 
 /** A layer of a decoder. */
@@ -26,6 +27,16 @@ export interface DecoderLayer {
   /** Adds what the layer computes to residual[T, H]; stores the tokens' keys and values in `cache`. */
   forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void;
 }
+
+/** A layer that keeps a state of each sequence in place of keys and values. */
+export interface RecurrentLayer {
+  /** The same in all layers of a model. */
+  readonly stateShape: DeltaNetShape;
+  /** Adds what the layer computes to residual[T, H]; the rows' states in `cache` go on by their tokens. */
+  forward(context: ForwardContext, residual: Tensor, cache: StateCache): void;
+}
+
+type AnyLayer = DecoderLayer | RecurrentLayer;
 
 /** A layer's place in the model that it is built for. */
 export interface LayerPlace {
@@ -68,17 +79,17 @@ const NAMES: DecoderNames = {
 export function defineDecoder(
   config: ModelConfig,
   { shard, scheme }: ModelPart,
-  createLayer: (place: LayerPlace) => DecoderLayer,
+  createLayer: (place: LayerPlace) => AnyLayer,
   options: DecoderOptions = {},
 ): ModelDefinition {
-  const { numLayers, numKvHeads, headDim, queryScaling, tieWordEmbeddings } = config;
+  const { numKvHeads, headDim, queryScaling, tieWordEmbeddings } = config;
   const { head } = options.names ?? NAMES;
-  const kvHeads = { numLayers, numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
+  const heads = { numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
   const create = (parameters: Parameters, tables: readonly PositionTables[]) =>
-    new Decoder(config, kvHeads, parameters, tables, createLayer, options);
+    new Decoder(config, heads, parameters, tables, createLayer, options);
   const list = new ParameterList(shard, scheme);
   const placeholder = (...shape: number[]) => list.placeholder("float32", shape);
-  create(
+  const { kvHeads, stateShape } = create(
     list,
     layerTables(config, (rope) => placeholder(0, rotaryDim(headDim, rope)), queryScaling && placeholder(0)),
   );
@@ -92,7 +103,7 @@ export function defineDecoder(
       ...(config.isTextPart ? [TOWERS] : []),
       ...(scheme.ignored ?? []),
     ],
-    kvHeads,
+    ...{ kvHeads, stateShape },
     build: (weights, backend, maxPositions) =>
       create(
         new LoadedParameters(shard, scheme, weights, backend),
@@ -118,16 +129,18 @@ function layerTables(
 
 class Decoder implements CausalLM {
   readonly #embedding: Embedding;
-  readonly #layers: readonly DecoderLayer[];
+  readonly kvHeads: KvHeads;
+  readonly stateShape: StateShape | undefined;
+  readonly #layers: readonly AnyLayer[];
   readonly #norm: RmsNorm | LayerNorm;
   readonly #head: LmHead;
 
   constructor(
     readonly config: ModelConfig,
-    readonly kvHeads: KvHeads,
+    heads: Pick<KvHeads, "numKvHeads" | "headDim">,
     parameters: Parameters,
     tables: readonly PositionTables[],
-    createLayer: (place: LayerPlace) => DecoderLayer,
+    createLayer: (place: LayerPlace) => AnyLayer,
     private readonly options: DecoderOptions,
   ) {
     const { vocabSize, hiddenSize, numLayers, rmsNormEps, tieWordEmbeddings } = config;
@@ -138,6 +151,9 @@ class Decoder implements CausalLM {
       const [name, source] = [`layers.${index}`, `${names.layers}.${index}`];
       return createLayer({ parameters, index, name, source, tables: tables[index]! });
     });
+    const recurrent = this.#layers.filter((layer) => "stateShape" in layer);
+    this.kvHeads = { ...heads, numLayers: numLayers - recurrent.length };
+    this.stateShape = recurrent[0] && { ...recurrent[0].stateShape, numLayers: recurrent.length };
     function rmsNorm(of: Parameters, name: string, source: string): RmsNorm {
       return new RmsNorm(of, name, source, hiddenSize, rmsNormEps);
     }
@@ -165,12 +181,16 @@ class Decoder implements CausalLM {
   }
 
   forward(context: ForwardContext): Tensor {
-    const { backend, workspace, batch, kvCache } = context;
+    const { backend, workspace, batch, kvCache, stateCaches = [] } = context;
     const shape = [batch.numTokens, this.config.hiddenSize];
     const residual = workspace.tensor("residual", backend.activationDtype, shape);
     const scale = this.options.embeddingScale?.(residual.dtype as FloatDType);
     this.#embedding.forward(context, residual, batch.tokenIds, scale);
-    for (const [i, layer] of this.#layers.entries()) layer.forward(context, residual, kvCache[i]!);
+    let [attention, recurrent] = [0, 0];
+    for (const layer of this.#layers) {
+      if ("stateShape" in layer) layer.forward(context, residual, stateCaches[recurrent++]!);
+      else layer.forward(context, residual, kvCache[attention++]!);
+    }
     return residual;
   }
 

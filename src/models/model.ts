@@ -1,4 +1,5 @@
 import type { Backend, SampleRows, SlotTensors } from "../backend/backend.ts";
+import type { DeltaNetShape } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { Weight } from "../backend/weight.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
@@ -11,6 +12,8 @@ import type { ModelConfig } from "./config.ts";
 export interface CausalLM {
   readonly config: ModelConfig;
   readonly kvHeads: KvHeads;
+  /** Undefined: no layer keeps a state. */
+  readonly stateShape?: StateShape | undefined;
   /** The residual stream [T, H] of the batch's tokens after the last layer; writes their keys and values to the cache. */
   forward(context: ForwardContext): Tensor;
   /** Writes logits float32 [R, V] of rows hidden[R, H] of that stream to `out`. */
@@ -28,7 +31,13 @@ export interface CausalLM {
   ): void;
 }
 
-/** The key/value heads that a rank caches for each token, in each layer. */
+/** What a rank keeps of a sequence in each layer that keeps a state. */
+export interface StateShape extends DeltaNetShape {
+  /** Those layers. */
+  readonly numLayers: number;
+}
+
+/** The key/value heads that a rank caches for each token, in each layer with attention. */
 export interface KvHeads {
   readonly numLayers: number;
   readonly numKvHeads: number;
@@ -43,6 +52,7 @@ export interface ModelDefinition {
   /** Checkpoint tensors that are neither needed nor an error. */
   readonly ignored: readonly RegExp[];
   readonly kvHeads: KvHeads;
+  readonly stateShape: StateShape | undefined;
   /**
    * @param weights what was loaded for `parameters`, by their names
    * @param maxPositions length of the position tables, in tokens

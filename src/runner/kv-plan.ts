@@ -8,6 +8,8 @@ import { type KvCacheShape, kvBlockBytes } from "./kv-cache.ts";
 const HOST_POOL_BYTES = 2 ** 30;
 /** Share of the memory granted on a GPU that activations and batch state are assumed to leave, until measured. */
 const POOL_SHARE_ESTIMATE = 0.8;
+/** Share of the pool's memory that states of sequences take at most, where the model keeps any. */
+const STATE_SHARE = 0.5;
 
 /**
  * Memory of a GPU that is never given to the pool: what the driver takes later by itself, for captured steps, and for kernels of
@@ -29,14 +31,17 @@ type Options = Pick<
 /** Block-table entries, and tokens of the pool, are numbered with an int32. */
 const MAX_NUMBERED = 2 ** 31 - 1;
 
-/** The plan of the KV pool: the length that sequences may have, and the number of blocks. */
+/** The plan of the KV pool, and of the states beside it: the length that sequences may have, and the numbers of blocks and states. */
 export class KvPlan {
   /** Prompt plus output tokens that one sequence can have; when it is a default, as far as the pool holds them. */
   readonly maxModelLen: number;
+  /** Sequences that can run at once: those asked for, as far as there is memory for their states. */
+  readonly maxNumSeqs: number;
   readonly #blockBytes: number;
 
   /**
    * @param limit positions that the model was made for
+   * @param stateBytes bytes of a sequence's state; 0: it has none
    * @throws ConfigError when `maxModelLen` exceeds what the model, the memory or the block tables hold.
    */
   constructor(
@@ -44,18 +49,21 @@ export class KvPlan {
     private readonly shape: KvCacheShape,
     private readonly options: Options,
     private readonly backend: Backend,
+    private readonly stateBytes = 0,
   ) {
     const asked = options.maxModelLen;
     if (asked !== undefined && asked > limit)
       throw new ConfigError("maxModelLen", `maxModelLen ${asked} exceeds the model's limit of ${limit}`);
     const { blockSize } = shape;
     this.#blockBytes = kvBlockBytes(shape);
-    const estimate = this.#poolBytes() * (this.#isMeasured ? POOL_SHARE_ESTIMATE : 1);
+    const pool = this.#poolBytes() * (this.#isMeasured ? POOL_SHARE_ESTIMATE : 1);
+    this.maxNumSeqs = this.#sequencesIn(pool);
+    const estimate = pool - this.#statesBytes;
     const fits = this.#tokensIn(estimate);
     this.maxModelLen = asked ?? Math.min(limit, fits);
     // On a GPU the estimate only picks a default: what is asked for is held against the measured pool.
     if (this.maxModelLen === 0 || (!this.#isMeasured && this.maxModelLen > fits)) throw this.#tooSmall(fits);
-    const entries = (options.maxNumSeqs + 1) * Math.ceil(this.maxModelLen / blockSize);
+    const entries = (this.maxNumSeqs + 1) * Math.ceil(this.maxModelLen / blockSize);
     if (entries > MAX_NUMBERED) {
       const message = `block tables of ${entries} entries are too large: lower maxModelLen or maxNumSeqs, or raise blockSize`;
       throw new ConfigError("maxModelLen", message);
@@ -69,13 +77,31 @@ export class KvPlan {
    */
   numBlocks(): number {
     const { blockSize } = this.shape;
-    const { maxNumSeqs, maxModelLen = 1 } = this.options;
+    const { maxModelLen = 1 } = this.options;
     // The scratch block is one more.
     const numberable = Math.floor(MAX_NUMBERED / blockSize) - 1;
-    const blocks = Math.min(Math.floor(this.#poolBytes() / this.#blockBytes), numberable);
+    const blocks = Math.min(Math.floor(this.#blocksBytes() / this.#blockBytes), numberable);
     if (blocks * blockSize < maxModelLen) throw this.#tooSmall(blocks * blockSize);
-    const useful = Math.ceil(this.maxModelLen / blockSize) * maxNumSeqs;
+    const useful = Math.ceil(this.maxModelLen / blockSize) * this.maxNumSeqs;
     return this.#isMeasured ? blocks : Math.min(blocks, useful);
+  }
+
+  /** Of the states of all sequences, and of one that stands for padding. */
+  get #statesBytes(): number {
+    return this.stateBytes === 0 ? 0 : (this.maxNumSeqs + 1) * this.stateBytes;
+  }
+
+  #sequencesIn(pool: number): number {
+    const { stateBytes } = this;
+    const { maxNumSeqs } = this.options;
+    if (stateBytes === 0) return maxNumSeqs;
+    const fits = Math.floor((STATE_SHARE * pool) / stateBytes) - 1;
+    if (fits >= 1) return Math.min(maxNumSeqs, fits);
+    const [needed, available] = formatByteCounts(stateBytes, Math.floor(STATE_SHARE * pool));
+    const facts = `a sequence's state takes ${needed}, and as much again for padding; there is room for ${available}`;
+    throw this.#isMeasured
+      ? new DeviceError(`${facts}: raise gpuMemoryUtilization or free GPU memory`)
+      : new ConfigError("kvCacheMemoryBytes", `${facts}: raise kvCacheMemoryBytes`);
   }
 
   get #isMeasured(): boolean {
@@ -91,6 +117,11 @@ export class KvPlan {
     return Math.max(0, Math.min(granted, memory.free - DRIVER_BYTES));
   }
 
+  /** What states leave of the pool's memory. On a GPU they have been allocated when it is measured. */
+  #blocksBytes(): number {
+    return this.#poolBytes() - (this.#isMeasured ? 0 : this.#statesBytes);
+  }
+
   #tokensIn(bytes: number): number {
     return Math.floor(bytes / this.#blockBytes) * this.shape.blockSize;
   }
@@ -100,7 +131,7 @@ export class KvPlan {
     const wanted = Math.max(this.maxModelLen, 1);
     const [needed, available] = formatByteCounts(
       Math.ceil(wanted / this.shape.blockSize) * this.#blockBytes,
-      Math.floor(this.#poolBytes()),
+      Math.floor(this.#blocksBytes()),
     );
     const facts = `a context of ${wanted} tokens needs ${needed} of KV cache, there is room for ${available}`;
     const instead = fits > 0 ? `, or set maxModelLen to ${fits} at most` : "";

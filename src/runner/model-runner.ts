@@ -18,6 +18,7 @@ import {
 } from "./logprob-reader.ts";
 import { type Answer, Mailbox } from "./mailbox.ts";
 import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
+import { StatePool } from "./state-pool.ts";
 import {
   extentsOf,
   inboxWords,
@@ -88,11 +89,13 @@ export class ModelRunner implements Runner {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
   readonly attentionReach: number;
+  readonly keepsState: boolean;
   readonly vocabSize: number;
   readonly maxDrafts = 0;
   readonly maxInFlight = 2;
   readonly #workspace: Workspace;
   readonly #state: BatchState;
+  readonly #states: StatePool | undefined;
   readonly #buffers: StepBuffers;
   readonly #mailbox: Mailbox;
   readonly #ops: StepOps;
@@ -126,6 +129,9 @@ export class ModelRunner implements Runner {
     this.attentionReach = hasWindow ? Math.max(...layerWindows) + ATTENTION_TILE - 1 : Infinity;
     this.#workspace = new Workspace(backend);
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
+    const { stateShape } = model;
+    this.keepsState = stateShape !== undefined;
+    this.#states = stateShape && new StatePool(backend, stateShape, maxNumSeqs);
     const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);
     const maxLogits = Math.max(maxRows, LOGITS_CHUNK);
     this.#maxRows = maxRows;
@@ -138,7 +144,8 @@ export class ModelRunner implements Runner {
       logprobs: maxRows * LOGPROB_WORDS,
     });
     const [workspace, state, mailbox] = [this.#workspace, this.#state, this.#mailbox];
-    this.#ops = new StepOps({ backend, model, workspace, state, mailbox });
+    const stateCaches = this.#states?.layers ?? [];
+    this.#ops = new StepOps({ backend, model, workspace, state, mailbox, stateCaches });
     this.#prompts = new PromptReader(
       backend,
       this.#workspace,
@@ -221,6 +228,7 @@ export class ModelRunner implements Runner {
     this.#buffers.dispose();
     this.#state.dispose();
     this.#cache.dispose();
+    this.#states?.dispose();
     this.#workspace.dispose();
   }
 

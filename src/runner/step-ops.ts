@@ -1,4 +1,5 @@
 import type { Backend } from "../backend/backend.ts";
+import type { StateCache } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { Workspace } from "../backend/workspace.ts";
 import type { CausalLM } from "../models/model.ts";
@@ -14,6 +15,7 @@ export interface StepContext {
   readonly workspace: Workspace;
   readonly state: BatchState;
   readonly mailbox: Mailbox;
+  readonly stateCaches: readonly StateCache[];
 }
 
 /** The parts of a step, each enqueued when it is called: at once, or into a graph that is being captured. */
@@ -22,9 +24,9 @@ export class StepOps {
 
   /** Begins the step that the mailbox holds: slots of its rows advance. The residual stream [T, H] after the last layer. */
   forward({ batch, samples }: StepTensors, cache: KvCache): Tensor {
-    const { backend, model, workspace, state, mailbox } = this.context;
+    const { backend, model, workspace, state, mailbox, stateCaches } = this.context;
     backend.prepareBatch(batch, samples, mailbox.inbox, state.slots);
-    return model.forward({ backend, workspace, batch, kvCache: cache.layers });
+    return model.forward({ backend, workspace, batch, kvCache: cache.layers, stateCaches });
   }
 
   /** Draws and posts a token for each sample of the step, none of which needs logits. */

@@ -23,6 +23,7 @@ export class TensorParallelRunner implements Runner {
   readonly maxDrafts: number;
   readonly maxInFlight: number;
   readonly attentionReach: number;
+  readonly keepsState: boolean;
 
   /** @param own computes the leader's part; this disposes of it. */
   constructor(
@@ -38,6 +39,7 @@ export class TensorParallelRunner implements Runner {
     this.maxDrafts = own.maxDrafts;
     this.maxInFlight = own.maxInFlight;
     this.attentionReach = own.attentionReach;
+    this.keepsState = own.keepsState;
   }
 
   /** @throws EngineDeadError whatever failed, on whichever rank. */

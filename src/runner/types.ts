@@ -128,6 +128,11 @@ export interface Runner {
    * Tokens that a query may read of its sequence at most, counted back from itself: infinite, unless all layers have a window.
    */
   readonly attentionReach: number;
+  /**
+   * Slots hold a state besides the tokens' keys and values, which is that of all tokens computed so far: a sequence that joins must
+   * compute all of its tokens, whatever blocks hold.
+   */
+  readonly keepsState: boolean;
   /** Drafts that a row may have: 0 when the runner guesses no tokens. */
   readonly maxDrafts: number;
   /** Steps that may be launched before the oldest is collected, at least 1. */

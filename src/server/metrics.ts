@@ -101,6 +101,7 @@ export class ServerMetrics implements Disposable {
     this.#gauge("vllm:cache_config_info", "The KV cache.", () => 1, {
       block_size: ({ cacheConfig }) => cacheConfig.blockSize,
       num_gpu_blocks: ({ cacheConfig }) => cacheConfig.numBlocks,
+      num_states: ({ cacheConfig }) => cacheConfig.numStates ?? 0,
       cache_dtype: () => llm.config.kvCacheDtype,
       enable_prefix_caching: () => llm.config.enablePrefixCaching,
       gpu_memory_utilization: () => llm.config.gpuMemoryUtilization,

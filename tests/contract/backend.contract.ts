@@ -6,6 +6,7 @@ import { attendFormsCases } from "./cases/attend-forms.ts";
 import { batchCases } from "./cases/batch.ts";
 import { capLogitsCases } from "./cases/cap-logits.ts";
 import { checksCases } from "./cases/checks.ts";
+import { deltaNetCases } from "./cases/delta-net.ts";
 import { distributionCases } from "./cases/distribution.ts";
 import { drawTokensCases } from "./cases/draw-tokens.ts";
 import { expertCases } from "./cases/experts.ts";
@@ -58,6 +59,7 @@ export function runContract(name: string, createBackend: () => Backend, grids: b
       });
     };
     memoryCases(addCase, createBackend);
+    deltaNetCases(addCase);
     checksCases(addCase);
     rotaryTableCases(addCase);
     gatherCases(addCase);

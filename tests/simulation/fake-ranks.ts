@@ -82,9 +82,10 @@ export class FakeRanks {
       return result;
     };
     const { numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize } = leader;
-    const { maxDrafts, maxInFlight, attentionReach } = leader;
+    const { maxDrafts, maxInFlight, attentionReach, keepsState } = leader;
     return {
-      ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts, maxInFlight, attentionReach },
+      ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts },
+      ...{ maxInFlight, attentionReach, keepsState },
       launch: (batch: ScheduledBatch) => call(() => leader.launch(batch)),
       draw: (masks: readonly RowMask[]) => call(() => leader.draw(masks)),
       collect: () => {

@@ -27,6 +27,8 @@ export interface FakeRunnerOptions {
   maxModelLen: number;
   /** Default: infinite. */
   attentionReach?: number;
+  /** Slots hold a state, without which nothing can be computed. Not together with drafts or a reach. Default false. */
+  keepsState?: boolean;
   maxInFlight?: number;
   /** Drafts that a row may have. Default 0. */
   maxDrafts?: number;
@@ -88,6 +90,7 @@ export class FakeRunner implements Runner {
   readonly maxInFlight: number;
   readonly maxDrafts: number;
   readonly attentionReach: number;
+  readonly keepsState: boolean;
   /** Seeds of the sequences that must not be launched ahead of their tokens. */
   readonly lockstep = new Set<bigint>();
   /** Drafts computed, and those of them that were accepted. */
@@ -106,6 +109,8 @@ export class FakeRunner implements Runner {
   readonly #salts: Int32Array;
   readonly #nan: Uint8Array;
   readonly #slots: (Slot | undefined)[] = [];
+  /** By slot: what a sequence's tokens led to, and how many they were. */
+  readonly #states: { digest: number; length: number }[] = [];
   readonly #inFlight: Step[] = [];
   /** The step that was launched last has masked rows, and has not been drawn. */
   #awaitsMasks = false;
@@ -119,6 +124,7 @@ export class FakeRunner implements Runner {
     this.maxInFlight = options.maxInFlight ?? 2;
     this.maxDrafts = options.maxDrafts ?? 0;
     this.attentionReach = options.attentionReach ?? Infinity;
+    this.keepsState = options.keepsState ?? false;
     this.#values = new Uint32Array(this.numBlocks * this.blockSize).fill(0xdeadbeef);
     this.#salts = new Int32Array(this.numBlocks * this.blockSize).fill(-1);
     this.#nan = new Uint8Array(this.numBlocks * this.blockSize);
@@ -307,6 +313,7 @@ export class FakeRunner implements Runner {
       if (done[i]) return;
       done[i] = true;
       const slot = slots[i]!;
+      this.#states[batch.rows[i]!.slot] = { digest: 0, length: -1 };
       for (let n = 0; n < count; n++) {
         const at = this.#at(slot, slot.numComputed);
         this.#values[at] = mix(slot.numComputed++, 0xbad);
@@ -342,6 +349,11 @@ export class FakeRunner implements Runner {
     const firstRead = Math.max(0, start + 1 - this.attentionReach);
     for (let p = 0; p < firstRead; p++) history.append(cell(history.previous, tokens[p]!, salt), false);
     for (let p = firstRead; p < start; p++) read(p);
+    if (this.keepsState && start > 0 && !this.victims.has(sampling.seed)) {
+      const { digest, length } = this.#states[row.slot] ?? { digest: 0, length: -1 };
+      const isOwn = length === start && digest === history.digest;
+      this.#check(isOwn, `slot ${row.slot} has the state of ${length} other tokens at position ${start}`);
+    }
     const compute = (token: number): void => {
       const position = slot.numComputed++;
       const at = this.#at(slot, position);
@@ -352,6 +364,7 @@ export class FakeRunner implements Runner {
     };
     const { count, drafts = 0 } = row;
     for (let n = 0; n < count - drafts; n++) compute(tokens[start + n]!);
+    if (this.keepsState) this.#states[row.slot] = { digest: history.digest, length: slot.numComputed };
     const { result } = step;
     const seen = history.digests.slice(start);
     if (row.promptLogprobs !== undefined) {

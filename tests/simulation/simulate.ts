@@ -66,6 +66,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
     attentionReach: reachOf(seed),
+    ...statesOf(seed),
   };
   const ranks = simulateRanks(seed, options);
   const fake = ranks?.leader ?? new FakeRunner(options);
@@ -192,6 +193,12 @@ export function simulate(seed: number, hasher: IHasher): Summary {
 function reachOf(seed: number): number {
   const random = new Random(seed ^ 0x77ac4);
   return random.chance(33) ? 1 + random.below(random.pick([4, 12, 40])) : Infinity;
+}
+
+/** Slots with states in one run of four, by a chance of its own. */
+function statesOf(seed: number): Partial<FakeRunnerOptions> {
+  const keepsState = new Random(seed ^ 0x57a7e).chance(25);
+  return keepsState ? { keepsState, maxDrafts: 0, attentionReach: Infinity } : {};
 }
 
 /** Ranks in one run of five, with chances of their own: what else a seed stands for does not depend on them. */

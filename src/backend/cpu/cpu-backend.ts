@@ -17,6 +17,7 @@ import type {
 } from "../backend.ts";
 import * as checks from "../checks.ts";
 import type { Communicator } from "../communicator.ts";
+import { checkDeltaNet, checkGateElements, type DeltaNetSpec, type StateCache } from "../delta-net.ts";
 import { checkExperts, checkGateRows } from "../expert-checks.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
@@ -25,6 +26,7 @@ import { activation, gateRows } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
 import { embed, gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
+import { deltaNet, gateElements } from "./delta-net.ts";
 import { rowsOf } from "./dequantise.ts";
 import { experts } from "./experts.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
@@ -193,6 +195,33 @@ export class CpuBackend implements Backend {
   gateRows(x: Tensor, gate: Tensor): void {
     const { width } = checkGateRows("float32", x, gate);
     gateRows(floats(x), floats(gate), width);
+  }
+
+  deltaNet(
+    out: Tensor,
+    projected: Tensor,
+    gates: Tensor,
+    cache: StateCache,
+    batch: BatchTensors,
+    spec: DeltaNetSpec,
+  ): void {
+    const shape = checkDeltaNet("float32", out, projected, gates, cache, batch, spec);
+    const { convolution, decayLog, timeBias, norm } = spec;
+    deltaNet(
+      ...([floats(out), floats(projected), floats(gates)] as const),
+      { ...shape, layer: cache.layer, tails: floats(cache.tails), states: floats(cache.states) },
+      hostBatch(batch),
+      {
+        ...{ ...spec, channels: shape.channels, convolution: floats(convolution) },
+        ...{ decayLog: floats(decayLog), timeBias: floats(timeBias) },
+        norm: { weight: floats(norm.weight), eps: norm.eps },
+      },
+    );
+  }
+
+  gateElements(x: Tensor, gate: Tensor): void {
+    checkGateElements("float32", x, gate);
+    gateElements(floats(x), floats(gate));
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {

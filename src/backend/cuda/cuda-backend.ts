@@ -365,6 +365,14 @@ export class CudaBackend implements Backend {
     this.#ops.experts.experts(this.#ordered.value, out, x, logits, weights, spec, fusion);
   }
 
+  deltaNet(...args: Parameters<Backend["deltaNet"]>): void {
+    this.#ops.deltaNet.deltaNet(this.#ordered.value, ...args);
+  }
+
+  gateElements(x: Tensor, gate: Tensor): void {
+    this.#ops.deltaNet.gateElements(this.#ordered.value, x, gate);
+  }
+
   gateRows(x: Tensor, gate: Tensor): void {
     this.#ops.experts.gateRows(this.#ordered.value, x, gate);
   }

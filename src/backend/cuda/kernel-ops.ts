@@ -10,6 +10,7 @@ import { BatchOps } from "./ops/batch.ts";
 import type { CandidateExchange } from "./ops/candidates.ts";
 import { CapLogitsOps } from "./ops/cap-logits.ts";
 import { DecodeLayers } from "./ops/decode-layers.ts";
+import { DeltaNetOps } from "./ops/delta-net.ts";
 import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
@@ -67,6 +68,7 @@ export class KernelOps {
   readonly activation: ActivationOps;
   readonly experts: ExpertOps;
   readonly attend: AttendOps;
+  readonly deltaNet: DeltaNetOps;
   readonly batch: BatchOps;
   readonly processLogits: ProcessLogitsOps;
   readonly capLogits: CapLogitsOps;
@@ -93,6 +95,7 @@ export class KernelOps {
     const weights = new QuantisedWeights(library, dtype, options);
     this.experts = new ExpertOps(library, this.norm, weights, options);
     this.attend = new AttendOps(library, options);
+    this.deltaNet = new DeltaNetOps();
     this.batch = new BatchOps(library, options);
     this.processLogits = new ProcessLogitsOps(library, options);
     this.capLogits = new CapLogitsOps(library, options);
@@ -128,6 +131,7 @@ export class KernelOps {
     return [
       ...this.sampling.units(),
       ...this.attend.units(shape),
+      ...(shape.deltaNet ? this.deltaNet.units(shape.deltaNet) : []),
       ...(this.drawWgmma?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
       ...(this.drawSmall?.units(shape.vocabSize, shape.hiddenSize, isCapped) ?? []),
       ...this.#layerUnits(shape),

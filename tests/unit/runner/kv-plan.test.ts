@@ -91,3 +91,27 @@ describe("of a given size", () => {
     expect(new KvPlan(2 ** 24, SHAPE, options, host).numBlocks()).toBe(2 ** 27 - 2);
   });
 });
+
+describe("states beside the pool", () => {
+  const plan = (backend: Backend, stateBytes: number, options: Partial<Options> = {}) =>
+    new KvPlan(64, SHAPE, { ...OPTIONS, ...options }, backend, stateBytes);
+  const pool = { kvCacheMemoryBytes: 1000 * KIB };
+
+  test("take what they need, and blocks the rest", () => {
+    const roomy = plan(host, 50 * KIB, { ...pool, maxNumSeqs: 64 });
+    expect([roomy.maxNumSeqs, roomy.numBlocks()]).toEqual([9, (1000 - 10 * 50 - 4) / 16]);
+    expect(plan(host, 50 * KIB, { ...pool, maxNumSeqs: 3 }).maxNumSeqs).toBe(3);
+    expect(() => plan(host, 50 * KIB, { ...pool, maxModelLen: 64, kvCacheMemoryBytes: 101 * KIB })).toThrow(
+      "state takes 50 KiB, and as much again for padding; there is room for 50.5 KiB",
+    );
+  });
+
+  test("are part of what a GPU has left: they are allocated before blocks are counted", () => {
+    const gpu = new Gpu(1000 * KIB);
+    const measured = plan(gpu.backend, 50 * KIB, { maxNumSeqs: 64 });
+    expect(measured.maxNumSeqs).toBe(400 / 50 - 1);
+    gpu.free -= 8 * 50 * KIB;
+    expect(measured.numBlocks()).toBe(Math.floor(600 / 16));
+    expect(() => plan(new Gpu(100 * KIB).backend, 50 * KIB)).toThrow(DeviceError);
+  });
+});
