@@ -30,6 +30,8 @@ export interface AttentionShape extends PositionTables {
   readonly attentionSoftCap?: number | undefined;
   /** Heads have sinks; see `AttentionSpec.sinks`. */
   readonly attentionSinks?: boolean | undefined;
+  /** Outputs are multiplied by sigmoid(gate · x); rows of `q_proj` are each head's queries and then its gate. Default false. */
+  readonly outputGate?: boolean | undefined;
   /** Sliding window in tokens; 0 = none. */
   readonly window: number;
 }
@@ -45,6 +47,7 @@ export interface FusedNames {
 /** Grouped-query attention over the paged KV cache. Ranks divide the heads. */
 export class Attention {
   readonly #qkv: Linear;
+  readonly #gate: Linear | undefined;
   readonly #output: Linear;
   readonly #projectionNorm: ProjectionNormSpec | undefined;
   readonly #spec: AttentionSpec;
@@ -57,6 +60,12 @@ export class Attention {
       projections: qkvProjections(source, shape),
       ...{ split: "columns", bias: shape.qkvBias },
     });
+    if (shape.outputGate)
+      this.#gate = new Linear(parameters, `${name}.gate`, {
+        inputSize: hiddenSize,
+        projections: [gatedQueries(source, shape, headDim)],
+        ...{ split: "columns", bias: shape.qkvBias },
+      });
     this.#output = new Linear(parameters, `${name}.output`, {
       inputSize: numHeads * headDim,
       projections: [{ source: `${source}.${shape.fused?.output ?? "o_proj"}`, units: hiddenSize }],
@@ -121,16 +130,27 @@ export class Attention {
     if (this.#projectionNorm !== undefined) backend.normProjections(qkv, this.#projectionNorm);
     const attended = workspace.tensor("attended", dtype, [tokens, numHeads * headDim]);
     backend.attend(attended, qkv, cache, batch, this.#spec);
+    if (this.#gate !== undefined) {
+      const gate = workspace.tensor("attentionGate", dtype, attended.shape);
+      this.#gate.forward(context, gate, x);
+      backend.gateElements(attended, gate);
+    }
     return attended;
   }
 }
 
-function qkvProjections(
-  source: string,
-  { numHeads, numKvHeads, headDim, fused }: AttentionShape,
-): Projection[] {
+/** Rows of `q_proj` where each head has as many of a gate after those of its queries; from row `start` of each head on. */
+function gatedQueries(source: string, { numHeads, headDim }: AttentionShape, start: number): Projection {
+  const within = { rows: 2 * numHeads * headDim, start, stride: 2 * headDim };
+  return { source: `${source}.q_proj`, units: numHeads, unitSize: headDim, within };
+}
+
+function qkvProjections(source: string, shape: AttentionShape): Projection[] {
+  const { numHeads, numKvHeads, headDim, fused, outputGate } = shape;
   const counts = [numHeads, numKvHeads, numKvHeads];
   const heads = (part: string, units: number) => ({ source: `${source}.${part}`, units, unitSize: headDim });
+  if (outputGate)
+    return [gatedQueries(source, shape, 0), ...["k_proj", "v_proj"].map((part) => heads(part, numKvHeads))];
   if (fused === undefined) return ["q_proj", "k_proj", "v_proj"].map((part, i) => heads(part, counts[i]!));
   const rows = (numHeads + 2 * numKvHeads) * headDim;
   const isByHead = fused.order === "by head";

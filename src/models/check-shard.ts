@@ -3,25 +3,29 @@ import { MAX_RANKS, type Shard } from "../base/shard.ts";
 import type { ModelConfig } from "./config.ts";
 
 /**
- * Checks that ranks can have equal parts of a model: as many query heads, intermediate dimensions (of each expert, too) and tokens
- * of the vocabulary each, and as many key/value heads, or one that several ranks hold.
+ * Checks that ranks can have equal parts of a model: as many query heads, intermediate dimensions (of each expert, too), key heads of linear
+ * attention and tokens of the vocabulary each, and as many key/value heads, or one that several ranks hold.
  * @throws ConfigError naming the numbers of ranks that would do.
  */
 export function checkShard(config: ModelConfig, { rank, size }: Shard): void {
   invariant(0 <= rank && rank < size, `rank ${rank} of ${size}`);
   if (divides(config, size)) return;
-  const { numHeads, numKvHeads, vocabSize } = config;
+  const { numHeads, numKvHeads, vocabSize, linearAttention } = config;
   const widths = widthsOf(config).join(" and ");
   const sizes = Array.from({ length: MAX_RANKS }, (_, i) => i + 1).filter((n) => divides(config, n));
-  const parts = `${numHeads} heads, ${numKvHeads} key/value heads, ${widths} intermediate dimensions and ${vocabSize} tokens`;
+  const linear = linearAttention && `${linearAttention.numKeyHeads} key heads of linear attention, `;
+  const parts = `${numHeads} heads, ${numKvHeads} key/value heads, ${linear ?? ""}${widths} intermediate dimensions and ${vocabSize} tokens`;
   const message = `tensorParallelSize ${size} does not divide the model's ${parts}; what does is ${sizes.join(", ")}`;
   throw new ConfigError("tensorParallelSize", message);
 }
 
 function divides(config: ModelConfig, ranks: number): boolean {
-  const { numHeads, numKvHeads, vocabSize } = config;
+  const { numHeads, numKvHeads, vocabSize, linearAttention } = config;
+  const keyHeads = linearAttention?.numKeyHeads ?? ranks;
   const kvHeads = numKvHeads % ranks === 0 || ranks % numKvHeads === 0;
-  return [numHeads, vocabSize, ...widthsOf(config)].every((count) => count % ranks === 0) && kvHeads;
+  return (
+    [numHeads, vocabSize, keyHeads, ...widthsOf(config)].every((count) => count % ranks === 0) && kvHeads
+  );
 }
 
 /** The intermediate sizes of the model's feed-forward blocks. */

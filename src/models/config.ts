@@ -9,6 +9,7 @@ import { type ExpertsConfig, readExpertsConfig } from "./experts-config.ts";
 import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
 import { readGgufConfig } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
+import { type LinearAttentionConfig, readLinearAttention } from "./linear-attention-config.ts";
 import { GGUF_QUANTISATION, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
 import { readLayerRopes, readQueryScaling, stretchedPositions } from "./rope-config.ts";
@@ -60,6 +61,8 @@ export interface ModelConfig {
   readonly mlpBias: boolean;
   /** Each layer's sliding window in tokens; 0 = none. */
   readonly layerWindows: readonly number[];
+  /** Undefined where all layers have attention. */
+  readonly linearAttention: LinearAttentionConfig | undefined;
   /** Undefined for a dense model. */
   readonly experts: ExpertsConfig | undefined;
   readonly eosTokenIds: readonly number[];
@@ -110,7 +113,8 @@ export function readModelConfig(model: string): ModelConfig {
   if (headDim % 2 !== 0 || headDim > 1024)
     throw new ModelDataError(json.file, `head dimension ${headDim} is not an even integer up to 1024`);
   const positions = json.integer("max_position_embeddings", 1, 2 ** 30, defaults.maxPositionEmbeddings);
-  const layerWindows = readLayerWindows(json, defaults, numLayers);
+  const linearAttention = defaults.linearAttention ? readLinearAttention(json, numLayers) : undefined;
+  const layerWindows = linearAttention?.layers.map(() => 0) ?? readLayerWindows(json, defaults, numLayers);
   const layerRopes = readLayerRopes(json, headDim, positions, layerWindows, defaults);
   const stretched = layerRopes.map((rope) => (rope === undefined ? 0 : stretchedPositions(rope)));
 
@@ -136,7 +140,7 @@ export function readModelConfig(model: string): ModelConfig {
     parallelResidual: json.boolean("use_parallel_residual", false),
     attentionBias: json.boolean("attention_bias", undefined),
     mlpBias: json.boolean("mlp_bias", false),
-    layerWindows: Object.freeze(layerWindows),
+    ...{ layerWindows: Object.freeze(layerWindows), linearAttention },
     eosTokenIds: Object.freeze(readEosTokenIds(json, defaults, vocabSize)),
     dtype: readDtype(json),
     quantisation: quantisation && Object.freeze(quantisation),

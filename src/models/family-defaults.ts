@@ -31,6 +31,8 @@ export interface FamilyDefaults extends RopeDefaults {
   readonly honoured?: readonly string[];
   /** Attention heads have sinks. Default false. */
   readonly attentionSinks?: boolean;
+  /** Layers with linear attention and with attention take turns. Default false. */
+  readonly linearAttention?: boolean;
   /** Present in families with experts. */
   readonly experts?: ExpertsDefaults;
 }
@@ -91,6 +93,22 @@ const MISTRAL: FamilyDefaults = {
   slidingWindow: 4096,
 };
 
+const QWEN3_5: FamilyDefaults = {
+  ...QWEN2,
+  ...{ vocabSize: 248_320, intermediateSize: 12_288, numHeads: 16, numKvHeads: 4, headDim: 256 },
+  linearAttention: true,
+  fields: { partial_rotary_factor: 0.25 },
+};
+const QWEN3_5_MOE: FamilyDefaults = {
+  ...QWEN3_5,
+  ...{ hiddenSize: 2048, numLayers: 40, numKvHeads: 2 },
+  honoured: EXPERT_FIELDS,
+  experts: {
+    ...{ count: 256, perToken: 8, intermediateSize: 512, sharedIntermediateSize: 512 },
+    softmaxOver: "chosen",
+  },
+};
+
 /** By architecture, as in config.json's `architectures`: all that can be loaded. */
 export const FAMILY_DEFAULTS = {
   Qwen3ForCausalLM: { ...QWEN2, headDim: 128 },
@@ -115,6 +133,14 @@ export const FAMILY_DEFAULTS = {
       softmaxOver: undefined,
     },
   },
+  Qwen3NextForCausalLM: {
+    ...QWEN3_5_MOE,
+    ...{ vocabSize: 151_936, intermediateSize: 5632, numLayers: 48 },
+    experts: { ...QWEN3_5_MOE.experts!, count: 512, perToken: 10, softmaxOver: undefined },
+    fields: { ...QWEN3_5.fields, norm_topk_prob: true },
+  },
+  Qwen3_5ForCausalLM: QWEN3_5,
+  Qwen3_5MoeForCausalLM: QWEN3_5_MOE,
   MixtralForCausalLM: {
     ...MISTRAL,
     slidingWindow: 0,

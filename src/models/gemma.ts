@@ -4,11 +4,11 @@ import { rounded } from "../base/dtype.ts";
 import { Attention } from "../layers/attention.ts";
 import type { ForwardContext } from "../layers/forward-context.ts";
 import { GatedMlp } from "../layers/gated-mlp.ts";
-import { RmsNorm } from "../layers/norm.ts";
-import type { Parameters } from "../layers/parameters.ts";
+import type { RmsNorm } from "../layers/norm.ts";
 import type { ModelConfig } from "./config.ts";
 import { type DecoderLayer, type DecoderOptions, defineDecoder, type LayerPlace } from "./decoder.ts";
 import type { ModelFamily } from "./model.ts";
+import { normPlusOne } from "./norm-plus-one.ts";
 
 /** Gemma 1. Its published configs name another activation than the models were trained with. */
 export const gemma: ModelFamily = {
@@ -30,21 +30,10 @@ export const gemma3: ModelFamily = {
 
 function optionsOf({ hiddenSize, rmsNormEps }: ModelConfig): DecoderOptions {
   return {
-    createNorm: (parameters, name, source) => createNorm(parameters, name, source, hiddenSize, rmsNormEps),
+    createNorm: (parameters, name, source) => normPlusOne(parameters, name, source, hiddenSize, rmsNormEps),
     // Rounded as the embeddings themselves are: so the models were trained.
     embeddingScale: (dtype) => rounded(Math.sqrt(hiddenSize), dtype),
   };
-}
-
-/** A norm whose checkpoint has what its weight is more than 1. */
-function createNorm(
-  parameters: Parameters,
-  name: string,
-  source: string,
-  size: number,
-  eps: number,
-): RmsNorm {
-  return new RmsNorm(parameters, name, source, size, eps, { scale: 1, offset: 1 });
 }
 
 /** Llama's block with a gate of GELU. */
@@ -57,7 +46,7 @@ class GemmaLayer implements DecoderLayer {
   constructor(config: ModelConfig, { parameters, index, name, source, tables }: LayerPlace) {
     const { hiddenSize, rmsNormEps, attentionBias = false, layerWindows } = config;
     const norm = (part: string, of: string) =>
-      createNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
+      normPlusOne(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
     this.#inputNorm = norm("inputNorm", "input_layernorm");
     this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
       ...{ ...config, ...tables, window: layerWindows[index]! },
@@ -86,7 +75,7 @@ class Gemma2Layer implements DecoderLayer {
     const { parameters, index, name, source, tables } = place;
     const { hiddenSize, headDim, rmsNormEps, attentionBias = false, layerWindows } = config;
     const norm = (part: string, of: string, size = hiddenSize) =>
-      createNorm(parameters, `${name}.${part}`, `${source}.${of}`, size, rmsNormEps);
+      normPlusOne(parameters, `${name}.${part}`, `${source}.${of}`, size, rmsNormEps);
     this.#inputNorm = norm("inputNorm", "input_layernorm");
     this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
       ...{ ...config, ...tables, window: layerWindows[index]! },

@@ -16,6 +16,7 @@ import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
 import { qwen2Moe } from "./qwen2-moe.ts";
 import { qwen3 } from "./qwen3.ts";
+import { qwen3_5, qwen3_5Moe, qwen3Next } from "./qwen3-5.ts";
 import { qwen3Moe } from "./qwen3-moe.ts";
 
 const FAMILIES: Readonly<Record<Architecture, ModelFamily>> = {
@@ -35,6 +36,9 @@ const FAMILIES: Readonly<Record<Architecture, ModelFamily>> = {
   Gemma3ForCausalLM: gemma3,
   Qwen3MoeForCausalLM: qwen3Moe,
   Qwen2MoeForCausalLM: qwen2Moe,
+  Qwen3NextForCausalLM: qwen3Next,
+  Qwen3_5ForCausalLM: qwen3_5,
+  Qwen3_5MoeForCausalLM: qwen3_5Moe,
   MixtralForCausalLM: mixtral,
   GptOssForCausalLM: gptOss,
 };

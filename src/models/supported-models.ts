@@ -28,6 +28,21 @@ export const SUPPORTED_MODELS: Readonly<Record<Architecture, SupportedModel>> = 
     features: ["Qwen 2's block with experts", "an expert that all tokens share, with a gate"],
   },
   Qwen3MoeForCausalLM: { models: "Qwen 3 MoE", features: ["Qwen 3's block with experts"] },
+  Qwen3NextForCausalLM: {
+    models: "Qwen 3 Next",
+    features: ["Qwen 3.5's block, its projections fused, with experts", "an expert that all tokens share"],
+  },
+  Qwen3_5ForCausalLM: {
+    models: "Qwen 3.5 and 3.6, dense",
+    features: [
+      ...["linear attention by a gated delta rule in three of four layers", "attention with a gated output"],
+      ...["norms of each query and key head", "rotation of a part of each head"],
+    ],
+  },
+  Qwen3_5MoeForCausalLM: {
+    models: "Qwen 3.5 and 3.6 MoE",
+    features: ["Qwen 3.5's block with experts", "an expert that all tokens share, with a gate"],
+  },
   MixtralForCausalLM: { models: "Mixtral", features: ["Mistral's block with experts"] },
   GptOssForCausalLM: {
     models: "gpt-oss",

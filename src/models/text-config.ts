@@ -10,7 +10,7 @@ import type { JsonFields } from "./json-fields.ts";
 export const WRAPPERS: ReadonlySet<string> = new Set(
   [
     ...["Gemma3", "Mistral3", "Llava", "LlavaNext", "LlavaOnevision", "InternVL", "Idefics3", "SmolVLM"],
-    ...["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Voxtral", "Qwen2Audio"],
+    ...["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Qwen3_5Moe", "Voxtral", "Qwen2Audio"],
   ].map((name) => `${name}ForConditionalGeneration`),
 );
 
@@ -20,6 +20,7 @@ const TEXT_MODELS: Readonly<Record<string, Architecture>> = {
   ...{ qwen2: "Qwen2ForCausalLM", qwen2_vl: "Qwen2ForCausalLM", qwen2_vl_text: "Qwen2ForCausalLM" },
   ...{ qwen2_5_vl: "Qwen2ForCausalLM", qwen2_5_vl_text: "Qwen2ForCausalLM" },
   ...{ qwen3: "Qwen3ForCausalLM", qwen3_vl_text: "Qwen3ForCausalLM" },
+  ...{ qwen3_5_text: "Qwen3_5ForCausalLM", qwen3_5_moe_text: "Qwen3_5MoeForCausalLM" },
   ...{ gemma2: "Gemma2ForCausalLM", gemma3_text: "Gemma3ForCausalLM", smollm3: "SmolLM3ForCausalLM" },
 };
 
@@ -30,6 +31,9 @@ const MROPE_FIELDS = ["mrope_section", "mrope_interleaved"];
 
 /** Modules of a wrapper's checkpoint that are not its language model: all others than these. */
 export const TOWERS = /^(?!model\.(?:embed_tokens|layers|norm)\.|lm_head\.)/;
+
+/** Modules of layers that guess further tokens, beside a language model. */
+export const MTP = /^mtp\./;
 
 /**
  * The config of a multimodal model's language model; undefined for any other model.

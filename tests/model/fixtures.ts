@@ -5,6 +5,8 @@ import type { GreedyReference, TopLogprobs } from "./compare.ts";
 export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "tiny-stories"] as const;
 /** Mixtures of experts, made by `make-expert-fixtures.py`. */
 export const EXPERT_NAMES = ["qwen3-moe", "qwen2-moe", "mixtral", "gpt-oss"] as const;
+/** Models in which linear attention and attention take turns, made by `make-hybrid-fixtures.py`. */
+export const HYBRID_NAMES = ["qwen3-5", "qwen3-5-moe", "qwen3-next"] as const;
 /** Formats of quantised weights; `make-quantised.py` says what each holds. */
 const QUANTISED_FORMATS = [
   ...(["fp8-block", "fp8-tensor", "fp8-modelopt", "ct-fp8-channel", "ct-int8"] as const),
@@ -22,6 +24,7 @@ export type FixtureName =
   | (typeof FAMILY_NAMES)[number]
   | (typeof FIXTURE_NAMES)[number]
   | (typeof EXPERT_NAMES)[number]
+  | (typeof HYBRID_NAMES)[number]
   | `quantised-${QuantisedFormat}`
   | (typeof GGUF_NAMES)[number];
 
@@ -61,13 +64,19 @@ export const EXPERT_FIXTURES: readonly Fixture[] = EXPERT_NAMES.map(lazyFixture)
 export const QUANTISED_FIXTURES: readonly (Fixture & { readonly format: QuantisedFormat })[] =
   QUANTISED_FORMATS.map((format) => Object.assign(lazyFixture(`quantised-${format}`), { format }));
 export const FAMILY_FIXTURES: readonly Fixture[] = FAMILY_NAMES.map(lazyFixture);
+export const HYBRID_FIXTURES: readonly Fixture[] = HYBRID_NAMES.map(lazyFixture);
 export const GGUF_FIXTURES: readonly Fixture[] = GGUF_NAMES.map(lazyFixture);
 
 /** The fixture of that name. */
 export function fixture(name: FixtureName): Fixture {
-  return [...FIXTURES, ...EXPERT_FIXTURES, ...QUANTISED_FIXTURES, ...GGUF_FIXTURES, ...FAMILY_FIXTURES].find(
-    (each) => each.name === name,
-  )!;
+  return [
+    ...FIXTURES,
+    ...EXPERT_FIXTURES,
+    ...HYBRID_FIXTURES,
+    ...QUANTISED_FIXTURES,
+    ...GGUF_FIXTURES,
+    ...FAMILY_FIXTURES,
+  ].find((each) => each.name === name)!;
 }
 
 function lazyFixture(name: FixtureName): Fixture {

@@ -54,6 +54,20 @@ const WRAPPED: readonly Wrapped[] = [
     towers: ["model.visual.patch_embed.proj.weight", "model.visual.blocks.0.norm1.weight"],
   },
   {
+    name: "Qwen3.5, with layers that guess further tokens",
+    model: "qwen3-5",
+    config: ({ rope_parameters, ...text }) => ({
+      ...{ architectures: ["Qwen3_5ForConditionalGeneration"], model_type: "qwen3_5", ...TOWER },
+      tie_word_embeddings: false,
+      text_config: {
+        ...{ ...text, model_type: "qwen3_5_text", mtp_num_hidden_layers: 1, attn_output_gate: true },
+        rope_parameters: { ...(rope_parameters as object), ...MROPE },
+      },
+    }),
+    rename: (name) => name.replace(/^model\./, "model.language_model."),
+    towers: ["model.visual.patch_embed.proj.weight", "mtp.layers.0.input_layernorm.weight", "mtp.fc.weight"],
+  },
+  {
     name: "Qwen2.5-VL, whose fields and names are those of a text model",
     model: "qwen2",
     config: (text) => ({
@@ -132,6 +146,15 @@ describe("the text part of a multimodal checkpoint", () => {
       skipped: { tensors: towers.length, bytes: 24 * towers.length },
     });
     expect((await inspectModel(path)).weights.skipped).toEqual(whole.weights.skipped!);
+  });
+
+  test("a text model's layers that guess further tokens are skipped, too", async () => {
+    const path = wrap({
+      ...{ name: "mtp", model: "qwen3-next", config: (text) => text, rename: (name) => name },
+      towers: ["mtp.norm.weight"],
+    });
+    await using llm = await LLM.create(path, options);
+    expect(llm.weights.skipped).toEqual({ tensors: 1, bytes: 24 });
   });
 
   test("that lacks a tensor is refused", async () => {

@@ -60,6 +60,10 @@ function shrunk(config: Fields): Fields {
       hidden_size: 32,
       num_key_value_heads: 2,
     }),
+    ...(rest["linear_num_key_heads"] !== undefined && {
+      ...{ linear_num_key_heads: 1, linear_num_value_heads: 2, linear_key_head_dim: 16 },
+      ...{ linear_value_head_dim: 16, full_attention_interval: 2 },
+    }),
     ...ends("layer_types"),
     ...ends("no_rope_layers"),
     ...(rest["sliding_window_pattern"] !== undefined && { sliding_window_pattern: 2 }),
