@@ -12,7 +12,7 @@ import { JsonFields } from "./json-fields.ts";
 import { type LinearAttentionConfig, readLinearAttention } from "./linear-attention-config.ts";
 import { GGUF_QUANTISATION, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
-import { readLayerRopes, readQueryScaling, stretchedPositions } from "./rope-config.ts";
+import { readLayerRopes, readLayersWithRope, readQueryScaling, stretchedPositions } from "./rope-config.ts";
 import { readTextConfig } from "./text-config.ts";
 
 /** A model's architecture and sizes: its config.json, validated, with one spelling and all defaults filled in. */
@@ -80,6 +80,9 @@ const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
   ["gelu_fast", "gelu_tanh"],
   ["gelu_pytorch_tanh", "gelu_tanh"],
 ]);
+/** Of a layer, and of all layers together: some files have rows of each head apart. */
+const MAX_HEADS = 4096;
+const MAX_HEADS_OF_ALL = 2 ** 17;
 const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", "float16"]);
 
 /**
@@ -103,7 +106,8 @@ export function readModelConfig(model: string): ModelConfig {
   const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
   const hiddenSize = json.integer("hidden_size", 1, 1e6, defaults.hiddenSize);
   const numLayers = json.integer("num_hidden_layers", 1, 1024, defaults.numLayers);
-  const numHeads = json.integer("num_attention_heads", 1, 4096, defaults.numHeads);
+  const mostHeads = Math.min(MAX_HEADS, Math.floor(MAX_HEADS_OF_ALL / numLayers));
+  const numHeads = json.integer("num_attention_heads", 1, mostHeads, defaults.numHeads);
   const kvHeads = json.isNull("num_key_value_heads") ? undefined : defaults.numKvHeads;
   const numKvHeads = json.integer("num_key_value_heads", 1, 4096, kvHeads ?? numHeads);
   if (numHeads % numKvHeads !== 0)
@@ -204,7 +208,7 @@ function readSoftCap(json: JsonFields, name: string): number | undefined {
 }
 
 /**
- * The window of each layer. Those that `layer_types` names have one; without it all from `max_window_layers` on.
+ * The window of each layer. Those that `layer_types` names have one; without it, those that the family says.
  * `use_sliding_window: false`, Qwen's default, turns it off.
  */
 function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers: number): number[] {
@@ -213,18 +217,8 @@ function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers:
   const window = enabled ? json.integer("sliding_window", 0, 2 ** 30, fallback) : 0;
   const types = json.strings("layer_types");
   if (types === undefined) {
-    const { fullLayerInterval } = defaults;
-    if (fullLayerInterval !== undefined) {
-      const interval = json.integer("sliding_window_pattern", 1, 1e6, fullLayerInterval);
-      return Array.from({ length: numLayers }, (_, layer) => ((layer + 1) % interval === 0 ? 0 : window));
-    }
-    if (window > 0 && json.has("sliding_window_pattern"))
-      throw new UnsupportedModelError(
-        json.file,
-        "sliding_window_pattern without layer_types is not supported",
-      );
-    const first = json.integer("max_window_layers", 0, 1e6, defaults.firstWindowLayer);
-    return Array.from({ length: numLayers }, (_, layer) => (layer >= first ? window : 0));
+    const hasWindow = windowedLayers(json, defaults, numLayers, window);
+    return Array.from({ length: numLayers }, (_, layer) => (hasWindow(layer) ? window : 0));
   }
   if (types.length !== numLayers) throw json.invalid("layer_types", `a list of ${numLayers} types`);
   return types.map((type) => {
@@ -234,4 +228,27 @@ function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers:
     if (window === 0) throw json.invalid("sliding_window", "above 0 when layer_types has sliding_attention");
     return window;
   });
+}
+
+/** Whether a layer has the window, where layers are not listed. */
+function windowedLayers(
+  json: JsonFields,
+  { fullLayerInterval, firstWindowLayer, noRopeInterval, listsWindows }: FamilyDefaults,
+  numLayers: number,
+  window: number,
+): (layer: number) => boolean {
+  if (fullLayerInterval !== undefined) {
+    const interval = json.integer("sliding_window_pattern", 1, 1e6, fullLayerInterval);
+    return (layer) => (layer + 1) % interval !== 0;
+  }
+  const unlisted = listsWindows ? "use_sliding_window" : "sliding_window_pattern";
+  if (window > 0 && json.has(unlisted))
+    throw new UnsupportedModelError(json.file, `${unlisted} without layer_types is not supported`);
+  if (noRopeInterval !== undefined) {
+    const hasRope = readLayersWithRope(json, numLayers, noRopeInterval);
+    return (layer) => !hasRope(layer);
+  }
+  if (firstWindowLayer === undefined) return () => true;
+  const first = json.integer("max_window_layers", 0, 1e6, firstWindowLayer);
+  return (layer) => layer >= first;
 }

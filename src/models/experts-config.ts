@@ -40,7 +40,8 @@ export function readExpertsConfig(
   modelIntermediateSize: number,
 ): ExpertsConfig {
   const countField = json.has("num_experts") ? "num_experts" : "num_local_experts";
-  const count = json.integer(countField, 1, 4096, defaults.count);
+  const most = Math.min(MAX_EXPERTS, Math.floor(MAX_EXPERTS_OF_ALL / numLayers));
+  const count = json.integer(countField, 1, most, defaults.count);
   const { intermediateSize = modelIntermediateSize, sharedIntermediateSize } = defaults;
   const isFixed = defaults.intermediateSize === undefined;
   const step = json.integer("decoder_sparse_step", 1, 1024, 1);
@@ -68,8 +69,10 @@ export function readExpertsConfig(
   });
 }
 
-/** More than any model has. */
+/** More than any model has: of a token, of a layer, and of all layers together, as each has matrices of its own. */
 const MAX_PER_TOKEN = 64;
+const MAX_EXPERTS = 4096;
+const MAX_EXPERTS_OF_ALL = 2 ** 16;
 
 function readDenseLayers(json: JsonFields): ReadonlySet<unknown> {
   const layers = json.get("mlp_only_layers") ?? [];

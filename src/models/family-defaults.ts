@@ -18,8 +18,10 @@ export interface FamilyDefaults extends RopeDefaults {
   readonly slidingWindow: number;
   /** True if the window holds without `use_sliding_window`. */
   readonly usesSlidingWindow: boolean;
-  /** First layer that has it, where layers are not listed. */
-  readonly firstWindowLayer: number;
+  /** `max_window_layers`: the first layer that has it, where layers are not listed. Undefined: configs do not say so. */
+  readonly firstWindowLayer?: number;
+  /** Layers that have the window must be listed. Default false. */
+  readonly listsWindows?: boolean;
   readonly eosTokenId: number | undefined;
   /** Layers with a window are followed by one without, each so manyth layer; layers are not listed. Default: all have one. */
   readonly fullLayerInterval?: number;
@@ -48,10 +50,9 @@ const LLAMA: FamilyDefaults = {
   maxPositionEmbeddings: 2048,
   slidingWindow: 0,
   usesSlidingWindow: true,
-  firstWindowLayer: 0,
   eosTokenId: 2,
 };
-const QWEN2: FamilyDefaults = {
+const QWEN: FamilyDefaults = {
   ...LLAMA,
   vocabSize: 151_936,
   intermediateSize: 22_016,
@@ -59,9 +60,9 @@ const QWEN2: FamilyDefaults = {
   maxPositionEmbeddings: 32_768,
   slidingWindow: 4096,
   usesSlidingWindow: false,
-  firstWindowLayer: 28,
   eosTokenId: undefined,
 };
+const QWEN2: FamilyDefaults = { ...QWEN, firstWindowLayer: 28 };
 
 const OLMO2: FamilyDefaults = {
   ...LLAMA,
@@ -116,8 +117,8 @@ export const FAMILY_DEFAULTS = {
   LlamaForCausalLM: LLAMA,
   MistralForCausalLM: MISTRAL,
   Qwen3MoeForCausalLM: {
-    ...QWEN2,
-    ...{ hiddenSize: 2048, intermediateSize: 6144, numLayers: 24, numKvHeads: 4, firstWindowLayer: 0 },
+    ...QWEN,
+    ...{ hiddenSize: 2048, intermediateSize: 6144, numLayers: 24, numKvHeads: 4 },
     honoured: EXPERT_FIELDS,
     experts: {
       ...{ count: 128, perToken: 8, intermediateSize: 768, sharedIntermediateSize: 0 },
@@ -125,8 +126,10 @@ export const FAMILY_DEFAULTS = {
     },
   },
   Qwen2MoeForCausalLM: {
-    ...QWEN2,
+    ...QWEN,
     ...{ hiddenSize: 2048, intermediateSize: 5632, numLayers: 24, numHeads: 16, numKvHeads: 16 },
+    listsWindows: true,
+    aliases: { attention_bias: "qkv_bias" },
     honoured: EXPERT_FIELDS,
     experts: {
       ...{ count: 60, perToken: 4, intermediateSize: 1408, sharedIntermediateSize: 5632 },
@@ -144,6 +147,7 @@ export const FAMILY_DEFAULTS = {
   MixtralForCausalLM: {
     ...MISTRAL,
     slidingWindow: 0,
+    fields: { rms_norm_eps: 1e-5 },
     honoured: EXPERT_FIELDS,
     experts: {
       ...{ count: 8, perToken: 2, intermediateSize: undefined, sharedIntermediateSize: 0 },
@@ -155,6 +159,7 @@ export const FAMILY_DEFAULTS = {
     ...{ vocabSize: 201_088, hiddenSize: 2880, intermediateSize: 2880, numLayers: 36, numHeads: 64 },
     ...{ numKvHeads: 8, headDim: 64, maxPositionEmbeddings: 131_072, slidingWindow: 128 },
     ...{ fullLayerInterval: 2, ropeTheta: 150_000, attentionSinks: true, eosTokenId: undefined },
+    fields: { rms_norm_eps: 1e-5 },
     honoured: EXPERT_FIELDS,
     experts: {
       ...{ count: 128, perToken: 4, intermediateSize: undefined, sharedIntermediateSize: 0 },

@@ -11,10 +11,13 @@ import type { ModelFamily } from "./model.ts";
 
 /** Qwen2 and Qwen2.5. */
 export const qwen2: ModelFamily = {
-  define: (config, part) => defineDecoder(config, part, (place) => new Qwen2Layer(config, place)),
+  define: (config, part) => {
+    const biased = { ...config, attentionBias: true };
+    return defineDecoder(biased, part, (place) => new Qwen2Layer(biased, place));
+  },
 };
 
-/** A pre-norm block. The query, key and value projections have biases, the output projection has none. */
+/** A pre-norm block. The query, key and value projections have biases by default, the output projection has none. */
 export class Qwen2Layer implements DecoderLayer {
   readonly #inputNorm: RmsNorm;
   readonly #attention: Attention;
@@ -24,13 +27,13 @@ export class Qwen2Layer implements DecoderLayer {
   /** @param mlp default the gated one of a dense model */
   constructor(config: ModelConfig, place: LayerPlace, mlp?: FeedForward) {
     const { parameters, index, name, source, tables } = place;
-    const { hiddenSize, rmsNormEps, layerWindows } = config;
+    const { hiddenSize, rmsNormEps, attentionBias = true, layerWindows } = config;
     const norm = (part: string, of: string) =>
       new RmsNorm(parameters, `${name}.${part}`, `${source}.${of}`, hiddenSize, rmsNormEps);
     this.#inputNorm = norm("inputNorm", "input_layernorm");
     this.#attention = new Attention(parameters, `${name}.attention`, `${source}.self_attn`, {
       ...config,
-      ...{ qkvBias: true, outputBias: false, window: layerWindows[index]!, ...tables },
+      ...{ qkvBias: attentionBias, outputBias: false, window: layerWindows[index]!, ...tables },
     });
     this.#mlpNorm = norm("mlpNorm", "post_attention_layernorm");
     this.#mlp = mlp ?? new GatedMlp(parameters, `${name}.mlp`, `${source}.mlp`, { ...config, bias: false });

@@ -52,8 +52,8 @@ function hasTypes(parameters: JsonFields | undefined): boolean {
   return LAYER_TYPES.some((type) => parameters?.has(type));
 }
 
-/** By `no_rope_layers`, in which 1 stands for a layer that has a rope. */
-function readLayersWithRope(config: JsonFields, layers: number, defaultInterval: number | undefined) {
+/** Whether a layer has a rope: by `no_rope_layers`, in which 1 stands for one that has. */
+export function readLayersWithRope(config: JsonFields, layers: number, defaultInterval: number | undefined) {
   if (defaultInterval === undefined) return () => true;
   const listed = config.get("no_rope_layers");
   if (Array.isArray(listed) && listed.length > 0) {
@@ -158,6 +158,8 @@ function readScaling(fields: JsonFields | undefined, original: number, positions
       };
     }
     case "yarn":
+      // Phi-3's first files call it so.
+      if (fields.has("short_factor")) return readLongRope(fields, original, positions);
       return readYarn(fields, original, positions);
     case "factors":
       return { kind, factors: Object.freeze(readFactors(fields, "factors")) };

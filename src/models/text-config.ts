@@ -14,6 +14,13 @@ export const WRAPPERS: ReadonlySet<string> = new Set(
   ].map((name) => `${name}ForConditionalGeneration`),
 );
 
+/** Those whose text says by itself whether its head is its embedding; of the others the whole model does. */
+const TEXT_TIES: ReadonlySet<string> = new Set(
+  ["Llava", "LlavaOnevision", "Qwen2VL", "Qwen2_5_VL", "Mistral3", "InternVL"].map(
+    (name) => `${name}ForConditionalGeneration`,
+  ),
+);
+
 /** Their language models, by the `model_type` of these; older Qwen-VL files have all in one object, which goes by its own. */
 const TEXT_MODELS: Readonly<Record<string, Architecture>> = {
   ...{ llama: "LlamaForCausalLM", mistral: "MistralForCausalLM", ministral3: "Ministral3ForCausalLM" },
@@ -61,7 +68,8 @@ export function readTextConfig(json: JsonFields): JsonFields | undefined {
     );
   }
   const outer = SHARED.filter((field) => json.has(field)).map((field) => [field, json.get(field)]);
-  const tie = json.get("tie_word_embeddings") ?? fields.get("tie_word_embeddings");
+  const [first, second] = TEXT_TIES.has(name) ? [fields, json] : [json, fields];
+  const tie = first.get("tie_word_embeddings") ?? second.get("tie_word_embeddings");
   const ropes = ["rope_scaling", "rope_parameters"].map((field) => [field, withoutMrope(fields.get(field))]);
   return fields.withDefaults(Object.fromEntries(outer)).replacing({
     ...{ architectures: [architecture], ...(tie !== undefined && { tie_word_embeddings: tie }) },

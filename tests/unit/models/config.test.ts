@@ -198,7 +198,7 @@ describe("readModelConfig", () => {
     const common = { kind: "longrope", shortFactors: factors(1), longFactors: factors(40) };
     const original = { originalMaxPositionEmbeddings: 4096 };
     expect(longrope({})).toEqual({ ...common, ...original, attentionFactor: 1.1902380714238083 } as never);
-    expect(longrope({ type: "su" })).toEqual(longrope({}));
+    for (const type of ["su", "yarn"]) expect(longrope({ type })).toEqual(longrope({}));
     expect(longrope({ attention_factor: 1.5 })).toMatchObject({ attentionFactor: 1.5 });
     expect(longrope({ factor: 1 })).toMatchObject({ attentionFactor: 1 });
     for (const [name, list] of [
@@ -311,6 +311,28 @@ describe("readModelConfig", () => {
     const [full, sliding] = ["full_attention", "sliding_attention"];
     expect(windows({ ...qwen, layer_types: [sliding, full, sliding, full] })).toEqual([64, 0, 64, 0]);
     expect(windows({ layer_types: [full, full, full, full] })).toEqual([0, 0, 0, 0]);
+    const smollm3 = { architectures: ["SmolLM3ForCausalLM"], sliding_window: 64, use_sliding_window: true };
+    expect(windows({ ...smollm3, no_rope_layers: [1, 0, 0, 1] })).toEqual([0, 64, 64, 0]);
+    // Not a field of this family, whose published configs have it nevertheless.
+    expect(windows({ ...smollm3, max_window_layers: 28 })).toEqual([0, 0, 0, 64]);
+  });
+
+  test.each([
+    ["LlavaOnevision", "qwen2", [false, true], true],
+    ["Mistral3", "mistral", [true, false], false],
+    ["Mistral3", "mistral", [true, undefined], true],
+    ["Qwen3VL", "qwen3_vl_text", [false, true], false],
+  ] as const)("%s around %s, heads tied %j: %p", (name, model_type, [whole, text], isTied) => {
+    const { architectures: _, tie_word_embeddings, ...rest } = LLAMA;
+    const text_config = { ...rest, model_type, tie_word_embeddings: text };
+    const architectures = [`${name}ForConditionalGeneration`];
+    const config = read({ architectures, tie_word_embeddings: whole, text_config });
+    expect(config.tieWordEmbeddings).toBe(isTied);
+  });
+
+  test("as many layers and heads as a file may have would be a long list of parts", () => {
+    const many = { ...LLAMA, num_hidden_layers: 1024, num_attention_heads: 256 };
+    expect(() => read(many)).toThrow(/num_attention_heads must be an integer from 1 to 128/);
   });
 
   test.each([

@@ -73,6 +73,27 @@ test("transformers 5's name of their number, and layers without experts", () => 
   });
 });
 
+test("what their families have otherwise than dense ones", () => {
+  const { rms_norm_eps: _, ...silent } = QWEN3_30B;
+  expect(read(silent).rmsNormEps).toBe(1e-6);
+  expect(read(MIXTRAL).rmsNormEps).toBe(1e-5);
+  expect(read({ ...MIXTRAL, architectures: ["GptOssForCausalLM"] }).rmsNormEps).toBe(1e-5);
+  const windowed = { use_sliding_window: true, sliding_window: 64, max_window_layers: 1 };
+  expect(read({ ...QWEN3_30B, ...windowed }).layerWindows).toEqual([64, 64]);
+  const error = thrown(() => read({ ...QWEN15_A27B, ...windowed }));
+  expect(error).toBeInstanceOf(UnsupportedModelError);
+  expect((error as Error).message).toContain("use_sliding_window without layer_types");
+  const layer_types = ["sliding_attention", "full_attention"];
+  expect(read({ ...QWEN15_A27B, ...windowed, layer_types }).layerWindows).toEqual([64, 0]);
+  expect(read(QWEN15_A27B).attentionBias).toBeUndefined();
+  const biases = (config: object) =>
+    defineModel(read(config))
+      .parameters.flatMap(({ sources }) => sources.map(({ name }) => name))
+      .filter((name) => name.endsWith("_proj.bias"));
+  expect(biases(QWEN15_A27B)).toHaveLength(6);
+  expect(biases({ ...QWEN15_A27B, qkv_bias: false })).toEqual([]);
+});
+
 test("the tensors that they are made of have the names of the Hub", () => {
   const namesOf = (config: object) =>
     new Set(defineModel(read(config)).parameters.flatMap(({ sources }) => sources.map(({ name }) => name)));
@@ -89,6 +110,8 @@ test("the tensors that they are made of have the names of the Hub", () => {
 
 test.each([
   [{ num_experts: 0 }, /num_experts/],
+  // 2^18 experts of all layers: each would have matrices of its own.
+  [{ num_experts: 256, num_hidden_layers: 1024 }, /num_experts must be an integer from 1 to 64/],
   [{ num_experts_per_tok: 129 }, /num_experts_per_tok/],
   [{ mlp_only_layers: ["x"] }, /mlp_only_layers/],
   [{ decoder_sparse_step: 0 }, /decoder_sparse_step/],
