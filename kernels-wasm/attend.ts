@@ -5,7 +5,7 @@
  */
 import { BLOCK_SIZE, HEAD_DIM, HEADS, IS_FLOAT8, KEYS, KV_HEADS, OUT, QKV, VALUES } from "./rotate";
 import { unpackFloat8 } from "./unpack";
-import { argument, exp, sum } from "./vectors";
+import { argument, capped, exp, sum } from "./vectors";
 
 const WINDOW = 24;
 const SCALE = 25;
@@ -13,6 +13,10 @@ const SCALE = 25;
 const RESULT_SCALE = 26;
 /** int32 [units / NKV, 4]: address of the row's block table, first token, tokens, position of the first. */
 const RUNS = 27;
+/** What scores are capped at, or 0. */
+const SOFT_CAP = 28;
+/** float32 [NQ], or 0. */
+const SINKS = 29;
 
 const TILE: i32 = 32;
 /** A thread's scratch memory: addresses of a tile's keys and values, weights, unpacked keys and values, states of queries. */
@@ -43,7 +47,8 @@ export function attend(unit: i32, scratch: usize): void {
   const states = isFloat8 ? unpackedValues + <usize>TILE * headBytes : scratch + UNPACKED;
   const stateBytes = STATE_VALUES + headBytes;
   memory.fill(states, 0, <usize>(tokens * group) * stateBytes);
-  for (let i = 0; i < tokens * group; i++) store<f32>(states + <usize>i * stateBytes, -Infinity);
+  for (let i = 0; i < tokens * group; i++)
+    beginState(states + <usize>i * stateBytes, kvHead * group + (i % group));
 
   const lastPosition = firstPosition + tokens - 1;
   const begin = window > 0 ? max(0, firstPosition - window + 1) : 0;
@@ -87,6 +92,14 @@ export function attend(unit: i32, scratch: usize): void {
   }
 }
 
+/** The state of a query that has seen nothing yet but its head's sink. */
+function beginState(state: usize, head: i32): void {
+  const sinks = argument<usize>(SINKS);
+  const sink: f32 = sinks === 0 ? -Infinity : load<f32>(sinks + ((<usize>head) << 2));
+  store<f32>(state, sink);
+  if (sink !== -Infinity) store<f32>(state, 1, STATE_SUM);
+}
+
 /** Addresses of the keys and values at positions [from, end), those of `tile` first; of eight bits, unpacked ones. */
 function findTile(
   table: usize,
@@ -123,6 +136,7 @@ function findTile(
 /** Weights of the tile's keys [low, high), e^(score − maximum); what the state held is scaled to the new maximum. */
 function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, headBytes: usize): void {
   const scale = f32x4.splat(argument<f32>(SCALE));
+  const softCap = argument<f32>(SOFT_CAP);
   let largest = f32x4.splat(-Infinity);
   for (let i = low; i < high; i += 4) {
     const at = scratch + KEY_AT + ((<usize>i) << 2);
@@ -145,7 +159,8 @@ function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, 
     const ab = f32x4.add(v128.shuffle<i32>(s0, s1, 0, 4, 1, 5), v128.shuffle<i32>(s0, s1, 2, 6, 3, 7));
     const cd = f32x4.add(v128.shuffle<i32>(s2, s3, 0, 4, 1, 5), v128.shuffle<i32>(s2, s3, 2, 6, 3, 7));
     const dots = f32x4.add(v128.shuffle<i32>(ab, cd, 0, 1, 4, 5), v128.shuffle<i32>(ab, cd, 2, 3, 6, 7));
-    const scores = f32x4.mul(dots, scale);
+    let scores = f32x4.mul(dots, scale);
+    if (softCap > 0) scores = capped(scores, softCap);
     v128.store(scratch + WEIGHTS + ((<usize>(i - low)) << 2), scores);
     // Lanes past the last repeat the first key of the four.
     largest = f32x4.max(largest, scores);

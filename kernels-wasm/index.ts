@@ -6,8 +6,10 @@
  * claimed. A thread that comes late claims nothing: the number of the task is part of the word that it would have to exchange.
  */
 import { attend } from "./attend";
+import { capLogits } from "./cap";
 import { draw, findThreshold } from "./draw";
 import * as layout from "./layout";
+import { layerNorm, rmsNorm } from "./norm";
 import { prepareFloats, prepareIntegers } from "./prepare";
 import { multiply } from "./product";
 import { read } from "./read";
@@ -27,6 +29,9 @@ function compute(kernel: i32, unit: i32, scratch: usize): void {
   else if (kernel === layout.ATTEND) attend(unit, scratch);
   else if (kernel === layout.FIND_THRESHOLD) findThreshold(unit, scratch);
   else if (kernel === layout.DRAW) draw(unit);
+  else if (kernel === layout.RMS_NORM) rmsNorm(unit, scratch);
+  else if (kernel === layout.LAYER_NORM) layerNorm(unit);
+  else if (kernel === layout.CAP_LOGITS) capLogits(unit, scratch);
   else unreachable();
 }
 

@@ -48,6 +48,9 @@ export const ROTATE_AND_STORE = 4;
 export const ATTEND = 5;
 export const FIND_THRESHOLD = 6;
 export const DRAW = 7;
+export const RMS_NORM = 8;
+export const LAYER_NORM = 9;
+export const CAP_LOGITS = 10;
 
 // ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -74,6 +77,9 @@ export const ADD_TO = 18;
 export const ACTIVATION = 19;
 export const GATED = 20;
 export const UNIT_ROWS = 21;
+/** float32, of `LIMITED_SWIGLU`. */
+export const ALPHA = 22;
+export const LIMIT = 23;
 
 /** Forms of a matrix's elements. */
 export const FLOAT32 = 0;
@@ -82,11 +88,15 @@ export const FLOAT16 = 2;
 export const FLOAT8 = 3;
 export const INT8 = 4;
 export const INT4 = 5;
+/** Floats of four bits with a power of two for each 32. */
+export const MXFP4 = 6;
 
 /** Activations in a product's epilogue. */
 export const NO_ACTIVATION = 0;
 export const SILU = 1;
 export const GELU_TANH = 2;
+/** (up + 1) · gate · sigmoid(alpha · gate), of limited gates and ups; gated alone. */
+export const LIMITED_SWIGLU = 3;
 
 /** Rows of a matrix that are multiplied at once. */
 export const PANEL_ROWS = 8;
@@ -126,6 +136,8 @@ export const ROW_IS_CUT = 44;
 export const ROW_THRESHOLD = 48;
 export const ROW_RECORD = 64;
 
+/** Logits that one unit caps. */
+export const CAP_PART = 0x4000;
 /** Tokens of a row that one unit draws from. */
 export const DRAW_PART = 0x4000;
 /** A part's candidate: key float64, token int32. */

@@ -147,7 +147,7 @@ function addLanes(a: v128): i32 {
 }
 
 /** out[count] = x, or x / rms(x) · weight. */
-function normalise(x: usize, out: usize, count: i32): void {
+export function normalise(x: usize, out: usize, count: i32): void {
   const weight = argument<usize>(4);
   const size = (<usize>count) << 2;
   if (weight === 0) {

@@ -11,7 +11,7 @@ import { sumFloats } from "./sum-floats";
 import { sumIntegers } from "./sum-integers";
 import { hasWholeBlocks, sumNibbleRows, sumNibbles } from "./sum-nibbles";
 import { hasWholeRows, sumFloatRows } from "./sum-rows";
-import { argument, geluTanh, silu, sums } from "./vectors";
+import { argument, exp, geluTanh, silu, sums } from "./vectors";
 
 /** Tokens that pass a panel. */
 const TILE: i32 = 64;
@@ -68,14 +68,18 @@ function multiplyOne(start: i32, end: i32, scratch: usize): void {
   }
 }
 
+function isNibbles(form: i32): bool {
+  return form === layout.INT4 || form === layout.MXFP4;
+}
+
 /** Whether the kernels that need no panel can multiply by the matrix at hand. */
 function canSumOne(): bool {
-  return argument<i32>(layout.FORM) === layout.INT4 ? hasWholeBlocks() : hasWholeRows();
+  return isNibbles(argument<i32>(layout.FORM)) ? hasWholeBlocks() : hasWholeRows();
 }
 
 /** results[count] = the products of the only token and rows [row, row + count); up to three more are undefined. */
 function sumOne(row: i32, count: i32, results: usize, scratch: usize): void {
-  if (argument<i32>(layout.FORM) === layout.INT4) sumNibbleRows(row, count, results, scratch);
+  if (isNibbles(argument<i32>(layout.FORM))) sumNibbleRows(row, count, results, scratch);
   else sumFloatRows(row, count, results);
 }
 
@@ -84,7 +88,7 @@ function sumRows(row: i32, token: i32, count: i32, scratch: usize, results: usiz
   let lanes = scratch + SUMS;
   memory.fill(lanes, 0, (<usize>(count * layout.PANEL_ROWS)) << 4);
   const form = argument<i32>(layout.FORM);
-  if (form === layout.INT4) sumNibbles(row, token, count, lanes, scratch);
+  if (isNibbles(form)) sumNibbles(row, token, count, lanes, scratch);
   else if (form === layout.INT8) sumIntegers(row, token, count, lanes, scratch);
   else sumFloats(row, token, count, lanes, scratch);
   for (let i = 0; i < count; i++, lanes += 128, results += 32) {
@@ -116,12 +120,22 @@ function finish(row: i32, count: i32, token: i32, results: usize, gates: usize):
   }
   if (isGated) {
     for (let i: usize = 0; i < bytes; i += 16)
-      v128.store(results + i, f32x4.mul(activated(v128.load(gates + i)), v128.load(results + i)));
+      v128.store(results + i, gated(v128.load(gates + i), v128.load(results + i)));
   } else if (argument<i32>(layout.ACTIVATION) !== layout.NO_ACTIVATION) {
     for (let i: usize = 0; i < bytes; i += 16) v128.store(results + i, activated(v128.load(results + i)));
   }
   if (addTo !== 0) addFloats(results, addTo + at, count);
   memory.copy(argument<usize>(layout.OUT) + at, results, bytes);
+}
+
+function gated(gate: v128, up: v128): v128 {
+  if (argument<i32>(layout.ACTIVATION) !== layout.LIMITED_SWIGLU) return f32x4.mul(activated(gate), up);
+  const limit = f32x4.splat(argument<f32>(layout.LIMIT));
+  const alpha = f32x4.splat(argument<f32>(layout.ALPHA));
+  const limited = f32x4.min(gate, limit);
+  const ups = f32x4.add(f32x4.max(f32x4.min(up, limit), f32x4.neg(limit)), f32x4.splat(1));
+  const sigmoid = f32x4.add(f32x4.splat(1), exp(f32x4.neg(f32x4.mul(alpha, limited))));
+  return f32x4.mul(ups, f32x4.div(limited, sigmoid));
 }
 
 function activated(x: v128): v128 {

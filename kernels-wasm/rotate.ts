@@ -18,6 +18,8 @@ const COS_SIN = 11;
 const ROTARY_DIM = 12;
 const QUERY_NORM = 13;
 const KEY_NORM = 14;
+/** float32 [positions], or 0. */
+const QUERY_SCALES = 15;
 /** float64. */
 const EPS = 16;
 const KEY_SCALE = 18;
@@ -33,6 +35,7 @@ export function rotateAndStore(unit: i32): void {
   for (let i = 0; i < heads + kvHeads; i++, head += headBytes) {
     normaliseHead(head, argument<usize>(i < heads ? QUERY_NORM : KEY_NORM), headBytes);
     rotate(head, position);
+    if (i < heads) scaleQuery(head, position, headBytes);
     if (i >= heads && slot >= 0)
       storeHead(head, argument<usize>(KEYS), slot, i - heads, argument<f64>(KEY_SCALE));
   }
@@ -64,6 +67,14 @@ function rotate(x: usize, position: i32): void {
     store<f32>(x + i, <f32>(a * c - b * s));
     store<f32>(x + half + i, <f32>(b * c + a * s));
   }
+}
+
+/** x = x · the position's scale, where there is one. */
+function scaleQuery(x: usize, position: i32, size: usize): void {
+  const scales = argument<usize>(QUERY_SCALES);
+  if (scales === 0) return;
+  const scale = load<f32>(scales + ((<usize>position) << 2));
+  for (let i: usize = 0; i < size; i += 4) store<f32>(x + i, load<f32>(x + i) * scale);
 }
 
 /** Copies a head's key or value to its place in the cache, in eight bits as x / scale. */

@@ -3,14 +3,17 @@
  * `BLOCK` columns of one group, it is s · (HIGH · h + MIDDLE · m + l) of signed bytes, to 23 bits of the block's largest value. Sixteen
  * codes are multiplied by as many bytes at once, and sums over a block fit: those of bytes 16 bits, all of them 32 (see layout.ts). Sums of
  * integers are exact, so their order is free.
+ *
+ * Floats of 4 bits (e2m1) are looked up as twice their value and 12 more, which is an integer: codes with a zero point of 12.
  */
 import { blockOf, blocksOfGroup, paddedBlock } from "./blocks";
 import * as layout from "./layout";
-import { loadShort, unpackFloats, unpackNibbles } from "./unpack";
+import { codesOf, loadShort, unpackFloats, unpackNibbles } from "./unpack";
 import { argument, sum } from "./vectors";
 
-/** The zero point of a matrix that has none of its own. */
+/** The zero point of a matrix that has none of its own, and that of floats. */
 const USUAL_ZERO: i32 = 8;
+const FLOAT_ZERO: i32 = 12;
 /** Columns of a panel, and bytes of its rows. */
 const WIDTH: i32 = 512;
 const STRIDE: usize = 512 + 64;
@@ -55,6 +58,7 @@ export function sumNibbles(row: i32, token: i32, count: i32, lanes: usize, scrat
           const scale = scratch + SCALES_AT + (pair << 2);
           multiplyPair(
             false,
+            false,
             a,
             a + STRIDE,
             inputs,
@@ -85,11 +89,16 @@ export function hasWholeBlocks(): bool {
 export function sumNibbleRows(row: i32, count: i32, results: usize, scratch: usize): void {
   const apart = (count + 1) >> 1;
   const last = argument<i32>(layout.ROWS) - 1;
-  for (let i = row; i < row + apart; i++, results += 4)
-    multiplyRows(min(i, last), min(i + apart, last), results, results + ((<usize>apart) << 2), scratch);
+  const isFloat = argument<i32>(layout.FORM) === layout.MXFP4;
+  for (let i = row; i < row + apart; i++, results += 4) {
+    const other = results + ((<usize>apart) << 2);
+    if (isFloat) multiplyRows(true, min(i, last), min(i + apart, last), results, other, scratch);
+    else multiplyRows(false, min(i, last), min(i + apart, last), results, other, scratch);
+  }
 }
 
-function multiplyRows(n: i32, o: i32, resultA: usize, resultB: usize, scratch: usize): void {
+// @inline
+function multiplyRows(isFloat: bool, n: i32, o: i32, resultA: usize, resultB: usize, scratch: usize): void {
   const group = argument<i32>(layout.SCALE_COLUMNS);
   const groups = argument<i32>(layout.SCALES_OF_ROW);
   const zeros = argument<usize>(layout.ZEROS);
@@ -105,8 +114,8 @@ function multiplyRows(n: i32, o: i32, resultA: usize, resultB: usize, scratch: u
   let b = rowAt(o);
   let x = argument<usize>(layout.X);
   let xScale = argument<usize>(layout.X_SCALES);
-  let zeroA = USUAL_ZERO;
-  let zeroB = USUAL_ZERO;
+  let zeroA = isFloat ? FLOAT_ZERO : USUAL_ZERO;
+  let zeroB = zeroA;
   v128.store(lanes, i32x4.splat(0));
   v128.store(lanes, i32x4.splat(0), 16);
   for (let i = 0; i < groups; i++) {
@@ -116,7 +125,20 @@ function multiplyRows(n: i32, o: i32, resultA: usize, resultB: usize, scratch: u
     }
     const offset = (<usize>i) << 2;
     for (let block = 0; block < ofGroup; block++) {
-      multiplyPair(true, a, b, x, xBlock, xScale, scratch + offset, scalesB + offset, zeroA, zeroB, lanes);
+      multiplyPair(
+        true,
+        isFloat,
+        a,
+        b,
+        x,
+        xBlock,
+        xScale,
+        scratch + offset,
+        scalesB + offset,
+        zeroA,
+        zeroB,
+        lanes,
+      );
       a += bytes;
       b += bytes;
       x += xBlock;
@@ -134,6 +156,7 @@ function multiplyRows(n: i32, o: i32, resultA: usize, resultB: usize, scratch: u
 // @inline
 function multiplyPair(
   isPacked: bool,
+  isFloat: bool,
   a: usize,
   b: usize,
   x: usize,
@@ -160,8 +183,8 @@ function multiplyPair(
   for (const end = x + xBlock; x < end; x += X_STEP) {
     const u = v128.load(a);
     const v = v128.load(b);
-    let c = isPacked ? v128.and(u, low) : u;
-    let d = isPacked ? v128.and(v, low) : v;
+    let c = isPacked ? codesOf(v128.and(u, low), isFloat) : u;
+    let d = isPacked ? codesOf(v128.and(v, low), isFloat) : v;
     bytes = v128.load(x);
     a0 = i16x8.add(a0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
     b0 = i16x8.add(b0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
@@ -171,8 +194,8 @@ function multiplyPair(
     bytes = v128.load(x, 32);
     a2 = i16x8.add(a2, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
     b2 = i16x8.add(b2, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
-    c = isPacked ? v128.and(i16x8.shr_u(u, 4), low) : v128.load(a, 16);
-    d = isPacked ? v128.and(i16x8.shr_u(v, 4), low) : v128.load(b, 16);
+    c = isPacked ? codesOf(v128.and(i16x8.shr_u(u, 4), low), isFloat) : v128.load(a, 16);
+    d = isPacked ? codesOf(v128.and(i16x8.shr_u(v, 4), low), isFloat) : v128.load(b, 16);
     bytes = v128.load(x, 48);
     a0 = i16x8.add(a0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
     b0 = i16x8.add(b0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
@@ -205,26 +228,43 @@ function rowAt(row: i32): usize {
 }
 
 function scaleAt(index: i32): f32 {
-  return loadShort(argument<usize>(layout.SCALES) + ((<usize>index) << 1), argument<i32>(layout.SCALE_FORM));
+  const form = argument<i32>(layout.SCALE_FORM);
+  const scales = argument<usize>(layout.SCALES);
+  return form === layout.MXFP4
+    ? halfPower(load<u8>(scales + <usize>index))
+    : loadShort(scales + ((<usize>index) << 1), form);
+}
+
+/** 2^(exponent − 127) / 2; as a subnormal where it is one. */
+function halfPower(exponent: u32): f32 {
+  return reinterpret<f32>(exponent > 1 ? (exponent - 1) << 23 : 1 << (21 + exponent));
 }
 
 function zeroAt(index: i32): i32 {
   const zeros = argument<usize>(layout.ZEROS);
-  return zeros === 0 ? USUAL_ZERO : <i32>load<u8>(zeros + <usize>index);
+  if (zeros !== 0) return <i32>load<u8>(zeros + <usize>index);
+  return argument<i32>(layout.FORM) === layout.MXFP4 ? FLOAT_ZERO : USUAL_ZERO;
 }
 
 /** target[groups] = the scales of a row, and up to 15 floats and a spare vector after them. */
 function scalesOfRow(target: usize, row: i32, groups: i32): void {
-  const source = argument<usize>(layout.SCALES) + ((<usize>(row * groups)) << 1);
-  const spare = target + ((<usize>groups + 15) & ~15) * 4;
-  unpackFloats(argument<i32>(layout.SCALE_FORM), target, source, 0, groups, spare);
+  const form = argument<i32>(layout.SCALE_FORM);
+  const scales = argument<usize>(layout.SCALES);
+  if (form === layout.MXFP4) {
+    for (let i = 0; i < groups; i++)
+      store<f32>(target + ((<usize>i) << 2), halfPower(load<u8>(scales + <usize>(row * groups + i))));
+    return;
+  }
+  const spare = target + (((<usize>groups + 15) & ~15) << 2);
+  unpackFloats(form, target, scales + ((<usize>(row * groups)) << 1), 0, groups, spare);
 }
 
 /** Unpacks a row's blocks [first, end): at once where nothing is padded. */
 function unpackBlocks(panel: usize, row: usize, first: i32, end: i32, group: i32): void {
+  const isFloat = argument<i32>(layout.FORM) === layout.MXFP4;
   const blockSize = blockOf(group);
   if (hasWholeBlocks()) {
-    unpackNibbles(panel, row + <usize>((first * blockSize) >> 1), (end - first) * blockSize);
+    unpackNibbles(isFloat, panel, row + <usize>((first * blockSize) >> 1), (end - first) * blockSize);
     return;
   }
   const padded = paddedBlock(group);
@@ -232,6 +272,6 @@ function unpackBlocks(panel: usize, row: usize, first: i32, end: i32, group: i32
   for (let block = first; block < end; block++, panel += <usize>padded) {
     const within = (block % ofGroup) * blockSize;
     const start = (block / ofGroup) * group + within;
-    unpackNibbles(panel, row + <usize>(start >> 1), min(blockSize, group - within));
+    unpackNibbles(isFloat, panel, row + <usize>(start >> 1), min(blockSize, group - within));
   }
 }

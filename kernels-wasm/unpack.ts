@@ -154,13 +154,21 @@ export function unpackBytes(target: usize, source: usize, count: i32): void {
  * `count` codes of 4 bits, a multiple of 16, as bytes padded to a multiple of `CODES`: of each 32 first those at even columns. What codes
  * are padded with is undefined.
  */
-export function unpackNibbles(target: usize, source: usize, count: i32): void {
+export function unpackNibbles(isFloat: bool, target: usize, source: usize, count: i32): void {
   const end = target + <usize>(count & -layout.CODES);
-  for (; target < end; target += 32, source += 16) storeNibbles(target, v128.load(source));
-  if (count % layout.CODES !== 0) storeNibbles(target, v128.load64_zero(source));
+  for (; target < end; target += 32, source += 16) storeNibbles(isFloat, target, v128.load(source));
+  if (count % layout.CODES !== 0) storeNibbles(isFloat, target, v128.load64_zero(source));
 }
 
-function storeNibbles(target: usize, codes: v128): void {
-  v128.store(target, v128.and(codes, i8x16.splat(0x0f)));
-  v128.store(target, v128.and(i16x8.shr_u(codes, 4), i8x16.splat(0x0f)), 16);
+function storeNibbles(isFloat: bool, target: usize, codes: v128): void {
+  v128.store(target, codesOf(v128.and(codes, i8x16.splat(0x0f)), isFloat));
+  v128.store(target, codesOf(v128.and(i16x8.shr_u(codes, 4), i8x16.splat(0x0f)), isFloat), 16);
+}
+
+/** Bytes below 16 as the integers that they are multiplied as; see sum-nibbles.ts. */
+// @inline
+export function codesOf(codes: v128, isFloat: bool): v128 {
+  return isFloat
+    ? i8x16.relaxed_swizzle(i8x16(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0), codes)
+    : codes;
 }

@@ -42,6 +42,27 @@ export function exp(x: v128): v128 {
   return f32x4.mul(p, power);
 }
 
+/** tanh x: a polynomial where it is near x (Cephes' tanhf), 1 − 2 / (1 + e^2|x|) with x's sign elsewhere. */
+function tanh(x: v128): v128 {
+  const squares = f32x4.mul(x, x);
+  let p = f32x4.splat(-5.70498872745e-3);
+  p = f32x4.add(f32x4.mul(p, squares), f32x4.splat(2.06390887954e-2));
+  p = f32x4.add(f32x4.mul(p, squares), f32x4.splat(-5.37397155531e-2));
+  p = f32x4.add(f32x4.mul(p, squares), f32x4.splat(1.33314422036e-1));
+  p = f32x4.add(f32x4.mul(p, squares), f32x4.splat(-3.33332819422e-1));
+  const near = f32x4.add(f32x4.mul(f32x4.mul(p, squares), x), x);
+  const size = f32x4.abs(x);
+  const one = f32x4.splat(1);
+  const far = f32x4.sub(one, f32x4.div(f32x4.splat(2), f32x4.add(one, exp(f32x4.add(size, size)))));
+  const signed = v128.or(far, v128.and(x, i32x4.splat(0x80000000)));
+  return v128.bitselect(near, signed, f32x4.lt(size, f32x4.splat(0.625)));
+}
+
+/** cap · tanh(x / cap). */
+export function capped(x: v128, cap: f32): v128 {
+  return f32x4.mul(tanh(f32x4.div(x, f32x4.splat(cap))), f32x4.splat(cap));
+}
+
 /** x / (1 + e^-x). */
 export function silu(x: v128): v128 {
   return f32x4.div(x, f32x4.add(f32x4.splat(1), exp(f32x4.neg(x))));

@@ -20,7 +20,7 @@ export interface ExpertsShape {
 }
 
 /** A token's share in an expert: its index among the k of the token, and the expert's weight. */
-interface Share {
+export interface Share {
   readonly token: number;
   readonly rank: number;
   readonly weight: number;
@@ -65,7 +65,7 @@ export function experts(
 }
 
 /** The tokens of each expert, in their order. */
-function sharesOf(
+export function sharesOf(
   logits: Float32Array,
   bias: Float32Array | undefined,
   { tokens, count }: ExpertsShape,

@@ -20,6 +20,7 @@ const RUN_WORDS = 4;
 /** The fields of a spec that kernels know. */
 const KNOWN: ReadonlySet<string> = new Set<keyof AttentionSpec>([
   ...(["numHeads", "numKvHeads", "headDim", "headNorm", "cosSin", "scale", "window"] as const),
+  ...(["queryScales", "softCap", "sinks"] as const),
 ]);
 
 /** The kernels have what this attention needs; what they do not know, they must not ignore. */
@@ -56,10 +57,11 @@ export function attend(
   shape: AttendShape,
 ): void {
   const { place } = operands;
-  const { numHeads, numKvHeads, headDim, headNorm, cosSin, scale, window } = spec;
+  const { numHeads, numKvHeads, headDim, headNorm, cosSin, queryScales, scale, softCap, sinks, window } =
+    spec;
   const { tokens, blocks, blockSize, rotaryDim, maxBlocks } = shape;
   const rows = { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks };
-  checkTokens(rows, blocks * blockSize, cosSin?.dim(0) ?? Number.POSITIVE_INFINITY);
+  checkTokens(rows, blocks * blockSize, [cosSin, queryScales]);
   const isFloat8 = keys.dtype === "float8_e4m3";
   const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
   const runs = listRuns(
@@ -78,7 +80,11 @@ export function attend(
     operands.read("positions", batch.positions),
     operands.read("slots", batch.slotMapping),
   ];
-  const angles = operands.optional("cosSin", cosSin);
+  const [angles, scales] = [
+    operands.optional("cosSin", cosSin),
+    operands.optional("query scales", queryScales),
+  ];
+  const sinkLogits = operands.optional("sinks", sinks);
   const [queryNorm, keyNorm] = [
     operands.optional("query norm", headNorm?.query),
     operands.optional("key norm", headNorm?.key),
@@ -88,7 +94,7 @@ export function attend(
     units: tokens,
     work: tokens * (numHeads + 2 * numKvHeads) * headDim,
     write: (args) => {
-      args.words(0, ...common, positions, slots, angles, rotaryDim, queryNorm, keyNorm);
+      args.words(0, ...common, positions, slots, angles, rotaryDim, queryNorm, keyNorm, scales);
       args.double(16, headNorm?.eps ?? 0);
       args.double(18, keyScale);
       args.double(20, valueScale);
@@ -104,6 +110,8 @@ export function attend(
       args.float(25, scale * keyScale);
       args.float(26, valueScale);
       args.words(27, runs.address);
+      args.float(28, softCap ?? 0);
+      args.words(29, sinkLogits);
     },
   });
   result.done();
@@ -111,12 +119,17 @@ export function attend(
 
 type Rows = Parameters<typeof blockTableOf>[0];
 
-/** @throws InvariantError for a position without angles, or a place that the cache does not have */
-function checkTokens({ positions, slotMapping }: Rows, cacheSlots: number, angles: number): void {
+/** @throws InvariantError for a position without angles or a scale, or a place that the cache does not have */
+function checkTokens(
+  { positions, slotMapping }: Rows,
+  cacheSlots: number,
+  tables: readonly (Tensor | undefined)[],
+): void {
+  const known = Math.min(...tables.map((table) => table?.dim(0) ?? Infinity));
   for (let t = 0; t < positions.length; t++) {
     const position = positions[t]!;
-    if (!(0 <= position && position < angles))
-      invariant(false, `attend: position ${position} is outside cosSin of ${angles} positions`);
+    if (!(0 <= position && position < known))
+      invariant(false, `attend: position ${position} is outside tables of ${known} positions`);
     const slot = slotMapping[t]!;
     if (!(slot === PADDING || (0 <= slot && slot < cacheSlots)))
       invariant(false, `attend: cache slot ${slot}`);

@@ -1,8 +1,16 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { dtypeSize } from "../../base/dtype.ts";
 import type { LinearFusion } from "../backend.ts";
+import type { ExpertActivation, LimitedSwiglu } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
-import type { DenseWeight, Fp8Weight, GroupedWeight, Weight } from "../weight.ts";
+import {
+  type DenseWeight,
+  type Fp8Weight,
+  type GroupedWeight,
+  MXFP4_GROUP,
+  type Mxfp4Weight,
+  type Weight,
+} from "../weight.ts";
 import { knows, type Operands } from "./operands.ts";
 import type { Place } from "./place.ts";
 import type { Arguments, ThreadPool } from "./thread-pool.ts";
@@ -20,21 +28,41 @@ const DENSE_FORMS = {
   float16: layout.FLOAT16,
 } as const;
 
-const ACTIVATIONS = { silu: layout.SILU, gelu_tanh: layout.GELU_TANH } as const;
+const ACTIVATIONS = {
+  silu: layout.SILU,
+  gelu_tanh: layout.GELU_TANH,
+  limited_swiglu: layout.LIMITED_SWIGLU,
+} as const;
+
+/** The steps around a product that kernels have. */
+export interface MultiplyFusion extends Omit<LinearFusion, "activation"> {
+  readonly activation?: (KernelActivation & { readonly gated: boolean }) | undefined;
+}
+
+/** Those of an expert and of a product that kernels have; of gates alone the limited one. */
+export type KernelActivation = { readonly kind: "silu" | "gelu_tanh" } | LimitedSwiglu;
+
+export function isOfKernels(activation: ExpertActivation): activation is KernelActivation {
+  return activation.kind !== "gelu";
+}
 
 /** The fields of a fusion and of its norm that kernels know. */
 const FUSIONS: ReadonlySet<string> = new Set<keyof LinearFusion>(["norm", "bias", "activation", "addTo"]);
 const NORMS: ReadonlySet<string> = new Set<keyof NonNullable<LinearFusion["norm"]>>(["weight", "eps"]);
 
 /** The weights that kernels multiply by. */
-type Multiplied = DenseWeight | Fp8Weight | GroupedWeight;
+export type Multiplied = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight;
 
-/** The kernels have what this product needs; what they do not know, they must not ignore. */
-export function canMultiply(weight: Weight, fusion: LinearFusion): weight is Multiplied {
-  if (!knows(fusion, FUSIONS) || (fusion.norm !== undefined && !knows(fusion.norm, NORMS))) return false;
+/** The kernels have what surrounds this product; what they do not know, they must not ignore. */
+export function canFuse(fusion: LinearFusion): boolean {
+  return knows(fusion, FUSIONS) && (fusion.norm === undefined || knows(fusion.norm, NORMS));
+}
+
+/** The kernels have this weight's form. */
+export function canMultiply(weight: Weight): weight is Multiplied {
   if (weight.shape[1] > layout.MAX_INPUTS) return false;
   if (weight.format === "fp8") return weight.blockColumns % 4 === 0 || weight.blockColumns >= weight.shape[1];
-  return weight.format === "dense" || weight.format === "grouped";
+  return weight.format === "dense" || weight.format === "grouped" || weight.format === "mxfp4";
 }
 
 /** Products [m, n] = [m, k] · [n, k]ᵀ. */
@@ -44,7 +72,7 @@ export interface ProductShape {
   readonly k: number;
 }
 
-/** `Backend.linear`, but for the activations that are not in `ACTIVATIONS`. */
+/** A product with what surrounds it; see `Backend.linear`. */
 export function multiply(
   pool: ThreadPool,
   operands: Operands,
@@ -52,14 +80,14 @@ export function multiply(
   x: Tensor,
   weight: Multiplied,
   { m, n, k }: ProductShape,
-  { norm, bias, activation, addTo }: LinearFusion,
+  { norm, bias, activation, addTo }: MultiplyFusion,
 ): void {
   const { place } = operands;
   const form = formOf(weight, operands);
   const layoutOfX = inputLayout(form, k, norm !== undefined);
   const outputs = activation?.gated ? n / 2 : n;
   const atATime = Math.max(1, Math.floor(INPUT_BYTES / (4 * k)));
-  const kind = activation === undefined ? layout.NO_ACTIVATION : ACTIVATIONS[activation.kind as "silu"];
+  const kind = activation === undefined ? layout.NO_ACTIVATION : ACTIVATIONS[activation.kind];
   const fixed = {
     bias: operands.optional("bias", bias),
     norm: operands.optional("norm", norm?.weight),
@@ -85,6 +113,9 @@ export function multiply(
         args.words(layout.TOKENS, tokens, n, outputs, k);
         form.write(args);
         args.words(layout.BIAS, fixed.bias, addend ?? 0, kind, Number(activation?.gated ?? false), unitRows);
+        if (activation?.kind !== "limited_swiglu") return;
+        args.float(layout.ALPHA, activation.alpha);
+        args.float(layout.LIMIT, activation.limit);
       },
     });
     result.done();
@@ -133,6 +164,15 @@ function formOf(weight: Multiplied, operands: Operands): Form {
           blockRows,
           blockColumns,
         );
+      },
+    };
+  }
+  if (weight.format === "mxfp4") {
+    return {
+      ...{ isInteger: true, group: MXFP4_GROUP, bits: 4, permutation: 0 },
+      write: (args) => {
+        matrix(args, layout.MXFP4, k / 2);
+        args.words(layout.SCALES, scales, layout.MXFP4, k / MXFP4_GROUP, 1, MXFP4_GROUP, 0);
       },
     };
   }

@@ -11,11 +11,22 @@ import { CpuBackend } from "../cpu/cpu-backend.ts";
 import { floats, ints } from "../cpu/host-buffer.ts";
 import { hostSlots } from "../cpu/host-views.ts";
 import { Slot } from "../cpu/slots.ts";
+import { checkExperts } from "../expert-checks.ts";
+import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import type { DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { attend, canAttend } from "./attend.ts";
 import { type DrawnRow, draw } from "./draw.ts";
-import { canMultiply, multiply } from "./multiply.ts";
+import { canComputeExperts, type ExpertTools, experts } from "./experts.ts";
+import {
+  canFuse,
+  canMultiply,
+  isOfKernels,
+  type Multiplied,
+  type MultiplyFusion,
+  multiply,
+  type ProductShape,
+} from "./multiply.ts";
 import { Operands } from "./operands.ts";
 import { compileKernels, MAX_PLACE_BYTES, Place, PlacedBuffer } from "./place.ts";
 import { ThreadPool } from "./thread-pool.ts";
@@ -85,44 +96,112 @@ export class SimdBackend extends CpuBackend {
     super.dispose();
   }
 
+  override experts(
+    out: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    weights: ExpertWeights,
+    spec: ExpertSpec,
+    fusion: ExpertFusion = {},
+  ): void {
+    const shape = checkExperts("float32", out, x, logits, weights, spec, fusion, this.matrixDtypes);
+    const { activation } = spec;
+    if (!canComputeExperts(weights, fusion) || !isOfKernels(activation)) {
+      super.experts(out, x, logits, weights, spec, fusion);
+      return;
+    }
+    const tools: ExpertTools = {
+      empty: (extents) => this.empty("float32", extents),
+      multiply: (result, input, weight, around) =>
+        this.#multiply(
+          result,
+          input,
+          weight,
+          { m: input.dim(0), n: weight.shape[0], k: weight.shape[1] },
+          around,
+        ),
+      rmsNorm: (result, input, weight, eps) => this.rmsNorm(result, input, weight, eps),
+    };
+    experts(tools, out, x, logits, weights, { ...spec, activation }, fusion, shape);
+  }
+
   override linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
     const shape = checks.checkLinear("float32", out, x, weight, fusion, this.matrixDtypes);
     const { activation, ...others } = fusion;
-    const place = placeOf(weight.data);
-    if (place === undefined || !canMultiply(weight, fusion)) super.linear(out, x, weight, fusion);
-    else if (activation?.kind !== "gelu") {
-      multiply(this.#pool, new Operands(place), out, x, weight, shape, fusion);
-    } else if (activation.gated) {
+    if (!canMultiply(weight) || !canFuse(fusion)) super.linear(out, x, weight, fusion);
+    else if (activation === undefined) this.#multiply(out, x, weight, shape, others);
+    else if (isOfKernels(activation)) this.#multiply(out, x, weight, shape, { ...others, activation });
+    else if (activation.gated) {
       const both = this.empty("float32", [shape.m, shape.n]);
-      multiply(this.#pool, new Operands(place), both, x, weight, shape, others);
+      this.#multiply(both, x, weight, shape, others);
       gatedActivation(floats(out), floats(both), shape.n / 2, activation.kind);
       both.buffer.dispose();
     } else {
-      multiply(this.#pool, new Operands(place), out, x, weight, shape, others);
+      this.#multiply(out, x, weight, shape, others);
       super.activation(out, out, activation.kind);
     }
   }
 
+  #multiply(out: Tensor, x: Tensor, weight: Multiplied, shape: ProductShape, fusion: MultiplyFusion): void {
+    // A weight that has no place is copied, as other operands that lie elsewhere.
+    const place = placeOf(weight.data) ?? this.#places[0]!;
+    multiply(this.#pool, new Operands(place), out, x, weight, shape, fusion);
+  }
+
   override rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
-    const { tokens, width } = checks.checkRmsNorm("float32", out, x, weight, addTo);
-    const place = placeOf(x);
-    if (place === undefined || addTo !== undefined) {
-      super.rmsNorm(out, x, weight, eps, addTo);
-      return;
-    }
-    const operands = new Operands(place);
+    const shape = checks.checkRmsNorm("float32", out, x, weight, addTo);
+    if (addTo !== undefined && shape.width > layout.MAX_INPUTS) super.rmsNorm(out, x, weight, eps, addTo);
+    else this.#norm(layout.RMS_NORM, out, x, weight, eps, shape, { addTo });
+  }
+
+  override layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
+    const shape = checks.checkLayerNorm("float32", out, x, weight, bias);
+    this.#norm(layout.LAYER_NORM, out, x, weight, eps, shape, { bias });
+  }
+
+  #norm(
+    kernel: number,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: number,
+    { tokens, width }: { readonly tokens: number; readonly width: number },
+    { addTo, bias }: { readonly addTo?: Tensor | undefined; readonly bias?: Tensor | undefined },
+  ): void {
+    const operands = new Operands(placeOf(x) ?? this.#places[0]!);
     const result = operands.write("out", out);
-    const norm = operands.read("norm", weight);
-    this.#pool.run(place, {
-      kernel: layout.PREPARE_FLOATS,
+    const input = operands.read("x", x);
+    const factors = operands.read("weight", weight);
+    const [addend, offsets] = [operands.optional("addTo", addTo), operands.optional("bias", bias)];
+    this.#pool.run(operands.place, {
+      kernel,
       units: tokens,
       work: tokens * width,
       write: (args) => {
-        args.words(0, x.address, result.address, 4 * width, width, norm);
+        args.words(0, input, result.address, 0, width, factors);
         args.float(5, eps);
+        args.words(6, addend, offsets);
       },
     });
     result.done();
+  }
+
+  override capLogits(logits: Tensor, cap: number): void {
+    checks.checkCapLogits(logits, cap);
+    const place = placeOf(logits);
+    if (place === undefined) {
+      super.capLogits(logits, cap);
+      return;
+    }
+    this.#pool.run(place, {
+      kernel: layout.CAP_LOGITS,
+      units: Math.ceil(logits.size / layout.CAP_PART),
+      work: 8 * logits.size,
+      write: (args) => {
+        args.words(0, logits.address, logits.size);
+        args.float(2, cap);
+      },
+    });
   }
 
   override attend(

@@ -1,11 +1,14 @@
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
+import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
 import { SimdBackend, type SimdOptions } from "../../../../src/backend/simd/simd-backend.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
 import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
+import { AttentionStep } from "../../../contract/attention-step.ts";
 import { Fixture } from "../../../contract/fixture.ts";
-import { fp8Weight, groupedWeight } from "../../../contract/quantised-weights.ts";
+import { fp8Weight, groupedWeight, mxfp4Weight } from "../../../contract/quantised-weights.ts";
+import { raggedBatch } from "../../../contract/ragged-batch.ts";
 
 setDefaultTimeout(300_000);
 
@@ -21,6 +24,7 @@ const WEIGHTS: Readonly<Record<string, (fixture: Fixture) => Weight>> = {
   int4: (fixture) => groupedWeight(fixture, [N, K], { bits: 4, groupSize: 128, zeros: true }).weight,
   "int4 in uneven blocks": (fixture) =>
     groupedWeight(fixture, [N, K], { bits: 4, groupSize: 48, permuted: true }).weight,
+  mxfp4: (fixture) => mxfp4Weight(fixture, [N, K]).weight,
 };
 
 /** Runs `body` on a backend of its own. */
@@ -103,6 +107,59 @@ test("what kernels do not know is left to the reference", () => {
     expect(Buffer.from(reference.buffer).equals(Buffer.from(kernels.buffer))).toBe(false);
     for (const [i, value] of reference.entries()) expect(kernels[i]).toBeCloseTo(value, 3);
   });
+});
+
+/** [tokens, H] of experts of 4-bit floats, as gpt-oss has them. */
+function expertRows(fixture: Fixture, tokens: number): Buffer {
+  fixture.restart();
+  const [count, hidden, intermediate] = [4, 64, 32];
+  const weights = {
+    count,
+    gateUp: mxfp4Weight(fixture, [count * 2 * intermediate, hidden]).weight,
+    down: mxfp4Weight(fixture, [count * hidden, intermediate]).weight,
+    gateUpBias: fixture.normals([count * 2 * intermediate]).tensor,
+  };
+  const rows = (width: number) => fixture.normals([12, width]).tensor.rows(0, tokens);
+  const [x, logits, out] = [rows(hidden), rows(count), fixture.output("float32", [tokens, hidden])];
+  const activation = { kind: "limited_swiglu", alpha: 1.702, limit: 1 } as const;
+  const spec = { perToken: 2, softmaxOver: "chosen", activation } as const;
+  fixture.backend.experts(out, x, logits, weights, spec, { addTo: x });
+  return Buffer.from(fixture.backend.download(out));
+}
+
+test("experts have the same bits on any number of threads, of one token and of many", () => {
+  const expected = on({ threads: 1 }, (fixture) => expertRows(fixture, 12));
+  for (const threads of [1, 2]) {
+    for (const tokens of [1, 3, 12]) {
+      const rows = on({ threads }, (fixture) => expertRows(fixture, tokens));
+      expect(rows.equals(expected.subarray(0, rows.length))).toBe(true);
+    }
+  }
+});
+
+test("norms, caps and experts are the kernels', whatever the family of models", () => {
+  const reference = (["rmsNorm", "layerNorm", "capLogits", "experts", "attend", "linear"] as const).map(
+    (op) => spyOn(CpuBackend.prototype, op),
+  );
+  try {
+    on({ threads: 1 }, (fixture) => {
+      const { backend } = fixture;
+      const [x, weight] = [fixture.normals([3, K]).tensor, fixture.normals([K]).tensor];
+      const out = fixture.output("float32", [3, K]);
+      backend.rmsNorm(out, x, weight, 1e-6, x);
+      backend.layerNorm(out, x, weight, weight, 1e-6);
+      backend.capLogits(out, 30);
+      expertRows(fixture, 3);
+      for (const make of Object.values(WEIGHTS)) products(fixture, make, 3);
+      const batch = raggedBatch(fixture, [[40, 3]], 16);
+      const heads = { numHeads: 4, numKvHeads: 2, headDim: 64, rotaryDim: 32, blockSize: 16, headNorm: true };
+      const form = { softCap: 2, sinks: true, queryScales: true, window: 9 };
+      new AttentionStep(fixture, batch, { ...heads, ...form }).check();
+    });
+    for (const op of reference) expect(op).not.toHaveBeenCalled();
+  } finally {
+    for (const op of reference) op.mockRestore();
+  }
 });
 
 test("memory that is gone is not used, and a backend that is disposed gives none", () => {
