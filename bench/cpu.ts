@@ -5,7 +5,7 @@
  *   bun run bench:cpu --json bench/results/FILE.json
  *   bun run bench:cpu --llama-cpp DIR     DIR has node_modules/node-llama-cpp with its prebuilt binaries
  *
- * Weights are random. The limit of one stream is the bytes that a token reads, all weights but the rows of the embedding that it does
+ * Weights are random. Streams together are measured with all threads alone. The limit of one stream is the bytes that a token reads, all weights but the rows of the embedding that it does
  * not look up, at the bandwidth that the same threads have measured in the same run.
  */
 import { mkdtempSync, rmSync } from "node:fs";
@@ -51,10 +51,10 @@ const command = createCommand("bench:cpu")
   .description("Measures decoding and prompts on the CPU.")
   .option("-m, --model <folder>", "folder with the config of a Qwen3 model", "bench/models/qwen3-0.6b")
   .option("--threads <count>", "threads", countValue, availableParallelism())
-  .option("--tokens <count>", "tokens that a stream writes", countValue, 48)
-  .option("--prompt <count>", "tokens of a prompt", countValue, 512)
+  .option("--tokens <count>", "tokens that a stream writes", countValue, 16)
+  .option("--prompt <count>", "tokens of a prompt", countValue, 128)
   .option("--streams <count>", "streams together", countValue, 16)
-  .option("--runs <count>", "runs of each, of which the best counts", countValue, 3)
+  .option("--runs <count>", "runs of each, of which the best counts", countValue, 4)
   .option("--llama-cpp <folder>", "folder with node_modules/node-llama-cpp, to be measured beside")
   .option("--no-reference", "leave the reference backend out")
   .option("--json <file>", "write a record");
@@ -82,7 +82,7 @@ command.action(async (flags: Flags) => {
       }
     }
     if (flags.reference) {
-      const few = { ...flags, tokens: 2, prompt: 16, streams: 0, runs: 1 };
+      const few = { ...flags, tokens: 2, prompt: 16, runs: 1 };
       const { bytes: _, ...rates } = await measureOctavo(flags.model, { device: "cpu-reference" }, few);
       add({ engine: "octavo, reference", weights: "float32", threads: 1, ...rates });
     }
@@ -127,8 +127,10 @@ await runCommand(command, process.argv.slice(2));
 async function measureOctavo(
   model: string,
   options: EngineOptions,
-  { tokens, prompt, streams, runs }: Flags,
+  flags: Flags,
 ): Promise<Rates & { readonly bytes: number }> {
+  const { tokens, prompt, runs } = flags;
+  const streams = options.threads === flags.threads ? flags.streams : 0;
   await using llm = await LLM.create(model, {
     ...{ loadFormat: "dummy", skipTokenizerInit: true, enablePrefixCaching: false },
     ...{

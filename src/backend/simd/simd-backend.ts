@@ -29,7 +29,7 @@ import {
 } from "./multiply.ts";
 import { Operands } from "./operands.ts";
 import { compileKernels, MAX_PLACE_BYTES, Place, PlacedBuffer } from "./place.ts";
-import { ThreadPool } from "./thread-pool.ts";
+import { ALONE, ThreadPool } from "./thread-pool.ts";
 
 /** What tensors leave of a place, for the copies and scratch memory of ops that work there. */
 const SPARED_BYTES = 2 ** 28;
@@ -88,6 +88,12 @@ export class SimdBackend extends CpuBackend {
   /** Of host and reference alone: no kernel reads or writes it. */
   override allocateShared(byteLength: number): DeviceBuffer {
     return super.allocate(byteLength);
+  }
+
+  /** Weights stay as they are. Where one is worth several threads they start while others are loaded. */
+  prepareWeight(weight: Weight): Weight {
+    if (weight.shape[0] * weight.shape[1] > ALONE) this.#pool.start();
+    return weight;
   }
 
   override dispose(): void {

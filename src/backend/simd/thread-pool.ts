@@ -50,11 +50,11 @@ class KernelError extends DeviceError {
 }
 
 /** Work of a task that one thread does alone: some ten microseconds. */
-const ALONE = 2 ** 17;
+export const ALONE = 2 ** 17;
 
 /**
- * Threads that share the units of tasks with the one that calls. The others are started at the first task that is worth it, and no
- * task waits for them to be there: a thread that comes late finds that nothing is left to do.
+ * Threads that share the units of tasks with the one that calls. The others are started at the first task that is worth it, or ahead, and
+ * no task waits for them to be there: a thread that comes late finds that nothing is left to do.
  */
 export class ThreadPool {
   readonly #places: Place[] = [];
@@ -104,7 +104,7 @@ export class ThreadPool {
   }
 
   #ring(place: Place): void {
-    if (this.#workers.length === 0) this.#start();
+    this.start();
     const { words } = this.#places[0]!;
     Atomics.store(words, layout.PLACE / 4, this.#places.indexOf(place));
     this.#wake(words);
@@ -115,7 +115,9 @@ export class ThreadPool {
     if (Atomics.load(words, layout.SLEEPERS / 4) > 0) Atomics.notify(words, layout.BELL / 4);
   }
 
-  #start(): void {
+  /** Starts the other threads, where they are not yet. */
+  start(): void {
+    if (this.#workers.length > 0 || this.#isDisposed) return;
     for (let thread = 1; thread < this.threads; thread++)
       this.#workers.push(new Worker(POOL_WORKER, { ref: false }));
     for (const place of this.#places) this.#introduce(place, this.#workers);
