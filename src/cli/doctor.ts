@@ -1,17 +1,16 @@
-import { existsSync } from "node:fs";
 import { availableParallelism, release, totalmem } from "node:os";
-import { getHFHubCachePath } from "@huggingface/hub";
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { measureBandwidth } from "../backend/simd/bandwidth.ts";
 import { formatBytes } from "../base/bytes.ts";
 import { cacheFolder } from "../base/cache-folder.ts";
-import { ConfigError, DeviceError, ModelNotFoundError, messageOf } from "../base/errors.ts";
-import { type CudaReport, inspectCuda } from "../cuda/cuda-report.ts";
-import { openCuda } from "../cuda/open-cuda.ts";
-import { findLocalModel } from "../loader/resolve-model.ts";
+import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
+import { hubCacheFolder } from "../loader/cached-models.ts";
 import { createCommand, modelOf } from "./command.ts";
-import { describeModel, diagnoseModel, type ModelDiagnosis } from "./model-diagnosis.ts";
+import { type CudaDiagnosis, describeCuda, diagnoseCuda } from "./cuda-diagnosis.ts";
+import { describeModel, diagnoseModel, gpuMemories, type ModelDiagnosis } from "./model-diagnosis.ts";
+import { modelOnDisk } from "./model-on-disk.ts";
+import { titledLines } from "./titled-lines.ts";
 
 /** Weights that expectations are given for where no model is named. */
 const EXAMPLE_BYTES = 2 ** 30;
@@ -31,8 +30,7 @@ interface Diagnosis {
   readonly memory: number;
   /** Threads, and bytes a second that they read of memory together; or why `--device cpu` would fail. */
   readonly cpu: { readonly threads: number; readonly bandwidth: number } | { readonly problem: string };
-  /** `problem`: why `--device cuda` would fail. */
-  readonly cuda: CudaReport & { readonly problem?: string };
+  readonly cuda: CudaDiagnosis;
   /** The device that `--device auto` stands for here. */
   readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
   readonly folders: { readonly models: string; readonly kernels: string };
@@ -48,8 +46,8 @@ export function doctorCommand(name: string): Command {
     "octavo doctor --model ./model         also whether a model would run here, its size, and what fits",
   ])
     .description("Shows the GPUs, libraries and folders that Octavo finds, and what to install.")
-    .argument("[model]", "a model folder or GGUF file, to look at without loading it")
-    .option("--model <folder>", "the same")
+    .argument("[model]", "a model that is on this machine, to look at without loading it")
+    .option("--model <model>", "the same")
     .option("--device <name>", "auto, cpu, or cuda: fail when no GPU can be used", "auto")
     .option("--json", "print JSON")
     .action((model: string | undefined, flags: DoctorFlags, command: Command) =>
@@ -60,8 +58,7 @@ export function doctorCommand(name: string): Command {
 async function doctor(model: string | undefined, { device, json }: DoctorFlags): Promise<void> {
   if (!["auto", "cpu", "cuda"].includes(device))
     throw new ConfigError("device", `device must be one of auto, cuda, cpu, not "${device}"`);
-  const path = model && (findLocalModel(model) ?? model);
-  if (path !== undefined && !existsSync(path)) throw new ModelNotFoundError(path, `${path} does not exist`);
+  const path = model && modelOnDisk(model);
   let refusal: unknown;
   const diagnosis = await diagnose(path, (error) => {
     refusal = error;
@@ -73,8 +70,7 @@ async function doctor(model: string | undefined, { device, json }: DoctorFlags):
 }
 
 async function diagnose(model: string | undefined, onProblem: (error: unknown) => void): Promise<Diagnosis> {
-  const cuda = inspectCuda();
-  const problem = cudaProblem();
+  const cuda = diagnoseCuda();
   const [gpu] = cuda.gpus;
   return {
     octavo: version,
@@ -83,17 +79,13 @@ async function diagnose(model: string | undefined, onProblem: (error: unknown) =
     cpuCores: availableParallelism(),
     memory: totalmem(),
     cpu: await diagnoseCpu(),
-    cuda: { ...cuda, ...(problem !== undefined && { problem }) },
+    cuda,
     auto: gpu
       ? { device: "cuda", reason: `GPU 0 is ${gpu.name}` }
       : { device: "cpu", reason: "no GPU was found" },
-    folders: { models: getHFHubCachePath(), kernels: cacheFolder("kernels") },
+    folders: { models: hubCacheFolder(), kernels: cacheFolder("kernels") },
     ...(model !== undefined && {
-      model: await diagnoseModel(
-        model,
-        cuda.gpus.map(({ ordinal, totalMemory }) => ({ name: `GPU ${ordinal}`, bytes: totalMemory })),
-        onProblem,
-      ),
+      model: await diagnoseModel(model, gpuMemories(cuda.gpus), onProblem),
     }),
   };
 }
@@ -116,52 +108,26 @@ function describeCpu(cpu: Diagnosis["cpu"], weights: number | undefined): string
   return `${threads} threads read memory at ${(bandwidth / 1e9).toFixed(1)} GB/s: one stream of ${ofWhat} writes ${most} tokens/s at most`;
 }
 
-function cudaProblem(): string | undefined {
-  try {
-    openCuda();
-    return undefined;
-  } catch (error) {
-    return messageOf(error);
-  }
-}
-
 function describe({ cpu, cuda, auto, folders, model, ...machine }: Diagnosis): string {
   const { octavo, bun, os, cpuCores, memory } = machine;
-  const gpus = cuda.gpus.map(
-    ({ ordinal, name, computeCapability, totalMemory, multiprocessors, reaches }) => {
-      const size = `${formatBytes(totalMemory)}, ${multiprocessors} SMs`;
-      const reached = cuda.gpus.length === 1 ? "" : `, reaches ${reaches.join(", ") || "no other GPU"}`;
-      return line(`GPU ${ordinal}`, `${name}, compute capability ${computeCapability}, ${size}${reached}`);
-    },
-  );
-  const libraries = cuda.libraries.map(({ name, path, version, source, problem }) =>
-    line(name, problem ?? `${version}  ${path}  (${source})`),
-  );
-  const usable = cuda.problem === undefined ? "usable" : `not usable: ${cuda.problem}`;
   return [
     `Octavo ${octavo}, Bun ${bun}, ${os}, ${cpuCores} CPU cores, ${formatBytes(memory)}`,
     "",
     "CUDA",
-    line("driver", cuda.driverVersion ? `for CUDA up to ${cuda.driverVersion}` : "none"),
-    ...(gpus.length > 0 ? gpus : [line("GPUs", "none")]),
-    ...libraries,
+    titledLines(describeCuda(cuda)),
     "",
     "Devices",
-    line("cpu", describeCpu(cpu, model?.weights?.bytes)),
-    line("cuda", usable),
-    line("auto", `${auto.device}, because ${auto.reason}`),
+    titledLines([
+      ["cpu", describeCpu(cpu, model?.weights?.bytes)],
+      ["cuda", cuda.problem === undefined ? "usable" : `not usable: ${cuda.problem}`],
+      ["auto", `${auto.device}, because ${auto.reason}`],
+    ]),
     "",
     "Folders",
-    line("models", folders.models),
-    line("kernels", folders.kernels),
-    ...(model
-      ? ["", "Model", ...describeModel(model, memory).map(([title, text]) => line(title, text))]
-      : []),
+    titledLines([
+      ["models", folders.models],
+      ["kernels", folders.kernels],
+    ]),
+    ...(model ? ["", "Model", titledLines(describeModel(model, memory))] : []),
   ].join("\n");
-}
-
-/** Wrapped to about 100 columns. */
-function line(title: string, text: string): string {
-  const rows = text.match(/\S.{0,84}(?=\s|$)|\S+/g) ?? [];
-  return `  ${title.padEnd(10)}${rows.join(`\n${" ".repeat(12)}`)}`;
 }

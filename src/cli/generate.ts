@@ -9,7 +9,8 @@ import { ProgressBar } from "./progress.ts";
 import { DEFAULT_PROMPT, readPrompts } from "./prompts.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
 
-const DEFAULT_MAX_TOKENS = 256;
+/** Longest output of a command that continues texts, unless told. */
+export const DEFAULT_MAX_TOKENS = 256;
 
 interface GenerateFlags {
   readonly model?: string;

@@ -1,10 +1,11 @@
 import { formatBytes } from "../base/bytes.ts";
 import { messageOf } from "../base/errors.ts";
 import { describeWeights } from "../base/weight-summary.ts";
+import type { CudaReport } from "../cuda/cuda-report.ts";
 import { fitOf, inspectModel, type ModelFit, type ModelReport } from "../llm/inspect-model.ts";
 
-/** Memory of GPUs that a model is held against where there are none. */
-const USUAL_BYTES = [24, 80].map((gib) => gib * 2 ** 30);
+/** GPUs that a model is held against where there are none. */
+export const USUAL_GPUS: readonly GpuMemory[] = [24, 80].map((gib) => gpuOf(gib * 2 ** 30));
 /** Default of `gpuMemoryUtilization`. */
 const UTILIZATION = 0.9;
 
@@ -12,6 +13,16 @@ const UTILIZATION = 0.9;
 export interface GpuMemory {
   readonly name: string;
   readonly bytes: number;
+}
+
+/** A GPU that may be anywhere. */
+export function gpuOf(bytes: number): GpuMemory {
+  return { name: `a GPU of ${formatBytes(bytes)}`, bytes };
+}
+
+/** The memory of this machine's GPUs, by name. */
+export function gpuMemories(gpus: CudaReport["gpus"]): readonly GpuMemory[] {
+  return gpus.map(({ ordinal, totalMemory }) => ({ name: `GPU ${ordinal}`, bytes: totalMemory }));
 }
 
 /** The findings about a model. */
@@ -34,8 +45,7 @@ export async function diagnoseModel(
 ): Promise<ModelDiagnosis> {
   try {
     const report = await inspectModel(path);
-    const usual = USUAL_BYTES.map((bytes) => ({ name: `a GPU of ${formatBytes(bytes)}`, bytes }));
-    const fits = (gpus.length > 0 ? gpus : usual).map((gpu) => ({
+    const fits = (gpus.length > 0 ? gpus : USUAL_GPUS).map((gpu) => ({
       ...gpu,
       ...fitOf(path, report, gpu.bytes, UTILIZATION),
     }));
@@ -79,7 +89,7 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
   ];
 }
 
-function describeFit({ ranks, kvTokens }: ModelFit): string {
+export function describeFit({ ranks, kvTokens }: ModelFit): string {
   if (ranks === undefined) return "does not hold it, nor do 8";
   const room = `with room for about ${kvTokens} tokens of all sequences together`;
   return ranks === 1

@@ -33,6 +33,31 @@ export async function readPrompts(
   return lines;
 }
 
+/**
+ * The text of a command that continues one: its words, or what is piped in, without the line break at its end.
+ * @throws ConfigError where there is neither
+ */
+export async function readText(words: readonly string[]): Promise<string> {
+  if (words.length > 0) return words.join(" ");
+  const piped = isPiped(0) ? ((await readPiped(Bun.stdin.stream(), PIPE_PATIENCE_MS)) ?? "") : "";
+  if (piped === "")
+    throw new ConfigError("prompt", "there is no text to continue: give a prompt, or pipe one in");
+  return piped.replace(/\r?\n$/, "");
+}
+
+/**
+ * The one message of a command that may have a conversation instead: its words, then what is piped in. Undefined where there is
+ * neither, and a terminal to talk in.
+ * @throws ConfigError where there is no terminal either
+ */
+export async function readMessage(words: readonly string[]): Promise<string | undefined> {
+  const piped = isPiped(0) ? await readPiped(Bun.stdin.stream(), PIPE_PATIENCE_MS) : "";
+  const message = [words.join(" "), piped?.trim() ?? ""].filter((part) => part !== "").join("\n\n");
+  if (message !== "") return message;
+  if (process.stdin.isTTY) return undefined;
+  throw new ConfigError("prompt", "there is no message: give a prompt, or pipe one in");
+}
+
 /** True for a descriptor that is open, and a pipe, socket or regular file rather than a terminal or /dev/null. */
 function isPiped(descriptor: number): boolean {
   try {

@@ -14,6 +14,14 @@ import { cacheFolder } from "../base/cache-folder.ts";
 import { ModelNotFoundError, messageOf } from "../base/errors.ts";
 import { isCompiled, programFile } from "../base/program-file.ts";
 
+/** The name of the model that ships with Octavo, unless a folder of this name is at hand. */
+export const EMBEDDED_NAME = "tiny-stories";
+
+/** True for the name of the embedded model, and for none. */
+export function isEmbedded(model: string | undefined): boolean {
+  return model === undefined || (model === EMBEDDED_NAME && !existsSync(model));
+}
+
 /**
  * The folder of the model that ships with Octavo. Weights are read through descriptors, which the files inside a compiled program do
  * not have: there it is unpacked once, into the cache or, where that cannot be written, into the folder of temporary files.

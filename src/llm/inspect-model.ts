@@ -1,4 +1,5 @@
 import { headShape } from "../backend/cuda/ops/head-shape.ts";
+import { type EngineOptions, resolveEngineConfig } from "../base/config.ts";
 import { ConfigError, messageOf } from "../base/errors.ts";
 import { MAX_RANKS } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
@@ -17,6 +18,7 @@ import { summaryOf } from "../models/weight-summary.ts";
 import { kvBlockBytes } from "../runner/kv-cache.ts";
 import { estimatedPool } from "../runner/kv-plan.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { onlineFormOf } from "./load-part.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
 
 /** Tokens without which a model that fits is of no use, but for models of shorter contexts. */
@@ -43,6 +45,9 @@ export interface ModelReport {
   readonly tokenizerProblem?: string | undefined;
 }
 
+/** Settings of the engine that change how much memory a model takes; see `EngineOptions`. */
+export type SizeOptions = Pick<EngineOptions, "quantization" | "quantizeLmHead" | "kvCacheDtype">;
+
 /** The room that GPUs of one size have for a model. */
 export interface ModelFit {
   /** The fewest GPUs that hold it, dividing it; undefined: 8 do not. */
@@ -53,15 +58,20 @@ export interface ModelFit {
 
 /**
  * What a model folder or a GGUF file holds, and that it can be loaded: all tensors are there. No weights are read.
- * @throws ModelNotFoundError, ModelDataError or UnsupportedModelError as loading it would
+ * @throws ModelNotFoundError, ModelDataError, UnsupportedModelError or ConfigError as loading it would
  */
-export async function inspectModel(folder: string): Promise<ModelReport> {
+export async function inspectModel(folder: string, options: SizeOptions = {}): Promise<ModelReport> {
+  const { quantization, quantizeLmHead, kvCacheDtype } = resolveEngineConfig(options);
   const config = readModelConfig(folder);
   const dtype = config.dtype === "float16" ? "float16" : "bfloat16";
   using checkpoint = Checkpoint.open(folder);
   const { gptqZeros } = config.quantisation ?? {};
   const definition = defineModel(config, {
-    scheme: new StoredScheme(directoryOf(checkpoint), { gptqZeros }),
+    scheme: new StoredScheme(directoryOf(checkpoint), {
+      gptqZeros,
+      online: onlineFormOf(quantization, config.quantisation),
+      quantiseHead: quantizeLmHead,
+    }),
   });
   checkCheckpoint(checkpoint, definition.parameters, [...definition.ignored, ...CALIBRATION_TENSORS]);
   const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
@@ -72,16 +82,29 @@ export async function inspectModel(folder: string): Promise<ModelReport> {
     weights: { ...summaryOf(definition, dtype), skipped: skippedTensors(checkpoint, config) },
     cpuBytes: summaryOf(definition, "float32", onCpu).bytes,
     maxTokens: config.maxPositionEmbeddings,
-    kvBytesPerToken: kvBlockBytes({ ...definition.kvHeads, blockSize: 1, kvDtype: dtype }),
+    kvBytesPerToken: kvBlockBytes({
+      ...definition.kvHeads,
+      blockSize: 1,
+      kvDtype: kvCacheDtype === "auto" ? dtype : "float8_e4m3",
+    }),
     cudaProblem: await problemOf(() => headShape(config, 16, dtype)),
     tokenizerProblem: await problemOf(() => Tokenizer.load(folder)),
   };
 }
 
-/** The GPUs of `memory` bytes that hold a model with room for a context worth having, and for how many tokens. */
-export function fitOf(folder: string, report: ModelReport, memory: number, utilization: number): ModelFit {
+/**
+ * The GPUs of `memory` bytes that hold a model with room for a context worth having, and for how many tokens.
+ * @param fewest GPUs that are asked about
+ */
+export function fitOf(
+  folder: string,
+  report: ModelReport,
+  memory: number,
+  utilization: number,
+  fewest = 1,
+): ModelFit {
   const config = readModelConfig(folder);
-  for (let ranks = 1; ranks <= MAX_RANKS; ranks++) {
+  for (let ranks = fewest; ranks <= MAX_RANKS; ranks++) {
     if (!isDivisible(config, ranks)) continue;
     const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
     const kvTokens = Math.floor(pool / (report.kvBytesPerToken / Math.min(ranks, config.numKvHeads)));

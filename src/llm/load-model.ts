@@ -19,7 +19,7 @@ import { createPromptEncoder, loadTokenizer } from "../tokenizer/load-text.ts";
 import type { PromptEncoder } from "../tokenizer/prompt-encoder.ts";
 import { packTokens } from "../tokenizer/token-table.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
-import { embeddedModel } from "./embedded-model.ts";
+import { EMBEDDED_NAME, embeddedModel, isEmbedded } from "./embedded-model.ts";
 import { loadPart, type PartSource } from "./load-part.ts";
 import { createBackend, type OpenBackend } from "./open-backend.ts";
 import { RankThreads } from "./rank-threads.ts";
@@ -83,7 +83,7 @@ export async function loadModel(
   const report = (phase: LoadProgress["phase"]) => (loadedBytes: number, totalBytes: number) =>
     onProgress?.({ phase, loadedBytes, totalBytes });
   const folder =
-    model === undefined
+    model === undefined || isEmbedded(model)
       ? embeddedModel()
       : await resolveModel(model, {
           revision: config.revision,
@@ -131,7 +131,7 @@ export async function loadModel(
     });
     return {
       ...{ modelConfig, tokenizer, encoder, engine },
-      name: model ?? "tiny-stories",
+      name: model ?? EMBEDDED_NAME,
       device: backend.name,
       dtype: backend.activationDtype,
       weights,

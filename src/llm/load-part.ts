@@ -167,7 +167,7 @@ async function loadFolder(
  * The form in which floats are quantised while they are loaded; undefined: not at all.
  * @throws ConfigError for a checkpoint that is quantised in another way, or not at all
  */
-function onlineFormOf(
+export function onlineFormOf(
   quantization: EngineConfig["quantization"],
   stored: ModelConfig["quantisation"],
 ): OnlineFloat8 | undefined {

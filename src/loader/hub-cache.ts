@@ -15,7 +15,7 @@ export const COMMIT = /^[0-9a-f]{40}$/;
 
 /** One model in a cache folder laid out as Python's huggingface_hub does: blobs, snapshots of links to them, refs. */
 export class HubCache {
-  private readonly folder: string;
+  readonly folder: string;
 
   /** @param model `org/name`. */
   constructor(root: string, model: string) {

@@ -6,6 +6,7 @@ import { findModelFile } from "../base/model-file.ts";
 import { hasGgufMagic } from "../gguf/gguf-file.ts";
 import { isLaterPart } from "../gguf/gguf-model.ts";
 import type { ResolveModelOptions } from "./hub.ts";
+import { isHubId } from "./hub-id.ts";
 
 /**
  * The local folder or GGUF file of a model: as `findLocalModel`, else the snapshot of a Hugging Face model, see
@@ -17,7 +18,7 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
   if (local !== undefined) return local;
   if (/^(?:\.{0,2}\/|~|\.{1,2}$)|\.gguf$/.test(model))
     throw new ModelNotFoundError(model, `${model} does not exist; expected a model folder or a GGUF file`);
-  if (!/^(?:\w[\w.-]{0,95})\/(?:\w[\w.-]{0,95})$/.test(model) || /--|\.\.|[.-](?:$|\/)/.test(model))
+  if (!isHubId(model))
     throw new ModelNotFoundError(
       model,
       `${JSON.stringify(model)} is neither a folder, a GGUF file nor a Hugging Face id (org/name)`,

@@ -1,0 +1,134 @@
+import { totalmem } from "node:os";
+import type { Command } from "commander";
+import { formatBytes } from "../base/bytes.ts";
+import { describeWeights } from "../base/weight-summary.ts";
+import { inspectCuda } from "../cuda/cuda-report.ts";
+import { EMBEDDED_NAME } from "../llm/embedded-model.ts";
+import { fitOf, inspectModel, type SizeOptions } from "../llm/inspect-model.ts";
+import { createCommand } from "./command.ts";
+import { describeCuda, diagnoseCuda } from "./cuda-diagnosis.ts";
+import { ENGINE_FLAGS } from "./engine-flags.ts";
+import { addFlags, givenFlags } from "./flag-table.ts";
+import { countValue, numberValue, quantityValue } from "./flag-values.ts";
+import {
+  describeFit,
+  describeModel,
+  diagnoseModel,
+  type GpuMemory,
+  gpuMemories,
+  gpuOf,
+  USUAL_GPUS,
+} from "./model-diagnosis.ts";
+import { modelOnDisk } from "./model-on-disk.ts";
+import { titledLines } from "./titled-lines.ts";
+
+const MODEL = "model folder, GGUF file or id of a downloaded model (default: the embedded model)";
+
+/** `inspect`: models and GPUs, without loading anything. */
+export function inspectCommand(name: string): Command {
+  return createCommand(name)
+    .description("Shows what is known of a model or a GPU without loading anything.")
+    .addCommand(modelCommand())
+    .addCommand(gpuCommand())
+    .addCommand(estimateCommand());
+}
+
+interface JsonFlag {
+  readonly json?: true;
+}
+
+function modelCommand(): Command {
+  return createCommand("model", [
+    "octavo inspect model Qwen/Qwen3-0.6B",
+    "octavo inspect model ./model.gguf --json",
+  ])
+    .description("A model's architecture, weights, context and tokenizer, and whether it would run here.")
+    .argument("[model]", MODEL)
+    .option("--json", "print JSON")
+    .action(async (model: string | undefined, { json }: JsonFlag) => {
+      let refusal: unknown;
+      const found = await diagnoseModel(
+        modelOnDisk(model ?? EMBEDDED_NAME),
+        gpuMemories(inspectCuda().gpus),
+        (error) => {
+          refusal = error;
+        },
+      );
+      console.log(json ? JSON.stringify(found, null, 2) : titledLines(describeModel(found, totalmem())));
+      if (refusal !== undefined) throw refusal;
+    });
+}
+
+function gpuCommand(): Command {
+  return createCommand("gpu", ["octavo inspect gpu", "octavo inspect gpu --json"])
+    .description("The GPUs and the libraries that drive them; octavo doctor shows the rest of the machine.")
+    .option("--json", "print JSON")
+    .action(({ json }: JsonFlag) => {
+      const found = diagnoseCuda();
+      const usable = [
+        "cuda",
+        found.problem === undefined ? "usable" : `not usable: ${found.problem}`,
+      ] as const;
+      console.log(json ? JSON.stringify(found, null, 2) : titledLines([...describeCuda(found), usable]));
+    });
+}
+
+interface EstimateFlags extends JsonFlag {
+  readonly memory?: readonly GpuMemory[];
+  readonly gpuMemoryUtilization: number;
+  readonly tensorParallelSize: number;
+  readonly maxModelLen?: number;
+}
+
+function estimateCommand(): Command {
+  const { quantization, quantizeLmHead, kvCacheDtype } = ENGINE_FLAGS;
+  const sizes = { quantization, quantizeLmHead, kvCacheDtype };
+  const command = createCommand("estimate", [
+    "octavo inspect estimate Qwen/Qwen3-8B --memory 24G --max-model-len 8k",
+    "octavo inspect estimate Qwen/Qwen3-8B --quantization fp8 --kv-cache-dtype fp8",
+  ])
+    .description("How many GPUs a model needs, and how much context fits beside its weights.")
+    .argument("[model]", MODEL)
+    .option(
+      "--memory <bytes>",
+      "memory of a GPU, as 24G; repeatable (default: the GPUs here, else 24 and 80 GiB)",
+      (text: string, previous: readonly GpuMemory[] = []) => [...previous, gpuOf(quantityValue(text))],
+    )
+    .option("--gpu-memory-utilization <share>", "share of the GPU's memory", numberValue, 0.9)
+    .option("--tensor-parallel-size <count>", "GPUs at least; -tp for short", countValue, 1)
+    .option(
+      "--max-model-len <tokens>",
+      "prompt plus output of one sequence (default: the model's)",
+      quantityValue,
+    )
+    .option("--json", "print JSON");
+  addFlags(command, "Sizes:", sizes);
+  return command.action((model: string | undefined, flags: EstimateFlags) =>
+    estimate(modelOnDisk(model ?? EMBEDDED_NAME), flags, givenFlags<SizeOptions>(command, sizes)),
+  );
+}
+
+async function estimate(path: string, flags: EstimateFlags, sizes: SizeOptions): Promise<void> {
+  const report = await inspectModel(path, sizes);
+  const { weights, kvBytesPerToken } = report;
+  const sequenceTokens = flags.maxModelLen ?? report.maxTokens;
+  const here = gpuMemories(inspectCuda().gpus);
+  const gpus = (flags.memory ?? (here.length > 0 ? here : USUAL_GPUS)).map((gpu) => {
+    const fit = fitOf(path, report, gpu.bytes, flags.gpuMemoryUtilization, flags.tensorParallelSize);
+    return { ...gpu, ...fit, sequences: Math.floor(fit.kvTokens / sequenceTokens) };
+  });
+  if (flags.json)
+    return console.log(JSON.stringify({ path, weights, kvBytesPerToken, sequenceTokens, gpus }, null, 2));
+  console.log(
+    titledLines([
+      ["path", path],
+      ["weights", describeWeights(weights)],
+      ["token", `${formatBytes(kvBytesPerToken)} of KV cache`],
+      ["sequence", `${formatBytes(kvBytesPerToken * sequenceTokens)} for ${sequenceTokens} tokens`],
+      ...gpus.map((gpu) => {
+        const full = gpu.ranks === undefined ? "" : `: ${gpu.sequences} sequences of that length`;
+        return ["gpu", `${gpu.name} ${describeFit(gpu)}${full}`] as const;
+      }),
+    ]),
+  );
+}
