@@ -278,6 +278,7 @@ export class Engine {
       const sequence = sequences[i]!;
       sequence.inFlight--;
       if (sequence.status === "finished") this.#scheduler.drain(sequence);
+      else if (result && sequence.isHeld) this.#scheduler.putBack(sequence);
       else if (result) this.#accept(sequence, batch.rows[i]!, i, result, now);
     }
     if (!result) this.#fail(failure, sequences);

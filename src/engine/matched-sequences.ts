@@ -9,12 +9,15 @@ import type { MatcherSource, TokenMatcher } from "./token-matcher.ts";
 /** The unfinished sequences whose tokens a matcher limits. */
 export class MatchedSequences {
   readonly #sequences = new Set<Sequence>();
+  readonly #nothing: Uint32Array;
 
   constructor(
     private readonly source: MatcherSource | undefined,
     private readonly eosTokenIds: Iterable<number>,
     private readonly vocabSize: number,
-  ) {}
+  ) {
+    this.#nothing = new Uint32Array(Math.ceil(vocabSize / 32));
+  }
 
   /** A matcher for a completion of the request; undefined if nothing limits its tokens. */
   open({ grammar, markers, thinking, sampling }: EngineRequest): TokenMatcher | undefined {
@@ -73,11 +76,14 @@ export class MatchedSequences {
     await this.source?.changed();
   }
 
-  /** The masks of a step's rows, of those whose sequences are unfinished. */
+  /** The masks of a step's rows, of those whose sequences are unfinished. Where it has not come, the row is held: it draws nothing. */
   masksOf({ batch, sequences }: ScheduledStep): readonly RowMask[] {
     return batch.rows.flatMap(({ masked }, row) => {
-      const { matcher, status } = sequences[row]!;
-      return masked && status !== "finished" ? [{ row, mask: matcher!.mask }] : [];
+      const sequence = sequences[row]!;
+      if (!masked || sequence.status === "finished") return [];
+      const { isPending, mask } = sequence.matcher!;
+      sequence.isHeld = isPending;
+      return [{ row, mask: isPending ? this.#nothing : mask }];
     });
   }
 }

@@ -192,7 +192,8 @@ export class Scheduler {
   #makeRoom(idle: boolean): boolean {
     while (this.#blocksNeeded(0) > this.#blocks.numFree) {
       if (!idle) return false;
-      this.#preempt(this.running.last!);
+      this.putBack(this.running.last!);
+      this.numPreemptions++;
     }
     return true;
   }
@@ -218,15 +219,17 @@ export class Scheduler {
     return needed;
   }
 
-  #preempt(sequence: Sequence): void {
-    invariant(sequence.inFlight === 0, "a sequence in flight is preempted");
+  /** Takes the slot and the blocks of a running sequence without a row in flight; what it had drawn is forgotten, but for known tokens. */
+  putBack(sequence: Sequence): void {
+    invariant(sequence.inFlight === 0, "a sequence in flight is put back");
     this.running.remove(sequence);
     this.#release(sequence);
     sequence.numScheduledTokens = 0;
     sequence.numComputedTokens = 0;
+    sequence.maxPendingTokens = 0;
+    sequence.isHeld = false;
     sequence.status = "waiting";
     this.waiting.insertFromFront(sequence);
-    this.numPreemptions++;
   }
 
   #release(sequence: Sequence): void {

@@ -58,6 +58,8 @@ export class Sequence {
   numComputedTokens = 0;
   /** Steps launched and not collected that compute a row of this sequence. */
   inFlight = 0;
+  /** Its row in flight, the only one, draws nothing, as its mask had not come: the sequence is to be computed again when it has. */
+  isHeld = false;
   slot = -1;
   /** The KV blocks in order of position, held from `firstBlock` on: no token to come sees those before. */
   readonly blockTable: number[] = [];
@@ -101,6 +103,7 @@ export class Sequence {
   /** Which tokens may be drawn next is not known, and will not be soon. */
   get awaitsMask(): boolean {
     const { matcher } = this;
+    if (this.isHeld) return true;
     return matcher?.isSlow === true && (matcher.isPending || this.maxPendingTokens > 0);
   }
 

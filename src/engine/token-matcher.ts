@@ -30,7 +30,7 @@ export interface MatcherSource {
   }): TokenMatcher;
   /** Asks about the tokens that matchers have accepted. */
   flush(): void;
-  /** Waits until no matcher is pending that is not slow. One that it waits for too long fails. */
+  /** Waits until no matcher is pending that is not slow, or for so long that those that still are have become slow. */
   settle(): void;
   /** Resolves when some matcher may not be pending any more. */
   changed(): Promise<void>;

@@ -5,6 +5,7 @@ import type { PackedTokens } from "../tokenizer/token-table.ts";
 import {
   AnswerState,
   MatcherMemory,
+  STAGE_WORDS,
   type StageMessage,
   type StageReply,
   StageWord,
@@ -29,10 +30,12 @@ const LATE_SHARE = 0.05;
 const [LEAST_LATE_MS, MOST_LATE_MS] = [1, 10];
 /** Tokens of a matcher that was late for which nobody waits. */
 const LATE_TOKENS = 4;
-/** Longest that a step waits for a mask, in milliseconds. */
-const MAX_WAIT_MS = 1000;
+/** Longest that a step waits for masks, in milliseconds: in a Worker that compiles another grammar they take as long as that does. */
+const MAX_WAIT_MS = 50;
 /** Longest that the Worker may be busy with one matcher, in milliseconds. */
 const MAX_BUSY_MS = 15_000;
+/** Times that it is looked for answers in that time. */
+const LOOKS = 8;
 
 export interface GrammarStageOptions {
   readonly worker?: URL;
@@ -54,14 +57,18 @@ export class GrammarStage {
   readonly #worker: URL;
   readonly #maxBusyMs: number;
   readonly #onChange: () => void;
-  readonly #shared = new Int32Array(new SharedArrayBuffer(8));
+  #shared = new Int32Array(new SharedArrayBuffer(4 * STAGE_WORDS));
   #link: WorkerLink<StageMessage, StageReply> | undefined;
   #changed = Promise.withResolvers<void>();
   #timer: Timer | undefined;
+  /** The number of answers when it was last looked at, and the time when it last changed. */
+  #watched = 0;
   #lastAnswer = 0;
+  /** The number of answers that somebody has been told of by `changed`. */
+  #heard = 0;
   #lastSettled = 0;
   #nextId = 1;
-  #accepted: number[] = [];
+  #hasTold = false;
 
   constructor(
     private readonly tokens: () => PackedTokens,
@@ -82,30 +89,32 @@ export class GrammarStage {
   open(init: MatcherInit): Matcher {
     const id = this.#nextId++;
     const matcher = new Matcher(id, init, MatcherMemory.allocate(this.vocabSize), {
-      accepted: (token) => this.#accept(id, token),
+      accepted: () => {
+        this.#hasTold = true;
+      },
       disposed: () => this.#close(id),
     });
     this.#live.set(id, matcher);
     this.#link ??= this.#start();
-    this.#link.post(openMessage(matcher));
+    this.#post(openMessage(matcher));
     this.#watch();
     return matcher;
   }
 
   /** Sends the tokens that matchers have been told of since the last time. */
   flush(): void {
-    if (this.#accepted.length === 0) return;
-    this.#link?.post({ type: "accept", pairs: Int32Array.from(this.#accepted) });
-    this.#accepted = [];
+    if (!this.#hasTold) return;
+    this.#hasTold = false;
+    this.#ringBell();
     this.#watch();
   }
 
   /**
-   * Waits for the masks that follow accepted tokens, of all matchers that are not slow. Blocks the thread. One whose mask is late
-   * is slow for a while; one that makes a step wait for a second fails.
+   * Waits for the masks that follow accepted tokens, of all matchers that are not slow. Blocks the thread, but not for long: a
+   * matcher whose mask is late is slow for a while, and one whose mask does not come stays pending.
+   * @param now the time from which on it is waited
    */
-  settle(): void {
-    const now = performance.now();
+  settle(now = performance.now()): void {
     const late =
       now + Math.min(Math.max(LATE_SHARE * (now - this.#lastSettled), LEAST_LATE_MS), MOST_LATE_MS);
     this.#lastSettled = now;
@@ -116,15 +125,21 @@ export class GrammarStage {
         const time = performance.now();
         if (time >= late) matcher.late();
         const left = now + MAX_WAIT_MS - time;
-        if (left <= 0) matcher.fail(new GrammarTooComplexError(PARAM, TOO_SLOW));
-        else Atomics.wait(this.#shared, StageWord.answers, seen, time < late ? late - time : left);
+        if (left <= 0) break;
+        Atomics.wait(this.#shared, StageWord.answers, seen, time < late ? late - time : left);
       }
     }
   }
 
   /** Resolves when some matcher may have been answered. */
   changed(): Promise<void> {
-    return this.#changed.promise;
+    const { promise } = this.#changed;
+    Atomics.store(this.#shared, StageWord.listens, 1);
+    // Those that came before the Worker could know that somebody listens.
+    const answers = Atomics.load(this.#shared, StageWord.answers);
+    if (answers !== this.#heard) this.#ring();
+    this.#heard = answers;
+    return promise;
   }
 
   /** Ends the Worker. Matchers are not answered any more. Safe to call twice. */
@@ -140,7 +155,6 @@ export class GrammarStage {
   #start(): WorkerLink<StageMessage, StageReply> {
     const link = new WorkerLink<StageMessage, StageReply>(this.#worker, { keepsAlive: false });
     link.onMessage = (reply) => {
-      this.#lastAnswer = performance.now();
       if (reply.type === "aborted") this.#restart(reply.id, new GrammarTooComplexError(PARAM, ABORTED));
       else this.#ring();
     };
@@ -151,36 +165,43 @@ export class GrammarStage {
         new RequestFailedError(message, "grammar_failed"),
       );
     };
-    Atomics.store(this.#shared, StageWord.current, 0);
+    // Memory of its own: the Worker that is ending may still write to the old.
+    this.#shared = new Int32Array(new SharedArrayBuffer(4 * STAGE_WORDS));
+    [this.#watched, this.#heard] = [0, 0];
+    this.#lastAnswer = performance.now();
     const shared = this.#shared.buffer as SharedArrayBuffer;
     link.post({ type: "vocabulary", tokens: this.tokens(), vocabSize: this.vocabSize, shared });
-    this.#lastAnswer = performance.now();
     return link;
   }
 
   /** Fails the matcher that the Worker was busy with, or all that wait, and makes the others again in a new Worker. */
   #restart(culprit: number, error: Error): void {
     void this.#link?.terminate();
-    this.#accepted = [];
     const culprits = this.#live.has(culprit) ? [this.#live.get(culprit)!] : [...this.#live.values()];
     for (const matcher of culprits) if (matcher.isPending) matcher.fail(error);
     const others = [...this.#live.values()].filter((matcher) => matcher.error === undefined);
     this.#link = others.length > 0 ? this.#start() : undefined;
     for (const matcher of others) {
-      // Memory of its own: the Worker that is ending may still write to the old.
       matcher.remake(MatcherMemory.allocate(this.vocabSize));
-      this.#link!.post(openMessage(matcher));
+      this.#post(openMessage(matcher));
     }
     this.#ring();
   }
 
-  #accept(id: number, token: number): void {
-    this.#accepted.push(id, token);
+  #close(id: number): void {
+    if (this.#live.delete(id)) this.#post({ type: "close", id });
   }
 
-  #close(id: number): void {
-    if (!this.#live.delete(id)) return;
-    this.#link?.post({ type: "close", id });
+  #post(message: StageMessage): void {
+    if (!this.#link) return;
+    this.#link.post(message);
+    Atomics.add(this.#shared, StageWord.messages, 1);
+    this.#ringBell();
+  }
+
+  #ringBell(): void {
+    Atomics.add(this.#shared, StageWord.bell, 1);
+    Atomics.notify(this.#shared, StageWord.bell);
   }
 
   #ring(): void {
@@ -197,8 +218,11 @@ export class GrammarStage {
       this.#timer = undefined;
       const isBusy = [...this.#live.values()].some(({ isPending }) => isPending);
       if (!isBusy) return;
+      const answers = Atomics.load(this.#shared, StageWord.answers);
+      if (answers !== this.#watched) this.#lastAnswer = performance.now();
+      this.#watched = answers;
       const left = this.#lastAnswer + this.#maxBusyMs - performance.now();
-      if (left > 0) this.#timer = unreferenced(setTimeout(look, left));
+      if (left > 0) this.#timer = unreferenced(setTimeout(look, Math.min(left, this.#maxBusyMs / LOOKS)));
       else {
         const message = "the grammar takes too long to be compiled or followed";
         this.#restart(
@@ -208,7 +232,7 @@ export class GrammarStage {
         this.#watch();
       }
     };
-    this.#timer = unreferenced(setTimeout(look, this.#maxBusyMs));
+    this.#timer = unreferenced(setTimeout(look, this.#maxBusyMs / LOOKS));
   }
 }
 
@@ -240,7 +264,7 @@ export class Matcher {
     readonly id: number,
     readonly init: MatcherInit,
     memory: MatcherMemory,
-    private readonly stage: { accepted(token: number): void; disposed(): void },
+    private readonly stage: { accepted(): void; disposed(): void },
   ) {
     this.memory = memory;
   }
@@ -278,10 +302,10 @@ export class Matcher {
     return this.memory.mask;
   }
 
-  /** The token that comes next. It is sent by the stage's `flush`. */
+  /** The token that comes next, after the answer to the one before. The stage's `flush` lets its Worker know. */
   accept(token: number): void {
-    this.tokens.push(token);
-    this.stage.accepted(token);
+    this.memory.tell(this.tokens.push(token), token);
+    this.stage.accepted();
   }
 
   /** Safe to call twice. */

@@ -2,12 +2,13 @@ import type { PackedTokens } from "../tokenizer/token-table.ts";
 import { GrammarStage, type GrammarStageOptions, type Matcher, type MatcherInit } from "./grammar-stage.ts";
 import { MAX_COMPILED } from "./stage-protocol.ts";
 
-/** Matchers that one stage has before another one is started. */
-const MATCHERS_EACH = 6;
+/** Matchers that one stage has before another one is started: their masks take a third of a millisecond, a vocabulary large. */
+const MATCHERS_EACH = 4;
 
 /**
  * Several stages, so that the masks of many matchers are made beside each other. A stage is started when the others have their
- * share of matchers; those of one grammar go to the stages that have compiled it, as long as these have no more than others.
+ * share of matchers; those of one grammar go to the stages that have compiled it, as long as these have no more than others. One
+ * that none has compiled goes where nobody has to wait for that, as long as there are stages to start.
  */
 export class GrammarStages {
   /** With the grammars that each has compiled, the one used last at the end. */
@@ -45,14 +46,17 @@ export class GrammarStages {
     for (const { stage } of this.#stages) stage.flush();
   }
 
-  /** Waits for masks as each of the stages does. */
+  /** Waits for masks as each of the stages does, all of them together no longer than one. */
   settle(): void {
-    for (const { stage } of this.#stages) stage.settle();
+    const now = performance.now();
+    for (const { stage } of this.#stages) stage.settle(now);
   }
 
   /** Resolves when some matcher may have been answered. */
   changed(): Promise<void> {
-    return this.#changed.promise;
+    const { promise } = this.#changed;
+    for (const { stage } of this.#stages) void stage.changed();
+    return promise;
   }
 
   /** Ends all stages. Safe to call twice. */
@@ -66,7 +70,7 @@ export class GrammarStages {
     const [least] = byLoad;
     const knowing = byLoad.find(({ grammars }) => grammars.has(grammar));
     if (knowing && knowing.stage.numLive < MATCHERS_EACH) return knowing;
-    if (least && least.stage.numLive < MATCHERS_EACH) return least;
+    if (least && least.stage.numLive < (knowing ? MATCHERS_EACH : 1)) return least;
     if (this.#stages.length < this.limit) return this.#start();
     return knowing && knowing.stage.numLive === least!.stage.numLive ? knowing : least!;
   }

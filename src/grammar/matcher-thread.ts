@@ -15,11 +15,13 @@ const SLOW_MS = 250;
 const MAX_SLOW = 4;
 
 interface Live {
+  readonly id: number;
   readonly matcher: GrammarMatcher;
   readonly memory: MatcherMemory;
   /** The request's own allowed tokens, or all of the vocabulary, as a mask: bits past the vocabulary mean nothing in xgrammar's. */
   readonly allowed: Uint32Array;
-  numAnswers: number;
+  /** Tokens that the matcher has been told of; there is one answer more. */
+  numTokens: number;
   numSlow: number;
 }
 
@@ -37,21 +39,29 @@ export class MatcherThread {
     this.#shared = new Int32Array(shared);
   }
 
+  /** There are matchers that may be told of tokens. */
+  get isLive(): boolean {
+    return this.#live.size > 0 && !this.#isAborted;
+  }
+
   async handle(message: Exclude<StageMessage, { type: "vocabulary" }>): Promise<void> {
     if (this.#isAborted) return;
     if (message.type === "open") await this.#work(message.id, () => this.#open(message));
-    else if (message.type === "close") {
+    else {
       this.#live.get(message.id)?.matcher.dispose();
       this.#live.delete(message.id);
-      return;
-    } else {
-      const { pairs } = message;
-      for (let i = 0; i < pairs.length && !this.#isAborted; i += 2) {
-        const live = this.#live.get(pairs[i]!);
-        if (live) await this.#work(pairs[i]!, () => this.#accept(live, pairs[i + 1]!));
-      }
     }
-    if (!this.#isAborted) this.post({ type: "answered" });
+  }
+
+  /** Answers the tokens that matchers have been told of. */
+  async takeTokens(): Promise<void> {
+    for (const live of this.#live.values()) {
+      if (this.#isAborted) return;
+      const { id, memory } = live;
+      if (memory.numTokens === live.numTokens) continue;
+      live.numTokens++;
+      await this.#work(id, () => this.#accept(live, memory.token));
+    }
   }
 
   async #work(id: number, run: () => Promise<void>): Promise<void> {
@@ -70,16 +80,12 @@ export class MatcherThread {
     const engine = await this.engines.of(markers);
     const matcher = await engine.matcher(grammar, stopTokenIds);
     const shared = new MatcherMemory(memory);
-    const allowed = maskOf(allowedTokenIds ?? Array(this.engines.vocabSize).keys(), shared.mask.length);
+    const allowed = allowedTokenIds
+      ? maskOf(allowedTokenIds, shared.mask.length)
+      : maskOfAll(this.engines.vocabSize);
     const { unusedToken } = engine;
     if (stopTokenIds.length === 0) allowed[unusedToken >>> 5]! &= ~(1 << (unusedToken & 31));
-    const live = {
-      matcher,
-      memory: shared,
-      allowed,
-      numAnswers: tokens.length,
-      numSlow: 0,
-    };
+    const live = { id, matcher, memory: shared, allowed, numTokens: tokens.length, numSlow: 0 };
     this.#live.set(id, live);
     if (tokens.every((token) => matcher.acceptToken(token))) await this.#fill(live);
     else this.#answer(live, AnswerState.refused);
@@ -103,9 +109,10 @@ export class MatcherThread {
   }
 
   #answer(live: Live, state: AnswerState): void {
-    live.memory.answer(++live.numAnswers, state);
+    live.memory.answer(live.numTokens + 1, state);
     Atomics.add(this.#shared, StageWord.answers, 1);
     Atomics.notify(this.#shared, StageWord.answers);
+    if (Atomics.exchange(this.#shared, StageWord.listens, 0) === 1) this.post({ type: "answered" });
   }
 }
 
@@ -118,6 +125,13 @@ function intersect(out: Uint32Array, a: Int32Array, b: Uint32Array): boolean {
     any |= word;
   }
   return any === 0;
+}
+
+function maskOfAll(vocabSize: number): Uint32Array {
+  const mask = new Uint32Array(Math.ceil(vocabSize / 32)).fill(0xffffffff);
+  const rest = vocabSize % 32;
+  if (rest > 0) mask[mask.length - 1] = (1 << rest) - 1;
+  return mask;
 }
 
 function maskOf(tokenIds: Iterable<number>, words: number): Uint32Array {

@@ -3,7 +3,10 @@ import type { PackedTokens } from "../tokenizer/token-table.ts";
 /** Compiled grammars that a stage keeps for the next request that has the same. */
 export const MAX_COMPILED = 32;
 
-/** A message to the stage's Worker, which handles them in their order. */
+/**
+ * A message to the stage's Worker, which handles them in their order. Each is followed by the bell. What comes with every token goes
+ * through shared memory instead: a message costs either thread more than the mask of a short list of tokens.
+ */
 export type StageMessage =
   /** The first. */
   | {
@@ -15,8 +18,6 @@ export type StageMessage =
       readonly shared: SharedArrayBuffer;
     }
   | ({ readonly type: "open" } & MatcherMessage)
-  /** Pairs of a matcher's id and a token that has been drawn for it. */
-  | { readonly type: "accept"; readonly pairs: Int32Array }
   | { readonly type: "close"; readonly id: number };
 
 /** A matcher to be made, or made again. */
@@ -42,7 +43,16 @@ export const StageWord = {
   current: 0,
   /** Answers so far, modulo 2³²; whoever waits for one is notified. */
   answers: 1,
+  /** Rung once messages are posted and matchers are told of tokens: a number that changes. The Worker sleeps on it. */
+  bell: 2,
+  /** Messages posted so far. */
+  messages: 3,
+  /** 1: the next answer is also to be posted. The Worker sets it back. */
+  listens: 4,
 } as const;
+
+/** Words of that memory. */
+export const STAGE_WORDS = 5;
 
 export type StageReply =
   /** Some matchers have been answered: look into their memory. */
@@ -63,9 +73,13 @@ export const AnswerState = {
 } as const;
 export type AnswerState = (typeof AnswerState)[keyof typeof AnswerState];
 
-const HEADER_WORDS = 2;
+const HEADER_WORDS = 4;
+const Header = { numAnswers: 0, state: 1, numTokens: 2, token: 3 } as const;
 
-/** A matcher's answers, shared between the threads: how many there have been, the last one's state, and its mask. */
+/**
+ * A matcher's memory that the threads share: how many tokens there are, and the last one; how many answers there have been, the last
+ * one's state, and its mask. There is no next token before the one before has been answered.
+ */
 export class MatcherMemory {
   readonly #header: Int32Array;
   /** Bit t % 32 of word t / 32: token t may come next. Stable until the next token is accepted. */
@@ -81,16 +95,31 @@ export class MatcherMemory {
   }
 
   get numAnswers(): number {
-    return Atomics.load(this.#header, 0);
+    return Atomics.load(this.#header, Header.numAnswers);
   }
 
   get state(): AnswerState {
-    return Atomics.load(this.#header, 1) as AnswerState;
+    return Atomics.load(this.#header, Header.state) as AnswerState;
+  }
+
+  get numTokens(): number {
+    return Atomics.load(this.#header, Header.numTokens);
+  }
+
+  /** The last of the tokens. */
+  get token(): number {
+    return Atomics.load(this.#header, Header.token);
+  }
+
+  /** The stage's: there are so many tokens, of which this is the last. */
+  tell(numTokens: number, token: number): void {
+    Atomics.store(this.#header, Header.token, token);
+    Atomics.store(this.#header, Header.numTokens, numTokens);
   }
 
   /** The Worker's, once the mask is in place. */
   answer(number: number, state: AnswerState): void {
-    Atomics.store(this.#header, 1, state);
-    Atomics.store(this.#header, 0, number);
+    Atomics.store(this.#header, Header.state, state);
+    Atomics.store(this.#header, Header.numAnswers, number);
   }
 }

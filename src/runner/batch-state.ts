@@ -33,6 +33,8 @@ export interface BatchStateShape {
 export class BatchState {
   readonly slots: SlotTensors;
   readonly #maxBlocks: number;
+  /** By slot, the mask that the device has, where it is known. */
+  readonly #masks = new Map<number, Uint8Array>();
   /** By slot, the vacant one's included. */
   readonly #plain: boolean[];
 
@@ -82,9 +84,16 @@ export class BatchState {
     this.#updateBlockTables(blockTableUpdates);
   }
 
-  /** Sets the tokens that a masked slot may draw, as bits; they stay until they are set again. */
+  /** Sets the tokens that a masked slot may draw, as bits; they stay until they are set again. Within a string they mostly do. */
   allow(slot: number, mask: Uint32Array): void {
+    const bytes = new Uint8Array(mask.buffer, mask.byteOffset, mask.byteLength);
+    const known = this.#masks.get(slot);
+    if (known && Buffer.compare(known, bytes) === 0) return;
+    this.#masks.delete(slot);
     this.#put(this.slots.allowed, slot, mask);
+    const kept = known ?? new Uint8Array(bytes.length);
+    kept.set(bytes);
+    this.#masks.set(slot, kept);
   }
 
   /** Takes the memory that updates are uploaded to. */
@@ -105,7 +114,9 @@ export class BatchState {
     put(this.slots.params, record.params);
     if (record.edits) put(this.slots.edits, record.edits);
     if (record.badWords) put(this.slots.badWords, record.badWords);
-    if (record.allowed) put(this.slots.allowed, record.allowed);
+    if (!record.allowed) return;
+    this.#masks.delete(slot);
+    put(this.slots.allowed, record.allowed);
   }
 
   #put(table: Tensor, slot: number, data: Int32Array | Uint32Array): void {

@@ -22,7 +22,7 @@ function run(seed: number): Summary {
 
 test(`${RUNS} random loads give the reference's outputs and leave nothing behind`, () => {
   const counts = { requests: 0, steps: 0, preemptions: 0, prefixHits: 0, errors: 0, aborts: 0, died: 0 };
-  const total = { ...counts, drafts: 0, accepted: 0, ranks: 0, rankDied: 0 };
+  const total = { ...counts, drafts: 0, accepted: 0, late: 0, ranks: 0, rankDied: 0 };
   for (let seed = FIRST; seed < FIRST + RUNS; seed++) {
     const summary = run(seed);
     for (const key of Object.keys(total) as (keyof Summary)[]) total[key] += Number(summary[key]);

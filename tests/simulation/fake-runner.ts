@@ -1,3 +1,4 @@
+import { NotDrawn } from "../../src/base/not-drawn.ts";
 import type {
   LogprobRows,
   RowMask,
@@ -70,6 +71,8 @@ interface Step {
   /** The row whose last position becomes NaN under the fault "nan". */
   nanRow: number;
   done: boolean[];
+  /** Rows whose masks allow nothing. */
+  nothing: ReadonlySet<number>;
   /** What each row drew. */
   drawn: number[][];
   result: {
@@ -160,6 +163,7 @@ export class FakeRunner implements Runner {
     const step: Step = {
       ...{ batch, slots, blocks, starts, fault, nanRow: this.launched.length % rowCount },
       done: new Array(rowCount).fill(false),
+      nothing: new Set(),
       drawn: batch.rows.map(() => []),
       result: { logprobs: new Map(), promptLogprobs: new Map(), logits: new Map(), states: new Map() },
     };
@@ -182,6 +186,7 @@ export class FakeRunner implements Runner {
     for (const { row } of masks) this.#check(step.batch.rows[row]?.masked === true, `row ${row} has a mask`);
     this.#awaitsMasks = false;
     this.masks.push(masks);
+    step.nothing = new Set(masks.flatMap(({ row, mask }) => (mask.some((word) => word > 0) ? [] : [row])));
     if (step.fault === "draw") {
       this.#inFlight.pop();
       for (const slot of step.slots) this.victims.add(slot.sampling.seed);
@@ -377,6 +382,10 @@ export class FakeRunner implements Runner {
       result.logits.set(index, Float32Array.from(logits));
     }
     if (!row.sample) return;
+    if (step.nothing.has(index)) {
+      step.drawn[index] = [NotDrawn.nothingAllowed];
+      return;
+    }
     const drawn = this.#verify(slot, drafts, history, compute);
     step.drawn[index] = drawn;
     const from = history.digests.slice(count - drafts - 1 + start).slice(0, drawn.length);

@@ -22,9 +22,11 @@ class SimMatcher implements TokenMatcher {
   }
 }
 
-/** Matchers whose answers come at random: between steps, and for those that are not slow when a step waits. */
+/** Matchers whose answers come at random: between steps and, but for some that are late, when a step waits. */
 export class SimMatchers implements MatcherSource {
   readonly all: SimMatcher[] = [];
+  /** Masks that a step waited for in vain. */
+  numLate = 0;
   #changed = Promise.withResolvers<void>();
 
   constructor(private readonly random: Random) {}
@@ -42,7 +44,12 @@ export class SimMatchers implements MatcherSource {
   flush(): void {}
 
   settle(): void {
-    for (const matcher of this.all) if (!matcher.isSlow) this.#answer(matcher);
+    for (const matcher of this.all) {
+      if (matcher.isSlow || !matcher.isPending) continue;
+      if (this.random.chance(10)) matcher.isSlow = true;
+      else this.#answer(matcher);
+      if (matcher.isPending && !matcher.isDisposed) this.numLate++;
+    }
   }
 
   changed(): Promise<void> {

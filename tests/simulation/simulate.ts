@@ -22,6 +22,8 @@ export interface Summary {
   /** Drafts computed, and those accepted. */
   drafts: number;
   accepted: number;
+  /** Rows whose masks had not come when they were to be drawn. */
+  late: number;
   died: boolean;
   /** More than one computed, and one of them died. */
   ranks: boolean;
@@ -173,7 +175,8 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const { numDrafts: drafts, numAccepted: accepted } = fake;
   const counts = { requests: 0, steps, preemptions, prefixHits, errors: 0, aborts: 0 };
   const rankDied = ranks?.hasFailed ?? false;
-  const summary: Summary = { ...counts, drafts, accepted, died, ranks: ranks !== undefined, rankDied };
+  const { numLate: late } = matchers;
+  const summary: Summary = { ...counts, drafts, accepted, late, died, ranks: ranks !== undefined, rankDied };
   for (const entry of tracked.values()) {
     verify(entry, outcomes, died, fake, limit, must);
     summary.requests++;

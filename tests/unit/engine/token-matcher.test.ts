@@ -14,7 +14,7 @@ class FakeMatcher implements TokenMatcher {
   isSlow = true;
   isComplete = false;
   error: Error | undefined;
-  readonly mask = new Uint32Array(1);
+  readonly mask = Uint32Array.of(2 ** 32 - 1);
   readonly accepted: number[] = [];
   disposals = 0;
 
@@ -147,6 +147,33 @@ describe("rows whose masks come soon", () => {
     expect(launched).toEqual([2, 3, 4]);
     expect(drawn).toEqual([1, 2, 3]);
   });
+
+  test.each([false, true])(
+    "are held when they come late after all, and go on with the same tokens, overlap %p",
+    (overlap) => {
+      const { matchers, engine, runner, masked, plain } = start(overlap);
+      const [matcher] = matchers.all;
+      const late = [1, 3];
+      matchers.settle = () => {
+        if (late.includes(matcher!.accepted.length) && matcher!.isPending) matcher!.isSlow = true;
+        else QuickMatchers.prototype.settle.call(matchers);
+      };
+      const outcomes = new Outcomes();
+      while (engine.hasUnfinished) {
+        outcomes.take(engine.step());
+        engine.checkIntegrity();
+        if (!engine.isBlocked) continue;
+        expect(late.shift()).toBe(matcher!.accepted.length);
+        matchers.answer();
+      }
+      for (const request of [masked, plain])
+        expect(tokensOf(outcomes, request.id)).toEqual([...reference(request, 0, 64).tokens]);
+      expect(matcher!.accepted).toEqual([...reference(masked, 0, 64).tokens.slice(0, -1)]);
+      expect(outcomes.finished.get(masked.id)!.finishReasons).toEqual(["length"]);
+      expect(late).toEqual([]);
+      expect(runner.violations).toEqual([]);
+    },
+  );
 
   test("draw nothing for a matcher that fails while they are computed", () => {
     const { matchers, engine, runner, masked, plain } = start(true);

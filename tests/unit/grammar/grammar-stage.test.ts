@@ -103,12 +103,28 @@ test("a Worker that does not come to an end is replaced", async () => {
   const stage = open({ maxBusyMs: 1500 });
   const good = stage.open(init('root ::= "a" "b"\n'));
   await answered(stage, good);
+  good.accept(allowed(good)[0]!);
+  await answered(stage, good);
+  const before = allowed(good);
+  good.accept(before[0]!);
+  await answered(stage, good);
+  const other = stage.open(init('root ::= "a" "b"\n'));
+  await answered(stage, other);
   const c = '[^"\\\\\\x00-\\x1F]';
   const endless = stage.open(init(`root ::= ${`${c}? `.repeat(50)}\n`));
+  other.accept(allowed(other)[0]!);
+  stage.flush();
+  // Nobody waits until then, and who is behind it is only late.
+  stage.settle();
+  if (other.isPending) expect(other.isSlow).toBe(true);
+  expect([good, other].map(({ error }) => error)).toEqual([undefined, undefined]);
   await answered(stage, endless);
   expect(endless.error).toBeInstanceOf(GrammarTooComplexError);
   await answered(stage, good);
   expect(good.error).toBeUndefined();
+  await answered(stage, other);
+  expect(other.error).toBeUndefined();
+  expect(allowed(other)).toEqual(before);
 });
 
 test("disposed matchers are forgotten", async () => {

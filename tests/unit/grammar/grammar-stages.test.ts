@@ -18,6 +18,8 @@ afterEach(() => stages.dispose());
 const init = (grammar: string) => ({ grammar, stopTokenIds: [0], allowedTokenIds: undefined });
 const A = init('root ::= "a" root | "a"\n');
 const B = init('root ::= "b" root | "b"\n');
+const C = init('root ::= "c" root | "c"\n');
+const D = init('root ::= "d" root | "d"\n');
 
 function openMany(count: number, of = A): Matcher[] {
   return Array.from({ length: count }, () => stages.open(of));
@@ -26,21 +28,37 @@ function openMany(count: number, of = A): Matcher[] {
 test("a stage is started when the others have their share, up to the limit", () => {
   stages = new GrammarStages(() => packTokens(tokenizer), tokenizer.vocabSize, 2);
   expect(stages.numStages).toBe(0);
-  const first = openMany(6);
+  const first = openMany(4);
   expect(stages.numStages).toBe(1);
-  openMany(6, B);
+  openMany(4, B);
   expect(stages.numStages).toBe(2);
   openMany(4);
-  expect([stages.numStages, stages.numLive]).toEqual([2, 16]);
+  expect([stages.numStages, stages.numLive]).toEqual([2, 12]);
   for (const matcher of first) matcher.dispose();
-  expect(stages.numLive).toBe(10);
+  expect(stages.numLive).toBe(8);
   stages.dispose();
   expect(stages.numLive).toBe(0);
 });
 
+test("a grammar is compiled where nobody waits, and followed where it is compiled", () => {
+  stages = new GrammarStages(() => packTokens(tokenizer), tokenizer.vocabSize, 3);
+  const [one, two] = [stages.open(A), stages.open(B)];
+  expect(stages.numStages).toBe(2);
+  stages.open(A);
+  expect(stages.numStages).toBe(2);
+  two.dispose();
+  stages.open(C);
+  expect(stages.numStages).toBe(2);
+  one.dispose();
+  stages.open(B);
+  expect(stages.numStages).toBe(2);
+  stages.open(D);
+  expect(stages.numStages).toBe(3);
+});
+
 test("matchers of all stages are answered, and each tells", async () => {
   stages = new GrammarStages(() => packTokens(tokenizer), tokenizer.vocabSize, 3);
-  const matchers = openMany(14);
+  const matchers = openMany(12);
   expect(stages.numStages).toBe(3);
   while (matchers.some(({ isPending }) => isPending)) await stages.changed();
   const token = Array.from({ length: tokenizer.vocabSize }, (_, id) => id).find(
@@ -48,7 +66,8 @@ test("matchers of all stages are answered, and each tells", async () => {
   )!;
   for (const matcher of matchers) matcher.accept(token);
   stages.flush();
-  stages.settle();
+  // On a busy machine they may be late.
+  for (stages.settle(); matchers.some(({ isPending }) => isPending); ) await stages.changed();
   expect(matchers.some(({ isPending }) => isPending)).toBe(false);
   expect(matchers.every(({ error, isComplete }) => error === undefined && !isComplete)).toBe(true);
 });

@@ -70,3 +70,27 @@ test("the tokens that a slot may draw are its own", () => {
   expect([...readInts(backend, state.slots.allowed)]).toEqual([0b10, 0b101, 0]);
   backend.dispose();
 });
+
+test("a mask that the device has is not uploaded again, whatever else its slot had in between", () => {
+  const { backend, state } = setUp();
+  let uploads = 0;
+  const { upload } = backend;
+  backend.upload = (target, data) => {
+    if (target.toString() === state.slots.allowed.rows(0, 1).reshape(1).toString()) uploads++;
+    upload.call(backend, target, data);
+  };
+  const word = () => readInts(backend, state.slots.allowed)[1];
+  const reused = Uint32Array.of(0b101);
+  state.allow(1, reused);
+  state.allow(1, Uint32Array.of(0b101));
+  expect([uploads, word()]).toEqual([1, 0b101]);
+  reused[0] = 0b11;
+  state.allow(1, reused);
+  expect([uploads, word()]).toEqual([2, 0b11]);
+  const sampling = { ...toyJoin(1, [3]).sampling, allowedTokenIds: [2] };
+  state.apply({ joins: [{ ...toyJoin(1, [3]), sampling }], blockTableUpdates: [] });
+  expect(word()).toBe(0b100);
+  state.allow(1, reused);
+  expect(word()).toBe(0b11);
+  backend.dispose();
+});
