@@ -289,7 +289,7 @@ export class Engine {
   #draw(step: ScheduledStep): void {
     while (this.#inFlight.length > 1) this.#collect();
     if (this.#failure) return;
-    this.#matched.settle();
+    this.#matched.settle(this.#pipelineDepth === 1);
     this.#endMatched();
     try {
       this.#deps.runner.draw(this.#matched.masksOf(step));

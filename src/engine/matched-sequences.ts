@@ -31,9 +31,10 @@ export class MatchedSequences {
     return thinking ? new ThinkingMatcher(thinking, matcher, this.#maskOf(allowedTokenIds)) : matcher;
   }
 
-  /** The mask of these tokens, or of the whole vocabulary. */
-  #maskOf(tokenIds: Iterable<number> = Array(this.vocabSize).keys()): Uint32Array {
+  /** The mask of these tokens, or of the whole vocabulary: what lies beyond that means nothing. */
+  #maskOf(tokenIds: Iterable<number> | undefined): Uint32Array {
     const mask = new Uint32Array(Math.ceil(this.vocabSize / 32));
+    if (!tokenIds) return mask.fill(0xffffffff);
     for (const id of tokenIds) mask[id >>> 5]! |= 1 << (id & 31);
     return mask;
   }
@@ -67,8 +68,8 @@ export class MatchedSequences {
   }
 
   /** Waits for the masks of matchers that nobody has to wait long for. */
-  settle(): void {
-    this.source?.settle();
+  settle(isIdle: boolean): void {
+    this.source?.settle(isIdle);
   }
 
   /** Resolves when some matcher may have been answered. */
@@ -81,9 +82,9 @@ export class MatchedSequences {
     return batch.rows.flatMap(({ masked }, row) => {
       const sequence = sequences[row]!;
       if (!masked || sequence.status === "finished") return [];
-      const { isPending, mask } = sequence.matcher!;
+      const { isPending, mask, maskVersion } = sequence.matcher!;
       sequence.isHeld = isPending;
-      return [{ row, mask: isPending ? this.#nothing : mask }];
+      return [isPending ? { row, mask: this.#nothing, version: 0 } : { row, mask, version: maskVersion }];
     });
   }
 }

@@ -53,6 +53,10 @@ export class ThinkingMatcher implements TokenMatcher {
     return this.#isInside && this.#count >= this.limit.budget && canClose ? this.#close : mask;
   }
 
+  get maskVersion(): number {
+    return this.mask === this.other?.mask ? this.other.maskVersion : 0;
+  }
+
   accept(token: number): void {
     this.other?.accept(token);
     const { open, close } = this.limit;

@@ -10,6 +10,8 @@ export interface TokenMatcher {
   readonly error: Error | undefined;
   /** Bit t % 32 of word t / 32: token t may come next. Meaningless while pending; stable until the next token is accepted. */
   readonly mask: Uint32Array;
+  /** The mask is the same for as long as it is the same array and this the same number. */
+  readonly maskVersion: number;
   /** The token that has been drawn. */
   accept(token: number): void;
   /** Safe to call twice. */
@@ -30,8 +32,11 @@ export interface MatcherSource {
   }): TokenMatcher;
   /** Asks about the tokens that matchers have accepted. */
   flush(): void;
-  /** Waits until no matcher is pending that is not slow, or for so long that those that still are have become slow. */
-  settle(): void;
+  /**
+   * Waits until no matcher is pending that is not slow, or for so long that those that still are have become slow.
+   * @param isIdle the device computes nothing meanwhile
+   */
+  settle(isIdle: boolean): void;
   /** Resolves when some matcher may not be pending any more. */
   changed(): Promise<void>;
 }

@@ -25,9 +25,12 @@ export interface MatcherInit {
 
 /** The parameter that errors name. */
 const PARAM = "structuredOutputs";
-/** A mask that a step waits for is late after a share of the time since the step before, within these bounds in milliseconds. */
-const LATE_SHARE = 0.05;
-const [LEAST_LATE_MS, MOST_LATE_MS] = [1, 10];
+/**
+ * A mask that a step waits for is late after a share of the time since the step before, within bounds in milliseconds. Where the
+ * device computes meanwhile, nobody loses much of that time.
+ */
+const LATE_SHARE = { alone: 0.05, meanwhile: 0.5 };
+const [LEAST_LATE_MS, MOST_LATE_MS] = [4, 20];
 /** Tokens of a matcher that was late for which nobody waits. */
 const LATE_TOKENS = 4;
 /** Longest that a step waits for masks, in milliseconds: in a Worker that compiles another grammar they take as long as that does. */
@@ -112,11 +115,12 @@ export class GrammarStage {
   /**
    * Waits for the masks that follow accepted tokens, of all matchers that are not slow. Blocks the thread, but not for long: a
    * matcher whose mask is late is slow for a while, and one whose mask does not come stays pending.
+   * @param isIdle the device computes nothing meanwhile
    * @param now the time from which on it is waited
    */
-  settle(now = performance.now()): void {
-    const late =
-      now + Math.min(Math.max(LATE_SHARE * (now - this.#lastSettled), LEAST_LATE_MS), MOST_LATE_MS);
+  settle(isIdle: boolean, now = performance.now()): void {
+    const share = (isIdle ? LATE_SHARE.alone : LATE_SHARE.meanwhile) * (now - this.#lastSettled);
+    const late = now + Math.min(Math.max(share, LEAST_LATE_MS), MOST_LATE_MS);
     this.#lastSettled = now;
     for (const matcher of [...this.#live.values()].filter(({ isSlow }) => !isSlow)) {
       while (matcher.isPending) {
@@ -302,6 +306,11 @@ export class Matcher {
     return this.memory.mask;
   }
 
+  /** The mask is the same for as long as it is the same array and this the same number. */
+  get maskVersion(): number {
+    return this.memory.version;
+  }
+
   /** The token that comes next, after the answer to the one before. The stage's `flush` lets its Worker know. */
   accept(token: number): void {
     this.memory.tell(this.tokens.push(token), token);
@@ -327,6 +336,7 @@ export class Matcher {
 
   /** @internal The stage's: the answers come in other memory from here on. */
   remake(memory: MatcherMemory): void {
+    memory.tell(this.tokens.length, this.tokens.at(-1) ?? 0);
     this.memory = memory;
   }
 }

@@ -47,9 +47,9 @@ export class GrammarStages {
   }
 
   /** Waits for masks as each of the stages does, all of them together no longer than one. */
-  settle(): void {
+  settle(isIdle: boolean): void {
     const now = performance.now();
-    for (const { stage } of this.#stages) stage.settle(now);
+    for (const { stage } of this.#stages) stage.settle(isIdle, now);
   }
 
   /** Resolves when some matcher may have been answered. */

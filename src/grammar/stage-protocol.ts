@@ -73,8 +73,8 @@ export const AnswerState = {
 } as const;
 export type AnswerState = (typeof AnswerState)[keyof typeof AnswerState];
 
-const HEADER_WORDS = 4;
-const Header = { numAnswers: 0, state: 1, numTokens: 2, token: 3 } as const;
+const HEADER_WORDS = 8;
+const Header = { numAnswers: 0, state: 1, numTokens: 2, token: 3, version: 4 } as const;
 
 /**
  * A matcher's memory that the threads share: how many tokens there are, and the last one; how many answers there have been, the last
@@ -82,7 +82,7 @@ const Header = { numAnswers: 0, state: 1, numTokens: 2, token: 3 } as const;
  */
 export class MatcherMemory {
   readonly #header: Int32Array;
-  /** Bit t % 32 of word t / 32: token t may come next. Stable until the next token is accepted. */
+  /** Bit t % 32 of word t / 32: token t may come next. Stable until the next token is accepted. The Worker writes what is new of it. */
   readonly mask: Uint32Array;
 
   constructor(readonly buffer: SharedArrayBuffer) {
@@ -111,6 +111,11 @@ export class MatcherMemory {
     return Atomics.load(this.#header, Header.token);
   }
 
+  /** The mask is the same for as long as this is. */
+  get version(): number {
+    return Atomics.load(this.#header, Header.version);
+  }
+
   /** The stage's: there are so many tokens, of which this is the last. */
   tell(numTokens: number, token: number): void {
     Atomics.store(this.#header, Header.token, token);
@@ -118,7 +123,8 @@ export class MatcherMemory {
   }
 
   /** The Worker's, once the mask is in place. */
-  answer(number: number, state: AnswerState): void {
+  answer(number: number, state: AnswerState, hasChanged: boolean): void {
+    if (hasChanged) Atomics.add(this.#header, Header.version, 1);
     Atomics.store(this.#header, Header.state, state);
     Atomics.store(this.#header, Header.numAnswers, number);
   }

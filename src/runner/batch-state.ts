@@ -14,7 +14,7 @@ import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts
 import { deviceBlock, SCRATCH_BLOCK } from "./kv-cache.ts";
 import { isPlain, packSlotRecord } from "./slot-record.ts";
 import type { StepRow } from "./step-buffers.ts";
-import type { BlockTableUpdate, ScheduledBatch, SlotJoin } from "./types.ts";
+import type { BlockTableUpdate, RowMask, ScheduledBatch, SlotJoin } from "./types.ts";
 
 /** Block-table entries that are uploaded at once. */
 const UPDATES_CHUNK = 4096;
@@ -34,7 +34,7 @@ export class BatchState {
   readonly slots: SlotTensors;
   readonly #maxBlocks: number;
   /** By slot, the mask that the device has, where it is known. */
-  readonly #masks = new Map<number, Uint8Array>();
+  readonly #masks = new Map<number, Omit<RowMask, "row">>();
   /** By slot, the vacant one's included. */
   readonly #plain: boolean[];
 
@@ -84,16 +84,13 @@ export class BatchState {
     this.#updateBlockTables(blockTableUpdates);
   }
 
-  /** Sets the tokens that a masked slot may draw, as bits; they stay until they are set again. Within a string they mostly do. */
-  allow(slot: number, mask: Uint32Array): void {
-    const bytes = new Uint8Array(mask.buffer, mask.byteOffset, mask.byteLength);
+  /** Sets the tokens that a masked slot may draw; they stay until they are set again. Within a string they mostly do. */
+  allow(slot: number, { mask, version }: Omit<RowMask, "row">): void {
     const known = this.#masks.get(slot);
-    if (known && Buffer.compare(known, bytes) === 0) return;
+    if (known && known.mask === mask && version !== undefined && known.version === version) return;
     this.#masks.delete(slot);
     this.#put(this.slots.allowed, slot, mask);
-    const kept = known ?? new Uint8Array(bytes.length);
-    kept.set(bytes);
-    this.#masks.set(slot, kept);
+    this.#masks.set(slot, { mask, version });
   }
 
   /** Takes the memory that updates are uploaded to. */

@@ -199,7 +199,7 @@ export class ModelRunner implements Runner {
     invariant(begun !== undefined, "no step waits for masks");
     this.#begun = undefined;
     this.#orGiveUp(() => {
-      for (const { row, mask } of masks) this.#state.allow(begun.rows[row]!.slot, mask);
+      for (const { row, ...mask } of masks) this.#state.allow(begun.rows[row]!.slot, mask);
       this.#finish(begun);
     });
   }

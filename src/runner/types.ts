@@ -87,6 +87,8 @@ export interface RowMask {
   readonly row: number;
   /** Bit t % 32 of word t / 32: token t may be drawn. */
   readonly mask: Uint32Array;
+  /** The mask is the same for as long as it is the same array and this the same number. Default: it never is. */
+  readonly version?: number | undefined;
 }
 
 /** Log-probabilities of some consecutive positions: K top entries each, best first. */

@@ -8,6 +8,7 @@ class SimMatcher implements TokenMatcher {
   readonly isComplete = false;
   error: Error | undefined;
   readonly mask = Uint32Array.of(2 ** 32 - 1);
+  readonly maskVersion = 0;
   isDisposed = false;
   numAccepted = 0;
 

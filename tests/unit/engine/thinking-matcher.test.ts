@@ -47,13 +47,18 @@ describe("a budget of thoughts", () => {
   test("leaves to a grammar what it allows, and cannot end what that does not", () => {
     const other = (mask: number): TokenMatcher => ({
       ...{ isPending: true, isSlow: false, isComplete: true, error: undefined },
-      mask: Uint32Array.of(mask),
+      ...{ mask: Uint32Array.of(mask), maskVersion: 7 },
       accept: () => {},
       dispose: () => {},
     });
     expect(masks([1, 1], { isInside: true }, other(END | 2))).toEqual([END | 2, END | 2, END]);
     expect(masks([1, 1], { isInside: true }, other(2))).toEqual([2, 2, 2]);
-    expect(matcher({}, other(2))).toMatchObject({ isPending: true, isSlow: false, isComplete: true });
+    expect(matcher({}, other(2))).toMatchObject({
+      maskVersion: 7,
+      isPending: true,
+      isSlow: false,
+      isComplete: true,
+    });
   });
 });
 

@@ -15,6 +15,7 @@ class FakeMatcher implements TokenMatcher {
   isComplete = false;
   error: Error | undefined;
   readonly mask = Uint32Array.of(2 ** 32 - 1);
+  readonly maskVersion = 3;
   readonly accepted: number[] = [];
   disposals = 0;
 
@@ -98,7 +99,7 @@ test("every row that samples under a grammar gets its mask, and its slot says so
     ],
     ...Array(4).fill([true, true]),
   ]);
-  expect(runner.masks).toEqual(Array(4).fill([{ row: 0, mask: matchers.all[0]!.mask }]));
+  expect(runner.masks).toEqual(Array(4).fill([{ row: 0, mask: matchers.all[0]!.mask, version: 3 }]));
   expect(runner.violations).toEqual([]);
   const [join] = runner.launched.flatMap((batch) => batch.joins);
   expect(join!.sampling).toMatchObject({ masked: true, allowedTokenIds: undefined });

@@ -115,7 +115,7 @@ test("a Worker that does not come to an end is replaced", async () => {
   other.accept(allowed(other)[0]!);
   stage.flush();
   // Nobody waits until then, and who is behind it is only late.
-  stage.settle();
+  stage.settle(true);
   if (other.isPending) expect(other.isSlow).toBe(true);
   expect([good, other].map(({ error }) => error)).toEqual([undefined, undefined]);
   await answered(stage, endless);

@@ -65,8 +65,8 @@ test("of a join, what the sequence does not use is not uploaded", () => {
 
 test("the tokens that a slot may draw are its own", () => {
   const { backend, state } = setUp();
-  state.allow(1, Uint32Array.of(0b101));
-  state.allow(0, Uint32Array.of(0b10));
+  state.allow(1, { mask: Uint32Array.of(0b101) });
+  state.allow(0, { mask: Uint32Array.of(0b10) });
   expect([...readInts(backend, state.slots.allowed)]).toEqual([0b10, 0b101, 0]);
   backend.dispose();
 });
@@ -80,17 +80,22 @@ test("a mask that the device has is not uploaded again, whatever else its slot h
     upload.call(backend, target, data);
   };
   const word = () => readInts(backend, state.slots.allowed)[1];
-  const reused = Uint32Array.of(0b101);
-  state.allow(1, reused);
-  state.allow(1, Uint32Array.of(0b101));
+  const mask = Uint32Array.of(0b101);
+  state.allow(1, { mask, version: 1 });
+  state.allow(1, { mask, version: 1 });
   expect([uploads, word()]).toEqual([1, 0b101]);
-  reused[0] = 0b11;
-  state.allow(1, reused);
+  mask[0] = 0b11;
+  state.allow(1, { mask, version: 2 });
   expect([uploads, word()]).toEqual([2, 0b11]);
+  state.allow(1, { mask: Uint32Array.of(0b1), version: 2 });
+  state.allow(1, { mask, version: 2 });
+  expect([uploads, word()]).toEqual([4, 0b11]);
+  for (let i = 0; i < 2; i++) state.allow(0, { mask });
+  expect(uploads).toBe(6);
   const sampling = { ...toyJoin(1, [3]).sampling, allowedTokenIds: [2] };
   state.apply({ joins: [{ ...toyJoin(1, [3]), sampling }], blockTableUpdates: [] });
   expect(word()).toBe(0b100);
-  state.allow(1, reused);
+  state.allow(1, { mask, version: 2 });
   expect(word()).toBe(0b11);
   backend.dispose();
 });
