@@ -23,6 +23,14 @@ struct WeightPiece {
   uint32 scales[2];
 };
 
+// The scale of a piece, of the row whose scales begin at `of_row`. `step` is the first column of the quad's step: that is whose scale
+// the quad's products in 8-bit floats have, as each lane has some of all of them.
+__device__ __forceinline__ uint32 piece_scale(const unsigned char* of_row, int column, int step) {
+  if (MXFP4) return of_row[column / MXFP4_GROUP];
+  if (FLOAT8) return reinterpret_cast<const uint32*>(of_row)[step / BLOCK_COLUMNS];
+  return 0;
+}
+
 // Rows r and r + 8 of a fragment, from a column on that is a multiple of PIECE.
 struct WeightRows {
   const unsigned char* words[2];
@@ -34,40 +42,32 @@ struct WeightRows {
     scales[half] = all_scales + row / BLOCK_ROWS * ROW_SCALES * SCALE_BYTES;
     column = first;
   }
-  // The piece that is so many columns further on, and so many rows, a multiple of BLOCK_ROWS. `step` is the first column of the quad's
-  // step: that is whose scale the quad's products have, as each lane has some of all of them.
-  __device__ __forceinline__ WeightPiece load(int columns, int step, int64 rows = 0) const {
+  // The piece that is so many columns further on; `step`: see piece_scale.
+  __device__ __forceinline__ WeightPiece load(int columns, int step) const {
     WeightPiece piece;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      piece.words[half] = load16_stream(words[half] + (rows * IN_FEATURES + columns) / PIECE * 16);
-      const unsigned char* of_row = scales[half] + rows / BLOCK_ROWS * ROW_SCALES * SCALE_BYTES;
-      if (MXFP4)
-        piece.scales[half] = of_row[(column + columns) / MXFP4_GROUP];
-      else if (FLOAT8)
-        piece.scales[half] = reinterpret_cast<const uint32*>(of_row)[step / BLOCK_COLUMNS];
-      else
-        piece.scales[half] = 0;
+      piece.words[half] = load16_stream(words[half] + columns / PIECE * 16);
+      piece.scales[half] = piece_scale(scales[half], column + columns, step);
     }
     return piece;
   }
 };
 
-// x of a piece, in the order in which weights have it: with MXFP4 codes i and i + 4 of a word make a pair, of 8 bits i and i + 2.
+// 8 elements of x in the order in which weights have them: with MXFP4 codes i and i + 4 of a word make a pair, of 8 bits i and i + 2.
+__device__ __forceinline__ uint4 in_weights_order(uint4 y) {
+  if (MXFP4) return make_uint4(low_halves(y.x, y.z), high_halves(y.x, y.z), low_halves(y.y, y.w), high_halves(y.y, y.w));
+  if (FLOAT8) return make_uint4(low_halves(y.x, y.y), high_halves(y.x, y.y), low_halves(y.z, y.w), high_halves(y.z, y.w));
+  return y;
+}
+
+// x of a piece, in that order once `order` has been called.
 struct InputPiece {
   uint4 words[LOADS];
 
   __device__ __forceinline__ void order() {
-    if constexpr (MXFP4 || FLOAT8) {
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
-        const uint4 y = words[i];
-        if (MXFP4)
-          words[i] = make_uint4(low_halves(y.x, y.z), high_halves(y.x, y.z), low_halves(y.y, y.w), high_halves(y.y, y.w));
-        else
-          words[i] = make_uint4(low_halves(y.x, y.y), high_halves(y.x, y.y), low_halves(y.z, y.w), high_halves(y.z, y.w));
-      }
-    }
+    for (int i = 0; i < LOADS; i++) words[i] = in_weights_order(words[i]);
   }
 };
 

@@ -1,36 +1,36 @@
-// What both kernels of experts for one token share: how warps divide the columns, and the sums of their parts.
+// What both kernels of experts for one token share: how columns are divided, and x in shared memory.
 #pragma once
 #include "expert_pieces.cuh"
 
-#if !defined(ONE_WARPS) || !defined(IN_FEATURES) || !defined(FRAGMENTS) || !defined(STAGES)
-#error "ONE_WARPS, IN_FEATURES, FRAGMENTS and STAGES come from src/backend/cuda/ops/experts-one.ts"
+#if !defined(ONE_WARPS) || !defined(IN_FEATURES) || !defined(STAGES) || !defined(ONE_CTAS)
+#error "ONE_WARPS, IN_FEATURES, STAGES and ONE_CTAS come from src/backend/cuda/ops/experts-one.ts"
 #endif
 
 constexpr int THREADS = ONE_WARPS * WARP;
-constexpr int STEPS = (IN_FEATURES + ONE_WARPS * STEP - 1) / (ONE_WARPS * STEP);
-constexpr int ROWS = FRAGMENTS * 16;
+// Outputs of a tile: rows of a fragment, whose two halves are what makes it.
+constexpr int OUT_ROWS = 8;
+// Pieces of a quad of lanes that a row has: those of the last may begin behind its columns. Lanes then load the row's first piece, and
+// their x is zeros.
+constexpr int QUADS = (IN_FEATURES + STEP - 1) / STEP;
 
-// True if a lane's columns of a step are columns of the matrix.
-__device__ __forceinline__ bool is_inside(int column, int step) {
-  return (step + 1) * ONE_WARPS * STEP <= IN_FEATURES || column + step * ONE_WARPS * STEP < IN_FEATURES;
+// The first column of a lane's piece of a quad, of 0 to QUADS - 1.
+__device__ __forceinline__ int piece_column(int quad, int lane) {
+  const int column = quad * STEP + lane % 4 * PIECE;
+  return IN_FEATURES % STEP == 0 || column < IN_FEATURES ? column : 0;
 }
 
-// Column 0 of the warps' sums, all that there is.
-struct Sums {
-  float rows[ONE_WARPS][ROWS];
+// x in shared memory, in the order of weights: all pieces' first words, then all second words, so that neighbouring pieces are on
+// different banks.
+struct StagedInput {
+  uint4* words;
+  int pieces;
 
-  __device__ __forceinline__ void store(int warp, int lane, const float (&d)[FRAGMENTS][2][4]) {
-    if (lane % 4 != 0) return;
+  __device__ __forceinline__ InputPiece load(int piece) const {
+    InputPiece y;
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++) {
-      rows[warp][f * 16 + lane / 4] = d[f][0][0] + d[f][1][0];
-      rows[warp][f * 16 + 8 + lane / 4] = d[f][0][2] + d[f][1][2];
-    }
+    for (int i = 0; i < LOADS; i++) y.words[i] = words[i * pieces + piece];
+    return y;
   }
-  __device__ __forceinline__ float total(int row) const {
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < ONE_WARPS; w++) sum += rows[w][row];
-    return sum;
-  }
+  // Elements 8 · i to 8 · i + 7, of whole pieces.
+  __device__ __forceinline__ void store(int i, uint4 x) const { words[i % LOADS * pieces + i / LOADS] = in_weights_order(x); }
 };

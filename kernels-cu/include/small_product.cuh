@@ -21,15 +21,17 @@ constexpr int CONSUMERS = WARPS * WARP;
 constexpr int MAX_TOKENS = LINEAR_MAX_TOKENS;
 constexpr int STEP = LINEAR_STEP;
 static_assert(STEP == 32, "a step is one 16-byte load of each lane of a quad");
-constexpr int CHUNKS = IN_FEATURES / CHUNK;
+constexpr int CHUNKS = (IN_FEATURES + CHUNK - 1) / CHUNK;
 constexpr int CHUNK_STEPS = CHUNK / (STEP * WARPS);
-static_assert(CHUNKS * CHUNK == IN_FEATURES, "K must be a whole number of chunks");
+static_assert(IN_FEATURES % STEP == 0, "K must be a whole number of steps");
 static_assert(CHUNK_STEPS * STEP * WARPS == CHUNK, "a chunk must be a whole number of steps for each warp");
 static_assert(TILE_ROWS == 16 || (TILE_ROWS == 8 && !GATED), "a tile is 16 rows, or 8 that are not gated");
 static_assert(MAX_TOKENS == 8, "mma has 8 columns");
 
 // A lane of 8 reads rows 2i and 2i + 1: the padding keeps them on different banks.
 constexpr uint32 ROW_BYTES = CHUNK * 2, ROW_PITCH = ROW_BYTES + LINEAR_ROW_PADDING, STAGE_BYTES = TILE_ROWS * ROW_PITCH;
+// Of the last chunk, which may have fewer columns.
+constexpr uint32 LAST_ROW_BYTES = (IN_FEATURES - (CHUNKS - 1) * CHUNK) * 2;
 static_assert(ROW_PITCH % 128 == 64, "neighbouring rows must start half a line apart");
 constexpr int OUT_ROWS = GATED ? TILE_ROWS / 2 : TILE_ROWS;
 constexpr int SUM_PITCH = TILE_ROWS + LINEAR_SUM_PADDING;
@@ -53,6 +55,11 @@ static_assert(sizeof(Shared) <= LINEAR_SHARED_BYTES, "the host must ask for room
 
 using Position = RingPosition<STAGES>;
 
+// False for steps of the last chunk that begin where its columns have ended. All lanes of a warp have the same steps.
+__device__ __forceinline__ bool is_inside(int chunk, int column) {
+  return IN_FEATURES % CHUNK == 0 || chunk < CHUNKS - 1 || column < IN_FEATURES;
+}
+
 __device__ __forceinline__ void produce(Shared& shared, const elem_t* weight, int outputs, int tiles) {
   const int lane = threadIdx.x % WARP;
   Position at;
@@ -63,10 +70,11 @@ __device__ __forceinline__ void produce(Shared& shared, const elem_t* weight, in
     for (int chunk = 0; chunk < CHUNKS; chunk++, at.advance()) {
       barrier_wait(shared_address(&shared.empty[at.stage]), at.phase ^ 1);
       const uint32 full = shared_address(&shared.full[at.stage]);
-      if (lane == 0) barrier_expect(full, TILE_ROWS * ROW_BYTES);
+      const uint32 bytes = chunk < CHUNKS - 1 ? ROW_BYTES : LAST_ROW_BYTES;
+      if (lane == 0) barrier_expect(full, TILE_ROWS * bytes);
       __syncwarp();
       if (lane < TILE_ROWS)
-        copy_bytes(shared_address(shared.stages[at.stage]) + lane * ROW_PITCH, source + chunk * CHUNK, ROW_BYTES, full);
+        copy_bytes(shared_address(shared.stages[at.stage]) + lane * ROW_PITCH, source + chunk * CHUNK, bytes, full);
     }
   }
 }
@@ -95,7 +103,10 @@ __device__ __forceinline__ void small_product(const elem_t* x, const elem_t* wei
 
   const int k0 = warp * STEP + c * 8;
   const auto column_of = [&](int chunk, int s) { return chunk * CHUNK + s * STEP * WARPS + k0; };
-  [[maybe_unused]] const auto load_gamma = [&](int chunk, int s) { return load16_stream(gamma + column_of(chunk, s)); };
+  const auto has_step = [&](int chunk, int s) { return is_inside(chunk, column_of(chunk, s)); };
+  [[maybe_unused]] const auto load_gamma = [&](int chunk, int s) {
+    return has_step(chunk, s) ? load16_stream(gamma + column_of(chunk, s)) : make_uint4(0, 0, 0, 0);
+  };
   [[maybe_unused]] uint4 scale[GAMMA_EARLY ? CHUNKS : 1][CHUNK_STEPS];
   if constexpr (GAMMA_EARLY)
 #pragma unroll
@@ -109,14 +120,15 @@ __device__ __forceinline__ void small_product(const elem_t* x, const elem_t* wei
   // From here on: x and residual through L2, as kernels that run beside this one may have left older lines in L1.
   const elem_t* mine = x + static_cast<int64>(r) * IN_FEATURES;
   const auto load_x = [&](int chunk, int s) {
-    return r < tokens ? load16_coherent(mine + column_of(chunk, s)) : make_uint4(0, 0, 0, 0);
+    return r < tokens && has_step(chunk, s) ? load16_coherent(mine + column_of(chunk, s)) : make_uint4(0, 0, 0, 0);
   };
 #if STAGED_TOKENS > 0
   for (int i = threadIdx.x; i < tokens * (IN_FEATURES / VEC); i += CONSUMERS)
     store16(shared.x[0] + i * 16, load16_coherent(x + static_cast<int64>(i) * VEC));
   named_barrier_sync(1, CONSUMERS);
   [[maybe_unused]] const auto load_again = [&](int chunk, int s) {
-    return r < tokens ? load16(shared.x[r % STAGED_TOKENS] + column_of(chunk, s) * 2) : make_uint4(0, 0, 0, 0);
+    return r < tokens && has_step(chunk, s) ? load16(shared.x[r % STAGED_TOKENS] + column_of(chunk, s) * 2)
+                                            : make_uint4(0, 0, 0, 0);
   };
 #else
   [[maybe_unused]] const auto load_again = load_x;
@@ -151,11 +163,13 @@ __device__ __forceinline__ void small_product(const elem_t* x, const elem_t* wei
     const bool finishes = token < tokens;
     if (finishes) epilogue.begin(token, tile * OUT_ROWS + row);
     float d[4][4] = {};  // four chains hide the latency of mma
-    const auto multiply_chunk = [&](const uint4(&v)[CHUNK_STEPS]) {
+    const auto multiply_chunk = [&](int chunk, const uint4(&v)[CHUNK_STEPS]) {
       barrier_wait(shared_address(&shared.full[at.stage]), at.phase);
       const unsigned char* rows = shared.stages[at.stage] + r * ROW_PITCH + k0 * 2;
 #pragma unroll
       for (int s = 0; s < CHUNK_STEPS; s++) {
+        // What lies behind the last columns is an earlier chunk's, and its products with zeros may be no numbers.
+        if (!has_step(chunk, s)) continue;
         const uint4 low = load16(rows + s * STEP * WARPS * 2);
         const uint4 high = TILE_ROWS == 16 ? load16(rows + 8 * ROW_PITCH + s * STEP * WARPS * 2) : make_uint4(0, 0, 0, 0);
         mma_m16n8k16(d[s % 2 * 2], low.x, high.x, low.y, high.y, v[s].x, v[s].y);
@@ -170,7 +184,7 @@ __device__ __forceinline__ void small_product(const elem_t* x, const elem_t* wei
     };
     if constexpr (KEEPS_X) {
 #pragma unroll
-      for (int i = 0; i < CHUNKS; i++) multiply_chunk(kept[i]);
+      for (int i = 0; i < CHUNKS; i++) multiply_chunk(i, kept[i]);
     } else {
       uint4 next[CHUNK_STEPS];
 #pragma unroll
@@ -187,7 +201,7 @@ __device__ __forceinline__ void small_product(const elem_t* x, const elem_t* wei
             v[s] = multiply(v[s], load_gamma(i, s));
           }
         }
-        multiply_chunk(v);
+        multiply_chunk(i, v);
       }
     }
     if (NORM && first && c == r / 2)

@@ -26,6 +26,10 @@ const GRID_SHAPES = [
   [5, 4240, 256],
   [8, 528, 1024],
   [8, 2128, 5120],
+  // The same of a last chunk with fewer columns than the others, and of one with fewer than warps take at a time.
+  [1, 2160, 2880],
+  [2, 48, 5216],
+  [8, 2160, 96],
   // Whole tiles of what takes some ten to some hundred tokens, one tile to a block and several, with and without splits.
   [9, 64, 64],
   [15, 64, 3072],
@@ -46,6 +50,8 @@ const FUSED_GRID_SHAPES = [
   [1, 2160, 512],
   [2, 96, 5120],
   [8, 4320, 256],
+  [3, 96, 2880],
+  [1, 96, 5216],
 ] as const;
 /** The same of weights that have a checkpoint's dtype. */
 const KEPT_SHAPES = [

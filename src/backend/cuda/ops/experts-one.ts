@@ -19,13 +19,19 @@ import { CHOICE_CONSTANTS } from "./experts-route.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
 
 const ONE_WARPS = 8;
-/** Fragments of 16 rows of a CTA, and pieces of each that a lane has loads under way for. */
+/** Outputs of a tile. */
+const TILE_OUTPUTS = 8;
+/** Steps of columns that a lane has loads under way for, at most, and CTAs that a multiprocessor has registers for. */
 const SHAPES = {
-  dense: { up: { FRAGMENTS: 1, STAGES: 8 }, down: { FRAGMENTS: 1, STAGES: 9 } },
-  mxfp4: { up: { FRAGMENTS: 1, STAGES: 3 }, down: { FRAGMENTS: 1, STAGES: 6 } },
-  fp8: { up: { FRAGMENTS: 1, STAGES: 4 }, down: { FRAGMENTS: 1, STAGES: 6 } },
+  dense: { up: { STAGES: 8, ONE_CTAS: 2 }, down: { STAGES: 8, ONE_CTAS: 2 } },
+  mxfp4: { up: { STAGES: 3, ONE_CTAS: 3 }, down: { STAGES: 3, ONE_CTAS: 3 } },
+  fp8: { up: { STAGES: 4, ONE_CTAS: 2 }, down: { STAGES: 4, ONE_CTAS: 2 } },
 } as const;
-/** The most of shared memory for what is activated. */
+/** Columns that four lanes load at a time. */
+const STEP_COLUMNS = { dense: 32, mxfp4: 128, fp8: 64 } as const;
+/** The most of shared memory for x: what every block may have without asking for it. */
+const MAX_INPUT_BYTES = 40 * 1024;
+/** The same for what is activated. */
 const MAX_SHARED_BYTES = 64 * 1024;
 const ELEMENT_BYTES = 2;
 
@@ -59,12 +65,20 @@ export interface OneScratch {
   readonly weights: Tensor;
 }
 
+export interface ExpertsOneOptions extends KernelOptions {
+  readonly smCount: number;
+}
+
 /** A mixture of experts for one token, `experts_one.cu` and `experts_one_sum.cu`. */
 export class ExpertsOne {
   readonly #one: KernelVariants<typeof ONE>;
   readonly #sum: KernelVariants<typeof SUM>;
 
-  constructor(library: KernelLibrary, dtype: FloatDType, options: KernelOptions) {
+  constructor(
+    library: KernelLibrary,
+    dtype: FloatDType,
+    private readonly options: ExpertsOneOptions,
+  ) {
     this.#one = new KernelVariants(library, ONE, dtype, options);
     this.#sum = new KernelVariants(library, SUM, dtype, options);
   }
@@ -76,9 +90,10 @@ export class ExpertsOne {
     ];
   }
 
-  /** True if shared memory holds what the token's experts activate. */
-  static takes({ down }: ExpertWeights, { perToken }: ExpertSpec): boolean {
-    return perToken * down.shape[1] * ELEMENT_BYTES <= MAX_SHARED_BYTES;
+  /** True if shared memory holds the token, and what its experts activate. */
+  static takes({ gateUp, down }: ExpertWeights, { perToken }: ExpertSpec): boolean {
+    const [up, last] = [expertsWeight(gateUp), expertsWeight(down)];
+    return inputBytes(up) <= MAX_INPUT_BYTES && activatedBytes(last, perToken) <= MAX_SHARED_BYTES;
   }
 
   launch(
@@ -98,18 +113,30 @@ export class ExpertsOne {
       ...macros(formOfExperts(gateUp), hidden, "up"),
       EXPERTS: count,
     });
-    const upTiles = Math.ceil(intermediate / (8 * SHAPES[gateUp.format].up.FRAGMENTS));
-    up.launch(stream, upTiles, k, 1, ONE_WARPS * WARP, 0, {
+    const upTiles = k * Math.ceil(intermediate / TILE_OUTPUTS);
+    const upBlocks = Math.min(upTiles, SHAPES[gateUp.format].up.ONE_CTAS * this.options.smCount);
+    up.launch(stream, upBlocks, 1, 1, ONE_WARPS * WARP, 0, {
       ...{ ...scratch, ...matrixArguments(gateUp, gateUpBias), ...activationArguments(activation) },
       ...{ logits, router_bias: routerBias ?? null, x, gamma: norm?.weight ?? null, eps: norm?.eps ?? 0 },
       ...{ k, softmax_over_all: softmaxOver === "all" ? 1 : 0, outputs: intermediate },
     });
     const sum = this.#sum.get(key(down), macros(formOfExperts(down), intermediate, "down"));
-    const downTiles = Math.ceil(hidden / (16 * SHAPES[down.format].down.FRAGMENTS));
-    sum.launch(stream, downTiles, 1, 1, ONE_WARPS * WARP, k * intermediate * ELEMENT_BYTES, {
+    const downTiles = Math.ceil(hidden / TILE_OUTPUTS);
+    sum.launch(stream, downTiles, 1, 1, ONE_WARPS * WARP, activatedBytes(down, k), {
       ...{ ...scratch, ...matrixArguments(down, downBias), out, added: addTo ?? null, k, outputs: hidden },
     });
   }
+}
+
+/** Bytes of x in shared memory: of whole steps. */
+function inputBytes({ format, shape: [, columns] }: ExpertsWeight): number {
+  return Math.ceil(columns / STEP_COLUMNS[format]) * STEP_COLUMNS[format] * ELEMENT_BYTES;
+}
+
+/** Bytes of what k experts activate, in shared memory: of whole steps of all warps, each of which takes two at a time. */
+function activatedBytes(weight: ExpertsWeight, k: number): number {
+  const all = 2 * ONE_WARPS * STEP_COLUMNS[weight.format] * ELEMENT_BYTES;
+  return Math.ceil((k * inputBytes(weight)) / all) * all;
 }
 
 function matrixArguments(weight: ExpertsWeight, bias: Tensor | undefined) {

@@ -38,6 +38,7 @@ export interface ExpertOpsOptions extends KernelOptions {
   readonly dtype: FloatDType;
   /** See `CudaBackendOptions.batchInvariant`. */
   readonly batchInvariant?: boolean;
+  readonly smCount: number;
   /** Device memory that the backend frees. */
   readonly allocate: (byteLength: number) => DeviceBuffer;
 }

@@ -17,8 +17,8 @@ const LINEAR_STEP = 32;
 /** Bytes between the weight rows of a chunk in shared memory, and floats between those of partial sums. */
 export const LINEAR_ROW_PADDING = 64;
 export const LINEAR_SUM_PADDING = 4;
-/** Columns of a chunk of weights, where the inputs are a multiple of them. */
-const CHUNKS = [512, 256];
+/** Columns of a chunk of weights: the first that divides the inputs, or else the first, and the last chunk has fewer. */
+const CHUNKS = [512, 256] as const;
 /** Steps of a warp, above which x does not stay in registers, and tokens whose x is then kept in shared memory. */
 const MAX_KEPT_STEPS = 16;
 const STAGED_TOKENS = 2;
@@ -152,9 +152,9 @@ export function planSmall(
   dtype: FloatDType,
   { smCount, sharedBytesPerBlock, sharedBytesPerSm }: SmallLinearOptions,
 ): SmallPlan | undefined {
-  const chunk = CHUNKS.find((columns) => inFeatures % columns === 0);
+  const chunk = CHUNKS.find((columns) => inFeatures % columns === 0) ?? CHUNKS[0];
   const tileRows = smallTileRows(outFeatures, gated, smCount);
-  if (chunk === undefined || outFeatures % tileRows !== 0) return undefined;
+  if (inFeatures % LINEAR_STEP !== 0 || outFeatures % tileRows !== 0) return undefined;
   const tiles = outFeatures / tileRows;
   const rounds = Math.ceil(tiles / smCount);
   const stageBytes = tileRows * (chunk * dtypeSize(dtype) + LINEAR_ROW_PADDING);
@@ -163,7 +163,7 @@ export function planSmall(
   const stagedBytes = staged ? STAGED_TOKENS * inFeatures * dtypeSize(dtype) : 0;
   const bytesFor = (stages: number) =>
     stages * (stageBytes + 16) + stagedBytes + sums + squares + SLACK_BYTES;
-  const wanted = rounds * (inFeatures / chunk);
+  const wanted = rounds * Math.ceil(inFeatures / chunk);
   const shares = bytesFor(wanted) <= Math.min(sharedBytesPerBlock, sharedBytesPerSm / 2 - RESERVED_BYTES);
   const most = Math.floor((sharedBytesPerBlock - bytesFor(0)) / (stageBytes + 16));
   const stages = shares ? wanted : Math.min(wanted, most);

@@ -134,6 +134,23 @@ describe("linear", () => {
     });
   });
 
+  test("inputs that are no whole chunks of weights are a step of each warp after another", () => {
+    for (const [tokens, outFeatures, inFeatures, stages] of [
+      [1, 2112, 2880, 6],
+      [8, 4224, 96, 2],
+    ] as const) {
+      const [x, out] = [bf16(tokens, inFeatures), bf16(tokens, outFeatures)];
+      const products = machine.cublas.matmuls.length;
+      // A tile of 16 rows for each multiprocessor, or two.
+      const product = launch(() => backend.linear(out, x, denseWeight(bf16(outFeatures, inFeatures))));
+      expect(product).toMatchObject({ entry: "linear_small", grid: [132, 1, 1] });
+      expect(machine.cublas.matmuls).toHaveLength(products);
+      const { defines } = requested.mock.lastCall![0];
+      expect(defines).toMatchObject({ IN_FEATURES: inFeatures, CHUNK: 512, TILE_ROWS: 16 });
+      expect(defines!["STAGES"]).toBe(stages);
+    }
+  });
+
   test("a wide one streams its weights through what shared memory there is", () => {
     for (const [tokens, staged] of [
       [1, 2],
@@ -151,7 +168,7 @@ describe("linear", () => {
   });
 
   test.each([
-    ["inputs that are no whole chunks", 6144, 1000],
+    ["inputs that are no whole steps", 6144, 1000],
     ["outputs that are no whole tiles", 6141, 1024],
   ])("of few tokens is left to cuBLASLt: %s", (_, outFeatures, inFeatures) => {
     const out = bf16(1, outFeatures);
