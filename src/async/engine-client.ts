@@ -1,7 +1,9 @@
 import type { EngineConfig } from "../base/config.ts";
+import type { EngineStats } from "../base/engine-stats.ts";
+import type { EngineView } from "../base/engine-view.ts";
 import { EngineDeadError } from "../base/errors.ts";
 import type { FinishedRequest } from "../base/outputs.ts";
-import type { EngineStats } from "../engine/engine.ts";
+import type { PromptProgress } from "../engine/step-output.ts";
 import type { LoadProgress } from "../llm/load-model.ts";
 import { OpenRequests } from "../llm/open-requests.ts";
 import type { RequestStream, StreamedRequest } from "../llm/request-stream.ts";
@@ -18,6 +20,8 @@ export interface StepReport {
   readonly stats: EngineStats;
   /** Tokens of the batch that the step launched; 0 if it only took in results. */
   readonly numBatchedTokens: number;
+  /** Requests that were begun with it, or have their first token from it. */
+  readonly prompts: readonly PromptProgress[];
   /** Requests that ended with it. */
   readonly finished: readonly FinishedRequest[];
 }
@@ -50,6 +54,8 @@ export class EngineClient {
   readonly #logprobs = new LogprobUnpacker();
   /** In the order of the questions. */
   readonly #prefixCacheResets: PromiseWithResolvers<boolean>[] = [];
+  /** Likewise. */
+  readonly #views: PromiseWithResolvers<EngineView>[] = [];
   readonly #closed = Promise.withResolvers<void>();
   #closing: Promise<void> | undefined;
   /** Milliseconds on this thread's clock. */
@@ -151,6 +157,15 @@ export class EngineClient {
     return reset.promise;
   }
 
+  /** Blocks and queues between two steps. @throws EngineDeadError */
+  async view(): Promise<EngineView> {
+    this.assertAlive();
+    const view = Promise.withResolvers<EngineView>();
+    this.#views.push(view);
+    this.#post({ type: "view" });
+    return view.promise;
+  }
+
   /** @returns a function that ends the calls. */
   onStep(listener: (report: EngineReport) => void): () => void {
     this.#listeners.add(listener);
@@ -185,6 +200,8 @@ export class EngineClient {
     else if (reply.type === "prefixCacheReset") {
       this.stats = reply.stats;
       this.#prefixCacheResets.shift()?.resolve(reply.done);
+    } else if (reply.type === "view") {
+      this.#views.shift()?.resolve(reply.view);
     } else if (reply.type === "dead") {
       const cause = decodeError(reply.error);
       this.#die(cause instanceof EngineDeadError ? cause : new EngineDeadError(cause.message, { cause }));
@@ -196,8 +213,8 @@ export class EngineClient {
     this.#lastProgress = performance.now();
     const step = unpackStep(packed, this.#logprobs);
     this.#requests.deliver(step);
-    const { numBatchedTokens, finished } = step;
-    for (const listener of this.#listeners) listener({ stats, numBatchedTokens, finished });
+    const { numBatchedTokens, prompts, finished } = step;
+    for (const listener of this.#listeners) listener({ stats, numBatchedTokens, prompts, finished });
   }
 
   #die(failure: EngineDeadError): void {
@@ -205,7 +222,7 @@ export class EngineClient {
     this.failure = failure;
     this.stats = { ...this.stats, running: 0, waiting: 0, kvUsage: 0, cachedBlocks: 0 };
     const told = this.onDeath(failure);
-    for (const reset of this.#prefixCacheResets.splice(0)) reset.reject(told);
+    for (const asked of [...this.#prefixCacheResets.splice(0), ...this.#views.splice(0)]) asked.reject(told);
     this.#requests.fail(told);
   }
 }

@@ -1,3 +1,4 @@
+import { buffersOf } from "../base/engine-view.ts";
 import { EngineDeadError } from "../base/errors.ts";
 import { type LoadedModel, loadModel } from "../llm/load-model.ts";
 import { StepLoop } from "../llm/step-loop.ts";
@@ -39,6 +40,9 @@ function serve(loaded: LoadedModel, port: MessagePort): void {
     else if (message.type === "resetPrefixCache") {
       const done = loaded.engine.resetPrefixCache();
       post({ type: "prefixCacheReset", done, stats: loaded.engine.stats() });
+    } else if (message.type === "view") {
+      const view = loaded.engine.view();
+      post({ type: "view", view }, buffersOf(view));
     } else {
       loop.stop(new EngineDeadError("the engine was shut down"));
       loaded.dispose();

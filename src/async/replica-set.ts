@@ -1,7 +1,8 @@
 import type { EngineConfig } from "../base/config.ts";
+import type { EngineStats } from "../base/engine-stats.ts";
+import type { EngineView } from "../base/engine-view.ts";
 import { EngineDeadError, ReplicaDeadError } from "../base/errors.ts";
 import { SplitMix64 } from "../base/random.ts";
-import type { EngineStats } from "../engine/engine.ts";
 import type { LoadProgress } from "../llm/load-model.ts";
 import { RequestStream, type StreamedPrompt } from "../llm/request-stream.ts";
 import { EngineClient, type LoadListeners, type StepReport } from "./engine-client.ts";
@@ -20,6 +21,8 @@ export interface Replica {
   readonly failure: EngineDeadError | undefined;
   /** Seconds since it last finished a step while it has work; 0 when idle. */
   readonly secondsWithoutProgress: number;
+  /** Its blocks and queues between two of its steps. @throws EngineDeadError */
+  view(): Promise<EngineView>;
 }
 
 /** The model of each replica and their number. */

@@ -1,7 +1,9 @@
 import type { EngineConfig } from "../base/config.ts";
+import type { EngineStats } from "../base/engine-stats.ts";
+import type { EngineView } from "../base/engine-view.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
-import type { Engine, EngineStats } from "../engine/engine.ts";
+import type { Engine } from "../engine/engine.ts";
 import type { EngineRequest } from "../engine/request.ts";
 import type { TextShape } from "../grammar/text-shape.ts";
 import type { LoadedModel, LoadProgress } from "../llm/load-model.ts";
@@ -23,6 +25,7 @@ export type EngineMessage =
   | AddMessage
   | { readonly type: "abort"; readonly ids: readonly string[] }
   | { readonly type: "resetPrefixCache" }
+  | { readonly type: "view" }
   /** Free the device, answer `closed`. */
   | { readonly type: "shutdown" };
 
@@ -46,6 +49,8 @@ export type EngineReply =
   | { readonly type: "step"; readonly step: PackedStep; readonly stats: EngineStats }
   /** In the order of the requests for it. */
   | { readonly type: "prefixCacheReset"; readonly done: boolean; readonly stats: EngineStats }
+  /** In the order of the requests for it. Its arrays are transferred. */
+  | { readonly type: "view"; readonly view: EngineView }
   /** The engine has died; no further step comes. */
   | { readonly type: "dead"; readonly error: EncodedError }
   | { readonly type: "closed" };

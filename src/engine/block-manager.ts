@@ -41,6 +41,11 @@ export class BlockManager {
     return this.#refCounts[block] === 0;
   }
 
+  /** Sequences that hold the block. */
+  holdersOf(block: number): number {
+    return this.#refCounts[block]!;
+  }
+
   /** Takes a free block, and out of the cache what it held. */
   allocate(): number {
     invariant(this.#numFree > 0, "allocate() without a free block");

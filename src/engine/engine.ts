@@ -1,3 +1,5 @@
+import type { EngineStats } from "../base/engine-stats.ts";
+import type { EngineView } from "../base/engine-view.ts";
 import {
   EngineDeadError,
   InvalidRequestError,
@@ -13,6 +15,7 @@ import type { ScheduledRow, StepResult } from "../runner/types.ts";
 import { BlockManager } from "./block-manager.ts";
 import { Completion, positionLogprobs } from "./completion.ts";
 import type { CacheConfig, EngineDeps } from "./engine-deps.ts";
+import { viewOf } from "./engine-view.ts";
 import { MatchedSequences } from "./matched-sequences.ts";
 import { Outbox } from "./outbox.ts";
 import { type EngineRequest, type RequestLimits, slotSampling } from "./request.ts";
@@ -20,23 +23,6 @@ import { RequestState } from "./request-state.ts";
 import { type ScheduledStep, Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
 import type { StepOutput } from "./step-output.ts";
-
-/** Counts are of sequences (completions), tokens where it says so; totals are since the start. */
-export interface EngineStats {
-  readonly running: number;
-  readonly waiting: number;
-  /** Share of the KV blocks in use, 0–1. */
-  readonly kvUsage: number;
-  /** Blocks that hold a reusable prefix, in use or not. */
-  readonly cachedBlocks: number;
-  readonly steps: number;
-  readonly preemptions: number;
-  /** Prompt tokens looked up in the prefix cache, and found there. */
-  readonly prefixQueries: number;
-  readonly prefixHits: number;
-  readonly promptTokens: number;
-  readonly generationTokens: number;
-}
 
 interface Entry {
   readonly state: RequestState;
@@ -191,6 +177,11 @@ export class Engine {
       promptTokens: this.#promptTokens,
       generationTokens: this.#generationTokens,
     };
+  }
+
+  /** What blocks and queues hold between two steps. Walks them all: for people who look, not for every step. */
+  view(): EngineView {
+    return viewOf(this.#scheduler, this.#blocks, this.stats());
   }
 
   /** Empties the prefix cache. False, and nothing happens, while a sequence holds blocks. */

@@ -19,11 +19,12 @@ import { adminRoutes } from "./routes/admin.ts";
 import { chatRoutes } from "./routes/chat.ts";
 import { completionRoutes } from "./routes/completions.ts";
 import { embeddingRoutes } from "./routes/embeddings.ts";
+import { engineRoute } from "./routes/engine.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { messageRoutes } from "./routes/messages.ts";
 import { modelRoutes } from "./routes/models.ts";
+import { pageRoutes } from "./routes/page.ts";
 import { responseRoutes } from "./routes/responses.ts";
-import { startPageRoute } from "./routes/start-page.ts";
 import { tokenizeRoutes } from "./routes/tokenize.ts";
 import { TrackedRequest } from "./tracked-request.ts";
 
@@ -82,7 +83,7 @@ export function appOf(context: ServerContext): ServerApp {
   });
 
   healthRoutes(app, context);
-  startPageRoute(app, context, authenticator);
+  pageRoutes(app);
   app.use(async (c, next) => {
     const caller = authenticator.authenticate(authorizationOf(c.req.raw.headers));
     c.set("caller", caller);
@@ -97,6 +98,7 @@ export function appOf(context: ServerContext): ServerApp {
   embeddingRoutes(app, context);
   tokenizeRoutes(app, context);
   adminRoutes(app, context);
+  engineRoute(app, context);
   app.notFound(() => errorResponse(new ApiError(404, "not_found", "there is no such path")));
   return app;
 }

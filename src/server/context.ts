@@ -4,6 +4,7 @@ import { Turns } from "../chat/turns.ts";
 import { Admission } from "./admission.ts";
 import type { Caller } from "./auth.ts";
 import { BodyParser } from "./body/body-parser.ts";
+import { EngineWatch } from "./engine-view/engine-watch.ts";
 import { ApiError } from "./errors.ts";
 import { ServerMetrics } from "./metrics.ts";
 import type { ServerConfig } from "./options.ts";
@@ -23,6 +24,8 @@ export interface ServerContext {
   readonly unknownFields: UnknownFieldLog;
   readonly turns: Turns;
   readonly responses: ResponseStore;
+  /** Of each replica. */
+  readonly watches: readonly EngineWatch[];
   /** Unix time in seconds. */
   readonly startedAt: number;
 }
@@ -61,6 +64,7 @@ export function createContext(llm: AsyncLLM, config: ServerConfig, sink: LogSink
     unknownFields: new UnknownFieldLog(metrics, log),
     turns: new Turns(llm, config),
     responses: new ResponseStore(MAX_STORED_RESPONSES),
+    watches: llm.replicas.map((_, replica) => new EngineWatch(llm, metrics, replica)),
     startedAt: Math.floor(Date.now() / 1000),
   };
 }

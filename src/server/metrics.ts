@@ -88,6 +88,7 @@ export class ServerMetrics implements Disposable {
   readonly #longest: readonly Histogram.Internal<string>[];
   readonly #unknownFields: Counter<string>;
   readonly #requests: Counter<string>;
+  readonly #interTokenListeners = new Set<(replica: number, seconds: number) => void>();
 
   constructor(llm: AsyncLLM, modelName: string) {
     this.#replicas = llm.replicas;
@@ -144,6 +145,13 @@ export class ServerMetrics implements Disposable {
 
   observeInterToken(replica: number, seconds: number): void {
     this.#interToken[replica]!.observe(seconds);
+    for (const listener of this.#interTokenListeners) listener(replica, seconds);
+  }
+
+  /** Calls `listener` for every time between tokens from now on. @returns a function that ends the calls. */
+  onInterToken(listener: (replica: number, seconds: number) => void): () => void {
+    this.#interTokenListeners.add(listener);
+    return () => this.#interTokenListeners.delete(listener);
   }
 
   /** @param tokens of the longest of a prompt's completions. */

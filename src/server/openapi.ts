@@ -36,6 +36,7 @@ const OPERATIONS: readonly Operation[] = [
   ["get", "/version", "The version"],
   ["get", "/load", "Requests under way"],
   ["get", "/metrics", "Metrics for Prometheus"],
+  ["get", "/engine", "An engine's blocks and queues as they change, as events"],
 ];
 
 /** The OpenAPI 3.1 document of the server. */

@@ -49,6 +49,7 @@ export function startServer({
     context.admission.announceEnd();
     await Bun.sleep(config.shutdownDelaySeconds * 1000);
     await context.admission.drain(config.drainSeconds);
+    for (const watch of context.watches) watch[Symbol.dispose]();
     await listener.stop(FLUSH_SECONDS);
     context.metrics[Symbol.dispose]();
     await context.bodies[Symbol.asyncDispose]();

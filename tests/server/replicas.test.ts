@@ -68,7 +68,8 @@ test("/health lists the replicas, and is 503 when none gets on", async () => {
   const ask = (replicas: readonly Partial<Replica>[], path = "/health") => {
     const all = replicas.map((members, i): Replica => {
       const { stats, cacheConfig, failure, secondsWithoutProgress } = llm.replicas[i]!;
-      return { stats, cacheConfig, failure, secondsWithoutProgress, ...members };
+      const view = () => llm.replicas[i]!.view();
+      return { stats, cacheConfig, failure, secondsWithoutProgress, view, ...members };
     });
     const waits = all.map(({ secondsWithoutProgress }) => secondsWithoutProgress);
     const members = { replicas: all, secondsWithoutProgress: Math.min(...waits) };

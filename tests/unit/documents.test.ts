@@ -49,7 +49,7 @@ describe("the README counts lines to within 5%", () => {
     [...new Glob(pattern).scanSync(ROOT)].reduce((sum, file) => sum + read(file).split("\n").length - 1, 0);
 
   test.each([
-    ["TypeScript", "src/**/*.ts"],
+    ["TypeScript", "src/**/*.{ts,tsx}"],
     ["CUDA C++", "kernels-cu/**/*.{cu,cuh}"],
   ])("of %s", (language, pattern) => {
     const [, stated] = read("README.md").match(RegExp(`([\\d,]+) lines of ${RegExp.escape(language)}`)) ?? [];

@@ -108,6 +108,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     imports: ["async", "chat", "formats", "tokenizer"],
   },
   "ai.ts": { knows: "the surface of `octavo/ai`", imports: ["ai", "async"] },
+  page: {
+    knows: "the page, in the browser: chat, the engine live, metrics",
+    imports: [],
+  },
   cli: {
     knows: "commands, flags, settings, progress bars, exit codes",
     imports: ["async", "backend/simd", "cuda", "formats", "llm", "loader", "server", "tokenizer"],
@@ -170,7 +174,7 @@ function roomTable(): string {
   return [line(table[0]!), rule, ...table.slice(1).map(line)].join("\n");
 }
 
-const files = [...new Glob("**/*.ts").scanSync(SRC)].sort();
+const files = [...new Glob("**/*.{ts,tsx}").scanSync(SRC)].sort();
 
 describe("layering", () => {
   test("every file belongs to a room", () => {

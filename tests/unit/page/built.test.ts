@@ -1,0 +1,12 @@
+import { expect, setDefaultTimeout, test } from "bun:test";
+import built from "../../../page/built.json";
+import { buildPage } from "../../../page/build.ts";
+
+setDefaultTimeout(300_000);
+
+test("page/built.json is what its sources make: `bun run build:page`", async () => {
+  const made = await buildPage();
+  expect(Object.keys(built)).toEqual(Object.keys(made));
+  for (const [name, text] of Object.entries(made))
+    expect(Bun.hash(built[name as keyof typeof built]), name).toBe(Bun.hash(text));
+});
