@@ -1,6 +1,6 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import built from "../../../page/built.json";
 import { buildPage } from "../../../page/build.ts";
+import built from "../../../page/built.json";
 
 setDefaultTimeout(300_000);
 
