@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import type { EngineConfig } from "../base/config.ts";
-import { isLargerThan } from "./job-size.ts";
+import { isLargerThan } from "../base/data-size.ts";
 import { notData, TextThread } from "./text-thread.ts";
 import type { TextInfo, TextJobName, TextJobs, TextMessage } from "./worker-protocol.ts";
 

@@ -43,6 +43,16 @@ export function without(a: Automaton, b: Automaton, budget: Budget): Automaton {
   return product(a, complete(b), (inA, inB) => inA && !inB, budget);
 }
 
+/** The texts of at least so many characters of `set`, and of at most so many. */
+export function automatonOfLengths(set: CharSet, least: number, most: number): Automaton {
+  const isBounded = Number.isFinite(most);
+  const last = isBounded ? most : least;
+  const edges = Array.from({ length: last + 1 }, (_, count) =>
+    count < last ? [{ set, to: count + 1 }] : isBounded ? [] : [{ set, to: count }],
+  );
+  return { edges, accepting: edges.map((_, count) => count >= least) };
+}
+
 /** The texts made of characters of `set` alone. */
 export function restrict({ edges, accepting }: Automaton, set: CharSet, budget: Budget): Automaton {
   const kept = edges.map((outgoing) =>
@@ -236,57 +246,121 @@ function complete({ edges, accepting }: Automaton): Automaton {
   return { edges: [...filled, [{ set: ANY_CHAR, to: sink }]], accepting: [...accepting, false] };
 }
 
-/** The least automaton of the same texts: dead states go, equal ones become one (Moore 1956). */
+/**
+ * An automaton of the same texts with fewer states: dead ones go, equal ones become one. Those that lead to a circle of several states
+ * are refined round by round (Moore 1956); all others, such as counts, are told apart in one go, the last ones first.
+ */
 function reduce(automaton: Automaton, budget: Budget): Automaton {
   const { edges, accepting } = automaton;
-  const alive = coaccessible(automaton);
-  let classes = accepting.map((accepts, i) => (alive[i] ? Number(accepts) : -1));
-  for (let count = 0; ; ) {
+  const order = targetsFirst(edges);
+  const reached = new Set(order);
+  const alive = coaccessible(automaton).map((each, state) => each && reached.has(state));
+  const cost = edges.map((outgoing) => 2 + outgoing.reduce((sum, { set }) => sum + 2 + set.length / 4, 0));
+  const known = equalStates(automaton, order, alive, (state) => budget.spend(cost[state]!, TOO_MANY_STATES));
+  const numKnown = 1 + Math.max(-1, ...known);
+  const isOpen = (state: number) => alive[state]! && known[state]! < 0;
+  let classes = known.map((own, i) => (isOpen(i) ? numKnown + Number(accepting[i]) : own));
+  for (let count = edges.some((_, i) => isOpen(i)) ? 0 : -1; count >= 0; ) {
     const numbering = new Map<string, number>();
     const next = classes.map((own, i) => {
-      if (own < 0) return -1;
-      budget.spend(1 + edges[i]!.length, TOO_MANY_STATES);
-      const key = `${own} ${signature(edges[i]!, classes)}`;
+      if (!isOpen(i)) return own;
+      budget.spend(cost[i]!, TOO_MANY_STATES);
+      const key = `${own} ${signature(edges[i]!, ({ to }) => classes[to]!)}`;
       const number = numbering.get(key) ?? numbering.size;
       numbering.set(key, number);
-      return number;
+      return numKnown + number;
     });
     classes = next;
-    if (numbering.size === count) break;
-    count = numbering.size;
+    count = numbering.size === count ? -1 : numbering.size;
   }
   // States in order of appearance from the first, which stays even when nothing matches.
   const numbers = new Map<number, number>();
-  const order: number[] = [];
+  const kept: number[] = [];
   const visit = (state: number): number => {
     const known = numbers.get(classes[state]!);
     if (known !== undefined) return known;
-    numbers.set(classes[state]!, order.length);
-    return order.push(state) - 1;
+    numbers.set(classes[state]!, kept.length);
+    return kept.push(state) - 1;
   };
   visit(0);
   const reduced: Edge[][] = [];
-  for (let i = 0; i < order.length; i++) {
+  for (let i = 0; i < kept.length; i++) {
     const byTarget = new Map<number, CharSet>();
-    for (const { set, to } of edges[order[i]!]!) {
+    for (const { set, to } of edges[kept[i]!]!) {
       if (!alive[to]) continue;
       const target = visit(to);
       byTarget.set(target, unite(byTarget.get(target) ?? [], set));
     }
     reduced.push(Array.from(byTarget, ([to, set]) => ({ set, to })));
   }
-  return { edges: reduced, accepting: order.map((state) => accepting[state]!) };
+  return { edges: reduced, accepting: kept.map((state) => accepting[state]!) };
 }
 
-function signature(edges: readonly Edge[], classes: readonly number[]): string {
+/**
+ * Numbers from 0 of the live states that lead to no circle but their own: equal ones have the same. −1: any other state.
+ * @param order the states that can be reached, each after those that it leads to, but for circles
+ */
+function equalStates(
+  { edges, accepting }: Automaton,
+  order: readonly number[],
+  alive: readonly boolean[],
+  visit: (state: number) => void,
+): number[] {
+  const classes = edges.map(() => -1);
+  /** By number: what its states match, and whether they have a circle of their own. */
+  const known: { readonly key: string; readonly isCircle: boolean }[] = [];
+  const numbers = new Map<string, number>();
+  for (const state of order) {
+    const outgoing = edges[state]!.filter(({ to }) => alive[to]);
+    if (!alive[state] || !outgoing.every(({ to }) => to === state || classes[to]! >= 0)) continue;
+    visit(state);
+    const key = (own: number) => {
+      const goesOn = ({ to }: Edge) =>
+        to === state || classes[to] === own ? Number.MAX_VALUE : classes[to]!;
+      return `${accepting[state]} ${signature(outgoing, goesOn)}`;
+    };
+    // A state that goes on as one with a circle does, if it leads there where that leads to itself, is that one.
+    const same = outgoing.find(
+      ({ to }) =>
+        to !== state && known[classes[to]!]!.isCircle && key(classes[to]!) === known[classes[to]!]!.key,
+    );
+    const own = key(-2);
+    classes[state] = same ? classes[same.to]! : (numbers.get(own) ?? known.length);
+    if (classes[state] < known.length) continue;
+    numbers.set(own, known.length);
+    known.push({ key: own, isCircle: outgoing.some(({ to }) => to === state) });
+  }
+  return classes;
+}
+
+/** What a state's edges lead to, but for dead ends. @param goesOn the class of an edge's target; negative: dead */
+function signature(edges: readonly Edge[], goesOn: (edge: Edge) => number): string {
   const byClass = new Map<number, CharSet>();
-  for (const { set, to } of edges) {
-    const target = classes[to]!;
-    if (target >= 0) byClass.set(target, unite(byClass.get(target) ?? [], set));
+  for (const edge of edges) {
+    const target = goesOn(edge);
+    if (target >= 0) byClass.set(target, unite(byClass.get(target) ?? [], edge.set));
   }
   return Array.from(byClass, ([target, set]) => `${target}:${set.join(",")}`)
     .sort()
     .join(";");
+}
+
+/** The states that the first leads to, each after those that it leads to, but for circles. */
+export function targetsFirst(edges: Automaton["edges"]): readonly number[] {
+  const order: number[] = [];
+  const seen = new Set([0]);
+  const open = [{ state: 0, next: 0 }];
+  for (let top = open.at(-1); top; top = open.at(-1)) {
+    const edge = edges[top.state]![top.next++];
+    if (!edge) {
+      order.push(top.state);
+      open.pop();
+    } else if (!seen.has(edge.to)) {
+      seen.add(edge.to);
+      open.push({ state: edge.to, next: 0 });
+    }
+  }
+  return order;
 }
 
 /** Whether each state can reach an accepting one. */

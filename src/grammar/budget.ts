@@ -1,5 +1,8 @@
 import { GrammarTooComplexError } from "../base/errors.ts";
 
+/** Steps of a conversion: below a second of work. What a step is worth is weighed where it is spent, in some half a microsecond. */
+const STEPS = 1_000_000;
+
 /**
  * A bound on the work of making one grammar. It counts steps, not seconds, so that the same grammar is accepted on a busy machine
  * and on an idle one.
@@ -10,7 +13,7 @@ export class Budget {
   constructor(
     /** The parameter to blame. */
     private readonly param: string,
-    steps: number,
+    steps = STEPS,
   ) {
     this.#left = steps;
   }

@@ -1,5 +1,6 @@
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import { grammarOf } from "./grammar-source.ts";
+import { RecentTexts } from "./recent-texts.ts";
 import { shapeGrammar, type TextShape } from "./text-shape.ts";
 
 /** Characters of requests and their grammars that are kept. */
@@ -7,9 +8,8 @@ const MAX_CHARACTERS = 8 * 2 ** 20;
 
 /** The grammars of the requests that came last: many requests have the same schema. */
 export class GrammarCache {
-  /** By their source as JSON, least recently used first. */
-  readonly #grammars = new Map<string, string>();
-  #characters = 0;
+  /** By their source as JSON. */
+  readonly #grammars = new RecentTexts<string>(MAX_CHARACTERS);
 
   /** Grammars that are kept. */
   get size(): number {
@@ -29,15 +29,9 @@ export class GrammarCache {
   #cached(source: unknown, make: () => string): string {
     const key = JSON.stringify(source);
     const known = this.#grammars.get(key);
-    const made = known ?? make();
-    if (known === undefined) this.#characters += key.length + made.length;
-    else this.#grammars.delete(key);
-    this.#grammars.set(key, made);
-    for (const [oldest, { length }] of this.#grammars) {
-      if (this.#characters <= MAX_CHARACTERS) break;
-      this.#characters -= oldest.length + length;
-      this.#grammars.delete(oldest);
-    }
+    if (known !== undefined) return known;
+    const made = make();
+    this.#grammars.add(key, made, key.length + made.length);
     return made;
   }
 }

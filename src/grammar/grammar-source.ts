@@ -1,4 +1,5 @@
 import { toJSONSchema, type ZodType } from "zod";
+import { isLargerThan } from "../base/data-size.ts";
 import { GrammarTooComplexError, InvalidRequestError, messageOf, SchemaError } from "../base/errors.ts";
 import { isZod, type ResolvedOutputs } from "../base/structured-outputs.ts";
 import { isEmpty } from "./automaton.ts";
@@ -13,17 +14,19 @@ import { checkGrammar, withPrefix } from "./user-grammar.ts";
 const MAX_SOURCE = 256 * 1024;
 const MAX_CHOICES = 1024;
 const MAX_CHOICE_CHARACTERS = 64 * 1024;
-/** Steps of the conversion: below a second of work. */
-const BUDGET = 3_000_000;
 /** The rules of a grammar that is given are named so, which no other rules are. */
 const GIVEN = "given.";
 
 /**
- * The same as plain data, with a schema as JSON text: it may cross threads.
- * @throws SchemaError when a zod schema has no JSON Schema, or the schema is not JSON.
+ * The same as plain data, with a schema as JSON text: it may cross threads. What is too long for that is refused before it is copied.
+ * @throws SchemaError when a zod schema has no JSON Schema, or the schema is not JSON; GrammarTooComplexError
  */
 export function plainOutputs(outputs: ResolvedOutputs): ResolvedOutputs {
-  const { json, param } = outputs;
+  const { json, grammar, choice, param } = outputs;
+  if (!isZod(json) && isLargerThan(MAX_SOURCE, json)) throw tooLong("the schema", param);
+  if (isLargerThan(MAX_SOURCE, grammar)) throw tooLong("the grammar", param);
+  if (choice && (choice.length > MAX_CHOICES || isLargerThan(MAX_CHOICE_CHARACTERS + MAX_CHOICES, choice)))
+    throw tooLong("the list of choices", param);
   return json === undefined ? outputs : { ...outputs, json: schemaText(json, param) };
 }
 
@@ -32,7 +35,7 @@ export function plainOutputs(outputs: ResolvedOutputs): ResolvedOutputs {
  * @throws SchemaError, GrammarTooComplexError; InvalidRequestError for a regular expression or grammar that is malformed.
  */
 export function grammarOf(outputs: ResolvedOutputs): string {
-  const builder = new GrammarBuilder(new Budget(outputs.param, BUDGET));
+  const builder = new GrammarBuilder(new Budget(outputs.param));
   return builder.write(outputsExpression(builder, outputs))!;
 }
 
@@ -44,7 +47,6 @@ export function outputsExpression(builder: GrammarBuilder, outputs: ResolvedOutp
   if (typeof regex === "string") return ofRegex(builder, regex, param);
   if (choice) return ofChoice(choice, param);
   if (typeof grammar === "string") {
-    if (grammar.length > MAX_SOURCE) throw tooLong("the grammar", param);
     checkGrammar(grammar, param);
     return written(`${GIVEN}root`, withPrefix(grammar, GIVEN));
   }
@@ -94,9 +96,6 @@ function ofRegex(builder: GrammarBuilder, pattern: string, param: string): Expre
 function ofChoice(choices: readonly string[], param: string): Expression {
   if (choices.length === 0 || choices.some((each) => each === "" || !each.isWellFormed()))
     throw new InvalidRequestError(param, "each choice must have at least one character");
-  const length = choices.reduce((total, each) => total + each.length, 0);
-  if (choices.length > MAX_CHOICES || length > MAX_CHOICE_CHARACTERS)
-    throw tooLong("the list of choices", param);
   return anyOf(...choices.map(text));
 }
 

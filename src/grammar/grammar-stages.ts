@@ -1,5 +1,6 @@
 import type { PackedTokens } from "../tokenizer/token-table.ts";
 import { GrammarStage, type GrammarStageOptions, type Matcher, type MatcherInit } from "./grammar-stage.ts";
+import { RecentTexts } from "./recent-texts.ts";
 import { MAX_COMPILED } from "./stage-protocol.ts";
 
 /** Matchers that one stage has before another one is started: their masks take a third of a millisecond, a vocabulary large. */
@@ -11,8 +12,8 @@ const MATCHERS_EACH = 4;
  * that none has compiled goes where nobody has to wait for that, as long as there are stages to start.
  */
 export class GrammarStages {
-  /** With the grammars that each has compiled, the one used last at the end. */
-  readonly #stages: { readonly stage: GrammarStage; readonly grammars: Set<string> }[] = [];
+  /** With the grammars that each has compiled. */
+  readonly #stages: { readonly stage: GrammarStage; readonly grammars: RecentTexts<true> }[] = [];
   #changed = Promise.withResolvers<void>();
 
   /** @param limit most stages, each of which has a thread and the vocabulary in memory */
@@ -35,9 +36,7 @@ export class GrammarStages {
   /** A matcher at the beginning of a text; it is not ready yet. */
   open(init: MatcherInit): Matcher {
     const { stage, grammars } = this.#choose(init.grammar);
-    grammars.delete(init.grammar);
-    grammars.add(init.grammar);
-    if (grammars.size > MAX_COMPILED) grammars.delete(grammars.values().next().value!);
+    if (!grammars.get(init.grammar)) grammars.add(init.grammar, true);
     return stage.open(init);
   }
 
@@ -80,7 +79,7 @@ export class GrammarStages {
       ...this.options,
       onChange: () => this.#ring(),
     });
-    const started = { stage, grammars: new Set<string>() };
+    const started = { stage, grammars: new RecentTexts<true>(MAX_COMPILED) };
     this.#stages.push(started);
     return started;
   }

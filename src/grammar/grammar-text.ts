@@ -1,4 +1,4 @@
-import type { Automaton } from "./automaton.ts";
+import { type Automaton, targetsFirst } from "./automaton.ts";
 import type { Budget } from "./budget.ts";
 import { type CharSet, charSet, charsOf, intersect, invert, rangesOf, unite } from "./char-set.ts";
 import { markerBytes } from "./marker-bytes.ts";
@@ -107,22 +107,29 @@ export function jsonChar(set: CharSet): Expression[] {
   return [...oneOf(plain), ...(letters.length > 0 ? [inOrder(text("\\"), oneAscii(letters))] : [])];
 }
 
+/** What a rule costs: xgrammar computes a mask of the vocabulary for each of its states, so that more than ten thousand take it minutes. */
+const RULE_STEPS = 100;
+
 /** The way in which an automaton's texts are written. */
-interface AutomatonText {
+export interface AutomatonText {
   readonly spell?: (set: CharSet) => Expression[];
   readonly end?: Expression;
   readonly ahead?: CharSet | undefined;
 }
 
+const AS_IT_IS: AutomatonText = {};
+
 /** Collects the rules of a grammar and writes them in the EBNF that xgrammar reads. */
 export class GrammarBuilder {
   #numRules = 0;
   readonly #shared = new Map<string, Rule>();
+  /** The rules of automata's states by what they match, for each way of writing. */
+  readonly #states = new Map<AutomatonText, Map<string, Rule>>();
 
   constructor(readonly budget: Budget) {}
 
   rule(hint: string): Rule {
-    this.budget.spend(20, "it needs too many rules");
+    this.budget.spend(RULE_STEPS, "it needs too many rules");
     return new Rule(`${hint}_${this.#numRules++}`);
   }
 
@@ -140,25 +147,41 @@ export class GrammarBuilder {
 
   /**
    * The texts of an automaton, right-linear: a rule for each state, so that what matches is never ambiguous and costs the same
-   * at every character.
-   * @param spell a character of the automaton's texts as it is written
-   * @param end what follows the text
-   * @param ahead characters one of which follows that
+   * at every character. States of several automata that go on in the same way are one rule, unless they lie on a circle: the ends of
+   * strings of at most 200 characters are those of strings of at most 100.
    */
-  automaton(
-    automaton: Automaton,
-    hint: string,
-    { spell = oneOf, end = NOTHING, ahead }: AutomatonText = {},
-  ): Expression {
-    const rules = automaton.edges.map(() => this.rule(hint));
-    for (const rule of rules) rule.ahead = ahead;
-    for (const [state, edges] of automaton.edges.entries()) {
-      const steps = edges.flatMap(({ set, to }) =>
-        spell(set).map((char) => inOrder(char, refer(rules[to]!))),
-      );
-      rules[state]!.body = anyOf(...(automaton.accepting[state] ? [end] : []), ...steps);
+  automaton(automaton: Automaton, hint: string, written: AutomatonText = AS_IT_IS): Expression {
+    const { spell = oneOf, end = NOTHING, ahead } = written;
+    const known = this.#states.get(written) ?? new Map<string, Rule>();
+    this.#states.set(written, known);
+    const { edges, accepting } = automaton;
+    const rules = new Map<number, Rule>();
+    /** States whose rules other automata may have, and those that are new. */
+    const shared = new Set<number>();
+    const made: number[] = [];
+    for (const state of targetsFirst(edges)) {
+      const outgoing = edges[state]!;
+      let key: string | undefined;
+      if (outgoing.every(({ to }) => to === state || shared.has(to))) {
+        const steps = outgoing.map(({ set, to }) => `${set}>${to === state ? "" : rules.get(to)!.name}`);
+        key = `${accepting[state]} ${steps.sort().join(" ")}`;
+        shared.add(state);
+      }
+      const same = key === undefined ? undefined : known.get(key);
+      if (!same) made.push(state);
+      const rule = same ?? this.rule(hint);
+      rules.set(state, rule);
+      if (key !== undefined) known.set(key, rule);
     }
-    return refer(rules[0]!);
+    for (const state of made) {
+      const rule = rules.get(state)!;
+      const steps = edges[state]!.flatMap(({ set, to }) =>
+        spell(set).map((char) => inOrder(char, refer(rules.get(to)!))),
+      );
+      rule.ahead = ahead;
+      rule.body = anyOf(...(accepting[state] ? [end] : []), ...steps);
+    }
+    return refer(rules.get(0)!);
   }
 
   /** The grammar of `root`; undefined when it matches no finite text. */

@@ -8,6 +8,7 @@ import {
 import { ALPHABET } from "../tokenizer/byte-alphabet.ts";
 import { type PackedTokens, TokenTable } from "../tokenizer/token-table.ts";
 import { FIRST_UNUSED, markerBytes } from "./marker-bytes.ts";
+import { RecentTexts } from "./recent-texts.ts";
 import { MAX_COMPILED } from "./stage-protocol.ts";
 
 /**
@@ -15,8 +16,8 @@ import { MAX_COMPILED } from "./stage-protocol.ts";
  * `WebAssembly.RuntimeError`, after which this must not be used any more.
  */
 export class MaskEngine {
-  /** By the text of the grammar, least recently used first. */
-  readonly #compiled = new Map<string, CompiledGrammar>();
+  /** Matchers share what they need of those that are not kept. */
+  readonly #compiled = new RecentTexts<CompiledGrammar>(MAX_COMPILED, (unused) => unused.dispose());
 
   private constructor(
     private readonly compiler: GrammarCompiler,
@@ -54,22 +55,12 @@ export class MaskEngine {
 
   async #compile(grammar: string): Promise<CompiledGrammar> {
     const known = this.#compiled.get(grammar);
-    this.#compiled.delete(grammar);
-    const compiled = known ?? (await this.#compileAnew(grammar));
-    this.#compiled.set(grammar, compiled);
-    for (const [oldest, unused] of this.#compiled) {
-      if (this.#compiled.size <= MAX_COMPILED) break;
-      // Matchers share what they need of it.
-      unused.dispose();
-      this.#compiled.delete(oldest);
-    }
-    return compiled;
-  }
-
-  async #compileAnew(grammar: string): Promise<CompiledGrammar> {
+    if (known) return known;
     const parsed = await Grammar.fromEBNF(grammar);
     try {
-      return await this.compiler.compileGrammar(parsed);
+      const compiled = await this.compiler.compileGrammar(parsed);
+      this.#compiled.add(grammar, compiled);
+      return compiled;
     } finally {
       parsed.dispose();
     }

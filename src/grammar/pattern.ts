@@ -5,12 +5,12 @@ import { type Branch, parseRegex, RegexSyntaxError } from "./regex-parser.ts";
 
 /** The texts in which `pattern` matches somewhere, as JSON Schema's `pattern` has it. @throws RegexSyntaxError */
 export function textsWithMatch(pattern: string, budget: Budget): Automaton {
-  return union(parseRegex(pattern), { start: ANY_TEXT, end: ANY_TEXT }, budget);
+  return union(parseRegex(pattern, budget), { start: ANY_TEXT, end: ANY_TEXT }, budget);
 }
 
 /** The texts that `pattern` matches from beginning to end. @throws RegexSyntaxError */
 export function textsMatched(pattern: string, budget: Budget): Automaton {
-  return union(parseRegex(pattern), { start: EMPTY, end: EMPTY }, budget);
+  return union(parseRegex(pattern, budget), { start: EMPTY, end: EMPTY }, budget);
 }
 
 /** What may come before and after a match that is not tied to the text's ends. */

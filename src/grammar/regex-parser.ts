@@ -1,8 +1,14 @@
+import type { Budget } from "./budget.ts";
 import { ANY_CHAR, type CharSet, charSet, charsOf, intersect, invert, unite } from "./char-set.ts";
 import { chars, choice, type Regex, repeat, sequence } from "./regex.ts";
 
 /** A regular expression is malformed, or not regular: the message says which part of it. */
 export class RegexSyntaxError extends Error {}
+
+/** What a property costs: every character is looked at. */
+const PROPERTY_STEPS = 50_000;
+/** Characters that are looked at together. Halves of surrogate pairs are whole blocks. */
+const BLOCK = 0x800;
 
 /** One alternative of a pattern: a body, whether it is tied to the text's ends, and what else must hold where it begins. */
 export interface Branch {
@@ -49,10 +55,10 @@ type Node =
  * the middle.
  * @throws RegexSyntaxError
  */
-export function parseRegex(pattern: string): readonly Branch[] {
+export function parseRegex(pattern: string, budget: Budget): readonly Branch[] {
   if (pattern.length > MAX_PATTERN_LENGTH)
     throw new RegexSyntaxError(`a pattern of more than ${MAX_PATTERN_LENGTH} characters`);
-  return new Parser([...pattern]).parse().flatMap(branchesOf);
+  return new Parser([...pattern], budget).parse().flatMap(branchesOf);
 }
 
 /** Of one alternative; more than one of a group that is all of it but what is tied to the ends. */
@@ -93,8 +99,13 @@ function regexOf(node: Node): Regex {
 class Parser {
   #at = 0;
   #depth = 0;
+  /** By their spelling. */
+  readonly #properties = new Map<string, CharSet>();
 
-  constructor(private readonly text: readonly string[]) {}
+  constructor(
+    private readonly text: readonly string[],
+    private readonly budget: Budget,
+  ) {}
 
   parse(): Node[][] {
     const options = this.#options();
@@ -254,21 +265,20 @@ class Parser {
     const found = /^\{[\w=]{1,60}\}/.exec(this.text.slice(this.#at, this.#at + 64).join(""));
     const name = found?.[0] ?? "";
     this.#at += name.length;
-    let test: RegExp;
+    const spelling = `\\${letter}${name}`;
+    const known = this.#properties.get(spelling);
+    if (known) return known;
+    let runs: RegExp;
     try {
-      test = new RegExp(`\\${letter}${name}`, "u");
+      runs = new RegExp(`${spelling}+`, "gu");
     } catch {
-      throw new RegexSyntaxError(`the property \\${letter}${name}`);
+      throw new RegexSyntaxError(`the property ${spelling}`);
     }
-    if (name === "") throw new RegexSyntaxError(`\\${letter} without a property`);
-    const ranges: [number, number][] = [];
-    for (let code = 0; code <= 0x10ffff; code++) {
-      if ((code >= 0xd800 && code <= 0xdfff) || !test.test(String.fromCodePoint(code))) continue;
-      const last = ranges.at(-1);
-      if (last && last[1] === code - 1) last[1] = code;
-      else ranges.push([code, code]);
-    }
-    return charSet(...ranges);
+    if (name === "") throw new RegexSyntaxError(`${spelling} without a property`);
+    this.budget.spend(PROPERTY_STEPS, "it has too many properties of characters");
+    const set = matchedBy(runs);
+    this.#properties.set(spelling, set);
+    return set;
   }
 
   #take(text: string): boolean {
@@ -276,6 +286,20 @@ class Parser {
     this.#at += text.length;
     return true;
   }
+}
+
+/** The characters of which these runs consist. */
+function matchedBy(runs: RegExp): CharSet {
+  const ranges: [number, number][] = [];
+  for (let first = 0; first <= 0x10ffff; first += BLOCK) {
+    if (first >= 0xd800 && first < 0xe000) continue;
+    const block = String.fromCodePoint(...Array.from({ length: BLOCK }, (_, i) => first + i));
+    for (const [run] of block.matchAll(runs)) {
+      const last = run.codePointAt(run.length - (first < 0x10000 ? 1 : 2))!;
+      ranges.push([run.codePointAt(0)!, last]);
+    }
+  }
+  return charSet(...ranges);
 }
 
 function one(code: number): CharSet {

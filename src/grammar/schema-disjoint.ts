@@ -23,7 +23,7 @@ const MAX_DEPTH = 3;
  */
 export function areDisjoint(a: Form, b: Form, readers: FormReaders, budget: Budget, depth = 0): boolean {
   const { scalars, arrays, objects, forms } = readers;
-  budget.spend(10, "it has too many alternatives");
+  budget.spend(30, "it has too many alternatives");
   const apart = (left: readonly SchemaNode[], right: readonly SchemaNode[]) =>
     depth < MAX_DEPTH &&
     forms

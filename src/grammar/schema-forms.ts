@@ -97,9 +97,12 @@ export class SchemaForms {
 
   #product(factors: readonly (readonly (readonly Leaf[])[])[]): readonly (readonly Leaf[])[] {
     let product: readonly (readonly Leaf[])[] = [[]];
+    const size = (alternatives: readonly (readonly Leaf[])[]) =>
+      alternatives.reduce((sum, leaves) => sum + 1 + leaves.length, 0);
     for (const factor of factors) {
-      this.budget.spend(product.length * factor.length, TOO_MANY);
-      product = product.flatMap((left) => factor.map((right) => [...left, ...right]));
+      this.budget.spend(product.length * size(factor) + factor.length * size(product), TOO_MANY);
+      // What a schema refers to in several ways holds once.
+      product = product.flatMap((left) => factor.map((right) => [...new Set([...left, ...right])]));
     }
     return product;
   }

@@ -1,6 +1,7 @@
 import { Budget } from "./budget.ts";
 import { charSet, charsOf, invert, unite } from "./char-set.ts";
 import {
+  type AutomatonText,
   anyOf,
   type Expression,
   GrammarBuilder,
@@ -32,8 +33,6 @@ export interface SchemaGrammarOptions {
   readonly python?: boolean;
 }
 
-/** Steps of the conversion: below a second of work. */
-const BUDGET = 3_000_000;
 /** Spaces or tabs that a line may be indented by. */
 const MAX_INDENT = 32;
 
@@ -45,7 +44,7 @@ const MAX_INDENT = 32;
  * @throws SchemaError naming what the schema has that cannot be enforced; GrammarTooComplexError
  */
 export function schemaGrammar(schema: unknown, options: SchemaGrammarOptions): string {
-  const builder = new GrammarBuilder(new Budget(options.param, BUDGET));
+  const builder = new GrammarBuilder(new Budget(options.param));
   return builder.write(schemaExpression(builder, schema, options))!;
 }
 
@@ -73,7 +72,8 @@ export function membersExpression(
 const AFTER_VALUE = charsOf(" \n,:}])");
 /** Characters that values and names begin with, Python's among them, and those that end what they would be in. */
 const BEFORE_VALUE = charsOf('"{}[]-0123456789tfnTFN');
-const WITHIN_QUOTES = { spell: jsonChar, end: text('"'), ahead: AFTER_VALUE };
+const UNQUOTED: AutomatonText = { ahead: AFTER_VALUE };
+const WITHIN_QUOTES: AutomatonText = { spell: jsonChar, end: text('"'), ahead: AFTER_VALUE };
 
 class SchemaGrammar {
   readonly #builder: GrammarBuilder;
@@ -166,7 +166,7 @@ class SchemaGrammar {
       ),
     );
     const hint = form.integers ? "integer" : "number";
-    const make = () => this.#builder.automaton(this.#scalars.numbers(form), hint, { ahead: AFTER_VALUE });
+    const make = () => this.#builder.automaton(this.#scalars.numbers(form), hint, UNQUOTED);
     return bounds ? make() : this.#builder.shared(hint, make);
   }
 

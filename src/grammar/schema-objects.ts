@@ -55,7 +55,7 @@ export class SchemaObjects {
   members({ schemas }: Form): ObjectMembers {
     const all = schemas.map((node) => this.#read(node));
     const required = new Set(all.flatMap((each) => each.required));
-    const names = new Set([...all.flatMap(({ properties }) => properties), ...required]);
+    const names = new Set([...all.flatMap(({ properties }) => [...properties]), ...required]);
     const nameTexts = this.#allowedNames(all);
     const named: NamedProperty[] = [];
     for (const name of names) {
@@ -100,7 +100,7 @@ export class SchemaObjects {
     }));
     return {
       node,
-      properties: Object.keys(object("properties")),
+      properties: new Set(Object.keys(object("properties"))),
       required,
       patterns,
       additional:
@@ -114,7 +114,7 @@ export class SchemaObjects {
   /** What one schema asks of the property of this name. */
   #schemasFor({ node, properties, patterns, additional }: ReadObject, name: string): SchemaNode[] {
     const schemas = patterns.filter(({ texts }) => matches(texts, name)).map(({ schema }) => schema);
-    if (properties.includes(name)) schemas.push(this.document.child(node, "properties", name));
+    if (properties.has(name)) schemas.push(this.document.child(node, "properties", name));
     if (schemas.length > 0) return schemas;
     return additional ? [additional] : [];
   }
@@ -180,7 +180,7 @@ export class SchemaObjects {
 
 interface ReadObject {
   readonly node: SchemaNode;
-  readonly properties: readonly string[];
+  readonly properties: ReadonlySet<string>;
   readonly required: readonly string[];
   readonly patterns: readonly {
     readonly pattern: string;

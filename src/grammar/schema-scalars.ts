@@ -1,10 +1,9 @@
-import { type Automaton, automatonOf, both, isEmpty, matches, restrict } from "./automaton.ts";
+import { type Automaton, automatonOfLengths, both, isEmpty, matches, restrict } from "./automaton.ts";
 import type { Budget } from "./budget.ts";
 import { ENCODINGS, FORMATS } from "./formats.ts";
 import { WRITABLE } from "./grammar-text.ts";
 import { type Bound, BoundPrecisionError, multiplesOf, numbers, numbersWithin } from "./number-texts.ts";
 import { textsMatched, textsWithMatch } from "./pattern.ts";
-import { chars, repeat } from "./regex.ts";
 import { RegexSyntaxError } from "./regex-parser.ts";
 import type { SchemaDocument, SchemaNode } from "./schema-document.ts";
 import type { Form } from "./schema-forms.ts";
@@ -17,9 +16,13 @@ const MAX_DIVISOR = 1000;
  */
 const MAX_LENGTH = 256;
 
+/** The keywords that say what is in a string. */
+const TEXT_KEYWORDS = ["minLength", "maxLength", "pattern", "format", "contentEncoding"];
+
 /** The texts of a form's numbers and strings. */
 export class SchemaScalars {
   readonly #patterns = new Map<string, Automaton>();
+  readonly #strings = new Map<string, Automaton>();
   /** Of formats and encodings, by regular expression. */
   readonly #known = new Map<string, Automaton>();
 
@@ -64,8 +67,19 @@ export class SchemaScalars {
     return texts;
   }
 
-  /** The contents of a form's strings; undefined: any text. */
+  /** The contents of a form's strings, made once for each way to ask for them; undefined: any text. */
   strings({ schemas }: Form): Automaton | undefined {
+    const asked = schemas.flatMap(({ json }) =>
+      TEXT_KEYWORDS.flatMap((name) => (name in json ? [name, json[name]] : [])),
+    );
+    if (asked.length === 0) return undefined;
+    const key = JSON.stringify(asked);
+    const texts = this.#strings.get(key) ?? this.#makeStrings(schemas);
+    this.#strings.set(key, texts);
+    return texts;
+  }
+
+  #makeStrings(schemas: readonly SchemaNode[]): Automaton {
     const parts: Automaton[] = [];
     let [least, most] = [0, Number.POSITIVE_INFINITY];
     for (const node of schemas) {
@@ -81,13 +95,11 @@ export class SchemaScalars {
       const longest = Math.max(least, Number.isFinite(most) ? most : 0);
       if (longest > MAX_LENGTH)
         throw this.document.error(keyword, node.path, `it may be at most ${MAX_LENGTH}`);
-      if (most < least) parts.push(NO_TEXT);
-      else
-        parts.push(
-          automatonOf(repeat(chars(WRITABLE), least, Number.isFinite(most) ? most : undefined), this.budget),
-        );
+      const lengths = most < least ? NO_TEXT : automatonOfLengths(WRITABLE, least, most);
+      this.budget.spend(lengths.edges.length, "its strings are too long");
+      if (parts.length === 0) return lengths;
+      parts.push(lengths);
     }
-    if (parts.length === 0) return undefined;
     return restrict(
       parts.reduce((a, b) => both(a, b, this.budget)),
       WRITABLE,

@@ -1,7 +1,10 @@
 import type { PackedTokens } from "../tokenizer/token-table.ts";
 
-/** Compiled grammars that a stage keeps for the next request that has the same. */
-export const MAX_COMPILED = 32;
+/**
+ * Characters of the grammars that a stage keeps compiled, for the next request that has the same: each stands for up to 60 bytes of
+ * masks, of a large vocabulary.
+ */
+export const MAX_COMPILED = 2 ** 20;
 
 /**
  * A message to the stage's Worker, which handles them in their order. Each is followed by the bell. What comes with every token goes

@@ -54,8 +54,6 @@ export interface FreeShape {
   readonly notFirst?: string;
 }
 
-/** Steps of the conversion: below a second of work. */
-const BUDGET = 3_000_000;
 const ANY_OBJECT = { type: "object" };
 
 /**
@@ -64,7 +62,7 @@ const ANY_OBJECT = { type: "object" };
  * @throws as `grammarOf`, and SchemaError for strict arguments.
  */
 export function shapeGrammar(shape: TextShape, param: string): string {
-  const builder = new GrammarBuilder(new Budget(param, BUDGET));
+  const builder = new GrammarBuilder(new Budget(param));
   const grammar = builder.write(new ShapeWriter(builder).express(shape, NOTHING));
   if (grammar === undefined) throw new InvalidRequestError(param, `${param}: no text satisfies it`);
   return grammar;

@@ -2,6 +2,8 @@ import { InvalidRequestError } from "../base/errors.ts";
 
 /** Largest number in a quantifier `{m,n}`. */
 const MAX_REPEAT = 256;
+/** Parentheses within each other: xgrammar's parser is recursive. */
+const MAX_DEPTH = 100;
 const TOKEN = new RegExp(
   [
     /(?<space>[ \t\r]+|#[^\n]*)/,
@@ -55,8 +57,9 @@ export function checkGrammar(grammar: string, param: string): void {
       isInRule = true;
     } else if (kind === "name") used.set(found[0], (used.get(found[0]) ?? 0) + 1);
     else if (!isInRule) throw fail("a rule begins with its name and ::=");
-    else if (kind === "open" || kind === "ahead") depth++;
-    else if (kind === "close" && --depth < 0) throw fail("a ) without its (");
+    else if (kind === "open" || kind === "ahead") {
+      if (++depth > MAX_DEPTH) throw fail(`parentheses within more than ${MAX_DEPTH} others`);
+    } else if (kind === "close" && --depth < 0) throw fail("a ) without its (");
     else if (kind === "repeat" || kind === "range") {
       if (!["name", "text", "set", "close"].includes(previous.kind)) throw fail(`nothing before ${found[0]}`);
       const { min, max } = groups;

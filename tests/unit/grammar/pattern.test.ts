@@ -89,7 +89,7 @@ test.each([
   ],
   ...["^*", `${"(".repeat(100)}a${")".repeat(100)}`, "a".repeat(5000), "\\ud800"],
 ])("%p is refused", (pattern) => {
-  expect(() => parseRegex(pattern).length + textsWithMatch(pattern, budget()).edges.length).toThrow(
+  expect(() => parseRegex(pattern, budget()).length + textsWithMatch(pattern, budget()).edges.length).toThrow(
     RegexSyntaxError,
   );
 });
@@ -97,4 +97,11 @@ test.each([
 test("what needs too many states is refused before it costs much", () => {
   expect(() => textsWithMatch("(a|b)*a(a|b){20}", budget())).toThrow(GrammarTooComplexError);
   expect(() => textsMatched("(((a{99}){99}){99}){99}", budget())).toThrow(GrammarTooComplexError);
+});
+
+test("a property is looked up once, and many are too many", () => {
+  const steps = () => new Budget("pattern", 200_000);
+  expect(() => textsMatched("\\p{L}".repeat(30), steps())).not.toThrow();
+  const scripts = ["Greek", "Latin", "Cyrillic", "Arabic", "Hebrew"].map((name) => `\\p{Script=${name}}`);
+  expect(() => textsMatched(scripts.join(""), steps())).toThrow(GrammarTooComplexError);
 });

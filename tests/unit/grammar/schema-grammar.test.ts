@@ -323,20 +323,54 @@ describe("what cannot be enforced is refused by keyword and path", () => {
     expect(error).toMatchObject({ keyword, path, param: "json", code: "invalid_schema" });
   });
 
+  const many = (count: number, make: (i: number) => unknown) =>
+    Object.fromEntries(Array.from({ length: count }, (_, i) => [`p${i}`, make(i)]));
+  const chain = (link: (next: object) => object) =>
+    many(60, (i) => (i === 59 ? { type: "integer" } : link({ $ref: `#/$defs/p${i + 1}` })));
+  const numbered = (count: number, make: (i: number) => unknown) =>
+    Array.from({ length: count }, (_, i) => make(i));
+
   test.each<[string, unknown]>([
-    ["a million values", { enum: Array.from({ length: 1e6 }, (_, i) => i) }],
+    ["many values", { enum: numbered(30_000, (i) => i) }],
+    ["values that are objects", { enum: numbered(9000, (i) => ({ a: i })) }],
     ["a pattern of exponentially many states", { pattern: "(a|b)*a(a|b){20}" }],
     ["alternatives that multiply", { allOf: Array(24).fill({ anyOf: [{ minimum: 1 }, { maximum: 5 }] }) }],
     [
-      "many long strings",
+      "references that multiply",
+      { $ref: "#/$defs/p0", $defs: chain((next) => ({ anyOf: [next, { allOf: [next] }] })) },
+    ],
+    [
+      "branches of which each is compared with each",
+      { oneOf: numbered(2000, (i) => ({ prefixItems: [{ const: i }], minItems: 1 })) },
+    ],
+    ["many properties", { properties: many(15_000, () => ({})) }],
+    ["many names", { required: numbered(25_000, (i) => `p${i}`) }],
+    ["names that others must not have", { properties: many(3000, () => ({})), additionalProperties: true }],
+    ["many patterns", { properties: many(900, (i) => ({ type: "string", pattern: `^[a-z]{0,9}${i}` })) }],
+    [
+      "items that are counted within each other",
+      { maxItems: 4096, items: { maxItems: 4095, items: { maxItems: 4094 } } },
+    ],
+    ["remainders that multiply", { allOf: [997, 991, 983].map((multipleOf) => ({ multipleOf })) }],
+    [
+      "properties of characters",
       {
-        properties: Object.fromEntries(
-          Array.from({ length: 300 }, (_, i) => [`p${i}`, { type: "string", maxLength: 240 + (i % 9) }]),
-        ),
+        pattern:
+          numbered(40, (i) => `\\p{Script=${["Greek", "Latin"][i % 2]}}`).join("") +
+          "\\p{L}\\p{Lu}\\p{Ll}\\p{N}\\p{P}\\p{S}\\p{Z}\\p{M}\\p{C}\\p{Nd}\\p{Lo}\\p{Lt}\\p{Lm}\\p{Mn}\\p{Mc}\\p{Sm}\\p{Sc}\\p{Sk}\\p{So}",
       },
     ],
-  ])("%s", (_, schema) => {
+  ])("%s, at the cost of a second at most", (_, schema) => {
+    const before = process.cpuUsage();
     expect(() => convert(schema)).toThrow(GrammarTooComplexError);
+    expect(process.cpuUsage(before).user / 1e6).toBeLessThan(2);
+  });
+
+  test("but not what is asked for several times, nor strings of many lengths", async () => {
+    const schema = { $ref: "#/$defs/p0", $defs: chain((next) => ({ allOf: [next, next] })) };
+    expect(await walker.accepts(convert(schema), "12")).toBe(true);
+    const strings = convert({ properties: many(300, (i) => ({ type: "string", maxLength: 240 + (i % 9) })) });
+    expect(strings.match(/^text/gm)).toHaveLength(249);
   });
 
   test("but not annotations, nor what no value can reach", async () => {

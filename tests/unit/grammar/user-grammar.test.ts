@@ -28,6 +28,7 @@ test.each<[grammar: string, message: string]>([
   ['root ::= "a"\nroot ::= "b"', "line 2: the rule root is defined twice"],
   ["root ::= (", "a ( without its )"],
   ['root ::= "a")', "a ) without its ("],
+  [`root ::= ${"(".repeat(101)}"a"${")".repeat(101)}`, "parentheses within more than 100"],
   ["root ::= *", "nothing before *"],
   ['root ::= | {3} "a"', "nothing before {3}"],
   ['root ::= "a"{3,2}', "the quantifier"],

@@ -1,5 +1,5 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { isLargerThan } from "../../../src/async/job-size.ts";
+import { isLargerThan } from "../../../src/base/data-size.ts";
 
 setDefaultTimeout(300_000);
 
