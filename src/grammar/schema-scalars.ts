@@ -22,7 +22,8 @@ const TEXT_KEYWORDS = ["minLength", "maxLength", "pattern", "format", "contentEn
 /** The texts of a form's numbers and strings. */
 export class SchemaScalars {
   readonly #patterns = new Map<string, Automaton>();
-  readonly #strings = new Map<string, Automaton>();
+  /** By the keywords that ask for them. */
+  readonly #strings = new Map<string, Automaton | undefined>();
   /** Of formats and encodings, by regular expression. */
   readonly #known = new Map<string, Automaton>();
 
@@ -74,12 +75,11 @@ export class SchemaScalars {
     );
     if (asked.length === 0) return undefined;
     const key = JSON.stringify(asked);
-    const texts = this.#strings.get(key) ?? this.#makeStrings(schemas);
-    this.#strings.set(key, texts);
-    return texts;
+    if (!this.#strings.has(key)) this.#strings.set(key, this.#makeStrings(schemas));
+    return this.#strings.get(key);
   }
 
-  #makeStrings(schemas: readonly SchemaNode[]): Automaton {
+  #makeStrings(schemas: readonly SchemaNode[]): Automaton | undefined {
     const parts: Automaton[] = [];
     let [least, most] = [0, Number.POSITIVE_INFINITY];
     for (const node of schemas) {
@@ -100,6 +100,7 @@ export class SchemaScalars {
       if (parts.length === 0) return lengths;
       parts.push(lengths);
     }
+    if (parts.length === 0) return undefined;
     return restrict(
       parts.reduce((a, b) => both(a, b, this.budget)),
       WRITABLE,

@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { RecentTexts } from "../../../src/grammar/recent-texts.ts";
+
+setDefaultTimeout(300_000);
 
 test("texts that were used last are kept, as far as the characters go", () => {
   const dropped: number[] = [];
