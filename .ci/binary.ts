@@ -3,8 +3,8 @@
  *
  *   bun run .ci/binary.ts [file] [--target bun-linux-x64]
  */
-import { statSync } from "node:fs";
-import { join } from "node:path";
+import { mkdirSync, mkdtempSync, renameSync, rmSync, statSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { Glob } from "bun";
 
@@ -21,6 +21,18 @@ const ASSET_MODULE = "octavo-assets";
 
 /** @param target one of Bun's, such as `bun-linux-arm64`; default: that of this machine. */
 export async function buildBinary(outfile: string, target?: string): Promise<void> {
+  mkdirSync(dirname(outfile), { recursive: true });
+  // Maps of the source are inside of the program, and are also written beside it.
+  const scratch = mkdtempSync(`${outfile}.`);
+  try {
+    await compile(join(scratch, "octavo"), target);
+    renameSync(join(scratch, "octavo"), outfile);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
+async function compile(outfile: string, target: string | undefined): Promise<void> {
   const assets = ASSETS.flatMap((path) => filesOf(path));
   const { success, logs } = await Bun.build({
     entrypoints: [...[PROGRAM, ...WORKERS].map((path) => join(ROOT, path)), ASSET_MODULE],
@@ -29,7 +41,7 @@ export async function buildBinary(outfile: string, target?: string): Promise<voi
     naming: { asset: "[dir]/[name].[ext]" },
     // Errors are known by the names of their classes.
     minify: { whitespace: true, syntax: true, identifiers: false },
-    sourcemap: "linked",
+    sourcemap: "inline",
     compile: {
       outfile,
       ...(target !== undefined && { target: target as Bun.Build.CompileTarget }),
@@ -71,5 +83,5 @@ if (import.meta.main) {
     options: { target: { type: "string" } },
     allowPositionals: true,
   });
-  await buildBinary(positionals[0] ?? join(ROOT, "dist/octavo"), values.target);
+  await buildBinary(resolve(positionals[0] ?? join(ROOT, "dist/octavo")), values.target);
 }

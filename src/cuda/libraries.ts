@@ -1,6 +1,6 @@
 import { existsSync, readdirSync, realpathSync } from "node:fs";
-import { homedir } from "node:os";
 import { basename, delimiter, dirname, join } from "node:path";
+import { homeFolder } from "../base/home-folder.ts";
 
 export type LibraryName = "cuda" | "nvrtc" | "cublasLt" | "nccl";
 
@@ -34,7 +34,7 @@ const LIBRARIES: Record<LibraryName, { readonly stem: string; readonly majors: r
 };
 
 export function thisHost(): SearchHost {
-  return { env: process.env, root: "/", cwd: process.cwd(), home: homedir() };
+  return { env: process.env, root: "/", cwd: process.cwd(), home: homeFolder() };
 }
 
 /**

@@ -1,8 +1,8 @@
 import { readFileSync, statSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import { getHFHubCachePath, HubApiError, type ListFileEntry, listFiles, modelInfo } from "@huggingface/hub";
 import { ConfigError, DownloadError, ModelDataError, messageOf, OctavoError } from "../base/errors.ts";
+import { homeFolder } from "../base/home-folder.ts";
 import { noWeights, readShardIndex, SHARD_INDEX, SINGLE_FILE } from "./checkpoint.ts";
 import { COMMIT, HubCache } from "./hub-cache.ts";
 import { downloadFile } from "./resumable-download.ts";
@@ -213,7 +213,8 @@ function isTrue(value: string | undefined): boolean {
 /** `HF_TOKEN`, or what `hf auth login` stored. */
 function storedToken(): string | undefined {
   const home =
-    process.env["HF_HOME"] ?? join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "huggingface");
+    process.env["HF_HOME"] ??
+    join(process.env["XDG_CACHE_HOME"] ?? join(homeFolder(), ".cache"), "huggingface");
   try {
     const token =
       process.env["HF_TOKEN"] || readFileSync(process.env["HF_TOKEN_PATH"] ?? join(home, "token"), "utf8");

@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, statSync } from "node:fs";
-import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { ModelNotFoundError } from "../base/errors.ts";
+import { homeFolder } from "../base/home-folder.ts";
 import { findModelFile } from "../base/model-file.ts";
 import { hasGgufMagic } from "../gguf/gguf-file.ts";
 import { isLaterPart } from "../gguf/gguf-model.ts";
@@ -34,7 +34,7 @@ export async function resolveModel(model: string, options: ResolveModelOptions =
  * @throws ModelNotFoundError for a file of another kind, or a folder of several GGUF files
  */
 export function findLocalModel(model: string): string | undefined {
-  const path = model.startsWith("~/") ? join(homedir(), model.slice(2)) : model;
+  const path = model.startsWith("~/") ? join(homeFolder(), model.slice(2)) : model;
   if (!existsSync(path)) return undefined;
   const stat = statSync(path);
   if (stat.isDirectory()) return resolve(ggufOf(path) ?? path);

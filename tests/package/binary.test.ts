@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { buildBinary } from "../../.ci/binary.ts";
 import { version } from "../../package.json";
@@ -15,6 +15,7 @@ beforeAll(async () => {
   [home, work] = [folder.file("home"), folder.file("work")];
   for (const path of [home, work]) mkdirSync(path);
   await buildBinary(folder.file("octavo"));
+  expect(readdirSync(folder.path).sort()).toEqual(["home", "octavo", "work"]);
 });
 afterAll(() => folder[Symbol.dispose]());
 
@@ -61,6 +62,20 @@ describe("the program of one file, on a machine that has nothing else", () => {
     expect([code, stdout]).toEqual([0, "Once upon a time, there was a\n"]);
     expect(readdirSync(TMPDIR)).toEqual([`octavo-${process.getuid!()}`]);
   });
+
+  test.skipIf(process.getuid!() !== 0 || Bun.which("setpriv") === null)(
+    "by a user without a name or a home, as in containers",
+    async () => {
+      chmodSync(folder.path, 0o755);
+      const OCTAVO_CACHE_DIR = folder.file("cache");
+      mkdirSync(OCTAVO_CACHE_DIR);
+      chownSync(OCTAVO_CACHE_DIR, 65532, 65532);
+      const as = ["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups", folder.file("octavo")];
+      const child = Bun.spawn([...as, ...STORY], { cwd: "/", env: { OCTAVO_CACHE_DIR }, stderr: "pipe" });
+      expect(await new Response(child.stderr).text()).toContain("4 tokens");
+      expect(await child.exited).toBe(0);
+    },
+  );
 
   test("takes no settings and no code from the folder that it runs in", async () => {
     const place = folder.file("place");
