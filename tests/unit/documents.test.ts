@@ -6,7 +6,11 @@ import { Glob } from "bun";
 setDefaultTimeout(300_000);
 
 const ROOT = join(import.meta.dir, "../..");
-const DOCUMENTS = ["README.md", ...new Glob("docs/*.md").scanSync(ROOT)].sort();
+const DOCUMENTS = [
+  "README.md",
+  ...new Glob("docs/**/*.md").scanSync(ROOT),
+  ...new Glob(".github/*.md").scanSync({ cwd: ROOT, dot: true }),
+].sort();
 
 const read = (file: string) => readFileSync(join(ROOT, file), "utf8");
 
