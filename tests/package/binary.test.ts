@@ -140,6 +140,10 @@ describe("the program of one file, on a machine that has nothing else", () => {
     const large = { prompt: "Once", max_tokens: 1, user: "u".repeat(300_000) };
     expect(JSON.parse(await ask("completions", large)).usage.completion_tokens).toBe(1);
     expect(await (await fetch(`${url}metrics`)).text()).toContain("vllm:num_requests_running");
+    const page = await (await fetch(url, { headers: { Accept: "text/html" } })).text();
+    const parts = [...page.matchAll(/(?:src|href)="([^"#]+)"/g)].map(([, path]) => new URL(path!, url));
+    expect(parts.length).toBeGreaterThan(1);
+    for (const part of parts) expect((await fetch(part)).status, part.href).toBe(200);
     child.kill("SIGTERM");
     expect(await child.exited).toBe(0);
   });
