@@ -1,14 +1,22 @@
+import type { CopiedSums } from "../src/backend/cuda/copied-sums.ts";
 import { CudaBackend } from "../src/backend/cuda/cuda-backend.ts";
 import { awaitRanks } from "../src/backend/cuda/rank-exchange.ts";
-import type { Tensor } from "../src/backend/tensor.ts";
+import { Tensor } from "../src/backend/tensor.ts";
 import { messageOf } from "../src/base/errors.ts";
 import { openCuda, openNccl, thisMachine } from "../src/cuda/open-cuda.ts";
+import { CopyChecks } from "./copy-checks.ts";
 import { RankChecks } from "./rank-checks.ts";
 import { RankDevice } from "./rank-device.ts";
 import { Rendezvous } from "./rendezvous.ts";
 
 /** Numbers of blocks that sums are timed with beside the engine's. */
 const OTHER_BLOCKS = [16, 32, 64, 128, 256];
+/** The largest message that they are timed with. */
+const MOST_BY_BLOCKS = 2 ** 22;
+/** The smallest that copies are timed with. */
+const LEAST_COPIED = 2 ** 23;
+/** Messages whose copied sums are checked: one piece, some, and more than go at once. */
+const LARGE_COPIES = [2 ** 21, 2 ** 25, 3 * 2 ** 25];
 
 /** What a rank's thread is to do. */
 export interface RankTask {
@@ -31,6 +39,8 @@ export interface RankTime {
   readonly fused: number;
   /** The same with other numbers of blocks than the engine's. */
   readonly fusedByBlocks: Readonly<Record<number, number>>;
+  /** Sum and addition by copy engines, of messages that are large enough. */
+  readonly copied?: number;
   /** NCCL's sum alone, and with the addition after it. */
   readonly nccl?: number;
   readonly ncclAdd?: number;
@@ -65,7 +75,9 @@ function run(task: RankTask, rendezvous: Rendezvous): void {
   const device = new RankDevice(rendezvous);
   const checks = task.rounds > 0 ? new RankChecks(device, task.seed) : undefined;
   if (checks !== undefined) check(device, checks, task);
-  const times = task.sizes.map((bytes) => timeSize(device, bytes));
+  const copied = task.size === 2 ? device.copiedSums() : undefined;
+  if (copied !== undefined && task.rounds > 0) checkCopies(device, copied, task);
+  const times = task.sizes.map((bytes) => timeSize(device, bytes, copied));
   if (task.rank === 0) post({ type: "line", text: `rank 0: ${JSON.stringify(times)}` });
   tune(rendezvous);
   // What may end in a trap comes last.
@@ -135,30 +147,50 @@ function check(device: RankDevice, checks: RankChecks, { rounds, rank }: RankTas
   });
 }
 
-function timeSize(device: RankDevice, bytes: number): RankTime {
+function checkCopies(device: RankDevice, copied: CopiedSums, { rounds, seed, rank }: RankTask): void {
+  const start = performance.now();
+  const checks = new CopyChecks(device, seed);
+  const elements = checks.sums(Math.ceil(rounds / 10));
+  for (const bytes of LARGE_COPIES) checks.large(copied, bytes);
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  const text = `sums by copies: ${elements} elements, and ${LARGE_COPIES.join(", ")} bytes, right on all ranks, ${seconds} s`;
+  if (rank === 0) post({ type: "line", text });
+}
+
+function timeSize(device: RankDevice, bytes: number, copied: CopiedSums | undefined): RankTime {
   const [residual, branch] = [zeros(device, bytes), zeros(device, bytes)];
+  const count = Math.max(4, Math.min(200, 2 ** 28 / bytes));
   const { exchange, peers, stream, nccl } = device;
   const reduce = () => nccl!.allReduce(branch.address, branch.address, branch.size, "bfloat16", stream.value);
   const time = {
     bytes,
-    fused: device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch)),
+    fused: device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch), count),
     fusedByBlocks: Object.fromEntries(
-      OTHER_BLOCKS.filter((blocks) => blocks <= peers.blocks).map((blocks) => [
+      OTHER_BLOCKS.filter((blocks) => blocks <= peers.blocks && bytes <= MOST_BY_BLOCKS).map((blocks) => [
         blocks,
         device.time(() => exchange.reduceAdd(stream.value, peers, residual, branch, blocks)),
       ]),
     ),
+    ...(copied !== undefined &&
+      bytes >= LEAST_COPIED && {
+        copied: device.timeEager(() => copied.reduceAdd(rowsOf(residual), rowsOf(branch), () => {}), count),
+      }),
     ...(nccl !== undefined && {
-      nccl: device.time(reduce),
+      nccl: device.time(reduce, count),
       ncclAdd: device.time(() => {
         reduce();
         exchange.add(stream.value, residual, branch);
-      }),
+      }, count),
     }),
   };
   device.settle();
   for (const { buffer } of [residual, branch]) buffer.dispose();
   return time;
+}
+
+/** In rows of 4,096. */
+function rowsOf({ buffer, dtype, size }: Tensor): Tensor {
+  return new Tensor(buffer, dtype, [size / 4096, 4096]);
 }
 
 function zeros(device: RankDevice, bytes: number): Tensor {

@@ -27,7 +27,7 @@ interface Flags {
 
 type Done = Extract<RankMessage, { type: "done" }>;
 
-const SIZES = Array.from({ length: 11 }, (_, i) => 4096 * 2 ** i);
+const SIZES = Array.from({ length: 16 }, (_, i) => 4096 * 2 ** i);
 
 const command = createCommand("bench:collectives")
   .description("Checks and measures sums over GPUs.")
@@ -81,19 +81,20 @@ function runRank(task: RankTask): Promise<Done> {
 }
 
 function slowest(times: readonly RankTime[]): RankTime {
-  const most = (key: "fused" | "nccl" | "ncclAdd") =>
+  const most = (key: "fused" | "copied" | "nccl" | "ncclAdd") =>
     Math.max(...times.map((time) => time[key] ?? Number.NaN));
+  const copied = times[0]!.copied === undefined ? {} : { copied: most("copied") };
   const both = Number.isNaN(most("nccl")) ? {} : { nccl: most("nccl"), ncclAdd: most("ncclAdd") };
   const blocks = Object.keys(times[0]!.fusedByBlocks).map(Number);
   const fusedByBlocks = Object.fromEntries(
     blocks.map((count) => [count, Math.max(...times.map((time) => time.fusedByBlocks[count]!))]),
   );
-  return { bytes: times[0]!.bytes, fused: most("fused"), fusedByBlocks, ...both };
+  return { bytes: times[0]!.bytes, fused: most("fused"), fusedByBlocks, ...copied, ...both };
 }
 
-function describeTime({ bytes, fused, fusedByBlocks, nccl, ncclAdd }: RankTime): string {
+function describeTime({ bytes, fused, copied, fusedByBlocks, nccl, ncclAdd }: RankTime): string {
   const show = (time: number | undefined) => (time === undefined ? "–" : time.toFixed(2)).padStart(7);
   const others = Object.entries(fusedByBlocks).map(([blocks, time]) => `${blocks}:${show(time)}`);
-  const ways = `fused ${show(fused)}  NCCL ${show(nccl)}, with addition ${show(ncclAdd)}`;
+  const ways = `fused ${show(fused)}  copied ${show(copied)}  NCCL ${show(nccl)}, with addition ${show(ncclAdd)}`;
   return `${String(bytes / 1024).padStart(6)} KiB  ${ways}  fused in blocks ${others.join("  ")}`;
 }

@@ -1,3 +1,4 @@
+import { CopiedSums, type CopiedSumsOptions } from "../src/backend/cuda/copied-sums.ts";
 import { KernelLibrary } from "../src/backend/cuda/kernel-library.ts";
 import { PeerExchange } from "../src/backend/cuda/ops/peer-exchange.ts";
 import { PeerMemory } from "../src/backend/cuda/peer-memory.ts";
@@ -63,6 +64,13 @@ export class RankDevice implements Disposable {
     this.nccl = NcclComm.join(opened.api, this.context, shard, shareBytes(ranks, id)[0]!);
   }
 
+  /** Sums of two ranks by copies, through memory of its own. All ranks at the same time. */
+  copiedSums(sizes: Pick<CopiedSumsOptions, "pieceBytes" | "groupBytes"> = {}): CopiedSums {
+    const { context, exchange: ops, ranks } = this;
+    const memory = new PeerMemory(context, this.stream, ranks);
+    return new CopiedSums({ ...sizes, context, stream: () => this.stream, ops, memory, shard: ranks.shard });
+  }
+
   /** Device memory of no particular contents. */
   tensor(dtype: DType, ...shape: number[]): Tensor {
     const bytes = shape.reduce((product, extent) => product * extent, dtypeSize(dtype));
@@ -102,13 +110,25 @@ export class RankDevice implements Disposable {
     using graph = this.capture(() => {
       for (let i = 0; i < count; i++) operation();
     });
+    return this.#time(() => graph.launch(this.stream), count);
+  }
+
+  /** The same where each is launched by itself: for what takes the GPU longer than the host. */
+  timeEager(operation: () => void, count: number): number {
+    operation();
+    return this.#time(() => {
+      for (let i = 0; i < count; i++) operation();
+    }, count);
+  }
+
+  #time(run: () => void, count: number): number {
     using start = Event.create(this.context, { timing: true });
     using end = Event.create(this.context, { timing: true });
     const times: number[] = [];
     for (let i = 0; i <= REPLAYS; i++) {
       this.settle();
       start.record(this.stream);
-      graph.launch(this.stream);
+      run();
       end.record(this.stream);
       end.synchronize();
       if (i > 0) times.push((1000 * end.elapsedSince(start)) / count);

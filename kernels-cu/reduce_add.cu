@@ -13,6 +13,8 @@
 // upper half, which changes no sum but that of zeros alone. RANKS − 1 times the message leave each GPU: beyond some
 // MB a ring is faster, where ranks are many earlier.
 // Sums are float32 over ranks in their order, then the residual; one rounding.
+//
+// add_copied makes the same sum of messages that copy engines have brought, see copied-sums.ts.
 #include "peers.cuh"
 
 static_assert(ACCESS == 1 || ACCESS == VEC, "ACCESS is one element or one 16-byte vector");
@@ -88,6 +90,44 @@ extern "C" __global__ void __launch_bounds__(PEER_THREADS, PEER_BLOCKS_PER_SM)
     store_vector(residual, i, size, sum);
   }
   end_round(rounds, round);
+}
+
+// add_copied: the same sum, of terms that the other ranks' copy engines store into this GPU's memory.
+//
+//   copies    uint4 [RANKS − 1, capacity], the other ranks' terms in their order, in this GPU's memory
+//   peers     of each rank, uint32 [RANKS] at `offset`, by the rank that writes: the last sum that its terms are here for
+//
+// The stream has waited for this rank's own copies when the kernel starts, so it is the kernel that says that they are done.
+// A rank waits only when what others wait for is done, whatever their kernels keep busy. `sequence` is of this sum, from 1;
+// numbers may wrap.
+extern "C" __global__ void __launch_bounds__(PEER_THREADS, PEER_BLOCKS_PER_SM)
+    add_copied(const __grid_constant__ PeerTable peers, elem_t* residual, const elem_t* branch, const uint4* copies,
+               const uint32* given_up, int64 offset, int32 capacity, int32 rank, int32 sequence, int32 size) {
+  GRID_DEPENDENCY_WAIT();
+  const auto done = [&](int of, int from) { return reinterpret_cast<uint32*>(peers.memory[of] + offset) + from; };
+  if (threadIdx.x < RANKS - 1) {
+    const int other = other_rank(rank, threadIdx.x);
+    if (blockIdx.x == 0) store_release_system(done(other, rank), sequence);
+    Patience patience(given_up);
+    while (static_cast<int32>(load_acquire_system(done(rank, other)) - sequence) < 0) patience.spend();
+  }
+  __syncthreads();
+  const int vectors = size / VEC;
+  for (int i = first_item(); i < vectors; i += item_step()) {
+    float before[VEC], sum[VEC];
+    unpack(load16_coherent(residual + static_cast<int64>(i) * VEC), before);
+#pragma unroll
+    for (int from = 0; from < RANKS; from++) {
+      const int64 copy = static_cast<int64>(from > rank ? from - 1 : from) * capacity + i;
+      float part[VEC];
+      unpack(from == rank ? load16_coherent(branch + static_cast<int64>(i) * VEC) : load16_coherent(copies + copy), part);
+#pragma unroll
+      for (int k = 0; k < VEC; k++) sum[k] = from == 0 ? part[k] : sum[k] + part[k];
+    }
+#pragma unroll
+    for (int k = 0; k < VEC; k++) sum[k] += before[k];
+    store_vec(residual + static_cast<int64>(i) * VEC, sum);
+  }
 }
 
 // add: residual[i] += branch[i], of which something else has made the sum over ranks. Grid: pieces of PEER_THREADS vectors.

@@ -59,6 +59,16 @@ __device__ __forceinline__ uint64 load_system(const uint64* p) {
   return v;
 }
 
+// What was written before it is found by who reads it with load_acquire_system.
+__device__ __forceinline__ void store_release_system(uint32* p, uint32 v) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+__device__ __forceinline__ uint32 load_acquire_system(const uint32* p) {
+  uint32 v;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint64 nanoseconds() {
   uint64 now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");

@@ -1,5 +1,6 @@
 import type { DeviceName } from "../base/device-name.ts";
 import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
+import type { Span } from "../base/shard.ts";
 import type { AttentionForm, AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
 import type { DeltaNetOps, DeltaNetShape } from "./delta-net.ts";
 import type { ExpertOps } from "./experts.ts";
@@ -120,8 +121,10 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   /**
    * residual[T, H] += the sum of every rank's branch[T, H], in the order of the ranks; `branch` is undefined afterwards.
    * Undefined where this rank is the only one: products are then added to the residual stream by `linear`.
+   * @param compute enqueues the ops that give rows of `branch`, if it is not there yet: called for all rows, or for one piece of
+   * them after another, so that a backend can send some while it computes others
    */
-  allReduceAdd?(residual: Tensor, branch: Tensor): void;
+  allReduceAdd?(residual: Tensor, branch: Tensor, compute?: (rows: Span) => void): void;
   /**
    * out[N, V] = every rank's part[N, V / ranks] beside each other, float32, in the order of the ranks. Undefined where this rank
    * is the only one.

@@ -66,6 +66,8 @@ export const driverSymbols = {
   cuStreamCreate: { args: ["ptr", "u32"], returns: "i32" },
   /** (stream) */
   cuStreamDestroy_v2: { args: ["ptr"], returns: "i32" },
+  /** (stream, event, flags) */
+  cuStreamWaitEvent: { args: ["ptr", "ptr", "u32"], returns: "i32" },
   /** (stream) */
   cuStreamSynchronize: { args: ["ptr"], returns: "i32" },
   /** (CUevent *event, flags) */

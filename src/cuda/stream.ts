@@ -19,12 +19,17 @@ export class Stream extends DriverHandle {
     callCuda(this.api, "cuStreamSynchronize", [this.value]);
   }
 
+  /** What is enqueued from now on runs after the work before the mark, which may be of another stream. */
+  waitFor(event: Event): void {
+    callCuda(this.api, "cuStreamWaitEvent", [this.value, event.value, 0]);
+  }
+
   /** Copies host bytes to the device. A typed array may be reused on return; pinned memory only after the copy. */
   upload(target: number, source: Address, byteLength: number): void {
     callCuda(this.api, "cuMemcpyHtoDAsync_v2", [target, source, byteLength, this.value]);
   }
 
-  /** Copies bytes within the device; the two ranges must not overlap. */
+  /** Copies bytes within the device, or to memory of another that it reaches; the two ranges must not overlap. */
   copy(target: number, source: number, byteLength: number): void {
     callCuda(this.api, "cuMemcpyDtoDAsync_v2", [target, source, byteLength, this.value]);
   }

@@ -94,26 +94,32 @@ export class Linear {
   }
 
   /** out[T, N] = y; split by rows, the sum of all ranks' y. */
-  sumTo({ backend, workspace }: ForwardContext, out: Tensor, x: Tensor): void {
+  sumTo(context: ForwardContext, out: Tensor, x: Tensor): void {
+    const { backend } = context;
     if (this.#split !== "rows" || backend.allReduceAdd === undefined) {
       backend.linear(out, x, this.weight, { bias: this.#bias });
       return;
     }
-    const branch = workspace.tensor("branch", out.dtype, out.shape);
-    backend.linear(branch, x, this.weight, { bias: this.#bias });
     backend.fill(out, 0);
-    backend.allReduceAdd(out, branch);
+    this.#addSum(context, out, x);
   }
 
   /** residual[T, N] += y; split by rows, the sum of all ranks' y. */
-  addTo({ backend, workspace }: ForwardContext, residual: Tensor, x: Tensor): void {
+  addTo(context: ForwardContext, residual: Tensor, x: Tensor): void {
+    const { backend } = context;
     if (this.#split !== "rows" || backend.allReduceAdd === undefined) {
       backend.linear(residual, x, this.weight, { bias: this.#bias, addTo: residual });
       return;
     }
+    this.#addSum(context, residual, x);
+  }
+
+  /** residual[T, N] += the sum of all ranks' y. */
+  #addSum({ backend, workspace }: ForwardContext, residual: Tensor, x: Tensor): void {
     const branch = workspace.tensor("branch", residual.dtype, residual.shape);
-    backend.linear(branch, x, this.weight, { bias: this.#bias });
-    backend.allReduceAdd(residual, branch);
+    backend.allReduceAdd!(residual, branch, ({ start, end }) => {
+      backend.linear(branch.rows(start, end), x.rows(start, end), this.weight, { bias: this.#bias });
+    });
   }
 }
 

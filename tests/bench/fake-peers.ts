@@ -13,7 +13,8 @@ const TABLE_BYTES = 64;
  * @param isGivenUp whether a kernel ends that waits for another rank
  */
 export function installPeers(cuda: FakeCuda, ranks: number, isGivenUp = () => false): void {
-  cuda.structBytes.set("reduce_add", TABLE_BYTES).set("gather_words", TABLE_BYTES);
+  for (const entry of ["reduce_add", "add_copied", "gather_words"]) cuda.structBytes.set(entry, TABLE_BYTES);
+  cuda.others = (address, count) => new Uint8Array(toArrayBuffer(address as Pointer, 0, count));
 
   cuda.effects.set("reduce_add", (launch) => {
     const { residual, branch, size, rank } = namedArguments(launch) as Record<string, number>;
@@ -60,6 +61,22 @@ export function installPeers(cuda: FakeCuda, ranks: number, isGivenUp = () => fa
       for (const [i, word] of own.entries()) result[target(other, i)] = slot?.[2 * i] ?? word;
     }
     endRound();
+  });
+
+  cuda.effects.set("add_copied", (launch) => {
+    const { residual, branch, copies, offset, rank, sequence, size } = namedArguments(launch) as Record<
+      string,
+      number
+    >;
+    const bases = new BigUint64Array(launch.args[0]!.slice().buffer);
+    const done = (of: number, from: number) =>
+      new Int32Array(wordsAt(Number(bases[of]) + offset! + 4 * from, 1).buffer);
+    const other = 1 - rank!;
+    Atomics.store(done(other, rank!), 0, sequence!);
+    while (((Atomics.load(done(rank!, other), 0) - sequence!) | 0) < 0 && !isGivenUp()) Bun.sleepSync(0.05);
+    const target = halves(residual!, size!);
+    const terms = [halves(branch!, size!), halves(copies!, size!)];
+    target.set(expectedSums(target, rank === 0 ? terms : terms.reverse()));
   });
 
   cuda.effects.set("add", (launch) => {

@@ -1,3 +1,4 @@
+import { CopyChecks } from "../../bench/copy-checks.ts";
 import { RankChecks } from "../../bench/rank-checks.ts";
 import { RankDevice } from "../../bench/rank-device.ts";
 import { Rendezvous } from "../../bench/rendezvous.ts";
@@ -35,7 +36,7 @@ self.onmessage = ({ data }: MessageEvent<FakeRankTask>) => {
 };
 
 function run({ rank, size, wrong }: FakeRankTask, rendezvous: Rendezvous, done: string[]): void {
-  using fake = new FakeMachine({ memory: 2 ** 30 });
+  using fake = new FakeMachine({ memory: 2 ** 31 });
   installPeers(fake.cuda, size);
   if (wrong !== undefined) spoil(fake, wrong);
   const opened = fake.open();
@@ -55,6 +56,12 @@ function run({ rank, size, wrong }: FakeRankTask, rendezvous: Rendezvous, done: 
   done.push("gathers");
   checks.graphs(1);
   done.push("graphs");
+  if (size === 2) {
+    const copies = new CopyChecks(ranked, 3);
+    copies.sums(8);
+    copies.large(ranked.copiedSums({ pieceBytes: 2 ** 18, groupBytes: 2 ** 19 }), 5 * 2 ** 18, 256);
+    done.push("copies");
+  }
   checks.freeing();
   const [residual, branch] = [ranked.tensor("bfloat16", 8), ranked.tensor("bfloat16", 8)];
   for (const tensor of [residual, branch]) ranked.stream.fill(tensor.address, 0, 16);

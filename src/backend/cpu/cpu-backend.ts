@@ -63,7 +63,7 @@ export class CpuBackend implements Backend {
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
 
-  readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
+  readonly allReduceAdd?: NonNullable<Backend["allReduceAdd"]>;
   readonly gatherColumns?: (out: Tensor, part: Tensor) => void;
 
   /**
@@ -75,8 +75,9 @@ export class CpuBackend implements Backend {
     private readonly communicator?: Communicator,
   ) {
     if (communicator === undefined) return;
-    this.allReduceAdd = (residual, branch) => {
+    this.allReduceAdd = (residual, branch, compute) => {
       checks.checkAllReduceAdd("float32", residual, branch);
+      compute?.({ start: 0, end: branch.dim(0) });
       communicator.allReduceAdd(residual, branch);
     };
     this.gatherColumns = (out, part) => {

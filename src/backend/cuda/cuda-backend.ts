@@ -67,7 +67,7 @@ export class CudaBackend implements Backend {
   readonly #draw: DrawTokens;
   /** With the other ranks, where there are any; with it is what only they have. */
   readonly communicator: CudaCommunicator | undefined;
-  readonly allReduceAdd?: (residual: Tensor, branch: Tensor) => void;
+  readonly allReduceAdd?: NonNullable<Backend["allReduceAdd"]>;
   /** out float32 [N, ranks · V] = every rank's part [N, V], beside each other. */
   readonly gatherColumns?: (out: Tensor, part: Tensor) => void;
   /** From the first capture on, graphs may hold the addresses of ops' own memory. */

@@ -1,12 +1,13 @@
 import type { FloatDType } from "../../base/dtype.ts";
 import { DeviceError, invariant, messageOf } from "../../base/errors.ts";
-import type { Shard } from "../../base/shard.ts";
+import type { Shard, Span } from "../../base/shard.ts";
 import type { Context } from "../../cuda/context.ts";
 import { type BeginAbort, NcclComm, ncclUniqueId } from "../../cuda/nccl.ts";
 import { type NcclApi, UNIQUE_ID_BYTES } from "../../cuda/nccl-symbols.ts";
 import { Event, type Stream } from "../../cuda/stream.ts";
 import type { Communicator } from "../communicator.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
+import { CopiedSums } from "./copied-sums.ts";
 import type { KernelOptions } from "./kernel.ts";
 import type { KernelLibrary } from "./kernel-library.ts";
 import type { KernelUnit } from "./kernel-source.ts";
@@ -16,7 +17,10 @@ import { largestSum, PeerMemory } from "./peer-memory.ts";
 import { awaitRanks, type RankExchange, shareBytes, shareNumbers } from "./rank-exchange.ts";
 import { measureCrossover } from "./reduce-choice.ts";
 
-/** Messages beyond the compared sizes at which NCCL is run once, so that it has made its connections before steps are captured. */
+/**
+ * Messages at which NCCL is run once, so that it has made its connections before steps are captured. The largest is also that of
+ * the largest comparison.
+ */
 const WARM_UP_BYTES = [2 ** 22, 2 ** 25];
 /** Looks at the GPU between two questions to NCCL, some 50 ms. */
 const LOOKS_PER_CHECK = 512;
@@ -42,7 +46,8 @@ export interface CudaCommunicatorOptions extends KernelOptions {
 /**
  * The ranks' exchange between GPUs of one process, a thread each. Small messages go through memory that the GPUs write into each
  * other, if they reach one another; large ones through NCCL, if it is there. With either alone all of them take that way. What
- * both can take is decided by measurement, the same for all ranks.
+ * both can take is decided by measurement, the same for all ranks. Between two ranks, branches that are large and come with what
+ * computes them go piece by piece, see `CopiedSums`.
  *
  * While others may be waiting for this rank on their GPUs, it should allocate and free no memory that they reach, which is all
  * that it has, and load no kernel: the driver may wait for them first. So ranks meet when nothing else is under way, `rehearse`
@@ -55,7 +60,9 @@ export class CudaCommunicator implements Communicator {
   #nccl: NcclComm | undefined;
   /** Bytes of the largest message that goes through peers' memory while there is another way. */
   #largestOwn = 0;
+  #copied: CopiedSums | undefined;
   #isAlone = false;
+  #isCapturing = false;
   /** Marks the end of what was enqueued. */
   #mark: Event | undefined;
   #hasGivenUp = false;
@@ -105,6 +112,10 @@ export class CudaCommunicator implements Communicator {
       const missing = typeof nccl === "string" ? nccl : "another rank has no NCCL";
       throw new DeviceError(`the GPUs do not reach each other's memory, which takes NCCL: ${missing}`);
     }
+    if (this.#peers?.copies !== undefined && !batchInvariant) {
+      const { stream } = this.options;
+      this.#copied = new CopiedSums({ context, stream, ops: this.#peerOps, memory: this.#peers, shard });
+    }
     this.#largestOwn = this.#nccl === undefined || batchInvariant ? Infinity : largestSum(shard);
     this.#tune();
   }
@@ -127,6 +138,8 @@ export class CudaCommunicator implements Communicator {
     if (peers !== undefined) {
       for (const bytes of smallest) own(bytes);
       this.#peerOps.gather(stream().value, peers, words(branch, this.shard.size), words(residual, 1));
+      const row = (buffer: DeviceBuffer) => new Tensor(buffer, dtype, [1, VECTOR_BYTES]);
+      this.#copied?.reduceAdd(row(residual), row(branch), () => {});
     }
     // NCCL allocates when it is first used.
     this.settle();
@@ -137,7 +150,7 @@ export class CudaCommunicator implements Communicator {
         settle: () => this.settle(),
         wait: (event: Event) => this.wait(event),
       };
-      this.#largestOwn = measureCrossover(rank, { own, nccl: nccled }, largestSum(this.shard));
+      this.#largestOwn = measureCrossover(rank, { own, nccl: nccled }, most);
     }
     this.settle();
     for (const buffer of [branch, residual]) buffer.dispose();
@@ -165,11 +178,21 @@ export class CudaCommunicator implements Communicator {
   capture<R extends Disposable, T>(record: () => R, instantiate: (recorded: R) => T): T {
     this.#hasCaptured = true;
     this.settle();
-    using recorded = record();
+    using recorded = this.#recording(record);
     awaitRanks(this.options.exchange);
     const made = instantiate(recorded);
     this.settle();
     return made;
+  }
+
+  /** What `record` enqueues is replayed: what the host counts with each sum does not do for it. */
+  #recording<R>(record: () => R): R {
+    this.#isCapturing = true;
+    try {
+      return record();
+    } finally {
+      this.#isCapturing = false;
+    }
   }
 
   /** Waits until no rank's GPU has anything left to do. Every rank calls it at the same point of its work. @throws as `wait`. */
@@ -214,13 +237,19 @@ export class CudaCommunicator implements Communicator {
     }
   }
 
-  allReduceAdd(residual: Tensor, branch: Tensor): void {
+  allReduceAdd(residual: Tensor, branch: Tensor, compute?: (rows: Span) => void): void {
     const { dtype } = this.options;
     invariant(
       residual.size === branch.size && residual.dtype === dtype && branch.dtype === dtype,
       `allReduceAdd: ${residual} += ${branch} in ${dtype}`,
     );
     const [peers, nccl] = [this.#peers, this.#nccl];
+    const copied = this.#isAlone || this.#isCapturing ? undefined : this.#copied;
+    if (compute !== undefined && copied?.suits(residual, branch)) {
+      copied.reduceAdd(residual, branch, compute);
+      return;
+    }
+    compute?.({ start: 0, end: branch.dim(0) });
     if (this.#isAlone) this.#peerOps.add(this.options.stream().value, residual, branch);
     else if (peers !== undefined && (nccl === undefined || residual.byteLength <= this.#largestOwn))
       this.#peerOps.reduceAdd(this.options.stream().value, peers, residual, branch);

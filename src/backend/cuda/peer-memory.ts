@@ -15,8 +15,15 @@ const TAGGED_BYTES = 8;
 /** The largest message that is summed at once. All of it goes to every other rank, so more ranks get less. */
 const LARGEST_SUM_BYTES = 2 ** 23;
 const LEAST_SUM_BYTES = 2 ** 18;
+/**
+ * Bytes of the largest message whose terms copy engines bring at once, between two ranks. A ring takes less of the links of more
+ * ranks than copies to all of them.
+ */
+const LARGEST_COPY_BYTES = 2 ** 27;
 /** The most words that are gathered at once. */
 const GATHER_WORDS = 2 ** 16;
+/** Of a count for each rank, in whole vectors. */
+const COUNT_BYTES = 4 * MAX_RANKS;
 /** Blocks of a kernel that a multiprocessor has room for at once. */
 const PEER_BLOCKS_PER_SM = 2;
 /** The most blocks of a kernel. */
@@ -35,6 +42,16 @@ export interface PeerArea {
   readonly rounds: Addressed;
 }
 
+/** Part of the memory that other ranks' copy engines write. */
+export interface CopyArea {
+  /** Of what add_copied counts, from the base of each rank's memory, in bytes. */
+  readonly counts: number;
+  /** Of two buffers that take turns. */
+  readonly offset: number;
+  /** Vectors of a message. */
+  readonly capacity: number;
+}
+
 /**
  * The memory through which the GPUs of ranks exchange messages: of this rank, which the others write, and of the others as this
  * GPU reaches it. Owned by the context; free it when the stream has nothing left to do, which it then has not at any rank.
@@ -44,6 +61,8 @@ export class PeerMemory {
   readonly blocks: number;
   readonly sums: PeerArea;
   readonly gathers: PeerArea;
+  /** Where there are two ranks. */
+  readonly copies: CopyArea | undefined;
   /** Every rank's base address. */
   readonly table: HostValue;
   readonly #bases = new BigUint64Array(new ArrayBuffer(MAX_RANKS * 8));
@@ -57,11 +76,15 @@ export class PeerMemory {
     const places = BUFFERS * shard.size;
     const sumCapacity = largestSum(shard) / VECTOR_BYTES;
     const sumBytes = places * sumCapacity * VECTOR_BYTES;
-    const memory = DeviceMemory.allocate(context, sumBytes + places * GATHER_WORDS * TAGGED_BYTES);
+    const counts = sumBytes + places * GATHER_WORDS * TAGGED_BYTES;
+    const copies = counts + COUNT_BYTES;
+    const copyBytes = shard.size === 2 ? BUFFERS * LARGEST_COPY_BYTES : 0;
+    const memory = DeviceMemory.allocate(context, copies + copyBytes);
     const rounds = DeviceMemory.allocate(context, 2 * PEER_BLOCKS * 4);
     this.#givenUp = PinnedMemory.allocate(context, 4);
     new Uint32Array(this.#givenUp.bytes)[0] = 0;
-    for (const { value, byteLength } of [memory, rounds]) stream.fill(value, 0, byteLength);
+    stream.fill(memory.value, 0, copies);
+    stream.fill(rounds.value, 0, rounds.byteLength);
     // It must be empty before anyone else writes to it.
     stream.synchronize();
     const others = shareNumbers(exchange, context.value, memory.value);
@@ -70,12 +93,18 @@ export class PeerMemory {
       this.#bases[rank] = BigInt(base!);
     }
     this.table = { hostAddress: ptr(this.#bases) };
+    if (copyBytes > 0) this.copies = { counts, offset: copies, capacity: LARGEST_COPY_BYTES / VECTOR_BYTES };
     this.sums = { offset: 0, capacity: sumCapacity, rounds: { address: rounds.value } };
     this.gathers = {
       offset: sumBytes,
       capacity: GATHER_WORDS,
       rounds: { address: rounds.value + PEER_BLOCKS * 4 },
     };
+  }
+
+  /** The address of a rank's memory, as this GPU reaches it. */
+  base(rank: number): number {
+    return Number(this.#bases[rank]);
   }
 
   /** A word of host memory that is 0 until `giveUp`. */

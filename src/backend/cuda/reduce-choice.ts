@@ -5,8 +5,9 @@ import { awaitRanks, type RankExchange, shareNumbers } from "./rank-exchange.ts"
 
 /** The smallest message that ways are compared at; smaller ones are Octavo's own. */
 const LEAST_BYTES = 2 ** 15;
-/** Sums of a timing: enough that the start of a graph, and that of the ranks one after another, do not count. */
+/** Sums of a timing, or fewer that are of so many bytes: the start of a graph, and that of the ranks one after another, do not count. */
 const SUMS = 64;
+const SUMMED_BYTES = 2 ** 28;
 /** Timed replays; the fastest counts. */
 const REPLAYS = 3;
 
@@ -58,7 +59,7 @@ export function measureCrossover(rank: MeasuredRank, ways: ReduceWays, most: num
       // Compiles and connects, which capturing forbids.
       way(bytes);
       return replayTime(rank, () => {
-        for (let i = 0; i < SUMS; i++) way(bytes);
+        for (let i = 0; i < Math.min(SUMS, SUMMED_BYTES / bytes); i++) way(bytes);
       });
     });
   const [own, nccl] = [time(ways.own), time(ways.nccl)];

@@ -87,6 +87,8 @@ export class FakeCuda {
   driverVersion = 13000;
   /** GPUs reach each other's memory. */
   linked = true;
+  /** Bytes at an address that this GPU has not given out, if another has that it reaches. */
+  others: (address: number, count: number) => Uint8Array | undefined = () => undefined;
   /** Work waits until something waits for it: what it reads must stay as it is until then. */
   lazy = false;
   /** What the next elapsed time is, in milliseconds. */
@@ -201,6 +203,11 @@ export class FakeCuda {
         return this.#drop(stream as number, "stream");
       },
       cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.#run(stream as number),
+      cuStreamWaitEvent: (stream, event) =>
+        this.#expect(event, "event") ||
+        this.#enqueue(stream, () => {
+          this.#runTo(event as number);
+        }),
       cuEventCreate: (out) => store(out, this.#make("event")),
       cuEventDestroy_v2: (event) => this.#drop(event as number, "event"),
       cuEventRecord: (event, stream) => this.#expect(event, "event") || this.#mark(event as number, stream),
@@ -349,8 +356,10 @@ export class FakeCuda {
         return memory.subarray(address - start, address - start + count);
       }
     }
-    this.violations.push(`${this.calls.at(-1)}: ${count} bytes at ${address} are not allocated`);
-    return undefined;
+    const other = this.others(address, count);
+    if (other === undefined)
+      this.violations.push(`${this.calls.at(-1)}: ${count} bytes at ${address} are not allocated`);
+    return other;
   }
 
   #copy(target: Address, source: Address, count: number, stream: Address): number {

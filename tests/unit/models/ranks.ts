@@ -103,7 +103,8 @@ class Rank {
   #recorder(shard: Shard): Backend {
     const { cpu } = this;
     const enqueue = (op: () => void) => this.#ops.at(-1)!.push(op);
-    const allReduceAdd = (residual: Tensor, branch: Tensor) => {
+    const allReduceAdd: Backend["allReduceAdd"] = (residual, branch, compute) => {
+      compute?.({ start: 0, end: branch.dim(0) });
       this.sums.push({ residual, branch });
       this.#ops.push([]);
     };

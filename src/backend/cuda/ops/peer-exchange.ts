@@ -26,6 +26,14 @@ const REDUCE_ADD = {
   scalars: ["offset", "capacity", "rank", "size"],
   values: ["peers"],
 } as const;
+const ADD_COPIED = {
+  file: "reduce_add.cu",
+  constants: CONSTANTS,
+  entry: "add_copied",
+  pointers: ["residual", "branch", "copies", "given_up"],
+  scalars: ["offset", "capacity", "rank", "sequence", "size"],
+  values: ["peers"],
+} as const;
 const ADD = {
   file: "reduce_add.cu",
   constants: CONSTANTS,
@@ -45,6 +53,7 @@ const GATHER_WORDS = {
 /** Messages between the GPUs of ranks, through memory that they write into one another: `peers.cuh`. */
 export class PeerExchange {
   readonly #reduceAdd: KernelVariants<typeof REDUCE_ADD>;
+  readonly #addCopied: KernelVariants<typeof ADD_COPIED>;
   readonly #add: KernelVariants<typeof ADD>;
   readonly #gather: KernelVariants<typeof GATHER_WORDS>;
   readonly #vector: number;
@@ -52,12 +61,14 @@ export class PeerExchange {
   /** @param dtype bfloat16 or float16, of residual streams */
   constructor(
     library: KernelLibrary,
-    private readonly dtype: FloatDType,
+    readonly dtype: FloatDType,
     private readonly shard: Shard,
     options: KernelOptions = {},
   ) {
     this.#vector = VECTOR_BYTES / dtypeSize(dtype);
     this.#reduceAdd = new KernelVariants(library, REDUCE_ADD, dtype, options);
+    // Between them the stream waits for events.
+    this.#addCopied = new KernelVariants(library, ADD_COPIED, dtype, { ...options, dependentLaunch: false });
     this.#add = new KernelVariants(library, ADD, dtype, options);
     this.#gather = new KernelVariants(library, GATHER_WORDS, dtype, options);
   }
@@ -86,6 +97,28 @@ export class PeerExchange {
         branch: at(branch, piece.start),
       });
     }
+  }
+
+  /**
+   * The same sum, of whole aligned vectors, when the stream has come to the end of this rank's copies to the others.
+   * @param copies the other ranks' terms: from this address on, of the memory's capacity each
+   * @param sequence of this sum, the same at all ranks, from 1 without a gap
+   */
+  addCopied(
+    stream: number,
+    memory: PeerMemory,
+    residual: Tensor,
+    branch: Tensor,
+    copies: number,
+    sequence: number,
+  ): void {
+    const { counts, capacity } = memory.copies!;
+    const kernel = this.#addCopied.get(this.#vector, this.#defines(this.#vector));
+    const count = blocksOf(memory, Math.ceil(residual.size / this.#vector));
+    kernel.launch(stream, count, 1, 1, PEER_THREADS, 0, {
+      ...{ peers: memory.table, given_up: memory.givenUp, rank: this.shard.rank, offset: counts, capacity },
+      ...{ residual, branch, copies: { address: copies }, sequence, size: residual.size },
+    });
   }
 
   /** residual += branch, element by element: after a sum over ranks that something else has made. */

@@ -1,66 +1,20 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import type { CudaCommunicator } from "../../../../src/backend/cuda/cuda-communicator.ts";
-import type { RankExchange } from "../../../../src/backend/cuda/rank-exchange.ts";
 import { comparedSizes, crossover } from "../../../../src/backend/cuda/reduce-choice.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
-import { DeviceError, EngineDeadError, InvariantError } from "../../../../src/base/errors.ts";
+import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import { Context } from "../../../../src/cuda/context.ts";
 import { Device } from "../../../../src/cuda/device.ts";
 import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeNccl } from "../../cuda/fake-nccl.ts";
+import { FakeExchange, OTHER_BASE, otherMemory } from "./fake-exchange.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 
 setDefaultTimeout(300_000);
 
 const KIB = 2 ** 10;
-/** Where the other rank's memory would be. */
-const OTHER_BASE = 2 ** 45;
-
-/** Rank 1 of 2 is this one; what rank 0 says is made up. */
-class FakeExchange implements RankExchange {
-  readonly shard = { rank: 1, size: 2 };
-  /** What rank 0 answers, beside what it would if it were as this one. */
-  answers: {
-    device?: number;
-    nccl?: number;
-    capability?: number;
-    reaches?: number;
-    context?: number;
-    times?: readonly number[];
-  } = {};
-  hasFailed = false;
-  #calls = 0;
-  #hasId = false;
-
-  share(own: Uint8Array, receive: (pieces: readonly Uint8Array[], offset: number) => void): void {
-    receive([this.#other(own), own], 0);
-  }
-
-  waitUntil(isDone: () => boolean): void {
-    while (!isDone()) if (this.hasFailed) throw new EngineDeadError("rank 0 failed");
-  }
-
-  /** By the length: ids are the first 128 bytes, times the only numbers that are more than three. */
-  #other(own: Uint8Array): Uint8Array {
-    if (own.length === 128 && !this.#hasId) {
-      this.#hasId = true;
-      return new Uint8Array(128).fill(9);
-    }
-    const numbers = new Float64Array(own.slice().buffer);
-    const { device = 7, reaches = 1, context = 0, times = numbers } = this.answers;
-    if (numbers.length > 3) return bytesOf(times);
-    const { nccl = numbers[1]!, capability = numbers[2]! } = this.answers;
-    if (this.#calls++ === 0) return bytesOf([device, nccl, capability]);
-    return bytesOf(numbers.length === 1 ? [reaches] : [context, OTHER_BASE]);
-  }
-}
-
-function bytesOf(numbers: ArrayLike<number>): Uint8Array {
-  return new Uint8Array(Float64Array.from(numbers).buffer);
-}
-
 let machine: FakeMachine;
 let nccl: FakeNccl;
 let exchange: FakeExchange;
@@ -68,8 +22,9 @@ let other: Context;
 let backend: CudaBackend | undefined;
 
 beforeEach(() => {
-  machine = new FakeMachine();
-  machine.cuda.structBytes.set("reduce_add", 64).set("gather_words", 64);
+  machine = new FakeMachine({ memory: 2 ** 30 });
+  for (const entry of ["reduce_add", "add_copied", "gather_words"]) machine.cuda.structBytes.set(entry, 64);
+  machine.cuda.others = otherMemory();
   nccl = new FakeNccl();
   nccl.isAlone = true;
   exchange = new FakeExchange();
@@ -145,8 +100,10 @@ describe("a sum through peers' memory", () => {
     expect([...table].map(Number)).toEqual([OTHER_BASE, expect.any(Number), 0, 0, 0, 0, 0, 0]);
     expect(machine.cuda.count("cuCtxEnablePeerAccess")).toBe(1);
     const own = machine.cuda.bytesOf(Number(table[1]));
-    expect(own).toHaveLength(2 * 2 * (2 ** 22 + 2 ** 16 * 8));
-    expect(own.every((byte) => byte === 0)).toBe(true);
+    expect(own).toHaveLength(2 * 2 * (2 ** 22 + 2 ** 16 * 8) + 4 * 8 + 2 * 2 ** 27);
+    const cleared = own.subarray(0, own.length - 2 * 2 ** 27);
+    // But for the count of the first copied sum.
+    expect(cleared.findIndex((byte) => byte !== 0)).toBe(-1);
     const rounds = machine.cuda.bytesOf(sum!["rounds"]!);
     expect(rounds).toHaveLength(2 * 256 * 4);
     expect(rounds.every((byte) => byte === 0)).toBe(true);
@@ -266,9 +223,9 @@ describe("the way", () => {
     }).map(({ launch: { entry } }) => entry);
 
   test("of larger sums is NCCL's, and an addition", () => {
-    expect(join().largestOwn).toBe(2 ** 22);
-    expect(entries(2 ** 21)).toEqual(["reduce_add"]);
-    expect(entries(2 ** 21 + 8)).toEqual(["add"]);
+    expect(join().largestOwn).toBe(2 ** 25);
+    expect(entries(2 ** 24)).toEqual(Array(8).fill("reduce_add"));
+    expect(entries(2 ** 24 + 8)).toEqual(["add"]);
     expect(nccl.calls.at(-1)).toBe("ncclAllReduce");
   });
 
@@ -304,11 +261,11 @@ describe("the way", () => {
 
   test.each([
     ["the slowest rank's times decide", [1, 1, 1, 9, 1, 1], 128 * KIB],
-    ["where NCCL is never faster, all that fits is Octavo's own", [1, 1, 1, 1, 1, 1], 4096 * KIB],
+    ["where NCCL is never faster, all that is compared is Octavo's own", [1, 1, 1, 1, 1, 1], 2 ** 25],
     ["where it always is, only what is smaller was not asked", [9, 1, 1, 1, 1, 1], 16 * KIB],
   ])("is measured: %s", (_name, own, expected) => {
     machine.cuda.elapsed = () => 1.5;
-    const sizes = comparedSizes(2 ** 22).length;
+    const sizes = comparedSizes(2 ** 25).length;
     exchange.answers.times = [...own, ...Array<number>(2 * sizes - own.length).fill(1.5)];
     expect(join().largestOwn).toBe(expected);
   });

@@ -29,7 +29,7 @@ const OPTIONS: EngineOptions = {
  * memory, when the host waits for them or frees anything. Other kernels do nothing, and every token drawn is 7.
  */
 export class FakeRank {
-  readonly machine = new FakeMachine();
+  readonly machine = new FakeMachine({ memory: 2 ** 30 });
   readonly exchange: Exchange;
   readonly config = resolveEngineConfig(OPTIONS);
 

@@ -64,8 +64,9 @@ function open(
   computeCapability: readonly [number, number] = [9, 0],
   options: { batchInvariant?: boolean } = {},
 ) {
-  machine = new FakeMachine({ computeCapability });
-  for (const entry of ["reduce_add", "gather_words"]) machine.cuda.structBytes.set(entry, 64);
+  machine = new FakeMachine({ computeCapability, memory: 2 ** 30 });
+  for (const entry of ["reduce_add", "add_copied", "gather_words"]) machine.cuda.structBytes.set(entry, 64);
+  machine.cuda.others = (_, count) => new Uint8Array(count);
   nccl = new FakeNccl();
   nccl.isAlone = true;
   other = Context.retain(machine.cuda.api, Device.open(machine.cuda.api, 0));
