@@ -36,8 +36,9 @@ constexpr int DEPTH = STEPS < STAGES ? STEPS : STAGES;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     experts_few(elem_t* out, const elem_t* x, const unsigned char* __restrict__ matrices,
-                const unsigned char* __restrict__ scales, const elem_t* __restrict__ biases, const int32* sorted, const float* weights, const Item* items, int k, int outputs, int activation, float alpha,
-                float limit) {
+                const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
+                const elem_t* __restrict__ biases, const int32* sorted, const float* weights, const Item* items, int k,
+                int outputs, int activation, float alpha, float limit) {
   __shared__ float partial[FEW_WARPS][FEW_PAIRS][ROWS + 1];
   const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
   // The fragment's row and pair of this lane, and its first columns.
@@ -47,6 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const Item item = load_item(items, blockIdx.y);
   if (item.count == 0) return;
 
+  const AllScales all_scales = {scales, zeros};
   const int first = blockIdx.x * OUT_ROWS;
   const int rows = UP ? 2 * outputs : outputs;
   // Rows r and r + 8 of each fragment: with UP a gate and what it gates. Those past the end are computed as row 0 and not stored.
@@ -57,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int half = 0; half < 2; half++) {
       const int output = first + (UP ? f * 8 : f * 16 + half * 8) + r;
       const int64 row = static_cast<int64>(item.expert) * rows + (output < outputs ? output + (UP ? half * outputs : 0) : 0);
-      from[f].set(half, matrices, scales, row, column);
+      from[f].set(half, matrices, all_scales, row, column);
     }
   // Columns of the mma without a pair are those of another, and not stored.
   const int s = item.first + (r < item.count ? r : 0);

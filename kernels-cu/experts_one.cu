@@ -24,12 +24,14 @@ constexpr int DEPTH = depth_of(STEPS < STAGES ? STEPS : STAGES);
 extern "C" __global__ void __launch_bounds__(THREADS, ONE_CTAS)
     experts_one(elem_t* activated, int32* chosen, float* weights, const float* logits, const float* __restrict__ router_bias,
                 const elem_t* x, const elem_t* __restrict__ gamma, const unsigned char* __restrict__ matrices,
-                const unsigned char* __restrict__ scales, const elem_t* __restrict__ biases, int k, int softmax_over_all,
+                const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
+                const elem_t* __restrict__ biases, int k, int softmax_over_all,
                 int outputs, int activation, float alpha, float limit, float eps) {
   __shared__ uint4 input[QUADS * 4 * LOADS];
   __shared__ float partial[2][ONE_WARPS][2 * OUT_ROWS];
   __shared__ float squares[ONE_WARPS];
   const StagedInput staged = {input, QUADS * 4};
+  const AllScales all_scales = {scales, zeros};
   const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, r = lane / 4;
   GRID_DEPENDENCY_WAIT();
   const Choice choice = choose(logits, router_bias, k, softmax_over_all);
@@ -46,8 +48,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, ONE_CTAS)
     const int j = tile / tiles, output = (tile - j * tiles) * OUT_ROWS + r;
     const int64 row = static_cast<int64>(__shfl_sync(FULL_MASK, choice.expert, j)) * rows + (output < outputs ? output : 0);
     WeightRows from;
-    from.set(0, matrices, scales, row, 0);
-    from.set(1, matrices, scales, row + outputs, 0);
+    from.set(0, matrices, all_scales, row, 0);
+    from.set(1, matrices, all_scales, row + outputs, 0);
     return from;
   };
   // Warps without a quad in the last step leave it out.

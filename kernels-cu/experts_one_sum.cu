@@ -24,7 +24,7 @@ constexpr int STEP_QUADS = 2 * ONE_WARPS;
 extern "C" __global__ void __launch_bounds__(THREADS, ONE_CTAS)
     experts_one_sum(elem_t* out, const elem_t* added, const elem_t* activated, const int32* chosen, const float* weights,
                     const unsigned char* __restrict__ matrices, const unsigned char* __restrict__ scales,
-                    const elem_t* __restrict__ biases, int k, int outputs) {
+                    const unsigned char* __restrict__ zeros, const elem_t* __restrict__ biases, int k, int outputs) {
   extern __shared__ __align__(16) unsigned char dynamic[];
   __shared__ float partial[ONE_WARPS][OUT_ROWS];
   __shared__ float terms[MAX_PER_TOKEN][OUT_ROWS];
@@ -49,7 +49,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, ONE_CTAS)
       const int64 of = static_cast<int64>(experts[j]) * outputs + row;
       const int column = piece_column(within, lane);
       piece.words[half] = load16_stream(matrices + (of * IN_FEATURES + column) / PIECE * 16);
-      piece.scales[half] = piece_scale(scales + of / BLOCK_ROWS * ROW_SCALES * SCALE_BYTES, column, within * STEP);
+      RowScales of_row;
+      of_row.set({scales, zeros}, of);
+      piece.scales[half] = of_row.at(column, within * STEP);
     }
   };
 #pragma unroll

@@ -10,9 +10,8 @@
 // MXFP4 and of 8-bit floats widen between shared memory and the tensor cores: a warp does so once for all of its pairs.
 #include "activation.cuh"
 #include "expert_items.cuh"
-#include "experts_float8.cuh"
+#include "experts_integers.cuh"
 #include "mma.cuh"
-#include "mxfp4.cuh"
 
 #if !defined(ROWS) || !defined(DEPTH) || !defined(PAIRS) || !defined(STAGES) || !defined(UP)
 #error "ROWS, DEPTH, PAIRS, STAGES and UP come from src/backend/cuda/ops/experts-tiles.ts"
@@ -35,14 +34,19 @@ constexpr int PIECE = 8;
 constexpr int PIECES = DEPTH / PIECE;
 constexpr int PAIR_BYTES = PAIRS * DEPTH * 2;
 // Of a row of a chunk: codes are fewer 16-byte pieces, which need no swizzle.
-constexpr int ROW_PIECE = MXFP4 ? 32 : FLOAT8 ? 16 : PIECE;
+constexpr int ROW_PIECE = PIECE_COLUMNS;
 constexpr int ROW_PIECES = DEPTH / ROW_PIECE;
-// Scales of 8-bit floats: float, of whole rows with BLOCK_COLUMNS of 0, for which sums are multiplied at the end, else of blocks, for which
-// those of a chunk are.
+// Scales of whole rows, with BLOCK_COLUMNS of 0, are for sums at the end, and those of blocks of 8-bit floats for the sums of a chunk. MXFP4's,
+// and those of groups of integers, are for a piece's elements: there are no registers for sums of chunks beside their zero points.
+constexpr bool SCALES_SUMS = FLOAT8 || (INTEGERS && BLOCK_COLUMNS == 0);
 constexpr bool IN_BLOCKS = FLOAT8 && BLOCK_COLUMNS > 0;
-static_assert(!IN_BLOCKS || BLOCK_COLUMNS % DEPTH == 0, "a row of a chunk has one scale");
+static_assert(!FLOAT8 || BLOCK_COLUMNS % DEPTH == 0, "a row of a chunk has one scale");
+static_assert(!INTEGERS || BLOCK_COLUMNS % ROW_PIECE == 0, "a piece has one scale");
 constexpr int STAGE_BYTES = PAIR_BYTES + ROWS * ROW_PIECES * 16;
-constexpr int GROUPS = DEPTH / MXFP4_GROUP;
+// What widening needs to know of a row of a chunk: of each piece its scale, with integers its zero point, too, or that of the chunk.
+constexpr bool WIDENS_BY_SCALE = MXFP4 || INTEGERS;
+constexpr int GROUPS = MXFP4 || (INTEGERS && BLOCK_COLUMNS % DEPTH != 0) ? ROW_PIECES : 1;
+constexpr int GROUP_COLUMNS = MXFP4 ? MXFP4_GROUP : BLOCK_COLUMNS;
 constexpr int OUT_ROWS = UP ? ROWS / 2 : ROWS;
 
 // Byte offset of a piece of a row of a chunk: neighbouring rows have theirs in another order, which spreads them over the banks.
@@ -50,8 +54,9 @@ __device__ __forceinline__ uint32 piece_at(int row, int piece) { return (row * P
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
     experts_tiles(elem_t* out, const elem_t* x, const unsigned char* __restrict__ matrices,
-                  const unsigned char* __restrict__ scales, const elem_t* __restrict__ biases, const int32* sorted, const float* weights, const Item* items, int k, int in_features, int outputs,
-                  int activation, float alpha, float limit) {
+                  const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
+                  const elem_t* __restrict__ biases, const int32* sorted, const float* weights, const Item* items, int k,
+                  int in_features, int outputs, int activation, float alpha, float limit) {
   extern __shared__ __align__(128) unsigned char shared[];
   const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
   GRID_DEPENDENCY_LAUNCH();
@@ -106,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
     for (int i = 0; i < ROW_COPIES; i++) {
       const bool valid = row_inside && from_rows[i] != nullptr;
       const int row = weight_row + i * WEIGHT_ROWS;
-      const uint32 to = MXFP4 || FLOAT8 ? (row * ROW_PIECES + row_piece) * 16 : piece_at(row, row_piece);
+      const uint32 to = CODES4 || CODES8 ? (row * ROW_PIECES + row_piece) * 16 : piece_at(row, row_piece);
       cp_async16(stage + PAIR_BYTES + to, valid ? from_rows[i] + at / ROW_PIECE * 16 : matrices, valid);
     }
   };
@@ -119,33 +124,45 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
 
   const int pair_base = warp / WARPS_ROWS * M * 16, row_base = warp % WARPS_ROWS * N * 16;
   float d[M][2 * N][4] = {};
-  // With MXFP4 the scales of this lane's rows, one for each 8 of the warp's, of a chunk.
-  const unsigned char* from_scales[2 * N];
-  uint32 next_scales[2 * N][GROUPS];
-  const auto load_scales = [&](int chunk) {
+  // Scales of an expert's row.
+  const int row_scales = GROUP_COLUMNS > 0 ? ceil_div(in_features, GROUP_COLUMNS > 0 ? GROUP_COLUMNS : 1) : 1;
+  // Where those of this lane's rows begin that it widens, one for each 8 of the warp's, and what it needs for a chunk.
+  [[maybe_unused]] int64 widened[2 * N] = {};
+  [[maybe_unused]] uint32 next_scales[2 * N][GROUPS];
+  [[maybe_unused]] const auto load_scales = [&](int chunk) {
 #pragma unroll
     for (int j = 0; j < 2 * N; j++)
 #pragma unroll
-      for (int g = 0; g < GROUPS; g++)
-        next_scales[j][g] = (chunk * GROUPS + g) * MXFP4_GROUP < in_features ? from_scales[j][chunk * GROUPS + g] : 0;
+      for (int g = 0; g < GROUPS; g++) {
+        const int column = chunk * DEPTH + g * ROW_PIECE;
+        const int64 at = widened[j] + (GROUP_COLUMNS > 0 ? column / (GROUP_COLUMNS > 0 ? GROUP_COLUMNS : 1) : 0);
+        next_scales[j][g] = 0;
+        if (column >= in_features) continue;
+        if (MXFP4) next_scales[j][g] = scales[at];
+        if (INTEGERS)
+          next_scales[j][g] = group_word(SCALES_SUMS ? 0 : reinterpret_cast<const uint16*>(scales)[at], ZEROS ? zeros[at] : MIDDLE);
+      }
   };
-  // With FLOAT8 those of the rows that this lane has sums of, two for each 8.
-  const float* of_sums[2 * N][2];
-  if constexpr (FLOAT8) {
-    const int row_scales = IN_BLOCKS ? ceil_div(in_features, BLOCK_COLUMNS) : 1;
+  // Where those of the rows begin that this lane has sums of, two for each 8.
+  [[maybe_unused]] int64 summed[2 * N][2] = {};
+  [[maybe_unused]] const auto sum_scale = [&](int j, int e, int block) {
+    const int64 at = summed[j][e] + block;
+    return FLOAT8 ? reinterpret_cast<const float*>(scales)[at] : group_scale(reinterpret_cast<const uint16*>(scales)[at]);
+  };
+  if constexpr (SCALES_SUMS) {
 #pragma unroll
     for (int j = 0; j < 2 * N; j++)
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const int row = row_of(row_base + j * 8 + lane % 4 * 2 + e);
-        of_sums[j][e] = reinterpret_cast<const float*>(scales) + (expert_row + (row < 0 ? 0 : row)) / BLOCK_ROWS * row_scales;
+        summed[j][e] = (expert_row + (row < 0 ? 0 : row)) / BLOCK_ROWS * row_scales;
       }
   }
-  if constexpr (MXFP4) {
+  if constexpr (WIDENS_BY_SCALE) {
 #pragma unroll
     for (int j = 0; j < 2 * N; j++) {
       const int row = row_of(row_base + j * 8 + lane / 4);
-      from_scales[j] = scales + (expert_row + (row < 0 ? 0 : row)) * (in_features / MXFP4_GROUP);
+      widened[j] = (expert_row + (row < 0 ? 0 : row)) * row_scales;
     }
     load_scales(0);
   }
@@ -155,25 +172,33 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
     if (chunk + STAGES - 1 < chunks) copy_chunk(chunk + STAGES - 1);
     cp_async_commit();
     const uint32 pairs = base + chunk % STAGES * STAGE_BYTES, tile = pairs + PAIR_BYTES;
-    uint32 factors[2 * N][GROUPS];
-    uint4 codes[2 * N][ROW_PIECES];
+    // Of MXFP4 the scales as elements, of integers the zero points, and in small groups their scales.
+    [[maybe_unused]] uint32 factors[2 * N][GROUPS];
+    [[maybe_unused]] float small_factors[2 * N][GROUPS];
+    [[maybe_unused]] uint4 codes[2 * N][ROW_PIECES];
     float chunk_sums[M][2 * N][4] = {}, chunk_scales[2 * N][2];
     float(&sums)[M][2 * N][4] = IN_BLOCKS ? chunk_sums : d;
     if constexpr (IN_BLOCKS) {
 #pragma unroll
       for (int j = 0; j < 2 * N; j++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) chunk_scales[j][e] = of_sums[j][e][chunk * DEPTH / (IN_BLOCKS ? BLOCK_COLUMNS : 1)];
+        for (int e = 0; e < 2; e++) chunk_scales[j][e] = sum_scale(j, e, chunk * DEPTH / (IN_BLOCKS ? BLOCK_COLUMNS : 1));
     }
-    if constexpr (MXFP4) {
+    if constexpr (CODES4) {
 #pragma unroll
-      for (int j = 0; j < 2 * N; j++) {
+      for (int j = 0; j < 2 * N; j++)
+#pragma unroll
+        for (int g = 0; g < ROW_PIECES; g++)
+          codes[j][g] = load16_shared(tile + ((row_base + j * 8 + lane / 4) * ROW_PIECES + g) * 16);
+    }
+    if constexpr (WIDENS_BY_SCALE) {
+#pragma unroll
+      for (int j = 0; j < 2 * N; j++)
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
-          factors[j][g] = mxfp4_factor(next_scales[j][g]);
-          codes[j][g] = load16_shared(tile + ((row_base + j * 8 + lane / 4) * ROW_PIECES + g) * 16);
+          factors[j][g] = MXFP4 ? mxfp4_factor(next_scales[j][g]) : group_offset(next_scales[j][g]);
+          small_factors[j][g] = INTEGERS && !SCALES_SUMS ? group_scale(next_scales[j][g]) : 1;
         }
-      }
       if (chunk + 1 < chunks) load_scales(chunk + 1);
     }
 #pragma unroll
@@ -183,7 +208,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
       // of 8 to 15.
 #pragma unroll
       for (int i = 0; i < M; i++) ldmatrix_x4(a[i], pairs + piece_at(pair_base + i * 16 + lane % 16, step * 2 + lane / 16));
-      if constexpr (MXFP4) {
+      // The piece's number among those of a chunk that have factors of their own.
+      [[maybe_unused]] const int g = GROUPS == 1 ? 0 : step * 16 / ROW_PIECE;
+      const auto scaled = [&](int j, uint32 pair) { return INTEGERS && !SCALES_SUMS ? times(pair, small_factors[j][g]) : pair; };
+      if constexpr (CODES4) {
         // Columns 2c and 2c + 8 make a pair, and 2c + 1 and 2c + 9: those of a byte of one word and of the same byte of the next.
 #pragma unroll
         for (int i = 0; i < M; i++)
@@ -197,18 +225,30 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
         for (int j = 0; j < 2 * N; j++) {
           const uint4 all = codes[j][step / 2];
           const uint32 bytes = step % 2 ? select_bytes(all.z, all.w, selector) : select_bytes(all.x, all.y, selector);
-          b[j][0] = scale_pair(widen_codes<0>(bytes), factors[j][step / 2]);
-          b[j][1] = scale_pair(widen_codes<1>(bytes), factors[j][step / 2]);
+          if constexpr (MXFP4) {
+            b[j][0] = scale_pair(widen_codes<0>(bytes), factors[j][g]);
+            b[j][1] = scale_pair(widen_codes<1>(bytes), factors[j][g]);
+          } else {
+            uint32 pairs[WORD_PAIRS];
+            integer_pairs(pairs, bytes, factors[j][g]);
+            b[j][0] = scaled(j, pairs[0]), b[j][1] = scaled(j, pairs[1]);
+          }
         }
-      } else if constexpr (FLOAT8) {
+      } else if constexpr (CODES8) {
         // Columns 2c, 2c + 1, 2c + 8 and 2c + 9 of a step: the first two in the even bytes of a word.
         const uint32 selector = lane % 4 * 0x22 | 0x10;
 #pragma unroll
         for (int j = 0; j < 2 * N; j++) {
           const uint4 all = load16_shared(tile + ((row_base + j * 8 + lane / 4) * ROW_PIECES + step) * 16);
           const uint32 word = select_bytes(select_bytes(all.x, all.y, selector), select_bytes(all.z, all.w, selector), 0x5140);
-          b[j][0] = widen_even(word);
-          b[j][1] = widen_odd(word);
+          if constexpr (FLOAT8) {
+            b[j][0] = widen_even(word);
+            b[j][1] = widen_odd(word);
+          } else {
+            uint32 pairs[WORD_PAIRS];
+            integer_pairs(pairs, word, factors[j][g]);
+            b[j][0] = scaled(j, pairs[0]), b[j][1] = scaled(j, pairs[1]);
+          }
         }
       } else {
 #pragma unroll
@@ -233,13 +273,13 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, MIN_CTAS)
           for (int e = 0; e < 4; e++) d[i][j][e] += chunk_sums[i][j][e] * chunk_scales[j][e % 2];
     }
   }
-  if constexpr (FLOAT8 && !IN_BLOCKS) {
+  if constexpr (SCALES_SUMS && !IN_BLOCKS) {
 #pragma unroll
     for (int i = 0; i < M; i++)
 #pragma unroll
       for (int j = 0; j < 2 * N; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) d[i][j][e] *= *of_sums[j][e % 2];
+        for (int e = 0; e < 4; e++) d[i][j][e] *= sum_scale(j, e % 2, 0);
   }
   cp_async_wait<0>();
 

@@ -227,12 +227,12 @@ export interface ModelShape {
   readonly attentionForms: readonly AttentionForm[];
   /** Tokens of a KV block. */
   readonly blockSize: number;
-  /** Of layers with experts: how many there are, the intermediate size of one, and their weights' format (default dense). */
+  /** Of layers with experts: how many there are, the intermediate size of one, and their weights' format where `matrices` are unknown. */
   readonly experts?:
     | {
         readonly count: number;
         readonly intermediateSize: number;
-        readonly format?: "dense" | "fp8" | "mxfp4" | undefined;
+        readonly format?: "dense" | "fp8" | "mxfp4" | "int4" | "int8" | undefined;
       }
     | undefined;
   /** Of layers that keep a state, where there are any. */

@@ -1,4 +1,6 @@
+import { expertsWeight } from "../backend/cuda/ops/experts-product.ts";
 import { headShape } from "../backend/cuda/ops/head-shape.ts";
+import type { Weight } from "../backend/weight.ts";
 import { type EngineOptions, resolveEngineConfig } from "../base/config.ts";
 import { ConfigError, messageOf } from "../base/errors.ts";
 import { MAX_RANKS } from "../base/shard.ts";
@@ -87,7 +89,10 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
       blockSize: 1,
       kvDtype: kvCacheDtype === "auto" ? dtype : "float8_e4m3",
     }),
-    cudaProblem: await problemOf(() => headShape(config, 16, dtype)),
+    cudaProblem: await problemOf(() => {
+      headShape(config, 16, dtype);
+      for (const weight of expertsOf(config, definition.matrices)) expertsWeight(weight);
+    }),
     tokenizerProblem: await problemOf(() => Tokenizer.load(folder)),
   };
 }
@@ -121,6 +126,17 @@ function isDivisible(config: ModelConfig, size: number): boolean {
     if (error instanceof ConfigError) return false;
     throw error;
   }
+}
+
+/** The matrices of all of a layer's experts together, which products of a layer never have the shape of. */
+function expertsOf({ experts, hiddenSize }: ModelConfig, matrices: readonly Weight[]): readonly Weight[] {
+  if (experts === undefined) return [];
+  const { count, intermediateSize } = experts;
+  return matrices.filter(
+    ({ shape: [n, k] }) =>
+      (n === 2 * count * intermediateSize && k === hiddenSize) ||
+      (n === count * hiddenSize && k === intermediateSize),
+  );
 }
 
 async function problemOf(run: () => unknown): Promise<string | undefined> {

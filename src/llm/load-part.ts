@@ -188,7 +188,7 @@ export function onlineFormOf(
 /** The sizes of a rank's part. */
 function modelShape(
   model: ModelConfig,
-  { blockSize, quantization }: EngineConfig,
+  { blockSize }: EngineConfig,
   shard: Shard,
   kvDtype: KvDType,
 ): ModelShape {
@@ -200,20 +200,10 @@ function modelShape(
     experts: model.experts && {
       count: model.experts.count,
       intermediateSize: part(model.experts.intermediateSize),
-      format: expertsFormat(model.quantisation?.declared?.kind, quantization),
     },
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
     deltaNet: model.linearAttention && shareOfHeads(model.linearAttention, shard),
     ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype, softCap: model.logitSoftCap },
   };
-}
-
-/** The format of experts' weights, as far as kernels are compiled ahead. */
-function expertsFormat(
-  declared: DeclaredForm["kind"] | undefined,
-  quantization: EngineConfig["quantization"],
-): "dense" | "fp8" | "mxfp4" {
-  if (declared === "mxfp4") return "mxfp4";
-  return declared === "float8" || quantization?.startsWith("fp8") ? "fp8" : "dense";
 }

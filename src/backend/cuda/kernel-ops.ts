@@ -15,6 +15,7 @@ import { DrawSmall } from "./ops/draw-small.ts";
 import { DrawWgmma } from "./ops/draw-wgmma.ts";
 import { EmbeddingOps } from "./ops/embedding.ts";
 import { ExpertOps } from "./ops/experts.ts";
+import { expertsWeight, formOfExperts, plainForm } from "./ops/experts-product.ts";
 import { Float8Linear } from "./ops/float8-linear.ts";
 import { LargeLinear } from "./ops/large-linear.ts";
 import { LogprobOps } from "./ops/logprobs.ts";
@@ -149,11 +150,15 @@ export class KernelOps {
   }
 
   /** Of a mixture of experts, and of its router. */
-  #expertUnits({ experts, hiddenSize }: ModelShape): KernelUnit[] {
+  #expertUnits({ experts, hiddenSize, matrices = [] }: ModelShape): KernelUnit[] {
     if (experts === undefined) return [];
     const router = { norm: true, floatOut: true };
+    const { count, intermediateSize, format = "dense" } = experts;
+    const rows = 2 * count * intermediateSize;
+    const gateUp = matrices.find(({ shape: [n, k] }) => n === rows && k === hiddenSize);
+    const form = gateUp === undefined ? plainForm(format) : formOfExperts(expertsWeight(gateUp));
     return [
-      ...this.experts.units({ ...experts, hiddenSize }),
+      ...this.experts.units({ count, intermediateSize, hiddenSize, form }),
       ...(this.smallLinear?.units(experts.count, hiddenSize, router) ?? []),
     ];
   }

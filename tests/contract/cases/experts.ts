@@ -61,8 +61,17 @@ const QUANTISED: Readonly<Record<string, Make>> = {
   mxfp4: (fixture, n, k) => mxfp4Weight(fixture, [n, k]),
   "fp8, a scale a channel": (fixture, n, k) => fp8Weight(fixture, [n, k], { blockRows: 1, blockColumns: k }),
   "fp8, blocks": (fixture, n, k) => fp8Weight(fixture, [n, k], { blockRows: 64, blockColumns: 128 }),
+  // Groups of a piece, of what four lanes load together, and of whole rows.
   "4 bits, groups of 32": (fixture, n, k) =>
     groupedWeight(fixture, [n, k], { bits: 4, groupSize: 32, zeros: true }),
+  "4 bits, groups of 128": (fixture, n, k) =>
+    groupedWeight(fixture, [n, k], { bits: 4, groupSize: 128, zeros: true, scaleDtype: "bfloat16" }),
+  "4 bits, rows": (fixture, n, k) => groupedWeight(fixture, [n, k], { bits: 4, groupSize: k }),
+  "8 bits, groups of 16": (fixture, n, k) =>
+    groupedWeight(fixture, [n, k], { bits: 8, groupSize: 16, scaleDtype: "bfloat16" }),
+  "8 bits, groups of 64": (fixture, n, k) =>
+    groupedWeight(fixture, [n, k], { bits: 8, groupSize: 64, zeros: true }),
+  "8 bits, rows": (fixture, n, k) => groupedWeight(fixture, [n, k], { bits: 8, groupSize: k, zeros: true }),
 };
 
 /** Everything that a case may vary. */
@@ -101,10 +110,17 @@ export function expertCases(addCase: Case): void {
   }
   add("the same experts for all", sizesOf(500, 128, 8, 64, 32), { skewed: true });
   for (const [name, make] of Object.entries(QUANTISED)) {
-    for (const sizes of [sizesOf(1, 4, 2, 128, 128), sizesOf(40, 3, 2, 256, 128)]) add(name, sizes, { make });
+    for (const sizes of [sizesOf(1, 4, 2, 128, 128), sizesOf(3, 4, 2, 128, 128), sizesOf(40, 3, 2, 256, 128)])
+      add(name, sizes, { make });
   }
   const make = QUANTISED["mxfp4"]!;
   const blocks = QUANTISED["fp8, blocks"]!;
+  for (const name of ["4 bits, groups of 32", "8 bits, groups of 16", "4 bits, rows"]) {
+    const ragged = { make: QUANTISED[name]!, biases: true, norm: true };
+    add(`${name}, biases`, sizesOf(1, 4, 3, 160, 96), ragged);
+    add(`${name}, biases`, sizesOf(70, 4, 2, 96, 160), ragged);
+    add(name, sizesOf(300, 2, 1, 1312, 64), { make: QUANTISED[name]! });
+  }
   add("fp8, blocks", sizesOf(5, 4, 2, 272, 160), { make: blocks, biases: true, norm: true });
   add("fp8, blocks", sizesOf(300, 2, 1, 192, 64), { make: blocks });
   add("mxfp4, biases", sizesOf(3, 4, 2, 96, 160), { make, biases: true });
@@ -173,8 +189,6 @@ function logitsOf({ random }: Fixture, tokens: number, count: number, { skewed, 
 }
 
 function check(fixture: Fixture, sizes: Sizes, form: Form): void {
-  // CUDA has no kernels for experts in integers.
-  if (fixture.backend.name === "cuda" && form.make === QUANTISED["4 bits, groups of 32"]) return;
   const { tokens, hidden, intermediate } = sizes;
   const { x, logits, weights, spec, ...parts } = operands(fixture, sizes, form);
   const norm = form.norm ? fixture.normals([hidden], 0.3, 1) : undefined;

@@ -4,6 +4,7 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
+  bitsOf,
   type ExpertsForm,
   type ExpertsProduct,
   FORM_KEYS,
@@ -23,12 +24,12 @@ const FEW_WARPS = 8;
 const STEP_COLUMNS = FEW_WARPS * 32;
 /** Steps up to which a CTA takes twice the rows, so that it still has enough to read. */
 const SHORT_STEPS = 4;
-/** Fragments of 16 rows of a CTA, and pieces of each that a lane has loads under way for. */
+/** By bits of a weight: fragments of 16 rows of a CTA, and pieces of each that a lane has loads under way for. */
 const SHAPES = {
-  dense: { FRAGMENTS: 1, STAGES: 8 },
+  16: { FRAGMENTS: 1, STAGES: 8 },
   short: { FRAGMENTS: 2, STAGES: 4 },
-  mxfp4: { FRAGMENTS: 2, STAGES: 3 },
-  fp8: { FRAGMENTS: 2, STAGES: 2 },
+  4: { FRAGMENTS: 2, STAGES: 3 },
+  8: { FRAGMENTS: 2, STAGES: 2 },
 } as const;
 
 const EXPERTS_FEW = {
@@ -67,7 +68,7 @@ export class ExpertsFew {
 }
 
 function shapeOf({ format }: ExpertsForm, inFeatures: number) {
-  return SHAPES[format === "dense" && inFeatures <= SHORT_STEPS * STEP_COLUMNS ? "short" : format];
+  return SHAPES[format === "dense" && inFeatures <= SHORT_STEPS * STEP_COLUMNS ? "short" : bitsOf(format)];
 }
 
 function macros(form: ExpertsForm, inFeatures: number, isUp: boolean): Macros {

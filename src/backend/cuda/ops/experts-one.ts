@@ -7,13 +7,16 @@ import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
   activationArguments,
+  bitsOf,
   type ExpertsForm,
   type ExpertsWeight,
   expertsWeight,
   FORM_KEYS,
+  formatOf,
   formKey,
   formMacros,
   formOfExperts,
+  matrixArguments,
 } from "./experts-product.ts";
 import { CHOICE_CONSTANTS } from "./experts-route.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
@@ -21,14 +24,12 @@ import { KernelVariants, WARP } from "./kernel-variants.ts";
 const ONE_WARPS = 8;
 /** Outputs of a tile. */
 const TILE_OUTPUTS = 8;
-/** Steps of columns that a lane has loads under way for, at most, and CTAs that a multiprocessor has registers for. */
+/** By bits of a weight: steps of columns that a lane has loads under way for, at most, and CTAs that a multiprocessor has registers for. */
 const SHAPES = {
-  dense: { up: { STAGES: 8, ONE_CTAS: 2 }, down: { STAGES: 8, ONE_CTAS: 2 } },
-  mxfp4: { up: { STAGES: 3, ONE_CTAS: 3 }, down: { STAGES: 3, ONE_CTAS: 3 } },
-  fp8: { up: { STAGES: 4, ONE_CTAS: 2 }, down: { STAGES: 4, ONE_CTAS: 2 } },
+  16: { STAGES: 8, ONE_CTAS: 2 },
+  8: { STAGES: 4, ONE_CTAS: 2 },
+  4: { STAGES: 3, ONE_CTAS: 3 },
 } as const;
-/** Columns that four lanes load at a time. */
-const STEP_COLUMNS = { dense: 32, mxfp4: 128, fp8: 64 } as const;
 /** The most of shared memory for x: what every block may have without asking for it. */
 const MAX_INPUT_BYTES = 40 * 1024;
 /** The same for what is activated. */
@@ -41,7 +42,7 @@ const ONE = {
   entry: "experts_one",
   pointers: [
     ...(["activated", "chosen", "weights", "logits", "router_bias", "x", "gamma"] as const),
-    ...(["matrices", "scales", "biases"] as const),
+    ...(["matrices", "scales", "zeros", "biases"] as const),
   ],
   scalars: ["k", "softmax_over_all", "outputs", "activation", "alpha", "limit", "eps"],
 } as const;
@@ -51,7 +52,7 @@ const SUM = {
   entry: "experts_one_sum",
   pointers: [
     ...(["out", "added", "activated", "chosen", "weights"] as const),
-    ...(["matrices", "scales", "biases"] as const),
+    ...(["matrices", "scales", "zeros", "biases"] as const),
   ],
   scalars: ["k", "outputs"],
 } as const;
@@ -85,8 +86,8 @@ export class ExpertsOne {
 
   units(count: number, hidden: number, intermediate: number, form: ExpertsForm): KernelUnit[] {
     return [
-      this.#one.unit({ ...macros(form, hidden, "up"), EXPERTS: count }),
-      this.#sum.unit(macros(form, intermediate, "down")),
+      this.#one.unit({ ...macros(form, hidden), EXPERTS: count }),
+      this.#sum.unit(macros(form, intermediate)),
     ];
   }
 
@@ -110,17 +111,17 @@ export class ExpertsOne {
     const [gateUp, down] = [expertsWeight(weights.gateUp), expertsWeight(weights.down)];
     const [hidden, intermediate] = [x.dim(1), down.shape[1]];
     const up = this.#one.get(key(gateUp, count), {
-      ...macros(formOfExperts(gateUp), hidden, "up"),
+      ...macros(formOfExperts(gateUp), hidden),
       EXPERTS: count,
     });
     const upTiles = k * Math.ceil(intermediate / TILE_OUTPUTS);
-    const upBlocks = Math.min(upTiles, SHAPES[gateUp.format].up.ONE_CTAS * this.options.smCount);
+    const upBlocks = Math.min(upTiles, SHAPES[bitsOf(formatOf(gateUp))].ONE_CTAS * this.options.smCount);
     up.launch(stream, upBlocks, 1, 1, ONE_WARPS * WARP, 0, {
       ...{ ...scratch, ...matrixArguments(gateUp, gateUpBias), ...activationArguments(activation) },
       ...{ logits, router_bias: routerBias ?? null, x, gamma: norm?.weight ?? null, eps: norm?.eps ?? 0 },
       ...{ k, softmax_over_all: softmaxOver === "all" ? 1 : 0, outputs: intermediate },
     });
-    const sum = this.#sum.get(key(down), macros(formOfExperts(down), intermediate, "down"));
+    const sum = this.#sum.get(key(down), macros(formOfExperts(down), intermediate));
     const downTiles = Math.ceil(hidden / TILE_OUTPUTS);
     sum.launch(stream, downTiles, 1, 1, ONE_WARPS * WARP, activatedBytes(down, k), {
       ...{ ...scratch, ...matrixArguments(down, downBias), out, added: addTo ?? null, k, outputs: hidden },
@@ -128,30 +129,27 @@ export class ExpertsOne {
   }
 }
 
+/** Columns that four lanes load at a time: 64 bytes. */
+function stepColumns(weight: ExpertsWeight): number {
+  return 512 / bitsOf(formatOf(weight));
+}
+
 /** Bytes of x in shared memory: of whole steps. */
-function inputBytes({ format, shape: [, columns] }: ExpertsWeight): number {
-  return Math.ceil(columns / STEP_COLUMNS[format]) * STEP_COLUMNS[format] * ELEMENT_BYTES;
+function inputBytes(weight: ExpertsWeight): number {
+  const step = stepColumns(weight);
+  return Math.ceil(weight.shape[1] / step) * step * ELEMENT_BYTES;
 }
 
 /** Bytes of what k experts activate, in shared memory: of whole steps of all warps, each of which takes two at a time. */
 function activatedBytes(weight: ExpertsWeight, k: number): number {
-  const all = 2 * ONE_WARPS * STEP_COLUMNS[weight.format] * ELEMENT_BYTES;
+  const all = 2 * ONE_WARPS * stepColumns(weight) * ELEMENT_BYTES;
   return Math.ceil((k * inputBytes(weight)) / all) * all;
-}
-
-function matrixArguments(weight: ExpertsWeight, bias: Tensor | undefined) {
-  const scales = weight.format === "dense" ? null : weight.scales;
-  return { matrices: weight.data, scales, biases: bias ?? null };
 }
 
 function key(weight: ExpertsWeight, count = 0): number {
   return (weight.shape[1] * 2048 + count) * FORM_KEYS + formKey(formOfExperts(weight));
 }
 
-function macros(form: ExpertsForm, inFeatures: number, product: "up" | "down"): Macros {
-  return {
-    IN_FEATURES: inFeatures,
-    ...formMacros(form, inFeatures),
-    ...SHAPES[form.format][product],
-  };
+function macros(form: ExpertsForm, inFeatures: number): Macros {
+  return { IN_FEATURES: inFeatures, ...formMacros(form, inFeatures), ...SHAPES[bitsOf(form.format)] };
 }

@@ -1,55 +1,102 @@
 import { DeviceError } from "../../../base/errors.ts";
 import type { ExpertActivation } from "../../experts.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { DenseWeight, Fp8Weight, Mxfp4Weight, Weight } from "../../weight.ts";
+import type { GroupedWeight, Weight } from "../../weight.ts";
 import type { Macros } from "../kernel-source.ts";
 import { ACTIVATION_CODES } from "./activation.ts";
 import type { ExpertLists } from "./experts-route.ts";
 
 /** The weights that the kernels multiply by. */
-export type ExpertsWeight = DenseWeight | Mxfp4Weight | Fp8Weight;
+export type ExpertsWeight = Exclude<Weight, GroupedWeight> | PlainGroups;
 
-/** @throws DeviceError for a weight of another format */
+/** Groups whose columns are in order. */
+export type PlainGroups = GroupedWeight & { readonly permutation?: undefined };
+
+/** Columns of 16 bytes of a row, by the bits of a weight. */
+const PIECE_COLUMNS = { 4: 32, 8: 16, 16: 8 } as const;
+
+/** @throws DeviceError for weights whose columns are permuted, or whose sizes or groups are no multiples of what is loaded together */
 export function expertsWeight(weight: Weight): ExpertsWeight {
+  const multiple = PIECE_COLUMNS[bitsOf(formatOf(weight))];
+  const columns = weight.shape[1];
+  if (columns % multiple !== 0)
+    throw new DeviceError(`experts of ${columns} dimensions; this device takes multiples of ${multiple}`);
   if (weight.format !== "grouped") return weight;
-  throw new DeviceError(
-    `this device has no kernels for experts in ${weight.format}; device "cpu" multiplies by them`,
-  );
+  const { permutation, groupSize, ...plain } = weight;
+  if (permutation !== undefined)
+    throw new DeviceError(
+      `this device has no kernels for experts whose columns are permuted (GPTQ's desc_act); device "cpu" multiplies by them`,
+    );
+  if (groupSize % multiple !== 0)
+    throw new DeviceError(
+      `experts of ${weight.bits} bits in groups of ${groupSize} columns; this device takes multiples of ${multiple}`,
+    );
+  return { ...plain, groupSize };
+}
+
+/** The formats that kernels tell apart: integers are of 4 bits, or of 8. */
+export type ExpertsFormat = "dense" | "mxfp4" | "fp8" | "int4" | "int8";
+type Bits = keyof typeof PIECE_COLUMNS;
+
+export function formatOf(weight: Weight): ExpertsFormat {
+  if (weight.format !== "grouped") return weight.format;
+  return weight.bits === 4 ? "int4" : "int8";
+}
+
+/** Of an element. */
+export function bitsOf(format: ExpertsFormat): Bits {
+  return format === "dense" ? 16 : format === "fp8" || format === "int8" ? 8 : 4;
 }
 
 /** What kernels are specialised by of a weight, besides its columns. */
 export interface ExpertsForm {
-  readonly format: ExpertsWeight["format"];
-  /** Of 8-bit floats the rows and columns that share a scale; 0 columns: whole rows. */
+  readonly format: ExpertsFormat;
+  /** The rows and columns that share a scale, of 8-bit floats and integers; 0 columns: whole rows. */
   readonly blockRows: number;
   readonly blockColumns: number;
+  /** Integers have zero points, and scales of bfloat16. */
+  readonly zeros: boolean;
+  readonly bfloatScales: boolean;
 }
 
 /** That of floats, and of all formats without blocks. */
-export function plainForm(format: ExpertsWeight["format"]): ExpertsForm {
-  return { format, blockRows: 1, blockColumns: 0 };
+export function plainForm(format: ExpertsFormat): ExpertsForm {
+  return { format, blockRows: 1, blockColumns: 0, zeros: false, bfloatScales: false };
 }
 
 export function formOfExperts(weight: ExpertsWeight): ExpertsForm {
-  if (weight.format !== "fp8") return plainForm(weight.format);
-  const { format, blockRows, blockColumns, shape } = weight;
-  return { format, blockRows, blockColumns: blockColumns < shape[1] ? blockColumns : 0 };
+  const plain = plainForm(formatOf(weight));
+  const within = (columns: number) => (columns < weight.shape[1] ? columns : 0);
+  if (weight.format === "fp8")
+    return { ...plain, blockRows: weight.blockRows, blockColumns: within(weight.blockColumns) };
+  if (weight.format !== "grouped") return plain;
+  const { groupSize, zeros, scales } = weight;
+  const more = { zeros: zeros !== undefined, bfloatScales: scales.dtype === "bfloat16" };
+  return { ...plain, ...more, blockColumns: within(groupSize) };
 }
 
 /** @param wholeRows what columns of a block are where a scale is for whole rows */
-export function formMacros({ format, blockRows, blockColumns }: ExpertsForm, wholeRows: number): Macros {
+export function formMacros(form: ExpertsForm, wholeRows: number): Macros {
+  const { format, blockRows, blockColumns, zeros, bfloatScales } = form;
   return {
     ...{ MXFP4: Number(format === "mxfp4"), FLOAT8: Number(format === "fp8") },
+    INTEGERS: format === "int4" ? 4 : format === "int8" ? 8 : 0,
+    ...{ ZEROS: Number(zeros), BFLOAT_SCALES: Number(bfloatScales) },
     ...{ BLOCK_ROWS: blockRows, BLOCK_COLUMNS: blockColumns || wholeRows },
   };
 }
 
+const FORMATS: readonly ExpertsFormat[] = ["dense", "mxfp4", "fp8", "int4", "int8"];
+/** More than log₂ of the rows of a block, and more columns than one has. */
+const MOST_LOG_ROWS = 16;
+const MOST_COLUMNS = 2 ** 15;
+
 /** Tells forms apart: less than `FORM_KEYS`. Rows of a block are a power of two. */
-export function formKey({ format, blockRows, blockColumns }: ExpertsForm): number {
-  if (format !== "fp8") return format === "dense" ? 0 : 1;
-  return 2 + 2 * Math.log2(blockRows) + (blockColumns === 0 ? 0 : 1);
+export function formKey({ format, blockRows, blockColumns, zeros, bfloatScales }: ExpertsForm): number {
+  const kind = FORMATS.indexOf(format) * 4 + Number(zeros) * 2 + Number(bfloatScales);
+  return (kind * MOST_LOG_ROWS + Math.log2(blockRows)) * MOST_COLUMNS + blockColumns;
 }
-export const FORM_KEYS = 32;
+export const FORM_KEYS = FORMATS.length * 4 * MOST_LOG_ROWS * MOST_COLUMNS;
 
 /** One of the two products of a mixture of experts; see experts_few.cu. */
 export interface ExpertsProduct {
@@ -74,6 +121,7 @@ export const PRODUCT_POINTERS = [
   "x",
   "matrices",
   "scales",
+  "zeros",
   "biases",
   "sorted",
   "weights",
@@ -84,10 +132,16 @@ export const PRODUCT_SCALARS = ["k", "outputs", "activation", "alpha", "limit"] 
 export function productArguments({ lists, weight, bias, ...product }: ExpertsProduct) {
   const { out, x, perToken, outputs, activation } = product;
   return {
-    ...{ ...lists, out, x, matrices: weight.data, biases: bias ?? null, k: perToken, outputs },
-    scales: weight.format === "dense" ? null : weight.scales,
+    ...{ ...lists, out, x, ...matrixArguments(weight, bias), k: perToken, outputs },
     ...activationArguments(activation),
   };
+}
+
+/** The arguments of a weight, with the biases of its rows. */
+export function matrixArguments(weight: ExpertsWeight, bias: Tensor | undefined) {
+  const scales = weight.format === "dense" ? null : weight.scales;
+  const zeros = weight.format === "grouped" ? (weight.zeros ?? null) : null;
+  return { matrices: weight.data, scales, zeros, biases: bias ?? null };
 }
 
 /** The arguments of an activation; any will do where there is none. */

@@ -4,6 +4,7 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
+  bitsOf,
   type ExpertsForm,
   type ExpertsProduct,
   FORM_KEYS,
@@ -25,8 +26,6 @@ const DEPTH = 64;
 /** Bytes of shared memory that every GPU has for a block. */
 const SHARED_BYTES = 96 * 1024;
 const MAX_STAGES = 4;
-/** Of a weight. */
-const ELEMENT_BYTES = { dense: 2, fp8: 1, mxfp4: 0.5 } as const;
 
 /** Pairs of a tile: the fewest that hold what an expert has on average. */
 export const TILE_PAIRS = [16, 64, 128] as const;
@@ -80,7 +79,7 @@ export class ExpertsTiles {
 }
 
 function stageBytes(format: ExpertsForm["format"], pairs: number): number {
-  return pairs * DEPTH * 2 + ROWS * DEPTH * ELEMENT_BYTES[format];
+  return pairs * DEPTH * 2 + (ROWS * DEPTH * bitsOf(format)) / 8;
 }
 
 function stagesOf(format: ExpertsForm["format"], pairs: number): number {
@@ -88,7 +87,7 @@ function stagesOf(format: ExpertsForm["format"], pairs: number): number {
 }
 
 function macros(form: ExpertsForm, pairs: TilePairs, isUp: boolean): Macros {
-  const takesMore = form.format === "mxfp4" || form.blockColumns > 0;
+  const takesMore = bitsOf(form.format) === 4 || form.format === "int8" || form.blockColumns > 0;
   return {
     ...{ UP: Number(isUp), PAIRS: pairs, STAGES: stagesOf(form.format, pairs) },
     MIN_CTAS: takesMore && pairs === 128 ? 1 : CTAS,

@@ -9,7 +9,7 @@ import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { ExpertsFew, FEW_PAIRS } from "./experts-few.ts";
 import { ExpertsOne } from "./experts-one.ts";
-import { type ExpertsProduct, type ExpertsWeight, expertsWeight, plainForm } from "./experts-product.ts";
+import { type ExpertsForm, type ExpertsProduct, expertsWeight, plainForm } from "./experts-product.ts";
 import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
 import { ExpertsTiles } from "./experts-tiles.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
@@ -21,9 +21,8 @@ const MAX_TOKENS = 8192;
 /** Pairs an expert on average, up to which they are few. */
 const FEW_AVERAGE = 4;
 const THREADS = 128;
-/** Features of which 16-byte pieces consist, of elements and of 8-bit floats. */
+/** Elements of 16 bytes. */
 const PIECE = 8;
-const FLOAT8_PIECE = 16;
 
 const SOURCE = { file: "experts_sum.cu" } as const;
 const EXPERTS_SUM = {
@@ -48,8 +47,8 @@ export interface ExpertSizes {
   readonly count: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
-  /** Default dense. */
-  readonly format?: ExpertsWeight["format"] | undefined;
+  /** Default that of floats. */
+  readonly form?: ExpertsForm | undefined;
 }
 
 /**
@@ -88,9 +87,8 @@ export class ExpertOps {
     };
   }
 
-  units({ count, hiddenSize, intermediateSize, format = "dense" }: ExpertSizes): KernelUnit[] {
+  units({ count, hiddenSize, intermediateSize, form = plainForm("dense") }: ExpertSizes): KernelUnit[] {
     const { dtype, batchInvariant } = this.options;
-    const form = plainForm(format);
     return [
       ...this.#tiles.units(form),
       ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, form)),
@@ -100,7 +98,7 @@ export class ExpertOps {
     ];
   }
 
-  /** See `Backend.experts`. @throws DeviceError for sizes that the kernels cannot take, and for weights in integers */
+  /** See `Backend.experts`. @throws DeviceError for sizes that the kernels cannot take, and for weights whose columns are permuted */
   experts(
     stream: number,
     out: Tensor,
@@ -121,11 +119,10 @@ export class ExpertOps {
     );
     for (const weight of [weights.gateUp, weights.down])
       invariant(!this.weights.isPrepared(weight), `a ${weight.format} weight of experts was prepared`);
-    const isFloat8 = [weights.gateUp, weights.down].some(({ format }) => format === "fp8");
-    const multiple = isFloat8 ? FLOAT8_PIECE : PIECE;
-    if (hidden % multiple !== 0 || intermediate % multiple !== 0)
+    // Outputs, too, are written in pieces.
+    if (hidden % PIECE !== 0 || intermediate % PIECE !== 0)
       throw new DeviceError(
-        `experts of ${intermediate} and ${hidden} dimensions; this device takes multiples of ${multiple}`,
+        `experts of ${intermediate} and ${hidden} dimensions; this device takes multiples of ${PIECE}`,
       );
     checkChoice(weights.count, spec.perToken);
     if (tokens === 1 && !this.options.batchInvariant && ExpertsOne.takes(weights, spec)) {
