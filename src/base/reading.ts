@@ -1,3 +1,4 @@
+import type { FloatDType } from "./dtype.ts";
 import type { Span } from "./shard.ts";
 
 /**
@@ -7,6 +8,7 @@ import type { Span } from "./shard.ts";
 export type Reading =
   | GivenReading
   | BytesReading
+  | TransposedReading
   | HalvesReading
   | ScalesReading
   | CodesReading
@@ -28,6 +30,16 @@ export interface BytesReading {
   readonly stored: "F8_E4M3" | "I32" | "I8" | "U8";
   /** The greatest value that a byte may have, where not all may be. */
   readonly most?: number;
+  readonly rows: Span;
+  readonly columns: Span;
+}
+
+/** Floats, converted to another dtype: row n is column start + n · stride of the stored matrix [J, N · stride]. */
+export interface TransposedReading {
+  readonly kind: "transposed";
+  readonly dtype: FloatDType;
+  readonly start: number;
+  readonly stride: number;
   readonly rows: Span;
   readonly columns: Span;
 }

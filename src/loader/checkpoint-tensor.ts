@@ -23,6 +23,11 @@ export interface CheckpointTensor {
    * take turns. `begin` and `end` are those of the longer rows.
    */
   readonly within?: { readonly rowBytes: number; readonly start: number };
+  /**
+   * Present where the file has columns for rows: row n of the tensor [N, K] is column start + n · stride of a matrix [K, N · stride], whose
+   * place `begin` and `end` are.
+   */
+  readonly transposed?: { readonly start: number; readonly stride: number };
 }
 
 /** A format's names for tensors and dtypes. */

@@ -1,5 +1,6 @@
 import { ModelDataError } from "../base/errors.ts";
 import type { CheckpointTensor } from "./checkpoint-tensor.ts";
+import { FLOATS } from "./stored-dtype.ts";
 
 /** An expert's projections by the tensor that holds them for all experts. */
 const PROJECTIONS = { gate_up_proj: ["gate_proj", "up_proj"], down_proj: ["down_proj"] } as const;
@@ -16,6 +17,8 @@ const FUSED = /^(.*\.experts)\.(gate_up_proj|down_proj)(?:_(blocks|scales|bias))
  *   and `experts.down_proj` [E, H, I]: they become `experts.0.gate_proj.weight` and so on.
  * - gpt-oss has `…_blocks` [E, N, K/32, 16], `…_scales` [E, N, K/32] and `…_bias` [E, N], and rows of gate and up take turns: they become
  *   `experts.0.gate_proj.blocks` [I, K/2] and so on.
+ * - gpt-oss in floats has `experts.gate_up_proj` [E, H, 2I], whose columns of gate and up take turns, and `experts.down_proj` [E, I, H], each
+ *   with a bias as above: columns become rows.
  *
  * @throws ModelDataError for such a tensor of another shape or dtype, for too many, and for an expert's matrix that is there twice
  */
@@ -25,13 +28,17 @@ export function splitFusedExperts(
   const split = new Map<string, CheckpointTensor>();
   for (const [name, tensor] of tensors) {
     const [, experts, fused, part] = FUSED.exec(name) ?? [];
-    // Floats with a bias beside them are gpt-oss's in 16 bits, which are stored transposed.
-    if (experts === undefined || (part === undefined && tensors.has(`${name}_bias`))) {
+    if (experts === undefined) {
       split.set(name, tensor);
       continue;
     }
     const projections = PROJECTIONS[fused as keyof typeof PROJECTIONS];
-    for (const [expert, i, matrix] of partsOf(name, tensor, projections.length, part)) {
+    // Floats with a bias beside them are gpt-oss's.
+    const isTransposed = part === undefined && tensors.has(`${name}_bias`);
+    const parts = isTransposed
+      ? columnsOf(name, tensor, projections.length)
+      : partsOf(name, tensor, projections.length, part);
+    for (const [expert, i, matrix] of parts) {
       const own = `${experts}.${expert}.${projections[i]}.${part ?? "weight"}`;
       if (split.has(own) || tensors.has(own))
         throw invalid(name, tensor, `has "${own}", which is there, too`);
@@ -47,13 +54,37 @@ function invalid(name: string, { file }: CheckpointTensor, rule: string): ModelD
   return new ModelDataError(file.path, `tensor "${name}" ${rule}`);
 }
 
+/** An expert's projection, by number, and the tensor of it. */
+type ExpertPart = [expert: number, projection: number, part: CheckpointTensor];
+
+/** @throws ModelDataError for what is no matrix of floats an expert */
+function* columnsOf(name: string, tensor: CheckpointTensor, projections: number): Generator<ExpertPart> {
+  const { shape, begin, end, ...stored } = tensor;
+  const [count = 0, inputs = 0, width = 0] = shape;
+  const rows = width / projections;
+  if (shape.length !== 3 || shape.includes(0) || !Number.isInteger(rows))
+    throw invalid(name, tensor, `is [${shape.join(", ")}], expected [experts, columns, rows]`);
+  if (count > MAX_EXPERTS) throw tooMany(name, tensor, count);
+  if (!FLOATS.has(stored.dtype)) throw invalid(name, tensor, `is ${stored.dtype}, expected floats`);
+  const bytes = (end - begin) / count;
+  for (let expert = 0; expert < count; expert++) {
+    const place = { begin: begin + expert * bytes, end: begin + (expert + 1) * bytes, shape: [rows, inputs] };
+    for (let i = 0; i < projections; i++)
+      yield [expert, i, { ...stored, ...place, transposed: { start: i, stride: projections } }];
+  }
+}
+
+function tooMany(name: string, tensor: CheckpointTensor, count: number): ModelDataError {
+  return invalid(name, tensor, `is of ${count} experts, at most ${MAX_EXPERTS} are allowed`);
+}
+
 /** @param part undefined for floats, else gpt-oss's `blocks`, `scales` or `bias` */
 function* partsOf(
   name: string,
   tensor: CheckpointTensor,
   projections: number,
   part: string | undefined,
-): Generator<[expert: number, projection: number, part: CheckpointTensor]> {
+): Generator<ExpertPart> {
   const { shape, begin, end, ...stored } = tensor;
   const [count = 0, height = 0, ...inner] = shape;
   const rows = height / projections;
@@ -65,8 +96,7 @@ function* partsOf(
       tensor,
       `is [${shape.join(", ")}], expected [experts, rows${part === "bias" ? "" : ", columns"}]`,
     );
-  if (count > MAX_EXPERTS)
-    throw invalid(name, tensor, `is of ${count} experts, at most ${MAX_EXPERTS} are allowed`);
+  if (count > MAX_EXPERTS) throw tooMany(name, tensor, count);
   if ((part === "blocks" || part === "scales") && stored.dtype !== "U8")
     throw invalid(name, tensor, `is ${stored.dtype}, expected U8`);
   const own = part === "bias" ? [rows] : [rows, inner.reduce((product, extent) => product * extent, 1)];

@@ -9,6 +9,8 @@ import { readFloat8 } from "./readings/float8.ts";
 import { readHalves } from "./readings/halves.ts";
 import { readScales } from "./readings/scales.ts";
 import type { StoredTensor } from "./readings/stored-tensor.ts";
+import { readTransposed } from "./readings/transposed.ts";
+import { FLOATS } from "./stored-dtype.ts";
 
 /** Rows of a parameter that a `Reading` gives of a tensor. Plain data, so that it can be sent to a Worker. */
 export interface RowsRead {
@@ -34,7 +36,7 @@ export function storedDtypes(reading: Reading): readonly string[] {
   const { kind } = reading;
   if (kind === "given" || kind === "bytes" || kind === "halves" || kind === "blocks") return [reading.stored];
   if (kind === "scales") return ["F32", "BF16", "F16", "F8_E8M0"];
-  return kind === "codes" ? ["I32"] : ["F32", "BF16", "F16"];
+  return kind === "codes" ? ["I32"] : [...FLOATS.keys()];
 }
 
 export function formOf(reading: Reading): RowsForm {
@@ -48,6 +50,8 @@ export function formOf(reading: Reading): RowsForm {
     case "bytes":
       if (reading.stored === "F8_E4M3") return form(columns, "float8_e4m3");
       return form(reading.stored === "I32" ? 4 * columns : columns, "uint8");
+    case "transposed":
+      return form(columns, reading.dtype);
     case "halves":
       return form(columns, reading.stored === "F16" ? "float16" : "bfloat16");
     case "scales":
@@ -85,6 +89,9 @@ export function readRows(read: RowsRead, target: Uint8Array): Uint8Array {
     }
     case "bytes":
       readBytes(tensor, reading, rows, result);
+      break;
+    case "transposed":
+      readTransposed(tensor, reading, rows, result);
       break;
     case "halves":
       readHalves(tensor, reading, rows, result);

@@ -4,18 +4,21 @@ import { BLOCK_TYPES, type BlockType, blockOf, dequantize, isBlockType } from ".
 /** A file's way to store elements that become floats: as floats, or in blocks of a quantised type. */
 export type StoredDType = FloatDType | BlockType;
 
-/** Formats' names of the dtypes that can be loaded. */
-export const LOADABLE: ReadonlyMap<string, StoredDType> = new Map<string, StoredDType>([
+/** Formats' names of floats. */
+export const FLOATS: ReadonlyMap<string, FloatDType> = new Map<string, FloatDType>([
   ["F32", "float32"],
   ["BF16", "bfloat16"],
   ["F16", "float16"],
+]);
+/** Formats' names of the dtypes that can be loaded. */
+export const LOADABLE: ReadonlyMap<string, StoredDType> = new Map<string, StoredDType>([
+  ...FLOATS,
   ...BLOCK_TYPES.map((type) => [type, type] as const),
 ]);
 
 /** The float that a format's name stands for; undefined for any other dtype. */
 export function floatNamed(name: string | undefined): FloatDType | undefined {
-  const dtype = LOADABLE.get(name ?? "");
-  return dtype === undefined || isBlockType(dtype) ? undefined : dtype;
+  return FLOATS.get(name ?? "");
 }
 
 /** The smallest piece of a row that stands for elements by itself: so many of them, in so many bytes. */

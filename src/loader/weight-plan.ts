@@ -1,8 +1,9 @@
 import type { Tensor } from "../backend/tensor.ts";
 import { type DType, dtypeSize, type FloatDType } from "../base/dtype.ts";
-import { invariant } from "../base/errors.ts";
+import { invariant, UnsupportedModelError } from "../base/errors.ts";
 import type { ParameterSource, ParameterSpec } from "../base/parameter-spec.ts";
 import type { Reading } from "../base/reading.ts";
+import type { Span } from "../base/shard.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesReadOfRow, type ChunkRead, elementsOf, isContiguous } from "./chunk-reader.ts";
 import { formOf, type RowsRead } from "./rows-read.ts";
@@ -27,19 +28,41 @@ export function planParameter(
   defaultDtype: FloatDType,
 ): ParameterPlan {
   const dtype = spec.dtype ?? defaultDtype;
-  const reads = spec.sources.flatMap(({ reading, ...source }): (ChunkRead | RowsRead)[] =>
-    reading === undefined
+  const reads = spec.sources.flatMap(({ reading, ...source }): (ChunkRead | RowsRead)[] => {
+    const given = reading ?? transposedReading(checkpoint, source, dtype as FloatDType);
+    return given === undefined
       ? planReads(checkpoint, source, dtype as FloatDType)
-      : [planRows(checkpoint, source.name, reading, dtype)],
-  );
+      : [planRows(checkpoint, source.name, given, dtype)];
+  });
   const found = reads.reduce((sum, read) => sum + elementsOf(read), 0);
   const wanted = product(spec.shape);
   invariant(found === wanted, `${spec.name}: sources have ${found} of ${wanted} elements`);
   return { spec, reads };
 }
 
+/** Undefined for a tensor whose rows are rows of the file. */
+function transposedReading(
+  checkpoint: Checkpoint,
+  { name, shape, slice, affine }: ParameterSource,
+  dtype: FloatDType,
+): Reading | undefined {
+  const { transposed } = checkpoint.tensors.get(name)!;
+  if (transposed === undefined) return undefined;
+  invariant(affine === undefined, `${name}: values of a matrix are what is stored`);
+  const [rows, columns] = shape.map((end, dim) => (slice?.dim === dim ? slice : { start: 0, end })) as [
+    Span,
+    Span,
+  ];
+  return { kind: "transposed", dtype, ...transposed, rows, columns };
+}
+
 function planRows(checkpoint: Checkpoint, name: string, reading: Reading, targetDtype: DType): RowsRead {
-  const { file, dtype, shape, begin, end, pairedRows, within } = checkpoint.tensors.get(name)!;
+  const { file, dtype, shape, begin, end, pairedRows, within, transposed } = checkpoint.tensors.get(name)!;
+  if (transposed !== undefined && reading.kind !== "transposed")
+    throw new UnsupportedModelError(
+      file.path,
+      `tensor "${name}" has columns for rows, and cannot be quantised while it is loaded`,
+    );
   const form = formOf(reading);
   invariant(form.dtype === targetDtype, `${name}: rows of ${form.dtype} for a parameter of ${targetDtype}`);
   const mayBePaired = reading.kind === "blocks" || reading.kind === "float8";

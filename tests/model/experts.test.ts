@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type EngineOptions, LLM } from "octavo";
 import { temporaryFolder } from "../support.ts";
 import { safetensors, type TensorData } from "../unit/loader/support.ts";
-import { cosine, maxErrorInStd } from "./compare.ts";
+import { cosine, maxErrorInStd, relativeError } from "./compare.ts";
 import { EXPERT_FIXTURES, type Fixture, fixture } from "./fixtures.ts";
 import { referenceSuite, type Tolerance } from "./suite.ts";
 
@@ -43,6 +43,37 @@ describe("experts that are stored as two tensors a layer", () => {
   test.each([1, 2])("%d ranks: the same logits", async (tensorParallelSize) => {
     const more = { tensorParallelSize };
     expect(await logitsOf(fused, prompt, more)).toEqual(await logitsOf(modelDir, prompt, more));
+  });
+});
+
+describe("gpt-oss in floats, whose experts have columns for rows", () => {
+  const folder = temporaryFolder();
+  afterAll(() => folder[Symbol.dispose]());
+  const { modelDir, cases } = fixture("gpt-oss");
+  const { prompt } = cases.find(({ name }) => name === "random-33")!;
+  const { quantization_config: _, ...config } = JSON.parse(
+    readFileSync(join(modelDir, "config.json"), "utf8"),
+  );
+
+  // What MXFP4 stands for is exact in each of them.
+  test.each([
+    ["BF16", 1],
+    ["BF16", 2],
+    ["F32", 1],
+  ] as const)("stored in %s, on %d ranks: the same logits", async (dtype, tensorParallelSize) => {
+    const path = folder.file(`${dtype}-${tensorParallelSize}`);
+    cpSync(modelDir, path, { recursive: true });
+    writeFileSync(join(path, "config.json"), JSON.stringify(config));
+    writeFileSync(join(path, "model.safetensors"), safetensors(inFloats(readTensors(modelDir), dtype)));
+    const more = { tensorParallelSize, dtype: "float32" } as const;
+    // Products by floats add up in another order.
+    const [found, expected] = [await logitsOf(path, prompt, more), await logitsOf(modelDir, prompt, more)];
+    expect(relativeError(found, expected)).toBeLessThan(1e-5);
+  });
+
+  test("they cannot be quantised while they are loaded", async () => {
+    const path = folder.file("BF16-1");
+    await expect(logitsOf(path, prompt, { quantization: "fp8" })).rejects.toThrow("has columns for rows");
   });
 });
 
@@ -92,6 +123,34 @@ function fuse(tensors: Record<string, TensorData>): Record<string, TensorData> {
         data: Buffer.concat(matrices.map(({ data }) => data as Uint8Array)),
       };
     }
+  }
+  return result;
+}
+
+const E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6];
+
+/** The same, experts in MXFP4 as floats of [E, K, N]. */
+function inFloats(tensors: Record<string, TensorData>, dtype: "BF16" | "F32"): Record<string, TensorData> {
+  const result: Record<string, TensorData> = {};
+  for (const [name, tensor] of Object.entries(tensors)) {
+    const [, fused, part] = /^(.*_proj)_(blocks|scales)$/.exec(name) ?? [];
+    if (fused === undefined) result[name] = tensor;
+    if (part !== "blocks") continue;
+    const [count, rows, groups] = tensor.shape as [number, number, number];
+    const columns = 32 * groups;
+    const [codes, scales] = [tensor.data as Uint8Array, tensors[`${fused}_scales`]!.data as Uint8Array];
+    const values = new Float32Array(count * rows * columns);
+    for (let row = 0; row < count * rows; row++) {
+      for (let column = 0; column < columns; column++) {
+        const at = row * columns + column;
+        const code = (codes[at >> 1]! >> (4 * (at % 2))) & 15;
+        const value = (code & 8 ? -1 : 1) * E2M1[code & 7]! * 2 ** (scales[at >> 5]! - 127);
+        values[(Math.floor(row / rows) * columns + column) * rows + (row % rows)] = value;
+      }
+    }
+    const words = new Uint32Array(values.buffer);
+    const data = dtype === "F32" ? values : Uint16Array.from(words, (word) => word >>> 16);
+    result[fused!] = { dtype, shape: [count, columns, rows], data: new Uint8Array(data.buffer) };
   }
   return result;
 }

@@ -60,13 +60,33 @@ test("gpt-oss's rows of gate and up take turns", () => {
   ]);
 });
 
-test("floats with a bias beside them are left as they are, tensors of another shape are refused", () => {
+test("of floats with a bias beside them columns are rows, and those of gate and up take turns", () => {
   const name = "l.mlp.experts.gate_up_proj";
-  const biased = new Map([
-    [name, stored(0, 2, 4, 6)],
-    [`${name}_bias`, stored(96, 2, 6)],
-  ]);
-  expect(splitFusedExperts(biased).get(name)).toBe(biased.get(name)!);
+  const biased = (shape: number[], dtype = "BF16") =>
+    new Map([
+      [name, { ...stored(0, ...shape), dtype }],
+      [`${name}_bias`, stored(96, 2, 6)],
+    ]);
+  const split = splitFusedExperts(biased([2, 4, 6]));
+  expect(
+    ["0.gate", "0.up", "1.gate", "1.up"].map((part) => split.get(`l.mlp.experts.${part}_proj.weight`)),
+  ).toEqual(
+    [0, 1, 2, 3].map((i) => ({
+      ...{ ...stored(0), shape: [3, 4], begin: i < 2 ? 0 : 48, end: i < 2 ? 48 : 96 },
+      transposed: { start: i % 2, stride: 2 },
+    })),
+  );
+  for (const [shape, dtype] of [
+    [[2, 4, 5], "BF16"],
+    [[8, 6], "BF16"],
+    [[2, 4, 6], "I8"],
+    [[5000, 1, 2], "BF16"],
+  ] as const)
+    expect(() => splitFusedExperts(biased([...shape], dtype))).toThrow(ModelDataError);
+});
+
+test("tensors of another shape are refused", () => {
+  const name = "l.mlp.experts.gate_up_proj";
   for (const shape of [
     [6, 4],
     [2, 5, 4],
