@@ -154,11 +154,16 @@ export class KernelOps {
     if (experts === undefined) return [];
     const router = { norm: true, floatOut: true };
     const { count, intermediateSize, format = "dense" } = experts;
-    const rows = 2 * count * intermediateSize;
-    const gateUp = matrices.find(({ shape: [n, k] }) => n === rows && k === hiddenSize);
-    const form = gateUp === undefined ? plainForm(format) : formOfExperts(expertsWeight(gateUp));
+    const formOf = (rows: number, columns: number) => {
+      const found = matrices.find(({ shape: [n, k] }) => n === rows && k === columns);
+      return found === undefined ? plainForm(format) : formOfExperts(expertsWeight(found));
+    };
+    const forms = {
+      gateUp: formOf(2 * count * intermediateSize, hiddenSize),
+      down: formOf(count * hiddenSize, intermediateSize),
+    };
     return [
-      ...this.experts.units({ count, intermediateSize, hiddenSize, form }),
+      ...this.experts.units({ count, intermediateSize, hiddenSize, forms }),
       ...(this.smallLinear?.units(experts.count, hiddenSize, router) ?? []),
     ];
   }

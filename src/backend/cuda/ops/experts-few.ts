@@ -6,6 +6,7 @@ import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
   bitsOf,
   type ExpertsForm,
+  type ExpertsForms,
   type ExpertsProduct,
   FORM_KEYS,
   formKey,
@@ -48,10 +49,10 @@ export class ExpertsFew {
     this.#kernels = new KernelVariants(library, EXPERTS_FEW, dtype, options);
   }
 
-  units(hidden: number, intermediate: number, form: ExpertsForm): KernelUnit[] {
+  units(hidden: number, intermediate: number, forms: ExpertsForms): KernelUnit[] {
     return [
-      this.#kernels.unit(macros(form, hidden, true)),
-      this.#kernels.unit(macros(form, intermediate, false)),
+      this.#kernels.unit(macros(forms.gateUp, hidden, true)),
+      this.#kernels.unit(macros(forms.down, intermediate, false)),
     ];
   }
 

@@ -9,6 +9,7 @@ import {
   activationArguments,
   bitsOf,
   type ExpertsForm,
+  type ExpertsForms,
   type ExpertsWeight,
   expertsWeight,
   FORM_KEYS,
@@ -84,10 +85,10 @@ export class ExpertsOne {
     this.#sum = new KernelVariants(library, SUM, dtype, options);
   }
 
-  units(count: number, hidden: number, intermediate: number, form: ExpertsForm): KernelUnit[] {
+  units(count: number, hidden: number, intermediate: number, forms: ExpertsForms): KernelUnit[] {
     return [
-      this.#one.unit({ ...macros(form, hidden), EXPERTS: count }),
-      this.#sum.unit(macros(form, intermediate)),
+      this.#one.unit({ ...macros(forms.gateUp, hidden), EXPERTS: count }),
+      this.#sum.unit(macros(forms.down, intermediate)),
     ];
   }
 

@@ -59,6 +59,12 @@ export interface ExpertsForm {
   readonly bfloatScales: boolean;
 }
 
+/** Those of a layer's experts. */
+export interface ExpertsForms {
+  readonly gateUp: ExpertsForm;
+  readonly down: ExpertsForm;
+}
+
 /** That of floats, and of all formats without blocks. */
 export function plainForm(format: ExpertsFormat): ExpertsForm {
   return { format, blockRows: 1, blockColumns: 0, zeros: false, bfloatScales: false };

@@ -6,6 +6,7 @@ import { ACTIVATION_CONSTANTS } from "./activation.ts";
 import {
   bitsOf,
   type ExpertsForm,
+  type ExpertsForms,
   type ExpertsProduct,
   FORM_KEYS,
   formKey,
@@ -47,10 +48,11 @@ export class ExpertsTiles {
     this.#kernels = new KernelVariants(library, EXPERTS_TILES, dtype, options);
   }
 
-  units(form: ExpertsForm): KernelUnit[] {
-    return TILE_PAIRS.flatMap((pairs) =>
-      [true, false].map((isUp) => this.#kernels.unit(macros(form, pairs, isUp))),
-    );
+  units({ gateUp, down }: ExpertsForms): KernelUnit[] {
+    return TILE_PAIRS.flatMap((pairs) => [
+      this.#kernels.unit(macros(gateUp, pairs, true)),
+      this.#kernels.unit(macros(down, pairs, false)),
+    ]);
   }
 
   /** The size of items for so many pairs an expert. */

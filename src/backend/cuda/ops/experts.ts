@@ -9,7 +9,7 @@ import type { KernelUnit } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { ExpertsFew, FEW_PAIRS } from "./experts-few.ts";
 import { ExpertsOne } from "./experts-one.ts";
-import { type ExpertsForm, type ExpertsProduct, expertsWeight, plainForm } from "./experts-product.ts";
+import { type ExpertsForms, type ExpertsProduct, expertsWeight } from "./experts-product.ts";
 import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
 import { ExpertsTiles } from "./experts-tiles.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
@@ -47,8 +47,7 @@ export interface ExpertSizes {
   readonly count: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
-  /** Default that of floats. */
-  readonly form?: ExpertsForm | undefined;
+  readonly forms: ExpertsForms;
 }
 
 /**
@@ -87,12 +86,12 @@ export class ExpertOps {
     };
   }
 
-  units({ count, hiddenSize, intermediateSize, form = plainForm("dense") }: ExpertSizes): KernelUnit[] {
+  units({ count, hiddenSize, intermediateSize, forms }: ExpertSizes): KernelUnit[] {
     const { dtype, batchInvariant } = this.options;
     return [
-      ...this.#tiles.units(form),
-      ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, form)),
-      ...(batchInvariant ? [] : this.#one.units(count, hiddenSize, intermediateSize, form)),
+      ...this.#tiles.units(forms),
+      ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, forms)),
+      ...(batchInvariant ? [] : this.#one.units(count, hiddenSize, intermediateSize, forms)),
       ...this.#route.units(count),
       this.#sum.unit({ ACCESS: accessWidth(dtype, hiddenSize) }),
     ];

@@ -78,6 +78,14 @@ const QUANTISED: Readonly<Record<string, object>> = {
   "FP8 by channels": { ...SHAPE, quantization_config: { quant_method: "fp8" } },
   "FP8 in blocks": { ...SHAPE, quantization_config: { quant_method: "fp8", weight_block_size: [128, 128] } },
   AWQ: { ...SHAPE, quantization_config: { quant_method: "awq", bits: 4, group_size: 128, zero_point: true } },
+  "AWQ, with experts": {
+    ...(MODELS["qwen3 with experts"] as object),
+    quantization_config: { quant_method: "awq", bits: 4, group_size: 64, zero_point: true },
+  },
+  "FP8, with experts": {
+    ...(MODELS["qwen3 with experts"] as object),
+    quantization_config: { quant_method: "fp8", weight_block_size: [128, 128] },
+  },
 };
 
 const cases = (["auto", "fp8"] as const).flatMap((kvCacheDtype) =>

@@ -4,6 +4,10 @@ import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kerne
 import { KernelOps } from "../../../../src/backend/cuda/kernel-ops.ts";
 import type { KernelUnit } from "../../../../src/backend/cuda/kernel-source.ts";
 import { ACTIVATION_CODES } from "../../../../src/backend/cuda/ops/activation.ts";
+import { ExpertsFew } from "../../../../src/backend/cuda/ops/experts-few.ts";
+import { ExpertsOne } from "../../../../src/backend/cuda/ops/experts-one.ts";
+import { expertsWeight, formOfExperts } from "../../../../src/backend/cuda/ops/experts-product.ts";
+import { ExpertsTiles } from "../../../../src/backend/cuda/ops/experts-tiles.ts";
 import { PeerExchange } from "../../../../src/backend/cuda/ops/peer-exchange.ts";
 import type { QuantisedWeight } from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import type { WgmmaLinear, WgmmaShape } from "../../../../src/backend/cuda/ops/wgmma-linear.ts";
@@ -40,6 +44,27 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
     ...float8Units(new KernelOps(library, alone), shape),
     ...[2, 4, 8].flatMap((size) => new PeerExchange(library, dtype, { rank: 0, size }).units()),
   ];
+}
+
+/** Those of experts in integers, of one size of tile: the others are for other formats, too. */
+export function integerExpertUnits(): KernelUnit[] {
+  const library = new KernelLibrary(
+    {} as Context,
+    new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" }),
+  );
+  const [count, hiddenSize, intermediateSize] = [8, 256, 128];
+  return WEIGHTS.flatMap((make, i) => {
+    const weight = make(2 * count * intermediateSize, hiddenSize);
+    if (weight.format !== "grouped") return [];
+    const dtype = i % 2 === 0 ? "bfloat16" : "float16";
+    const form = formOfExperts(expertsWeight(weight));
+    const forms = { gateUp: form, down: form };
+    return [
+      ...new ExpertsOne(library, dtype, { smCount: 132 }).units(count, hiddenSize, intermediateSize, forms),
+      ...new ExpertsFew(library, dtype, {}).units(hiddenSize, intermediateSize, forms),
+      ...new ExpertsTiles(library, dtype, {}).units(forms).slice(-1),
+    ];
+  });
 }
 
 type MakeWeight = (outputs: number, inputs: number) => QuantisedWeight;

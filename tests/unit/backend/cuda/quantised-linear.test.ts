@@ -5,7 +5,7 @@ import { type QuantisedForm, ScaleKind } from "../../../../src/backend/cuda/ops/
 import { planFew } from "../../../../src/backend/cuda/ops/quantised-linear.ts";
 import { planTile } from "../../../../src/backend/cuda/ops/quantised-wgmma.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
-import type { Fp8Weight, GroupedWeight } from "../../../../src/backend/weight.ts";
+import type { Fp8Weight, GroupedWeight, Weight } from "../../../../src/backend/weight.ts";
 import type { DType } from "../../../../src/base/dtype.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeTensors } from "./fake-tensors.ts";
@@ -125,6 +125,48 @@ describe("a weight is ordered in place", () => {
     ]);
     prepared(down);
     expect(run).toThrow("a fp8 weight of experts was prepared");
+  });
+});
+
+describe("experts in integers", () => {
+  const [count, hidden, intermediate] = [4, 128, 64];
+  const spec = { perToken: 2, softmaxOver: "all", activation: { kind: "silu" } } as const;
+  const run =
+    (tokens: number, gateUp: Weight, down: Weight = grouped(count * hidden, intermediate, 32)) =>
+    () =>
+      backend.experts(
+        bf16(tokens, hidden),
+        bf16(tokens, hidden),
+        f32(tokens, count),
+        experts(gateUp, down),
+        spec,
+      );
+  const experts = (gateUp: Weight, down: Weight) => ({ count, gateUp, down });
+
+  test.each([1, 3, 40])(
+    "are multiplied by with their zero points, where they have any: %d tokens",
+    (tokens) => {
+      const zeros = memory(backend, "uint8", count * 2 * intermediate, 2);
+      const gateUp = grouped(count * 2 * intermediate, hidden, 64, { zeros });
+      const args = launches(run(tokens, gateUp))
+        .map(namedArguments)
+        .filter(({ matrices }) => matrices);
+      expect(args.map(({ matrices, zeros: of }) => [matrices, of])).toEqual([
+        [gateUp.data.address, zeros.address],
+        [expect.anything(), 0],
+      ]);
+    },
+  );
+
+  test("of other groups than are loaded together, or in another order, are refused by what is missing", () => {
+    const rows = count * 2 * intermediate;
+    expect(run(1, grouped(rows, hidden, 16))).toThrow(
+      "of 4 bits in groups of 16 columns; this device takes multiples of 32",
+    );
+    const permutation = memory(backend, "int32", hidden);
+    expect(run(3, grouped(rows, hidden, 64, { permutation }))).toThrow(
+      "whose columns are permuted (GPTQ's desc_act)",
+    );
   });
 });
 
