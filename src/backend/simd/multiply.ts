@@ -103,7 +103,7 @@ export function multiply(
     const result = operands.write("out", rows(out));
     const addend = addTo && operands.read("addTo", rows(addTo));
     const macs = tokens * n * k;
-    const unitRows = rowsOfUnit(outputs, Math.max(1, macs / outputs), pool.threads);
+    const unitRows = rowsOfUnit(outputs, macs, pool.threads);
     pool.run(place, {
       kernel: layout.MULTIPLY,
       units: Math.ceil(outputs / unitRows),
@@ -233,10 +233,10 @@ function prepare(pool: ThreadPool, place: Place, x: number, preparation: Prepara
   return { x: prepared, scales };
 }
 
-/** Rows of a matrix that one unit multiplies: whole panels, enough for its time to count, few enough for all threads to have some. */
-function rowsOfUnit(outputs: number, workOfRow: number, threads: number): number {
-  const panels = Math.ceil(outputs / layout.PANEL_ROWS);
-  const enough = Math.ceil(UNIT_WORK / (workOfRow * layout.PANEL_ROWS));
-  const fair = Math.ceil(panels / (threads * UNITS_OF_THREAD));
-  return layout.PANEL_ROWS * Math.max(enough, fair, 1);
+/** Rows of a matrix that one unit multiplies: whole panels, enough for its time to count, and as many units for one thread as for another. */
+function rowsOfUnit(outputs: number, work: number, threads: number): number {
+  const worthwhile = Math.max(1, Math.floor(work / UNIT_WORK));
+  const rounds = Math.min(UNITS_OF_THREAD, Math.floor(worthwhile / threads));
+  const units = rounds === 0 ? worthwhile : rounds * threads;
+  return layout.PANEL_ROWS * Math.max(1, Math.ceil(outputs / layout.PANEL_ROWS / units));
 }
