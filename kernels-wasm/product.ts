@@ -18,7 +18,7 @@ const TILE: i32 = 64;
 /** Rows that one token is multiplied by at once. */
 const ONE_ROWS: i32 = 64;
 /** A thread's scratch memory: panel, lanes of sums [TILE, 8] × 4, gates and results [TILE, 8], or [ONE_ROWS]. */
-const SUMS: usize = 0x8000;
+const SUMS: usize = 0x10000;
 const GATES: usize = SUMS + TILE * layout.PANEL_ROWS * 16;
 const RESULTS: usize = GATES + TILE * layout.PANEL_ROWS * 4;
 

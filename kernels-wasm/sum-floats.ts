@@ -4,8 +4,8 @@ import { unpackFloats } from "./unpack";
 import { argument } from "./vectors";
 
 /** Columns of a panel. Its rows are padded, so that they do not share cache sets. */
-export const WIDTH: i32 = 512;
-const STRIDE: usize = (512 + 16) * 4;
+export const WIDTH: i32 = 1024;
+const STRIDE: usize = (1024 + 16) * 4;
 /** In a thread's scratch memory, after the panel. */
 const SCALES_AT: usize = STRIDE * layout.PANEL_ROWS;
 const SPARE: usize = SCALES_AT + layout.PANEL_ROWS * 4;

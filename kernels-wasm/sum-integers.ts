@@ -11,8 +11,8 @@ import { argument } from "./vectors";
 /** The zero point of a matrix that has none of its own. */
 const USUAL_ZERO: i32 = 128;
 /** Columns of a panel, and bytes of its rows. */
-const WIDTH: i32 = 512;
-const STRIDE: usize = 512 * 2 + 64;
+const WIDTH: i32 = 1024;
+const STRIDE: usize = 1024 * 2 + 64;
 /** In a thread's scratch memory, after the panel. */
 const SCALES_AT: usize = STRIDE * layout.PANEL_ROWS;
 const ZEROS_AT: usize = SCALES_AT + 4 * layout.PANEL_ROWS;

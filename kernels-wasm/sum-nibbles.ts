@@ -15,8 +15,8 @@ import { argument, sum } from "./vectors";
 const USUAL_ZERO: i32 = 8;
 const FLOAT_ZERO: i32 = 12;
 /** Columns of a panel, and bytes of its rows. */
-const WIDTH: i32 = 512;
-const STRIDE: usize = 512 + 64;
+const WIDTH: i32 = 2048;
+const STRIDE: usize = 2048 + 64;
 /** In a thread's scratch memory, after the panel: a block's scales and zero points of eight rows. */
 const SCALES_AT: usize = STRIDE * layout.PANEL_ROWS;
 const ZEROS_AT: usize = SCALES_AT + 4 * layout.PANEL_ROWS;
