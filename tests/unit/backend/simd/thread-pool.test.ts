@@ -1,8 +1,10 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../../../kernels-wasm/layout.ts";
 import { compileKernels, Place } from "../../../../src/backend/simd/place.ts";
 import { type Task, ThreadPool } from "../../../../src/backend/simd/thread-pool.ts";
 import { DeviceError } from "../../../../src/base/errors.ts";
+
+setDefaultTimeout(300_000);
 
 const module = compileKernels();
 
