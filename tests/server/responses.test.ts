@@ -146,6 +146,44 @@ describe("a conversation", () => {
     expect((await client.responses.retrieve(first.id)).output_text).toBe("Yes?");
   });
 
+  test("goes on from items of stored responses, by their ids", async () => {
+    model.reply = `${THOUGHT}Let me see.\n${CALL}`;
+    const first = await client.responses.create({ ...ASK, tools: TOOLS });
+    const [thoughts, text, call] = first.output as unknown as [
+      { id: string },
+      { id: string },
+      { id: string; call_id: string },
+    ];
+    const input = [
+      { role: "user" as const, content: "Hi" },
+      ...[thoughts, text].map(({ id }) => ({ type: "item_reference" as const, id })),
+      { id: call.id },
+      { type: "function_call_output" as const, call_id: call.call_id, output: "sunny" },
+    ];
+    model.reply = "It is sunny.";
+    const second = await client.responses.create({ model: MODEL, input, tools: TOOLS });
+    expect(second.output_text).toBe("It is sunny.");
+    const prompt = model.prompts.at(-1)!;
+    expect(prompt).toContain(`${THOUGHT}Let me see.\n${CALL}<|im_end|>`);
+    const whole = [...first.output, input.at(-1)!] as OpenAI.Responses.ResponseInput;
+    await client.responses.create({ model: MODEL, input: [input[0]!, ...whole], tools: TOOLS });
+    expect(model.prompts.at(-1)).toBe(prompt);
+    const after = await client.responses.create({ ...ASK, previous_response_id: second.id });
+    expect(after.output_text).toBe("It is sunny.");
+    expect(model.prompts.at(-1)).toContain("sunny\n</tool_response>");
+    for (const id of [`${text.id}0`, text.id.replace("msg", "rs"), "msg_x", "a"]) {
+      const gone = await errorOf(post({ ...ASK, input: [{ type: "item_reference", id }] }));
+      expect(gone).toMatchObject({ status: 404, code: "item_not_found", param: "input[0]" });
+    }
+  });
+
+  test("does not grow by references beyond what a body may have", async () => {
+    model.reply = "word ".repeat(4000);
+    const { output } = await client.responses.create(ASK);
+    const input = Array(300).fill({ type: "item_reference", id: output[0]!.id });
+    expect(await errorOf(post({ ...ASK, input }))).toMatchObject({ status: 413, code: "request_too_large" });
+  });
+
   test("of a response that was not to be stored cannot be gone on from", async () => {
     const { id } = await client.responses.create({ ...ASK, store: false });
     const gone = Promise.resolve(client.responses.retrieve(id));
@@ -157,7 +195,8 @@ describe("refused by the name of its own field:", () => {
   const cases: readonly (readonly [param: string, body: object])[] = [
     ["input", { input: 5 }],
     ["input[0].content[0]", { input: [{ role: "user", content: [{ type: "input_image" }] }] }],
-    ["input[0]", { input: [{ type: "item_reference", id: "a" }] }],
+    ["input[0].id", { input: [{ type: "item_reference" }] }],
+    ["input[0]", { input: [{ type: "computer_call", id: "a" }] }],
     ["input[0].arguments", { input: [{ type: "function_call", call_id: "a", name: "b", arguments: "{" }] }],
     ["tools[0].type", { tools: [{ type: "web_search" }] }],
     ["tools[0].name", { tools: [{ type: "function", name: "" }] }],

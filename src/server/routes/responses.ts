@@ -6,7 +6,11 @@ import { converse } from "../replies/conversation.ts";
 import { ResponsesFormat } from "../replies/responses-format.ts";
 import type { StoredResponse } from "../response-store.ts";
 import { mount } from "../router.ts";
-import { responseNames, withHistory } from "../schemas/responses.ts";
+import type { FindItem } from "../schemas/response-input.ts";
+import { responseNames, withHistory, withItems } from "../schemas/responses.ts";
+
+/** The id of an item, as `ResponsesFormat` makes it of its response's. */
+const ITEM_ID = /^(?:rs|msg|fc)_(.+)_(\d+)$/;
 
 /** `/v1/responses` and the responses that it has stored. */
 export function responseRoutes(app: ServerApp, context: ServerContext): void {
@@ -18,9 +22,26 @@ export function responseRoutes(app: ServerApp, context: ServerContext): void {
     throw new ApiError(404, "response_not_found", message, param);
   };
 
+  /** Finds items of stored responses, as many as a body could have brought. */
+  const findItem = (c: RequestContext): FindItem => {
+    let left = context.config.maxRequestBytes;
+    return (id, where) => {
+      const [, suffix, index] = ITEM_ID.exec(id) ?? [];
+      const response = suffix === undefined ? undefined : store.get(c.get("caller").digest, `resp_${suffix}`);
+      const item = (response?.document["output"] as { readonly id: string }[] | undefined)?.[Number(index)];
+      if (item?.id !== id) {
+        const message = `${where}: there is no item "${id.slice(0, 100)}"; the process keeps those of the latest responses that were stored`;
+        throw new ApiError(404, "item_not_found", message, where);
+      }
+      left -= JSON.stringify(item).length;
+      if (left >= 0) return item;
+      throw new ApiError(413, "request_too_large", "the items that the input refers to are too long", where);
+    };
+  };
+
   mount(app, "/v1/responses", {
     POST: async (c) => {
-      const request = await readRequest(c, context, "responses");
+      const request = withItems(await readRequest(c, context, "responses"), findItem(c));
       const { body } = request;
       const previousId = body.previous_response_id ?? undefined;
       const previous = previousId === undefined ? undefined : find(c, previousId, "previous_response_id");

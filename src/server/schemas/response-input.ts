@@ -6,23 +6,44 @@ import { ApiError, invalidValue } from "../errors.ts";
 const ROLES: readonly unknown[] = ["user", "system", "developer", "assistant"];
 const TEXTS: readonly unknown[] = ["input_text", "output_text", "text", "reasoning_text"];
 
+/** Finds the item of a stored response. @param where the place in the input that refers to it. @throws ApiError */
+export type FindItem = (id: string, where: string) => unknown;
+
+/** True if the input refers to items of stored responses. */
+export function hasReferences(input: unknown): boolean {
+  return (
+    Array.isArray(input) && input.some((item) => isJsonObject(item) && typeOf(item) === "item_reference")
+  );
+}
+
 /**
  * The messages of a `/v1/responses` input. Thoughts, text and calls that follow each other are one message of the
  * assistant's.
+ * @param find default: what is referred to is left open, as a text that says nothing
  * @throws ApiError naming the item.
  */
-export function inputMessages(input: unknown): readonly ChatMessage[] {
+export function inputMessages(input: unknown, find: FindItem = () => OPEN_ITEM): readonly ChatMessage[] {
   if (typeof input === "string") return [{ role: "user", content: input }];
   if (!Array.isArray(input)) throw invalidValue("input", "input must be a string or a list of items");
   const turns = new AssistantTurns();
-  for (const [i, item] of input.entries()) addItem(item, `input[${i}]`, turns);
+  for (const [i, item] of input.entries()) addItem(item, `input[${i}]`, turns, find);
   return turns.messages;
 }
 
-function addItem(item: unknown, where: string, turns: AssistantTurns): void {
+const OPEN_ITEM = { type: "message", role: "assistant", content: "" };
+
+/** Clients leave out the type of messages and of references. */
+function typeOf(item: JsonObject): unknown {
+  return item["type"] ?? (item["role"] === undefined && "id" in item ? "item_reference" : "message");
+}
+
+function addItem(item: unknown, where: string, turns: AssistantTurns, find: FindItem): void {
   if (!isJsonObject(item)) throw invalidValue(where, `${where} must be an object`);
-  const type = item["type"] ?? "message";
+  const type = typeOf(item);
   switch (type) {
+    case "item_reference":
+      addItem(find(stringOf(item, "id", where), where), where, turns, find);
+      return;
     case "message": {
       const { role } = item;
       if (!ROLES.includes(role))

@@ -5,7 +5,7 @@ import { invalidValue, unsupported } from "../errors.ts";
 import { type ChatRequest, EFFORT, parseChat } from "./chat.ts";
 import { flatTools, inTermsOf } from "./flat-fields.ts";
 import { generationShape, LIST, MODEL, OBJECT, parseBody, type UnknownFields } from "./request-body.ts";
-import { inputMessages } from "./response-input.ts";
+import { type FindItem, hasReferences, inputMessages } from "./response-input.ts";
 import { samplingShape } from "./sampling.ts";
 
 const flag = z.boolean().nullish();
@@ -27,7 +27,8 @@ export const ResponsesBody = z.object({
     .unknown()
     .optional()
     .meta({
-      description: "A text, or items: messages, function_call, function_call_output, reasoning.",
+      description:
+        "A text, or items: messages, function_call, function_call_output, reasoning, item_reference.",
       anyOf: [{ type: "string" }, { type: "array", items: { type: "object" } }],
     }),
   instructions: z.string().nullish().meta({ description: "The system's message, before all else." }),
@@ -74,6 +75,8 @@ export interface ResponsesRequest {
   readonly chat: ChatRequest;
   /** Characters of the input as JSON. */
   readonly inputSize: number;
+  /** The input as it came, if it refers to items of stored responses: `withItems` is to find them. */
+  readonly references?: unknown;
 }
 
 /** Fields that only OpenAI's own service can honour, and values that ask for nothing. */
@@ -132,8 +135,21 @@ export function parseResponses(json: JsonObject, onUnknown: UnknownFields): Resp
   return {
     body,
     chat: inTermsOf(RESPONSE_NAMES, () => parseChat(chat, () => {})),
-    inputSize: JSON.stringify(messages, spelled).length,
+    inputSize: sizeOf(messages),
+    ...(hasReferences(input) && { references: input }),
   };
+}
+
+/** The request with the items that it refers to. @throws ApiError as `find` does. */
+export function withItems(request: ResponsesRequest, find: FindItem): ResponsesRequest {
+  const { chat, references, ...rest } = request;
+  if (references === undefined) return request;
+  const messages = inputMessages(references, find);
+  return { ...rest, chat: { ...chat, prompt: { ...chat.prompt, messages } }, inputSize: sizeOf(messages) };
+}
+
+function sizeOf(messages: readonly ChatMessage[]): number {
+  return JSON.stringify(messages, spelled).length;
 }
 
 /** The names of the engine's parameters in a request, for `GenerationRequest`. */
@@ -155,7 +171,9 @@ function spelled(_: string, value: unknown): unknown {
 
 function functionTool(tool: unknown, i: number): unknown {
   if (!isJsonObject(tool)) throw invalidValue(`tools[${i}]`, `tools[${i}] must be an object`);
-  const { type, ...definition } = tool;
+  // Clients say that they do not ask for it, which templates would show to the model.
+  const { type, strict, ...rest } = tool;
+  const definition = strict === false || strict === null || strict === undefined ? rest : { ...rest, strict };
   if (type !== "function")
     throw unsupported(`tools[${i}].type`, `tools[${i}].type: only "function" is supported`, 400);
   return { type, function: definition };
