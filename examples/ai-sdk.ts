@@ -1,5 +1,5 @@
 /** The AI SDK with a model of this process: a loop of tools, an object that keeps to a schema, vectors. Run: `bun run examples/ai-sdk.ts` */
-import { embed, generateObject, generateText, stepCountIs, tool } from "ai";
+import { embed, generateText, Output, stepCountIs, tool } from "ai";
 import { AsyncLLM } from "octavo";
 import { octavo, octavoEmbedding } from "octavo/ai";
 import { z } from "zod";
@@ -22,8 +22,11 @@ const { text, steps } = await generateText({
 console.log(`${text} (${steps.length} steps)`);
 
 const schema = z.object({ name: z.string().max(40), river: z.enum(["Seine", "Thames", "Tiber"]) });
-const { object } = await generateObject({ model, schema, prompt: "A capital and its river." });
-console.log(object);
+const { output } = await generateText({
+  ...{ model, prompt: "A capital and its river." },
+  output: Output.object({ schema }),
+});
+console.log(output);
 
 const { embedding } = await embed({
   model: octavoEmbedding(llm, { pooling: "mean" }),

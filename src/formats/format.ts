@@ -80,6 +80,11 @@ export interface State {
    * certain, and if it comes otherwise, it is said or thought. Default false.
    */
   readonly tentative?: boolean;
+  /**
+   * A "blank" state after the marker that ends a value. It does only if one of this state's markers follows, or the end of the turn;
+   * otherwise it is a part of the value, which goes on in this state.
+   */
+  readonly endsValue?: string;
 }
 
 /** The form of a turn: the states of a machine that reads it. It has a state "content". */

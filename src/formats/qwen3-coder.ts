@@ -39,7 +39,13 @@ export const QWEN3_CODER: ToolFormat = {
       on: { ...VALUE_ENDS, "</tool_call>": { to: "content", call: "close" } },
     },
     parameter: { text: "word", on: { ">": { to: "value" } } },
-    value: { text: "value", on: { ...VALUE_ENDS, "</parameter>": { to: "parameters" } } },
+    value: { text: "value", on: { ...VALUE_ENDS, "</parameter>": { to: "ended" } } },
+    // A value may have the text of the marker, such as in a page of XML.
+    ended: {
+      text: "blank",
+      on: { ...VALUE_ENDS, "</tool_call>": { to: "content", call: "close" } },
+      endsValue: "value",
+    },
     end: {
       text: "blank",
       on: { "</tool_call>": "content", "<tool_call>": "call", "<function=": NAME },

@@ -96,6 +96,10 @@ export class TurnParser {
    */
   finish(isWhole: boolean): void {
     this.#release();
+    if (this.#state.endsValue !== undefined) {
+      this.#calls.endParameter();
+      this.#tentative = undefined;
+    }
     while (this.#tentative !== undefined) this.#fail();
     if (isWhole) this.#calls.close();
     this.#said += this.#content.finish();
@@ -118,8 +122,8 @@ export class TurnParser {
     if (state.text === "word") this.#word = "";
     if (state.text === "reasoning") this.#hasThought = true;
     if (state.text === "content" && this.#hasThought) this.#content.trims = true;
-    if (!state.tentative) this.#tentative = undefined;
-    else this.#tentative ??= "";
+    if (state.tentative || state.endsValue !== undefined) this.#tentative ??= "";
+    else this.#tentative = undefined;
   }
 
   #read(reader: Reader, text: string): string {
@@ -210,7 +214,8 @@ export class TurnParser {
   #step(to: string | Step | ((word: string) => Step), marker: string): string {
     const word = this.#word.trim();
     const step = typeof to === "string" ? { to } : typeof to === "function" ? to(word) : to;
-    if (this.#state.text === "value") this.#calls.endParameter();
+    const isValue = this.#state.text === "value" || this.#state.endsValue !== undefined;
+    if (isValue && this.format.states[step.to]!.endsValue === undefined) this.#calls.endParameter();
     if (step.call === "close") this.#calls.close();
     if (step.call === "open" && !this.#open(step.name ?? word)) {
       this.#fail();
@@ -226,9 +231,15 @@ export class TurnParser {
     return "";
   }
 
-  /** What came is no call: it is said or thought. */
+  /** What came is no call: it is said or thought. Or it is no end of a value: it is a part of that. */
   #fail(): void {
     const text = this.#tentative ?? "";
+    const { endsValue } = this.#state;
+    if (endsValue !== undefined) {
+      this.#enter(endsValue);
+      this.#place(text);
+      return;
+    }
     const to = this.#state.otherwise ?? this.#origin;
     if (this.format.states[to]?.tentative) {
       this.#enter(to);

@@ -144,6 +144,68 @@ describe("installed from its tarball", () => {
   });
 });
 
+describe("the examples run", () => {
+  let path: string;
+  let toolModel: string;
+  beforeAll(() => {
+    path = project("examples-run", (modules) => symlinkSync(clone, join(modules, "octavo")));
+    // The embedded model with a template that shows it tools.
+    toolModel = join(path, "model");
+    cpSync(join(ROOT, "models/tiny-stories"), toolModel, { recursive: true });
+    const file = join(toolModel, "tokenizer_config.json");
+    const config = JSON.parse(readFileSync(file, "utf8")) as object;
+    const template = readFileSync(
+      join(ROOT, "tests/unit/tokenizer/fixtures/templates/qwen2_5.jinja"),
+      "utf8",
+    );
+    writeFileSync(file, JSON.stringify({ ...config, chat_template: template }));
+  });
+
+  test.each([
+    ["generate", /Once upon a time/],
+    ["stream", /happy|\.\n$/],
+    ["chat", /\w+ \w+/],
+    ["async", /\(\d+ tokens, then "\w+"\)/],
+    ["logprobs", /rank +\d+ +"cat"|rank/],
+  ])("%s.ts", (name, expected) => {
+    const { code, output } = run(path, "bun", `examples/${name}.ts`);
+    expect([code, output]).toEqual([0, expect.stringMatching(expected)]);
+  });
+
+  test("ai-sdk.ts", () => {
+    const { code, output } = run(path, "bun", "examples/ai-sdk.ts", toolModel);
+    expect([code, output]).toEqual([
+      0,
+      expect.stringMatching(/\(\d steps\).*river: "(Seine|Thames|Tiber)".*256 numbers/s),
+    ]);
+  });
+
+  test("clients.ts against serve.ts, which ends in order", async () => {
+    const env = { ...process.env, PORT: "0", CUDA_VISIBLE_DEVICES: "" };
+    const server = Bun.spawn(["bun", "examples/serve.ts"], { cwd: path, env, stdout: "pipe" });
+    const [line] = await server.stdout
+      .getReader()
+      .read()
+      .then(({ value }) => new TextDecoder().decode(value).split("\n"));
+    const url = line!.match(/http:\S+(?=v1$)/)![0];
+    expect(await (await fetch(`${url}story`)).text()).toStartWith("Once upon a time");
+    const clients = Bun.spawn(["bun", "examples/clients.ts", url.slice(0, -1)], {
+      cwd: path,
+      env,
+      stdout: "pipe",
+    });
+    const output = await new Response(clients.stdout).text();
+    expect([await clients.exited, output]).toEqual([
+      0,
+      expect.stringMatching(
+        /openai: \S.*2 vectors of 256 numbers.*AI SDK: \S.*Anthropic: \S.*\((end_turn|max_tokens)\)/s,
+      ),
+    ]);
+    server.kill("SIGINT");
+    expect(await server.exited).toBe(0);
+  });
+});
+
 describe("added as a folder, where nothing was built", () => {
   let path: string;
   beforeAll(() => {

@@ -145,6 +145,19 @@ cases("qwen3_coder", [
     called(["get_weather", JSON.stringify({ city: '\n a "b"\n</div>\\ \n' }).replace(":", ": ")]),
   ],
   ["an empty string", "<function=now><parameter=a></parameter></function>", called(["now", '{"a": ""}'])],
+  [
+    "a value with the marker that ends values",
+    coder("get_weather", ["city", "<parameter>\n</parameter>\n\n</param\n</parameter> x"], ["days", "2"]),
+    called([
+      "get_weather",
+      `{"city": ${JSON.stringify("<parameter>\n</parameter>\n\n</param\n</parameter> x")}, "days": 2}`,
+    ]),
+  ],
+  [
+    "a value that is nothing but such markers",
+    coder("now", ["a", "</parameter></parameter>"]),
+    called(["now", '{"a": "</parameter></parameter>"}']),
+  ],
   ["without the outer marker", "<function=now>\n</function>", called(NOW)],
   [
     "ends of values are missing",
