@@ -4,7 +4,7 @@ import { version } from "../../package.json";
 import { measureBandwidth } from "../backend/simd/bandwidth.ts";
 import { formatBytes } from "../base/bytes.ts";
 import { cacheFolder } from "../base/cache-folder.ts";
-import { ConfigError, DeviceError, messageOf } from "../base/errors.ts";
+import { ConfigError, DeviceError, ModelNotFoundError, messageOf } from "../base/errors.ts";
 import { hubCacheFolder } from "../loader/cached-models.ts";
 import { createCommand, modelOf } from "./command.ts";
 import { type CudaDiagnosis, describeCuda, diagnoseCuda } from "./cuda-diagnosis.ts";
@@ -59,6 +59,11 @@ async function doctor(model: string | undefined, { device, json }: DoctorFlags):
   if (!["auto", "cpu", "cuda"].includes(device))
     throw new ConfigError("device", `device must be one of auto, cuda, cpu, not "${device}"`);
   const path = model && modelOnDisk(model);
+  if (model !== undefined && path === undefined)
+    throw new ModelNotFoundError(
+      model,
+      `${model} is not complete in ${hubCacheFolder()}: octavo pull ${model}`,
+    );
   let refusal: unknown;
   const diagnosis = await diagnose(path, (error) => {
     refusal = error;

@@ -19,10 +19,11 @@ import {
   gpuOf,
   USUAL_GPUS,
 } from "./model-diagnosis.ts";
-import { modelOnDisk } from "./model-on-disk.ts";
+import { lookAtModel } from "./model-on-disk.ts";
 import { titledLines } from "./titled-lines.ts";
 
-const MODEL = "model folder, GGUF file or id of a downloaded model (default: the embedded model)";
+/** Of a model that has not been downloaded the hub is asked for all but the weights. */
+const MODEL = "model folder, GGUF file or Hugging Face id, downloaded or not (default: the embedded model)";
 
 /** `inspect`: models and GPUs, without loading anything. */
 export function inspectCommand(name: string): Command {
@@ -37,6 +38,10 @@ interface JsonFlag {
   readonly json?: true;
 }
 
+interface ModelFlags extends JsonFlag {
+  readonly revision?: string;
+}
+
 function modelCommand(): Command {
   return createCommand("model", [
     "octavo inspect model Qwen/Qwen3-0.6B",
@@ -44,19 +49,22 @@ function modelCommand(): Command {
   ])
     .description("A model's architecture, weights, context and tokenizer, and whether it would run here.")
     .argument("[model]", MODEL)
+    .option(
+      "--revision <name>",
+      "branch, tag or commit of a hub model (default: what is downloaded, else main)",
+    )
     .option("--json", "print JSON")
-    .action(async (model: string | undefined, { json }: JsonFlag) => {
-      let refusal: unknown;
-      const found = await diagnoseModel(
-        modelOnDisk(model ?? EMBEDDED_NAME),
-        gpuMemories(inspectCuda().gpus),
-        (error) => {
+    .action((model = EMBEDDED_NAME, { json, revision }: ModelFlags) =>
+      lookAtModel(model, revision, async (folder) => {
+        let refusal: unknown;
+        const found = await diagnoseModel(folder, gpuMemories(inspectCuda().gpus), (error) => {
           refusal = error;
-        },
-      );
-      console.log(json ? JSON.stringify(found, null, 2) : titledLines(describeModel(found, totalmem())));
-      if (refusal !== undefined) throw refusal;
-    });
+        });
+        const named = { ...found, path: model };
+        console.log(json ? JSON.stringify(named, null, 2) : titledLines(describeModel(named, totalmem())));
+        if (refusal !== undefined) throw refusal;
+      }),
+    );
 }
 
 function gpuCommand(): Command {
@@ -73,7 +81,7 @@ function gpuCommand(): Command {
     });
 }
 
-interface EstimateFlags extends JsonFlag {
+interface EstimateFlags extends ModelFlags {
   readonly memory?: readonly GpuMemory[];
   readonly gpuMemoryUtilization: number;
   readonly tensorParallelSize: number;
@@ -101,27 +109,38 @@ function estimateCommand(): Command {
       "prompt plus output of one sequence (default: the model's)",
       quantityValue,
     )
+    .option(
+      "--revision <name>",
+      "branch, tag or commit of a hub model (default: what is downloaded, else main)",
+    )
     .option("--json", "print JSON");
   addFlags(command, "Sizes:", sizes);
-  return command.action((model: string | undefined, flags: EstimateFlags) =>
-    estimate(modelOnDisk(model ?? EMBEDDED_NAME), flags, givenFlags<SizeOptions>(command, sizes)),
+  return command.action((model = EMBEDDED_NAME, flags: EstimateFlags) =>
+    lookAtModel(model, flags.revision, (folder) =>
+      estimate(model, folder, flags, givenFlags<SizeOptions>(command, sizes)),
+    ),
   );
 }
 
-async function estimate(path: string, flags: EstimateFlags, sizes: SizeOptions): Promise<void> {
-  const report = await inspectModel(path, sizes);
+async function estimate(
+  model: string,
+  folder: string,
+  flags: EstimateFlags,
+  sizes: SizeOptions,
+): Promise<void> {
+  const report = await inspectModel(folder, sizes);
   const { weights, kvBytesPerToken } = report;
   const sequenceTokens = flags.maxModelLen ?? report.maxTokens;
   const here = gpuMemories(inspectCuda().gpus);
   const gpus = (flags.memory ?? (here.length > 0 ? here : USUAL_GPUS)).map((gpu) => {
-    const fit = fitOf(path, report, gpu.bytes, flags.gpuMemoryUtilization, flags.tensorParallelSize);
+    const fit = fitOf(folder, report, gpu.bytes, flags.gpuMemoryUtilization, flags.tensorParallelSize);
     return { ...gpu, ...fit, sequences: Math.floor(fit.kvTokens / sequenceTokens) };
   });
   if (flags.json)
-    return console.log(JSON.stringify({ path, weights, kvBytesPerToken, sequenceTokens, gpus }, null, 2));
+    return console.log(JSON.stringify({ model, weights, kvBytesPerToken, sequenceTokens, gpus }, null, 2));
   console.log(
     titledLines([
-      ["path", path],
+      ["model", model],
       ["weights", describeWeights(weights)],
       ["token", `${formatBytes(kvBytesPerToken)} of KV cache`],
       ["sequence", `${formatBytes(kvBytesPerToken * sequenceTokens)} for ${sequenceTokens} tokens`],

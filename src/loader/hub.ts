@@ -32,14 +32,11 @@ export interface ResolveModelOptions {
  * UnsupportedModelError when there are only pickled weights.
  */
 export async function resolveHubModel(model: string, options: ResolveModelOptions): Promise<string> {
-  const revision = options.revision ?? "main";
-  if (!/^\w[\w./-]{0,250}$/.test(revision) || /\.\.|\/\/|\/$/.test(revision))
-    throw new ConfigError("revision", `revision ${JSON.stringify(revision)} is not a branch, tag or commit`);
-
+  const revision = checkedRevision(options.revision);
   const root = options.downloadDir ?? getHFHubCachePath();
   const cache = new HubCache(root, model);
   const cached = cache.completeSnapshot(revision);
-  if (isTrue(process.env["HF_HUB_OFFLINE"])) {
+  if (isOffline()) {
     if (cached !== undefined) return cached;
     const remedy = `unset HF_HUB_OFFLINE, or run "octavo pull ${model}" where there is a network`;
     throw new DownloadError(
@@ -48,7 +45,7 @@ export async function resolveHubModel(model: string, options: ResolveModelOption
     );
   }
 
-  const hub = new Hub(model, storedToken());
+  const hub = Hub.open(model);
   try {
     const listing = await hub.list(revision).catch((error: unknown) => {
       if (cached !== undefined && !(error instanceof HubApiError) && !(error instanceof OctavoError))
@@ -64,19 +61,32 @@ export async function resolveHubModel(model: string, options: ResolveModelOption
   }
 }
 
-interface Listing {
+/** @throws ConfigError for what cannot be a revision. Default main. */
+export function checkedRevision(revision = "main"): string {
+  if (!/^\w[\w./-]{0,250}$/.test(revision) || /\.\.|\/\/|\/$/.test(revision))
+    throw new ConfigError("revision", `revision ${JSON.stringify(revision)} is not a branch, tag or commit`);
+  return revision;
+}
+
+/** The files of a model at one commit. */
+export interface Listing {
   readonly commit: string;
   readonly files: ReadonlyMap<string, ListFileEntry>;
 }
 
 /** One model on the hub. */
-class Hub {
+export class Hub {
   readonly #endpoint = (process.env["HF_ENDPOINT"] || "https://huggingface.co").replace(/\/+$/, "");
 
-  constructor(
+  private constructor(
     readonly model: string,
     private readonly token: string | undefined,
   ) {}
+
+  /** With `HF_TOKEN`, or the token that `hf auth login` stored. */
+  static open(model: string): Hub {
+    return new Hub(model, storedToken());
+  }
 
   /** Fetches with the token, which goes to the hub alone. */
   readonly fetch = Object.assign(
@@ -134,24 +144,34 @@ async function download(
   { commit, files }: Listing,
   onProgress: ResolveModelOptions["onProgress"],
 ): Promise<void> {
-  const single = files.has(SINGLE_FILE);
-  if (!single && !files.has(SHARD_INDEX)) throw noWeights(hub.model, [...files.keys()]);
-  const small = [...files.keys()].filter((name) => NEEDED.has(name) || (name === SHARD_INDEX && !single));
-  await downloadAll(hub, cache, commit, entriesOf(small), () => {});
-
-  const shards = single ? [SINGLE_FILE] : new Set(readShardIndex(cache.snapshotPath(commit)).values());
-  const weights = entriesOf([...shards]);
+  await downloadAll(hub, cache, commit, smallFiles(hub.model, files), () => {});
+  const weights = weightFiles(hub.model, files, cache.snapshotPath(commit));
   const totalBytes = weights.reduce((sum, entry) => sum + entry.size, 0);
   await downloadAll(hub, cache, commit, weights, (loaded) => onProgress?.(loaded, totalBytes));
+}
 
-  function entriesOf(names: readonly string[]): ListFileEntry[] {
-    return names.map((name) => {
-      const entry = files.get(name);
-      if (entry === undefined)
-        throw new ModelDataError(SHARD_INDEX, `names ${name}, which ${hub.model} lacks`);
-      return entry;
-    });
-  }
+/**
+ * The files that are needed besides weights, the index of shards among them.
+ * @throws ModelNotFoundError or UnsupportedModelError for a model without safetensors
+ */
+export function smallFiles(model: string, files: Listing["files"]): readonly ListFileEntry[] {
+  const single = files.has(SINGLE_FILE);
+  if (!single && !files.has(SHARD_INDEX)) throw noWeights(model, [...files.keys()]);
+  return [...files.values()].filter(({ path }) => NEEDED.has(path) || (path === SHARD_INDEX && !single));
+}
+
+/** The files of weights, of which a `folder` with the small files tells. */
+export function weightFiles(
+  model: string,
+  files: Listing["files"],
+  folder: string,
+): readonly ListFileEntry[] {
+  const names = files.has(SINGLE_FILE) ? [SINGLE_FILE] : new Set(readShardIndex(folder).values());
+  return [...names].map((name) => {
+    const entry = files.get(name);
+    if (entry === undefined) throw new ModelDataError(SHARD_INDEX, `names ${name}, which ${model} lacks`);
+    return entry;
+  });
 }
 
 /** Downloads what the cache lacks, a few files at a time; the first failure stops all. */
@@ -206,8 +226,9 @@ async function bring(
   cache.link(commit, entry.path, etag);
 }
 
-function isTrue(value: string | undefined): boolean {
-  return /^(?:1|true|yes|on)$/i.test(value ?? "");
+/** True where `HF_HUB_OFFLINE` says that there is no network. */
+export function isOffline(): boolean {
+  return /^(?:1|true|yes|on)$/i.test(process.env["HF_HUB_OFFLINE"] ?? "");
 }
 
 /** `HF_TOKEN`, or what `hf auth login` stored. */

@@ -1,0 +1,26 @@
+import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
+import { dim, hasStyle, isLive } from "../../../src/cli/terminal-style.ts";
+
+setDefaultTimeout(300_000);
+
+const before = { TERM: process.env["TERM"], NO_COLOR: process.env["NO_COLOR"] };
+afterEach(() => {
+  for (const [name, value] of Object.entries(before)) {
+    if (value === undefined) delete process.env[name];
+    else process.env[name] = value;
+  }
+});
+
+test.each([
+  [true, "xterm", "", true, true],
+  [true, "xterm", "1", true, false],
+  [true, "dumb", "", false, false],
+  [false, "xterm", "", false, false],
+])(
+  "where isTTY is %j, TERM %j and NO_COLOR %j, bars are drawn: %j, and text is dim: %j",
+  (isTTY, term, no, live, style) => {
+    Object.assign(process.env, { TERM: term, NO_COLOR: no });
+    expect([isLive({ isTTY }), hasStyle({ isTTY })]).toEqual([live, style]);
+    expect(dim("a", { isTTY }) !== "a").toBe(style);
+  },
+);
