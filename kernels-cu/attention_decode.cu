@@ -7,7 +7,7 @@
 //
 // Parallelisation: a CTA for each (KV head, row, split), the split slowest so that the extra splits, which only long
 // rows fill, come last. Lengths are read here, so a captured launch stays valid while they grow: a row is cut into
-// min(gridDim.z, context / min_split) equal splits and the other CTAs leave at once. A warp takes every WARPS-th tile
+// min(gridDim.z, context / min_split) equal splits, one of a few hundred tokens is not cut, and the other CTAs leave at once. A warp takes every WARPS-th tile
 // of TILE tokens. Each CTA prepares its group's queries for itself; the one of the last split also prepares and stores the
 // token's key and value, and takes them from shared memory. Splits write float partials and the last one to arrive merges
 // them in split order: no second launch, and results repeat bit for bit and do not depend on the other rows' contents.
@@ -21,8 +21,8 @@
 #include "decode_tiles.cuh"
 #include "group_projections.cuh"
 
-#if !defined(DECODE_WARPS) || !defined(STATIC_SHARED_BYTES)
-#error "DECODE_WARPS and STATIC_SHARED_BYTES come from src/backend/cuda/ops/decode-attention.ts"
+#if !defined(DECODE_WARPS) || !defined(STATIC_SHARED_BYTES) || !defined(UNCUT_TOKENS)
+#error "DECODE_WARPS, STATIC_SHARED_BYTES and UNCUT_TOKENS come from src/backend/cuda/ops/decode-attention.ts"
 #endif
 
 constexpr int WARPS = DECODE_WARPS;
@@ -82,7 +82,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   const int first_position = window > 0 ? max(context - window, 0) : 0;
   const uint32 first_tile = static_cast<uint32>(first_position) / TILE;
   const uint32 num_tiles = (static_cast<uint32>(context) + TILE - 1) / TILE - first_tile;
-  const uint32 wanted = min(gridDim.z, (num_tiles + min_split_tiles - 1) / min_split_tiles);
+  const uint32 wanted =
+      num_tiles * TILE <= UNCUT_TOKENS ? 1 : min(gridDim.z, (num_tiles + min_split_tiles - 1) / min_split_tiles);
   const uint32 split_tiles = (num_tiles + max(wanted, 1u) * WARPS - 1) / (max(wanted, 1u) * WARPS) * WARPS;
   // Asking for the slot here makes both loads of the row's state go out at once.
   if (split * split_tiles >= num_tiles || slot < 0) {

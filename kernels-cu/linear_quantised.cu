@@ -11,7 +11,8 @@
 //
 // Parallelisation: a CTA takes tiles of STRIPS · 8 weight rows, one every gridDim.x. A warp streams codes and scales through a ring of
 // stages of WARPS · WARP_BLOCKS blocks of columns; each of WARPS warps takes its blocks of every stage, and they add up through
-// shared memory in warp order, so that results repeat bit for bit and do not depend on the other tokens. The weights are the
+// shared memory in warp order, so that results repeat bit for bit and do not depend on the other tokens: with few tokens for several
+// tiles together, as warps wait for each other there. The weights are the
 // 16-wide side of mma.m16n8k16, tokens the 8-wide side. Another warp fetches x to shared memory, where it is too long in segments
 // of columns that two buffers take in turns, each for KEPT tiles at once; with a norm, the warps that multiply scale it there.
 //
@@ -24,8 +25,8 @@
 #include "activation.cuh"
 #include "quantised_ring.cuh"
 
-#if !defined(KEPT) || !defined(OUT_FLOAT) || !defined(MIN_CTAS)
-#error "KEPT, OUT_FLOAT and MIN_CTAS come from src/backend/cuda/ops/quantised-linear.ts"
+#if !defined(KEPT) || !defined(OUT_FLOAT)
+#error "KEPT and OUT_FLOAT come from src/backend/cuda/ops/quantised-linear.ts"
 #endif
 
 #if OUT_FLOAT
@@ -124,34 +125,32 @@ __device__ __forceinline__ void multiply_block(float (&total)[TOKEN_BLOCKS][4], 
   }
 }
 
-// The outputs of a tile that a thread finishes: one of every CONSUMERS / OUT_ROWS tokens.
-struct Outputs {
+// An output that a thread finishes, and what is loaded for it while its sum is computed.
+struct Output {
   out_t* out;
   const elem_t *bias, *residual;
   const float* row_scales;
-  int tokens, outputs, activation;
-  float added, offset, up_offset, scale, up_scale;
+  int outputs, activation;
+  float added, scale, up_scale;
 
   __device__ __forceinline__ int64 index(int token, int output) const { return static_cast<int64>(token) * outputs + output; }
-  // What must be loaded for an output.
   __device__ __forceinline__ void begin(int token, int output) {
-    added = offset = up_offset = 0;
+    added = residual ? to_float(load_coherent(residual + index(token, output))) : 0;
     scale = up_scale = FLOAT8_FACTOR;
-    if (token >= tokens || output >= outputs) return;
-    if (residual) added = to_float(load_coherent(residual + index(token, output)));
-    if (bias) {
-      offset = to_float(bias[output]);
-      if (GATED) up_offset = to_float(bias[outputs + output]);
-    }
     if constexpr (!IN_STAGES) {
       scale *= row_scales[output];
       if (GATED) up_scale *= row_scales[outputs + output];
     }
   }
   __device__ __forceinline__ void finish(int token, int output, float y, float up) {
-    y = y * scale + offset;
+    y *= scale;
+    if (bias) y += to_float(bias[output]);
     if (activation >= 0) y = activate(y, activation);
-    if (GATED) y *= up * up_scale + up_offset;
+    if constexpr (GATED) {
+      up *= up_scale;
+      if (bias) up += to_float(bias[outputs + output]);
+      y *= up;
+    }
     store_out(out + index(token, output), y + added);
   }
 };
@@ -159,7 +158,7 @@ struct Outputs {
 // Grid: at most one CTA a tile, all resident; CONSUMERS + 2 · WARP threads. `segment` columns of x are in shared memory at a time, all
 // or a multiple of CHUNK, in `x_buffers` buffers. `groups` is the number of scales in a row, `group_shift` the logarithm of their
 // columns, or 31. `activation` is its code, or −1. The next kernel may start when all weights have been requested.
-extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, MIN_CTAS)
+extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, 1)
     linear_quantised(out_t* out, const elem_t* x, const unsigned char* __restrict__ weight,
                      const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
                      const elem_t* __restrict__ gamma, const elem_t* __restrict__ bias, const elem_t* residual, int tokens,
@@ -210,15 +209,21 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, MIN_CTAS)
     return;
   }
 
-  constexpr int TURNS = ceil_div(OUT_ROWS * TOKENS, CONSUMERS), TURN_TOKENS = CONSUMERS / OUT_ROWS;
-  const int token0 = threadIdx.x / OUT_ROWS, row = threadIdx.x % OUT_ROWS;
-  Outputs results[TURNS];
+  // Outputs that a thread finishes: of its row of a tile, for one token of one of the tiles whose sums are kept together.
+  constexpr int TURNS = ceil_div(OUT_ROWS * TOKENS, CONSUMERS);
+  const int together = KEPT > 1 ? 1 : TOKENS / tokens;
+  Output results[TURNS];
 #pragma unroll
   for (int i = 0; i < TURNS; i++)
-    results[i] = {out, bias, residual, reinterpret_cast<const float*>(scales), tokens, outputs, activation};
-  float factors[TURNS];
-#pragma unroll
-  for (int i = 0; i < TURNS; i++) factors[i] = 1;
+    results[i] = {out, bias, residual, reinterpret_cast<const float*>(scales), outputs, activation};
+  const int row = threadIdx.x % OUT_ROWS;
+  struct Place {
+    int line, tile, token, output;
+  };
+  const auto place_of = [&](int turn, int first_slot) {
+    const int line = threadIdx.x / OUT_ROWS + turn * (CONSUMERS / OUT_ROWS), tile = line / tokens;
+    return Place{line, tile, line - tile * tokens, work.tile(first_slot + tile) * OUT_ROWS + row};
+  };
   const uint32 none = static_cast<uint32>(stages) >> 16;
   // Lanes give ldmatrix the rows of tokens, those behind the last one that one.
   uint32 rows[TOKEN_BLOCKS];
@@ -228,85 +233,115 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, MIN_CTAS)
 
   GRID_DEPENDENCY_WAIT();
   int buffer = 0;
-  for (int first_slot = 0; first_slot < slots; first_slot += KEPT) {
-    float total[KEPT][TOKEN_BLOCKS][4] = {};
-    if constexpr (KEPT == 1)
+  const auto begin = [&](int first_slot, int count) {
 #pragma unroll
-      for (int i = 0; i < TURNS; i++) results[i].begin(token0 + i * TURN_TOKENS, work.tile(first_slot) * OUT_ROWS + row);
-    for (int start = 0; start < inputs; start += segment) {
-      const int columns = min(segment, inputs - start);
-      if (first_slot == 0 || !whole) {
-        barrier_wait(staged.full(), staged.phase);
-        if (gamma) {
-          if (first_slot == 0 && start == 0) barrier_wait(shared_address(&control.gamma_full), 0);
-          staged.normalise(start, columns, first_slot == 0);
-          named_barrier_sync(1, CONSUMERS);
-        }
+    for (int i = 0; i < TURNS; i++) {
+      const Place at = place_of(i, first_slot);
+      if (at.tile < count && at.output < outputs) results[i].begin(at.token, at.output);
+    }
+  };
+  const auto keep = [&](const float(&total)[TOKEN_BLOCKS][4], int tile) {
+#pragma unroll
+    for (int block = 0; block < TOKEN_BLOCKS; block++)
+#pragma unroll
+      for (int i = 0; i < STRIPS * 2; i++) {
+        const int token = block * 8 + c * 2 + i % 2;
+        if (token < tokens) control.partial[buffer][warp][tile * tokens + token][i / 2 * 8 + r] = total[block][i];
       }
-      uint32 mine[TOKEN_BLOCKS];
+  };
+  const auto finish = [&](int first_slot, int count) {
+    named_barrier_sync(1, CONSUMERS);
 #pragma unroll
-      for (int block = 0; block < TOKEN_BLOCKS; block++) mine[block] = shared_address(staged.bytes()) + rows[block];
+    for (int i = 0; i < TURNS; i++) {
+      const Place at = place_of(i, first_slot);
+      if (at.tile >= count || at.output >= outputs) continue;
+      float sum = 0, up = 0;
 #pragma unroll
-      for (int kept = 0; kept < KEPT; kept++) {
-        if (KEPT > 1 && first_slot + kept >= slots) break;
+      for (int w = 0; w < WARPS; w++) {
+        sum += control.partial[buffer][w][at.line][row];
+        if (GATED) up += control.partial[buffer][w][at.line][row + STRIP];
+      }
+      const float factor = gamma ? staged.factor(at.token, inputs, eps) : 1;
+      results[i].finish(at.token, at.output, sum * factor, up * factor);
+    }
+    buffer ^= 1;
+  };
+  // Adds the products of a slot's stages of some columns to its sums.
+  const auto multiply = [&](float(&total)[TOKEN_BLOCKS][4], int columns) {
+    uint32 mine[TOKEN_BLOCKS];
+#pragma unroll
+    for (int block = 0; block < TOKEN_BLOCKS; block++) mine[block] = shared_address(staged.bytes()) + rows[block];
 #pragma unroll 1
-        for (int column = 0; column < columns; column += CHUNK) {
-          barrier_wait(ring.full(), ring.phase);
-          Taken taken;
-          take(taken, ring.bytes(), group_shift);
-          const uint32 empty = ring.empty() + arrival(taken, none);
-          __syncwarp();
-          if (lane == 0) barrier_arrive(empty);
-          ring.advance();
-          const auto multiply_own = [&](int b) {
-            multiply_block(total[kept], taken, b, mine, (column + b * WARPS * BLOCK) * 2);
-          };
-          if (column + CHUNK <= columns) {
+    for (int column = 0; column < columns; column += CHUNK) {
+      barrier_wait(ring.full(), ring.phase);
+      Taken taken;
+      take(taken, ring.bytes(), group_shift);
+      const uint32 empty = ring.empty() + arrival(taken, none);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(empty);
+      ring.advance();
+      const auto multiply_own = [&](int b) {
+        multiply_block(total, taken, b, mine, (column + b * WARPS * BLOCK) * 2);
+      };
+      if (column + CHUNK <= columns) {
 #pragma unroll
-            for (int b = 0; b < WARP_BLOCKS; b++) multiply_own(b);
-          } else {
+        for (int b = 0; b < WARP_BLOCKS; b++) multiply_own(b);
+      } else {
 #pragma unroll
-            for (int b = 0; b < WARP_BLOCKS; b++)
-              if (column + (b * WARPS + warp) * BLOCK < columns) multiply_own(b);
-          }
-        }
-      }
-      if (!whole) {
-        if constexpr (BULK) async_proxy_fence();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(staged.empty());
-        staged.advance();
+        for (int b = 0; b < WARP_BLOCKS; b++)
+          if (column + (b * WARPS + warp) * BLOCK < columns) multiply_own(b);
       }
     }
-    if (first_slot == 0 && gamma)
-#pragma unroll
-      for (int i = 0; i < TURNS; i++) {
-        const int token = token0 + i * TURN_TOKENS;
-        if (token < tokens) factors[i] = staged.factor(token, inputs, eps);
-      }
-#pragma unroll
-    for (int kept = 0; kept < KEPT; kept++) {
-      if (KEPT > 1 && first_slot + kept >= slots) break;
-#pragma unroll
-      for (int block = 0; block < TOKEN_BLOCKS; block++)
-#pragma unroll
-        for (int i = 0; i < STRIPS * 2; i++)
-          control.partial[buffer][warp][block * 8 + c * 2 + i % 2][i / 2 * 8 + r] = total[kept][block][i];
-      named_barrier_sync(1, CONSUMERS);
-#pragma unroll
-      for (int i = 0; i < TURNS; i++) {
-        const int token = token0 + i * TURN_TOKENS, output = work.tile(first_slot + kept) * OUT_ROWS + row;
-        if (KEPT > 1) results[i].begin(token, output);
-        if (token >= tokens || output >= outputs) continue;
-        float sum = 0, up = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-          sum += control.partial[buffer][w][token][row];
-          if (GATED) up += control.partial[buffer][w][token][row + STRIP];
+  };
+  const auto take_x = [&](int start, int columns, bool first_pass) {
+    barrier_wait(staged.full(), staged.phase);
+    if (!gamma) return;
+    if (first_pass && start == 0) barrier_wait(shared_address(&control.gamma_full), 0);
+    staged.normalise(start, columns, first_pass);
+    named_barrier_sync(1, CONSUMERS);
+  };
+  const auto give_back_x = [&] {
+    if constexpr (BULK) async_proxy_fence();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(staged.empty());
+    staged.advance();
+  };
+  if constexpr (KEPT == 1) {
+    for (int first_slot = 0; first_slot < slots; first_slot += together) {
+      const int count = min(together, slots - first_slot);
+      begin(first_slot, count);
+#pragma unroll 1
+      for (int tile = 0; tile < count; tile++) {
+        const bool first_pass = first_slot == 0 && tile == 0;
+        float total[TOKEN_BLOCKS][4] = {};
+        for (int start = 0; start < inputs; start += segment) {
+          const int columns = min(segment, inputs - start);
+          if (first_pass || !whole) take_x(start, columns, first_pass);
+          multiply(total, columns);
+          if (!whole) give_back_x();
         }
-        results[i].finish(token, output, sum * factors[i], up * factors[i]);
+        keep(total, tile);
       }
-      buffer ^= 1;
+      finish(first_slot, count);
+    }
+  } else {
+    for (int first_slot = 0; first_slot < slots; first_slot += KEPT) {
+      float total[KEPT][TOKEN_BLOCKS][4] = {};
+      for (int start = 0; start < inputs; start += segment) {
+        const int columns = min(segment, inputs - start);
+        take_x(start, columns, first_slot == 0);
+#pragma unroll
+        for (int kept = 0; kept < KEPT; kept++)
+          if (first_slot + kept < slots) multiply(total[kept], columns);
+        give_back_x();
+      }
+#pragma unroll
+      for (int kept = 0; kept < KEPT; kept++) {
+        if (first_slot + kept >= slots) break;
+        begin(first_slot + kept, 1);
+        keep(total[kept], 0);
+        finish(first_slot + kept, 1);
+      }
     }
   }
 }

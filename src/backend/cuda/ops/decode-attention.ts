@@ -25,13 +25,15 @@ const DECODE_BLOCKS_PER_SM = 16;
  */
 const MAX_SPLITS = 32;
 const BUSY_BLOCKS_PER_SM = 3;
+/** Tokens that are not cut: merging the results of splits takes longer than reading so many. */
+const UNCUT_TOKENS = 256;
 /** The cut of rows that must not depend on each other: splits at most, and the least that one gets, in tokens. */
 const INVARIANT_SPLITS = 16;
 const INVARIANT_SPLIT_TOKENS = 256;
 
 const ATTENTION_DECODE = {
   file: "attention_decode.cu",
-  constants: { STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  constants: { STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE, UNCUT_TOKENS },
   entry: "attention_decode",
   pointers: [
     ...(["out", "qkv", "keys", "values", "cos_sin", "query_norm", "key_norm", "slot_mapping"] as const),
@@ -58,7 +60,7 @@ export interface DecodeSplits {
 
 /**
  * The cut of a decode batch, from what a captured launch may depend on. Few rows are cut finely, down to a tile for
- * each warp, as latency is all; many rows hardly or not at all. With `batchInvariant` it does not depend on the rows.
+ * each warp, as latency is all, but rows of less than `UNCUT_TOKENS` not at all; many rows hardly or not at all. With `batchInvariant` it does not depend on the rows.
  */
 export function decodeSplits(
   rows: number,

@@ -24,11 +24,8 @@ import type { SmallLinearOptions } from "./small-linear.ts";
 export const MAX_FEW_TOKENS = 32;
 /** Tokens of one mma. */
 const TOKEN_BLOCK = 8;
-/** Warps that multiply, and those that fetch: one codes, one x. */
-const WARPS = 8;
+/** Warps that fetch: one codes, one x. */
 const FETCH_WARPS = 2;
-/** Blocks of columns that a warp takes of a stage. */
-const WARP_BLOCKS = { 4: 2, 8: 1 } as const;
 const QUANTISED_MAX_STAGES = 32;
 /** Barriers: two a stage, two for each of two buffers of x, one for the norm's weight. */
 const BARRIER_BYTES = (2 * QUANTISED_MAX_STAGES + 5) * 8;
@@ -38,19 +35,15 @@ const LEAST_SHARE = 1 / 4;
 /** Floats between rows of sums, and bytes between those of x, so that they lie in different banks. */
 const SUM_PADDING = 4;
 const X_PADDING = 16;
-/** What the driver keeps of a multiprocessor's shared memory for each block. */
-const RESERVED_BYTES = 1024;
 /** Tiles whose sums a thread keeps at most while x comes in segments, by token blocks. */
 const MOST_KEPT: Readonly<Record<number, number>> = { 1: 8, 2: 8, 4: 4 };
-/** Token blocks up to which registers are left for a second block on a multiprocessor. */
-const SHARED_TOKEN_BLOCKS = 2;
 /** The logarithm of a group that is a whole row: every column is in group 0. */
 const WHOLE_ROW_SHIFT = 31;
 
 const LINEAR_QUANTISED = {
   file: "linear_quantised.cu",
   constants: {
-    ...{ WARPS, QUANTISED_MAX_STAGES, SUM_PADDING, X_PADDING },
+    ...{ QUANTISED_MAX_STAGES, SUM_PADDING, X_PADDING },
     ...ORDER_CONSTANTS,
     ...ACTIVATION_CONSTANTS,
   },
@@ -86,6 +79,9 @@ export interface FewShape {
 /** How a product is computed. */
 export interface FewPlan {
   readonly tokenBlocks: number;
+  /** Warps that multiply, and blocks of columns that each takes of a stage. */
+  readonly warps: number;
+  readonly warpBlocks: number;
   /** Strips of a tile. */
   readonly strips: 1 | 2;
   readonly tiles: number;
@@ -97,8 +93,6 @@ export interface FewPlan {
   readonly buffers: number;
   readonly kept: number;
   readonly sharedBytes: number;
-  /** Two blocks fit a multiprocessor, so that the next kernel's weights can be fetched early. */
-  readonly shares: boolean;
 }
 
 interface Planned {
@@ -152,7 +146,7 @@ export class QuantisedLinear {
     if (planned === undefined) return false;
     const { plan, kernel } = planned;
     const { groupSize, groups, blockRows } = form;
-    kernel.launch(stream, plan.blocks, 1, 1, (WARPS + FETCH_WARPS) * WARP, plan.sharedBytes, {
+    kernel.launch(stream, plan.blocks, 1, 1, (plan.warps + FETCH_WARPS) * WARP, plan.sharedBytes, {
       ...{ out, x, weight: weight.data, scales: weight.scales, zeros: form.zeros ?? null },
       ...{ gamma: norm?.weight ?? null, bias: bias ?? null, residual: addTo ?? null },
       ...{ tokens, inputs: inFeatures, outputs: gated ? outFeatures / 2 : outFeatures },
@@ -181,18 +175,26 @@ export class QuantisedLinear {
   }
 
   #kernel(form: QuantisedForm, plan: FewPlan, shape: FewShape) {
-    const { sub, stageGroups } = stageOf(form);
-    const flags = (shape.gated ? 1 : 0) + (shape.floatOut ? 2 : 0) + (plan.shares ? 4 : 0) + plan.strips * 8;
+    const { sub, stageGroups } = stageOf(form, plan.warps * plan.warpBlocks);
+    const flags = (shape.gated ? 1 : 0) + (shape.floatOut ? 2 : 0) + plan.strips * 4;
     const sizes = [sub, stageGroups, plan.tokenBlocks, plan.kept].map((size) => Math.log2(size));
     const key = sizes.reduce((sum, size) => sum * 16 + size, flags) * FORM_KEYS + formKey(form);
     return this.#kernels.get(key, defines(form, plan, shape));
   }
 }
 
+/**
+ * Warps that multiply, and blocks of columns that each takes of a stage. Widening 4 bits is mostly waiting, which more warps do
+ * meanwhile, as long as there are registers for their sums.
+ */
+function warpsOf(bits: 4 | 8, tokenBlocks: number): { readonly warps: number; readonly warpBlocks: number } {
+  if (bits === 8) return { warps: 8, warpBlocks: 1 };
+  return tokenBlocks === 1 ? { warps: 16, warpBlocks: 1 } : { warps: 8, warpBlocks: 2 };
+}
+
 /** Columns of a stage and of a block's part that shares a scale, scales of a stage, and bytes of a strip in one. */
-function stageOf({ bits, scales, zeros, groupSize, groups }: QuantisedForm) {
+function stageOf({ bits, scales, zeros, groupSize, groups }: QuantisedForm, stageBlocks: number) {
   const block = blockColumns(bits);
-  const stageBlocks = WARPS * WARP_BLOCKS[bits];
   const chunk = stageBlocks * block;
   const sub = groups === 1 ? block : Math.min(groupSize, block);
   const stageGroups = groups === 1 ? 1 : Math.max(1, chunk / groupSize);
@@ -209,11 +211,12 @@ function stageOf({ bits, scales, zeros, groupSize, groups }: QuantisedForm) {
 }
 
 function defines(form: QuantisedForm, plan: FewPlan, { gated, floatOut }: FewShape): Macros {
-  const { sub, stageGroups } = stageOf(form);
+  const { warps, warpBlocks } = plan;
+  const { sub, stageGroups } = stageOf(form, warps * warpBlocks);
   return {
-    ...{ ...formDefines(form), WARP_BLOCKS: WARP_BLOCKS[form.bits], SUB: sub, STAGE_GROUPS: stageGroups },
+    ...{ ...formDefines(form), WARPS: warps, WARP_BLOCKS: warpBlocks, SUB: sub, STAGE_GROUPS: stageGroups },
     ...{ TOKEN_BLOCKS: plan.tokenBlocks, KEPT: plan.kept, STRIPS: plan.strips },
-    ...{ GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0, MIN_CTAS: plan.shares ? 2 : 1 },
+    ...{ GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0 },
   };
 }
 
@@ -221,19 +224,20 @@ function defines(form: QuantisedForm, plan: FewPlan, { gated, floatOut }: FewSha
 export function planFew(
   { outFeatures, inFeatures, tokens, norm, gated }: FewShape,
   form: QuantisedForm,
-  { smCount, sharedBytesPerBlock, sharedBytesPerSm }: SmallLinearOptions,
+  { smCount, sharedBytesPerBlock }: Pick<SmallLinearOptions, "smCount" | "sharedBytesPerBlock">,
 ): FewPlan | undefined {
   if (!form.ordered || tokens > MAX_FEW_TOKENS) return undefined;
   if (gated && outFeatures % (2 * STRIP_ROWS) !== 0) return undefined;
-  const { chunk, stripBytes } = stageOf(form);
   const tokenBlocks = 2 ** Math.ceil(Math.log2(Math.ceil(tokens / TOKEN_BLOCK)));
+  const { warps, warpBlocks } = warpsOf(form.bits, tokenBlocks);
+  const { chunk, stripBytes } = stageOf(form, warps * warpBlocks);
   const strips = gated || outFeatures / (2 * STRIP_ROWS) >= smCount ? 2 : 1;
   const tiles = Math.ceil(outFeatures / (strips * STRIP_ROWS));
   const rounds = Math.ceil(tiles / smCount);
-  const blocks = Math.ceil(tiles / rounds);
+  const blocks = Math.min(tiles, smCount);
   const stageBytes = strips * stripBytes;
-  const sums = 2 * WARPS * tokenBlocks * TOKEN_BLOCK * (strips * STRIP_ROWS + SUM_PADDING) * 4;
-  const squares = Math.max(tokenBlocks * TOKEN_BLOCK, WARPS) * 4;
+  const sums = 2 * warps * tokenBlocks * TOKEN_BLOCK * (strips * STRIP_ROWS + SUM_PADDING) * 4;
+  const squares = Math.max(tokenBlocks * TOKEN_BLOCK, warps) * 4;
   const fixed = Math.ceil((BARRIER_BYTES + squares + sums) / 128) * 128 + (norm ? 2 * inFeatures : 0);
   const bytesOfX = (columns: number) => tokens * (columns * 2 + X_PADDING);
   const wanted = Math.min(QUANTISED_MAX_STAGES, rounds * Math.ceil(inFeatures / chunk));
@@ -241,15 +245,15 @@ export function planFew(
     wanted,
     Math.ceil(Math.min(LEAST_BYTES, LEAST_SHARE * sharedBytesPerBlock) / stageBytes),
   );
-  const common = { tokenBlocks, strips, tiles, blocks } as const;
-  const half = Math.min(sharedBytesPerBlock, Math.floor(sharedBytesPerSm / 2) - RESERVED_BYTES);
-  for (const shares of tokenBlocks <= SHARED_TOKEN_BLOCKS ? [true, false] : [false]) {
-    const taken = fixed + bytesOfX(inFeatures);
-    const most = Math.floor(((shares ? half : sharedBytesPerBlock) - taken) / stageBytes);
-    if (most < least) continue;
+  const common = { tokenBlocks, warps, warpBlocks, strips, tiles, blocks } as const;
+  // A block takes all of a multiprocessor's memory that it has a use for. Where two fit, some multiprocessors get two blocks of a
+  // product and some none.
+  const whole = fixed + bytesOfX(inFeatures);
+  const most = Math.floor((sharedBytesPerBlock - whole) / stageBytes);
+  if (most >= least) {
     const stages = Math.min(wanted, most);
-    const sharedBytes = taken + stages * stageBytes;
-    return { ...common, stages, segment: inFeatures, buffers: 1, kept: 1, sharedBytes, shares };
+    const sharedBytes = whole + stages * stageBytes;
+    return { ...common, stages, segment: inFeatures, buffers: 1, kept: 1, sharedBytes };
   }
   const buffers = 2;
   const room = sharedBytesPerBlock - fixed - least * stageBytes;
@@ -260,5 +264,5 @@ export function planFew(
   const taken = fixed + buffers * bytesOfX(segment);
   const stages = Math.min(wanted, Math.floor((sharedBytesPerBlock - taken) / stageBytes));
   const sharedBytes = taken + stages * stageBytes;
-  return { ...common, stages, segment, buffers, kept, sharedBytes, shares: false };
+  return { ...common, stages, segment, buffers, kept, sharedBytes };
 }

@@ -179,8 +179,10 @@ describe("few tokens", () => {
     const { entry, grid, block, sharedBytes, ...rest } = launch(run);
     expect(entry).toBe("linear_quantised");
     // 384 tiles of 16 rows in three rounds; eight warps multiply, two fetch.
-    expect({ grid, block }).toEqual({ grid: [128, 1, 1], block: [320, 1, 1] });
-    expect(sharedBytes).toBeLessThanOrEqual(HOPPER_SHARED_BYTES / 2);
+    expect({ grid, block }).toEqual({ grid: [MULTIPROCESSORS, 1, 1], block: [576, 1, 1] });
+    // So that a multiprocessor never has two of them.
+    expect(sharedBytes).toBeGreaterThan(HOPPER_SHARED_BYTES / 2);
+    expect(sharedBytes).toBeLessThanOrEqual(HOPPER_SHARED_BYTES);
     expect(namedArguments({ entry, grid, block, sharedBytes, ...rest })).toMatchObject({
       ...{ out: out.address, x: x.address, weight: weight.data.address, scales: weight.scales.address },
       ...{ zeros: weight.zeros!.address, gamma: norm.weight.address, bias: bias.address },
@@ -195,9 +197,10 @@ describe("few tokens", () => {
         ZEROS: 1,
         SUB: 128,
         STAGE_GROUPS: 16,
-        WARP_BLOCKS: 2,
+        WARPS: 16,
+        WARP_BLOCKS: 1,
       },
-      ...{ TOKEN_BLOCKS: 1, KEPT: 1, STRIPS: 2, GATED: 0, OUT_FLOAT: 0, MIN_CTAS: 2 },
+      ...{ TOKEN_BLOCKS: 1, KEPT: 1, STRIPS: 2, GATED: 0, OUT_FLOAT: 0 },
     });
   });
 
@@ -373,12 +376,12 @@ describe("a plan", () => {
       segment: 4096,
       buffers: 2,
       kept: 2,
-      blocks: 128,
+      blocks: MULTIPROCESSORS,
       tiles: 256,
-      shares: false,
     });
     expect(plan.sharedBytes).toBeLessThanOrEqual(HOPPER_SHARED_BYTES);
-    expect(planFew({ ...shape, tokens: 1 }, INT4, GPU)).toMatchObject({ segment: 12288, shares: true });
+    expect(planFew({ ...shape, tokens: 1 }, INT4, GPU)).toMatchObject({ segment: 12288, warps: 16 });
+    expect(planFew({ ...shape, tokens: 9 }, INT4, GPU)).toMatchObject({ warps: 8, warpBlocks: 2 });
   });
 
   test("has tiles of one strip where there would be too few of two", () => {
