@@ -1,4 +1,4 @@
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import { SharedMemoryCommunicator } from "../../../src/backend/cpu/shared-memory-communicator.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
@@ -37,6 +37,14 @@ function twoRanks(timeout = 20_000) {
   const [first, second] = groups.map((group) => new Exchange(group));
   return { groups, first: first!, second: second! };
 }
+
+test("who has shown its bytes wakes whoever sleeps for them: nobody sleeps its slice to the end", () => {
+  const { first } = twoRanks(1);
+  using notify = spyOn(Atomics, "notify");
+  thrown(() => first.minimum(5));
+  const [rounds, rank] = notify.mock.calls[0]!;
+  expect([rank, Atomics.load(rounds, 0)]).toEqual([0, 1]);
+});
 
 test("a rank that stays away has failed, for all", () => {
   const { groups, first, second } = twoRanks(120);

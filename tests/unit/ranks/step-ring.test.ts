@@ -1,4 +1,4 @@
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { EngineDeadError, InvariantError } from "../../../src/base/errors.ts";
 import { RankGroup } from "../../../src/ranks/rank-group.ts";
 import { allocateRankMemory } from "../../../src/ranks/rank-memory.ts";
@@ -41,6 +41,17 @@ test("messages come in their order, over and over the ring", () => {
     for (const message of messages) leader.publish(message);
     for (const message of messages) expect(reader.next()).toEqual(message);
   }
+});
+
+test("who counts words wakes whoever sleeps for them: nobody sleeps its slice to the end", () => {
+  const { leader, reader } = pair();
+  using notify = spyOn(Atomics, "notify");
+  leader.publish(Int32Array.of(7));
+  const counters = notify.mock.calls.at(-1)![0];
+  expect(notify.mock.calls.at(-1)).toEqual([counters, 0]);
+  expect(Atomics.load(counters, 0)).toBeGreaterThan(0);
+  reader.next();
+  expect(notify.mock.calls.at(-1)).toEqual([expect.anything(), 1]);
 });
 
 test("a reader that makes no room has failed", () => {
