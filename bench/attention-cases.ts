@@ -1,5 +1,6 @@
 import type { AttentionSpec } from "../src/backend/attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../src/backend/backend.ts";
+import type { Tensor } from "../src/backend/tensor.ts";
 import { dtypeSize, type KvDType } from "../src/base/dtype.ts";
 import { rotaryTable } from "../src/layers/rotary.ts";
 import type { CaseMemory, KernelCase } from "./kernel-case.ts";
@@ -72,15 +73,52 @@ export function prefillCase(
   };
 }
 
+/** What `Backend.attend` takes, and several caches to take in turn. */
+export interface AttentionOperands {
+  readonly out: Tensor;
+  /** The projections [tokens, (NQ + 2·NKV)·D]. */
+  readonly qkv: Tensor;
+  readonly caches: readonly LayerCache[];
+  readonly batch: BatchTensors;
+  readonly spec: AttentionSpec;
+}
+
 /** Enqueues attention of rows with so many query tokens, at the ends of their contexts, on one of several caches. */
 function attendLauncher(
   memory: CaseMemory,
-  { numHeads, numKvHeads, headDim, kvDtype }: AttentionHeads,
+  heads: AttentionHeads,
   contextLens: readonly number[],
   queryLens: readonly number[],
   operands: number,
   window = 0,
 ): (i: number) => void {
+  const { backend } = memory;
+  const { out, qkv, caches, batch, spec } = attentionOperands(
+    memory,
+    heads,
+    contextLens,
+    queryLens,
+    operands,
+  );
+  const { headDim } = heads;
+  const turned: AttentionSpec = {
+    ...{ ...spec, window },
+    cosSin: memory.keep(rotaryTable(backend, headDim, Math.max(...contextLens), ROPE)),
+    headNorm: { query: memory.ones(headDim), key: memory.ones(headDim), eps: NORM_EPS },
+  };
+  return (i) => backend.attend(out, qkv, caches[i % operands]!, batch, turned);
+}
+
+/**
+ * Rows with so many query tokens, at the ends of their contexts, in shuffled blocks. Without norm, rotation and window.
+ */
+export function attentionOperands(
+  memory: CaseMemory,
+  { numHeads, numKvHeads, headDim, kvDtype }: AttentionHeads,
+  contextLens: readonly number[],
+  queryLens: readonly number[],
+  operands: number,
+): AttentionOperands {
   const { backend } = memory;
   const rows = contextLens.length;
   const blocksOf = contextLens.map((length) => Math.ceil(length / BLOCK_SIZE));
@@ -111,17 +149,13 @@ function attendLauncher(
     rowSlots: memory.ints(Int32Array.from({ length: rows }, (_, row) => row)),
     blockTables: memory.ints(tables, rows, maxBlocks),
   };
-  const cosSin = memory.keep(rotaryTable(backend, headDim, Math.max(...contextLens), ROPE));
-  const spec: AttentionSpec = {
-    ...{ numHeads, numKvHeads, headDim, cosSin, scale: 1 / Math.sqrt(headDim), window },
-    headNorm: { query: memory.ones(headDim), key: memory.ones(headDim), eps: NORM_EPS },
-  };
+  const spec = { numHeads, numKvHeads, headDim, scale: 1 / Math.sqrt(headDim), window: 0 };
   const qkv = memory.random(numTokens, (numHeads + 2 * numKvHeads) * headDim);
   const out = memory.empty(backend.activationDtype, numTokens, numHeads * headDim);
   const blocks = [order.length, numKvHeads, BLOCK_SIZE, headDim];
   const pool = () => (kvDtype === "float8_e4m3" ? memory.randomFloat8(...blocks) : memory.random(...blocks));
   const caches = Array.from({ length: operands }, (): LayerCache => ({ keys: pool(), values: pool() }));
-  return (i) => backend.attend(out, qkv, caches[i % operands]!, batch, spec);
+  return { out, qkv, caches, batch, spec };
 }
 
 function elementBytes({ kvDtype }: AttentionHeads): number {

@@ -33,8 +33,8 @@ const WORKSPACE_BYTES = 32 * 2 ** 20;
 const GROUPS = 5;
 const LAUNCHES = 4;
 
-/** The kernels that read. They are no part of the package, so they are not in its own folder of kernels. */
-export const CEILING_FOLDER = fileURLToPath(new URL("./kernels-cu", import.meta.url));
+/** Kernels that are only measured. They are no part of the package, so they are not in its own folder of kernels. */
+export const MEASURED_FOLDER = fileURLToPath(new URL("./kernels-cu", import.meta.url));
 export const CEILING_UNIT: KernelUnit = {
   file: "ceiling.cu",
   constants: { CHUNK_BYTES, RING_STAGES, LOADS },
@@ -51,7 +51,7 @@ export function measureCeilings(cuda: Cuda = openCuda()): DeviceLimits {
   const context = Context.retain(cuda.driver.api, cuda.device);
   try {
     const stream = Stream.create(context);
-    const library = KernelLibrary.create(context, cuda.nvrtc, { sourceFolder: CEILING_FOLDER });
+    const library = KernelLibrary.create(context, cuda.nvrtc, { sourceFolder: MEASURED_FOLDER });
     using data = DeviceMemory.allocate(context, READ_BYTES);
     const words = READ_BYTES / WORD_BYTES;
     const fill = { data: addressOf(data), words };

@@ -3,9 +3,10 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { decodeCase, prefillCase } from "../../bench/attention-cases.ts";
-import { CEILING_FOLDER, CEILING_UNIT } from "../../bench/ceilings.ts";
+import { CEILING_UNIT, MEASURED_FOLDER } from "../../bench/ceilings.ts";
 import { CaseMemory, type KernelCase, timeCase } from "../../bench/kernel-case.ts";
 import { linearCases, QUANTISED_FORMS } from "../../bench/linear-cases.ts";
+import { NAIVE_UNIT } from "../../bench/naive-decode.ts";
 import { rowCases } from "../../bench/row-cases.ts";
 import { headCases, samplingCases } from "../../bench/sampling-cases.ts";
 import { contextLengths, recordedWorkload } from "../../bench/workload.ts";
@@ -139,14 +140,15 @@ test("rows of a decode step are those with tokens left, and see what came before
 
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
 
-describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "kernels of the ceilings", ({ nvrtc }) => {
+describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "kernels that are only measured", ({ nvrtc }) => {
   test.each(["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"])("compile without a warning for %s", (arch) => {
-    const cacheFolder = mkdtempSync(join(tmpdir(), "octavo-ceiling-"));
+    const cacheFolder = mkdtempSync(join(tmpdir(), "octavo-measured-"));
     try {
       const warnings: string[] = [];
       const warn = (message: string) => warnings.push(message);
-      const compiler = new Compiler(nvrtc, { sourceFolder: CEILING_FOLDER, arch, cacheFolder, warn });
+      const compiler = new Compiler(nvrtc, { sourceFolder: MEASURED_FOLDER, arch, cacheFolder, warn });
       const image = Buffer.from(compiler.compile(CEILING_UNIT));
+      expect(Buffer.from(compiler.compile(NAIVE_UNIT)).includes(".text.decode_pipelined")).toBe(true);
       expect(image.includes(".text.read_loads")).toBe(true);
       expect(image.includes(".text.read_bulk")).toBe(!arch.startsWith("sm_8"));
       expect(warnings).toEqual([]);
