@@ -88,7 +88,7 @@ export class OctavoLanguageModel implements LanguageModelV4 {
     const plan = await planTurns(this.#turns, turn);
     const stream = await this.llm.submit(turn.prompt, plan?.sampling ?? turn.sampling, {
       ...(signal && { signal }),
-      ...(plan && { limitTurn: plan.limit }),
+      limitTurn: plan?.limit ?? (() => ({})),
     });
     return { stream, parts: new TurnParts(plan?.open(stream.requests[0]!)), warnings, signal };
   }

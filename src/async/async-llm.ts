@@ -12,7 +12,7 @@ import type { WeightSummary } from "../base/weight-summary.ts";
 import type { CacheConfig } from "../engine/engine-deps.ts";
 import { checkRequest, checkTokens, type EngineRequest, roomOf, type TokenIds } from "../engine/request.ts";
 import type { ThinkingLimit } from "../engine/thinking-matcher.ts";
-import type { TextShape } from "../grammar/text-shape.ts";
+import { AnswerLimits, type TurnText } from "../llm/answer-limits.ts";
 import type { CreateOptions } from "../llm/llm.ts";
 import { readDeltas, readOutputs } from "../llm/read-stream.ts";
 import { isList, resolveSampling } from "../llm/resolve-sampling.ts";
@@ -52,21 +52,15 @@ export interface SubmitOptions {
   readonly truncatePromptTokens?: number;
   /** The most tokens of a completion whose `maxTokens` was left out, or null. Default what the parameters say. */
   readonly maxOutputTokens?: number;
-  /** Limits of the turn that follows a rendered prompt, besides those of the sampling parameters. Default none. */
+  /**
+   * Limits of the turn that follows a rendered prompt. Default: those of the sampling parameters, whose grammar holds the reply to a
+   * conversation from where the model's thoughts end, as its chat template has them.
+   */
   readonly limitTurn?: (prompt: string) => TurnLimit;
   /** Compute one vector of each prompt's hidden states, its request's `embedding`, and generate nothing. Default none. */
   readonly pooling?: Pooling | undefined;
   /** Called with all requests once they are checked, before any is queued; an error that it throws refuses them all. */
   readonly onChecked?: (requests: readonly EngineRequest[]) => void;
-}
-
-/** The text of a turn. */
-export interface TurnText {
-  readonly shape: TextShape;
-  /** Tokens that mean something as such, and are no text. */
-  readonly markers: readonly number[];
-  /** The parameter that errors name. */
-  readonly param: string;
 }
 
 /** What a turn is held to. */
@@ -154,6 +148,7 @@ export class AsyncLLM implements AsyncDisposable {
       throw error;
     }
   }
+  readonly #answers: AnswerLimits;
 
   private constructor(
     private readonly engines: ReplicaSet,
@@ -162,7 +157,9 @@ export class AsyncLLM implements AsyncDisposable {
     readonly config: EngineConfig,
     /** The Jinja source that conversations are rendered with; undefined: there is none. */
     readonly chatTemplate: string | undefined,
-  ) {}
+  ) {
+    this.#answers = new AnswerLimits(chatTemplate);
+  }
 
   /** Name, folder or file of the model. */
   get model(): string {
@@ -368,15 +365,19 @@ export class AsyncLLM implements AsyncDisposable {
     const { addSpecialTokens } = options;
     const prepare = async (prompt: Prompt | ChatPrompt, given: ResolvedSamplingParams) => {
       const sampling = bounded(given, options.maxOutputTokens);
+      const { structuredOutputs: outputs } = sampling;
+      const thinks = options.limitTurn === undefined && outputs && this.#answers.thinksBefore(prompt);
       const kept = this.#keptTokens(options, sampling.maxTokens ?? 1);
       const [{ text, tokenIds, cacheSalt }, badWordTokens, grammar] = await Promise.all([
         this.#encode(prompt, { addSpecialTokens, room: kept === Infinity ? roomOf(limits) : undefined }),
         sampling.badWords.length > 0
           ? this.#textJobs("badWords").call("badWordTokens", sampling.badWords)
           : [],
-        sampling.structuredOutputs && this.#grammar(sampling.structuredOutputs),
+        outputs && !thinks ? this.#grammar(outputs) : undefined,
       ]);
-      const limit = options.limitTurn?.(text ?? "");
+      const limit: TurnLimit | undefined = thinks
+        ? { text: this.#answers.of(prompt as ChatPrompt, text ?? "", outputs, await this.tokenTable()) }
+        : options.limitTurn?.(text ?? "");
       const id = String(this.#nextRequest++);
       const promptTokenIds = tokenIds.slice(-kept);
       const draft = {

@@ -4,7 +4,7 @@ import type { SubmittedRequest } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { TurnLimits } from "../formats/model-turns.ts";
 import type { TurnReader } from "../formats/turn-reader.ts";
-import type { ChatPrompt } from "../tokenizer/prompt-encoder.ts";
+import { type ChatPrompt, finalText } from "../tokenizer/prompt-encoder.ts";
 import { type FunctionTool, type ToolChoice, toolSpecs, writtenTools } from "./tools.ts";
 import type { Turns } from "./turns.ts";
 
@@ -88,12 +88,6 @@ export function thinkingKwargs(effort: string | null | undefined): Readonly<Reco
   if (!effort) return {};
   const thinks = effort !== "none";
   return { enable_thinking: thinks, thinking: thinks, ...(thinks && { reasoning_effort: effort }) };
-}
-
-/** The text of the conversation's last message. */
-export function finalText({ messages }: ChatPrompt): string {
-  const { content } = messages.at(-1)!;
-  return typeof content === "string" ? content : (content ?? []).map((part) => part.text).join("\n");
 }
 
 /** What a turn must be held to: calls that are demanded or strict, and an answer in a form of its own; undefined: nothing. */

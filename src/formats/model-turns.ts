@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { structuredOutputs } from "../base/structured-outputs.ts";
+import { type ResolvedOutputs, structuredOutputs } from "../base/structured-outputs.ts";
 import { plainOutputs } from "../grammar/grammar-source.ts";
 import type { TextShape } from "../grammar/text-shape.ts";
 import type { TokenTable } from "../tokenizer/token-table.ts";
@@ -88,18 +88,30 @@ export class ModelTurns {
   }
 
   /** The shape that a turn is held to. */
-  shape({ prompt, continued }: TurnBeginning, { sampling, ...demands }: TurnLimits): TextShape {
+  shape(beginning: TurnBeginning, { sampling, ...demands }: TurnLimits): TextShape {
     const outputs = structuredOutputs(sampling.structuredOutputs, sampling.responseFormat);
-    const answer: TextShape | undefined = outputs && { kind: "outputs", outputs: plainOutputs(outputs) };
+    return this.#shape(beginning, {
+      ...demands,
+      answer: outputs && { kind: "outputs", outputs: plainOutputs(outputs) },
+    });
+  }
+
+  /** The shape of a turn without calls, whose answer has a form. @param outputs plain */
+  answerShape(beginning: TurnBeginning, outputs: ResolvedOutputs): TextShape {
+    const demands = { tools: [], mustCall: false, oneCallOnly: false };
+    return this.#shape(beginning, { ...demands, answer: { kind: "outputs", outputs } });
+  }
+
+  #shape({ prompt, continued }: TurnBeginning, demands: TurnDemands): TextShape {
     const { withCalls, reasoning, begun } = this.formats;
     const start = begun(prompt, continued);
     const mark: Mark = (marker) => {
       const id = this.tokens.findAdded(marker);
       return id === undefined ? { kind: "text", text: marker } : { kind: "token", id };
     };
-    if (reasoning === "harmony") return harmonyShape({ ...demands, answer }, mark, start);
+    if (reasoning === "harmony") return harmonyShape(demands, mark, start);
     const calls = demands.tools.length > 0 ? withCalls?.written?.(mark) : undefined;
-    const body = bodyShape(calls, { ...demands, answer }, mark);
+    const body = bodyShape(calls, demands, mark);
     if (!reasoning) return body;
     return thinkingShape(body, reasoning, this.#thinkingState(start, continued), mark, calls?.markers ?? []);
   }

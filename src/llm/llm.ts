@@ -5,13 +5,16 @@ import { checkEmbedOptions, type EmbedOptions, type Pooling, readEmbeddings } fr
 import { EngineDeadError } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput, SubmittedRequest } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
+import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { checkRequest, roomOf } from "../engine/request.ts";
 import { GrammarCache } from "../grammar/grammar-cache.ts";
 import type { ModelConfig } from "../models/config.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
 import type { ChatOptions, ChatPrompt, Prompt, PromptEncoder } from "../tokenizer/prompt-encoder.ts";
+import { packTokens, TokenTable } from "../tokenizer/token-table.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { AnswerLimits } from "./answer-limits.ts";
 import { type LoadedModel, type LoadProgress, loadModel } from "./load-model.ts";
 import { OpenRequests } from "./open-requests.ts";
 import { readDeltas, readOutputs } from "./read-stream.ts";
@@ -58,6 +61,8 @@ export class LLM {
   readonly #loop: StepLoop;
   readonly #encoder: PromptEncoder;
   readonly #grammars = new GrammarCache();
+  #answers: AnswerLimits | undefined;
+  #tokens: TokenTable | undefined;
   #nextRequest = 0;
 
   private constructor(
@@ -241,16 +246,24 @@ export class LLM {
       const sampling = finalOnly ? { ...samplings[i]!, outputKind: "finalOnly" as const } : samplings[i]!;
       const { text, tokenIds, cacheSalt } = this.#encoder.encode(prompt, { room: roomOf(engine.limits) });
       const badWordTokens = this.#encoder.badWordTokens(sampling.badWords);
-      const grammar = sampling.structuredOutputs && this.#grammars.grammarOf(sampling.structuredOutputs);
       const id = String(this.#nextRequest++);
       const draft = {
-        ...{ id, promptTokenIds: tokenIds, sampling, badWordTokens, grammar, cacheSalt, arrivalTime, logits },
-        pooling,
+        ...{ id, promptTokenIds: tokenIds, sampling, badWordTokens, cacheSalt, arrivalTime, logits, pooling },
+        ...(sampling.structuredOutputs && this.#held(prompt, text ?? "", sampling.structuredOutputs)),
       };
       return { request: checkRequest(draft, engine.limits), prompt: text };
     });
     this.#loop.add(checked.map(({ request }) => request));
     return this.#open.open(checked, { abort: (ids) => this.#loop.abort(ids), signal });
+  }
+
+  /** The grammar of a reply, and the tokens that it asks for as such. */
+  #held(prompt: Prompt | ChatPrompt, text: string, outputs: ResolvedOutputs) {
+    this.#answers ??= new AnswerLimits(this.#encoder.chatTemplate?.source);
+    if (!this.#answers.thinksBefore(prompt)) return { grammar: this.#grammars.grammarOf(outputs) };
+    this.#tokens ??= new TokenTable(packTokens(this.#loaded.tokenizer!));
+    const { shape, markers, param } = this.#answers.of(prompt, text, outputs, this.#tokens);
+    return { grammar: this.#grammars.shapeGrammar(shape, param), markers };
   }
 }
 

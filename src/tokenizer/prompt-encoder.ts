@@ -53,6 +53,12 @@ export function isChat(prompt: Prompt | ChatPrompt): prompt is ChatPrompt {
   return typeof prompt === "object" && prompt !== null && "messages" in prompt;
 }
 
+/** The text of the conversation's last message. */
+export function finalText({ messages }: ChatPrompt): string {
+  const { content } = messages.at(-1)!;
+  return typeof content === "string" ? content : (content ?? []).map((part) => part.text).join("\n");
+}
+
 /** Turns prompts from outside into tokens. */
 export class PromptEncoder {
   /** @throws ModelDataError if the tokenizer cannot encode. */

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { z } from "zod";
 import { InvalidRequestError, SchemaError } from "../../src/base/errors.ts";
-import type { LLM } from "../../src/index.ts";
+import { AsyncLLM, type LLM } from "../../src/index.ts";
 import { collect, complete, createLLM, expectUsable, PROMPT, rejection } from "./support.ts";
 
 setDefaultTimeout(300_000);
@@ -55,6 +55,35 @@ test("a regular expression, a choice and a grammar are kept to", async () => {
     },
   });
   expect(JSON.stringify(JSON.parse(any.text))).toBe(any.text);
+});
+
+describe("a conversation's grammar", () => {
+  /** A template of a model that thinks unless it is told not to. */
+  const chatTemplate =
+    "{{ messages[-1].content }}{% if enable_thinking is defined %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}";
+  const messages = [{ role: "user", content: PROMPT }];
+  const greedy = { temperature: 0, maxTokens: 6 };
+  const structuredOutputs = { choice: ["yes"] };
+
+  test("begins when the model's thoughts end", async () => {
+    await using thinking = await createLLM({ chatTemplate });
+    const reply = async (params: object, chatTemplateKwargs = {}) =>
+      (await thinking.chat(messages, { ...greedy, ...params }, { chatTemplateKwargs }))[0]!.outputs[0]!;
+    const thought = { text: "Once upon a time there was", finishReason: "length" };
+    expect(await reply({ structuredOutputs })).toMatchObject(thought);
+    const past = await reply({ structuredOutputs }, { enable_thinking: false });
+    expect(past).toMatchObject({ text: "yes", finishReason: "stop" });
+    expect((await complete(thinking, { ...greedy, structuredOutputs })).text).toBe("yes");
+  });
+
+  test("does so with AsyncLLM, too", async () => {
+    await using thinking = await AsyncLLM.create(undefined, { device: "cpu", chatTemplate });
+    const reply = async (params: object, chatTemplateKwargs = {}) =>
+      (await thinking.generate({ messages, chat: { chatTemplateKwargs } }, { ...greedy, ...params }))
+        .outputs[0]!.text;
+    expect(await reply({ structuredOutputs })).toBe("Once upon a time there was");
+    expect(await reply({ structuredOutputs }, { enable_thinking: false })).toBe("yes");
+  });
 });
 
 test("neighbours without a grammar draw the same tokens as alone", async () => {

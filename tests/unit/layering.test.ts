@@ -87,7 +87,17 @@ const ROOMS: Readonly<Record<string, Room>> = {
     knows: "the public `LLM`, in the caller's thread; the composition root; request building; the step loop",
     imports: [
       ...["backend", "backend/cpu", "backend/simd", "backend/cuda", "cuda", "engine", "layers"],
-      ...["grammar", "loader", "models", "ranks", "runner", "runner/types.ts", "threads", "tokenizer"],
+      ...[
+        "formats",
+        "grammar",
+        "loader",
+        "models",
+        "ranks",
+        "runner",
+        "runner/types.ts",
+        "threads",
+        "tokenizer",
+      ],
     ],
   },
   async: {

@@ -47,7 +47,7 @@ export async function converse<Prompt>(
     ...{ body, model, sampling, prompts: [shownTo(config, chat)] },
     promptScores: { tops: typeof top === "number" ? [top] : [], inChoices: false },
     ...(names && { names }),
-    ...(plan && { limitTurn: plan.limit }),
+    limitTurn: plan?.limit ?? (() => ({})),
   };
   const reply = { names: { suffix: tracked.replyId(body.request_id), model }, plan };
   return generate(c, context, request, await formatOf(reply));

@@ -1,4 +1,4 @@
-import { finalText } from "../../chat/turn-plan.ts";
+import { finalText } from "../../tokenizer/prompt-encoder.ts";
 import { readRequest } from "../body/read-request.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
 import { ChatFormat, type Speaker } from "../replies/chat-format.ts";
