@@ -9,7 +9,7 @@ import { type DecoderLayer, defineDecoder, type LayerPlace } from "./decoder.ts"
 import { expertBlock } from "./expert-block.ts";
 import type { ModelFamily } from "./model.ts";
 
-/** gpt-oss, whose experts are stored in MXFP4. */
+/** gpt-oss, whose experts are stored in MXFP4, or as columns of floats. */
 export const gptOss: ModelFamily = {
   define: (config, part) => defineDecoder(config, part, (place) => new GptOssLayer(config, place)),
 };
