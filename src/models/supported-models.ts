@@ -47,7 +47,13 @@ export const SUPPORTED_MODELS: Readonly<Record<Architecture, SupportedModel>> = 
   GptOssForCausalLM: {
     models: "gpt-oss",
     features: [
-      ...["experts with biases, in MXFP4 or floats", "limited gates", "attention sinks", "biases", "rope: yarn"],
+      ...[
+        "experts with biases, in MXFP4 or floats",
+        "limited gates",
+        "attention sinks",
+        "biases",
+        "rope: yarn",
+      ],
       "sliding window in every other layer",
     ],
   },
