@@ -73,7 +73,7 @@ describe("the image", () => {
     expect(copied.length).toBeGreaterThan(2);
     for (const file of copied) expect(existsSync(join(ROOT, file))).toBe(true);
     const ignored = read(`${DEPLOY}/Dockerfile.dockerignore`).trim().split("\n");
-    for (const needed of [".ci", "src", "kernels-cu", "kernels-wasm", "models", "package.json"])
+    for (const needed of [".ci", "src", "kernels-cu", "kernels-wasm", "models", "page", "package.json"])
       expect(ignored.some((pattern) => new Glob(pattern).match(needed))).toBe(false);
     expect(ignored).toContain("**/node_modules");
   });

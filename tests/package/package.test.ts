@@ -161,13 +161,22 @@ describe("the examples run", () => {
     writeFileSync(file, JSON.stringify({ ...config, chat_template: template }));
   });
 
-  test.each([
+  const SMALL = [
     ["generate", /Once upon a time/],
     ["stream", /happy|\.\n$/],
     ["chat", /\w+ \w+/],
     ["async", /\(\d+ tokens, then "\w+"\)/],
     ["logprobs", /rank +\d+ +"cat"|rank/],
-  ])("%s.ts", (name, expected) => {
+  ] as const;
+  const WITH_OTHERS = ["ai-sdk", "clients", "serve"];
+
+  test("all of them", () => {
+    const scripts = readdirSync(join(ROOT, "examples")).filter((name) => name.endsWith(".ts"));
+    const run = [...SMALL.map(([name]) => name), ...WITH_OTHERS].map((name) => `${name}.ts`);
+    expect(scripts.sort()).toEqual(run.sort());
+  });
+
+  test.each(SMALL)("%s.ts", (name, expected) => {
     const { code, output } = run(path, "bun", `examples/${name}.ts`);
     expect([code, output]).toEqual([0, expect.stringMatching(expected)]);
   });

@@ -6,12 +6,10 @@ import { MODEL, serve } from "../cli/support.ts";
 import { writeGgufModel } from "../gguf-model.ts";
 import { temporaryFolder } from "../support.ts";
 import { type Block, blocksOf, DOCUMENTS, ROOT, runnable } from "./blocks.ts";
-import { RULES } from "./rules.ts";
 
 setDefaultTimeout(300_000);
 
 const BLOCKS = blocksOf(DOCUMENTS);
-const EXAMPLES = readdirSync(join(ROOT, "examples")).filter((name) => name.endsWith(".ts"));
 
 /** An API key that documents read from a file. */
 const KEY = "a-key";
@@ -79,18 +77,9 @@ function start(...command: readonly string[]) {
       PATH: `${folder.file("bin")}:${process.env["PATH"]}`,
       HOME: folder.file("home"),
       CUDA_VISIBLE_DEVICES: "",
-      PORT: "0",
     },
     ...{ stdin: "ignore", stdout: "pipe", stderr: "pipe" },
   });
-}
-
-/** The embedded model with `TOOLS`. */
-function modelWithTools(): string {
-  const model = folder.file("work/model");
-  cpSync(MODEL, model, { recursive: true });
-  writeFileSync(join(model, "chat_template.jinja"), TOOLS);
-  return model;
 }
 
 async function ended(child: ReturnType<typeof start>): Promise<Ended> {
@@ -110,13 +99,6 @@ function run(block: Block): Promise<Ended> {
 }
 
 describe("code in documents", () => {
-  test("has rules that fit one block each", () => {
-    expect(BLOCKS.length).toBeGreaterThan(20);
-    const counts = RULES.map((rule) => [rule.has, BLOCKS.filter(({ rules }) => rules.includes(rule)).length]);
-    expect(counts).toEqual(RULES.map(({ has }) => [has, 1]));
-    expect(BLOCKS.filter(({ rules }) => rules.length > 1)).toEqual([]);
-  });
-
   for (const block of BLOCKS) {
     const [rule] = block.rules;
     const title = `${block.document}, line ${block.line}`;
@@ -138,28 +120,5 @@ describe("code in documents", () => {
     ]).map(([, name]) => name!);
     expect(scripts.length).toBeGreaterThan(5);
     for (const name of new Set(scripts)) expect(manifest.scripts).toHaveProperty([name]);
-  });
-});
-
-describe("examples", () => {
-  /** What they are given: those that are not named, nothing. */
-  const given: Readonly<Record<string, () => readonly string[]>> = {
-    "ai-sdk.ts": () => [modelWithTools()],
-    "clients.ts": () => [server.url],
-  };
-
-  test.each(EXAMPLES.filter((name) => name !== "serve.ts"))("%s runs", async (name) => {
-    const { code, output } = await ended(start("bun", `examples/${name}`, ...(given[name]?.() ?? [])));
-    expect([code, output]).toEqual([0, expect.stringMatching(/\S/)]);
-  });
-
-  test("serve.ts serves until Ctrl-C", async () => {
-    const child = start("bun", "examples/serve.ts");
-    const reader = child.stdout.getReader();
-    const url = new TextDecoder().decode((await reader.read()).value).match(/http:\S+(?=story)/)![0];
-    expect(await (await fetch(`${url}story`)).text()).toStartWith("Once upon a time");
-    expect(await (await fetch(`${url}v1/models`)).json()).toMatchObject({ data: [{ id: "stories" }] });
-    child.kill("SIGINT");
-    expect(await child.exited).toBe(0);
   });
 });

@@ -2,6 +2,8 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { Glob } from "bun";
+import { blocksOf, DOCUMENTS as SNIPPET_DOCUMENTS } from "../snippets/blocks.ts";
+import { RULES } from "../snippets/rules.ts";
 
 setDefaultTimeout(300_000);
 
@@ -60,5 +62,16 @@ describe("the README counts lines to within 5%", () => {
     const count = linesOf(pattern);
     const difference = Math.abs(Number(stated?.replaceAll(",", "")) - count) / count;
     expect(difference, `the README states ${stated}, there are ${count}`).toBeLessThan(0.05);
+  });
+});
+
+describe("code in documents", () => {
+  const blocks = blocksOf(SNIPPET_DOCUMENTS);
+
+  test("has rules that fit one block each", () => {
+    expect(blocks.length).toBeGreaterThan(20);
+    const counts = RULES.map((rule) => [rule.has, blocks.filter(({ rules }) => rules.includes(rule)).length]);
+    expect(counts).toEqual(RULES.map(({ has }) => [has, 1]));
+    expect(blocks.filter(({ rules }) => rules.length > 1)).toEqual([]);
   });
 });
