@@ -50,8 +50,12 @@ export async function readText(words: readonly string[]): Promise<string> {
  * neither, and a terminal to talk in.
  * @throws ConfigError where there is no terminal either
  */
-export async function readMessage(words: readonly string[]): Promise<string | undefined> {
+export async function readMessage(
+  words: readonly string[],
+  onIdlePipe: () => void,
+): Promise<string | undefined> {
   const piped = isPiped(0) ? await readPiped(Bun.stdin.stream(), PIPE_PATIENCE_MS) : "";
+  if (piped === undefined && words.length > 0) onIdlePipe();
   const message = [words.join(" "), piped?.trim() ?? ""].filter((part) => part !== "").join("\n\n");
   if (message !== "") return message;
   if (process.stdin.isTTY) return undefined;

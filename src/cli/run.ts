@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { ExitCode } from "../base/errors.ts";
 import { addChatFlags, type ChatFlags, converse } from "./chat.ts";
-import { createCommand } from "./command.ts";
+import { createCommand, say } from "./command.ts";
 import { readMessage } from "./prompts.ts";
 
 /** `run`: a model at once, downloaded if need be: one reply to a prompt or to what is piped in, else a conversation. */
@@ -21,7 +21,9 @@ export function runModelCommand(name: string): Command {
     .argument("[prompt...]", "message; what is piped in comes after it");
   addChatFlags(command);
   return command.action(async (model: string | undefined, words: string[], flags: ChatFlags) => {
-    const message = await readMessage(words);
+    const message = await readMessage(words, () =>
+      say("nothing comes from standard input: going on without it"),
+    );
     const interrupt = new AbortController();
     await converse(command, model, flags, (conversation, llm) => {
       if (message === undefined) return conversation.run(llm);
