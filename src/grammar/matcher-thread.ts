@@ -13,6 +13,8 @@ import {
 const SLOW_MS = 250;
 /** Slow masks in a row that end a matcher. One may be the machine's fault, or a first visit. */
 const MAX_SLOW = 4;
+/** Time of a matcher's masks beyond this for each, which a grammar of ours never takes, and the most of it in all, in milliseconds. */
+const [FAST_MS, MAX_TOTAL_MS] = [20, 10_000];
 
 interface Live {
   readonly id: number;
@@ -23,6 +25,8 @@ interface Live {
   /** Tokens that the matcher has been told of; there is one answer more. */
   numTokens: number;
   numSlow: number;
+  /** What its masks have taken beyond `FAST_MS`. */
+  slowMs: number;
 }
 
 /** The Worker's matchers: each answers every token with the mask of the next. */
@@ -35,6 +39,7 @@ export class MatcherThread {
     private readonly engines: MaskEngines,
     shared: SharedArrayBuffer,
     private readonly post: (reply: StageReply) => void,
+    private readonly clock: () => number = () => performance.now(),
   ) {
     this.#shared = new Int32Array(shared);
   }
@@ -85,7 +90,7 @@ export class MatcherThread {
       : maskOfAll(this.engines.vocabSize);
     const { unusedToken } = engine;
     if (stopTokenIds.length === 0) allowed[unusedToken >>> 5]! &= ~(1 << (unusedToken & 31));
-    const live = { id, matcher, memory: shared, allowed, numTokens: tokens.length, numSlow: 0 };
+    const live = { id, matcher, memory: shared, allowed, numTokens: tokens.length, numSlow: 0, slowMs: 0 };
     this.#live.set(id, live);
     if (tokens.every((token) => matcher.acceptToken(token))) await this.#fill(live);
     else this.#answer(live, AnswerState.refused);
@@ -99,12 +104,14 @@ export class MatcherThread {
   async #fill(live: Live): Promise<void> {
     const { matcher, memory, allowed } = live;
     if (matcher.isTerminated()) return this.#answer(live, AnswerState.complete);
-    const start = performance.now();
+    const start = this.clock();
     const mask = await matcher.getNextTokenBitmask();
-    const isSlow = performance.now() - start > SLOW_MS;
-    live.numSlow = isSlow ? live.numSlow + 1 : 0;
+    const taken = this.clock() - start;
+    live.numSlow = taken > SLOW_MS ? live.numSlow + 1 : 0;
+    live.slowMs += Math.max(0, taken - FAST_MS);
     const { isEmpty, hasChanged } = intersect(memory.mask, mask, allowed);
-    if (live.numSlow >= MAX_SLOW) this.#answer(live, AnswerState.slow, hasChanged);
+    if (live.numSlow >= MAX_SLOW || live.slowMs > MAX_TOTAL_MS)
+      this.#answer(live, AnswerState.slow, hasChanged);
     else this.#answer(live, isEmpty ? AnswerState.complete : AnswerState.mask, hasChanged);
   }
 
