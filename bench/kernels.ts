@@ -18,6 +18,7 @@ import { attentionFormsOf } from "../src/models/attention-forms.ts";
 import { readModelConfig } from "../src/models/config.ts";
 import { type AttentionHeads, BLOCK_SIZE, decodeCase, prefillCase } from "./attention-cases.ts";
 import { describeCeilings, measureCeilings } from "./ceilings.ts";
+import { deltaNetCases } from "./delta-net-cases.ts";
 import { expertCases } from "./expert-cases.ts";
 import { CaseMemory, type KernelCase, type KernelTime, timeCase } from "./kernel-case.ts";
 import { linearCases, QUANTISED_FORMS, TOKEN_COUNTS } from "./linear-cases.ts";
@@ -123,7 +124,7 @@ function sections(): Section[] {
     ...{ shape: { ...shape, ...other, rotaryDim: other.headDim }, groups: attentionGroups(name, other) },
   }));
   const draws: Group = (memory) => samplingCases(memory, MODELS["0.6B"].vocabSize);
-  return [...models, ...experts, ...heads, { shape, groups: [draws] }];
+  return [...models, ...experts, ...heads, { shape, groups: [draws] }, { shape, groups: [deltaNetCases] }];
 }
 
 function attentionGroups(name: string, heads: AttentionHeads): Group[] {

@@ -52,6 +52,7 @@ type Support =
 
 const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   embedding: "embedding",
+  copy: "batch update",
   gatherRows: "embedding",
   linear: "linear",
   experts: "experts",

@@ -6,6 +6,7 @@ import { declaredScheme } from "../src/layers/schemes/declared-scheme.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import type { ModelDefinition } from "../src/models/model.ts";
 import { defineModel } from "../src/models/registry.ts";
+import { stateBytes } from "../src/runner/state-pool.ts";
 
 /** What a GPU can do at best, as measured on it: see `measureCeilings`. */
 export interface DeviceLimits {
@@ -56,7 +57,7 @@ export interface Roofline {
 }
 
 /**
- * Limit A. Every decode step reads the weights once, of experts those that as many tokens as a step has on average would choose at random, and each running sequence's keys and values once, at the read ceiling;
+ * Limit A. Every decode step reads the weights once, of experts those that as many tokens as a step has on average would choose at random, and each running sequence's keys and values once, at the read ceiling, and states, where the model keeps any, once and writes them;
  * prompts cost their floating-point operations, or reading the weights once a step where that takes longer. Nothing
  * overlaps. A prompt's last position gives its first output token, so a request decodes `output − 1` times. Requests
  * start in order, as soon as fewer than `maxNumSeqs` run.
@@ -74,7 +75,7 @@ export function roofline(
   const layers = always.count + experts.count * activeShare(config, 1);
   const speed = options.quantizeActivations && isFloat8ByChannel(config) ? 2 : 1;
   const attended = (from: number, to: number) =>
-    config.layerWindows.reduce((total, window) => total + attendedTokens(from, to, window), 0);
+    windowsOf(config).reduce((total, window) => total + attendedTokens(from, to, window), 0);
 
   let [promptTokens, outputTokens, kvLayerTokens, prefillFlops] = [0, 0, 0, 0];
   for (const { prompt, output } of requests) {
@@ -91,7 +92,8 @@ export function roofline(
   const stepBytes = bytesOf(decodedTokens / Math.max(1, decodeSteps));
   const weightSeconds = (decodeSteps * stepBytes) / limits.bytesPerSecond;
   const kvLayerBytes = 2 * config.numKvHeads * config.headDim * kvBytes;
-  const kvSeconds = (kvLayerTokens * kvLayerBytes) / limits.bytesPerSecond;
+  const stateTraffic = decodedTokens * 2 * statesOf(config);
+  const kvSeconds = (kvLayerTokens * kvLayerBytes + stateTraffic) / limits.bytesPerSecond;
   const prefillSeconds = Math.max(
     prefillFlops / limits.flopsPerSecond,
     (prefillSteps * bytesOf(options.maxNumBatchedTokens)) / limits.bytesPerSecond,
@@ -99,7 +101,7 @@ export function roofline(
   const seconds = weightSeconds + kvSeconds + prefillSeconds;
   return {
     ...{ decodeSteps, weightSeconds, kvSeconds, prefillSeconds, seconds },
-    kvTokens: kvLayerTokens / config.numLayers,
+    kvTokens: kvLayerTokens / windowsOf(config).length,
     tokensPerSecond: outputTokens / seconds,
   };
 }
@@ -113,7 +115,7 @@ export interface DecodeLimit {
 }
 
 /**
- * The weights of the layers and of the LM head, and the keys and values of the contexts, are read once.
+ * The weights of the layers and of the LM head, and the keys and values of the contexts, are read once; states, too, and written.
  * @param kvBytes of an element of the KV cache
  */
 export function decodeLimit(
@@ -125,15 +127,28 @@ export function decodeLimit(
   const bytes = dtypeSize("bfloat16");
   const { always, experts, head: headWeights } = weightsOf(config);
   const read = contextLengths.flatMap((length) =>
-    config.layerWindows.map((window) => (window === 0 ? length : Math.min(length, window))),
+    windowsOf(config).map((window) => (window === 0 ? length : Math.min(length, window))),
   );
   const tokens = read.reduce((total, count) => total + count, 0);
   const [layers, head, attention] = [
     (always.bytes + experts.bytes * activeShare(config, contextLengths.length)) / bytesPerSecond,
     (headWeights * bytes) / bytesPerSecond,
-    (tokens * 2 * config.numKvHeads * config.headDim * kvBytes) / bytesPerSecond,
+    (tokens * 2 * config.numKvHeads * config.headDim * kvBytes +
+      contextLengths.length * 2 * statesOf(config)) /
+      bytesPerSecond,
   ];
   return { layers, attention, head, step: layers + attention + head };
+}
+
+/** Windows of the layers with attention. */
+function windowsOf({ layerWindows, linearAttention }: ModelConfig): readonly number[] {
+  return layerWindows.filter((_, layer) => !linearAttention?.layers[layer]);
+}
+
+/** Bytes of a sequence's states in the layers that keep any. */
+function statesOf(config: ModelConfig): number {
+  const { stateShape } = defineModel(config);
+  return stateShape === undefined ? 0 : stateBytes(stateShape, "bfloat16");
 }
 
 /** Weights of the layers, and their bytes, codes and scales alike, in the form that the config states. */

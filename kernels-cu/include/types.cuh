@@ -26,13 +26,15 @@ using uint64 = unsigned long long;
 //  - GRID_DEPENDENCY_LAUNCH() lets the next kernel start, up to its own wait, once every CTA has called it or ended.
 //  - GRID_DEPENDENCY_PUBLISH() makes what this thread has written, and what was written before the last barrier, visible to
 //    kernels that have not started. To be called before GRID_DEPENDENCY_LAUNCH() or the end.
-// Published are batch metadata, slots' block tables and the KV cache: attention_decode reads them before its wait. It may,
+// Published are batch metadata, slots' block tables and the KV cache: attention_decode reads them before its wait, and delta_decode
+// metadata. It may,
 // after whatever kernels, as those that write them let nothing start that could read them too early:
 //  - prepare_batch, scatter and attention_decode let the next kernel start when they have published what they wrote. They
 //    write after their wait, so from then on all that was written before them can be seen, too.
 //  - rope_store is followed by a kernel that waits for it before it lets others start.
 //  - decode_layers lets the next kernel start in its last layer, before it has stored that one's keys and values. Nothing reads
 //    them before the next step, and prepare_batch lets nothing start before all ahead of it have finished.
+//  - States and rings, which delta_decode reads before its wait, are what steps before have written: likewise.
 //  - Copies and fills are no kernels: nothing starts before they are done.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define GRID_DEPENDENCY_WAIT() asm volatile("griddepcontrol.wait;" ::: "memory")

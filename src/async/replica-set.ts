@@ -101,7 +101,7 @@ export class ReplicaSet {
     const limits = { ...first!.limits, maxModelLen: least("maxModelLen"), poolTokens: least("poolTokens") };
     this.info = { ...first!, limits };
     const capacities = infos.map(({ cacheConfig }) =>
-      config.enablePrefixCaching ? cacheConfig.numBlocks : 0,
+      config.enablePrefixCaching && cacheConfig.numSnapshots !== 0 ? cacheConfig.numBlocks : 0,
     );
     this.#placement = new Placement(capacities, first!.cacheConfig.blockSize);
     this.#seeds = new SplitMix64(config.seed);

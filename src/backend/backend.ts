@@ -51,6 +51,8 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   download(source: Tensor): Uint8Array;
   /** Enqueues the same copy and returns at once; the tensor may be overwritten by ops that follow. */
   readback(source: Tensor): Readback;
+  /** Enqueues target = source, of one dtype and shape, which do not overlap. */
+  copy(target: Tensor, source: Tensor): void;
   /** Sets every byte of the tensor. */
   fill(target: Tensor, byte: number): void;
   /** Marks the end of what is enqueued. */

@@ -31,6 +31,11 @@ import type { Weight } from "./weight.ts";
  * A step runs hundreds of ops, so messages are built only when a check fails.
  */
 
+export function checkCopy(target: Tensor, source: Tensor) {
+  check("copy", "source", source, target.dtype, ...target.shape);
+  disjoint("copy", target, { source }, "target");
+}
+
 export function checkRotaryTable(out: Tensor, frequencies: Tensor) {
   const op = "rotaryTable";
   check(op, "frequencies", frequencies, "float32", "H");

@@ -73,7 +73,7 @@ export interface DeltaNetSpec extends DeltaNetShape {
 
 /** The states of sequences, in slots, all layers' of one beside each other; and the layer that is meant. */
 export interface StateCache {
-  /** [S, L, W − 1, C]: the channels of the last tokens before they are convolved, oldest first. */
+  /** [S, L, W, C]: the channels of the last W − 1 tokens before they are convolved, those of position p at p mod W. */
   readonly tails: Tensor;
   /** float32 [S, L, HV, DK, DV]. */
   readonly states: Tensor;
@@ -106,7 +106,7 @@ export function checkDeltaNet(
   if (batch.numTokens !== tokens) refuse(op, `batch of ${batch.numTokens} tokens, projected of ${tokens}`);
   check(op, "gates", gates, "float32", tokens, 2 * numValueHeads);
   check(op, "out", out, dtype, tokens, numValueHeads * valueDim);
-  check(op, "tails", tails, dtype, "S", "L", convWidth - 1, channels);
+  check(op, "tails", tails, dtype, "S", "L", convWidth, channels);
   const [slots, layers] = [tails.dim(0), tails.dim(1)];
   check(op, "states", states, "float32", slots, layers, numValueHeads, keyDim, valueDim);
   if (!(layer >= 0 && layer < layers)) refuse(op, `layer ${layer} of ${layers}`);

@@ -67,6 +67,7 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
     cpuBytes,
     maxTokens,
     kvBytesPerToken,
+    stateBytes,
     fits,
     tokenizerProblem,
   } = found;
@@ -75,12 +76,13 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
       ["path", path],
       ["runs", `no: ${problem}`],
     ];
+  const state = stateBytes === undefined ? "" : `, and ${formatBytes(stateBytes)} a sequence`;
   const host = `${formatBytes(cpuBytes!)}, of ${formatBytes(memory)} of memory`;
   return [
     ["path", path],
     ["model", `${architecture}: ${models}`],
     ["weights", describeWeights(weights)],
-    ["context", `${maxTokens} tokens, each ${formatBytes(kvBytesPerToken!)} of KV cache`],
+    ["context", `${maxTokens} tokens, each ${formatBytes(kvBytesPerToken!)} of KV cache${state}`],
     ["cpu", cpuBytes! < memory ? `runs: weights of ${host}` : `no: weights of ${host}`],
     ...(found.cudaProblem !== undefined
       ? [["cuda", `no: ${found.cudaProblem}`] as const]

@@ -1,6 +1,8 @@
 import type { IHasher } from "hash-wasm";
 import { invariant } from "../base/errors.ts";
+import type { SlotStates } from "../runner/types.ts";
 import { PrefixCache } from "./prefix-cache.ts";
+import { SnapshotPool } from "./snapshot-pool.ts";
 
 /**
  * The KV pool: which blocks are free and how many sequences hold each of the others. A free block may still be cached;
@@ -11,17 +13,23 @@ export class BlockManager {
   readonly blockSize: number;
   /** The blocks by content; undefined without prefix caching. */
   readonly cache: PrefixCache | undefined;
+  /** Where sequences can go on from a cached prefix; undefined without prefix caching, and if anywhere. */
+  readonly snapshots: SnapshotPool | undefined;
   readonly #refCounts: Int32Array;
   /** A ring through the free blocks, next to be reused first; index `numBlocks` is its anchor. */
   readonly #next: Int32Array;
   readonly #previous: Int32Array;
   #numFree: number;
 
-  /** @param hasher SHA-256 for the prefix cache; without it nothing is cached. */
-  constructor(numBlocks: number, blockSize: number, hasher?: IHasher) {
+  /**
+   * @param hasher SHA-256 for the prefix cache; without it nothing is cached.
+   * @param states of sequences, where the model keeps any
+   */
+  constructor(numBlocks: number, blockSize: number, hasher?: IHasher, states?: SlotStates) {
     this.numBlocks = numBlocks;
     this.blockSize = blockSize;
     this.cache = hasher && new PrefixCache(numBlocks, blockSize, hasher);
+    if (hasher && states) this.snapshots = new SnapshotPool(states.numSnapshots, states.snapshotInterval);
     this.#refCounts = new Int32Array(numBlocks);
     this.#next = Int32Array.from({ length: numBlocks + 1 }, (_, i) => (i + 1) % (numBlocks + 1));
     this.#previous = Int32Array.from({ length: numBlocks + 1 }, (_, i) => (i + numBlocks) % (numBlocks + 1));
@@ -75,14 +83,17 @@ export class BlockManager {
   resetCache(): boolean {
     if (this.#numFree < this.numBlocks) return false;
     this.cache?.clear();
+    this.snapshots?.clear();
     return true;
   }
 
   /**
    * Throws `InvariantError` unless every reference has a holder and every block without one is free exactly once.
    * @param holders [numBlocks] how many sequences hold each block.
+   * @param taken snapshots on their way
    */
-  checkIntegrity(holders: Int32Array): void {
+  checkIntegrity(holders: Int32Array, taken: readonly number[] = []): void {
+    this.snapshots?.checkIntegrity(taken);
     const free = new Set<number>();
     for (let block = this.#next[this.numBlocks]!; block !== this.numBlocks; block = this.#next[block]!) {
       invariant(!free.has(block), `block ${block} is in the free list twice`);

@@ -9,8 +9,10 @@ export interface CacheConfig {
   /** Tokens of a KV block, and how many blocks there are. */
   readonly blockSize: number;
   readonly numBlocks: number;
-  /** Sequences that have room for a state, of models that keep one; prefixes are then not cached. Undefined: the model keeps none. */
+  /** Sequences that have room for a state, of models that keep one. Undefined: the model keeps none. */
   readonly numStates?: number;
+  /** Snapshots of states that prefixes are cached by, of such models; 0: none are cached. */
+  readonly numSnapshots?: number;
 }
 
 /** The surroundings of an engine, which has no clock, randomness or asynchronous work of its own. */

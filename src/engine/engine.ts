@@ -20,8 +20,9 @@ import { MatchedSequences } from "./matched-sequences.ts";
 import { Outbox } from "./outbox.ts";
 import { type EngineRequest, type RequestLimits, slotSampling } from "./request.ts";
 import { RequestState } from "./request-state.ts";
-import { type ScheduledStep, Scheduler } from "./scheduler.ts";
+import { Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
+import type { ScheduledStep } from "./step-builder.ts";
 import type { StepOutput } from "./step-output.ts";
 
 interface Entry {
@@ -63,14 +64,18 @@ export class Engine {
 
   constructor(deps: EngineDeps) {
     const { runner, maxNumBatchedTokens, eosTokenIds, batchInvariant } = deps;
-    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, attentionReach, keepsState } = runner;
+    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, attentionReach, states } = runner;
     this.#deps = deps;
-    const isCached = deps.enablePrefixCaching && !keepsState;
-    this.#blocks = new BlockManager(numBlocks, blockSize, isCached ? deps.hasher : undefined);
+    const isCached = deps.enablePrefixCaching && states?.numSnapshots !== 0;
+    this.#blocks = new BlockManager(numBlocks, blockSize, isCached ? deps.hasher : undefined, states);
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
     const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts, attentionReach };
     this.#scheduler = new Scheduler(this.#blocks, { ...limits, batchInvariant: batchInvariant ?? false });
-    this.cacheConfig = { blockSize, numBlocks, ...(keepsState && { numStates: maxNumSeqs }) };
+    this.cacheConfig = {
+      blockSize,
+      numBlocks,
+      ...(states && { numStates: maxNumSeqs, numSnapshots: isCached ? states.numSnapshots : 0 }),
+    };
     this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);

@@ -1,8 +1,8 @@
 import { invariant } from "../base/errors.ts";
 import type { RowMask } from "../runner/types.ts";
 import type { EngineRequest } from "./request.ts";
-import type { ScheduledStep } from "./scheduler.ts";
 import type { Sequence } from "./sequence.ts";
+import type { ScheduledStep } from "./step-builder.ts";
 import { ThinkingMatcher } from "./thinking-matcher.ts";
 import type { MatcherSource, TokenMatcher } from "./token-matcher.ts";
 

@@ -1,18 +1,9 @@
 import { invariant } from "../base/errors.ts";
-import type { BlockTableUpdate, ScheduledBatch, ScheduledRow, SlotJoin } from "../runner/types.ts";
 import type { BlockManager } from "./block-manager.ts";
-import type { PrefixHit } from "./prefix-cache.ts";
 import type { Sequence } from "./sequence.ts";
 import { SequenceList } from "./sequence-list.ts";
-
-/** A batch and the sequences of its rows, which all joins and block-table updates belong to. */
-export interface ScheduledStep {
-  readonly batch: ScheduledBatch;
-  /** The sequence of each row. */
-  readonly sequences: readonly Sequence[];
-  /** The sequences that just got a slot. */
-  readonly admitted: readonly Sequence[];
-}
+import type { StateHit } from "./snapshot-pool.ts";
+import { type ScheduledStep, StepBuilder } from "./step-builder.ts";
 
 export interface SchedulerLimits {
   /** Sequences that run at once. */
@@ -105,6 +96,11 @@ export class Scheduler {
     const { blockTable, numComputedTokens } = sequence;
     const numFull = Math.floor(numComputedTokens / this.#blocks.blockSize);
     this.#blocks.cache?.publish(sequence.chain, sequence.tokens, blockTable, numFull);
+    const { snapshots, chain } = sequence;
+    while (snapshots[0] && snapshots[0].position <= numComputedTokens) {
+      const { position, place } = snapshots.shift()!;
+      this.#blocks.snapshots!.publish(chain.keys[position / this.#blocks.blockSize - 1]!, place);
+    }
     const first = this.#firstSeenBlock(numComputedTokens);
     // What lies furthest back is reused first: it takes all of a window for a hit.
     for (; sequence.firstBlock < first; sequence.firstBlock++)
@@ -185,7 +181,11 @@ export class Scheduler {
       `${slots.size} slots of ${this.#maxNumSeqs} are accounted for`,
     );
     invariant(this.running.size <= this.#maxNumSeqs, "too many sequences run");
-    this.#blocks.checkIntegrity(holders);
+    const sequences = [...this.waiting, ...this.running, ...this.draining];
+    this.#blocks.checkIntegrity(
+      holders,
+      sequences.flatMap(({ snapshots }) => snapshots.map(({ place }) => place)),
+    );
   }
 
   /** Sees to it that every decoding sequence can have the block it needs. False: collect the steps in flight first. */
@@ -238,6 +238,8 @@ export class Scheduler {
     for (let i = blockTable.length - 1; i >= firstBlock; i--) this.#blocks.release(blockTable[i]!);
     blockTable.length = 0;
     sequence.firstBlock = 0;
+    for (const { place } of sequence.snapshots.splice(0)) this.#blocks.snapshots!.release(place);
+    sequence.borders = [];
     this.#freeSlots.push(sequence.slot);
     sequence.slot = -1;
   }
@@ -263,7 +265,7 @@ export class Scheduler {
   /** Admits a sequence if there are blocks for its known tokens, and one more for each running sequence to grow into. */
   #reserve(sequence: Sequence, step: StepBuilder): boolean {
     const { numFree, blockSize } = this.#blocks;
-    const { first, blocks: hits } = this.#prefixHit(sequence);
+    const { first, blocks: hits, snapshot, borders } = this.#prefixHit(sequence);
     const numReused = first + hits.length;
     const numNew = this.#blocks.blocksFor(sequence.length) - numReused;
     let taken = numNew;
@@ -275,6 +277,7 @@ export class Scheduler {
     sequence.status = "running";
     sequence.slot = this.#freeSlots.pop()!;
     sequence.firstBlock = first;
+    sequence.borders = borders;
     for (let i = 0; i < first; i++) sequence.blockTable.push(NO_BLOCK);
     for (const block of hits) {
       this.#blocks.acquire(block);
@@ -289,7 +292,7 @@ export class Scheduler {
       if (this.#readsCache(sequence)) this.prefixQueries += sequence.promptLength;
       this.prefixHits += sequence.numCachedTokens;
     }
-    step.join(sequence);
+    step.join(sequence, snapshot);
     return true;
   }
 
@@ -297,12 +300,14 @@ export class Scheduler {
     return !isRead && promptLogprobs === undefined;
   }
 
-  #prefixHit(sequence: Sequence): PrefixHit {
-    const { cache, blockSize } = this.#blocks;
-    if (!cache || !this.#readsCache(sequence)) return { first: 0, blocks: [] };
+  #prefixHit(sequence: Sequence): StateHit {
+    const { cache, snapshots, blockSize } = this.#blocks;
+    if (!cache || !this.#readsCache(sequence)) return { first: 0, blocks: [], borders: [] };
     const maxBlocks = Math.floor((sequence.length - 1) / blockSize);
     const firstSeen = (numBlocks: number) => this.#firstSeenBlock(numBlocks * blockSize);
-    return cache.match(sequence.chain, sequence.tokens, maxBlocks, firstSeen);
+    const hit = cache.match(sequence.chain, sequence.tokens, maxBlocks, firstSeen);
+    if (snapshots === undefined) return { ...hit, borders: [] };
+    return snapshots.resume(hit, sequence.chain.keys, sequence.length, blockSize);
   }
 
   /** The first block that attention of the tokens from `position` on reaches. */
@@ -313,7 +318,8 @@ export class Scheduler {
   #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
     if (sequence.awaitsMask) return;
     const remaining = sequence.numRemainingTokens;
-    const known = Math.min(remaining, step.budget);
+    const [border = Infinity] = sequence.borders;
+    const known = Math.min(remaining, step.budget, border - sequence.numScheduledTokens);
     if (known === 0) return;
     const sample = !sequence.isRead && known === remaining;
     const drafts = maxDrafts === 0 ? 0 : Math.min(maxDrafts, sequence.maxDrafts);
@@ -321,103 +327,18 @@ export class Scheduler {
     while (sequence.blockTable.length * this.#blocks.blockSize < end)
       step.assign(sequence, this.#blocks.allocate());
     step.compute(sequence, known + drafts, sample, drafts);
+    if (sequence.numScheduledTokens === border) this.#keepState(sequence, step);
+  }
+
+  /** The sequence is at a border after this step: its state is kept, if there is a place. */
+  #keepState(sequence: Sequence, step: StepBuilder): void {
+    sequence.borders = sequence.borders.slice(1);
+    const place = this.#blocks.snapshots!.take();
+    if (place === undefined) return;
+    sequence.snapshots.push({ position: sequence.numScheduledTokens, place });
+    step.keep(sequence.slot, place);
   }
 }
 
 /** The entry of a block that a sequence never held. */
 const NO_BLOCK = -1;
-
-/** More than a step has rows; with a length, which has 31 bits, as exact as a number is. A power of two. */
-const MAX_PLACES = 2 ** 20;
-
-/**
- * Collects a batch: rows of one token first, but for those of prompts with `batchInvariant`, and of these the longest contexts
- * first. Attention takes rows in this order, and when those that it starts last are the shortest, all of the GPU ends at about
- * the same time (Graham's rule of the longest job first, 1969).
- */
-class StepBuilder {
-  budget: number;
-  readonly #joins: SlotJoin[] = [];
-  readonly #updates: BlockTableUpdate[] = [];
-  readonly #rows: ScheduledRow[] = [];
-  readonly #sequences: Sequence[] = [];
-  readonly #chunks: ScheduledRow[] = [];
-  readonly #chunkSequences: Sequence[] = [];
-  readonly #admitted: Sequence[] = [];
-  #numTokens = 0;
-
-  constructor(
-    budget: number,
-    private readonly batchInvariant: boolean,
-  ) {
-    this.budget = budget;
-  }
-
-  join(sequence: Sequence): void {
-    const { slot, length, promptLength, numComputedTokens, sampling } = sequence;
-    const tokens = sequence.tokens.slice(0, length);
-    this.#admitted.push(sequence);
-    this.#joins.push({ slot, tokens, promptLength, numComputedTokens, sampling });
-  }
-
-  assign(sequence: Sequence, block: number): void {
-    this.#updates.push({ slot: sequence.slot, index: sequence.blockTable.length, block });
-    sequence.blockTable.push(block);
-  }
-
-  compute(sequence: Sequence, count: number, sample: boolean, drafts: number): void {
-    const { slot, numScheduledTokens, promptLength, logprobs, promptLogprobs, logits, states, matcher } =
-      sequence;
-    const row: { -readonly [K in keyof ScheduledRow]: ScheduledRow[K] } = { slot, count, sample };
-    if (drafts > 0) row.drafts = drafts;
-    if (sample && matcher) row.masked = true;
-    if (sample && logprobs !== undefined) row.logprobs = logprobs;
-    if (promptLogprobs !== undefined && numScheduledTokens < promptLength)
-      row.promptLogprobs = promptLogprobs;
-    if (logits) row.logits = true;
-    if (states) row.states = true;
-    sequence.schedule(row);
-    const isDecode = count === 1 && !(this.batchInvariant && numScheduledTokens < promptLength);
-    (isDecode ? this.#rows : this.#chunks).push(row);
-    (isDecode ? this.#sequences : this.#chunkSequences).push(sequence);
-    this.budget -= count;
-    this.#numTokens += count;
-  }
-
-  /** Undefined when there is nothing to compute. */
-  build(): ScheduledStep | undefined {
-    if (this.#numTokens === 0) return undefined;
-    const { rows, sequences } = this.#longestFirst();
-    for (const row of this.#chunks) rows.push(row);
-    for (const sequence of this.#chunkSequences) sequences.push(sequence);
-    return {
-      batch: {
-        joins: this.#joins,
-        blockTableUpdates: this.#updates,
-        rows,
-        decodeRows: this.#rows.length,
-        numTokens: this.#numTokens,
-      },
-      sequences,
-      admitted: this.#admitted,
-    };
-  }
-
-  /** The rows of one token, those of the longest contexts first, and of as long ones in order of arrival. */
-  #longestFirst(): { readonly rows: ScheduledRow[]; readonly sequences: Sequence[] } {
-    const last = this.#rows.length - 1;
-    // A length and a place in one number: those sort several times as fast as places do that are compared by their lengths.
-    const keys = new Float64Array(last + 1);
-    for (let i = 0; i <= last; i++)
-      keys[i] = this.#sequences[i]!.numScheduledTokens * MAX_PLACES + (last - i);
-    keys.sort();
-    const rows: ScheduledRow[] = [];
-    const sequences: Sequence[] = [];
-    for (let at = last; at >= 0; at--) {
-      const i = last - (keys[at]! & (MAX_PLACES - 1));
-      rows.push(this.#rows[i]!);
-      sequences.push(this.#sequences[i]!);
-    }
-    return { rows, sequences };
-  }
-}

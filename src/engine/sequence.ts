@@ -64,6 +64,10 @@ export class Sequence {
   /** The KV blocks in order of position, held from `firstBlock` on: no token to come sees those before. */
   readonly blockTable: number[] = [];
   firstBlock = 0;
+  /** Positions, ascending, at which the state of the slot is to be kept, of models that have one. */
+  borders: readonly number[] = [];
+  /** Snapshots on their way that nobody knows of yet, by position. */
+  readonly snapshots: { readonly position: number; readonly place: number }[] = [];
   /** Tokens taken from the prefix cache when first admitted; −1 before. */
   numCachedTokens = -1;
   /** Links of the `SequenceList` that the sequence is in. */

@@ -1,3 +1,4 @@
+import { checkDeltaNetDims } from "../backend/cuda/ops/delta-net.ts";
 import { expertsWeight } from "../backend/cuda/ops/experts-product.ts";
 import { headShape } from "../backend/cuda/ops/head-shape.ts";
 import type { Weight } from "../backend/weight.ts";
@@ -19,6 +20,7 @@ import { SUPPORTED_MODELS } from "../models/supported-models.ts";
 import { summaryOf } from "../models/weight-summary.ts";
 import { kvBlockBytes } from "../runner/kv-cache.ts";
 import { estimatedPool } from "../runner/kv-plan.ts";
+import { stateBytes } from "../runner/state-pool.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { onlineFormOf } from "./load-part.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
@@ -41,6 +43,8 @@ export interface ModelReport {
   readonly maxTokens: number;
   /** Of keys and values, in the dtype of activations on a GPU. */
   readonly kvBytesPerToken: number;
+  /** Of a sequence's state, whatever its length, for models that keep one. */
+  readonly stateBytes?: number | undefined;
   /** Why no GPU can run it, whatever its size. */
   readonly cudaProblem?: string | undefined;
   /** Why it takes and gives tokens alone. */
@@ -89,8 +93,10 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
       blockSize: 1,
       kvDtype: kvCacheDtype === "auto" ? dtype : "float8_e4m3",
     }),
+    stateBytes: definition.stateShape && stateBytes(definition.stateShape, dtype),
     cudaProblem: await problemOf(() => {
       headShape(config, 16, dtype);
+      if (config.linearAttention !== undefined) checkDeltaNetDims(config.linearAttention);
       for (const weight of expertsOf(config, definition.matrices)) expertsWeight(weight);
     }),
     tokenizerProblem: await problemOf(() => Tokenizer.load(folder)),
@@ -112,7 +118,11 @@ export function fitOf(
   for (let ranks = fewest; ranks <= MAX_RANKS; ranks++) {
     if (!isDivisible(config, ranks)) continue;
     const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
-    const kvTokens = Math.floor(pool / (report.kvBytesPerToken / Math.min(ranks, config.numKvHeads)));
+    // Of a sequence, and of what stands for padding.
+    const states = (2 * (report.stateBytes ?? 0)) / ranks;
+    const kvTokens = Math.floor(
+      Math.max(0, pool - states) / (report.kvBytesPerToken / Math.min(ranks, config.numKvHeads)),
+    );
     if (kvTokens >= Math.min(report.maxTokens, LEAST_TOKENS)) return { ranks, kvTokens };
   }
   return { ranks: undefined, kvTokens: 0 };

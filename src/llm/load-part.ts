@@ -85,9 +85,10 @@ export async function loadPart(
       const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend, bytes);
       const maxModelLen = agree(plan.maxModelLen);
       const maxNumSeqs = stateShape === undefined ? plan.maxNumSeqs : agree(plan.maxNumSeqs);
+      const numSnapshots = stateShape === undefined ? 0 : agree(plan.numSnapshots);
       const built = definition.build(weights, backend, maxModelLen);
       const runner = new ModelRunner(backend, built, {
-        ...{ ...config, kvDtype, kvScales, maxModelLen, maxNumSeqs },
+        ...{ ...config, kvDtype, kvScales, maxModelLen, maxNumSeqs, numSnapshots },
         planBlocks: () => agree(plan.numBlocks()),
       });
       // Whoever comes so far knows that all have.

@@ -12,38 +12,39 @@ const RowFlag = {
   ...{ sample: 1, logits: 2, drafts: 4, logprobs: 8, promptLogprobs: 16, masked: 32, states: 64 },
 } as const;
 const NO_LIST = -1;
+const NO_SNAPSHOT = -1;
 
 /** A batch in words, for the ranks of other threads. */
 export function encodeBatch({
   joins,
   blockTableUpdates,
   rows,
+  snapshots = [],
   decodeRows,
   numTokens,
 }: ScheduledBatch): Int32Array {
   const words = new WordWriter();
-  words.put(decodeRows, numTokens, joins.length, blockTableUpdates.length, rows.length);
+  words.put(decodeRows, numTokens, joins.length, blockTableUpdates.length, rows.length, snapshots.length);
   for (const join of joins) writeJoin(words, join);
   for (const { slot, index, block } of blockTableUpdates) words.put(slot, index, block);
   for (const row of rows) writeRow(words, row);
+  for (const { slot, snapshot } of snapshots) words.put(slot, snapshot);
   return words.take();
 }
 
 /** The batch that `encodeBatch` was given. */
 export function decodeBatch(encoded: Int32Array): ScheduledBatch {
   const words = new WordReader(encoded);
-  const [decodeRows, numTokens, joins, updates, rows] = [
-    words.int(),
-    words.int(),
-    words.int(),
-    words.int(),
-    words.int(),
-  ];
+  const [decodeRows, numTokens, joins] = [words.int(), words.int(), words.int()];
+  const [updates, rows, snapshots] = [words.int(), words.int(), words.int()];
   return {
     ...{ decodeRows, numTokens },
     joins: Array.from({ length: joins }, () => readJoin(words)),
     blockTableUpdates: Array.from({ length: updates }, () => readUpdate(words)),
     rows: Array.from({ length: rows }, () => readRow(words)),
+    ...(snapshots > 0 && {
+      snapshots: Array.from({ length: snapshots }, () => ({ slot: words.int(), snapshot: words.int() })),
+    }),
   };
 }
 
@@ -69,16 +70,20 @@ export function decodeMasks(encoded: Int32Array): readonly RowMask[] {
 
 function writeJoin(
   words: WordWriter,
-  { slot, tokens, promptLength, numComputedTokens, sampling }: SlotJoin,
+  { slot, tokens, promptLength, numComputedTokens, snapshot, sampling }: SlotJoin,
 ): void {
-  words.put(slot, promptLength, numComputedTokens);
+  words.put(slot, promptLength, numComputedTokens, snapshot ?? NO_SNAPSHOT);
   words.list(tokens);
   writeSampling(words, sampling);
 }
 
 function readJoin(words: WordReader): SlotJoin {
   const [slot, promptLength, numComputedTokens] = [words.int(), words.int(), words.int()];
-  return { slot, promptLength, numComputedTokens, tokens: words.list()!, sampling: readSampling(words) };
+  const [snapshot, tokens, sampling] = [words.int(), words.list()!, readSampling(words)];
+  return {
+    ...{ slot, promptLength, numComputedTokens, tokens, sampling },
+    ...(snapshot !== NO_SNAPSHOT && { snapshot }),
+  };
 }
 
 function writeSampling(words: WordWriter, sampling: SlotSampling): void {

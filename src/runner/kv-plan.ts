@@ -10,6 +10,9 @@ const HOST_POOL_BYTES = 2 ** 30;
 const POOL_SHARE_ESTIMATE = 0.8;
 /** Share of the pool's memory that states of sequences take at most, where the model keeps any. */
 const STATE_SHARE = 0.5;
+/** Share that snapshots of states take, and how many are of use. */
+const SNAPSHOT_SHARE = 0.1;
+const MOST_SNAPSHOTS = 256;
 
 /**
  * Memory of a GPU that is never given to the pool: what the driver takes later by itself, for captured steps, and for kernels of
@@ -26,7 +29,8 @@ export function estimatedPool(total: number, used: number, gpuMemoryUtilization:
 type Options = Pick<
   EngineConfig,
   "maxModelLen" | "maxNumSeqs" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"
->;
+> &
+  Partial<Pick<EngineConfig, "enablePrefixCaching">>;
 
 /** Block-table entries, and tokens of the pool, are numbered with an int32. */
 const MAX_NUMBERED = 2 ** 31 - 1;
@@ -37,6 +41,8 @@ export class KvPlan {
   readonly maxModelLen: number;
   /** Sequences that can run at once: those asked for, as far as there is memory for their states. */
   readonly maxNumSeqs: number;
+  /** Snapshots of states that prefixes are cached by; 0 for models without states. */
+  readonly numSnapshots: number;
   readonly #blockBytes: number;
 
   /**
@@ -58,6 +64,9 @@ export class KvPlan {
     this.#blockBytes = kvBlockBytes(shape);
     const pool = this.#poolBytes() * (this.#isMeasured ? POOL_SHARE_ESTIMATE : 1);
     this.maxNumSeqs = this.#sequencesIn(pool);
+    const snapshots =
+      stateBytes > 0 && options.enablePrefixCaching ? (SNAPSHOT_SHARE * pool) / stateBytes : 0;
+    this.numSnapshots = Math.min(MOST_SNAPSHOTS, Math.floor(snapshots));
     const estimate = pool - this.#statesBytes;
     const fits = this.#tokensIn(estimate);
     this.maxModelLen = asked ?? Math.min(limit, fits);
@@ -86,9 +95,9 @@ export class KvPlan {
     return this.#isMeasured ? blocks : Math.min(blocks, useful);
   }
 
-  /** Of the states of all sequences, and of one that stands for padding. */
+  /** Of the states of all sequences, of one that stands for padding, and of snapshots. */
   get #statesBytes(): number {
-    return this.stateBytes === 0 ? 0 : (this.maxNumSeqs + 1) * this.stateBytes;
+    return this.stateBytes === 0 ? 0 : (this.maxNumSeqs + 1 + this.numSnapshots) * this.stateBytes;
   }
 
   #sequencesIn(pool: number): number {

@@ -1,5 +1,5 @@
 import { ATTENTION_TILE } from "../backend/attention-spec.ts";
-import { type Backend, type Fence, type KvScales, type Readback, ROW_WORDS } from "../backend/backend.ts";
+import { type Backend, type KvScales, type Readback, ROW_WORDS } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import type { KvDType } from "../base/dtype.ts";
@@ -8,17 +8,11 @@ import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
 import { type DrawKind, decodeBuckets, GraphRunner, promptBuckets, type StepGraph } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
-import {
-  asInt32,
-  enqueueLogprobs,
-  type LogprobExtents,
-  logprobWords,
-  readLogprobs,
-  sliceLogprobs,
-} from "./logprob-reader.ts";
-import { type Answer, Mailbox } from "./mailbox.ts";
-import { LOGITS_CHUNK, type PendingPromptRow, PromptReader, readPromptRows } from "./prompt-reader.ts";
-import { StatePool } from "./state-pool.ts";
+import { enqueueLogprobs, logprobWords } from "./logprob-reader.ts";
+import { Mailbox } from "./mailbox.ts";
+import { type PendingLogprobs, type PendingStep, readStep } from "./pending-step.ts";
+import { LOGITS_CHUNK, type PendingPromptRow, PromptReader } from "./prompt-reader.ts";
+import { StatePool, snapshotInterval } from "./state-pool.ts";
 import {
   extentsOf,
   inboxWords,
@@ -31,7 +25,7 @@ import {
   writeRows,
 } from "./step-buffers.ts";
 import { StepOps } from "./step-ops.ts";
-import type { LogprobRows, RowMask, Runner, ScheduledBatch, ScheduledRow, StepResult } from "./types.ts";
+import type { RowMask, Runner, ScheduledBatch, ScheduledRow, SlotStates, StepResult } from "./types.ts";
 
 export interface ModelRunnerOptions {
   readonly maxNumSeqs: number;
@@ -45,6 +39,8 @@ export interface ModelRunnerOptions {
   readonly kvScales?: readonly KvScales[] | undefined;
   /** Most top tokens that a row asks log-probabilities of; −1: no limit. */
   readonly maxLogprobs: number;
+  /** Places for snapshots of sequences' states, where the model keeps any. Default 0. */
+  readonly numSnapshots?: number;
   /** Do not capture graphs even if the backend can. */
   readonly enforceEager: boolean;
   /** Decides the size of the KV pool, in blocks, once everything else is allocated. */
@@ -62,20 +58,6 @@ interface BegunStep {
   readonly prompt: readonly PendingPromptRow[];
 }
 
-/** A launched step. The tokens that it draws are its answer in the mailbox. */
-interface PendingStep {
-  readonly rows: readonly ScheduledRow[];
-  readonly numSamples: number;
-  readonly done: Fence;
-  readonly logprobs: PendingLogprobs | undefined;
-  readonly prompt: readonly PendingPromptRow[];
-}
-
-/** Log-probabilities of the samples that ask for them: in the mailbox's answer, or copied if they are too many. */
-interface PendingLogprobs extends LogprobExtents {
-  readonly copy: Readback | undefined;
-}
-
 /** Rows of a step that may take other kernels than one of many, with memory of their own. */
 const FEW_ROWS = 8;
 
@@ -89,7 +71,7 @@ export class ModelRunner implements Runner {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
   readonly attentionReach: number;
-  readonly keepsState: boolean;
+  readonly states: SlotStates | undefined;
   readonly vocabSize: number;
   readonly maxDrafts = 0;
   readonly maxInFlight = 2;
@@ -130,8 +112,9 @@ export class ModelRunner implements Runner {
     this.#workspace = new Workspace(backend);
     this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
     const { stateShape } = model;
-    this.keepsState = stateShape !== undefined;
-    this.#states = stateShape && new StatePool(backend, stateShape, maxNumSeqs);
+    const { numSnapshots = 0 } = options;
+    this.states = stateShape && { numSnapshots, snapshotInterval: snapshotInterval(blockSize) };
+    this.#states = stateShape && new StatePool(backend, stateShape, maxNumSeqs, numSnapshots);
     const maxRows = Math.min(maxNumSeqs, maxNumBatchedTokens);
     const maxLogits = Math.max(maxRows, LOGITS_CHUNK);
     this.#maxRows = maxRows;
@@ -243,7 +226,7 @@ export class ModelRunner implements Runner {
 
   /** Enqueues a step: all of it, unless masks are to come before tokens are drawn. */
   #begin(step: ScheduledBatch): BegunStep {
-    const { rows, decodeRows, joins, blockTableUpdates } = step;
+    const { rows, decodeRows, joins, blockTableUpdates, snapshots = [] } = step;
     const bucket = isCapturable(step)
       ? this.#graphs?.bucketFor(decodeRows, step.numTokens - decodeRows)
       : undefined;
@@ -254,7 +237,10 @@ export class ModelRunner implements Runner {
       extents = extentsOf(bucket);
       writeRows(words, [...rows, ...this.#state.padding(extents.numRows - rows.length)], decodeRows);
     }
-    for (const join of joins) this.#prompts.join(join);
+    for (const join of joins) {
+      this.#prompts.join(join);
+      if (join.snapshot !== undefined) this.#states!.restore(join.slot, join.snapshot);
+    }
     this.#state.apply({
       joins,
       blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot),
@@ -264,11 +250,16 @@ export class ModelRunner implements Runner {
     const isMasked = rows.some(({ masked }) => masked);
     const kind = isMasked ? "masked" : rows.some(asksLogits) ? "full" : "plain";
     const graph = bucket && this.#graphs!.find(bucket, kind);
+    const keep = () => {
+      for (const { slot, snapshot } of snapshots) this.#states!.keep(slot, snapshot);
+    };
     if (graph) {
       graph.begin.launch();
+      keep();
       return { rows, extents, kind, graph, hidden: undefined, prompt: [] };
     }
     const hidden = this.#ops.forward(this.#buffers.view(extents), this.#cache);
+    keep();
     return { rows, extents, kind, graph, hidden, prompt: this.#prompts.enqueue(rows, hidden) };
   }
 
@@ -402,22 +393,6 @@ function isCapturable({ rows, decodeRows }: ScheduledBatch): boolean {
   const draws = ({ sample, promptLogprobs, logits }: ScheduledRow) =>
     sample && promptLogprobs === undefined && !logits;
   return rows.length - decodeRows <= 1 && rows.every(draws);
-}
-
-/** The result of a step with this answer; `tokens` has one for each sampled row. Waits for the copies. */
-function readStep({ rows, numSamples, logprobs, prompt }: PendingStep, answer: Answer): StepResult {
-  const tokens = answer.tokens.slice(0, numSamples);
-  const offsets = new Int32Array(rows.length + 1);
-  for (let i = 0; i < rows.length; i++) offsets[i + 1] = offsets[i]! + Number(rows[i]!.sample);
-  const byRow = new Map<number, LogprobRows>();
-  if (logprobs !== undefined) {
-    const asked = [...rows.keys()].filter((i) => rows[i]!.sample && rows[i]!.logprobs !== undefined);
-    const words = logprobs.copy ? asInt32(logprobs.copy.wait()) : answer.logprobs;
-    const chosen = Int32Array.from(asked, (i) => tokens[offsets[i]!]!);
-    const all = readLogprobs(logprobs, words, chosen);
-    for (const [at, i] of asked.entries()) byRow.set(i, sliceLogprobs(all, at, at + 1, rows[i]!.logprobs!));
-  }
-  return { tokens, offsets, logprobs: byRow, ...readPromptRows(prompt) };
 }
 
 function unlessLost<T>(run: () => T): T {

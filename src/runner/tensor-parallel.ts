@@ -1,7 +1,7 @@
 import { orFail, type RankGroup } from "../ranks/rank-group.ts";
 import type { StepRing } from "../ranks/step-ring.ts";
 import { decodeBatch, decodeMasks, encodeBatch, encodeMasks } from "./batch-codec.ts";
-import type { RowMask, Runner, ScheduledBatch, StepResult } from "./types.ts";
+import type { RowMask, Runner, ScheduledBatch, SlotStates, StepResult } from "./types.ts";
 
 /** First word of a message: the call that every rank makes. */
 const Call = { launch: 0, collect: 1, draw: 2 } as const;
@@ -23,7 +23,7 @@ export class TensorParallelRunner implements Runner {
   readonly maxDrafts: number;
   readonly maxInFlight: number;
   readonly attentionReach: number;
-  readonly keepsState: boolean;
+  readonly states: SlotStates | undefined;
 
   /** @param own computes the leader's part; this disposes of it. */
   constructor(
@@ -39,7 +39,7 @@ export class TensorParallelRunner implements Runner {
     this.maxDrafts = own.maxDrafts;
     this.maxInFlight = own.maxInFlight;
     this.attentionReach = own.attentionReach;
-    this.keepsState = own.keepsState;
+    this.states = own.states;
   }
 
   /** @throws EngineDeadError whatever failed, on whichever rank. */

@@ -11,6 +11,8 @@ export interface SlotJoin {
   readonly promptLength: number;
   /** Leading tokens that are in the KV cache already: less than all. */
   readonly numComputedTokens: number;
+  /** The place of the state after those tokens, of models that keep one. */
+  readonly snapshot?: number | undefined;
   readonly sampling: SlotSampling;
 }
 
@@ -77,6 +79,8 @@ export interface ScheduledBatch {
   readonly blockTableUpdates: readonly BlockTableUpdate[];
   /** Rows of one token first. */
   readonly rows: readonly ScheduledRow[];
+  /** Of slots that have a row in the batch. Default: none. */
+  readonly snapshots?: readonly StateSnapshot[];
   readonly decodeRows: number;
   readonly numTokens: number;
 }
@@ -118,6 +122,23 @@ export interface StepResult {
   readonly states: ReadonlyMap<number, Float32Array>;
 }
 
+/**
+ * Slots hold a state besides the tokens' keys and values, which is that of all tokens computed so far. A sequence that joins must begin
+ * at its first token, whatever blocks hold, or at a snapshot of the state there.
+ */
+export interface SlotStates {
+  /** Places for snapshots. */
+  readonly numSnapshots: number;
+  /** Tokens between the positions at which snapshots can be made: whole blocks. */
+  readonly snapshotInterval: number;
+}
+
+/** The state of a slot, after the step, goes to a place for snapshots. */
+export interface StateSnapshot {
+  readonly slot: number;
+  readonly snapshot: number;
+}
+
 /** Computes steps in the order of launch. */
 export interface Runner {
   readonly numBlocks: number;
@@ -130,11 +151,8 @@ export interface Runner {
    * Tokens that a query may read of its sequence at most, counted back from itself: infinite, unless all layers have a window.
    */
   readonly attentionReach: number;
-  /**
-   * Slots hold a state besides the tokens' keys and values, which is that of all tokens computed so far: a sequence that joins must
-   * compute all of its tokens, whatever blocks hold.
-   */
-  readonly keepsState: boolean;
+  /** Undefined: slots hold nothing besides the tokens' keys and values. */
+  readonly states?: SlotStates | undefined;
   /** Drafts that a row may have: 0 when the runner guesses no tokens. */
   readonly maxDrafts: number;
   /** Steps that may be launched before the oldest is collected, at least 1. */

@@ -103,6 +103,7 @@ export class ServerMetrics implements Disposable {
       block_size: ({ cacheConfig }) => cacheConfig.blockSize,
       num_gpu_blocks: ({ cacheConfig }) => cacheConfig.numBlocks,
       num_states: ({ cacheConfig }) => cacheConfig.numStates ?? 0,
+      num_state_snapshots: ({ cacheConfig }) => cacheConfig.numSnapshots ?? 0,
       cache_dtype: () => llm.config.kvCacheDtype,
       enable_prefix_caching: () => llm.config.enablePrefixCaching,
       gpu_memory_utilization: () => llm.config.gpuMemoryUtilization,

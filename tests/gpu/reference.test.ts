@@ -4,6 +4,7 @@ import {
   FAMILY_FIXTURES,
   FIXTURES,
   GGUF_FIXTURES,
+  HYBRID_FIXTURES,
   QUANTISED_FIXTURES,
 } from "../model/fixtures.ts";
 import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
@@ -97,6 +98,13 @@ const EXPERTS_BFLOAT16: Tolerance = {
 describeGpu("mixtures of experts on the GPU", () => {
   for (const fixture of EXPERT_FIXTURES) {
     referenceSuite(fixture, fewVariants("bfloat16"), EXPERTS_BFLOAT16);
+    referenceSuite(fixture, fewVariants("float16"), FLOAT16);
+  }
+});
+
+describeGpu("hybrids on the GPU", () => {
+  for (const fixture of HYBRID_FIXTURES) {
+    referenceSuite(fixture, variants("bfloat16"), EXPERTS_BFLOAT16);
     referenceSuite(fixture, fewVariants("float16"), FLOAT16);
   }
 });

@@ -82,10 +82,10 @@ export class FakeRanks {
       return result;
     };
     const { numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize } = leader;
-    const { maxDrafts, maxInFlight, attentionReach, keepsState } = leader;
+    const { maxDrafts, maxInFlight, attentionReach, states } = leader;
     return {
       ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts },
-      ...{ maxInFlight, attentionReach, keepsState },
+      ...{ maxInFlight, attentionReach, states },
       launch: (batch: ScheduledBatch) => call(() => leader.launch(batch)),
       draw: (masks: readonly RowMask[]) => call(() => leader.draw(masks)),
       collect: () => {

@@ -6,6 +6,7 @@ import type {
   ScheduledBatch,
   ScheduledRow,
   SlotSampling,
+  SlotStates,
   StepResult,
 } from "../../src/runner/types.ts";
 import { cell, draw, logprobOf, mix, saltOf, VOCAB } from "./oracle.ts";
@@ -28,8 +29,8 @@ export interface FakeRunnerOptions {
   maxModelLen: number;
   /** Default: infinite. */
   attentionReach?: number;
-  /** Slots hold a state, without which nothing can be computed. Not together with drafts or a reach. Default false. */
-  keepsState?: boolean;
+  /** Slots hold a state, without which nothing can be computed. Not together with drafts or a reach. */
+  states?: SlotStates | undefined;
   maxInFlight?: number;
   /** Drafts that a row may have. Default 0. */
   maxDrafts?: number;
@@ -53,6 +54,12 @@ interface Slot {
   length: Range;
   computed: Range;
 }
+
+interface State {
+  readonly digest: number;
+  readonly length: number;
+}
+const NO_STATE: State = { digest: 0, length: -1 };
 
 interface Range {
   least: number;
@@ -93,7 +100,7 @@ export class FakeRunner implements Runner {
   readonly maxInFlight: number;
   readonly maxDrafts: number;
   readonly attentionReach: number;
-  readonly keepsState: boolean;
+  readonly states: SlotStates | undefined;
   /** Seeds of the sequences that must not be launched ahead of their tokens. */
   readonly lockstep = new Set<bigint>();
   /** Drafts computed, and those of them that were accepted. */
@@ -112,8 +119,9 @@ export class FakeRunner implements Runner {
   readonly #salts: Int32Array;
   readonly #nan: Uint8Array;
   readonly #slots: (Slot | undefined)[] = [];
-  /** By slot: what a sequence's tokens led to, and how many they were. */
-  readonly #states: { digest: number; length: number }[] = [];
+  /** By slot, and by place for snapshots: what a sequence's tokens led to, and how many they were. */
+  readonly #states: State[] = [];
+  readonly #snapshots: State[] = [];
   readonly #inFlight: Step[] = [];
   /** The step that was launched last has masked rows, and has not been drawn. */
   #awaitsMasks = false;
@@ -127,7 +135,7 @@ export class FakeRunner implements Runner {
     this.maxInFlight = options.maxInFlight ?? 2;
     this.maxDrafts = options.maxDrafts ?? 0;
     this.attentionReach = options.attentionReach ?? Infinity;
-    this.keepsState = options.keepsState ?? false;
+    this.states = options.states;
     this.#values = new Uint32Array(this.numBlocks * this.blockSize).fill(0xdeadbeef);
     this.#salts = new Int32Array(this.numBlocks * this.blockSize).fill(-1);
     this.#nan = new Uint8Array(this.numBlocks * this.blockSize);
@@ -318,7 +326,8 @@ export class FakeRunner implements Runner {
       if (done[i]) return;
       done[i] = true;
       const slot = slots[i]!;
-      this.#states[batch.rows[i]!.slot] = { digest: 0, length: -1 };
+      this.#states[batch.rows[i]!.slot] = NO_STATE;
+      this.#keep({ batch }, batch.rows[i]!);
       for (let n = 0; n < count; n++) {
         const at = this.#at(slot, slot.numComputed);
         this.#values[at] = mix(slot.numComputed++, 0xbad);
@@ -326,6 +335,17 @@ export class FakeRunner implements Runner {
       }
       if (sample) slot.tokens.push(count % VOCAB);
     });
+  }
+
+  /** The state of the row's slot goes to the places that the step says. */
+  #keep({ batch: { snapshots = [] } }: Pick<Step, "batch">, row: ScheduledRow): void {
+    for (const { slot, snapshot } of snapshots.filter((each) => each.slot === row.slot)) {
+      this.#check(
+        snapshot >= 0 && snapshot < this.states!.numSnapshots,
+        `snapshot ${snapshot} does not exist`,
+      );
+      this.#snapshots[snapshot] = this.#states[slot]!;
+    }
   }
 
   #at({ table }: Slot, position: number): number {
@@ -354,8 +374,10 @@ export class FakeRunner implements Runner {
     const firstRead = Math.max(0, start + 1 - this.attentionReach);
     for (let p = 0; p < firstRead; p++) history.append(cell(history.previous, tokens[p]!, salt), false);
     for (let p = firstRead; p < start; p++) read(p);
-    if (this.keepsState && start > 0 && !this.victims.has(sampling.seed)) {
-      const { digest, length } = this.#states[row.slot] ?? { digest: 0, length: -1 };
+    const joined = step.batch.joins.find(({ slot: id }) => id === row.slot);
+    if (joined?.snapshot !== undefined) this.#states[row.slot] = this.#snapshots[joined.snapshot]!;
+    if (this.states && start > 0 && !this.victims.has(sampling.seed)) {
+      const { digest, length } = this.#states[row.slot] ?? NO_STATE;
       const isOwn = length === start && digest === history.digest;
       this.#check(isOwn, `slot ${row.slot} has the state of ${length} other tokens at position ${start}`);
     }
@@ -369,7 +391,8 @@ export class FakeRunner implements Runner {
     };
     const { count, drafts = 0 } = row;
     for (let n = 0; n < count - drafts; n++) compute(tokens[start + n]!);
-    if (this.keepsState) this.#states[row.slot] = { digest: history.digest, length: slot.numComputed };
+    if (this.states) this.#states[row.slot] = { digest: history.digest, length: slot.numComputed };
+    this.#keep(step, row);
     const { result } = step;
     const seen = history.digests.slice(start);
     if (row.promptLogprobs !== undefined) {

@@ -68,7 +68,7 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
     attentionReach: reachOf(seed),
-    ...statesOf(seed),
+    ...statesOf(seed, blockSize),
   };
   const ranks = simulateRanks(seed, options);
   const fake = ranks?.leader ?? new FakeRunner(options);
@@ -199,9 +199,11 @@ function reachOf(seed: number): number {
 }
 
 /** Slots with states in one run of four, by a chance of its own. */
-function statesOf(seed: number): Partial<FakeRunnerOptions> {
-  const keepsState = new Random(seed ^ 0x57a7e).chance(25);
-  return keepsState ? { keepsState, maxDrafts: 0, attentionReach: Infinity } : {};
+function statesOf(seed: number, blockSize: number): Partial<FakeRunnerOptions> {
+  const random = new Random(seed ^ 0x57a7e);
+  if (!random.chance(25)) return {};
+  const states = { numSnapshots: random.below(6), snapshotInterval: blockSize * random.pick([1, 2, 3]) };
+  return { states, maxDrafts: 0, attentionReach: Infinity };
 }
 
 /** Ranks in one run of five, with chances of their own: what else a seed stands for does not depend on them. */

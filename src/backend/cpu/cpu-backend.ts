@@ -125,6 +125,11 @@ export class CpuBackend implements Backend {
     return { wait: () => snapshot };
   }
 
+  copy(target: Tensor, source: Tensor): void {
+    checks.checkCopy(target, source);
+    bytes(target).set(bytes(source));
+  }
+
   fill(target: Tensor, byte: number): void {
     bytes(target).fill(byte);
   }

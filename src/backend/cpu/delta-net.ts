@@ -40,12 +40,10 @@ export function deltaNet(
     invariant(0 <= slot && slot < cache.slots, `deltaNet: slot ${slot} of ${cache.slots}`);
     const { tail, state } = slotOf(cache, slot, spec);
     const [first, end] = [cuSeqlensQ[row]!, cuSeqlensQ[row + 1]!];
-    if (contextLens[row] === end - first) {
-      tail.fill(0);
-      state.fill(0);
-    }
+    const start = contextLens[row]! - (end - first);
+    if (start === 0) state.fill(0);
     for (let t = first; t < end; t++) {
-      convolve(x, projected.subarray(t * width, t * width + channels), tail, spec);
+      convolve(x, projected.subarray(t * width, t * width + channels), tail, start + t - first, spec);
       for (let head = 0; head < 2 * numKeyHeads; head++)
         makeUnit(x.subarray(head * keyDim, (head + 1) * keyDim), head < numKeyHeads ? keyDim ** -0.5 : 1);
       for (let head = 0; head < numValueHeads; head++) {
@@ -81,26 +79,28 @@ function slotOf({ tails, states, layers, layer }: HostStates, slot: number, spec
     return all.subarray(start, start + size);
   };
   return {
-    tail: of(tails, (spec.convWidth - 1) * spec.channels),
+    tail: of(tails, spec.convWidth * spec.channels),
     state: of(states, spec.numValueHeads * spec.keyDim * spec.valueDim),
   };
 }
 
-/** out = silu of the weighted sum of a token's channels and those of the tail, which the token then joins. */
+/** out = silu of the weighted sum of a token's channels and those of the tokens before, which its own then join. */
 function convolve(
   out: Float64Array,
   token: Float32Array,
   tail: Float32Array,
+  position: number,
   { channels, convWidth, convolution }: HostDeltaNet,
 ): void {
-  const last = convWidth - 1;
+  tail.set(token, (position % convWidth) * channels);
+  const first = Math.max(0, position - convWidth + 1);
   for (let c = 0; c < channels; c++) {
-    let sum = convolution[c * convWidth + last]! * token[c]!;
-    for (let w = 0; w < last; w++) sum += convolution[c * convWidth + w]! * tail[w * channels + c]!;
+    let sum = 0;
+    for (let p = first; p <= position; p++)
+      sum +=
+        convolution[c * convWidth + p - position + convWidth - 1]! * tail[(p % convWidth) * channels + c]!;
     out[c] = sum * sigmoid(sum);
   }
-  tail.copyWithin(0, channels);
-  tail.set(token, (last - 1) * channels);
 }
 
 function makeUnit(x: Float64Array, scale: number): void {

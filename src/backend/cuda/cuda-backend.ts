@@ -18,7 +18,6 @@ import type {
   Fence,
   LayerCache,
   LinearFusion,
-  LmHead,
   LogprobTensors,
   ModelShape,
   Readback,
@@ -26,7 +25,7 @@ import type {
   SlotTensors,
   StepAreas,
 } from "../backend.ts";
-import { checkDrawTokens } from "../checks.ts";
+import { checkCopy, checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { ColdTimer } from "./cold-timer.ts";
@@ -254,6 +253,11 @@ export class CudaBackend implements Backend {
     return this.#staging.readback(source.address, source.byteLength);
   }
 
+  copy(target: Tensor, source: Tensor): void {
+    checkCopy(target, source);
+    this.#ordered.copy(target.address, source.address, target.byteLength);
+  }
+
   fill(target: Tensor, byte: number): void {
     this.#ordered.fill(target.address, byte, target.byteLength);
   }
@@ -426,17 +430,10 @@ export class CudaBackend implements Backend {
     this.#ops.sampling.sample(this.#ordered.value, out, logits, processed, samples, slots);
   }
 
-  drawTokens(
-    out: Tensor,
-    hidden: Tensor,
-    head: LmHead,
-    logits: Tensor,
-    samples: SampleRows,
-    slots: SlotTensors,
-  ): void {
-    const ranks = head.firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
-    const { rows } = checkDrawTokens(this.activationDtype, out, hidden, head, logits, samples, slots, ranks);
-    if (rows > 0) this.#draw.launch(this.#ordered.value, out, hidden, head, logits, samples, slots);
+  drawTokens(...call: Parameters<Backend["drawTokens"]>): void {
+    const ranks = call[2].firstToken === undefined ? 1 : (this.communicator?.shard.size ?? 1);
+    const { rows } = checkDrawTokens(this.activationDtype, ...call, ranks);
+    if (rows > 0) this.#draw.launch(this.#ordered.value, ...call);
   }
 
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void {

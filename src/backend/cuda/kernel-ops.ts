@@ -96,7 +96,7 @@ export class KernelOps {
     const weights = new QuantisedWeights(library, dtype, options);
     this.experts = new ExpertOps(library, this.norm, weights, options);
     this.attend = new AttendOps(library, options);
-    this.deltaNet = new DeltaNetOps();
+    this.deltaNet = new DeltaNetOps(library, options);
     this.batch = new BatchOps(library, options);
     this.processLogits = new ProcessLogitsOps(library, options);
     this.capLogits = new CapLogitsOps(library, options);

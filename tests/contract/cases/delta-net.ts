@@ -7,7 +7,7 @@ import { batchTensors, type RaggedBatch, type RowShape, raggedBatch } from "../r
 
 const EPS = 1e-6;
 /** Length of an error, relative to that of what is right: of a token's outputs of a head, and of a head's state. */
-const TOLERANCES: Record<FloatDType, number> = { float32: 1e-4, float16: 6e-3, bfloat16: 4e-2 };
+const TOLERANCES: Record<FloatDType, number> = { float32: 1e-4, float16: 8e-3, bfloat16: 6e-2 };
 
 const shapeOf = (
   numKeyHeads: number,
@@ -79,8 +79,12 @@ function check(fixture: Fixture, shape: DeltaNetShape, rows: readonly RowShape[]
     batch.numTokens,
     2 * numValueHeads,
   );
-  const tails = fixture.state(random.normals(slots * layers * (convWidth - 1) * channels), [
-    ...[slots, layers, convWidth - 1, channels],
+  const tailSize = convWidth * channels;
+  const tails = fixture.state(random.normals(slots * layers * tailSize), [
+    slots,
+    layers,
+    convWidth,
+    channels,
   ]);
   const states = fixture.state(
     random.normals(slots * layers * numValueHeads * keyDim * valueDim, 0.3),
@@ -104,14 +108,15 @@ function check(fixture: Fixture, shape: DeltaNetShape, rows: readonly RowShape[]
   const [outputs, newTails, newStates] = [out, tails.tensor, states.tensor].map((each) =>
     fixture.readFloats(each),
   );
-  const expectedTails = tails.values.slice();
-  const expectedStates = states.values.slice();
   const stateSize = keyDim * valueDim;
   for (const [row, slot] of batch.rowSlots.entries()) {
-    const inputs = convolved(projected.values, tails.values, convolution.values, {
-      ...{ batch, row, shape, at: (slot * layers + layer) * (convWidth - 1) * channels },
-    });
-    expectedTails.set(inputs.tail, (slot * layers + layer) * (convWidth - 1) * channels);
+    const at = (slot * layers + layer) * tailSize;
+    const inputs = convolved(projected.values, tails.values, convolution.values, { batch, row, shape, at });
+    const length = rows[row]![0];
+    for (let position = Math.max(0, length - convWidth + 1); position < length; position++) {
+      const place = at + (position % convWidth) * channels;
+      expectEqual(`tail ${row}`, newTails!.subarray(place, place + channels), inputs.channelsAt(position));
+    }
     for (let head = 0; head < numValueHeads; head++) {
       const at = ((slot * layers + layer) * numValueHeads + head) * stateSize;
       const first = batch.cuSeqlensQ[row]!;
@@ -132,7 +137,6 @@ function check(fixture: Fixture, shape: DeltaNetShape, rows: readonly RowShape[]
         ),
         beta: inputs.tokens.map((_, t) => 1 / (1 + Math.exp(-gateOf(head, t)))),
       });
-      expectedStates.set(state, at);
       const tolerance = TOLERANCES[fixture.dtype];
       expectNear(`state ${row}, ${head}`, newStates!.subarray(at, at + stateSize), state, tolerance);
       for (const [t, values] of o.entries()) {
@@ -152,14 +156,15 @@ function check(fixture: Fixture, shape: DeltaNetShape, rows: readonly RowShape[]
       }
     }
   }
-  expectEqual("tails", newTails!, expectedTails);
   // Other slots and layers are as they were.
-  const isOwn = (i: number) => {
-    const place = Math.floor(i / (numValueHeads * stateSize));
-    return place % layers === layer && batch.rowSlots.includes(Math.floor(place / layers));
-  };
-  const others = (values: Float32Array) => values.filter((_, i) => !isOwn(i));
-  expectEqual("other states", others(newStates!), others(expectedStates));
+  const others = (values: Float32Array, size: number) =>
+    values.filter((_, i) => {
+      const place = Math.floor(i / size);
+      return place % layers !== layer || !batch.rowSlots.includes(Math.floor(place / layers));
+    });
+  const size = numValueHeads * stateSize;
+  expectEqual("other states", others(newStates!, size), others(states.values, size));
+  expectEqual("other tails", others(newTails!, tailSize), others(tails.values, tailSize));
 }
 
 interface RowOf {
@@ -170,33 +175,34 @@ interface RowOf {
   readonly at: number;
 }
 
-/** The channels of a row's tokens after convolution and silu, and the tail that they leave. */
+/** The channels of a row's tokens after convolution and silu, and those of a position before. */
 function convolved(
   projected: Float32Array,
   tails: Float32Array,
   weights: Float32Array,
   { batch, row, shape, at }: RowOf,
-): { readonly tokens: Float64Array[]; readonly tail: Float32Array } {
+): { readonly tokens: Float64Array[]; readonly channelsAt: (position: number) => Float32Array } {
   const { convWidth, numValueHeads, valueDim } = shape;
-  const [channels, before] = [channelsOf(shape), convWidth - 1];
+  const channels = channelsOf(shape);
   const width = channels + numValueHeads * valueDim;
   const [contextLen, queryLen] = batch.rows[row]!;
-  const first = batch.cuSeqlensQ[row]!;
-  const channelAt = (t: number, c: number) => {
-    if (t >= 0) return projected[(first + t) * width + c]!;
-    return contextLen === queryLen ? 0 : tails[at + (before + t) * channels + c]!;
+  const start = contextLen - queryLen;
+  const channelsAt = (position: number) => {
+    if (position < 0) return new Float32Array(channels);
+    const [of, from] =
+      position >= start
+        ? [projected, (batch.cuSeqlensQ[row]! + position - start) * width]
+        : [tails, at + (position % convWidth) * channels];
+    return of.subarray(from, from + channels);
   };
-  const tokens = Array.from({ length: queryLen }, (_, t) =>
-    Float64Array.from({ length: channels }, (__, c) => {
-      let sum = 0;
-      for (let w = 0; w < convWidth; w++) sum += weights[c * convWidth + w]! * channelAt(t - before + w, c);
+  const tokens = Array.from({ length: queryLen }, (_, t) => {
+    const seen = Array.from({ length: convWidth }, (__, w) => channelsAt(start + t - convWidth + 1 + w));
+    return Float64Array.from({ length: channels }, (__, c) => {
+      const sum = seen.reduce((total, x, w) => total + weights[c * convWidth + w]! * x[c]!, 0);
       return sum / (1 + Math.exp(-sum));
-    }),
-  );
-  const tail = Float32Array.from({ length: before * channels }, (_, i) =>
-    channelAt(queryLen - before + Math.floor(i / channels), i % channels),
-  );
-  return { tokens, tail };
+    });
+  });
+  return { tokens, channelsAt };
 }
 
 interface Tokens {

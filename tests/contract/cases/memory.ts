@@ -1,5 +1,6 @@
 import { expect } from "bun:test";
 import type { Backend } from "../../../src/backend/backend.ts";
+import { InvariantError } from "../../../src/base/errors.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 
@@ -31,6 +32,16 @@ export function memoryCases(addCase: Case, createBackend: () => Backend): void {
     const second = backend.readback(tensor);
     expectEqual("second", new Uint32Array(second.wait().buffer), [4, 7, 6]);
     expectEqual("first", new Uint32Array(first.wait().buffer), [4, 5, 6]);
+  });
+
+  addCase("copy", "takes what the source holds then, from view to view", (fixture) => {
+    const { backend } = fixture;
+    const tensor = fixture.stateOf("uint32", Uint32Array.of(1, 2, 3, 4, 5, 6), [3, 2]);
+    backend.copy(tensor.rows(2, 3), tensor.rows(0, 1));
+    backend.fill(tensor.rows(0, 1), 0);
+    expectEqual("tensor", fixture.readWords(tensor), [0, 0, 3, 4, 1, 2]);
+    expect(() => backend.copy(tensor.rows(0, 2), tensor.rows(1, 3))).toThrow(InvariantError);
+    expect(() => backend.copy(tensor.rows(0, 2), tensor.rows(2, 3))).toThrow(InvariantError);
   });
 
   addCase("fill", "sets every byte of a view", (fixture) => {

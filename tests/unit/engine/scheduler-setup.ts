@@ -1,6 +1,7 @@
 import { BlockManager } from "../../../src/engine/block-manager.ts";
-import { type ScheduledStep, Scheduler } from "../../../src/engine/scheduler.ts";
+import { Scheduler } from "../../../src/engine/scheduler.ts";
 import { Sequence } from "../../../src/engine/sequence.ts";
+import type { ScheduledStep } from "../../../src/engine/step-builder.ts";
 import { sha256 } from "./helpers.ts";
 
 /** A scheduler whose steps are computed at once or left in flight. */

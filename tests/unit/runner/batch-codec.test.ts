@@ -25,10 +25,13 @@ const plainSampling = fc.record({
 const sampling = fc
   .tuple(plainSampling, optional("masked", fc.constant(true)))
   .map(([fields, masked]) => ({ ...fields, ...masked }));
-const join = fc.record({
+const plainJoin = fc.record({
   ...{ slot: token, promptLength: token, numComputedTokens: token, sampling },
   tokens: fc.oneof(tokens, fc.constant(Array(5000).fill(7))).map((ids) => Int32Array.from(ids)),
 });
+const join = fc
+  .tuple(plainJoin, optional("snapshot", fc.nat(9)))
+  .map(([fields, snapshot]) => ({ ...fields, ...snapshot }));
 const row = fc
   .tuple(
     fc.record({ slot: token, count: token, sample: fc.boolean() }),
@@ -39,12 +42,16 @@ const row = fc
     optional("masked", fc.constant(true)),
   )
   .map((parts) => Object.assign({}, ...parts));
-const batch = fc.record({
+const plainBatch = fc.record({
   joins: fc.array(join, { maxLength: 3 }),
   blockTableUpdates: fc.array(fc.record({ slot: token, index: token, block: token }), { maxLength: 5 }),
   rows: fc.array(row, { maxLength: 5 }),
   ...{ decodeRows: token, numTokens: token },
-}) as fc.Arbitrary<ScheduledBatch>;
+});
+const snapshots = fc.array(fc.record({ slot: token, snapshot: token }), { minLength: 1, maxLength: 3 });
+const batch = fc
+  .tuple(plainBatch, optional("snapshots", snapshots))
+  .map(([fields, kept]) => ({ ...fields, ...kept })) as fc.Arbitrary<ScheduledBatch>;
 
 test("a batch comes back as it was, to the bit", () => {
   fc.assert(

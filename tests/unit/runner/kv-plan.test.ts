@@ -106,6 +106,15 @@ describe("states beside the pool", () => {
     );
   });
 
+  test("have snapshots beside them where prefixes are cached", () => {
+    const cached = { ...pool, maxNumSeqs: 12, enablePrefixCaching: true };
+    const { numSnapshots } = plan(host, 30 * KIB, cached);
+    expect(numSnapshots).toBe(3);
+    expect(plan(host, 30 * KIB, cached).numBlocks()).toBe(Math.floor((1000 - 16 * 30) / 16));
+    expect(plan(host, 30 * KIB, { ...cached, enablePrefixCaching: false }).numSnapshots).toBe(0);
+    expect(plan(host, 0, cached).numSnapshots).toBe(0);
+  });
+
   test("are part of what a GPU has left: they are allocated before blocks are counted", () => {
     const gpu = new Gpu(1000 * KIB);
     const measured = plan(gpu.backend, 50 * KIB, { maxNumSeqs: 64 });

@@ -52,6 +52,19 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.experts(x, x, f32(tokens, 16), experts, spec, { norm, addTo: x });
   backend.gateRows(x, f32(tokens, 1));
 
+  const rule = { numKeyHeads: 2, numValueHeads: 4, keyDim: 32, valueDim: 64, convWidth: 4 };
+  const [states, channels] = [300, 384];
+  backend.deltaNet(
+    ...([bf16(tokens, 256), bf16(tokens, channels + 256), f32(tokens, 8)] as const),
+    { tails: bf16(states, 3, 4, channels), states: f32(states, 3, 4, 32, 64), layer: 1 },
+    step,
+    {
+      ...{ ...rule, convolution: bf16(channels, 4), decayLog: f32(4), timeBias: f32(4) },
+      norm: { weight: bf16(64), eps: norm.eps },
+    },
+  );
+  backend.gateElements(x, bf16(tokens, WIDTH));
+
   // By codes: in an order of their own, permuted, and of a width that has no order.
   const float8 = (n: number, k: number) =>
     backend.prepareWeight({

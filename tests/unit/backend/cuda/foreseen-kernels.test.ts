@@ -44,6 +44,20 @@ const MODELS: Readonly<Record<string, object>> = {
     ...{ ...SHAPE, model_type: "qwen2_moe", architectures: ["Qwen2MoeForCausalLM"], num_experts: 4 },
     ...{ num_experts_per_tok: 2, moe_intermediate_size: 64, shared_expert_intermediate_size: 256 },
   },
+  "qwen3.5, linear attention": {
+    ...{
+      ...SHAPE,
+      model_type: "qwen3_5_text",
+      architectures: ["Qwen3_5ForCausalLM"],
+      full_attention_interval: 2,
+    },
+    ...{
+      linear_num_key_heads: 2,
+      linear_num_value_heads: 4,
+      linear_key_head_dim: 64,
+      linear_value_head_dim: 64,
+    },
+  },
   "256 dimensions": { ...SHAPE, head_dim: 256 },
   "widths of 8": { ...SHAPE, hidden_size: 264, intermediate_size: 520, vocab_size: 2001 },
   "gemma 3, GELU and norms of outputs": {

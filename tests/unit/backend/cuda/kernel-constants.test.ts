@@ -27,6 +27,7 @@ const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
         attentionForms: [{ rotaryDim: 64, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
         softCap: 30,
         experts: { count: 40, intermediateSize: 768, format: "mxfp4" },
+        deltaNet: { numKeyHeads: 16, numValueHeads: 32, keyDim: 128, valueDim: 128, convWidth: 4 },
       }),
     )
     .map((unit) => [unit.file, unit]),
@@ -51,6 +52,7 @@ const ASSERTED = [
     "LOGIT_EDIT_WORDS",
     "PREFILL_CONTROL_BYTES",
     ...["LINEAR_SHARED_BYTES", "LARGE_CONTROL_BYTES", "DRAW_SHARED_BYTES"],
+    ...["PREPARE_BYTES", "ADVANCE_BYTES"],
     ...["LAYERS_SHARED_BYTES", "LAYER_POINTERS", "LAYER_THREADS"],
   ],
 ];

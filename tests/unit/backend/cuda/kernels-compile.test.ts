@@ -38,6 +38,13 @@ const EXPERTS: readonly Pick<ModelShape, "experts">[] = [
   { experts: { count: 8, intermediateSize: 80, format: "fp8" } },
 ];
 
+/** Heads of a gated delta rule, for the first models: those of all published ones, and the narrowest and the most unequal. */
+const RULES: readonly Pick<ModelShape, "deltaNet">[] = [
+  { deltaNet: { numKeyHeads: 16, numValueHeads: 32, keyDim: 128, valueDim: 128, convWidth: 4 } },
+  { deltaNet: { numKeyHeads: 2, numValueHeads: 4, keyDim: 16, valueDim: 16, convWidth: 4 } },
+  { deltaNet: { numKeyHeads: 2, numValueHeads: 2, keyDim: 64, valueDim: 32, convWidth: 5 } },
+];
+
 const NVRTC = available(() => openNvrtc(thisMachine(), 13));
 
 /**
@@ -56,7 +63,13 @@ function variants(n: number): KernelUnit[] {
       attentionForms: [plainForm(i === 0 ? headDim / 2 : headDim)],
     };
     const hopper = ARCHITECTURES[n] === "sm_90a";
-    const model = { ...WIDTHS[i % WIDTHS.length]!, ...heads, ...EXPERTS[i], blockSize: i === 0 ? 256 : 16 };
+    const model = {
+      ...WIDTHS[i % WIDTHS.length]!,
+      ...heads,
+      ...EXPERTS[i],
+      ...RULES[i],
+      blockSize: i === 0 ? 256 : 16,
+    };
     // A cache in eight bits on as many architectures as make all combinations: the last one compiles what sm_89 does.
     const float8 = n < HEAD_DIMS.length;
     const units = [
