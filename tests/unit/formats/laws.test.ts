@@ -237,11 +237,11 @@ describe.each(named)("%s", (_, form) => {
 
   test("every state leads to one that exists", () => {
     const { states, start } = formatsFor(form).withCalls!;
-    const targets = Object.values(states).flatMap(({ on = {}, done, otherwise }) => [
+    const targets = Object.values(states).flatMap(({ on = {}, done, otherwise, endsValue }) => [
       ...Object.values(on).flatMap((to) =>
         typeof to === "function" ? [] : typeof to === "string" ? [to] : [to.to],
       ),
-      ...[done, otherwise].filter((name) => name !== undefined),
+      ...[done, otherwise, endsValue].filter((name) => name !== undefined),
     ]);
     expect([start, ...targets, "content"].filter((name) => !Object.hasOwn(states, name))).toEqual([]);
   });

@@ -323,6 +323,26 @@ describe("what cannot be enforced is refused by keyword and path", () => {
     expect(error).toMatchObject({ keyword, path, param: "json", code: "invalid_schema" });
   });
 
+  test.each([
+    ...["if", "then", "else", "contains", "minContains", "maxContains", "unevaluatedProperties"],
+    ...[
+      "unevaluatedItems",
+      "additionalItems",
+      "dependencies",
+      "contentMediaType",
+      "contentSchema",
+      "$dynamicRef",
+    ],
+    ...["$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$anchor", "nullable", "frobnicate"],
+  ])("%s, wherever it is", (keyword) => {
+    for (const value of [true, {}, "a", 1]) {
+      const schema = { items: { anyOf: [{ type: "null" }, { type: "array", [keyword]: value }] } };
+      expect(() => convert(schema)).toThrow(
+        expect.objectContaining({ keyword, path: "/items/anyOf/1", code: "invalid_schema" }),
+      );
+    }
+  });
+
   const many = (count: number, make: (i: number) => unknown) =>
     Object.fromEntries(Array.from({ length: count }, (_, i) => [`p${i}`, make(i)]));
   const chain = (link: (next: object) => object) =>
