@@ -2,7 +2,11 @@ import { describe, test } from "bun:test";
 import { DeviceError, messageOf } from "../src/base/errors.ts";
 
 /** Set to 1 where tests that need it must not be skipped. */
-export type Requirement = "OCTAVO_REQUIRE_GPU" | "OCTAVO_REQUIRE_GPUS" | "OCTAVO_REQUIRE_NVRTC";
+export type Requirement =
+  | "OCTAVO_REQUIRE_CHROMIUM"
+  | "OCTAVO_REQUIRE_GPU"
+  | "OCTAVO_REQUIRE_GPUS"
+  | "OCTAVO_REQUIRE_NVRTC";
 
 /** What `open` finds on this machine, or why it finds nothing. */
 export function available<T extends object>(open: () => T): T | string {

@@ -9,7 +9,7 @@ export function findChromium(): { readonly path: string } | string {
   return path ? { path } : `none of ${NAMES.join(", ")} is installed`;
 }
 
-interface Viewport {
+export interface Viewport {
   readonly width: number;
   readonly height: number;
   readonly dark?: boolean;
@@ -148,6 +148,16 @@ export class Tab implements AsyncDisposable {
     });
   }
 
+  /** Runs a script in every document from now on, before its own. */
+  async prepare(source: string): Promise<void> {
+    await this.#send("Page.addScriptToEvaluateOnNewDocument", { source });
+  }
+
+  async focus(selector: string): Promise<void> {
+    await this.until(`document.querySelector(${JSON.stringify(selector)})`);
+    await this.evaluate(`document.querySelector(${JSON.stringify(selector)}).focus()`);
+  }
+
   async go(url: string | URL): Promise<void> {
     await this.#send("Page.navigate", { url: String(url) });
     await this.until("document.readyState === 'complete' && document.querySelector('#app')?.firstChild");
@@ -165,7 +175,9 @@ export class Tab implements AsyncDisposable {
   }
 
   async until(expression: string): Promise<void> {
-    await eventually(async () => Boolean(await this.evaluate(`Boolean(${expression})`))).catch((error) => {
+    await eventually(async () =>
+      Boolean(await this.evaluate(`(async () => Boolean(${expression}))()`)),
+    ).catch((error) => {
       throw new Error(`${expression}: ${error instanceof Error ? error.message : error}`);
     });
   }
@@ -200,7 +212,12 @@ export class Tab implements AsyncDisposable {
     await this.#send("Input.dispatchKeyEvent", { type: "keyUp", ...event });
   }
 
-  async movePointer(x: number, y: number): Promise<void> {
+  /** Moves the pointer to the middle of an element. */
+  async hover(selector: string): Promise<void> {
+    const { x, y } = await this.evaluate<{ x: number; y: number }>(`(() => {
+      const { x, y, width, height } = document.querySelector(${JSON.stringify(selector)}).getBoundingClientRect();
+      return { x: x + width / 2, y: y + height / 2 };
+    })()`);
     await this.#send("Input.dispatchMouseEvent", { type: "mouseMoved", x, y });
   }
 

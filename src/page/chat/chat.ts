@@ -37,7 +37,9 @@ export class Chat {
     this.open = new Store(newConversation(this.#settings.value));
     this.#kept.list().then(
       (list) => {
-        this.list.value = list;
+        // One may have been begun meanwhile.
+        const here = this.list.value;
+        this.list.value = [...here, ...list.filter(({ id }) => here.every((one) => one.id !== id))];
       },
       () => {
         this.isForgetful.value = true;
@@ -53,7 +55,7 @@ export class Chat {
   async show(id: string): Promise<void> {
     this.stop();
     const conversation = await this.#kept.get(id).catch(() => undefined);
-    if (conversation) this.open.value = conversation;
+    if (conversation) this.open.value = settled(conversation);
   }
 
   async remove(id: string): Promise<void> {
@@ -145,6 +147,7 @@ export class Chat {
     };
     this.#finish = finish;
     draw();
+    this.#keep();
     this.writing.value = id;
     this.announcement.value = "The model is writing";
     try {
@@ -175,6 +178,16 @@ export class Chat {
       this.isForgetful.value = true;
     });
   }
+}
+
+/** A conversation without the reply that was being written when the page was left. */
+function settled(conversation: Conversation): Conversation {
+  const turns = conversation.turns.map((turn) =>
+    turn.role === "assistant"
+      ? { ...turn, replies: turn.replies.map((reply) => ended(reply, STOPPED)) }
+      : turn,
+  );
+  return { ...conversation, turns };
 }
 
 /** The reason of a reply's end that is no error. */

@@ -192,7 +192,7 @@ function ReplyFacts({ reply, isWriting }: { readonly reply: Reply; readonly isWr
   const count = usage?.completion ?? tokens.length;
   const facts: string[] = [];
   if (count > 0) facts.push(`${count} tokens`);
-  if (count > 1 && firstTokenMs !== undefined && totalMs !== undefined && totalMs > firstTokenMs)
+  if (count > 1 && firstTokenMs !== undefined && totalMs !== undefined && totalMs > firstTokenMs + 100)
     facts.push(`${Math.round((1000 * (count - 1)) / (totalMs - firstTokenMs))} tok/s`);
   if (firstTokenMs !== undefined) facts.push(`first after ${Math.round(firstTokenMs)} ms`);
   const ending = !isWriting && finish !== null ? ENDINGS[finish] : undefined;

@@ -38,7 +38,7 @@ export function SettingsPanel({ chat }: { readonly chat: Chat }) {
           <option value="0">off</option>
           {[1, 5, 10, 20].map((count) => (
             <option key={count} value={String(count)}>
-              with {count} alternatives
+              top {count}
             </option>
           ))}
         </select>

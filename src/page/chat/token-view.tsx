@@ -19,23 +19,24 @@ export function TokenView({ tokens }: { readonly tokens: readonly ScoredToken[] 
     const next = Math.max(0, Math.min(tokens.length - 1, at + step));
     setAt(next);
     const parent = event.currentTarget as HTMLElement;
-    (parent.querySelectorAll("button")[next] as HTMLElement | undefined)?.focus();
+    parent.querySelectorAll<HTMLElement>(".token")[next]?.focus();
   };
   return (
     <div class="tokens">
       <div
         class="token-text"
-        role="toolbar"
+        role="listbox"
         aria-label="Tokens of the reply"
         onKeyDown={move}
         onPointerLeave={() => setOpen(false)}
       >
         {tokens.map((token, i) => (
-          <button
-            type="button"
+          <span
+            role="option"
             key={String(i)}
             tabIndex={i === at ? 0 : -1}
             class={`token p${STEPS.filter((step) => Math.exp(token.logprob) >= step).length}`}
+            aria-selected={i === at}
             aria-label={`${spelled(token.text)}: ${percent(token.logprob)}`}
             onPointerEnter={() => {
               setAt(i);
@@ -47,7 +48,7 @@ export function TokenView({ tokens }: { readonly tokens: readonly ScoredToken[] 
             }}
           >
             {token.text}
-          </button>
+          </span>
         ))}
       </div>
       <div class="alternatives" aria-live="polite">

@@ -42,20 +42,26 @@ export function EnginePanel({ feed, isCompact }: EnginePanelProps) {
         </span>
       </header>
       <Figures state={state} history={feed.history} />
-      <Part title="KV cache" name="map">
-        <BlockMap {...parts} height={isCompact ? 260 : 420} />
-        <BlockLegend />
-      </Part>
-      <Part title={`Batch · ${state.stats.running}`} name="batch-part">
-        <BatchList {...parts} most={isCompact ? 8 : 40} />
-      </Part>
-      <Part title={`Queue · ${state.stats.waiting}`} name="queue-part">
-        <QueueList state={state} most={isCompact ? 4 : 16} />
-      </Part>
-      <Charts state={state} history={feed.history} isCompact={isCompact} />
-      <Part title="Events" name="events-part">
-        <Events feed={feed} most={isCompact ? 6 : 16} />
-      </Part>
+      <div class="columns">
+        <div>
+          <Part title="KV cache" name="map">
+            <BlockMap {...parts} height={isCompact ? 250 : 420} />
+            <BlockLegend />
+          </Part>
+          <Charts state={state} history={feed.history} isCompact={isCompact} />
+        </div>
+        <div>
+          <Part title={`Batch · ${state.stats.running}`} name="batch-part">
+            <BatchList {...parts} most={isCompact ? 8 : 24} />
+          </Part>
+          <Part title={`Queue · ${state.stats.waiting}`} name="queue-part">
+            <QueueList state={state} most={isCompact ? 4 : 16} />
+          </Part>
+          <Part title="Events" name="events-part">
+            <Events feed={feed} most={isCompact ? 6 : 16} />
+          </Part>
+        </div>
+      </div>
       <footer class="muted">
         {facts.model} on {facts.device} in {facts.dtype} · {facts.numBlocks} blocks of {facts.blockSize}{" "}
         tokens · at most {facts.maxNumSeqs} sequences, {facts.maxNumBatchedTokens} tokens a step · Octavo{" "}
@@ -144,7 +150,7 @@ function Charts({
 }) {
   const shared = { times: history.times, span: SPAN, version: state };
   const line = (label: string, name: SeriesName, color: string, fill = false) => {
-    return { label, values: history.values[name], color, fill };
+    return { label, values: history.values[name], color, fill, marks: name.startsWith("firstToken") };
   };
   const speed = (
     <TimeChart

@@ -10,6 +10,8 @@ export interface ChartSeries {
   readonly color: string;
   /** Fill below it. Default false. */
   readonly fill?: boolean;
+  /** Mark each value: some have none beside them, and no line. Default false. */
+  readonly marks?: boolean;
 }
 
 interface TimeChartProps {
@@ -96,6 +98,7 @@ function optionsOf(
       {
         ...axis,
         ...{ grid: { show: false }, size: 20 },
+        splits: (_, __, ___, max) => [4, 3, 2, 1, 0].map((part) => max - (part * span) / 4),
         values: (self, splits) => splits.map((at) => ago(at - (self.scales["x"]!.max ?? 0))),
       },
       { ...axis, grid, size: 40, values: (_, splits) => splits.map((value) => figure(value)) },
@@ -105,7 +108,8 @@ function optionsOf(
       ...series.map((one): uPlot.Series => {
         const stroke = color(one.color);
         const fill = one.fill ? { fill: `color-mix(in oklab, ${stroke} 16%, transparent)` } : {};
-        return { label: one.label, stroke, width: 1.5, spanGaps: true, points: { show: false }, ...fill };
+        const points = { show: one.marks ?? false, size: 4, fill: stroke };
+        return { label: one.label, stroke, width: 1.5, spanGaps: true, points, ...fill };
       }),
     ],
   };
