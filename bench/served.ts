@@ -13,6 +13,7 @@ import { join } from "node:path";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { countValue, integerValue } from "../src/cli/flag-values.ts";
 import { ChildError } from "./child-error.ts";
+import { ready } from "./ready.ts";
 import { makeRecord, writeRecord } from "./record.ts";
 import { median } from "./stats.ts";
 
@@ -33,7 +34,6 @@ interface ServedRun {
 }
 
 const ROOT = join(import.meta.dir, "..");
-const START_SECONDS = 120;
 
 const command = createCommand("bench:served")
   .description("Compares served with offline throughput.")
@@ -115,13 +115,4 @@ async function finish(args: readonly string[]): Promise<void> {
   const complaint = await new Response(process.stderr).text();
   const code = await process.exited;
   if (code !== 0) throw new ChildError(complaint, code);
-}
-
-async function ready(url: string): Promise<void> {
-  for (let waited = 0; waited < START_SECONDS; waited += 0.2) {
-    const response = await fetch(`${url}/health`).catch(() => undefined);
-    if (response?.ok) return;
-    await Bun.sleep(200);
-  }
-  throw new Error(`the server was not ready within ${START_SECONDS} s`);
 }
