@@ -12,14 +12,15 @@
 // Parallelisation: a CTA takes tiles of STRIPS · 8 weight rows, one every gridDim.x. A warp streams codes and scales through a ring of
 // stages of WARPS · WARP_BLOCKS blocks of columns; each of WARPS warps takes its blocks of every stage, and they add up through
 // shared memory in warp order, so that results repeat bit for bit and do not depend on the other tokens: with few tokens for several
-// tiles together, as warps wait for each other there. The weights are the
-// 16-wide side of mma.m16n8k16, tokens the 8-wide side. Another warp fetches x to shared memory, where it is too long in segments
-// of columns that two buffers take in turns, each for KEPT tiles at once; with a norm, the warps that multiply scale it there.
+// tiles together, as warps wait for each other there. The weights are the 16-wide side of mma.m16n8k16, tokens the 8-wide side.
+// Another warp fetches x to shared memory, where it is too long in segments of columns that two buffers take in turns, each for KEPT
+// tiles at once; with a norm, each warp that multiplies scales the columns that it reads.
 //
 // Why this version: reading the weights is all the cost, and what stands between a stage and the next. A strip's part of a stage is
 // contiguous, one bulk copy; before Hopper it is copied by the warp's lanes. Codes become floats between shared memory and mma by a
 // few logical instructions, and a group's scale is applied to the group's sums, in float32, so that weights are exact. The ring
-// is filled before the wait for the kernels before.
+// is filled before the wait for the kernels before, and takes what shared memory there is: where two CTAs fit a multiprocessor some get
+// two and are the last to end by far.
 //
 // A first version was measured on an H100, bench/NOTES.md has what it gave and what this one does otherwise.
 #include "activation.cuh"
@@ -298,7 +299,6 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, 1)
     if (!gamma) return;
     if (first_pass && start == 0) barrier_wait(shared_address(&control.gamma_full), 0);
     staged.normalise(start, columns, first_pass);
-    named_barrier_sync(1, CONSUMERS);
   };
   const auto give_back_x = [&] {
     if constexpr (BULK) async_proxy_fence();

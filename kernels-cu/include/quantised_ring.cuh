@@ -33,7 +33,7 @@ constexpr int SUM_PITCH = TILE_ROWS + SUM_PADDING;
 struct Control {
   uint64 full[QUANTISED_MAX_STAGES], empty[QUANTISED_MAX_STAGES];
   uint64 x_full[2], x_empty[2], gamma_full;
-  float squares[TOKENS > WARPS ? TOKENS : WARPS];  // [tokens][parts]
+  float squares[TOKENS][WARPS];
   float partial[2][WARPS][TOKENS][SUM_PITCH];
 };
 
@@ -165,16 +165,18 @@ struct StagedX {
     advance();
   }
 
-  // By the warps that multiply: x of this segment times gamma, in place. The squares of x are added to those of the segments before.
-  __device__ __forceinline__ int parts() const { return max(1, WARPS / tokens); }
+  // By the warps that multiply: x of this segment times gamma, in place; each does the columns of its own blocks, which no other reads. The
+  // squares of x are added to those of the segments before.
   __device__ __forceinline__ void normalise(int first, int columns, bool first_pass) const {
+    constexpr int PIECES = BLOCK / VEC;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    for (int unit = warp; unit < tokens * parts(); unit += WARPS) {
-      const int token = unit / parts(), part = unit % parts();
+    const int blocks = (columns / BLOCK - warp + WARPS - 1) / WARPS;
+    for (int token = 0; token < tokens; token++) {
       unsigned char* row = bytes() + token * pitch;
       float sum = 0;
 #pragma unroll 4
-      for (int i = part * WARP + lane; i < columns / VEC; i += parts() * WARP) {
+      for (int piece = lane; piece < blocks * PIECES; piece += WARP) {
+        const int i = (piece / PIECES * WARPS + warp) * PIECES + piece % PIECES;
         const uint4 value = load16(row + i * 16), scale = load16(gamma + first + i * VEC);
         float v[VEC];
         unpack(value, v);
@@ -184,12 +186,14 @@ struct StagedX {
                                          fma2(value.z, scale.z, MINUS_ZEROS), fma2(value.w, scale.w, MINUS_ZEROS)));
       }
       sum = warp_sum(sum);
-      if (lane == 0 && first_pass) control.squares[unit] = (first == 0 ? 0 : control.squares[unit]) + sum;
+      float& squares = control.squares[token][warp];
+      if (lane == 0 && first_pass) squares = (first == 0 ? 0 : squares) + sum;
     }
+    __syncwarp();
   }
   __device__ __forceinline__ float factor(int token, int inputs, float eps) const {
     float total = 0;
-    for (int i = 0; i < parts(); i++) total += control.squares[token * parts() + i];
+    for (int i = 0; i < WARPS; i++) total += control.squares[token][i];
     return rsqrtf(total / inputs + eps);
   }
 };

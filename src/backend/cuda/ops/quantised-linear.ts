@@ -237,7 +237,7 @@ export function planFew(
   const blocks = Math.min(tiles, smCount);
   const stageBytes = strips * stripBytes;
   const sums = 2 * warps * tokenBlocks * TOKEN_BLOCK * (strips * STRIP_ROWS + SUM_PADDING) * 4;
-  const squares = Math.max(tokenBlocks * TOKEN_BLOCK, warps) * 4;
+  const squares = tokenBlocks * TOKEN_BLOCK * warps * 4;
   const fixed = Math.ceil((BARRIER_BYTES + squares + sums) / 128) * 128 + (norm ? 2 * inFeatures : 0);
   const bytesOfX = (columns: number) => tokens * (columns * 2 + X_PADDING);
   const wanted = Math.min(QUANTISED_MAX_STAGES, rounds * Math.ceil(inFeatures / chunk));
