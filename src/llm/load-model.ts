@@ -66,9 +66,12 @@ export interface LoadedModel {
   dispose(): void;
 }
 
-/** Threads that masks of grammars are made in at most: beside those of the engine, the text and the server. */
+/**
+ * Threads that masks of grammars are made in at most: beside those of the engine, the text and the server. Two at least, so that
+ * nobody's masks need wait while another request's grammar is compiled.
+ */
 function maxGrammarStages(): number {
-  return Math.min(8, Math.max(1, Math.floor(availableParallelism() / 2)));
+  return Math.min(8, Math.max(2, Math.floor(availableParallelism() / 2)));
 }
 
 /**
