@@ -54,7 +54,7 @@ const command = createCommand("bench:cpu")
   .option("--tokens <count>", "tokens that a stream writes", countValue, 16)
   .option("--prompt <count>", "tokens of a prompt", countValue, 128)
   .option("--streams <count>", "streams together", countValue, 16)
-  .option("--runs <count>", "runs of each, of which the best counts", countValue, 4)
+  .option("--runs <count>", "runs of each, of which the best counts", countValue, 3)
   .option("--llama-cpp <folder>", "folder with node_modules/node-llama-cpp, to be measured beside")
   .option("--no-reference", "leave the reference backend out")
   .option("--json <file>", "write a record");
@@ -98,7 +98,7 @@ command.action(async (flags: Flags) => {
           const { bytes, ...own } = await measureOctavo(
             path,
             { device: "cpu", threads, loadFormat: "auto" },
-            flags,
+            { ...flags, streams: 0 },
           );
           add({
             engine: "octavo",
