@@ -7,6 +7,7 @@ import { DEFAULT_MAX_TOKENS } from "./generate.ts";
 import { ProgressBar } from "./progress.ts";
 import { readText } from "./prompts.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
+import { modelText } from "./terminal-style.ts";
 
 /** `complete`: the continuation of one text, and nothing else, on standard output. */
 export function completeCommand(name: string): Command {
@@ -46,7 +47,7 @@ async function complete(
   process.once("SIGINT", () => interrupt.abort());
   for await (const delta of llm.stream(prompt, params, { signal: interrupt.signal })) {
     if (delta.error) throw delta.error;
-    process.stdout.write(delta.text);
+    process.stdout.write(modelText(delta.text, process.stdout));
   }
   process.stdout.write("\n");
   if (interrupt.signal.aborted) process.exit(ExitCode.interrupted);

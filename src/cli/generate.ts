@@ -8,6 +8,7 @@ import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { ProgressBar } from "./progress.ts";
 import { DEFAULT_PROMPT, readPrompts } from "./prompts.ts";
 import { addSamplingFlags, samplingParams } from "./sampling-flags.ts";
+import { modelText } from "./terminal-style.ts";
 
 /** Longest output of a command that continues texts, unless told. */
 export const DEFAULT_MAX_TOKENS = 256;
@@ -95,7 +96,7 @@ class Run {
     for await (const delta of this.#open(prompt)) {
       if (delta.error) throw delta.error;
       // Only now is it certain that the prompt is one that can be continued.
-      process.stdout.write(opening + delta.text);
+      process.stdout.write(modelText(opening + delta.text, process.stdout));
       opening = "";
       outputTokens += delta.tokenIds.length;
     }
@@ -145,7 +146,9 @@ class Run {
   #printText(prompts: readonly string[], outputs: readonly RequestOutput[]): void {
     for (const [i, { outputs: completions }] of outputs.entries()) {
       for (const { text } of completions)
-        console.log(`${this.flags.chat ? `> ${prompts[i]}\n` : prompts[i]}${text}\n`);
+        console.log(
+          modelText(`${this.flags.chat ? `> ${prompts[i]}\n` : prompts[i]}${text}\n`, process.stdout),
+        );
     }
   }
 

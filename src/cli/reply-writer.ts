@@ -1,3 +1,4 @@
+import { harmless } from "./terminal-style.ts";
 import { WordWrap } from "./word-wrap.ts";
 
 const [DIM, PLAIN] = ["\x1b[2m", "\x1b[0m"] as const;
@@ -20,15 +21,15 @@ export class ReplyWriter {
     this.#wrap = columns && new WordWrap(columns);
   }
 
-  /** Takes more of what the model thinks, and then says. */
+  /** Takes more of what the model thinks, and then says; a terminal is shown its control characters, and does not obey them. */
   push({ thought, text }: { readonly thought: string; readonly text: string }): void {
     if (thought !== "" && this.#wrap) {
       this.#isThinking = true;
-      this.#writeThought(this.#wrap.push(thought));
+      this.#writeThought(this.#wrap.push(harmless(thought)));
     }
     if (text === "") return;
     this.#endThought("\n\n");
-    this.write(this.#wrap?.push(text) ?? text);
+    this.write(this.#wrap?.push(harmless(text)) ?? text);
   }
 
   /** Ends the reply, and its line. */

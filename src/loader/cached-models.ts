@@ -1,4 +1,13 @@
-import { type Dirent, lstatSync, readdirSync, readlinkSync, realpathSync, rmSync, statSync } from "node:fs";
+import {
+  type Dirent,
+  lstatSync,
+  readdirSync,
+  readlinkSync,
+  realpathSync,
+  rmSync,
+  type Stats,
+  statSync,
+} from "node:fs";
 import { join } from "node:path";
 import { getHFHubCachePath } from "@huggingface/hub";
 import { ConfigError, ModelNotFoundError } from "../base/errors.ts";
@@ -40,11 +49,11 @@ export function cachedModels(root: string): readonly CachedModel[] {
 /** A model of a cache folder; undefined when there is nothing of it. */
 export function cachedModel(root: string, id: string): CachedModel | undefined {
   const cache = new HubCache(root, id);
-  const folder = statSync(cache.folder, { throwIfNoEntry: false });
+  const folder = statOf(cache.folder);
   if (!folder?.isDirectory()) return undefined;
   const files = filesBelow(cache.folder);
   const partial = files.filter(({ name }) => name.endsWith(".incomplete"));
-  const snapshots = statSync(join(cache.folder, "snapshots"), { throwIfNoEntry: false });
+  const snapshots = statOf(join(cache.folder, "snapshots"));
   const commits = entriesOf(join(cache.folder, "snapshots")).map(({ name }) => name);
   return {
     id,
@@ -137,6 +146,15 @@ function filesBelow(folder: string): readonly SizedFile[] {
     const size = entry.isFile() ? lstatSync(path, { throwIfNoEntry: false })?.size : undefined;
     return size === undefined ? [] : [{ name: entry.name, bytes: size }];
   });
+}
+
+/** Of what a path leads to; undefined where it leads nowhere, or where one may not look. */
+function statOf(path: string): Stats | undefined {
+  try {
+    return statSync(path);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Of a folder that may not be there, or not be readable. */

@@ -10,6 +10,7 @@ import {
   type ServerContext,
   type ServerEnv,
 } from "./context.ts";
+import { refuseCrossSite } from "./cross-site.ts";
 import { ApiError, errorResponse, toApiError } from "./errors.ts";
 import { headerOf } from "./header.ts";
 import { resolveServerOptions, type ServerOptions } from "./options.ts";
@@ -76,6 +77,10 @@ export function appOf(context: ServerContext): ServerApp {
       c.req.method === "OPTIONS" && c.req.header("access-control-request-method") === undefined;
     app.use((c, next) => (isCheck(c) ? next() : allow(c, next)));
   }
+  app.use((c, next) => {
+    refuseCrossSite(c.req.raw, config.corsOrigins);
+    return next();
+  });
   app.onError((error, c) => {
     const told = toApiError(error);
     c.get("tracked").failed(error, told);

@@ -42,7 +42,7 @@ export class ApiError extends OctavoError {
   }
 }
 
-export type ApiStatus = 400 | 401 | 404 | 405 | 409 | 413 | 415 | 429 | 499 | 500 | 501 | 503 | 504;
+export type ApiStatus = 400 | 401 | 403 | 404 | 405 | 409 | 413 | 415 | 429 | 499 | 500 | 501 | 503 | 504;
 
 /** The server cannot listen on the address. */
 export class BindError extends OctavoError {

@@ -187,6 +187,28 @@ describe("CORS", () => {
   });
 });
 
+test("what a page of another site may send without asking changes nothing here", async () => {
+  const reset = (headers: Record<string, string>, at = server) =>
+    at.fetch("/reset_prefix_cache", { method: "POST", headers });
+  const foreign = { "Sec-Fetch-Site": "cross-site", Origin: "https://evil.test" };
+  const refused = await reset(foreign);
+  expect([refused.status, await errorOf(refused)]).toEqual([
+    403,
+    expect.objectContaining({ code: "cross_site" }),
+  ]);
+  expect((await reset({ ...foreign, "Content-Type": "text/plain" })).status).toBe(403);
+  for (const headers of [
+    ...[{}, { "Sec-Fetch-Site": "same-origin" }, { ...foreign, Origin: "https://app.test" }],
+    // A browser has asked before it sends one of these.
+    ...[
+      { ...foreign, Authorization: "Bearer any" },
+      { ...foreign, "Content-Type": "application/json" },
+    ],
+  ] as Record<string, string>[])
+    expect((await reset(headers)).status).toBe(200);
+  expect((await server.fetch("/health", { headers: foreign })).status).toBe(200);
+});
+
 describe("request ids", () => {
   const idOf = async (given: string) =>
     (await server.fetch("/version", { headers: { "X-Request-Id": given } })).headers.get("x-request-id");

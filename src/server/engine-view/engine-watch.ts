@@ -27,7 +27,7 @@ const IDLE_INTERVAL_MS = 1000;
 export class EngineWatch implements Disposable {
   #numWatchers = 0;
   #latest: Snapshot | undefined;
-  /** Settled, and replaced, with each snapshot. */
+  /** Settled, and replaced, with each snapshot, and when a watcher is to leave. */
   #next = Promise.withResolvers<void>();
   #isRunning = false;
   #isOver = false;
@@ -40,16 +40,15 @@ export class EngineWatch implements Disposable {
 
   /** Snapshots from now on, until the watch or the signal ends. @throws the error that the engine died of. */
   async *snapshots(signal: AbortSignal): AsyncGenerator<Snapshot, void, undefined> {
-    const stop = Promise.withResolvers<void>();
-    const onAbort = () => stop.resolve();
+    // All watchers look whether there is news for them. To race against a promise of its own would add to that promise each time.
+    const onAbort = () => this.#renew().resolve();
     signal.addEventListener("abort", onAbort);
     this.#numWatchers++;
     try {
       let seen = this.#latest;
       void this.#run();
       while (!signal.aborted && !this.#isOver) {
-        if (this.#latest === undefined || this.#latest === seen)
-          await Promise.race([this.#next.promise, stop.promise]);
+        if (this.#latest === undefined || this.#latest === seen) await this.#next.promise;
         else {
           seen = this.#latest;
           yield seen;

@@ -35,3 +35,12 @@ test("elsewhere there is the answer alone", () => {
 test("lines are as wide as the terminal, whoever speaks", () => {
   expect(written(() => 10, false)).toBe("Let me\nthink\n\nAn answer\nit is\n");
 });
+
+test("a terminal shows a model's control characters and does not obey them; other outputs get them", () => {
+  const hostile = [
+    { thought: "a\x1b[2J", text: "" },
+    { thought: "", text: "b\x1b]52;c;eA==\x07\r\n\tc\x7f\x9b1A" },
+  ];
+  expect(written(() => 80, false, hostile)).toBe("a␛[2J\n\nb␛]52;c;eA==␇\n\tc␡\ufffd1A\n");
+  expect(written(undefined, false, hostile)).toBe(`${hostile[1]!.text}\n`);
+});

@@ -1,5 +1,5 @@
 import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
-import { dim, hasStyle, isLive } from "../../../src/cli/terminal-style.ts";
+import { dim, hasStyle, isLive, modelText } from "../../../src/cli/terminal-style.ts";
 
 setDefaultTimeout(300_000);
 
@@ -24,3 +24,8 @@ test.each([
     expect(dim("a", { isTTY }) !== "a").toBe(style);
   },
 );
+
+test("a model's text is made harmless for terminals alone", () => {
+  expect(modelText("a\x1b[31m\n", { isTTY: true })).toBe("a␛[31m\n");
+  expect(modelText("a\x1b[31m\n", { isTTY: false })).toBe("a\x1b[31m\n");
+});

@@ -65,6 +65,7 @@ describe("a list", () => {
       mkdirSync(join(root, name), { recursive: true });
     write("models--org--file", 3);
     symlinkSync("/nowhere", join(root, "models--org--dangling"));
+    symlinkSync("models--org--loop", join(root, "models--org--loop"));
     mkdirSync(join(root, "models--org--empty"));
     expect(cachedModels(root)).toMatchObject([{ id: "org/empty", bytes: 0, snapshots: [] }]);
     expect(cachedModels(join(root, "absent"))).toEqual([]);
