@@ -93,14 +93,12 @@ function convolve(
   { channels, convWidth, convolution }: HostDeltaNet,
 ): void {
   tail.set(token, (position % convWidth) * channels);
-  const first = Math.max(0, position - convWidth + 1);
-  for (let c = 0; c < channels; c++) {
-    let sum = 0;
-    for (let p = first; p <= position; p++)
-      sum +=
-        convolution[c * convWidth + p - position + convWidth - 1]! * tail[(p % convWidth) * channels + c]!;
-    out[c] = sum * sigmoid(sum);
+  out.fill(0);
+  for (let w = Math.max(0, convWidth - 1 - position); w < convWidth; w++) {
+    const from = ((position - convWidth + 1 + w) % convWidth) * channels;
+    for (let c = 0; c < channels; c++) out[c] = out[c]! + convolution[c * convWidth + w]! * tail[from + c]!;
   }
+  for (let c = 0; c < channels; c++) out[c] = out[c]! * sigmoid(out[c]!);
 }
 
 function makeUnit(x: Float64Array, scale: number): void {
@@ -119,22 +117,31 @@ interface TokenOfHead {
   readonly beta: number;
 }
 
+/**
+ * Both products of the state are of what it was: with S' = decay · S + k · deltaᵀ, S'ᵀ·q = decay · Sᵀ·q + (k·q) · delta. Indices that only
+ * count up are several times as fast as products of them.
+ */
 function step(o: Float32Array, state: Float32Array, { q, k, v, decay, beta }: TokenOfHead): void {
   const [keyDim, valueDim] = [k.length, v.length];
-  const delta = new Float64Array(valueDim);
-  for (let i = 0; i < keyDim; i++)
+  const [delta, sums] = [new Float64Array(valueDim), new Float64Array(valueDim)];
+  let kq = 0;
+  for (let i = 0, at = 0; i < keyDim; i++) {
+    const [ki, qi] = [k[i]!, q[i]!];
+    kq += ki * qi;
     for (let j = 0; j < valueDim; j++) {
-      state[i * valueDim + j]! *= decay;
-      delta[j]! += state[i * valueDim + j]! * k[i]!;
+      const before = state[at++]!;
+      delta[j] = delta[j]! + before * ki;
+      sums[j] = sums[j]! + before * qi;
     }
-  for (let j = 0; j < valueDim; j++) delta[j] = beta * (v[j]! - delta[j]!);
-  const sums = new Float64Array(valueDim);
-  for (let i = 0; i < keyDim; i++)
-    for (let j = 0; j < valueDim; j++) {
-      state[i * valueDim + j]! += k[i]! * delta[j]!;
-      sums[j]! += state[i * valueDim + j]! * q[i]!;
-    }
-  o.set(sums);
+  }
+  for (let j = 0; j < valueDim; j++) {
+    delta[j] = beta * (v[j]! - decay * delta[j]!);
+    o[j] = decay * sums[j]! + kq * delta[j]!;
+  }
+  for (let i = 0, at = 0; i < keyDim; i++) {
+    const ki = k[i]!;
+    for (let j = 0; j < valueDim; j++, at++) state[at] = decay * state[at]! + ki * delta[j]!;
+  }
 }
 
 function sigmoid(x: number): number {
