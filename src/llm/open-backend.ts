@@ -66,7 +66,11 @@ export async function createBackend(
   const communicator = peers && new SharedMemoryCommunicator(peers);
   if (device === "cpu-reference") return new CpuBackend(undefined, communicator);
   const { threads = availableParallelism(), tensorParallelSize } = config;
-  return new SimdBackend({ threads: Math.max(1, Math.floor(threads / tensorParallelSize)), communicator });
+  const share = Math.max(1, Math.floor(threads / tensorParallelSize));
+  const backend = new SimdBackend({ threads: share, communicator });
+  // The LM head's product, while the tokenizer and the weights are loaded.
+  backend.startThreads(model.hiddenSize * model.vocabSize);
+  return backend;
 }
 
 function abortElsewhere(task: Omit<AbortTask, "returned">): Aborting {

@@ -90,10 +90,9 @@ export class SimdBackend extends CpuBackend {
     return super.allocate(byteLength);
   }
 
-  /** Weights stay as they are. Where one is worth several threads they start while others are loaded. */
-  prepareWeight(weight: Weight): Weight {
-    if (weight.shape[0] * weight.shape[1] > ALONE) this.#pool.start();
-    return weight;
+  /** Starts the other threads, which takes some 20 ms, where a task of so many multiplications is worth them: ahead of it. */
+  startThreads(work: number): void {
+    if (work > ALONE) this.#pool.start();
   }
 
   override dispose(): void {
