@@ -46,10 +46,11 @@ export class EngineWatch implements Disposable {
     this.#numWatchers++;
     try {
       let seen = this.#latest;
-      void this.#run();
       while (!signal.aborted && !this.#isOver) {
-        if (this.#latest === undefined || this.#latest === seen) await this.#next.promise;
-        else {
+        if (this.#latest === undefined || this.#latest === seen) {
+          void this.#run();
+          await this.#next.promise;
+        } else {
           seen = this.#latest;
           yield seen;
         }
@@ -95,9 +96,6 @@ export class EngineWatch implements Disposable {
       this.#isRunning = false;
       this.#latest = undefined;
       for (const end of ends) end();
-      // Somebody may have come while the last was leaving.
-      if (this.#numWatchers > 0 && !this.#isOver && !this.llm.replicas[this.replica]!.failure)
-        void this.#run();
     }
   }
 
