@@ -1,4 +1,6 @@
 const TAB = 8;
+/** Of a terminal that does not say how wide it is, as one of a CI job or an editor. */
+const DEFAULT_COLUMNS = 80;
 
 /**
  * Breaks text that arrives in pieces between words, so that no line is wider than the terminal. A word is held back
@@ -9,7 +11,7 @@ export class WordWrap {
   #space = "";
   #word = "";
 
-  /** @param columns of the terminal, which may change. */
+  /** @param columns of the terminal, which may change; 0: it does not say. */
   constructor(private readonly columns: () => number) {}
 
   /** Takes more text; returns the part of all text so far that can be written. */
@@ -26,7 +28,7 @@ export class WordWrap {
       } else {
         this.#word += character;
         const isWide = Bun.stringWidth(character) > 1;
-        if (isWide || Bun.stringWidth(this.#word) >= this.columns()) out += this.#placeWord();
+        if (isWide || Bun.stringWidth(this.#word) >= this.#width) out += this.#placeWord();
       }
     }
     return out;
@@ -40,6 +42,10 @@ export class WordWrap {
     return rest;
   }
 
+  get #width(): number {
+    return this.columns() || DEFAULT_COLUMNS;
+  }
+
   #placeWord(): string {
     if (this.#word === "") return "";
     const word = this.#word;
@@ -48,7 +54,7 @@ export class WordWrap {
     const start = this.#after(space);
     this.#word = "";
     this.#space = "";
-    if (start > 0 && start + width > this.columns()) {
+    if (start > 0 && start + width > this.#width) {
       const lineBreak = this.#column > 0 ? "\n" : "";
       this.#column = width;
       return lineBreak + word;

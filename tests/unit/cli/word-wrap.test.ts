@@ -18,6 +18,7 @@ test.each([
   ["one  two", 5, "one\ntwo"],
   ["  indented text", 9, "indented\ntext"],
   ["  indented text", 10, "  indented\ntext"],
+  ["of unknown width", 0, "of unknown width"],
   ["a\n\nb c", 3, "a\n\nb c"],
   ["ends \nhere ", 20, "ends\nhere"],
   ["abcdefgh ij", 4, "abcd\nefgh\nij"],
