@@ -176,14 +176,11 @@ __device__ __forceinline__ void store_pair(elem_t* to, float first, float second
 // ── what chunks can be made ready by themselves ─────────────────────────────────────────────────────────────────────
 
 struct PrepareShared {
-  Tile<CHUNK, KEY_DIM> keys;
-  // T takes the place of the queries once they have been multiplied.
-  union {
-    Tile<CHUNK, KEY_DIM> queries;
-    float t[CHUNK][CHUNK + 1];
-  };
+  Tile<CHUNK, KEY_DIM> keys, queries;
   Tile<CHUNK, VALUE_DIM> values;
+  // M, and its inverse's columns.
   float __align__(16) m[CHUNK][CHUNK + 4];
+  float t[CHUNK][CHUNK + 1];
   float decays[CHUNK], betas[CHUNK];
 };
 static_assert(sizeof(PrepareShared) == PREPARE_BYTES, "PREPARE_BYTES is the size of PrepareShared");

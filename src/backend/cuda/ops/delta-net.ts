@@ -343,10 +343,8 @@ function tileBytes(rows: number, columns: number, dtype: FloatDType): number {
 
 /** Of `PrepareShared`. */
 function prepareBytes({ keyDim, valueDim }: DeltaNetShape, dtype: FloatDType): number {
-  const floats = (columns: number) => CHUNK * columns * dtypeSize("float32");
-  const keys = tileBytes(CHUNK, keyDim, dtype);
-  const queries = Math.max(keys, floats(CHUNK + 1));
-  return keys + queries + tileBytes(CHUNK, valueDim, dtype) + floats(CHUNK + 4) + floats(2);
+  const tiles = 2 * tileBytes(CHUNK, keyDim, dtype) + tileBytes(CHUNK, valueDim, dtype);
+  return tiles + CHUNK * (CHUNK + 4 + CHUNK + 1 + 2) * dtypeSize("float32");
 }
 
 /** Of `AdvanceShared`. */
