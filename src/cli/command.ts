@@ -2,6 +2,7 @@ import { Command, CommanderError } from "commander";
 import { ConfigError, ExitCode, OctavoError } from "../base/errors.ts";
 import { messageInFlags } from "./flag-names.ts";
 import { addConfigFlag, applySettings } from "./settings.ts";
+import { harmless } from "./terminal-style.ts";
 import { readVllmArguments } from "./vllm-arguments.ts";
 import { effectlessFlagNotes, unsupportedFlag } from "./vllm-flags.ts";
 
@@ -68,7 +69,7 @@ export function printNote(text: string): void {
   process.stderr.write(`${text}\n`);
 }
 
-/** One line on standard error, in the program's name. */
+/** One line on standard error, in the program's name. What it quotes does nothing to a terminal. */
 export function say(message: string): void {
-  printNote(`octavo: ${message.replaceAll(/\s*\n\s*/g, " ")}`);
+  printNote(`octavo: ${harmless(message.replaceAll(/\s*\n\s*/g, " "))}`);
 }

@@ -1,5 +1,7 @@
-import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
+import { afterEach, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { say } from "../../../src/cli/command.ts";
 import { dim, hasStyle, isLive, modelText } from "../../../src/cli/terminal-style.ts";
+import { titledLines } from "../../../src/cli/titled-lines.ts";
 
 setDefaultTimeout(300_000);
 
@@ -28,4 +30,15 @@ test.each([
 test("a model's text is made harmless for terminals alone", () => {
   expect(modelText("a\x1b[31m\n", { isTTY: true })).toBe("a␛[31m\n");
   expect(modelText("a\x1b[31m\n", { isTTY: false })).toBe("a\x1b[31m\n");
+});
+
+test("what errors and descriptions quote of a model's files is harmless", () => {
+  expect(titledLines([["model", "Foo\x1b[2J"]])).toBe("  model     Foo␛[2J");
+  const written = spyOn(process.stderr, "write").mockImplementation(() => true);
+  try {
+    say("no model\nis \x1b]0;Foo\x07");
+    expect(written.mock.calls).toEqual([["octavo: no model is ␛]0;Foo␇\n"]]);
+  } finally {
+    written.mockRestore();
+  }
 });
