@@ -28,6 +28,10 @@ export const RULES: readonly Rule[] = [
     has: "bun run test:unit",
     skip: "runs for many minutes, in parts on a GPU; scripts are held against package.json",
   },
+  { document: "docs/add-a-kernel.md", has: "capLogits(", quotes: "src/backend/cuda/ops/cap-logits.ts" },
+  { document: "docs/add-an-op.md", has: "in place; see", quotes: "src/backend/backend.ts" },
+  { document: "docs/add-an-op.md", has: "function checkCapLogits", quotes: "src/backend/checks.ts" },
+  { document: "docs/add-an-op.md", has: "Math.tanh", quotes: "src/backend/cpu/cpu-backend.ts" },
   { document: "docs/add-a-model.md", has: "const OLMO2", quotes: "src/models/family-defaults.ts" },
   { document: "docs/add-a-model.md", has: "forward(context", quotes: "src/models/olmo2.ts" },
   {
