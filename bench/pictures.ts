@@ -72,7 +72,10 @@ async function blocks(): Promise<Picture> {
       const filled = Math.min(BLOCK_SIZE, tokens - place * BLOCK_SIZE) / BLOCK_SIZE;
       picture.rect(x, picture.y, cell, cell - 4, "cell");
       picture.rect(x, picture.y, cell * filled, cell - 4, `s${2 * i}`);
-      picture.text(x + cell / 2, picture.y + 19, String(block), { anchor: "middle", is: i === 2 ? "" : "on" });
+      picture.text(x + cell / 2, picture.y + 19, String(block), {
+        anchor: "middle",
+        is: i === 2 ? "" : "on",
+      });
     }
     picture.y += step;
   }
