@@ -8,6 +8,7 @@ import type { AsyncLLM } from "./async/async-llm.ts";
 export type { OctavoCallOptions } from "./ai/call-request.ts";
 export type { OctavoEmbeddingOptions } from "./ai/embedding-model.ts";
 
+/** How a model's replies are read. */
 export interface OctavoModelOptions {
   /** The form of the model's tool calls, as of `octavo serve --tool-call-parser`. Default `auto`: as its chat template says. */
   readonly toolCallParser?: string;

@@ -9,7 +9,11 @@ export {
 export type { StepReport } from "./async/engine-client.ts";
 export type { Replica } from "./async/replica-set.ts";
 export type { EngineConfig, EngineOptions } from "./base/config.ts";
+export type { DeviceName } from "./base/device-name.ts";
+export type { FloatDType } from "./base/dtype.ts";
 export type { EmbedOptions, Pooling } from "./base/embedding.ts";
+export type { EngineStats } from "./base/engine-stats.ts";
+export type { EngineView } from "./base/engine-view.ts";
 export {
   ChatTemplateError,
   ConfigError,
@@ -41,7 +45,7 @@ export type {
   RequestOutput,
   SubmittedRequest,
 } from "./base/outputs.ts";
-export type { OutputKind, SamplingParams } from "./base/sampling-params.ts";
+export type { OutputKind, ResolvedSamplingParams, SamplingParams } from "./base/sampling-params.ts";
 export type { ResponseFormat, StructuredOutputs } from "./base/structured-outputs.ts";
 export type { WeightSummary } from "./base/weight-summary.ts";
 export {
@@ -52,7 +56,7 @@ export {
   LLM,
 } from "./llm/llm.ts";
 export type { LoadProgress } from "./llm/load-model.ts";
-export type { ChatMessage } from "./tokenizer/chat-template.ts";
+export type { ChatMessage, TextPart } from "./tokenizer/chat-template.ts";
 export type {
   ChatOptions,
   ChatPrompt,
@@ -60,4 +64,5 @@ export type {
   TextPrompt,
   TokensPrompt,
 } from "./tokenizer/prompt-encoder.ts";
-export { Tokenizer } from "./tokenizer/tokenizer.ts";
+export type { TokenTable } from "./tokenizer/token-table.ts";
+export { type DecodeOptions, type EncodeOptions, Tokenizer } from "./tokenizer/tokenizer.ts";

@@ -166,6 +166,7 @@ export class AsyncLLM implements AsyncDisposable {
     return this.engines.info.name;
   }
 
+  /** The model's config.json, read and checked. */
   get modelConfig(): ModelConfig {
     return this.engines.info.modelConfig;
   }
@@ -337,6 +338,7 @@ export class AsyncLLM implements AsyncDisposable {
     await Promise.all([this.engines.close(reason), this.text?.close(reason)]);
   }
 
+  /** As `dispose`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
   }

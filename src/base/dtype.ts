@@ -3,6 +3,7 @@
  * a sign, 4 bits of exponent and 3 of mantissa, no infinity ("e4m3fn"; Micikevicius et al. 2022).
  */
 export type DType = "float32" | "bfloat16" | "float16" | "float8_e4m3" | "int32" | "uint32" | "uint8";
+/** The dtypes that models compute in. */
 export type FloatDType = "float32" | "bfloat16" | "float16";
 /** Of keys and values in the cache. */
 export type KvDType = FloatDType | "float8_e4m3";

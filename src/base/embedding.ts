@@ -4,6 +4,7 @@ import type { CompletionDelta, SubmittedRequest } from "./outputs.ts";
 /** The vector of a prompt: the hidden state of its last token, or the mean of all. */
 export type Pooling = "last" | "mean";
 
+/** How hidden states become vectors. */
 export interface EmbedOptions {
   /** The hidden state of the last token, or the mean of all tokens'. Default "last". */
   readonly pooling?: Pooling;

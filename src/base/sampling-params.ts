@@ -70,6 +70,7 @@ export const MAX_LOGIT_EDITS = 2048;
 /** Most tokens that a request's bad words may come to, each word with its length. */
 export const MAX_BAD_WORD_TOKENS = 2048;
 
+/** The form of what a stream yields: new text, all text so far, or all text once at the end. */
 export type OutputKind = "delta" | "cumulative" | "finalOnly";
 
 /** `SamplingParams` after defaults and validation: nothing is optional, nothing contradicts. */

@@ -27,6 +27,7 @@ export interface CreateOptions extends EngineOptions {
   onProgress?: (progress: LoadProgress) => void;
 }
 
+/** How a call of `generate` goes on and ends. */
 export interface GenerateOptions {
   /** Ends the requests early; their outputs then have finishReason "abort". */
   signal?: AbortSignal;
@@ -34,12 +35,14 @@ export interface GenerateOptions {
   onProgress?: (progress: GenerateProgress) => void;
 }
 
+/** What a call of `generate` has done so far. */
 export interface GenerateProgress {
   readonly finishedPrompts: number;
   readonly totalPrompts: number;
   readonly outputTokens: number;
 }
 
+/** The same for `chat`, and how conversations are rendered. */
 export interface ChatGenerateOptions extends GenerateOptions, ChatOptions {}
 
 interface SubmitOptions {
@@ -92,6 +95,7 @@ export class LLM {
     return this.#loaded.name;
   }
 
+  /** The model's config.json, read and checked. */
   get modelConfig(): ModelConfig {
     return this.#loaded.modelConfig;
   }
@@ -215,6 +219,7 @@ export class LLM {
     this.#loaded.dispose();
   }
 
+  /** As `dispose`. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.dispose();
   }

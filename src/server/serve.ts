@@ -8,6 +8,7 @@ export { createApp } from "./app.ts";
 export { BindError } from "./errors.ts";
 export { SERVER_DEFAULTS, type ServerConfig, type ServerOptions } from "./options.ts";
 
+/** A server that listens. Disposing of it stops it. */
 export interface RunningServer extends AsyncDisposable {
   readonly url: URL;
   readonly port: number;
@@ -19,6 +20,7 @@ export interface RunningServer extends AsyncDisposable {
   stop(): Promise<void>;
 }
 
+/** The model that is served, how, and where the log goes. */
 export interface StartOptions extends AppOptions {
   /** Listens already, since before the model was loaded; `host` and `port` are not looked at then. */
   readonly listener?: Listener;

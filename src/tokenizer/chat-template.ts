@@ -6,6 +6,7 @@ import { strftime } from "./template/strftime.ts";
 import { type Node, parseTemplate, walk } from "./template/syntax.ts";
 import { MissingVariableError, type Value } from "./template/values.ts";
 
+/** A part of a message that is text, in OpenAI's form. */
 export interface TextPart {
   type: "text";
   text: string;

@@ -6,12 +6,14 @@ import type { Tokenizer } from "./tokenizer.ts";
 /** A text to continue, or token ids. */
 export type Prompt = string | TextPrompt | TokensPrompt;
 
+/** A text to continue. */
 export interface TextPrompt {
   readonly prompt: string;
   /** Requests share cached prefixes only with requests of the same salt. 1–256 bytes of UTF-8. */
   readonly cacheSalt?: string;
 }
 
+/** Token ids to continue. */
 export interface TokensPrompt {
   readonly promptTokenIds: readonly number[];
   readonly cacheSalt?: string;
@@ -24,6 +26,7 @@ export interface ChatPrompt {
   readonly cacheSalt?: string;
 }
 
+/** How the model's chat template renders a conversation. */
 export interface ChatOptions {
   /** Functions that the model may call, in OpenAI's form. A boxed number (`new Number(1)`) is printed as a float: `1.0`. */
   tools?: readonly unknown[];

@@ -58,6 +58,7 @@ export class TokenTable {
     return id < 0 ? undefined : id;
   }
 
+  /** True for a token that is no text. */
   isSpecial(id: number): boolean {
     return this.#tokens?.kinds[id] === KIND.special;
   }

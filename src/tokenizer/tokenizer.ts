@@ -4,11 +4,13 @@ import { readGgufTokenizer } from "./gguf-tokenizer.ts";
 import { type TokenBytes, tokenBytes } from "./token-bytes.ts";
 import { readTokenizerFiles, type TokenizerFiles } from "./tokenizer-files.ts";
 
+/** How text becomes tokens. */
 export interface EncodeOptions {
   /** Add what the model's post-processor adds, such as a beginning-of-sequence token. Default true. */
   addSpecialTokens?: boolean;
 }
 
+/** How tokens become text. */
 export interface DecodeOptions {
   /** Leave special tokens out of the text. Default true. */
   skipSpecialTokens?: boolean;
@@ -114,6 +116,7 @@ export class Tokenizer {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes.subarray(start));
   }
 
+  /** The id of a token as the vocabulary spells it. */
   tokenToId(token: string): number | undefined {
     return this.#ids.get(token);
   }
@@ -128,6 +131,7 @@ export class Tokenizer {
     return this.#added.has(id);
   }
 
+  /** True for a token that is no text, such as the end of a sequence. */
   isSpecial(id: number): boolean {
     return this.#special.has(id);
   }
