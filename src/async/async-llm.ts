@@ -350,10 +350,8 @@ export class AsyncLLM implements AsyncDisposable {
     this.engines.assertAlive();
     const { limits, defaultSampling } = this.engines.info;
     return resolveSampling(prompts, params, {
-      vocabSize: limits.vocabSize,
-      maxLogprobs: this.config.maxLogprobs,
-      defaults: defaultSampling,
-      hasTokenizer: this.text !== undefined,
+      ...{ vocabSize: limits.vocabSize, maxLogprobs: this.config.maxLogprobs },
+      ...{ defaults: defaultSampling, hasTokenizer: this.text !== undefined },
     });
   }
 
