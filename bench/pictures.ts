@@ -74,7 +74,7 @@ async function blocks(): Promise<Picture> {
       picture.rect(x, picture.y, cell * filled, cell - 4, `s${2 * i}`);
       picture.text(x + cell / 2, picture.y + 19, String(block), {
         anchor: "middle",
-        is: i === 2 ? "" : "on",
+        is: i === 2 ? "dark" : "on",
       });
     }
     picture.y += step;
@@ -89,7 +89,7 @@ async function blocks(): Promise<Picture> {
     const y = picture.y + Math.floor(block / columns) * step;
     const free = isCached ? "s1" : "cell";
     picture.rect(x, y, 52, cell, owner < 0 ? free : `s${2 * owner}`);
-    const is = owner < 0 && !isCached ? "faint" : owner < 0 ? "" : "on";
+    const is = owner < 0 ? (isCached ? "dark" : "faint") : owner === 2 ? "dark" : "on";
     picture.text(x + 26, y + 21, String(block), { anchor: "middle", is });
   }
   picture.y += 2 * step + 6;

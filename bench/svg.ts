@@ -12,11 +12,11 @@ text{font:13px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#1f2328}
 .title{font-size:15px;font-weight:600}.small{font-size:11px}.faint{fill:#59636e}.on{fill:#fff}.dark{fill:#1f2328}
 .line{stroke:#d1d9e0;fill:none}.strong{stroke:#1f2328;stroke-width:1.5;fill:none}.cell{fill:#eaeef2}
 ${SERIES.map((fill, i) => `.s${i}{fill:${fill}}`).join("")}
-@media(prefers-color-scheme:dark){.ground{fill:#0d1117}text,.dark{fill:#f0f6fc}.faint{fill:#9198a1}.on{fill:#fff}
+@media(prefers-color-scheme:dark){.ground{fill:#0d1117}text{fill:#f0f6fc}.dark{fill:#1f2328}.faint{fill:#9198a1}.on{fill:#fff}
 .line{stroke:#3d444d}.strong{stroke:#f0f6fc}.cell{fill:#262c36}}`.replaceAll("\n", "");
 
 export interface TextOptions {
-  /** Classes of the style sheet: title, small, faint, on (on a series' fill), mono. */
+  /** Classes of the style sheet: title, small, faint; on and dark are for text on fills of series, dark and light ones. */
   readonly is?: string;
   readonly anchor?: "start" | "middle" | "end";
 }
