@@ -38,6 +38,7 @@ const ROOT = join(import.meta.dir, "..");
 /** Windows before the first that counts: streams start together, and drift apart. */
 const WARM_UP = 2;
 const OUTPUT_TOKENS = 256;
+const KV_BYTES = 400 * 2 ** 20;
 /** Of `/proc/PID/stat`, whose unit Linux fixes at 1/100 s. */
 const TICKS_PER_SECOND = 100;
 
@@ -53,6 +54,8 @@ const command = createCommand("bench:watched")
 command.action(async (flags: Flags) => {
   const { port, streams, watchers, pairs, window, model } = flags;
   const engine = [...(model === undefined ? [] : [model]), "--max-num-seqs", String(streams)];
+  // All of a larger pool would be touched in time, and look like a leak.
+  engine.push("--kv-cache-memory-bytes", String(KV_BYTES));
   const serve = ["src/cli/main.ts", "serve", ...engine, "--port", String(port), "--no-enable-log-requests"];
   const server = Bun.spawn(["bun", "run", ...serve], { cwd: ROOT, stdout: "ignore", stderr: "ignore" });
   const load = new AbortController();

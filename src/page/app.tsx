@@ -45,15 +45,7 @@ export function App({ access, models, chat, engine, metrics }: Parts) {
   useEffect(() => {
     if (!isLocked) void models.load();
   }, [isLocked, models]);
-  if (isLocked)
-    return (
-      <KeyForm
-        access={access}
-        onUnlocked={() => {
-          engine.reconnect();
-        }}
-      />
-    );
+  if (isLocked) return <KeyForm access={access} />;
   const side = isWide ? chosenSide : overlay === "settings" ? "settings" : "none";
   const toggleSettings = () => {
     if (isWide) sideChoice.value = chosenSide === "settings" ? "none" : "settings";

@@ -1,29 +1,24 @@
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { ServerAccess } from "./server-access.ts";
+import { type ServerAccess, ServerError } from "./server-access.ts";
+
+const WRONG = "The server does not take that key.";
 
 /** Asks for the API key that the server wants. */
-export function KeyForm({
-  access,
-  onUnlocked,
-}: {
-  readonly access: ServerAccess;
-  readonly onUnlocked: () => void;
-}) {
+export function KeyForm({ access }: { readonly access: ServerAccess }) {
   const field = useRef<HTMLInputElement>(null);
   const [remember, setRemember] = useState(false);
-  const [problem, setProblem] = useState(access.hasKey ? "The server does not take that key." : "");
+  const [problem, setProblem] = useState(access.hasKey ? WRONG : "");
   useEffect(() => field.current?.focus(), []);
   const submit = async (event: Event) => {
     event.preventDefault();
     const key = field.current!.value.trim();
     if (key === "") return;
     setProblem("");
-    access.unlock(key, remember);
     try {
-      await access.fetch("v1/models");
-      onUnlocked();
+      await access.unlock(key, remember);
     } catch (error) {
-      setProblem(access.isLocked.value ? "The server does not take that key." : (error as Error).message);
+      const isWrong = error instanceof ServerError && error.status === 401;
+      setProblem(isWrong ? WRONG : (error as Error).message);
       field.current?.select();
     }
   };

@@ -28,10 +28,14 @@ export class ServerAccess {
     return this.#key !== null;
   }
 
-  /** Uses a key from here on. @param remember beyond this tab. */
-  unlock(key: string, remember: boolean): void {
+  /**
+   * Uses a key from here on, if the server takes it.
+   * @param remember beyond this tab. @throws ServerError
+   */
+  async unlock(key: string, remember: boolean): Promise<void> {
     this.forget();
     this.#key = key;
+    await this.fetch("v1/models");
     (remember ? localStorage : sessionStorage).setItem(KEY, key);
     this.isLocked.value = false;
   }

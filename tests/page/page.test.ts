@@ -379,7 +379,9 @@ if (1 < 2) alert("<b>");
       await tab.until(`document.activeElement?.id === "key"`);
       await tab.type("sk-wrong");
       await tab.press("Enter");
-      await tab.until(`document.querySelector(".key-form [role=alert]").innerText.includes("does not take")`);
+      await tab.until(
+        `document.querySelector(".key-form [role=alert]")?.innerText.includes("does not take")`,
+      );
       await tab.evaluate(`document.querySelector("#key").select()`);
       await tab.type("sk-right");
       await tab.press("Enter");

@@ -41,11 +41,6 @@ export class EngineFeed {
   choose(replica: number): void {
     this.#replica = replica;
     this.state.value = undefined;
-    this.reconnect();
-  }
-
-  /** Begins anew, with the key that there is now. */
-  reconnect(): void {
     this.#connection.abort();
     this.status.value = "off";
     this.#update();
