@@ -35,11 +35,14 @@ export class Chromium implements AsyncDisposable {
   readonly #listeners = new Set<(message: Message) => void>();
 
   private constructor(
-    private readonly process: Bun.Subprocess<"ignore", "ignore", "pipe">,
+    private readonly process: Bun.Subprocess<"ignore", "ignore", "ignore">,
     private readonly socket: WebSocket,
     private readonly folder: Disposable,
   ) {
     socket.onmessage = ({ data }) => this.#receive(JSON.parse(String(data)) as Message);
+    socket.onclose = () => {
+      for (const answer of this.#answers.values()) answer.reject(new Error("Chromium has gone"));
+    };
   }
 
   static async launch(path: string): Promise<Chromium> {
@@ -54,8 +57,8 @@ export class Chromium implements AsyncDisposable {
       ],
       ...["--remote-debugging-port=0", `--user-data-dir=${folder.path}`, "about:blank"],
     ];
-    const child = Bun.spawn([path, ...flags], { stdin: "ignore", stdout: "ignore", stderr: "pipe" });
-    const socket = new WebSocket(await debuggerAddress(child.stderr));
+    const child = Bun.spawn([path, ...flags], { stdin: "ignore", stdout: "ignore", stderr: "ignore" });
+    const socket = new WebSocket(await debuggerAddress(folder.file("DevToolsActivePort")));
     await new Promise((resolve, reject) => {
       socket.onopen = resolve;
       socket.onerror = reject;
@@ -89,7 +92,7 @@ export class Chromium implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.socket.close();
-    this.process.kill();
+    this.process.kill("SIGKILL");
     await this.process.exited;
     this.folder[Symbol.dispose]();
   }
@@ -106,16 +109,14 @@ export class Chromium implements AsyncDisposable {
   }
 }
 
-async function debuggerAddress(stderr: ReadableStream<Uint8Array>): Promise<string> {
-  let text = "";
-  for await (const part of stderr.pipeThrough(
-    new TextDecoderStream() as never,
-  ) as unknown as AsyncIterable<string>) {
-    text += part;
-    const address = text.match(/DevTools listening on (ws:\S+)/)?.[1];
-    if (address) return address;
-  }
-  throw new Error(`Chromium did not start: ${text}`);
+/** The address that Chromium writes into a file of its profile when it listens: a port and a path. */
+async function debuggerAddress(file: string): Promise<string> {
+  let lines: string[] = [];
+  await eventually(async () => {
+    lines = (await Bun.file(file).exists()) ? (await Bun.file(file).text()).split("\n") : [];
+    return lines.length > 1;
+  });
+  return `ws://127.0.0.1:${lines[0]}${lines[1]}`;
 }
 
 /** Keys that are more than their character. */
