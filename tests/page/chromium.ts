@@ -126,6 +126,9 @@ const KEYS: Readonly<Record<string, readonly [code: string, number: number, text
   ...{ ArrowLeft: ["ArrowLeft", 37], ArrowRight: ["ArrowRight", 39] },
 };
 
+/** Time that a document has for an answer. */
+const ANSWER_MS = 5000;
+
 /** A tab, and what went wrong or astray in it. */
 export class Tab implements AsyncDisposable {
   /** Errors on the console, exceptions, and what the policy blocked. */
@@ -175,10 +178,17 @@ export class Tab implements AsyncDisposable {
     return result.value;
   }
 
+  /** Waits until an expression, or what it promises, is true. A document that goes away meanwhile may never answer. */
   async until(expression: string): Promise<void> {
-    await eventually(async () =>
-      Boolean(await this.evaluate(`(async () => Boolean(${expression}))()`)),
-    ).catch((error) => {
+    const isTrue = () =>
+      Promise.race([
+        this.evaluate<boolean>(`(async () => Boolean(${expression}))()`),
+        Bun.sleep(ANSWER_MS).then(() => false),
+      ]).catch((error: unknown) => {
+        if (/navigated|context|collected/.test(String(error))) return false;
+        throw error;
+      });
+    await eventually(isTrue).catch((error) => {
       throw new Error(`${expression}: ${error instanceof Error ? error.message : error}`);
     });
   }
