@@ -77,6 +77,8 @@ export class Chromium implements AsyncDisposable {
   }
 
   async send(method: string, params: Params = {}, sessionId?: string): Promise<Record<string, never>> {
+    // A socket that is closed takes messages and answers none.
+    if (this.socket.readyState !== WebSocket.OPEN) throw new Error("Chromium has gone");
     const id = this.#nextId++;
     const answer = Promise.withResolvers<Record<string, never>>();
     this.#answers.set(id, answer);

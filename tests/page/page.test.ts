@@ -179,6 +179,17 @@ describeWith("OCTAVO_REQUIRE_CHROMIUM", findChromium(), "the page in Chromium", 
     });
   });
 
+  test("a reply nested deeper than any page draws is shown, and its turn ends", async () => {
+    await using scripted = await Scripted.start("qwen3");
+    scripted.reply = () => ">".repeat(1500);
+    await using on = TestServer.over(scripted.llm, {});
+    await visit({ on, alternatives: 0 }, async (tab) => {
+      await say(tab, "Quote.");
+      await tab.until(DONE);
+      expect(await tab.count(".message.model blockquote")).toBeGreaterThan(10);
+    });
+  });
+
   test("what a model says becomes no HTML: code, tables and links do, thoughts are folded, calls wait for results", async () => {
     const HOSTILE = `<script>alert(1)</script> <img src="http://x.test/a.png" onerror="alert(1)">
 

@@ -1,7 +1,8 @@
-import { Lexer, type MarkedToken, type Token } from "marked";
+import type { MarkedToken, Token } from "marked";
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { Unless } from "../store.ts";
+import { type Blocks, MAX_DEPTH, readBlocks } from "./blocks.ts";
 
 /**
  * Text in Markdown. It becomes elements one by one and never passes through an HTML parser: HTML in it is shown as text, links go
@@ -9,24 +10,25 @@ import { Unless } from "../store.ts";
  * text changes, so a growing text costs its last block.
  */
 export function Markdown({ text }: { readonly text: string }) {
-  const blocks = Lexer.lex(text, { gfm: true, breaks: true });
+  const last = useRef<Blocks>(undefined);
+  last.current = readBlocks(text, last.current);
+  const { blocks } = last.current;
   return (
     <div class="markdown">
       {blocks.map((block, i) => (
         // Text grows at its end: blocks stay where they are.
         <Unless key={i} of={[block.raw]}>
-          {() => drawn(block)}
+          {() => drawn(block, 0)}
         </Unless>
       ))}
     </div>
   );
 }
 
-function all(tokens: readonly Token[] | undefined): ComponentChildren {
-  return tokens?.map(drawn);
-}
-
-function drawn(token: Token): ComponentChildren {
+function drawn(token: Token, depth: number): ComponentChildren {
+  if (depth > MAX_DEPTH) return token.raw;
+  const all = (tokens: readonly Token[] | undefined) => tokens?.map((inner) => drawn(inner, depth + 1));
+  if (token.type === "piece") return <>{all((token as { tokens?: Token[] }).tokens)}</>;
   const known = token as MarkedToken;
   switch (known.type) {
     case "space":

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import files from "../../../page/built.json";
+import files from "../../page/built.json";
 import type { RequestContext, ServerApp } from "../context.ts";
 import { mount } from "../router.ts";
 

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-const FOLDER = join(import.meta.dir, "../src/page");
+const FOLDER = import.meta.dir;
 const PACKAGES = ["marked", "preact", "uplot"];
 
 /** The file in which the page lies in the repository and in the package, ready to be served. */
