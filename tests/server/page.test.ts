@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import built from "../../src/page/built.json";
+import built from "../../src/server/built-page.json";
 import { createApp } from "../../src/server/serve.ts";
 import { errorOf, TestServer } from "./support.ts";
 

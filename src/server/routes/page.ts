@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import files from "../../page/built.json";
+import files from "../built-page.json";
 import type { RequestContext, ServerApp } from "../context.ts";
 import { mount } from "../router.ts";
 

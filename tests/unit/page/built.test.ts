@@ -1,10 +1,10 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { buildPage } from "../../../src/page/build.ts";
-import built from "../../../src/page/built.json";
+import { buildPage } from "../../../.ci/page.ts";
+import built from "../../../src/server/built-page.json";
 
 setDefaultTimeout(300_000);
 
-test("src/page/built.json is what its sources make: `bun run build:page`", async () => {
+test("src/server/built-page.json is what its sources make: `bun run build:page`", async () => {
   const made = await buildPage();
   expect(Object.keys(built)).toEqual(Object.keys(made));
   for (const [name, text] of Object.entries(made))

@@ -1,11 +1,11 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-const FOLDER = import.meta.dir;
+const FOLDER = join(import.meta.dir, "../src/page");
 const PACKAGES = ["marked", "preact", "uplot"];
 
 /** The file in which the page lies in the repository and in the package, ready to be served. */
-export const BUILT = join(import.meta.dir, "built.json");
+export const BUILT = join(import.meta.dir, "../src/server/built-page.json");
 
 /**
  * The page's files by their names, minified. It is one document, one script and one style sheet, so that a policy can forbid
