@@ -141,7 +141,9 @@ describe("metrics", () => {
       const sample = type === "histogram" ? `${name}_count` : name;
       expect(text).toContain(`vllm:${sample}{model_name="${MODEL}",engine="0"`);
     }
-    expect(text).toMatch(/block_size="16",num_gpu_blocks="\d+",num_states="0",num_state_snapshots="0",cache_dtype="auto"/);
+    expect(text).toMatch(
+      /block_size="16",num_gpu_blocks="\d+",num_states="0",num_state_snapshots="0",cache_dtype="auto"/,
+    );
     expect(text).toMatch(/octavo:weights_bytes\{.*,format="bfloat16"\} \d{7}/);
   });
 
