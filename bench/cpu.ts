@@ -112,7 +112,8 @@ command.action(async (flags: Flags) => {
       }
     }
     if (flags.json === undefined) return;
-    const { json: _, ...options } = flags;
+    const { json: _, llamaCpp, ...others } = flags;
+    const options = { ...others, llamaCpp: llamaCpp !== undefined };
     writeRecord(
       flags.json,
       makeRecord({ benchmark: "cpu", model: flags.model, options }, { bandwidth, rows }),
