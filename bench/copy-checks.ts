@@ -1,8 +1,10 @@
 import type { CopiedSums } from "../src/backend/cuda/copied-sums.ts";
-import { shareNumbers } from "../src/backend/cuda/rank-exchange.ts";
 import { Tensor } from "../src/backend/tensor.ts";
+import { agree } from "./agree.ts";
+import { Randomness } from "./randomness.ts";
 import type { RankDevice } from "./rank-device.ts";
-import { expectedSums, randomValues, withoutSigns } from "./sum-reference.ts";
+import { withoutSigns } from "./sum-reference.ts";
+import { Summands } from "./summands.ts";
 
 /** Elements of the largest sum that the CPU checks. */
 const LARGEST = 2 ** 20;
@@ -18,28 +20,25 @@ const TILE = 2 ** 20;
 
 /** Checks of `CopiedSums` at one of two ranks: branches that are computed piece by piece, after random delays. */
 export class CopyChecks {
-  readonly #parts: Uint16Array<ArrayBuffer>[];
-  readonly #before: Uint16Array<ArrayBuffer>;
-  readonly #expected: Uint16Array<ArrayBuffer>;
+  readonly #summands: Summands;
   readonly #delay: Tensor;
-  #state: number;
+  /** Of this rank alone. */
+  readonly #own: Randomness;
 
   constructor(
     private readonly device: RankDevice,
     private readonly seed: number,
   ) {
     const { rank, size } = device.ranks.shard;
-    this.#parts = Array.from({ length: size }, (_, other) => randomValues(LARGEST, seed + 101 * other));
-    this.#before = randomValues(LARGEST, seed + 7);
-    this.#expected = expectedSums(this.#before, this.#parts);
+    this.#summands = new Summands(LARGEST, size, seed);
     this.#delay = device.tensor("bfloat16", DELAY_BYTES / 2);
-    this.#state = seed + 1000 * (rank + 1);
+    this.#own = new Randomness(seed + 1000 * (rank + 1));
   }
 
   /** Sums of random shapes. Returns the number of elements. @throws Error at the first difference. */
   sums(rounds: number): number {
     const { device } = this;
-    const { rank } = device.ranks.shard;
+    const part = this.#summands.parts[device.ranks.shard.rank]!;
     const copied = device.copiedSums(SMALL);
     const tensors = () => Array.from({ length: IN_FLIGHT }, () => device.tensor("bfloat16", LARGEST));
     const [residuals, branches, sources] = [tensors(), tensors(), tensors()];
@@ -53,8 +52,8 @@ export class CopyChecks {
         return [Math.max(1, Math.floor((share * LARGEST) / width)), width] as const;
       });
       for (const [i, [rows, width]] of shapes.entries()) {
-        device.upload(sources[i]!, this.#parts[rank]!.slice(0, rows * width));
-        device.upload(residuals[i]!, this.#before.slice(0, rows * width));
+        device.upload(sources[i]!, part.slice(0, rows * width));
+        device.upload(residuals[i]!, this.#summands.residual.slice(0, rows * width));
         device.stream.fill(branches[i]!.address, 0xff, rows * width * 2);
       }
       for (const [i, shape] of shapes.entries()) {
@@ -63,15 +62,10 @@ export class CopyChecks {
       }
       const results = shapes.map((shape, i) => device.download(view(residuals[i]!, shape)));
       for (const [i, [rows, width]] of shapes.entries()) {
-        const sums = withoutSigns(new Uint16Array(results[i]!.slice().buffer));
-        const at = sums.findIndex((value, j) => value !== this.#expected[j]);
-        if (at >= 0)
-          throw new Error(
-            `copied sum ${first + i} of [${rows}, ${width}]: element ${at} is 0x${sums[at]!.toString(16)}, expected 0x${this.#expected[at]!.toString(16)}`,
-          );
+        this.#summands.compare(results[i]!, 0, `copied sum ${first + i} of [${rows}, ${width}]`);
         elements += rows * width;
       }
-      this.#agree(results, `copied sums ${first} to ${first + IN_FLIGHT - 1}`);
+      agree(device.ranks, results, `copied sums ${first} to ${first + IN_FLIGHT - 1}`);
     }
     device.settle();
     for (const { buffer } of [...residuals, ...branches, ...sources]) buffer.dispose();
@@ -91,9 +85,9 @@ export class CopyChecks {
         stream.upload(address + start, values, count);
       }
     };
-    const part = this.#parts[ranks.shard.rank]!;
+    const part = this.#summands.parts[ranks.shard.rank]!;
     fill(source, part);
-    for (const tensor of [residual, reference]) fill(tensor, this.#before);
+    for (const tensor of [residual, reference]) fill(tensor, this.#summands.residual);
     stream.fill(branch.address, 0xff, bytes);
     this.#sum(copied, residual, branch, source);
     exchange.reduceAdd(stream.value, peers, reference, source);
@@ -102,7 +96,7 @@ export class CopyChecks {
     );
     const at = sums!.findIndex((value, i) => value !== expected![i]);
     if (at >= 0) throw new Error(`a copied sum of ${bytes} bytes differs at element ${at}`);
-    this.#agree([new Uint8Array(sums!.buffer)], `a copied sum of ${bytes} bytes`);
+    agree(device.ranks, [new Uint8Array(sums!.buffer)], `a copied sum of ${bytes} bytes`);
     device.settle();
     for (const { buffer } of tensors) buffer.dispose();
   }
@@ -111,26 +105,12 @@ export class CopyChecks {
   #sum(copied: CopiedSums, residual: Tensor, branch: Tensor, source: Tensor): void {
     const { stream } = this.device;
     copied.reduceAdd(residual, branch, ({ start, end }) => {
-      const delay = Math.floor(this.#random() ** 4 * DELAY_BYTES);
+      const delay = Math.floor(this.#own.next() ** 4 * DELAY_BYTES);
       if (delay > 0) stream.fill(this.#delay.address, 0, delay);
       const rows = branch.rows(start, end);
       stream.copy(rows.address, source.rows(start, end).address, rows.byteLength);
     });
     stream.fill(branch.address, 0xee, branch.byteLength);
-  }
-
-  /** [0, 1), of this rank alone. */
-  #random(): number {
-    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
-    return this.#state / 2 ** 32;
-  }
-
-  /** All ranks have the same bits. */
-  #agree(results: readonly Uint8Array[], what: string): void {
-    const hash = results.reduce((before, bytes) => Bun.hash.wyhash(bytes, before), 0n);
-    const halves = [Number(hash & 0xffff_ffffn), Number(hash >> 32n)];
-    for (const [rank, [low, high]] of shareNumbers(this.device.ranks, ...halves).entries())
-      if (low !== halves[0] || high !== halves[1]) throw new Error(`${what}: rank ${rank} has other bits`);
   }
 }
 

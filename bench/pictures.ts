@@ -195,8 +195,7 @@ function pagedAttention(): Picture {
   const versions = [...new Set<string>(times.map((time: { version: string }) => time.version))];
   const contexts = [...new Set<string>(times.map((time: { contexts: string }) => time.contexts))];
   for (const [series, context] of contexts.entries()) {
-    picture.text(picture.left, picture.y + 12, `${context} tokens of context`, { is: "faint" });
-    picture.y += 20;
+    picture.heading(`${context} tokens of context`);
     const bars = versions.map((version): Bar => {
       const time = times.find(
         (one: { version: string; contexts: string }) => one.version === version && one.contexts === context,
@@ -296,8 +295,7 @@ function overlap(): Picture {
   };
   const runs = results("2026-11-26-h100-overlap");
   for (const [series, [i, streams]] of [[0, "one stream"] as const, [1, "64 streams"] as const].entries()) {
-    picture.text(picture.left, picture.y + 12, streams, { is: "faint" });
-    picture.y += 20;
+    picture.heading(streams);
     const bars = Object.entries(versions).map(([label, run]): Bar => {
       const { tokensPerSecond } = runs[run][i];
       return {
@@ -319,10 +317,7 @@ function tensorParallel(): Picture {
     "Tokens a second of an 8B model on one GPU, on two ranks, and on two replicas",
   );
   for (const [i, workload] of ["1x32+128", "nano-vllm"].entries()) {
-    picture.text(picture.left, picture.y + 12, workload === "nano-vllm" ? "256 requests" : "one stream", {
-      is: "faint",
-    });
-    picture.y += 20;
+    picture.heading(workload === "nano-vllm" ? "256 requests" : "one stream");
     const some = rows.filter(
       (row: { workload: string; name: string }) => row.workload === workload && row.name === "8B",
     );
@@ -380,11 +375,9 @@ function serving(): Picture {
     });
     drawBars(picture, entries, 70);
   };
-  picture.text(picture.left, picture.y + 12, "to the first token", { is: "faint" });
-  picture.y += 20;
+  picture.heading("to the first token");
   bars("ttft", 0);
-  picture.text(picture.left, picture.y + 12, "from token to token", { is: "faint" });
-  picture.y += 20;
+  picture.heading("from token to token");
   bars("itl", 1);
   const rate = (value: number) => Math.round(value).toLocaleString("en");
   picture.note(

@@ -1,7 +1,8 @@
-import { shareNumbers } from "../src/backend/cuda/rank-exchange.ts";
 import { Tensor } from "../src/backend/tensor.ts";
+import { agree } from "./agree.ts";
+import { Randomness } from "./randomness.ts";
 import type { RankDevice } from "./rank-device.ts";
-import { expectedSums, fromBfloat16, largestError, randomValues, withoutSigns } from "./sum-reference.ts";
+import { Summands } from "./summands.ts";
 
 /** Elements of the largest sum: more than fits at once, so that some go in pieces. */
 const LARGEST = 2 ** 21 + 2 ** 17;
@@ -16,34 +17,13 @@ const GRAPH_SUMS = 32;
 /** Elements of the largest of them: all of them fit into one tensor, side by side. */
 const GRAPH_ELEMENTS = 2 ** 15;
 
-/** Random numbers that are the same on all ranks, and some that are not. */
-class Randomness {
-  #state: number;
-
-  constructor(seed: number) {
-    this.#state = seed >>> 0 || 1;
-  }
-
-  /** [0, 1) */
-  next(): number {
-    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
-    return this.#state / 2 ** 32;
-  }
-
-  /** From 1 to `most`, as often from 1 to 2 as from 1,000 to 2,000. */
-  size(most: number): number {
-    return Math.max(1, Math.floor(most ** this.next()));
-  }
-}
-
 /** Checks of one rank: what it gets is what was computed on the CPU, and what all other ranks got. */
 export class RankChecks {
-  readonly #parts: Uint16Array<ArrayBuffer>[];
-  readonly #before: Uint16Array<ArrayBuffer>;
-  readonly #expected: Uint16Array<ArrayBuffer>;
+  readonly #summands: Summands;
   readonly #residuals: Tensor[];
   readonly #branches: Tensor[];
   readonly #delay: Tensor;
+  /** Of this rank alone. */
   readonly #own: Randomness;
 
   constructor(
@@ -51,9 +31,7 @@ export class RankChecks {
     private readonly seed: number,
   ) {
     const { rank, size } = device.ranks.shard;
-    this.#parts = Array.from({ length: size }, (_, other) => randomValues(LARGEST, seed + 101 * other));
-    this.#before = randomValues(LARGEST, seed + 7);
-    this.#expected = expectedSums(this.#before, this.#parts);
+    this.#summands = new Summands(LARGEST, size, seed);
     const tensors = () => Array.from({ length: IN_FLIGHT }, () => device.tensor("bfloat16", LARGEST));
     [this.#residuals, this.#branches] = [tensors(), tensors()];
     this.#delay = device.tensor("bfloat16", DELAY_BYTES / 2);
@@ -62,7 +40,7 @@ export class RankChecks {
 
   /** The largest distance of what is expected from float64, in units in the last place. */
   get expectedError(): number {
-    return this.#error(this.#expected);
+    return this.#summands.expectedError;
   }
 
   /** Sums of random sizes, of vectors and not, after random delays. Returns the number of elements. @throws Error at the first difference. */
@@ -84,10 +62,10 @@ export class RankChecks {
       }
       const results = pieces.map(({ size }, i) => device.download(view(this.#residuals[i]!, size)));
       for (const [i, { start, size }] of pieces.entries()) {
-        this.#compare(results[i]!, start, `sum ${first + i} of ${size} elements`);
+        this.#summands.compare(results[i]!, start, `sum ${first + i} of ${size} elements`);
         elements += size;
       }
-      this.#agree(results, `sums ${first} to ${first + IN_FLIGHT - 1}`);
+      agree(device.ranks, results, `sums ${first} to ${first + IN_FLIGHT - 1}`);
     }
     return elements;
   }
@@ -117,8 +95,8 @@ export class RankChecks {
       graph.launch(stream);
       const results = residuals.map((residual) => device.download(residual));
       for (const [i, result] of results.entries())
-        this.#compare(result, starts[i]!, `replay ${replay}, sum ${i} of ${sizes[i]} elements`);
-      this.#agree(results, `replay ${replay}`);
+        this.#summands.compare(result, starts[i]!, `replay ${replay}, sum ${i} of ${sizes[i]} elements`);
+      agree(device.ranks, results, `replay ${replay}`);
     }
     device.settle();
   }
@@ -177,8 +155,8 @@ export class RankChecks {
       device.nccl!.allReduce(branch.address, branch.address, size, "bfloat16", device.stream.value);
       device.exchange.add(device.stream.value, residual, branch);
       const result = device.download(residual);
-      this.#agree([result], `NCCL's sum ${round} of ${size} elements`);
-      largest = Math.max(largest, this.#error(new Uint16Array(result.buffer), start));
+      agree(device.ranks, [result], `NCCL's sum ${round} of ${size} elements`);
+      largest = Math.max(largest, this.#summands.error(new Uint16Array(result.buffer), start));
     }
     return largest;
   }
@@ -206,9 +184,10 @@ export class RankChecks {
 
   #fill(i: number, start: number, size: number): void {
     const { device } = this;
-    const part = this.#parts[device.ranks.shard.rank]!;
+    const { parts, residual } = this.#summands;
+    const part = parts[device.ranks.shard.rank]!;
     device.upload(this.#branches[i]!, part.slice(start, start + size));
-    device.upload(this.#residuals[i]!, this.#before.slice(start, start + size));
+    device.upload(this.#residuals[i]!, residual.slice(start, start + size));
   }
 
   #sum(i: number, size: number): void {
@@ -221,33 +200,6 @@ export class RankChecks {
     const bytes = Math.floor(this.#own.next() ** 4 * DELAY_BYTES);
     if (bytes > 0) this.device.stream.fill(this.#delay.address, 0, bytes);
     if (this.#own.next() < 0.01) Bun.sleepSync(this.#own.next() * 2);
-  }
-
-  #compare(bytes: Uint8Array<ArrayBuffer>, start: number, what: string): void {
-    const values = withoutSigns(new Uint16Array(bytes.slice().buffer));
-    const expected = this.#expected.subarray(start, start + values.length);
-    if (Buffer.compare(bytesOf(values), bytesOf(expected)) === 0) return;
-    const at = values.findIndex((value, i) => value !== expected[i]);
-    const shown = [values[at]!, expected[at]!].map(
-      (bits) => `${fromBfloat16(bits)} (0x${bits.toString(16)})`,
-    );
-    throw new Error(`${what}: element ${at} is ${shown[0]}, expected ${shown[1]}`);
-  }
-
-  /** Of sums from an element on. */
-  #error(sums: Uint16Array, start = 0): number {
-    const slice = (values: Uint16Array) => values.subarray(start, start + sums.length);
-    return largestError(sums, slice(this.#before), this.#parts.map(slice));
-  }
-
-  /** All ranks have the same bits. */
-  #agree(results: readonly Uint8Array[], what: string): void {
-    const hash = results.reduce((before, bytes) => Bun.hash.wyhash(bytes, before), 0n);
-    const halves = [Number(hash & 0xffff_ffffn), Number(hash >> 32n)];
-    const all = shareNumbers(this.device.ranks, ...halves);
-    for (const [rank, [low, high]] of all.entries()) {
-      if (low !== halves[0] || high !== halves[1]) throw new Error(`${what}: rank ${rank} has other bits`);
-    }
   }
 }
 

@@ -63,6 +63,12 @@ export class Picture {
     this.y += 28;
   }
 
+  /** A line above what belongs together. */
+  heading(text: string): void {
+    this.text(this.left, this.y + 12, text, { is: "faint" });
+    this.y += 20;
+  }
+
   /** A line of small print. */
   note(text: string): void {
     this.text(this.left, this.y + 12, text, { is: "small faint" });
