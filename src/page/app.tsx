@@ -25,7 +25,7 @@ export interface Parts {
 const VIEWS = ["chat", "engine", "metrics"] as const;
 type View = (typeof VIEWS)[number];
 
-/** What stands beside a chat. */
+/** The panel beside a chat. */
 type Side = "engine" | "settings" | "none";
 const sideChoice = keptStore<Side>("side", "engine");
 

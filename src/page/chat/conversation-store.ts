@@ -1,6 +1,6 @@
 import { type Conversation, titleOf } from "./conversation.ts";
 
-/** What the list of conversations shows of one. */
+/** A conversation as the list of them shows it. */
 export interface ConversationSummary {
   readonly id: string;
   readonly title: string;

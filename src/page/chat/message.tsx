@@ -18,7 +18,7 @@ interface UserMessageProps {
   readonly onEdit: (id: string | undefined) => void;
 }
 
-/** What the user said, and a form to say something else instead. */
+/** The user's turn, and a form to say something else instead. */
 export function UserMessage({ chat, turn, isEdited, onEdit }: UserMessageProps) {
   const field = useRef<HTMLTextAreaElement>(null);
   useEffect(() => {

@@ -19,7 +19,7 @@ export interface ParameterGroup {
   readonly parameters: readonly Parameter[];
 }
 
-/** What the user has set for a conversation, as typed. */
+/** The user's settings of a conversation, as typed. */
 export interface Settings {
   readonly system: string;
   /** A served name; empty: the first. */

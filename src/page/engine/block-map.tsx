@@ -142,7 +142,7 @@ function draw(
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   const focused = focus === undefined ? undefined : blocksOf(state, focus);
-  let [fill, word, style] = ["", -1, ""];
+  let [fill, word, style, isShared] = ["", -1, "", false];
   for (let block = 0; block < state.blocks.length; block++) {
     const x = (block % columns) * size;
     const y = Math.floor(block / columns) * size;
@@ -150,6 +150,7 @@ function draw(
       word = state.blocks[block]!;
       const { holders, slot, isCached } = blockOf(word);
       const owner = owners.get(slot);
+      isShared = holders > 1;
       if (holders === 0) style = isCached ? colors.cached : colors.free;
       else if (owner === undefined) style = colors.ending;
       else style = colors.owner(owner, isCached ? 1 : 0.55);
@@ -164,8 +165,7 @@ function draw(
       context.roundRect(x, y, cell, cell, round);
       context.fill();
     } else context.fillRect(x, y, cell, cell);
-    if (word >>> 17 > 0 && size >= 4) {
-      // Two or more hold it.
+    if (isShared && size >= 4) {
       const inner = Math.max(2, Math.round(cell / 3));
       const offset = (cell - inner) / 2;
       context.fillStyle = colors.mark;

@@ -21,19 +21,19 @@ export class EngineFeed {
   #replica = 0;
   #watchers = 0;
   #connection = new AbortController();
+  readonly #onVisibility = () => this.#update();
 
   constructor(private readonly access: ServerAccess) {}
 
   /** Keeps the feed live until the returned function is called. A hidden page gets nothing. */
   watch(): () => void {
-    const onVisibility = () => this.#update();
     if (this.#watchers++ === 0) {
-      document.addEventListener("visibilitychange", onVisibility);
+      document.addEventListener("visibilitychange", this.#onVisibility);
       this.#update();
     }
     return () => {
       if (--this.#watchers > 0) return;
-      document.removeEventListener("visibilitychange", onVisibility);
+      document.removeEventListener("visibilitychange", this.#onVisibility);
       this.#update();
     };
   }

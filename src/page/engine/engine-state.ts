@@ -8,7 +8,7 @@ import {
 } from "../../base/engine-view.ts";
 import { applyRuns } from "../../base/word-runs.ts";
 
-/** What of an engine stays as it is. */
+/** The facts of an engine that stay as they are. */
 export interface EngineFacts {
   readonly replica: number;
   readonly replicas: number;

@@ -10,7 +10,7 @@ export interface EngineEvent {
 
 const KEPT = 60;
 
-/** What happened between two snapshots, as far as they tell: sequences that began, ended, or were preempted. */
+/** Events between snapshots, as far as these tell: sequences that began, ended, or were preempted. */
 export class EventLog {
   /** Latest first. */
   list: readonly EngineEvent[] = [];

@@ -1,6 +1,7 @@
 import { useEffect } from "preact/hooks";
-import { figure, TimeChart } from "../engine/time-chart.tsx";
+import { figure } from "../figure.ts";
 import { useStore } from "../store.ts";
+import { TimeChart } from "../time-chart.tsx";
 import type { MetricsFeed, Scrape } from "./metrics-feed.ts";
 import { quantile } from "./metrics-text.ts";
 
@@ -17,7 +18,7 @@ const DURATIONS = [
   ["Whole request", "vllm:e2e_request_latency_seconds"],
 ] as const;
 
-/** What `/metrics` says, for operators: of all engines, read every few seconds, and nothing can be changed from here. */
+/** The metrics of `/metrics`, for operators: of all engines, read every few seconds, and nothing can be changed from here. */
 export function MetricsView({ feed }: { readonly feed: MetricsFeed }) {
   useEffect(() => feed.watch(), [feed]);
   const scrapes = useStore(feed.scrapes);

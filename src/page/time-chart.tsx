@@ -1,7 +1,8 @@
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
-import { useStore } from "../store.ts";
-import { theme } from "../theme.ts";
+import { figure } from "./figure.ts";
+import { useStore } from "./store.ts";
+import { theme } from "./theme.ts";
 
 export interface ChartSeries {
   readonly label: string;
@@ -62,15 +63,6 @@ export function TimeChart({ title, unit, times, series, span, version, height = 
       <div ref={frame} aria-hidden="true" />
     </figure>
   );
-}
-
-/** Three digits. */
-export function figure(value: number | null | undefined): string {
-  if (value === null || value === undefined) return "–";
-  if (value >= 1e6) return `${(value / 1e6).toFixed(2)}M`;
-  if (value >= 1e4) return `${(value / 1e3).toFixed(1)}k`;
-  if (value >= 100) return value.toFixed(0);
-  return value.toFixed(value >= 10 || Number.isInteger(value) ? (Number.isInteger(value) ? 0 : 1) : 2);
 }
 
 function dataOf(times: readonly number[], series: readonly ChartSeries[]): uPlot.AlignedData {
