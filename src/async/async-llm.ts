@@ -101,6 +101,7 @@ const MAX_REPLICAS = 64;
  * in Workers of its own. Dispose of it, or the process does not end.
  */
 export class AsyncLLM implements AsyncDisposable {
+  readonly #answers: AnswerLimits;
   #numUnfinished = 0;
   #nextRequest = 0;
   #tokens: Promise<TokenTable> | undefined;
@@ -148,7 +149,6 @@ export class AsyncLLM implements AsyncDisposable {
       throw error;
     }
   }
-  readonly #answers: AnswerLimits;
 
   private constructor(
     private readonly engines: ReplicaSet,

@@ -318,7 +318,7 @@ export class Scheduler {
   #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
     if (sequence.awaitsMask) return;
     const remaining = sequence.numRemainingTokens;
-    const [border = Infinity] = sequence.borders;
+    const border = sequence.borders[0] ?? Infinity;
     const known = Math.min(remaining, step.budget, border - sequence.numScheduledTokens);
     if (known === 0) return;
     const sample = !sequence.isRead && known === remaining;

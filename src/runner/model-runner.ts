@@ -182,7 +182,7 @@ export class ModelRunner implements Runner {
     invariant(begun !== undefined, "no step waits for masks");
     this.#begun = undefined;
     this.#orGiveUp(() => {
-      for (const { row, ...mask } of masks) this.#state.allow(begun.rows[row]!.slot, mask);
+      for (const mask of masks) this.#state.allow(begun.rows[mask.row]!.slot, mask);
       this.#finish(begun);
     });
   }

@@ -52,13 +52,14 @@ export function deltaNet(
           (t * numValueHeads + head) * valueDim,
           (t * numValueHeads + head + 1) * valueDim,
         );
-        const [b, a] = [0, numValueHeads].map((start) => gates[t * 2 * numValueHeads + start + head]!);
+        const gate = 2 * t * numValueHeads + head;
+        const [b, a] = [gates[gate]!, gates[gate + numValueHeads]!];
         step(o, state.subarray(head * keyDim * valueDim, (head + 1) * keyDim * valueDim), {
           q: x.subarray(ofKeys, ofKeys + keyDim),
           k: x.subarray(keys + ofKeys, keys + ofKeys + keyDim),
           v: x.subarray(2 * keys + head * valueDim, 2 * keys + (head + 1) * valueDim),
-          decay: Math.exp(-Math.exp(spec.decayLog[head]!) * softplus(a! + spec.timeBias[head]!)),
-          beta: sigmoid(b!),
+          decay: Math.exp(-Math.exp(spec.decayLog[head]!) * softplus(a + spec.timeBias[head]!)),
+          beta: sigmoid(b),
         });
         rmsNormRow(o, o, 0, spec.norm.weight, spec.norm.eps);
         const z = t * width + channels + head * valueDim;
