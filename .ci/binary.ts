@@ -13,7 +13,7 @@ const PROGRAM = "src/cli/main.ts";
 
 export const WORKERS: readonly string[] = [...new Glob("src/**/*-worker.ts").scanSync(ROOT)].sort();
 
-/** What the program reads of the repository by `programFile`: files, and folders with all that is in them. */
+/** The paths that the program reads by `programFile`: files, and folders with all that is in them. */
 export const ASSETS: readonly string[] = ["kernels-cu", "kernels-wasm/kernels.wasm", "models/tiny-stories"];
 
 /** A module that brings the assets in, each under its path in the repository. */

@@ -73,7 +73,7 @@ export function prefillCase(
   };
 }
 
-/** What `Backend.attend` takes, and several caches to take in turn. */
+/** The operands of `Backend.attend`, with several caches to take in turn. */
 export interface AttentionOperands {
   readonly out: Tensor;
   /** The projections [tokens, (NQ + 2·NKV)·D]. */

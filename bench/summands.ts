@@ -4,7 +4,7 @@ import { expectedSums, fromBfloat16, largestError, randomValues, withoutSigns } 
 export class Summands {
   /** Of each rank, [count]. */
   readonly parts: readonly Uint16Array<ArrayBuffer>[];
-  /** What they are added to, [count]. */
+  /** The tensor that they are added to, [count]. */
   readonly residual: Uint16Array<ArrayBuffer>;
   readonly #expected: Uint16Array<ArrayBuffer>;
 

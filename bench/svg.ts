@@ -90,7 +90,7 @@ export class Picture {
 
 export interface Bar {
   readonly label: string;
-  /** What it is made of, from the left; each in the fill of its place. */
+  /** Its parts, from the left; each in the fill of its place. */
   readonly parts: readonly number[];
   /** Written behind it. */
   readonly value: string;

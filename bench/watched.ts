@@ -1,5 +1,5 @@
 /**
- * What it costs to watch an engine: streams that never end their supply of requests, in windows with and without watchers of
+ * The cost of watching an engine: streams that never end their supply of requests, in windows with and without watchers of
  * `/engine`, one after the other, and the server's memory from the first window to the last.
  *
  *   bun run bench:watched                                  # 200 streams of the embedded model, 10 pairs of 3 s

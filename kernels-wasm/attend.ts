@@ -13,7 +13,7 @@ const SCALE = 25;
 const RESULT_SCALE = 26;
 /** int32 [units / NKV, 4]: address of the row's block table, first token, tokens, position of the first. */
 const RUNS = 27;
-/** What scores are capped at, or 0. */
+/** The cap of scores, or 0. */
 const SOFT_CAP = 28;
 /** float32 [NQ], or 0. */
 const SINKS = 29;

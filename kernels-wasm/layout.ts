@@ -109,7 +109,7 @@ export const BLOCK_SCALES = 12;
 /** The same of 4-bit codes. */
 export const NIBBLE_SCALES = 64;
 /**
- * What the bytes of inputs that 4-bit codes are multiplied by stand for: HIGH · h + MIDDLE · m + l, with h and m of −127 to 127 and l of
+ * The value of the bytes of an input that 4-bit codes are multiplied by: HIGH · h + MIDDLE · m + l, with h and m of −127 to 127 and l of
  * −64 to 63. So 16 products with codes less a zero point, of −16 to 15, fit int16, and the sum of 32 inputs' fits int32.
  */
 export const HIGH = 32512;

@@ -3,7 +3,7 @@ import { blocksOfGroup, paddedBlock } from "./blocks";
 import * as layout from "./layout";
 import { argument, sum } from "./vectors";
 
-/** What is too small to be divided by is nothing. */
+/** The least scale: inputs that ask for a smaller one, which nothing can be divided by, become 0. */
 const LEAST_SCALE: f32 = 1e-37;
 
 // Arguments of both kernels: x, out, bytes of a token in out, inputs K, weight of the norm or 0, eps;

@@ -36,7 +36,7 @@ export interface DeltaNetOps {
   gateElements(x: Tensor, gate: Tensor): void;
 }
 
-/** What the rule is told of a ragged batch; see `BatchTensors`. */
+/** The part of `BatchTensors` that the rule reads. */
 export interface BatchRows {
   readonly numTokens: number;
   readonly numRows: number;
@@ -60,7 +60,7 @@ export interface DeltaNetShape {
   readonly convWidth: number;
 }
 
-/** What a layer's gated delta rule computes. */
+/** A layer's gated delta rule: its extents and parameters. */
 export interface DeltaNetSpec extends DeltaNetShape {
   /** [C, W]: of each channel the weights of the tokens, its own last. */
   readonly convolution: Tensor;

@@ -19,7 +19,7 @@ export interface EngineView {
   readonly shared: Int32Array<ArrayBuffer>;
 }
 
-/** What `running` says of a sequence. */
+/** The fields of a sequence in `running`. */
 export const RUNNING_FIELDS = [
   /** Its number: sequences are counted as they arrive. */
   "sequence",
@@ -39,7 +39,7 @@ export const RUNNING_FIELDS = [
   "blocks",
 ] as const;
 
-/** What `waiting` says of a sequence. */
+/** The fields of a sequence in `waiting`. */
 export const WAITING_FIELDS = [
   "sequence",
   "promptTokens",

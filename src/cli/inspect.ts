@@ -24,6 +24,10 @@ import { titledLines } from "./titled-lines.ts";
 
 /** Of a model that has not been downloaded the hub is asked for all but the weights. */
 const MODEL = "model folder, GGUF file or Hugging Face id, downloaded or not (default: the embedded model)";
+const REVISION = [
+  "--revision <name>",
+  "branch, tag or commit of a hub model (default: what is downloaded, else main)",
+] as const;
 
 /** `inspect`: models and GPUs, without loading anything. */
 export function inspectCommand(name: string): Command {
@@ -49,10 +53,7 @@ function modelCommand(): Command {
   ])
     .description("A model's architecture, weights, context and tokenizer, and whether it would run here.")
     .argument("[model]", MODEL)
-    .option(
-      "--revision <name>",
-      "branch, tag or commit of a hub model (default: what is downloaded, else main)",
-    )
+    .option(...REVISION)
     .option("--json", "print JSON")
     .action((model = EMBEDDED_NAME, { json, revision }: ModelFlags) =>
       lookAtModel(model, revision, async (folder) => {
@@ -109,10 +110,7 @@ function estimateCommand(): Command {
       "prompt plus output of one sequence (default: the model's)",
       quantityValue,
     )
-    .option(
-      "--revision <name>",
-      "branch, tag or commit of a hub model (default: what is downloaded, else main)",
-    )
+    .option(...REVISION)
     .option("--json", "print JSON");
   addFlags(command, "Sizes:", sizes);
   return command.action((model = EMBEDDED_NAME, flags: EstimateFlags) =>

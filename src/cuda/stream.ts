@@ -19,7 +19,7 @@ export class Stream extends DriverHandle {
     callCuda(this.api, "cuStreamSynchronize", [this.value]);
   }
 
-  /** What is enqueued from now on runs after the work before the mark, which may be of another stream. */
+  /** Holds back all that is enqueued from now on until the work before the mark, which may be of another stream, is done. */
   waitFor(event: Event): void {
     callCuda(this.api, "cuStreamWaitEvent", [this.value, event.value, 0]);
   }

@@ -184,7 +184,7 @@ export class Engine {
     };
   }
 
-  /** What blocks and queues hold between two steps. Walks them all: for people who look, not for every step. */
+  /** The state of blocks and queues between two steps. Walks them all: for people who look, not for every step. */
   view(): EngineView {
     return viewOf(this.#scheduler, this.#blocks, this.stats());
   }

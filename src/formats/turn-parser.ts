@@ -231,7 +231,7 @@ export class TurnParser {
     return "";
   }
 
-  /** What came is no call: it is said or thought. Or it is no end of a value: it is a part of that. */
+  /** Takes tentative text for what it is after all: no call, but said or thought; or no end of a value, but a part of it. */
   #fail(): void {
     const text = this.#tentative ?? "";
     const { endsValue } = this.#state;

@@ -333,7 +333,7 @@ function equalStates(
   return classes;
 }
 
-/** What a state's edges lead to, but for dead ends. @param goesOn the class of an edge's target; negative: dead */
+/** The texts of a state's edges by the class that they lead to, but for dead ends: equal for equal states. @param goesOn the class of an edge's target; negative: dead */
 function signature(edges: readonly Edge[], goesOn: (edge: Edge) => number): string {
   const byClass = new Map<number, CharSet>();
   for (const edge of edges) {

@@ -107,7 +107,7 @@ export function jsonChar(set: CharSet): Expression[] {
   return [...oneOf(plain), ...(letters.length > 0 ? [inOrder(text("\\"), oneAscii(letters))] : [])];
 }
 
-/** What a rule costs: xgrammar computes a mask of the vocabulary for each of its states, so that more than ten thousand take it minutes. */
+/** The cost of a rule: xgrammar computes a mask of the vocabulary for each of its states, so that more than ten thousand take it minutes. */
 const RULE_STEPS = 100;
 
 /** The way in which an automaton's texts are written. */

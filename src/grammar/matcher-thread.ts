@@ -25,7 +25,7 @@ interface Live {
   /** Tokens that the matcher has been told of; there is one answer more. */
   numTokens: number;
   numSlow: number;
-  /** What its masks have taken beyond `FAST_MS`. */
+  /** Time that its masks have taken beyond `FAST_MS` each, in milliseconds. */
   slowMs: number;
 }
 

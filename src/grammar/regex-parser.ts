@@ -5,7 +5,7 @@ import { chars, choice, type Regex, repeat, sequence } from "./regex.ts";
 /** A regular expression is malformed, or not regular: the message says which part of it. */
 export class RegexSyntaxError extends Error {}
 
-/** What a property costs: every character is looked at. */
+/** The cost of a property: every character is looked at. */
 const PROPERTY_STEPS = 50_000;
 /** Characters that are looked at together. Halves of surrogate pairs are whole blocks. */
 const BLOCK = 0x800;

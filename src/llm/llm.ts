@@ -35,7 +35,7 @@ export interface GenerateOptions {
   onProgress?: (progress: GenerateProgress) => void;
 }
 
-/** What a call of `generate` has done so far. */
+/** The progress of a call of `generate`. */
 export interface GenerateProgress {
   readonly finishedPrompts: number;
   readonly totalPrompts: number;

@@ -31,7 +31,7 @@ export interface CausalLM {
   ): void;
 }
 
-/** What a rank keeps of a sequence in each layer that keeps a state. */
+/** The state that a rank keeps of a sequence, in each layer that has one. */
 export interface StateShape extends DeltaNetShape {
   /** Those layers. */
   readonly numLayers: number;

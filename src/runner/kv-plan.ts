@@ -126,7 +126,7 @@ export class KvPlan {
     return Math.max(0, Math.min(granted, memory.free - DRIVER_BYTES));
   }
 
-  /** What states leave of the pool's memory. On a GPU they have been allocated when it is measured. */
+  /** Bytes that states leave of the pool's memory. On a GPU they have been allocated when it is measured. */
   #blocksBytes(): number {
     return this.#poolBytes() - (this.#isMeasured ? 0 : this.#statesBytes);
   }

@@ -1,7 +1,7 @@
 import { ApiError } from "./errors.ts";
 import { headerOf } from "./header.ts";
 
-/** What never changes anything here. */
+/** The methods that never change anything here. */
 const SAFE = /^(GET|HEAD|OPTIONS)$/;
 
 /**

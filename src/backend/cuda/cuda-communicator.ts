@@ -185,7 +185,7 @@ export class CudaCommunicator implements Communicator {
     return made;
   }
 
-  /** What `record` enqueues is replayed: what the host counts with each sum does not do for it. */
+  /** Without `CopiedSums`: steps that are recorded are replayed, and its messages are counted by the host. */
   #recording<R>(record: () => R): R {
     this.#isCapturing = true;
     try {

@@ -7,7 +7,7 @@ import type { Weight } from "../weight.ts";
 import { canMultiply, type KernelActivation, type Multiplied, type MultiplyFusion } from "./multiply.ts";
 import { knows } from "./operands.ts";
 
-/** What experts are computed with. */
+/** The ops that experts are made of. */
 export interface ExpertTools {
   /** Memory for the op's own tensors, which are disposed at its end. */
   empty(shape: readonly number[]): Tensor;

@@ -1,6 +1,6 @@
 import type { Command, Option } from "commander";
 
-/** What may come at a place of the command line. */
+/** The words that may come at a place of the command line. */
 export type Candidates =
   | { readonly kind: "words"; readonly words: readonly string[] }
   /** Names of models on this machine, and perhaps their paths. */
