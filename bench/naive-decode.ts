@@ -20,6 +20,7 @@ import { type AttentionOperands, attentionOperands, BLOCK_SIZE } from "./attenti
 import { describeCeilings, MEASURED_FOLDER, measureCeilings } from "./ceilings.ts";
 import { CaseMemory } from "./kernel-case.ts";
 import type { TimedBackend } from "./profiling-backend.ts";
+import { Randomness } from "./randomness.ts";
 import { describeMachine, makeRecord, writeRecord } from "./record.ts";
 import { median, sum } from "./stats.ts";
 
@@ -219,13 +220,10 @@ function checkAll(
   const reference = attentionOperands(host, HEADS, CHECKED, queries, 1);
   const operands = attentionOperands(memory, HEADS, CHECKED, queries, 1);
   const inputs = ({ qkv, caches: [cache] }: AttentionOperands) => [qkv, cache!.keys, cache!.values];
-  let state = 1;
+  const random = new Randomness(1);
   for (const [i, tensor] of inputs(reference).entries()) {
     const values = new Float32Array(tensor.size);
-    for (let j = 0; j < values.length; j++) {
-      state = Math.imul(state, 1664525) + 1013904223;
-      values[j] = state / 2 ** 30;
-    }
+    for (let j = 0; j < values.length; j++) values[j] = 4 * random.next() - 2;
     const rounded = narrow(values, "bfloat16");
     widen(rounded, "bfloat16", values);
     cpu.upload(tensor, values);

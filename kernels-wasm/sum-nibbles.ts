@@ -8,6 +8,7 @@
  */
 import { blockOf, blocksOfGroup, paddedBlock } from "./blocks";
 import * as layout from "./layout";
+import { rowAt } from "./matrix";
 import { codesOf, loadShort, unpackFloats, unpackNibbles } from "./unpack";
 import { argument, sum } from "./vectors";
 
@@ -238,10 +239,6 @@ function addScaled(lanes: usize, h: v128, m: v128, l: v128, xScale: usize, scale
   );
   const factor = f32x4.mul(v128.load32_splat(scale), v128.load32_splat(xScale, 48));
   v128.store(lanes, f32x4.add(v128.load(lanes), f32x4.mul(f32x4.convert_i32x4_s(all), factor)));
-}
-
-function rowAt(row: i32): usize {
-  return argument<usize>(layout.DATA) + <usize>row * argument<usize>(layout.ROW_BYTES);
 }
 
 function scaleAt(index: i32): f32 {

@@ -4,6 +4,7 @@
  * are multiplied together lie far from each other. The bits are those of sum-floats.ts.
  */
 import * as layout from "./layout";
+import { rowAt } from "./matrix";
 import { WIDTH } from "./sum-floats";
 import { fromFloat16, fromSmallFloat16, hasSmallFloat16 } from "./unpack";
 import { argument, sums } from "./vectors";
@@ -40,10 +41,6 @@ function sumAll(row: i32, count: i32, results: usize, isBfloat: bool): void {
     v128.store32_lane(results + ((<usize>apart) << 3), sums, 2);
     v128.store32_lane(results + ((<usize>(3 * apart)) << 2), sums, 3);
   }
-}
-
-function rowAt(row: i32): usize {
-  return argument<usize>(layout.DATA) + <usize>row * argument<usize>(layout.ROW_BYTES);
 }
 
 /** Four rows times the token. */

@@ -90,15 +90,16 @@ export function experts(
     });
     first += length;
   }
-  const byRank = Array.from({ length: spec.perToken }, (_, rank) =>
-    [...shares.entries()].filter(([, share]) => share.rank === rank),
-  );
   const terms = floats(outputs);
   const sums = new Float64Array(tokens * hidden);
   if (addTo !== undefined) sums.set(floats(addTo));
-  for (const [i, { token, weight }] of byRank.flat()) {
-    const [at, term] = [token * hidden, i * hidden];
-    for (let column = 0; column < hidden; column++) sums[at + column]! += weight * terms[term + column]!;
+  for (let rank = 0; rank < spec.perToken; rank++) {
+    for (const [i, share] of shares.entries()) {
+      if (share.rank !== rank) continue;
+      const [at, term] = [share.token * hidden, i * hidden];
+      for (let column = 0; column < hidden; column++)
+        sums[at + column]! += share.weight * terms[term + column]!;
+    }
   }
   floats(out).set(sums);
   for (const { buffer } of own) buffer.dispose();
