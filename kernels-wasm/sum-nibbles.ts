@@ -204,30 +204,36 @@ function multiplyPair(
     let c = isPacked ? codesOf(v128.and(u, low), isFloat) : u;
     let d = isPacked ? codesOf(v128.and(v, low), isFloat) : v;
     bytes = v128.load(x);
-    a0 = i16x8.add(a0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
-    b0 = i16x8.add(b0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
+    a0 = addDots(a0, bytes, c);
+    b0 = addDots(b0, bytes, d);
     bytes = v128.load(x, 16);
-    a1 = i16x8.add(a1, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
-    b1 = i16x8.add(b1, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
+    a1 = addDots(a1, bytes, c);
+    b1 = addDots(b1, bytes, d);
     bytes = v128.load(x, 32);
-    a2 = i16x8.add(a2, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
-    b2 = i16x8.add(b2, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
+    a2 = addDots(a2, bytes, c);
+    b2 = addDots(b2, bytes, d);
     c = isPacked ? codesOf(v128.and(i16x8.shr_u(u, 4), low), isFloat) : v128.load(a, 16);
     d = isPacked ? codesOf(v128.and(i16x8.shr_u(v, 4), low), isFloat) : v128.load(b, 16);
     bytes = v128.load(x, 48);
-    a0 = i16x8.add(a0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
-    b0 = i16x8.add(b0, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
+    a0 = addDots(a0, bytes, c);
+    b0 = addDots(b0, bytes, d);
     bytes = v128.load(x, 64);
-    a1 = i16x8.add(a1, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
-    b1 = i16x8.add(b1, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
+    a1 = addDots(a1, bytes, c);
+    b1 = addDots(b1, bytes, d);
     bytes = v128.load(x, 80);
-    a2 = i16x8.add(a2, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, c));
-    b2 = i16x8.add(b2, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, d));
+    a2 = addDots(a2, bytes, c);
+    b2 = addDots(b2, bytes, d);
     a += isPacked ? 16 : 32;
     b += isPacked ? 16 : 32;
   }
   addScaled(lanes, a0, a1, a2, xScale, scaleA);
   addScaled(lanes + 16, b0, b1, b2, xScale, scaleB);
+}
+
+/** sums[8] + the dot products of two bytes and two codes each. */
+// @inline
+function addDots(sums: v128, bytes: v128, codes: v128): v128 {
+  return i16x8.add(sums, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, codes));
 }
 
 /** lanes += scale · s · the sum of all, from the sums of each of the bytes of x. */

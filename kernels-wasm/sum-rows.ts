@@ -6,7 +6,7 @@
 import * as layout from "./layout";
 import { rowAt } from "./matrix";
 import { WIDTH } from "./sum-floats";
-import { fromFloat16, fromSmallFloat16, hasSmallFloat16 } from "./unpack";
+import { fromFloat16, fromSmallFloat16, hasSmallFloat16, raiseLower, raiseUpper } from "./unpack";
 import { argument, sums } from "./vectors";
 
 /** Rows that are multiplied together. */
@@ -77,11 +77,8 @@ function sumFour(a: usize, b: usize, c: usize, d: usize, isBfloat: bool): v128 {
 /** lanes + w[0…3] · u + w[4…7] · v. */
 // @inline
 function addProducts(lanes: v128, words: v128, u: v128, v: v128, isBfloat: bool): v128 {
-  const low = i8x16.relaxed_swizzle(words, i8x16(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7));
-  const high = i8x16.relaxed_swizzle(
-    words,
-    i8x16(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15),
-  );
+  const low = raiseLower(words);
+  const high = raiseUpper(words);
   if (isBfloat) return f32x4.add(f32x4.add(lanes, f32x4.mul(low, u)), f32x4.mul(high, v));
   if (hasSmallFloat16(words))
     return f32x4.add(

@@ -35,22 +35,18 @@ function unpackVectors(form: i32, target: usize, source: usize, count: i32): voi
       return;
     case layout.BFLOAT16: {
       // The upper half of a float32.
-      const low = i8x16(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);
-      const high = i8x16(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
       for (; target < end; target += 32, source += 16) {
         const words = v128.load(source);
-        v128.store(target, i8x16.relaxed_swizzle(words, low));
-        v128.store(target, i8x16.relaxed_swizzle(words, high), 16);
+        v128.store(target, raiseLower(words));
+        v128.store(target, raiseUpper(words), 16);
       }
       return;
     }
     case layout.FLOAT16: {
-      const low = i8x16(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);
-      const high = i8x16(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
       for (; target < end; target += 32, source += 16) {
         const words = v128.load(source);
-        const a = i8x16.relaxed_swizzle(words, low);
-        const b = i8x16.relaxed_swizzle(words, high);
+        const a = raiseLower(words);
+        const b = raiseUpper(words);
         const isSmall = hasSmallFloat16(words);
         v128.store(target, isSmall ? fromSmallFloat16(a) : fromFloat16(a));
         v128.store(target, isSmall ? fromSmallFloat16(b) : fromFloat16(b), 16);
@@ -60,6 +56,18 @@ function unpackVectors(form: i32, target: usize, source: usize, count: i32): voi
     case layout.FLOAT8:
       unpackFloat8(target, source, count);
   }
+}
+
+/** The first four of eight 16-bit elements, each as the upper half of a word. */
+// @inline
+export function raiseLower(words: v128): v128 {
+  return i8x16.relaxed_swizzle(words, i8x16(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7));
+}
+
+/** The last four. */
+// @inline
+export function raiseUpper(words: v128): v128 {
+  return i8x16.relaxed_swizzle(words, i8x16(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15));
 }
 
 /** `count` codes of float8_e4m3, a multiple of 16, as float32. */
