@@ -9,7 +9,7 @@ import { workerScript } from "../base/program-file.ts";
 import type { ResolvedSamplingParams, SamplingParams } from "../base/sampling-params.ts";
 import type { ResolvedOutputs } from "../base/structured-outputs.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
-import type { CacheConfig } from "../engine/engine-deps.ts";
+import type { CacheConfig } from "../engine/cache-config.ts";
 import { checkRequest, checkTokens, type EngineRequest, roomOf, type TokenIds } from "../engine/request.ts";
 import type { ThinkingLimit } from "../engine/thinking-matcher.ts";
 import { AnswerLimits, type TurnText } from "../llm/answer-limits.ts";

@@ -4,17 +4,6 @@ import type { Runner } from "../runner/types.ts";
 import type { TextStream } from "./completion.ts";
 import type { MatcherSource } from "./token-matcher.ts";
 
-/** The pools of sequences' memory. */
-export interface CacheConfig {
-  /** Tokens of a KV block, and how many blocks there are. */
-  readonly blockSize: number;
-  readonly numBlocks: number;
-  /** Sequences that have room for a state, of models that keep one. Undefined: the model keeps none. */
-  readonly numStates?: number;
-  /** Snapshots of states that prefixes are cached by, of such models; 0: none are cached. */
-  readonly numSnapshots?: number;
-}
-
 /** The surroundings of an engine, which has no clock, randomness or asynchronous work of its own. */
 export interface EngineDeps {
   /** Owned by the engine from here on. */

@@ -1,4 +1,5 @@
 import { invariant } from "../base/errors.ts";
+import { tokenMask } from "../base/token-mask.ts";
 import type { RowMask } from "../runner/types.ts";
 import type { EngineRequest } from "./request.ts";
 import type { Sequence } from "./sequence.ts";
@@ -16,7 +17,7 @@ export class MatchedSequences {
     private readonly eosTokenIds: Iterable<number>,
     private readonly vocabSize: number,
   ) {
-    this.#nothing = new Uint32Array(Math.ceil(vocabSize / 32));
+    this.#nothing = tokenMask(vocabSize, []);
   }
 
   /** A matcher for a completion of the request; undefined if nothing limits its tokens. */
@@ -28,15 +29,8 @@ export class MatchedSequences {
       const ends = ignoreEos ? stopTokenIds : [...this.eosTokenIds, ...stopTokenIds];
       matcher = this.source.open({ grammar, markers, stopTokenIds: [...new Set(ends)], allowedTokenIds });
     }
-    return thinking ? new ThinkingMatcher(thinking, matcher, this.#maskOf(allowedTokenIds)) : matcher;
-  }
-
-  /** The mask of these tokens, or of the whole vocabulary: what lies beyond that means nothing. */
-  #maskOf(tokenIds: Iterable<number> | undefined): Uint32Array {
-    const mask = new Uint32Array(Math.ceil(this.vocabSize / 32));
-    if (!tokenIds) return mask.fill(0xffffffff);
-    for (const id of tokenIds) mask[id >>> 5]! |= 1 << (id & 31);
-    return mask;
+    if (!thinking) return matcher;
+    return new ThinkingMatcher(thinking, matcher, tokenMask(this.vocabSize, allowedTokenIds));
   }
 
   /** Takes in a sequence, if it has a matcher. */

@@ -1,3 +1,4 @@
+import { tokenMask } from "../base/token-mask.ts";
 import type { GrammarMatcher } from "./mask-engine.ts";
 import type { MaskEngines } from "./mask-engines.ts";
 import {
@@ -85,9 +86,7 @@ export class MatcherThread {
     const engine = await this.engines.of(markers);
     const matcher = await engine.matcher(grammar, stopTokenIds);
     const shared = new MatcherMemory(memory);
-    const allowed = allowedTokenIds
-      ? maskOf(allowedTokenIds, shared.mask.length)
-      : maskOfAll(this.engines.vocabSize);
+    const allowed = tokenMask(this.engines.vocabSize, allowedTokenIds);
     const { unusedToken } = engine;
     if (stopTokenIds.length === 0) allowed[unusedToken >>> 5]! &= ~(1 << (unusedToken & 31));
     const live = { id, matcher, memory: shared, allowed, numTokens: tokens.length, numSlow: 0, slowMs: 0 };
@@ -141,17 +140,4 @@ function intersect(
     any |= word;
   }
   return { isEmpty: any === 0, hasChanged: changed !== 0 };
-}
-
-function maskOfAll(vocabSize: number): Uint32Array {
-  const mask = new Uint32Array(Math.ceil(vocabSize / 32)).fill(0xffffffff);
-  const rest = vocabSize % 32;
-  if (rest > 0) mask[mask.length - 1] = (1 << rest) - 1;
-  return mask;
-}
-
-function maskOf(tokenIds: Iterable<number>, words: number): Uint32Array {
-  const mask = new Uint32Array(words);
-  for (const id of tokenIds) mask[id >>> 5]! |= 1 << (id & 31);
-  return mask;
 }

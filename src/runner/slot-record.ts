@@ -1,6 +1,7 @@
 import { LOGIT_EDIT_WORDS, SLOT_WORDS, SlotFlag, SlotWord } from "../backend/backend.ts";
 import { invariant } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
+import { tokenMask } from "../base/token-mask.ts";
 import type { SlotSampling } from "./types.ts";
 
 /** The tables of one slot as the device reads them; absent ones are not read. */
@@ -36,7 +37,7 @@ const FOREVER = 0x7fffffff;
 export function packSlotRecord(sampling: SlotSampling, vocabSize: number): SlotRecord {
   const edits = packEdits(sampling);
   const badWords = packBadWords(sampling.badWords);
-  const allowed = sampling.allowedTokenIds && packMask(sampling.allowedTokenIds, vocabSize);
+  const allowed = sampling.allowedTokenIds && tokenMask(vocabSize, sampling.allowedTokenIds);
 
   const params = new Uint32Array(SLOT_WORDS);
   const floats = new Float32Array(params.buffer);
@@ -80,10 +81,4 @@ function packBadWords(badWords: SlotSampling["badWords"]): Uint32Array | undefin
   const words = badWords.flatMap((tokens) => [tokens.length, ...tokens]);
   invariant(words.length < MAX_BAD_WORD_TOKENS, `bad words take ${words.length} entries`);
   return Uint32Array.from([...words, 0]);
-}
-
-function packMask(tokenIds: readonly number[], vocabSize: number): Uint32Array {
-  const mask = new Uint32Array(Math.ceil(vocabSize / 32));
-  for (const id of tokenIds) mask[id >>> 5]! |= 1 << (id & 31);
-  return mask;
 }

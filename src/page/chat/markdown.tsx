@@ -1,8 +1,9 @@
 import type { MarkedToken, Token } from "marked";
 import type { ComponentChildren } from "preact";
-import { useRef, useState } from "preact/hooks";
+import { useRef } from "preact/hooks";
 import { Unless } from "../store.ts";
 import { type Blocks, MAX_DEPTH, readBlocks } from "./blocks.ts";
+import { CopyButton } from "./copy-button.tsx";
 
 /**
  * Text in Markdown. It becomes elements one by one and never passes through an HTML parser: HTML in it is shown as text, links go
@@ -136,23 +137,5 @@ function CodeBlock({ text, language }: { readonly text: string; readonly languag
         <code>{text}</code>
       </pre>
     </figure>
-  );
-}
-
-export function CopyButton({ text, what }: { readonly text: string; readonly what: string }) {
-  const [label, setLabel] = useState("Copy");
-  const copy = async () => {
-    // Absent where the page comes by plain HTTP from another machine.
-    const done = await navigator.clipboard?.writeText(text).then(
-      () => true,
-      () => false,
-    );
-    setLabel(done ? "Copied" : "Not allowed");
-    setTimeout(() => setLabel("Copy"), 1500);
-  };
-  return (
-    <button type="button" class="quiet" aria-label={`${label} ${what}`} onClick={copy}>
-      {label}
-    </button>
   );
 }

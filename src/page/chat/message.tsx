@@ -8,7 +8,8 @@ import {
   type ToolTurn,
   type UserTurn,
 } from "./conversation.ts";
-import { CopyButton, Markdown } from "./markdown.tsx";
+import { CopyButton } from "./copy-button.tsx";
+import { Markdown } from "./markdown.tsx";
 import { TokenView } from "./token-view.tsx";
 
 interface UserMessageProps {

@@ -3,11 +3,12 @@ import { useEffect, useState } from "preact/hooks";
 import { figure } from "../figure.ts";
 import { useStore } from "../store.ts";
 import { TimeChart } from "../time-chart.tsx";
-import { BatchList, QueueList } from "./batch-list.tsx";
+import { BatchList } from "./batch-list.tsx";
 import { BlockLegend, BlockMap } from "./block-map.tsx";
 import type { EngineFeed } from "./engine-feed.ts";
 import type { EngineHistory, SeriesName } from "./engine-history.ts";
 import type { EngineState } from "./engine-state.ts";
+import { QueueList } from "./queue-list.tsx";
 
 /** Seconds that charts show. */
 const SPAN = 60;
