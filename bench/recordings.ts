@@ -42,8 +42,8 @@ export async function recordEngine(
     const steps: RecordedStep[] = [];
     const last = Math.max(...arrivals.map(({ step }) => step));
     for (let step = 0; step <= last || engine.hasUnfinished; step++) {
-      for (const [i, { prompt, maxTokens }] of arrivals.entries()) {
-        if (arrivals[i]!.step !== step) continue;
+      for (const [i, { step: arrival, prompt, maxTokens }] of arrivals.entries()) {
+        if (arrival !== step) continue;
         const params = { temperature: 0, ignoreEos: true, maxTokens };
         const sampling = resolveSamplingParams(params, { vocabSize: limits.vocabSize, maxLogprobs: 0 });
         const promptTokenIds = tokenizer!.encode(prompt);

@@ -254,11 +254,14 @@ if (1 < 2) alert("<b>");
       const { signal } = abort;
       const prompt =
         "Once upon a time there was a cat who lived in a house with a dog and a bird and a fish.";
-      const sent = Array.from({ length: 3 }, () => {
+      const send = () => {
         const body = { ...ENDLESS, prompt, stream: true };
         return server.post("/v1/completions", body, { signal }).then((reply) => reply.text());
-      });
-      const ends = Promise.allSettled(sent);
+      };
+      const first = send();
+      // Only a prompt that has been computed is shared.
+      await tab.until(`/^[1-9]/.test(document.querySelector(".batch li .figure")?.innerText)`);
+      const ends = Promise.allSettled([first, send(), send()]);
       await tab.until(`document.querySelectorAll(".batch li").length === 3`);
       await tab.until(`/[1-9]\\d* shared/.test(document.querySelector(".readout").innerText)`);
       const busy = await picture();

@@ -4,7 +4,7 @@ export function sequenceColor(sequence: number): string {
 }
 
 /** Degrees: the golden angle, by which no two of a few hundred meet. */
-export function hueOf(sequence: number): number {
+function hueOf(sequence: number): number {
   return Math.round((sequence * 137.508 + 250) % 360);
 }
 

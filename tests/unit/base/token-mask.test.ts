@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { tokenMask } from "../../../src/base/token-mask.ts";
+
+setDefaultTimeout(300_000);
 
 test("tokens are bits of as many words as the vocabulary takes", () => {
   expect(tokenMask(40, [0, 33])).toEqual(Uint32Array.of(1, 2));
