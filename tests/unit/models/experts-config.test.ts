@@ -1,9 +1,8 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
 import { ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
-import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
 import { defineModel } from "../../../src/models/registry.ts";
-import { temporaryFolder, thrown } from "../../support.ts";
+import { thrown } from "../../support.ts";
+import { readConfig } from "./read-config.ts";
 
 setDefaultTimeout(300_000);
 
@@ -44,22 +43,16 @@ const MIXTRAL = {
   ...{ hidden_act: "silu", max_position_embeddings: 32768, num_local_experts: 8, num_experts_per_tok: 2 },
 };
 
-function read(config: unknown): ModelConfig {
-  using folder = temporaryFolder();
-  writeFileSync(folder.file("config.json"), JSON.stringify(config));
-  return readModelConfig(folder.path);
-}
-
 test("experts of published models", () => {
-  expect(read(QWEN3_30B).experts).toEqual({
+  expect(readConfig(QWEN3_30B).experts).toEqual({
     ...{ count: 128, perToken: 8, intermediateSize: 768, sharedIntermediateSize: 0 },
     ...{ softmaxOver: "chosen", layers: [true, true] },
   });
-  expect(read(QWEN15_A27B).experts).toEqual({
+  expect(readConfig(QWEN15_A27B).experts).toEqual({
     ...{ count: 60, perToken: 4, intermediateSize: 1408, sharedIntermediateSize: 5632 },
     ...{ softmaxOver: "all", layers: [true, true] },
   });
-  expect(read(MIXTRAL).experts).toEqual({
+  expect(readConfig(MIXTRAL).experts).toEqual({
     ...{ count: 8, perToken: 2, intermediateSize: 14336, sharedIntermediateSize: 0 },
     ...{ softmaxOver: "chosen", layers: [true, true] },
   });
@@ -68,26 +61,26 @@ test("experts of published models", () => {
 test("transformers 5's name of their number, and layers without experts", () => {
   const { num_experts, ...rest } = QWEN3_30B;
   const named = { ...rest, num_local_experts: num_experts, num_hidden_layers: 6 };
-  expect(read({ ...named, decoder_sparse_step: 2, mlp_only_layers: [3] }).experts).toMatchObject({
+  expect(readConfig({ ...named, decoder_sparse_step: 2, mlp_only_layers: [3] }).experts).toMatchObject({
     ...{ count: 128, layers: [false, true, false, false, false, true] },
   });
 });
 
 test("what their families have otherwise than dense ones", () => {
   const { rms_norm_eps: _, ...silent } = QWEN3_30B;
-  expect(read(silent).rmsNormEps).toBe(1e-6);
-  expect(read(MIXTRAL).rmsNormEps).toBe(1e-5);
-  expect(read({ ...MIXTRAL, architectures: ["GptOssForCausalLM"] }).rmsNormEps).toBe(1e-5);
+  expect(readConfig(silent).rmsNormEps).toBe(1e-6);
+  expect(readConfig(MIXTRAL).rmsNormEps).toBe(1e-5);
+  expect(readConfig({ ...MIXTRAL, architectures: ["GptOssForCausalLM"] }).rmsNormEps).toBe(1e-5);
   const windowed = { use_sliding_window: true, sliding_window: 64, max_window_layers: 1 };
-  expect(read({ ...QWEN3_30B, ...windowed }).layerWindows).toEqual([64, 64]);
-  const error = thrown(() => read({ ...QWEN15_A27B, ...windowed }));
+  expect(readConfig({ ...QWEN3_30B, ...windowed }).layerWindows).toEqual([64, 64]);
+  const error = thrown(() => readConfig({ ...QWEN15_A27B, ...windowed }));
   expect(error).toBeInstanceOf(UnsupportedModelError);
   expect((error as Error).message).toContain("use_sliding_window without layer_types");
   const layer_types = ["sliding_attention", "full_attention"];
-  expect(read({ ...QWEN15_A27B, ...windowed, layer_types }).layerWindows).toEqual([64, 0]);
-  expect(read(QWEN15_A27B).attentionBias).toBeUndefined();
+  expect(readConfig({ ...QWEN15_A27B, ...windowed, layer_types }).layerWindows).toEqual([64, 0]);
+  expect(readConfig(QWEN15_A27B).attentionBias).toBeUndefined();
   const biases = (config: object) =>
-    defineModel(read(config))
+    defineModel(readConfig(config))
       .parameters.flatMap(({ sources }) => sources.map(({ name }) => name))
       .filter((name) => name.endsWith("_proj.bias"));
   expect(biases(QWEN15_A27B)).toHaveLength(6);
@@ -96,7 +89,9 @@ test("what their families have otherwise than dense ones", () => {
 
 test("the tensors that they are made of have the names of the Hub", () => {
   const namesOf = (config: object) =>
-    new Set(defineModel(read(config)).parameters.flatMap(({ sources }) => sources.map(({ name }) => name)));
+    new Set(
+      defineModel(readConfig(config)).parameters.flatMap(({ sources }) => sources.map(({ name }) => name)),
+    );
   const qwen3 = namesOf(QWEN3_30B);
   for (const part of ["gate", "experts.127.gate_proj", "experts.0.up_proj", "experts.64.down_proj"])
     expect(qwen3).toContain(`model.layers.1.mlp.${part}.weight`);
@@ -116,14 +111,14 @@ test.each([
   [{ mlp_only_layers: ["x"] }, /mlp_only_layers/],
   [{ decoder_sparse_step: 0 }, /decoder_sparse_step/],
 ])("%j is refused", (change, message) => {
-  const error = thrown(() => read({ ...QWEN3_30B, ...change }));
+  const error = thrown(() => readConfig({ ...QWEN3_30B, ...change }));
   expect(error).toBeInstanceOf(ModelDataError);
   expect((error as Error).message).toMatch(message);
 });
 
 test("a dense family with experts is refused, and ranks that do not divide an expert", () => {
   const dense = { ...QWEN3_30B, architectures: ["Qwen3ForCausalLM"] };
-  expect(thrown(() => read(dense))).toBeInstanceOf(UnsupportedModelError);
-  const odd = read({ ...QWEN3_30B, moe_intermediate_size: 767 });
+  expect(thrown(() => readConfig(dense))).toBeInstanceOf(UnsupportedModelError);
+  const odd = readConfig({ ...QWEN3_30B, moe_intermediate_size: 767 });
   expect(() => defineModel(odd, { shard: { rank: 0, size: 2 } })).toThrow(/767 intermediate dimensions/);
 });

@@ -1,9 +1,8 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
 import { ConfigError, ModelDataError, UnsupportedModelError } from "../../../src/base/errors.ts";
-import { type ModelConfig, readModelConfig } from "../../../src/models/config.ts";
+import type { ModelConfig } from "../../../src/models/config.ts";
 import { defineModel } from "../../../src/models/registry.ts";
-import { temporaryFolder } from "../../support.ts";
+import { readConfig } from "./read-config.ts";
 
 setDefaultTimeout(300_000);
 
@@ -13,9 +12,7 @@ const QWEN3_5 = {
 };
 
 function read(fields: Record<string, unknown> = {}): ModelConfig {
-  using folder = temporaryFolder();
-  writeFileSync(folder.file("config.json"), JSON.stringify({ ...QWEN3_5, ...fields }));
-  return readModelConfig(folder.path);
+  return readConfig({ ...QWEN3_5, ...fields });
 }
 
 test("a config that says nothing has every fourth layer with attention, of which a part of each head turns", () => {
