@@ -4,7 +4,8 @@ import { allocateRankMemory } from "../../src/ranks/rank-memory.ts";
 import { StepRing } from "../../src/ranks/step-ring.ts";
 import { Follower, TensorParallelRunner } from "../../src/runner/tensor-parallel.ts";
 import type { RowMask, Runner, ScheduledBatch, StepResult } from "../../src/runner/types.ts";
-import { FakeRunner, type FakeRunnerOptions, type Fault } from "./fake-runner.ts";
+import type { Fault } from "./fake-device.ts";
+import { FakeRunner, type FakeRunnerOptions } from "./fake-runner.ts";
 
 /** What the simulation decides about ranks. */
 export interface RankChoices {

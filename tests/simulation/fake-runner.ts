@@ -1,15 +1,20 @@
-import { NotDrawn } from "../../src/base/not-drawn.ts";
 import type {
-  LogprobRows,
   RowMask,
   Runner,
   ScheduledBatch,
   ScheduledRow,
-  SlotSampling,
   SlotStates,
   StepResult,
 } from "../../src/runner/types.ts";
-import { cell, draw, logprobOf, mix, saltOf, VOCAB } from "./oracle.ts";
+import {
+  FakeDevice,
+  type FakeDeviceOptions,
+  type Fault,
+  type Range,
+  type Slot,
+  type Step,
+} from "./fake-device.ts";
+import { VOCAB } from "./oracle.ts";
 
 /**
  * When a step's reads and writes happen: at launch; at collect; or at collect with the rows of later steps that depend
@@ -18,76 +23,18 @@ import { cell, draw, logprobOf, mix, saltOf, VOCAB } from "./oracle.ts";
  */
 export type Execution = "eager" | "lazy" | "reordered";
 
-/** The fault "draw" shows in steps with masked rows only. */
-export type Fault = "launch" | "draw" | "collect" | "nan" | "dead";
-
-export interface FakeRunnerOptions {
-  numBlocks: number;
-  blockSize: number;
+export interface FakeRunnerOptions extends FakeDeviceOptions {
   maxNumSeqs: number;
   maxNumBatchedTokens: number;
   maxModelLen: number;
-  /** Default: infinite. */
-  attentionReach?: number;
-  /** Slots hold a state, without which nothing can be computed. Not together with drafts or a reach. */
-  states?: SlotStates | undefined;
   maxInFlight?: number;
   /** Drafts that a row may have. Default 0. */
   maxDrafts?: number;
-  /** Asked once for each draft: whether it is the token that will be drawn. */
-  guesses?(): boolean;
   execution?: Execution;
   /** Asked once for each launch: the fault of that step. */
   fault?(): Fault | undefined;
   /** Thrown for the fault "dead". */
   death?: Error;
-}
-
-interface Slot {
-  /** On the "device": the tokens, and how many of them are in the cells. */
-  tokens: number[];
-  numComputed: number;
-  readonly promptLength: number;
-  readonly sampling: SlotSampling;
-  readonly table: number[];
-  /** What can be known at launch of `tokens.length` and `numComputed` after the steps in flight. */
-  length: Range;
-  computed: Range;
-}
-
-interface State {
-  readonly digest: number;
-  readonly length: number;
-}
-const NO_STATE: State = { digest: 0, length: -1 };
-
-interface Range {
-  least: number;
-  most: number;
-}
-
-interface Step {
-  batch: ScheduledBatch;
-  /** The slots' occupants at launch. */
-  slots: Slot[];
-  /** The block of every table entry up to the last that the rows write. */
-  blocks: number[][];
-  /** Where each row starts at least, as far as is known. */
-  starts: number[];
-  fault: Fault | undefined;
-  /** The row whose last position becomes NaN under the fault "nan". */
-  nanRow: number;
-  done: boolean[];
-  /** Rows whose masks allow nothing. */
-  nothing: ReadonlySet<number>;
-  /** What each row drew. */
-  drawn: number[][];
-  result: {
-    logprobs: Map<number, LogprobRows>;
-    promptLogprobs: Map<number, LogprobRows>;
-    logits: Map<number, Float32Array>;
-    states: Map<number, Float32Array>;
-  };
 }
 
 /** A runner that computes tokens from what it finds in the KV cells of the block tables, and checks each batch. */
@@ -103,9 +50,6 @@ export class FakeRunner implements Runner {
   readonly states: SlotStates | undefined;
   /** Seeds of the sequences that must not be launched ahead of their tokens. */
   readonly lockstep = new Set<bigint>();
-  /** Drafts computed, and those of them that were accepted. */
-  numDrafts = 0;
-  numAccepted = 0;
   /** Everything that a batch or the cache did wrong. */
   readonly violations: string[] = [];
   /** Seeds of the sequences that a fault hit. */
@@ -115,13 +59,8 @@ export class FakeRunner implements Runner {
   readonly masks: (readonly RowMask[])[] = [];
   disposed = false;
   readonly #options: FakeRunnerOptions;
-  readonly #values: Uint32Array;
-  readonly #salts: Int32Array;
-  readonly #nan: Uint8Array;
+  readonly #device: FakeDevice;
   readonly #slots: (Slot | undefined)[] = [];
-  /** By slot, and by place for snapshots: what a sequence's tokens led to, and how many they were. */
-  readonly #states: State[] = [];
-  readonly #snapshots: State[] = [];
   readonly #inFlight: Step[] = [];
   /** The step that was launched last has masked rows, and has not been drawn. */
   #awaitsMasks = false;
@@ -136,9 +75,20 @@ export class FakeRunner implements Runner {
     this.maxDrafts = options.maxDrafts ?? 0;
     this.attentionReach = options.attentionReach ?? Infinity;
     this.states = options.states;
-    this.#values = new Uint32Array(this.numBlocks * this.blockSize).fill(0xdeadbeef);
-    this.#salts = new Int32Array(this.numBlocks * this.blockSize).fill(-1);
-    this.#nan = new Uint8Array(this.numBlocks * this.blockSize);
+    this.#device = new FakeDevice(options, {
+      check: (condition, message) => this.#check(condition, message),
+      victims: this.victims,
+    });
+  }
+
+  /** Drafts computed. */
+  get numDrafts(): number {
+    return this.#device.numDrafts;
+  }
+
+  /** Those of the drafts that were accepted. */
+  get numAccepted(): number {
+    return this.#device.numAccepted;
   }
 
   launch(batch: ScheduledBatch): void {
@@ -179,7 +129,7 @@ export class FakeRunner implements Runner {
       for (const slot of slots) this.victims.add(slot.sampling.seed);
     if (fault === "launch" || fault === "dead") {
       for (const earlier of this.#inFlight) this.#execute(earlier);
-      this.#scribble(step);
+      this.#device.scribble(step);
       throw fault === "dead" ? this.#options.death : new Error("launch failed");
     }
     this.#check(this.#inFlight.length < this.maxInFlight, "too many steps in flight");
@@ -198,7 +148,7 @@ export class FakeRunner implements Runner {
     if (step.fault === "draw") {
       this.#inFlight.pop();
       for (const slot of step.slots) this.victims.add(slot.sampling.seed);
-      this.#scribble(step);
+      this.#device.scribble(step);
       throw new Error("draw failed");
     }
     if (this.#options.execution === "eager") this.#execute(step);
@@ -296,8 +246,12 @@ export class FakeRunner implements Runner {
   }
 
   #execute(step: Step): void {
-    if (step.fault === "collect") this.#scribble(step);
+    if (step.fault === "collect") this.#device.scribble(step);
     else for (let i = 0; i < step.slots.length; i++) this.#executeRow(step, i);
+  }
+
+  #executeRow(step: Step, index: number): void {
+    this.#device.executeRow(step, index, this.#slots[step.batch.rows[index]!.slot]!);
   }
 
   /** A row has been collected: what is known of its slot comes closer. */
@@ -319,154 +273,4 @@ export class FakeRunner implements Runner {
       batch.rows.some(({ sample }, i) => sample && slots[i] === slot),
     );
   }
-
-  /** A failed step leaves anything behind where it would have written, and its slots anywhere. */
-  #scribble({ batch, slots, done }: Step): void {
-    batch.rows.forEach(({ count, sample }, i) => {
-      if (done[i]) return;
-      done[i] = true;
-      const slot = slots[i]!;
-      this.#states[batch.rows[i]!.slot] = NO_STATE;
-      this.#keep({ batch }, batch.rows[i]!);
-      for (let n = 0; n < count; n++) {
-        const at = this.#at(slot, slot.numComputed);
-        this.#values[at] = mix(slot.numComputed++, 0xbad);
-        this.#salts[at] = saltOf(slot.sampling.seed);
-      }
-      if (sample) slot.tokens.push(count % VOCAB);
-    });
-  }
-
-  /** The state of the row's slot goes to the places that the step says. */
-  #keep({ batch: { snapshots = [] } }: Pick<Step, "batch">, row: ScheduledRow): void {
-    for (const { slot, snapshot } of snapshots.filter((each) => each.slot === row.slot)) {
-      this.#check(
-        snapshot >= 0 && snapshot < this.states!.numSnapshots,
-        `snapshot ${snapshot} does not exist`,
-      );
-      this.#snapshots[snapshot] = this.#states[slot]!;
-    }
-  }
-
-  #at({ table }: Slot, position: number): number {
-    return table[Math.floor(position / this.blockSize)]! * this.blockSize + (position % this.blockSize);
-  }
-
-  #executeRow(step: Step, index: number): void {
-    if (step.done[index]) return;
-    step.done[index] = true;
-    const row = step.batch.rows[index]!;
-    const slot = this.#slots[row.slot]!;
-    const { sampling, tokens, promptLength, numComputed: start } = slot;
-    const salt = saltOf(sampling.seed);
-    const isNan = step.fault === "nan" && step.nanRow === index;
-    if (isNan) this.victims.add(sampling.seed);
-    const history = new History(salt);
-    const read = (position: number): void => {
-      const at = this.#at(slot, position);
-      this.#check(
-        this.#salts[at] === salt,
-        `slot ${row.slot} reads what it must not at position ${position}`,
-      );
-      history.append(this.#values[at]!, this.#nan[at] === 1);
-    };
-    // What is out of reach is what it would have been, wherever it was.
-    const firstRead = Math.max(0, start + 1 - this.attentionReach);
-    for (let p = 0; p < firstRead; p++) history.append(cell(history.previous, tokens[p]!, salt), false);
-    for (let p = firstRead; p < start; p++) read(p);
-    const joined = step.batch.joins.find(({ slot: id }) => id === row.slot);
-    if (joined?.snapshot !== undefined) this.#states[row.slot] = this.#snapshots[joined.snapshot]!;
-    if (this.states && start > 0 && !this.victims.has(sampling.seed)) {
-      const { digest, length } = this.#states[row.slot] ?? NO_STATE;
-      const isOwn = length === start && digest === history.digest;
-      this.#check(isOwn, `slot ${row.slot} has the state of ${length} other tokens at position ${start}`);
-    }
-    const compute = (token: number): void => {
-      const position = slot.numComputed++;
-      const at = this.#at(slot, position);
-      this.#values[at] = cell(history.previous, token, salt);
-      this.#salts[at] = salt;
-      this.#nan[at] = isNan && position === start + row.count - 1 ? 1 : 0;
-      read(position);
-    };
-    const { count, drafts = 0 } = row;
-    for (let n = 0; n < count - drafts; n++) compute(tokens[start + n]!);
-    if (this.states) this.#states[row.slot] = { digest: history.digest, length: slot.numComputed };
-    this.#keep(step, row);
-    const { result } = step;
-    const seen = history.digests.slice(start);
-    if (row.promptLogprobs !== undefined) {
-      const predicted = Math.min(count, promptLength - 1 - start);
-      const chosen = tokens.slice(start + 1, start + 1 + predicted);
-      result.promptLogprobs.set(index, logprobRows(seen.slice(0, predicted), chosen, row.promptLogprobs));
-    }
-    if (row.logits) {
-      const logits = seen.flatMap((d) => Array.from({ length: VOCAB }, (_, v) => logprobOf(d, v)));
-      result.logits.set(index, Float32Array.from(logits));
-    }
-    if (!row.sample) return;
-    if (step.nothing.has(index)) {
-      step.drawn[index] = [NotDrawn.nothingAllowed];
-      return;
-    }
-    const drawn = this.#verify(slot, drafts, history, compute);
-    step.drawn[index] = drawn;
-    const from = history.digests.slice(count - drafts - 1 + start).slice(0, drawn.length);
-    if (row.logprobs !== undefined) result.logprobs.set(index, logprobRows(from, drawn, row.logprobs));
-  }
-
-  /** Draws the next token, and as long as it is the one drafted, computes it and draws the next. All drafts are computed. */
-  #verify(slot: Slot, drafts: number, history: History, compute: (token: number) => void): number[] {
-    const { tokens, sampling } = slot;
-    const { seed, bannedTokens, bannedUntil } = sampling;
-    const drawn: number[] = [];
-    let accepted = true;
-    for (let left = drafts; ; left--) {
-      const target = history.finite
-        ? draw(history.digest, seed, tokens.length, bannedTokens, bannedUntil)
-        : -1;
-      if (accepted) {
-        drawn.push(target);
-        tokens.push(Math.max(target, 0));
-      }
-      if (left === 0) break;
-      const guessed = target >= 0 && this.#options.guesses?.() === true;
-      accepted &&= guessed;
-      this.numDrafts++;
-      if (accepted) this.numAccepted++;
-      compute(guessed ? target : (target + 1) % VOCAB);
-    }
-    // The next step computes the last token drawn; what the rejected drafts left behind is overwritten.
-    slot.numComputed = tokens.length - 1;
-    return drawn;
-  }
-}
-
-/** What a row has read so far. */
-class History {
-  /** After each position. */
-  readonly digests: number[] = [];
-  digest = 0;
-  finite = true;
-
-  constructor(public previous: number) {}
-
-  append(value: number, isNan: boolean): void {
-    this.previous = value;
-    this.digest = mix(this.digest, value);
-    this.digests.push(this.digest);
-    if (isNan) this.finite = false;
-  }
-}
-
-function logprobRows(seen: number[], chosen: number[], topCount: number): LogprobRows {
-  const top = seen.flatMap((_, i) => Array.from({ length: topCount }, (_, k) => (chosen[i]! + k) % VOCAB));
-  return {
-    chosenIds: Int32Array.from(chosen),
-    chosenLogprobs: Float32Array.from(seen, (digest, i) => logprobOf(digest, chosen[i]!)),
-    chosenRanks: new Int32Array(seen.length).fill(1),
-    topIds: Int32Array.from(top),
-    topLogprobs: Float32Array.from(top, (id, i) => logprobOf(seen[Math.floor(i / topCount)]!, id)),
-    topCount,
-  };
 }

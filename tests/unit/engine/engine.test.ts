@@ -6,7 +6,7 @@ import {
   RequestFailedError,
 } from "../../../src/base/errors.ts";
 import { checkRequest, type RequestDraft } from "../../../src/engine/request.ts";
-import type { Fault } from "../../simulation/fake-runner.ts";
+import type { Fault } from "../../simulation/fake-device.ts";
 import { digests, logprobOf, makeSeed, reference, ToyTextStream, VOCAB } from "../../simulation/oracle.ts";
 import { Outcomes } from "../../simulation/outcomes.ts";
 import { add, drain, makeEngine, makeRequest, range, sha256 } from "./helpers.ts";
