@@ -7,6 +7,8 @@ import {
   FunctionAttribute,
 } from "../../../src/cuda/driver-symbols.ts";
 import type { Address } from "../../../src/cuda/ffi.ts";
+import { FakeMemory } from "./fake-memory.ts";
+import { FakeStreams } from "./fake-streams.ts";
 
 type Kind =
   | "context"
@@ -46,11 +48,8 @@ const DEFAULT_SHARED_BYTES = 48 * 1024;
 /** Every kernel's own shared memory, and how many threads of it fit a multiprocessor. */
 const STATIC_SHARED_BYTES = 7 * 1024;
 const RESIDENT_THREADS = 1024;
-/** How much of an allocation is poisoned: the whole of large ones would take long. */
-const POISONED_BYTES = 2 ** 16;
-
 /**
- * A CUDA driver in host memory: allocations are real, streams run at once (or as late as they may, when `lazy`),
+ * A CUDA driver in host memory: allocations are real, streams run at once (or as late as they may, when `streams.lazy`),
  * graphs replay. It keeps what is alive, notes every misuse in `violations`, and fails on request.
  */
 export class FakeCuda {
@@ -67,21 +66,16 @@ export class FakeCuda {
   readonly structBytes = new Map<string, number>();
   /** What kernels do when they run, by their name; the others do nothing. */
   readonly effects = new Map<string, (launch: FakeLaunch) => void>();
+  readonly streams = new FakeStreams();
   readonly #failures = new Map<string, Map<number, number>>();
   readonly #callCounts = new Map<string, number>();
-  readonly #memory = new Map<number, Uint8Array>();
-  readonly #retired: Uint8Array[] = [];
-  readonly #captures = new Map<number, (() => void)[]>();
+  readonly #memory = new FakeMemory();
   readonly #graphs = new Map<number, (() => void)[]>();
   readonly #functions = new Map<number, { entry: string; allowedShared: number }>();
   /** Of kernels, by entry: the share of shared memory that was asked for, percent. */
   readonly sharedPercents = new Map<string, number>();
   readonly #statusStrings = new Map<string, Uint8Array>();
   #nextHandle = 0x7f00_0000_1000;
-  /** Work enqueued and not run yet, by stream. */
-  readonly #queues = new Map<number, (() => void)[]>();
-  /** Events recorded in streams that have not come to them, with their stream. */
-  readonly #marks = new Map<number, number>();
   /** Contexts whose memory another may use. */
   readonly #reached = new Set<number>();
   driverVersion = 13000;
@@ -89,8 +83,6 @@ export class FakeCuda {
   linked = true;
   /** Bytes at an address that this GPU has not given out, if another has that it reaches. */
   others: (address: number, count: number) => Uint8Array | undefined = () => undefined;
-  /** Work waits until something waits for it: what it reads must stay as it is until then. */
-  lazy = false;
   /** What the next elapsed time is, in milliseconds. */
   elapsed = () => 1.5;
 
@@ -130,12 +122,12 @@ export class FakeCuda {
 
   /** Bytes of device memory allocated. */
   get allocatedBytes(): number {
-    return this.alive("device memory").reduce((sum, address) => sum + this.#memory.get(address)!.length, 0);
+    return this.alive("device memory").reduce((sum, address) => sum + this.bytesOf(address).length, 0);
   }
 
   /** The bytes of a live allocation. */
   bytesOf(address: number): Uint8Array {
-    return this.#memory.get(address)!;
+    return this.#memory.bytesOf(address);
   }
 
   #functionsOfDriver(): CudaApi {
@@ -182,13 +174,14 @@ export class FakeCuda {
       },
       cuMemAlloc_v2: (out, bytes) => {
         if (bytes === 0) return INVALID_VALUE;
-        if (this.#captures.size > 0) return CAPTURE_UNSUPPORTED;
+        if (this.streams.capturing) return CAPTURE_UNSUPPORTED;
         if (this.allocatedBytes + bytes > this.gpus[0]!.memory) return CudaStatus.outOfMemory;
         return store(out, this.#makeMemory("device memory", bytes));
       },
-      cuMemFree_v2: (address) => this.#runAll() || this.#dropMemory(address, "device memory"),
+      cuMemFree_v2: (address) => this.streams.runAll() || this.#dropMemory(address, "device memory"),
       cuMemHostAlloc: (out, bytes) => store(out, this.#makeMemory("pinned memory", bytes)),
-      cuMemFreeHost: (address) => this.#runAll() || this.#dropMemory(address as number, "pinned memory"),
+      cuMemFreeHost: (address) =>
+        this.streams.runAll() || this.#dropMemory(address as number, "pinned memory"),
       cuMemcpyHtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemcpyDtoHAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
       cuMemcpyDtoDAsync_v2: (target, source, bytes, stream) => this.#copy(target, source, bytes, stream),
@@ -199,21 +192,21 @@ export class FakeCuda {
 
       cuStreamCreate: (out) => store(out, this.#make("stream")),
       cuStreamDestroy_v2: (stream) => {
-        this.#captures.delete(stream as number);
+        this.streams.endCapture(stream as number);
         return this.#drop(stream as number, "stream");
       },
-      cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.#run(stream as number),
+      cuStreamSynchronize: (stream) => this.#whenNotCapturing(stream) || this.streams.run(stream as number),
       cuStreamWaitEvent: (stream, event) =>
         this.#expect(event, "event") ||
         this.#enqueue(stream, () => {
-          this.#runTo(event as number);
+          this.streams.runTo(event as number);
         }),
       cuEventCreate: (out) => store(out, this.#make("event")),
       cuEventDestroy_v2: (event) => this.#drop(event as number, "event"),
       cuEventRecord: (event, stream) => this.#expect(event, "event") || this.#mark(event as number, stream),
       cuEventQuery: (event) =>
-        this.#expect(event, "event") || (this.#marks.has(event as number) ? CudaStatus.notReady : 0),
-      cuEventSynchronize: (event) => this.#expect(event, "event") || this.#runTo(event as number),
+        this.#expect(event, "event") || (this.streams.awaits(event as number) ? CudaStatus.notReady : 0),
+      cuEventSynchronize: (event) => this.#expect(event, "event") || this.streams.runTo(event as number),
       cuEventElapsedTime: (out, start, end) =>
         this.#expect(start, "event") || this.#expect(end, "event") || store(out, this.elapsed()),
 
@@ -274,14 +267,13 @@ export class FakeCuda {
       },
 
       cuStreamBeginCapture_v2: (stream) => {
-        if (this.#captures.has(stream as number)) return INVALID_VALUE;
-        this.#captures.set(stream as number, []);
+        if (this.streams.captures(stream as number)) return INVALID_VALUE;
+        this.streams.beginCapture(stream as number);
         return this.#expect(stream, "stream");
       },
       cuStreamEndCapture: (stream, out) => {
-        const nodes = this.#captures.get(stream as number);
+        const nodes = this.streams.endCapture(stream as number);
         if (nodes === undefined) return INVALID_VALUE;
-        this.#captures.delete(stream as number);
         const graph = this.#make("graph");
         this.#graphs.set(graph, nodes);
         return store(out, graph);
@@ -321,9 +313,7 @@ export class FakeCuda {
   }
 
   #makeMemory(kind: Kind, bytes: number): number {
-    const memory = new Uint8Array(new ArrayBuffer(bytes)).fill(0xa5, 0, POISONED_BYTES);
-    const address = ptr(memory);
-    this.#memory.set(address, memory);
+    const address = this.#memory.allocate(bytes);
     this.live.set(address, kind);
     return address;
   }
@@ -340,26 +330,19 @@ export class FakeCuda {
     return misuse;
   }
 
-  /** Freed memory stays mapped, so that its address is never given out again. */
   #dropMemory(address: number, kind: Kind): number {
     const misuse = this.#drop(address, kind);
-    if (!misuse) this.#retired.push(this.#memory.get(address)!.fill(0xdd, 0, POISONED_BYTES));
-    this.#memory.delete(address);
+    if (!misuse) this.#memory.free(address);
     return misuse;
   }
 
   /** `count` bytes at an address, which must lie in one live allocation, or of a typed array. */
   #bytes(address: Address, count: number): Uint8Array | undefined {
     if (typeof address !== "number") return new Uint8Array(address.buffer, address.byteOffset, count);
-    for (const [start, memory] of this.#memory) {
-      if (start <= address && address + count <= start + memory.length) {
-        return memory.subarray(address - start, address - start + count);
-      }
-    }
-    const other = this.others(address, count);
-    if (other === undefined)
+    const bytes = this.#memory.at(address, count) ?? this.others(address, count);
+    if (bytes === undefined)
       this.violations.push(`${this.calls.at(-1)}: ${count} bytes at ${address} are not allocated`);
-    return other;
+    return bytes;
   }
 
   #copy(target: Address, source: Address, count: number, stream: Address): number {
@@ -371,46 +354,18 @@ export class FakeCuda {
 
   #enqueue(stream: Address, run: () => void): number {
     const misuse = this.#expect(stream, "stream");
-    if (misuse) return misuse;
-    const capture = this.#captures.get(stream as number);
-    if (capture !== undefined) capture.push(run);
-    else if (this.lazy) this.#queue(stream as number).push(run);
-    else run();
-    return 0;
-  }
-
-  #queue(stream: number): (() => void)[] {
-    const queue = this.#queues.get(stream) ?? [];
-    this.#queues.set(stream, queue);
-    return queue;
+    if (!misuse) this.streams.enqueue(stream as number, run);
+    return misuse;
   }
 
   #mark(event: number, stream: Address): number {
     const misuse = this.#whenNotCapturing(stream);
-    if (misuse || !this.lazy) return misuse;
-    this.#marks.set(event, stream as number);
-    this.#queue(stream as number).push(() => this.#marks.delete(event));
-    return 0;
-  }
-
-  #runTo(event: number): 0 {
-    const queue = this.#queue(this.#marks.get(event) ?? 0);
-    while (this.#marks.has(event)) queue.shift()!();
-    return 0;
-  }
-
-  #run(stream: number): 0 {
-    for (const work of this.#queue(stream).splice(0)) work();
-    return 0;
-  }
-
-  #runAll(): 0 {
-    for (const stream of this.#queues.keys()) this.#run(stream);
-    return 0;
+    if (!misuse) this.streams.mark(event, stream as number);
+    return misuse;
   }
 
   #whenNotCapturing(stream: Address): number {
-    return this.#captures.has(stream as number) ? CAPTURE_UNSUPPORTED : this.#expect(stream, "stream");
+    return this.streams.captures(stream as number) ? CAPTURE_UNSUPPORTED : this.#expect(stream, "stream");
   }
 
   #launch(

@@ -27,7 +27,7 @@ beforeEach(() => {
   fake = new FakeCuda([{ name: "Fake GPU", computeCapability: [9, 0], memory: 2 ** 28 }]);
   context = Context.retain(fake.api, Device.open(fake.api, 0));
   staging = new Staging(context, Stream.create(context));
-  fake.lazy = true;
+  fake.streams.lazy = true;
 });
 
 afterEach(() => {

@@ -23,7 +23,7 @@ beforeEach(() => {
   context = Context.retain(fake.api, Device.open(fake.api, 0));
   stream = Stream.create(context);
   staging = new Staging(context, stream);
-  fake.lazy = true;
+  fake.streams.lazy = true;
 });
 
 afterEach(() => {
