@@ -161,7 +161,7 @@ function multiplyRows(isFloat: bool, n: i32, o: i32, resultA: usize, resultB: us
       xScale += layout.NIBBLE_SCALES;
     }
   }
-  // Else nobody would read it.
+  // A load that nothing uses would not be made.
   v128.store(lanes, seen, 32);
   store<f32>(resultA, sum(v128.load(lanes)));
   store<f32>(resultB, sum(v128.load(lanes, 16)));

@@ -260,7 +260,9 @@ function reduce(automaton: Automaton, budget: Budget): Automaton {
   const numKnown = 1 + Math.max(-1, ...known);
   const isOpen = (state: number) => alive[state]! && known[state]! < 0;
   let classes = known.map((own, i) => (isOpen(i) ? numKnown + Number(accepting[i]) : own));
-  for (let count = edges.some((_, i) => isOpen(i)) ? 0 : -1; count >= 0; ) {
+  let count = 0;
+  let isRefined = edges.some((_, i) => isOpen(i));
+  while (isRefined) {
     const numbering = new Map<string, number>();
     const next = classes.map((own, i) => {
       if (!isOpen(i)) return own;
@@ -271,8 +273,18 @@ function reduce(automaton: Automaton, budget: Budget): Automaton {
       return numKnown + number;
     });
     classes = next;
-    count = numbering.size === count ? -1 : numbering.size;
+    isRefined = numbering.size !== count;
+    count = numbering.size;
   }
+  return merged(automaton, classes, alive);
+}
+
+/** The automaton whose states are the classes of another's live states: those in one match the same texts. */
+function merged(
+  { edges, accepting }: Automaton,
+  classes: readonly number[],
+  alive: readonly boolean[],
+): Automaton {
   // States in order of appearance from the first, which stays even when nothing matches.
   const numbers = new Map<number, number>();
   const kept: number[] = [];
