@@ -11,6 +11,9 @@
 // head compute its channels again, which is less than another launch.
 #include "delta_net.cuh"
 
+#if !defined(CONV_WIDTH)
+#error "CONV_WIDTH comes from src/backend/cuda/ops/delta-dims.ts"
+#endif
 #if !defined(DECODE_THREADS) || !defined(NORM_THREADS) || !defined(SPLIT)
 #error "DECODE_THREADS, NORM_THREADS and SPLIT come from src/backend/cuda/ops/delta-net.ts"
 #endif

@@ -1,13 +1,27 @@
-// Rows of a ragged batch cut into chunks, for kernels that take a piece of the batch at a time: the tokens [begin, end), by which rows
-// may be cut, too. A chunk is CHUNK tokens of a row at most and ends where a multiple of CHUNK positions does, so where it ends does not
-// depend on how a prompt came.
+// The gated delta rule for rows of prompts, in chunks (see delta_net.cuh). Three kernels, one after the other, for a piece of the batch
+// at a time: the tokens [begin, end), by which rows may be cut, too.
+//
+//   convolve        queries, keys and values from projections (delta_convolve.cu)
+//   prepare_chunks  of each chunk by itself: W, U, P and G (delta_prepare_chunks.cu)
+//   advance_states  from chunk to chunk: outputs before their norm, and states (delta_advance_states.cu)
+//
+// With S the state before a chunk, tokens s <= t of it, G_t the sum of log decays from the chunk's first token on, decays
+// d(s, t) = exp(G_t - G_s) and b_t = exp(G_t) (Yang et al. 2024, the WY form):
+//   M_ts = beta_t · d(s, t) · k_t·k_s for s < t        T = (I + M)⁻¹
+//   W = T · (beta · b · K)      U = T · (beta · V)      P_ts = d(s, t) · q_t·k_s
+//   D = U - W·S                 O = b · Q·S + P·D       S ← b_last · S + Kᵀ·(d(t, last) · D)
+//
+// A chunk is CHUNK tokens of a row at most and ends where a multiple of CHUNK positions does, so where it ends does not depend on how a
+// prompt came.
 #pragma once
 #include "delta_net.cuh"
 
-#if !defined(CHUNK)
-#error "CHUNK comes from src/backend/cuda/ops/delta-net.ts"
+#if !defined(CHUNK) || !defined(PREFILL_THREADS)
+#error "CHUNK and PREFILL_THREADS come from src/backend/cuda/ops/delta-prompts.ts"
 #endif
-static_assert(CHUNK == 64, "warps take 16 tokens of a chunk each");
+// Warps that share the tokens of a chunk.
+constexpr int WARPS = PREFILL_THREADS / WARP;
+static_assert(CHUNK == 64 && WARPS * 16 == CHUNK, "each warp has 16 tokens of a chunk");
 
 __device__ __forceinline__ int clamped(int x, int least, int most) { return min(max(x, least), most); }
 

@@ -10,8 +10,8 @@
 #pragma once
 #include "types.cuh"
 
-#if !defined(KEY_DIM) || !defined(VALUE_DIM) || !defined(CONV_WIDTH)
-#error "KEY_DIM, VALUE_DIM and CONV_WIDTH come from src/backend/cuda/ops/delta-net.ts"
+#if !defined(KEY_DIM) || !defined(VALUE_DIM)
+#error "KEY_DIM and VALUE_DIM come from src/backend/cuda/ops/delta-dims.ts"
 #endif
 static_assert(KEY_DIM >= 16 && KEY_DIM <= 128 && (KEY_DIM & (KEY_DIM - 1)) == 0, "KEY_DIM is 16, 32, 64 or 128");
 static_assert(VALUE_DIM >= 16 && VALUE_DIM <= 128 && (VALUE_DIM & (VALUE_DIM - 1)) == 0, "VALUE_DIM is 16, 32, 64 or 128");

@@ -1,4 +1,4 @@
-import { checkDeltaNetDims } from "../backend/cuda/ops/delta-net.ts";
+import { checkDeltaNetDims } from "../backend/cuda/ops/delta-dims.ts";
 import { expertsWeight } from "../backend/cuda/ops/experts-product.ts";
 import { headShape } from "../backend/cuda/ops/head-shape.ts";
 import type { Weight } from "../backend/weight.ts";
