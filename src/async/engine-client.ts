@@ -150,20 +150,12 @@ export class EngineClient {
 
   /** False when requests are running. @throws EngineDeadError */
   async resetPrefixCache(): Promise<boolean> {
-    this.assertAlive();
-    const reset = Promise.withResolvers<boolean>();
-    this.#prefixCacheResets.push(reset);
-    this.#post({ type: "resetPrefixCache" });
-    return reset.promise;
+    return this.#ask(this.#prefixCacheResets, "resetPrefixCache");
   }
 
   /** Blocks and queues between two steps. @throws EngineDeadError */
   async view(): Promise<EngineView> {
-    this.assertAlive();
-    const view = Promise.withResolvers<EngineView>();
-    this.#views.push(view);
-    this.#post({ type: "view" });
-    return view.promise;
+    return this.#ask(this.#views, "view");
   }
 
   /** @returns a function that ends the calls. */
@@ -192,6 +184,15 @@ export class EngineClient {
 
   #post(message: EngineMessage, transfer: ArrayBuffer[] = []): void {
     this.outbox.postMessage(message, transfer);
+  }
+
+  /** Asks what is answered in the order of the questions in `asked`. */
+  #ask<T>(asked: PromiseWithResolvers<T>[], type: "resetPrefixCache" | "view"): Promise<T> {
+    this.assertAlive();
+    const answer = Promise.withResolvers<T>();
+    asked.push(answer);
+    this.#post({ type });
+    return answer.promise;
   }
 
   #receive(reply: EngineReply): void {

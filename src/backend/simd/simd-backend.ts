@@ -12,7 +12,6 @@ import { floats, ints } from "../cpu/host-buffer.ts";
 import { hostSlots } from "../cpu/host-views.ts";
 import { Slot } from "../cpu/slots.ts";
 import { checkExperts } from "../expert-checks.ts";
-import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import type { DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { attend, canAttend } from "./attend.ts";
@@ -101,18 +100,12 @@ export class SimdBackend extends CpuBackend {
     super.dispose();
   }
 
-  override experts(
-    out: Tensor,
-    x: Tensor,
-    logits: Tensor,
-    weights: ExpertWeights,
-    spec: ExpertSpec,
-    fusion: ExpertFusion = {},
-  ): void {
+  override experts(...call: Parameters<CpuBackend["experts"]>): void {
+    const [out, x, logits, weights, spec, fusion = {}] = call;
     const shape = checkExperts("float32", out, x, logits, weights, spec, fusion, this.matrixDtypes);
     const { activation } = spec;
     if (!canComputeExperts(weights, fusion) || !isOfKernels(activation)) {
-      super.experts(out, x, logits, weights, spec, fusion);
+      super.experts(...call);
       return;
     }
     const tools: ExpertTools = {
