@@ -1,11 +1,10 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { LLM } from "octavo";
 import { FIXTURES } from "./fixtures.ts";
-import { checkGreedy, type Tolerance } from "./suite.ts";
+import { checkGreedy, FLOAT32 } from "./suite.ts";
 
 setDefaultTimeout(300_000);
 
-const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 const GREEDY = { temperature: 0, ignoreEos: true, logprobs: 0 } as const;
 
 for (const fixture of FIXTURES) {

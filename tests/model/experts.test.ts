@@ -6,12 +6,9 @@ import { temporaryFolder } from "../support.ts";
 import { safetensors, type TensorData } from "../unit/loader/support.ts";
 import { cosine, maxErrorInStd, relativeError } from "./compare.ts";
 import { EXPERT_FIXTURES, type Fixture, fixture } from "./fixtures.ts";
-import { referenceSuite, type Tolerance } from "./suite.ts";
+import { FLOAT32, referenceSuite } from "./suite.ts";
 
 setDefaultTimeout(300_000);
-
-/** float32 against float32: only the order of additions differs. */
-const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 
 const options = { device: "cpu" } as const;
 for (const each of EXPERT_FIXTURES) {

@@ -1,13 +1,9 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { LLM } from "octavo";
-import { cosine } from "./compare.ts";
 import { fixture, HYBRID_FIXTURES } from "./fixtures.ts";
-import { checkGreedy, referenceSuite, type Tolerance } from "./suite.ts";
+import { checkGreedy, checkQuantisedOnLoad, FLOAT32, referenceSuite } from "./suite.ts";
 
 setDefaultTimeout(300_000);
-
-/** float32 against float32: only the order of additions differs. */
-const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 
 const options = { device: "cpu" } as const;
 for (const fixture of HYBRID_FIXTURES)
@@ -115,16 +111,6 @@ test("a pool without room for a state is refused by what it takes", async () => 
 test.each([
   ["qwen3-5", 1],
   ["qwen3-next", 2],
-] as const)(
-  "%s, quantised while it is loaded, on %d ranks: gates stay exact",
-  async (name, tensorParallelSize) => {
-    const { modelDir, cases, vocabSize } = fixture(name);
-    const { prompt, logits } = cases.find((each) => each.name === "random-7")!;
-    const quantised = { quantization: "fp8", tensorParallelSize } as const;
-    await using llm = await LLM.create(modelDir, { ...options, skipTokenizerInit: true, ...quantised });
-    expect(llm.weights.format).toBe("fp8 by channels, bfloat16");
-    const actual = await llm.logits(prompt);
-    for (const [row, expected] of logits.entries())
-      expect(cosine(actual.subarray(row * vocabSize, (row + 1) * vocabSize), expected)).toBeGreaterThan(0.98);
-  },
+] as const)("%s, quantised while it is loaded, on %d ranks: gates stay exact", (name, ranks) =>
+  checkQuantisedOnLoad(fixture(name), ranks),
 );

@@ -2,12 +2,9 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { LLM } from "octavo";
 import { ConfigError } from "../../src/base/errors.ts";
 import { QUANTISED_FIXTURES, type QuantisedFormat } from "./fixtures.ts";
-import { referenceSuite, type Tolerance } from "./suite.ts";
+import { FLOAT32, referenceSuite } from "./suite.ts";
 
 setDefaultTimeout(300_000);
-
-/** The reference is computed in float32 from the numbers that codes and scales stand for. */
-const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 
 /** Formats whose blocks or groups of columns two ranks would cut: of 128 or 64 of the 192 inputs of down. */
 const WHOLE: readonly QuantisedFormat[] = ["fp8-block", "ct-w4", "awq", "gptq-v2-8bit", "gptq-act-order"];

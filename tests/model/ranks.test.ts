@@ -9,16 +9,13 @@ import type { Exchange } from "../../src/ranks/exchange.ts";
 import { temporaryFolder } from "../support.ts";
 import { writeDivisibleModels } from "./divisible-models.ts";
 import { FIXTURES } from "./fixtures.ts";
-import { referenceSuite, type Tolerance } from "./suite.ts";
+import { FLOAT32, referenceSuite } from "./suite.ts";
 
 setDefaultTimeout(300_000);
 
 const folder = temporaryFolder();
 afterAll(() => folder[Symbol.dispose]());
 const DIVISIBLE_MODELS = writeDivisibleModels(folder);
-
-/** float32 against float32: only the order of additions differs. */
-const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 
 const options = { device: "cpu", tensorParallelSize: 2 } as const;
 for (const fixture of FIXTURES) {

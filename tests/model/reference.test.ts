@@ -1,11 +1,8 @@
 import { setDefaultTimeout } from "bun:test";
 import { FIXTURES, GGUF_FIXTURES } from "./fixtures.ts";
-import { referenceSuite, type Tolerance, type Variant } from "./suite.ts";
+import { FLOAT32, referenceSuite, type Variant } from "./suite.ts";
 
 setDefaultTimeout(300_000);
-
-/** float32 against float32: only the order of additions differs. */
-const FLOAT32: Tolerance = { stds: 2e-3, relative: 1e-3, cosine: 0.99999, logprob: 1e-3, greedyGap: 0.01 };
 
 const options = { device: "cpu" } as const;
 const VARIANTS: readonly Variant[] = [

@@ -28,6 +28,15 @@ export interface Tolerance {
   readonly greedyGap: number;
 }
 
+/** float32 against float32: only the order of additions differs. */
+export const FLOAT32: Tolerance = {
+  stds: 2e-3,
+  relative: 1e-3,
+  cosine: 0.99999,
+  logprob: 1e-3,
+  greedyGap: 0.01,
+};
+
 /** One way to run the same model: everything must come out the same. */
 export interface Variant {
   readonly name: string;
@@ -76,6 +85,22 @@ export function referenceSuite(fixture: Fixture, variants: readonly Variant[], t
       });
     });
   }
+}
+
+/** Holds a model whose weights become FP8 while they are loaded, on so many ranks, to its reference. */
+export async function checkQuantisedOnLoad(
+  { modelDir, cases, vocabSize }: Fixture,
+  tensorParallelSize: number,
+): Promise<void> {
+  const { prompt, logits } = cases.find(({ name }) => name === "random-7")!;
+  await using llm = await LLM.create(modelDir, {
+    ...{ device: "cpu", skipTokenizerInit: true, tensorParallelSize, quantization: "fp8" },
+  });
+  expect(llm.weights.format).toBe("fp8 by channels, bfloat16");
+  const actual = await llm.logits(prompt);
+  expect(logits).toHaveLength(7);
+  for (const [row, expected] of logits.entries())
+    expect(cosine(actual.subarray(row * vocabSize, (row + 1) * vocabSize), expected)).toBeGreaterThan(0.98);
 }
 
 export function checkLogits(

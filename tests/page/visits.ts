@@ -69,6 +69,9 @@ export function describeInChromium(title: string, body: (page: Visits) => void):
           localStorage["octavo.settings"] = ${JSON.stringify(JSON.stringify({ values, alternatives }))}`);
         await tab.go(url);
         await run(tab);
+        // What sees nothing would find nothing astray.
+        expect(tab.requests).not.toBeEmpty();
+        if (expected) expect(tab.errors.join("\n")).toMatch(expected);
         const astray = tab.requests.filter((request) => new URL(request).origin !== url.origin);
         const errors = tab.errors.filter((error) => !expected?.test(error));
         expect({ astray, errors }).toEqual({ astray: [], errors: [] });

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, streamText } from "ai";
 import { eventually } from "../support.ts";
+import { AbortedRequests } from "./aborted-requests.ts";
 import { HI, MODEL, TestServer } from "./support.ts";
 
 setDefaultTimeout(300_000);
@@ -46,6 +47,7 @@ test("a completion model", async () => {
 });
 
 test("an aborted stream ends its request", async () => {
+  using aborted = new AbortedRequests();
   const controller = new AbortController();
   const { fullStream } = streamText({
     ...{ model, messages: HI, maxRetries: 0, abortSignal: controller.signal },
@@ -53,6 +55,7 @@ test("an aborted stream ends its request", async () => {
   });
   for await (const part of fullStream) if (part.type === "text-delta") controller.abort();
   await eventually(() => server.llm.numUnfinished === 0);
+  expect(aborted.ids.map(({ length }) => length)).toEqual([1]);
 });
 
 test("its errors carry status and message", async () => {

@@ -1,6 +1,6 @@
-import { expect, setDefaultTimeout, spyOn, test } from "bun:test";
-import type { EngineMessage } from "../../src/async/worker-protocol.ts";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { eventually } from "../support.ts";
+import { AbortedRequests } from "./aborted-requests.ts";
 import { canary, ENDLESS, expectUnharmed, PROMPT, TestServer } from "./support.ts";
 
 setDefaultTimeout(300_000);
@@ -27,21 +27,10 @@ test("1,000 clients that leave are one message each to the engine, and nothing o
   await eventually(() => server.llm.stats.running + server.llm.stats.waiting === CLIENTS);
   await eventually(() => replies > 0);
 
-  const aborted: string[][] = [];
-  const record = (message: Partial<EngineMessage>) => {
-    if (message.type === "abort") aborted.push([...message.ids!]);
-  };
-  const spies = [Worker.prototype, MessagePort.prototype].map((prototype) => {
-    const post = prototype.postMessage;
-    return spyOn(prototype, "postMessage").mockImplementation(function (this: never, ...args: never[]) {
-      record(args[0]!);
-      return post.apply(this, args as never);
-    });
-  });
+  using aborted = new AbortedRequests();
   for (const socket of sockets) socket.terminate();
   await eventually(() => server.llm.numUnfinished === 0);
-  for (const spy of spies) spy.mockRestore();
-  expect(aborted.map(({ length }) => length)).toEqual(sockets.map(() => 1));
-  expect(new Set(aborted.flat()).size).toBe(CLIENTS);
+  expect(aborted.ids.map(({ length }) => length)).toEqual(sockets.map(() => 1));
+  expect(new Set(aborted.ids.flat()).size).toBe(CLIENTS);
   await expectUnharmed(server, before);
 });

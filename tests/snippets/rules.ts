@@ -16,24 +16,35 @@ export interface Rule {
 const OPENAI =
   'import OpenAI from "openai";\nconst client = new OpenAI({ baseURL: "http://127.0.0.1:8000/v1", apiKey: "none" });';
 
+/** A load that a test has time for, instead of one that measures something. */
+const FEW_PROMPTS = "--num-prompts 4 --input-len 16 --output-len 4";
+
+function quoted(document: string, has: string, quotes: string): Rule {
+  return { document, has, quotes };
+}
+
+function skipped(document: string, has: string, skip: string): Rule {
+  return { document, has, skip };
+}
+
 /** Reviewed one by one: a block that is not named runs as it stands, and a rule that fits none is an error. */
 export const RULES: readonly Rule[] = [
-  {
-    document: "README.md",
-    has: "npm install -g",
-    skip: "installs Bun and packages from a network, and runs all tests, this one included",
-  },
-  {
-    document: "README.md",
-    has: "bun run test:unit",
-    skip: "runs for many minutes, in parts on a GPU; scripts are held against package.json",
-  },
-  { document: "docs/add-a-kernel.md", has: "capLogits(", quotes: "src/backend/cuda/ops/cap-logits.ts" },
-  { document: "docs/add-an-op.md", has: "in place; see", quotes: "src/backend/backend.ts" },
-  { document: "docs/add-an-op.md", has: "function checkCapLogits", quotes: "src/backend/checks.ts" },
-  { document: "docs/add-an-op.md", has: "Math.tanh", quotes: "src/backend/cpu/cpu-backend.ts" },
-  { document: "docs/add-a-model.md", has: "const OLMO2", quotes: "src/models/family-defaults.ts" },
-  { document: "docs/add-a-model.md", has: "forward(context", quotes: "src/models/olmo2.ts" },
+  skipped(
+    "README.md",
+    "npm install -g",
+    "installs Bun and packages from a network, and runs all tests, this one included",
+  ),
+  skipped(
+    "README.md",
+    "bun run test:unit",
+    "runs for many minutes, in parts on a GPU; scripts are held against package.json",
+  ),
+  quoted("docs/add-a-kernel.md", "capLogits(", "src/backend/cuda/ops/cap-logits.ts"),
+  quoted("docs/add-an-op.md", "in place; see", "src/backend/backend.ts"),
+  quoted("docs/add-an-op.md", "function checkCapLogits", "src/backend/checks.ts"),
+  quoted("docs/add-an-op.md", "Math.tanh", "src/backend/cpu/cpu-backend.ts"),
+  quoted("docs/add-a-model.md", "const OLMO2", "src/models/family-defaults.ts"),
+  quoted("docs/add-a-model.md", "forward(context", "src/models/olmo2.ts"),
   {
     document: "docs/cli.md",
     has: "octavo completion zsh",
@@ -43,12 +54,7 @@ export const RULES: readonly Rule[] = [
   {
     document: "docs/deployment.md",
     has: "octavo bench serve",
-    replace: [
-      [
-        "--num-prompts 1000 --input-len 512 --output-len 128",
-        "--num-prompts 4 --input-len 16 --output-len 4",
-      ],
-    ],
+    replace: [["--num-prompts 1000 --input-len 512 --output-len 128", FEW_PROMPTS]],
   },
   { document: "docs/gguf.md", has: "sha256-…", replace: [["sha256-…", "sha256-1"]] },
   { document: "docs/gguf.md", has: "LLM.create", before: 'import { LLM } from "octavo";' },
@@ -58,16 +64,12 @@ export const RULES: readonly Rule[] = [
     before:
       'import { LLM } from "octavo";\nawait using _ = { [Symbol.asyncDispose]: () => llm[Symbol.asyncDispose]() };',
   },
-  { document: "docs/scale.md", has: "pip install vllm-router", skip: "another program, from a network" },
-  { document: "docs/scale.md", has: "pip install sglang-router", skip: "another program, from a network" },
-  { document: "docs/scale.md", has: "pip install 'litellm", skip: "another program, from a network" },
-  { document: "docs/scale.md", has: "haproxy -f", skip: "another program" },
-  { document: "docs/scale.md", has: "nginx -c", skip: "another program" },
-  {
-    document: "docs/serving.md",
-    has: "@openai/agents",
-    skip: "a package that nothing here depends on",
-  },
+  skipped("docs/scale.md", "pip install vllm-router", "another program, from a network"),
+  skipped("docs/scale.md", "pip install sglang-router", "another program, from a network"),
+  skipped("docs/scale.md", "pip install 'litellm", "another program, from a network"),
+  skipped("docs/scale.md", "haproxy -f", "another program"),
+  skipped("docs/scale.md", "nginx -c", "another program"),
+  skipped("docs/serving.md", "@openai/agents", "a package that nothing here depends on"),
   {
     document: "docs/serving.md",
     has: "octavo serve Qwen",
@@ -89,7 +91,7 @@ export const RULES: readonly Rule[] = [
     document: "docs/serving.md",
     has: "bench/workloads",
     replace: [
-      ["--num-prompts 256 --input-len 512 --output-len 128", "--num-prompts 4 --input-len 16 --output-len 4"],
+      ["--num-prompts 256 --input-len 512 --output-len 128", FEW_PROMPTS],
       ["octavo bench serve --num", "octavo bench serve --base-url http://127.0.0.1:8000 --num"],
       [
         "octavo bench serve --workload bench/workloads/nano-vllm.json --request-rate 20",
