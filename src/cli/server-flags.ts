@@ -22,7 +22,12 @@ export const SERVER_FLAGS: FlagTable<keyof ServerOptions> = {
   corsOrigins: [
     "--allowed-origins <origin>",
     'web pages that may call, e.g. https://example.com or ["*"]; repeatable (default: none)',
-    originsValue,
+    textsValue,
+  ],
+  allowedHosts: [
+    "--allowed-hosts <name>",
+    "names of the server besides local ones; repeatable; * is all (default: none without a key, else all)",
+    textsValue,
   ],
   maxRequestBytes: ["--max-request-bytes <bytes>", "largest request body (default: 4194304)", integerValue],
   maxReplyLogprobs: [
@@ -111,11 +116,11 @@ export function serverOptions(command: Command): ServerOptions {
   return { ...(silent && { logRequests: false }), ...givenFlags<ServerOptions>(command, SERVER_FLAGS) };
 }
 
-/** An origin, or a JSON list of them as vLLM takes it. */
-function originsValue(text: string, previous: readonly string[] = []): readonly string[] {
+/** A text, or a JSON list of them as vLLM takes origins. */
+function textsValue(text: string, previous: readonly string[] = []): readonly string[] {
   if (!text.startsWith("[")) return [...previous, text];
-  const origins = jsonValue(text);
-  if (!Array.isArray(origins) || !origins.every((origin) => typeof origin === "string"))
-    throw new InvalidArgumentError(`${text} is not a list of origins.`);
-  return [...previous, ...origins];
+  const texts = jsonValue(text);
+  if (!Array.isArray(texts) || !texts.every((item) => typeof item === "string"))
+    throw new InvalidArgumentError(`${text} is not a list of texts.`);
+  return [...previous, ...texts];
 }

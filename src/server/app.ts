@@ -13,6 +13,7 @@ import {
 import { refuseCrossSite } from "./cross-site.ts";
 import { ApiError, errorResponse, toApiError } from "./errors.ts";
 import { headerOf } from "./header.ts";
+import { refuseUnknownHost } from "./host-name.ts";
 import { resolveServerOptions, type ServerOptions } from "./options.ts";
 import { type LogSink, standardError } from "./request-log.ts";
 import { pathOf } from "./request-path.ts";
@@ -41,14 +42,12 @@ export interface AppOptions {
  * @throws ConfigError naming the option.
  */
 export function createApp({ llm, options = {}, log = standardError() }: AppOptions): ServerApp {
-  return appOf(createContext(llm, resolveServerOptions(options, llm.model), log));
+  const config = resolveServerOptions({ allowedHosts: ["*"], ...options }, llm.model);
+  return appOf(createContext(llm, config, log));
 }
 
 /** The paths of Anthropic's API, whose errors have a form of their own. */
 const isAnthropic = (c: RequestContext) => /^\/v1\/messages(\/|$)/.test(c.req.path);
-
-/** A name or address and a port, as RFC 3986 spells them. */
-const HOST = /^([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?$/i;
 
 /** Mounts middleware and routes. Those after the check of the key need one, unknown paths too. */
 export function appOf(context: ServerContext): ServerApp {
@@ -64,9 +63,7 @@ export function appOf(context: ServerContext): ServerApp {
     if (!tracked.streaming) tracked.finish(c.res.status);
   });
   app.use(async (c, next) => {
-    const host = headerOf(c.req.raw.headers, "host");
-    if (host !== undefined && !HOST.test(host))
-      throw new ApiError(400, "invalid_host", "invalid Host header");
+    refuseUnknownHost(headerOf(c.req.raw.headers, "host"), config.allowedHosts);
     await next();
   });
   if (config.corsOrigins.length > 0) {

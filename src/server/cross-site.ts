@@ -12,10 +12,18 @@ const SAFE = /^(GET|HEAD|OPTIONS)$/;
  * @throws ApiError 403 `cross_site`
  */
 export function refuseCrossSite({ method, headers }: Request, allowed: readonly string[]): void {
-  if (SAFE.test(method) || headerOf(headers, "sec-fetch-site") !== "cross-site") return;
-  if (headers.has("authorization") || headers.has("x-api-key")) return;
+  if (SAFE.test(method) || headers.has("authorization") || headers.has("x-api-key")) return;
   const type = headerOf(headers, "content-type")?.split(";")[0]?.trim().toLowerCase();
-  if (type === "application/json") return;
+  if (type !== "application/json") refuseForeign(headers, allowed);
+}
+
+/**
+ * Refuses a page of another site. What it reads is kept from it by the browser, but not what a reply costs that never ends.
+ * @param allowed origins of `corsOrigins`
+ * @throws ApiError 403 `cross_site`
+ */
+export function refuseForeign(headers: Headers, allowed: readonly string[]): void {
+  if (headerOf(headers, "sec-fetch-site") !== "cross-site") return;
   if (allowed.includes("*") || allowed.includes(headerOf(headers, "origin") ?? "")) return;
   throw new ApiError(403, "cross_site", "a page of another site may not send this");
 }

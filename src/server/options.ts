@@ -19,6 +19,11 @@ export interface ServerOptions {
   allowUnauthenticated?: boolean;
   /** Origins whose pages may call the server; `*`: all. Default none. */
   corsOrigins?: readonly string[];
+  /**
+   * Names that requests may call the server by, besides addresses, local names (without a dot, `*.localhost`, `*.local`, `*.internal`) and the
+   * machine's; `*`: all. Default: none without keys on a loopback address, where any page that a browser shows could ask, else all.
+   */
+  allowedHosts?: readonly string[];
   /** Largest request body in bytes; larger ones get 413. Default 4 MiB. */
   maxRequestBytes?: number;
   /** Log-probabilities that a reply may have: prompts × n × tokens × (logprobs + 1). Larger ones get 400. Default 2^20. */
@@ -112,6 +117,7 @@ const KINDS: Readonly<Record<keyof ServerOptions, Kind>> = {
   apiKeys: TEXTS,
   allowUnauthenticated: FLAG,
   corsOrigins: TEXTS,
+  allowedHosts: TEXTS,
   maxRequestBytes: integer(1, 2 ** 30),
   maxReplyLogprobs: integer(1, 2 ** 31),
   maxQueueLength: integer(0, 2 ** 31),
@@ -142,8 +148,10 @@ export function resolveServerOptions(options: ServerOptions, modelName: string):
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
   for (const [name, value] of Object.entries(given)) check(name, value);
   const severalKeys = (options.apiKeys?.length ?? 0) > 1;
+  const { host = SERVER_DEFAULTS.host, apiKeys = [] } = options;
+  const allowedHosts = isLoopback(host) && apiKeys.length === 0 ? [] : ["*"];
   const config = {
-    ...{ servedModelNames: [modelName], isolateCacheByKey: severalKeys },
+    ...{ servedModelNames: [modelName], isolateCacheByKey: severalKeys, allowedHosts },
     ...SERVER_DEFAULTS,
     ...given,
   };
@@ -152,13 +160,17 @@ export function resolveServerOptions(options: ServerOptions, modelName: string):
   return Object.freeze(config);
 }
 
+/** The address cannot be reached from other machines. */
+function isLoopback(host: string): boolean {
+  return /^(localhost|127(\.\d{1,3}){3}|\[?::1\]?)$/.test(host);
+}
+
 /**
  * Refuses an address that other machines can reach, unless requests need keys or the server may be open.
  * @throws ConfigError
  */
 export function checkExposure({ host, apiKeys, allowUnauthenticated }: ServerConfig): void {
-  const loopback = /^(localhost|127(\.\d{1,3}){3}|\[?::1\]?)$/.test(host);
-  if (loopback || apiKeys.length > 0 || allowUnauthenticated) return;
+  if (isLoopback(host) || apiKeys.length > 0 || allowUnauthenticated) return;
   const message = `${host} can be reached from other machines: set apiKeys, or allowUnauthenticated`;
   throw new ConfigError("host", message);
 }

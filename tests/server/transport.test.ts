@@ -1,4 +1,6 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { hostname } from "node:os";
+import { createApp } from "../../src/server/app.ts";
 import { cpuClock } from "../support.ts";
 import { errorOf, GREEDY, PROMPT, raw, TestServer } from "./support.ts";
 
@@ -207,6 +209,65 @@ test("what a page of another site may send without asking changes nothing here",
   ] as Record<string, string>[])
     expect((await reset(headers)).status).toBe(200);
   expect((await server.fetch("/health", { headers: foreign })).status).toBe(200);
+});
+
+test("no page of another site watches the engine", async () => {
+  const watch = async (headers: Record<string, string>) => {
+    const ending = new AbortController();
+    const { status } = await server.fetch("/engine", { headers, signal: ending.signal });
+    ending.abort();
+    return status;
+  };
+  expect(await watch({ "Sec-Fetch-Site": "cross-site" })).toBe(403);
+  expect(await watch({ "Sec-Fetch-Site": "cross-site", Origin: "https://app.test" })).toBe(200);
+  expect(await watch({ "Sec-Fetch-Site": "same-origin" })).toBe(200);
+});
+
+describe("names of the server", () => {
+  const statusOf = async (at: TestServer, Host: string) =>
+    (await at.fetch("/v1/models", { headers: { Host } })).status;
+
+  test("without a key are local, or named", async () => {
+    for (const host of [
+      "localhost:8000",
+      "LOCALHOST",
+      "octavo",
+      "a.localhost",
+      "127.0.0.1",
+      "[::1]:80",
+      "10.1.2.3",
+      "host.docker.internal",
+      "box.local",
+      hostname(),
+    ])
+      expect([host, await statusOf(server, host)]).toEqual([host, 200]);
+    for (const host of [
+      "evil.test",
+      "evil.test:8000",
+      "localhost.evil.test",
+      "127.0.0.1.evil.test",
+
+      "local.evil",
+    ])
+      expect([host, await statusOf(server, host)]).toEqual([host, 403]);
+    expect(await statusOf(server, "a b")).toBe(400);
+    await using named = TestServer.over(server.llm, { allowedHosts: ["LLM.test"] });
+    expect(await statusOf(named, "llm.test:8000")).toBe(200);
+    expect(await statusOf(named, "evil.test")).toBe(403);
+    await using open = TestServer.over(server.llm, { allowedHosts: ["*"] });
+    expect(await statusOf(open, "any.test")).toBe(200);
+  });
+
+  test("with a key are any", async () => {
+    await using keyed = TestServer.over(server.llm, { apiKeys: ["secret"] });
+    const headers = { Host: "llm.test", Authorization: "Bearer secret" };
+    expect((await keyed.fetch("/v1/models", { headers })).status).toBe(200);
+  });
+
+  test("are any for an app that is mounted in another", async () => {
+    const app = createApp({ llm: server.llm, log: () => {} });
+    expect((await app.request("/v1/models", { headers: { Host: "llm.test" } })).status).toBe(200);
+  });
 });
 
 describe("request ids", () => {

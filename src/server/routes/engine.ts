@@ -1,6 +1,7 @@
 import { version } from "../../../package.json";
 import { encodeRuns } from "../../base/word-runs.ts";
 import { type RequestContext, type ServerApp, type ServerContext, servedModel } from "../context.ts";
+import { refuseForeign } from "../cross-site.ts";
 import type { Snapshot } from "../engine-view/engine-watch.ts";
 import { type ApiError, invalidValue, overloaded } from "../errors.ts";
 import { event, eventStream, SSE_HEADERS } from "../replies/sse.ts";
@@ -17,6 +18,7 @@ export function engineRoute(app: ServerApp, context: ServerContext): void {
   let watchers = 0;
   mount(app, "/engine", {
     GET: (c) => {
+      refuseForeign(c.req.raw.headers, context.config.corsOrigins);
       const replica = replicaOf(c, context);
       if (c.req.method === "HEAD") return c.body(null, 200, SSE_HEADERS);
       if (watchers >= MAX_WATCHERS) throw overloaded("overloaded", `${MAX_WATCHERS} others watch already`);

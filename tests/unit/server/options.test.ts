@@ -21,6 +21,14 @@ describe("server options", () => {
     expect(resolve({ apiKeys: ["a", "b"], isolateCacheByKey: false }).isolateCacheByKey).toBe(false);
   });
 
+  test("without keys on a loopback address only local names are the server's, unless told so", () => {
+    expect(resolve({}).allowedHosts).toEqual([]);
+    expect(resolve({ host: "::1" }).allowedHosts).toEqual([]);
+    expect(resolve({ apiKeys: ["a"] }).allowedHosts).toEqual(["*"]);
+    expect(resolve({ host: "0.0.0.0" }).allowedHosts).toEqual(["*"]);
+    expect(resolve({ allowedHosts: ["llm.test"] }).allowedHosts).toEqual(["llm.test"]);
+  });
+
   test.each([
     ["port", 65536],
     ["port", 1.5],
