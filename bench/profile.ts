@@ -1,4 +1,4 @@
-import { type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
+import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "../src/base/config.ts";
 import { resolveSamplingParams } from "../src/base/sampling-params.ts";
 import { checkRequest, type EngineRequest } from "../src/engine/request.ts";
 import { type LoadedModel, loadModel } from "../src/llm/load-model.ts";
@@ -74,19 +74,29 @@ export interface ProfileOptions {
   readonly openBackend?: OpenBackend;
 }
 
+/** A model whose backend has timestamps. The caller disposes of `loaded`. */
+export async function loadProfiled(
+  model: string | undefined,
+  config: EngineConfig,
+  openBackend: OpenBackend = createBackend,
+): Promise<{ readonly loaded: LoadedModel; readonly profiler: Profiler }> {
+  const profiler = new Profiler();
+  const loaded = await loadModel(model, config, {
+    openBackend: async (...args) => profiler.wrap(await openBackend(...args)),
+  });
+  return { loaded, profiler };
+}
+
 /** Loads the model once more, with timestamps, and runs the workloads on it. Needs a GPU. */
 export async function profile(
   model: string | undefined,
   options: EngineOptions,
   workloads: readonly NamedWorkload[],
   batches: readonly number[],
-  { limits, openBackend = createBackend }: ProfileOptions = {},
+  { limits, openBackend }: ProfileOptions = {},
 ): Promise<Profile> {
   const config = resolveEngineConfig(options);
-  const profiler = new Profiler();
-  const loaded = await loadModel(model, config, {
-    openBackend: async (...args) => profiler.wrap(await openBackend(...args)),
-  });
+  const { loaded, profiler } = await loadProfiled(model, config, openBackend);
   try {
     const decode = config.enforceEager
       ? []
@@ -158,7 +168,9 @@ function besideLimit(
   const limit = decodeLimit(model, contexts, limits, kvBytes);
   const known = new Map<OpClass, number>([
     ["linear", limit.layers],
+    ["experts", limit.experts],
     ["attention", limit.attention],
+    ["delta rule", limit.states],
     ["LM head", limit.head],
   ]);
   const classes = shares.classes.map((entry) => {
@@ -169,10 +181,15 @@ function besideLimit(
 }
 
 /** Steps the engine by hand: prompts first, then decode steps of the whole batch. */
-function decodeShares(loaded: LoadedModel, profiler: Profiler, batch: number): DecodeShares {
+export function decodeShares(
+  loaded: LoadedModel,
+  profiler: Profiler,
+  batch: number,
+  promptTokens = CONTEXT_TOKENS,
+): DecodeShares {
   const { engine } = loaded;
   const { maxModelLen } = engine.limits;
-  const prompt = Math.min(CONTEXT_TOKENS, maxModelLen - 2 * DECODE_STEPS);
+  const prompt = Math.min(promptTokens, maxModelLen - 2 * DECODE_STEPS);
   // Prompts take many steps, in which those that came first decode already.
   const workload = streams(batch, prompt, maxModelLen - prompt);
   const requests = requestsOf(loaded, workload);

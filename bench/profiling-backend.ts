@@ -24,6 +24,8 @@ export type OpClass =
   | "experts"
   /** Rotary embedding and the store of keys and values included. */
   | "attention"
+  /** What layers with a state have in its place. */
+  | "delta rule"
   | "activation"
   | "all-reduce"
   | "LM head"
@@ -56,7 +58,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   gatherRows: "embedding",
   linear: "linear",
   experts: "experts",
-  deltaNet: "attention",
+  deltaNet: "delta rule",
   gateElements: "attention",
   gateRows: "experts",
   allReduceAdd: "all-reduce",

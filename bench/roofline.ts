@@ -7,6 +7,7 @@ import type { ModelConfig } from "../src/models/config.ts";
 import type { ModelDefinition } from "../src/models/model.ts";
 import { defineModel } from "../src/models/registry.ts";
 import { stateBytes } from "../src/runner/state-pool.ts";
+import { sum } from "./stats.ts";
 
 /** What a GPU can do at best, as measured on it: see `measureCeilings`. */
 export interface DeviceLimits {
@@ -108,8 +109,11 @@ export function roofline(
 
 /** The least seconds of a decode step over contexts of these lengths, the step's own token included, and of its parts. */
 export interface DecodeLimit {
+  /** Weights of the layers but those of experts. */
   readonly layers: number;
+  readonly experts: number;
   readonly attention: number;
+  readonly states: number;
   readonly head: number;
   readonly step: number;
 }
@@ -130,14 +134,15 @@ export function decodeLimit(
     windowsOf(config).map((window) => (window === 0 ? length : Math.min(length, window))),
   );
   const tokens = read.reduce((total, count) => total + count, 0);
-  const [layers, head, attention] = [
-    (always.bytes + experts.bytes * activeShare(config, contextLengths.length)) / bytesPerSecond,
-    (headWeights * bytes) / bytesPerSecond,
-    (tokens * 2 * config.numKvHeads * config.headDim * kvBytes +
-      contextLengths.length * 2 * statesOf(config)) /
-      bytesPerSecond,
-  ];
-  return { layers, attention, head, step: layers + attention + head };
+  const sequences = contextLengths.length;
+  const parts = {
+    layers: always.bytes / bytesPerSecond,
+    experts: (experts.bytes * activeShare(config, sequences)) / bytesPerSecond,
+    attention: (tokens * 2 * config.numKvHeads * config.headDim * kvBytes) / bytesPerSecond,
+    states: (sequences * 2 * statesOf(config)) / bytesPerSecond,
+    head: (headWeights * bytes) / bytesPerSecond,
+  };
+  return { ...parts, step: sum(Object.values(parts)) };
 }
 
 /** Windows of the layers with attention. */

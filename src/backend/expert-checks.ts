@@ -1,5 +1,6 @@
 import type { FloatDType } from "../base/dtype.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "./experts.ts";
+import type { RmsNormSpec } from "./linear-fusion.ts";
 import {
   check,
   checkWeight,
@@ -9,6 +10,7 @@ import {
   sameOrDisjoint,
 } from "./operand-checks.ts";
 import type { Tensor } from "./tensor.ts";
+import type { Weight } from "./weight.ts";
 
 /** The checks before ops of a mixture of experts run; see checks.ts. */
 
@@ -45,11 +47,23 @@ export function checkExperts(
   return { tokens, hidden, intermediate, count };
 }
 
-export function checkGateRows(dtype: FloatDType, x: Tensor, gate: Tensor) {
+/** Tokens T, hidden size H, and the width I of what is gated. */
+export function checkGateRows(
+  dtype: FloatDType,
+  y: Tensor,
+  x: Tensor,
+  gate: Weight,
+  norm: RmsNormSpec | undefined,
+  kept: readonly FloatDType[] = [],
+) {
   const op = "gateRows";
-  check(op, "x", x, dtype, "T", "I");
-  const [tokens, width] = [x.dim(0), x.dim(1)];
-  check(op, "gate", gate, "float32", tokens, 1);
-  disjoint(op, x, { gate }, "x");
-  return { tokens, width };
+  check(op, "y", y, dtype, "T", "I");
+  const [tokens, width] = [y.dim(0), y.dim(1)];
+  check(op, "x", x, dtype, tokens, "H");
+  const hidden = x.dim(1);
+  checkWeight(op, "gate", gate, [dtype, ...kept], 1, hidden);
+  if (norm !== undefined) check(op, "norm.weight", norm.weight, dtype, hidden);
+  disjoint(op, y, { x, norm: norm?.weight }, "y");
+  disjointFromWeight(op, y, gate, "y");
+  return { tokens, hidden, width };
 }

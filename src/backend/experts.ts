@@ -20,8 +20,11 @@ export interface ExpertOps {
     spec: ExpertSpec,
     fusion?: ExpertFusion,
   ): void;
-  /** x[T, I] = sigmoid(gate[T, 1]) · x, in place; the gate is float32. */
-  gateRows(x: Tensor, gate: Tensor): void;
+  /**
+   * y[T, I] = sigmoid(gate[1, H] · norm(x[T, H])) · y, in place: what an expert that all tokens share makes of each.
+   * @param norm of x, which stays as it is
+   */
+  gateRows(y: Tensor, x: Tensor, gate: Weight, norm?: RmsNormSpec): void;
 }
 
 /** The experts' matrices in their canonical form, of all experts one after another: row n of expert e of a weight [E · N, K] is its row e · N + n. */

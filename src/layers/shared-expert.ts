@@ -53,11 +53,9 @@ export class SharedExpert implements FeedForward {
     const { backend, workspace } = context;
     const tokens = residual.dim(0);
     // All that is computed of x comes before the first sum: x may be the residual stream.
-    const gate = workspace.tensor("sharedGate", "float32", [tokens, 1]);
-    this.#gate.forward(context, gate, x);
     const activated = workspace.tensor("activated", residual.dtype, [tokens, this.#gateUp.outputSize / 2]);
     this.#gateUp.forward(context, activated, x, this.#activation);
-    backend.gateRows(activated, gate);
+    backend.gateRows(activated, x.x, this.#gate.weight, x.norm);
     this.experts.addTo(context, residual, x);
     this.#down.addTo(context, residual, activated);
   }

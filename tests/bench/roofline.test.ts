@@ -103,8 +103,9 @@ describe("roofline", () => {
 
   test("a decode step reads weights, heads and contexts once; a workload's steps add up to its roofline", () => {
     const contexts = [33, 40, 7];
-    const { layers, attention, head, step } = decodeLimit(small, contexts, readRate);
+    const { layers, experts, attention, states, head, step } = decodeLimit(small, contexts, readRate);
     expect(step).toBeCloseTo(layers + attention + head, 12);
+    expect([experts, states]).toEqual([0, 0]);
     const lengths = contexts.map((context) => ({ prompt: context - 1, output: 2 }));
     const whole = roofline(small, lengths, readRate, options);
     expect(whole.weightSeconds).toBeCloseTo(layers + head, 12);

@@ -18,6 +18,7 @@ const MATRICES: Readonly<Record<string, readonly string[]>> = {
   embedding: ["table"],
   linear: ["weight"],
   experts: ["gateUp", "down"],
+  gateRows: ["gate"],
   drawTokens: ["weight"],
 };
 
@@ -297,10 +298,11 @@ function expertTables(float: FloatDType): Refusals[] {
     },
     {
       op: "gateRows",
-      operands: { x: [float, 3, 4], gate: ["float32", 3, 1] },
-      free: { x: [1] },
-      apart: { x: ["gate"] },
-      run: (backend, { x, gate }) => backend.gateRows(x!, gate!),
+      operands: { y: [float, 3, 4], x: [float, 3, 16], gate: [float, 1, 16], norm: [float, 16] },
+      free: { y: [1] },
+      apart: { y: ["x", "gate", "norm"] },
+      run: (backend, { y, x, gate, norm }) =>
+        backend.gateRows(y!, x!, denseWeight(gate!), { weight: norm!, eps: 1e-6 }),
     },
   ];
 }

@@ -1,9 +1,19 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { LLM } from "octavo";
+import { type EngineOptions, LLM } from "octavo";
+import { ConfigError } from "../../src/base/errors.ts";
 import { fixture } from "../model/fixtures.ts";
 import { describeGpu } from "./gpu.ts";
+import { expectLikeCpu } from "./like-cpu.ts";
+import { FLOAT16 } from "./tolerances.ts";
 
 setDefaultTimeout(300_000);
+
+const OPTIONS = {
+  device: "cuda",
+  dtype: "float16",
+  kvCacheMemoryBytes: 2 ** 28,
+  skipTokenizerInit: true,
+} as const satisfies EngineOptions;
 
 describeGpu("prefixes of a hybrid on the GPU", () => {
   test("go on from snapshots of states: the same tokens come out", async () => {
@@ -13,14 +23,8 @@ describeGpu("prefixes of a hybrid on the GPU", () => {
     const prompts = [own(1, 30), own(2, 90), own(3, 1), own(2, 150)].map((rest) => ({
       promptTokenIds: [...long.slice(0, 300), ...rest],
     }));
-    const options = {
-      device: "cuda",
-      dtype: "float16",
-      kvCacheMemoryBytes: 2 ** 28,
-      skipTokenizerInit: true,
-    } as const;
-    await using cold = await LLM.create(modelDir, { ...options, enablePrefixCaching: false });
-    await using llm = await LLM.create(modelDir, options);
+    await using cold = await LLM.create(modelDir, { ...OPTIONS, enablePrefixCaching: false });
+    await using llm = await LLM.create(modelDir, OPTIONS);
     const params = { temperature: 0, maxTokens: 16, ignoreEos: true };
     const cached: number[] = [];
     for (const prompt of prompts) {
@@ -32,5 +36,26 @@ describeGpu("prefixes of a hybrid on the GPU", () => {
       expect(actual!.outputs[0]!.tokenIds).toEqual(expected!.outputs[0]!.tokenIds);
     }
     expect(cached).toEqual([0, 0, 256, 384]);
+  });
+});
+
+describeGpu("hybrids whose weights are quantised while they are loaded", () => {
+  // Activations stay as the CPU's are.
+  const options = { ...OPTIONS, quantizeActivations: false };
+  for (const name of ["qwen3-5", "qwen3-5-moe", "qwen3-next"] as const)
+    test.each(["fp8", "fp8_per_block"] as const)(`${name}, %s`, (quantization) =>
+      expectLikeCpu(fixture(name), { ...options, quantization }, FLOAT16),
+    );
+});
+
+describeGpu("a hybrid with batchInvariant", () => {
+  test("is refused by name", async () => {
+    const refused = LLM.create(fixture("qwen3-5").modelDir, { ...OPTIONS, batchInvariant: true });
+    const error = await refused.then(
+      (llm) => llm.dispose(),
+      (reason: unknown) => reason,
+    );
+    expect(error).toBeInstanceOf(ConfigError);
+    expect((error as ConfigError).option).toBe("batchInvariant");
   });
 });

@@ -6,12 +6,13 @@ import { makeModel } from "../../bench/make-model.ts";
 import { Context } from "../../src/cuda/context.ts";
 import { Device } from "../../src/cuda/device.ts";
 import { serve, startOctavo, textOf } from "../cli/support.ts";
-import { FIXTURES, fixture } from "../model/fixtures.ts";
+import { FIXTURES, fixture, HYBRID_FIXTURES } from "../model/fixtures.ts";
 import { referenceSuite } from "../model/suite.ts";
 import { eventually, temporaryFolder } from "../support.ts";
 import { describeGpus } from "./gpu.ts";
+import { expectLikeCpu } from "./like-cpu.ts";
 import type { LoadingCosts } from "./loading-ranks.ts";
-import { BFLOAT16 } from "./tolerances.ts";
+import { BFLOAT16, EXPERTS_BFLOAT16, FLOAT8, FLOAT16 } from "./tolerances.ts";
 
 setDefaultTimeout(300_000);
 
@@ -50,6 +51,23 @@ describeGpus(RANKS, "ranks on two GPUs", ({ driver }) => {
       { name: "2 ranks, invariant", options: { ...OPTIONS, batchInvariant: true }, maxPrompt: 257 },
     ];
     referenceSuite(fixture("qwen3"), more, BFLOAT16);
+    for (const one of HYBRID_FIXTURES) {
+      const options = { ...OPTIONS, maxNumBatchedTokens: 64 };
+      const variants = [{ name: "2 ranks, chunks of 64", options, maxPrompt: 600 }];
+      referenceSuite(one, variants, EXPERTS_BFLOAT16);
+    }
+    const narrow = { ...OPTIONS, kvCacheDtype: "fp8" } as const;
+    referenceSuite(
+      fixture("qwen3-5"),
+      [{ name: "2 ranks, a cache in eight bits", options: narrow, maxPrompt: 600 }],
+      FLOAT8,
+    );
+    test("of a hybrid quantised while it is loaded", () =>
+      expectLikeCpu(
+        fixture("qwen3-5"),
+        { ...OPTIONS, dtype: "float16", quantization: "fp8", quantizeActivations: false },
+        FLOAT16,
+      ));
   });
 
   describe("draw what one draws, or what is as likely", () => {

@@ -9,7 +9,7 @@ import {
 } from "../model/fixtures.ts";
 import { referenceSuite, type Tolerance, type Variant } from "../model/suite.ts";
 import { describeGpu } from "./gpu.ts";
-import { BFLOAT16, FLOAT16 } from "./tolerances.ts";
+import { BFLOAT16, EXPERTS_BFLOAT16, FLOAT8, FLOAT16 } from "./tolerances.ts";
 
 setDefaultTimeout(300_000);
 
@@ -33,8 +33,6 @@ function fewVariants(dtype: "bfloat16" | "float16"): Variant[] {
   return variants(dtype).filter(({ name }) => /whole|chunks of 7/.test(name));
 }
 
-/** The roundings of tests/model/float8-cache.test.ts and those of bfloat16. */
-const FLOAT8: Tolerance = { stds: 0.35, relative: 0.075, cosine: 0.997, logprob: 0.5, greedyGap: 0.5 };
 /**
  * Weights that are rounded to bfloat16 on their way into a product, which those of the references are not: by itself that
  * moves logits by 0.03 standard deviations, 0.8% and 0.05 in log-probabilities, in PyTorch.
@@ -90,11 +88,6 @@ describeGpu("other families' models on the GPU", () => {
   }
 });
 
-/** Roundings of the router's input move every expert's share; the fixtures leave no doubt which experts a token has. */
-const EXPERTS_BFLOAT16: Tolerance = {
-  ...{ stds: 0.3, relative: 0.06, cosine: 0.998, logprob: 0.3, greedyGap: 0.3 },
-};
-
 describeGpu("mixtures of experts on the GPU", () => {
   for (const fixture of EXPERT_FIXTURES) {
     referenceSuite(fixture, fewVariants("bfloat16"), EXPERTS_BFLOAT16);
@@ -106,6 +99,7 @@ describeGpu("hybrids on the GPU", () => {
   for (const fixture of HYBRID_FIXTURES) {
     referenceSuite(fixture, variants("bfloat16"), EXPERTS_BFLOAT16);
     referenceSuite(fixture, fewVariants("float16"), FLOAT16);
+    referenceSuite(fixture, float8Variants(), FLOAT8);
   }
 });
 

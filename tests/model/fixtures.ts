@@ -6,7 +6,7 @@ export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "t
 /** Mixtures of experts, made by `make-expert-fixtures.py`. */
 export const EXPERT_NAMES = ["qwen3-moe", "qwen2-moe", "mixtral", "gpt-oss"] as const;
 /** Models in which linear attention and attention take turns, made by `make-hybrid-fixtures.py`. */
-export const HYBRID_NAMES = ["qwen3-5", "qwen3-5-moe", "qwen3-next"] as const;
+export const HYBRID_NAMES = ["qwen3-5", "qwen3-5-moe", "qwen3-5-moe-w4", "qwen3-next"] as const;
 /** Formats of quantised weights; `make-quantised.py` says what each holds. */
 const QUANTISED_FORMATS = [
   ...(["fp8-block", "fp8-tensor", "fp8-modelopt", "ct-fp8-channel", "ct-int8"] as const),

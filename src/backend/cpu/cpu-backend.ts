@@ -11,6 +11,7 @@ import type {
   LmHead,
   LogprobTensors,
   Readback,
+  RmsNormSpec,
   SampleRows,
   SlotTensors,
   StepAreas,
@@ -198,9 +199,16 @@ export class CpuBackend implements Backend {
     );
   }
 
-  gateRows(x: Tensor, gate: Tensor): void {
-    const { width } = checkGateRows("float32", x, gate);
-    gateRows(floats(x), floats(gate), width);
+  gateRows(y: Tensor, x: Tensor, gate: Weight, norm?: RmsNormSpec): void {
+    const { tokens, hidden, width } = checkGateRows("float32", y, x, gate, norm, this.matrixDtypes);
+    const logits = new Float32Array(tokens);
+    const fusion = {
+      norm: norm && { weight: floats(norm.weight), eps: norm.eps },
+      ...{ bias: undefined, activation: undefined, addTo: undefined },
+    };
+    const shape = { m: tokens, n: 1, k: hidden };
+    linear(logits, floats(x), hostWeight(gate), shape, fusion, this.loops.product);
+    gateRows(floats(y), logits, width);
   }
 
   deltaNet(

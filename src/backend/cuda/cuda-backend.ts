@@ -377,8 +377,8 @@ export class CudaBackend implements Backend {
     this.#ops.deltaNet.gateElements(this.#ordered.value, x, gate);
   }
 
-  gateRows(x: Tensor, gate: Tensor): void {
-    this.#ops.experts.gateRows(this.#ordered.value, x, gate);
+  gateRows(...args: Parameters<Backend["gateRows"]>): void {
+    this.#ops.experts.gateRows(this.#ordered.value, ...args);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {

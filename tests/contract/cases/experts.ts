@@ -139,25 +139,33 @@ export function expertCases(addCase: Case): void {
     expectEqual("out", run(), run());
   });
 
-  for (const [tokens, width] of [
-    [1, 8],
-    [5, 33],
-    [70, 256],
+  for (const [tokens, hidden, width, eps] of [
+    [1, 8, 8, undefined],
+    [5, 40, 33, 0.1],
+    [70, 2056, 256, 1e-6],
   ] as const) {
-    addCase("gateRows", `[${tokens}, ${width}]`, (fixture) => {
-      const x = fixture.state(fixture.random.normals(tokens * width, 3), [tokens, width]);
-      const gate = fixture.input(fixture.random.normals(tokens, 4), [tokens, 1], "float32");
-      fixture.backend.gateRows(x.tensor, gate.tensor);
-      const values = Float64Array.from(x.values, (value, i) => {
-        return value / (1 + Math.exp(-gate.values[Math.floor(i / width)]!));
+    const form = `[${tokens}, ${width}] of ${hidden}${eps === undefined ? "" : ", with a norm"}`;
+    addCase("gateRows", form, (fixture) => {
+      const { random, dtype } = fixture;
+      const y = fixture.state(random.normals(tokens * width, 3), [tokens, width]);
+      const x = fixture.input(random.normals(tokens * hidden, 2), [tokens, hidden]);
+      const gate = fixture.input(random.normals(hidden, 2 / Math.sqrt(hidden)), [1, hidden]);
+      const gamma = eps === undefined ? undefined : fixture.input(random.normals(hidden), [hidden]);
+      const norm = gamma && { weight: gamma.tensor, eps: eps! };
+      fixture.backend.gateRows(y.tensor, x.tensor, denseWeight(gate.tensor), norm);
+      const gates = Array.from({ length: tokens }, (_, token) => {
+        const row = x.values.subarray(token * hidden, (token + 1) * hidden);
+        const squares = row.reduce((sum, value) => sum + value * value, 0);
+        const scale = eps === undefined ? 1 : 1 / Math.sqrt(squares / hidden + eps);
+        const logit = row.reduce(
+          (sum, value, i) => sum + value * scale * (gamma?.values[i] ?? 1) * gate.values[i]!,
+          0,
+        );
+        return 1 / (1 + Math.exp(-logit));
       });
-      const magnitudes = values.map(Math.abs);
-      expectClose(
-        "x",
-        fixture.readFloats(x.tensor),
-        { values, magnitudes },
-        { dtype: fixture.dtype, reduction: 4 },
-      );
+      const values = Float64Array.from(y.values, (value, i) => value * gates[Math.floor(i / width)]!);
+      const expected = { values, magnitudes: values.map(Math.abs) };
+      expectClose("y", fixture.readFloats(y.tensor), expected, { dtype, reduction: hidden });
     });
   }
 }

@@ -2,7 +2,9 @@ import type { FloatDType } from "../../../base/dtype.ts";
 import { DeviceError, invariant } from "../../../base/errors.ts";
 import { checkExperts, checkGateRows } from "../../expert-checks.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../../experts.ts";
+import type { RmsNormSpec } from "../../linear-fusion.ts";
 import type { DeviceBuffer, Tensor } from "../../tensor.ts";
+import type { DenseWeight, Weight } from "../../weight.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit } from "../kernel-source.ts";
@@ -14,6 +16,7 @@ import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route
 import { ExpertsTiles } from "./experts-tiles.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 import type { NormOps } from "./norm.ts";
+import { isQuantised } from "./quantised-form.ts";
 import type { QuantisedWeights } from "./quantised-weights.ts";
 
 /** Tokens that are computed at a time: what lies between the kernels is kept for as many. */
@@ -21,6 +24,7 @@ const MAX_TOKENS = 8192;
 /** Pairs an expert on average, up to which they are few. */
 const FEW_AVERAGE = 4;
 const THREADS = 128;
+const GATE_THREADS = 256;
 /** Elements of 16 bytes. */
 const PIECE = 8;
 
@@ -31,7 +35,12 @@ const EXPERTS_SUM = {
   pointers: ["out", "added", "terms"],
   scalars: ["k", "hidden"],
 } as const;
-const GATE_ROWS = { ...SOURCE, entry: "gate_rows", pointers: ["x", "gate"], scalars: ["width"] } as const;
+const GATE_ROWS = {
+  ...SOURCE,
+  entry: "gate_rows",
+  pointers: ["y", "x", "gate", "gamma"],
+  scalars: ["hidden", "width", "eps"],
+} as const;
 
 export interface ExpertOpsOptions extends KernelOptions {
   readonly dtype: FloatDType;
@@ -192,13 +201,24 @@ export class ExpertOps {
     this.#sum.get(access, { ACCESS: access }).launch(stream, tokens, blocks, 1, THREADS, 0, args);
   }
 
-  /** See `Backend.gateRows`. */
-  gateRows(stream: number, x: Tensor, gate: Tensor): void {
-    const { tokens, width } = checkGateRows(this.options.dtype, x, gate);
-    if (x.size === 0) return;
-    const access = accessWidth(this.options.dtype, width, x);
-    const blocks = Math.ceil(width / access / THREADS);
+  /** See `Backend.gateRows`. @throws DeviceError for a gate in 4-bit floats, or whose columns are permuted */
+  gateRows(stream: number, y: Tensor, x: Tensor, gate: Weight, norm?: RmsNormSpec): void {
+    const { dtype } = this.options;
+    const { tokens, hidden, width } = checkGateRows(dtype, y, x, gate, norm);
+    if (y.size === 0) return;
+    const { data } = this.#elementsOf(stream, gate);
+    const access = Math.min(accessWidth(dtype, width, y), accessWidth(dtype, hidden, x, data, norm?.weight));
     const kernel = this.#gateRows.get(access, { ACCESS: access });
-    kernel.launch(stream, tokens, blocks, 1, THREADS, 0, { x, gate, width });
+    const args = { y, x, gate: data, gamma: norm?.weight ?? null, hidden, width, eps: norm?.eps ?? 0 };
+    kernel.launch(stream, tokens, 1, 1, GATE_THREADS, 0, args);
+  }
+
+  #elementsOf(stream: number, weight: Weight): DenseWeight {
+    if (weight.format === "dense") return weight;
+    if (!isQuantised(weight) || (weight.format === "grouped" && weight.permutation !== undefined))
+      throw new DeviceError(
+        `this device has no kernels for a shared expert's gate in this form (${weight.format}); device "cpu" multiplies by it`,
+      );
+    return this.weights.dequantise(stream, weight);
   }
 }

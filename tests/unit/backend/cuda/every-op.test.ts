@@ -50,7 +50,7 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   const experts = { count: 16, gateUp: weight(16 * 2 * 64, WIDTH), down: weight(16 * WIDTH, 64) };
   const spec = { perToken: 4, softmaxOver: "all", activation: { kind: "silu" } } as const;
   backend.experts(x, x, f32(tokens, 16), experts, spec, { norm, addTo: x });
-  backend.gateRows(x, f32(tokens, 1));
+  backend.gateRows(bf16(tokens, UNITS), x, weight(1, WIDTH), norm);
 
   const rule = { numKeyHeads: 2, numValueHeads: 4, keyDim: 32, valueDim: 64, convWidth: 4 };
   const [states, channels] = [300, 384];
