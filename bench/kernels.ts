@@ -10,6 +10,7 @@
 import { join } from "node:path";
 import type { ModelShape } from "../src/backend/backend.ts";
 import { CudaBackend } from "../src/backend/cuda/cuda-backend.ts";
+import { WHOLE } from "../src/base/shard.ts";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { listValue } from "../src/cli/flag-values.ts";
 import { Context } from "../src/cuda/context.ts";
@@ -104,7 +105,7 @@ await runCommand(command, process.argv.slice(2));
 
 function sections(): Section[] {
   const models = Object.entries(MODELS).flatMap(([name, config]): Section[] => {
-    const shape = { ...config, blockSize: BLOCK_SIZE, attentionForms: attentionFormsOf(config) };
+    const shape = { ...config, blockSize: BLOCK_SIZE, attentionForms: attentionFormsOf(config, WHOLE) };
     const rows: Group = (memory) => rowCases(memory, config.hiddenSize);
     return [
       { shape, groups: [(memory) => linearCases(memory, name, config)] },

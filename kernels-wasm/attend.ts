@@ -3,7 +3,18 @@
  * head. Keys pass in tiles that begin at multiples of `TILE` positions, with a running maximum (Milakov & Gimelshein 2018), so a
  * query's result does not depend on the queries that it is computed with.
  */
-import { BLOCK_SIZE, HEAD_DIM, HEADS, IS_FLOAT8, KEYS, KV_HEADS, OUT, QKV, VALUES } from "./rotate";
+import {
+  BLOCK_SIZE,
+  HEAD_DIM,
+  HEADS,
+  IS_FLOAT8,
+  KEYS,
+  KV_HEADS,
+  OUT,
+  projectedHeads,
+  QKV,
+  VALUES,
+} from "./rotate";
 import { unpackFloat8 } from "./unpack";
 import { argument, capped, exp, sum } from "./vectors";
 
@@ -70,7 +81,7 @@ export function attend(unit: i32, scratch: usize): void {
       const low = max(tile, window > 0 ? position - window + 1 : 0);
       const high = min(end, position + 1);
       if (low >= high) continue;
-      const width = <usize>(heads + 2 * kvHeads) * headBytes;
+      const width = <usize>projectedHeads() * headBytes;
       let query =
         argument<usize>(QKV) + <usize>(firstToken + t) * width + <usize>(kvHead * group) * headBytes;
       let state = states + <usize>(t * group) * stateBytes;

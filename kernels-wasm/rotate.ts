@@ -24,6 +24,10 @@ const QUERY_SCALES = 15;
 const EPS = 16;
 const KEY_SCALE = 18;
 const VALUE_SCALE = 20;
+/** Whether projections are queries alone, and nothing is stored. */
+export const READS_ONLY = 30;
+/** Whether values are normalised. */
+const NORMS_VALUES = 31;
 
 export function rotateAndStore(unit: i32): void {
   const heads = argument<i32>(HEADS);
@@ -31,25 +35,46 @@ export function rotateAndStore(unit: i32): void {
   const headBytes = (<usize>argument<i32>(HEAD_DIM)) << 2;
   const position = load<i32>(argument<usize>(POSITIONS) + ((<usize>unit) << 2));
   const slot = load<i32>(argument<usize>(SLOTS) + ((<usize>unit) << 2));
-  let head = argument<usize>(QKV) + <usize>unit * <usize>(heads + 2 * kvHeads) * headBytes;
-  for (let i = 0; i < heads + kvHeads; i++, head += headBytes) {
+  const isReading = argument<i32>(READS_ONLY) !== 0;
+  const rotated = isReading ? heads : heads + kvHeads;
+  let head = argument<usize>(QKV) + <usize>unit * <usize>projectedHeads() * headBytes;
+  for (let i = 0; i < rotated; i++, head += headBytes) {
     normaliseHead(head, argument<usize>(i < heads ? QUERY_NORM : KEY_NORM), headBytes);
     rotate(head, position);
     if (i < heads) scaleQuery(head, position, headBytes);
     if (i >= heads && slot >= 0)
       storeHead(head, argument<usize>(KEYS), slot, i - heads, argument<f64>(KEY_SCALE));
   }
-  if (slot < 0) return;
-  for (let i = 0; i < kvHeads; i++, head += headBytes)
+  if (slot < 0 || isReading) return;
+  for (let i = 0; i < kvHeads; i++, head += headBytes) {
+    if (argument<i32>(NORMS_VALUES) !== 0) normaliseValue(head, headBytes);
     storeHead(head, argument<usize>(VALUES), slot, i, argument<f64>(VALUE_SCALE));
+  }
 }
 
-/** x = x / rms(x) · weight, where there is one; in float64, rounded once. */
-function normaliseHead(x: usize, weight: usize, size: usize): void {
-  if (weight === 0) return;
+/** The heads of a token's projections. */
+export function projectedHeads(): i32 {
+  const heads = argument<i32>(HEADS);
+  return argument<i32>(READS_ONLY) !== 0 ? heads : heads + 2 * argument<i32>(KV_HEADS);
+}
+
+/** 1 / rms(x), in float64. */
+function inverseRms(x: usize, size: usize): f64 {
   let squares: f64 = 0;
   for (let i: usize = 0; i < size; i += 4) squares += <f64>load<f32>(x + i) * <f64>load<f32>(x + i);
-  const factor = 1 / sqrt<f64>(squares / <f64>(size >> 2) + argument<f64>(EPS));
+  return 1 / sqrt<f64>(squares / <f64>(size >> 2) + argument<f64>(EPS));
+}
+
+/** x = x / rms(x), rounded once. */
+function normaliseValue(x: usize, size: usize): void {
+  const factor = inverseRms(x, size);
+  for (let i: usize = 0; i < size; i += 4) store<f32>(x + i, <f32>(<f64>load<f32>(x + i) * factor));
+}
+
+/** x = x / rms(x) · weight, where there is one; rounded once. */
+function normaliseHead(x: usize, weight: usize, size: usize): void {
+  if (weight === 0) return;
+  const factor = inverseRms(x, size);
   for (let i: usize = 0; i < size; i += 4)
     store<f32>(x + i, <f32>(<f64>load<f32>(x + i) * factor * <f64>load<f32>(weight + i)));
 }

@@ -3,8 +3,11 @@ import type { Tensor } from "./tensor.ts";
 /** RMSNorm over the dimensions of a head, with weights [D] of its own for queries and for keys. */
 export interface HeadNormSpec {
   readonly query: Tensor;
-  readonly key: Tensor;
+  /** Undefined where the layer has queries alone. */
+  readonly key?: Tensor | undefined;
   readonly eps: number;
+  /** Values are normalised, too, without a weight. Default false. */
+  readonly normsValues?: boolean | undefined;
 }
 
 /** RMSNorm over all of a token's queries and all of its keys, with this rank's part of the weights, [NQ·D] and [NKV·D]. */
@@ -21,15 +24,29 @@ export interface AttentionForm {
   readonly hasQueryScales: boolean;
   readonly hasSoftCap: boolean;
   readonly hasSinks: boolean;
+  /** See `HeadNormSpec.normsValues`. */
+  readonly normsValues: boolean;
+  /** See `AttentionSpec.readsOnly`. */
+  readonly readsOnly: boolean;
+}
+
+/** The key/value heads of a layer. */
+export interface KvHeads {
+  readonly numKvHeads: number;
+  /** D, of query heads, too. */
+  readonly headDim: number;
 }
 
 /** What a layer's attention computes. */
-export interface AttentionSpec {
+export interface AttentionSpec extends KvHeads {
   readonly numHeads: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-  /** RMSNorm of each query head and each key head before the rotation. */
+  /** RMSNorm of each query head and each key head before the rotation, and of each value head if it says so. */
   readonly headNorm?: HeadNormSpec | undefined;
+  /**
+   * The projections are queries alone, [T, NQ·D]: nothing is stored, and keys and values are those of a cache in which a layer before
+   * has stored this step's tokens. Default false.
+   */
+  readonly readsOnly?: boolean | undefined;
   /**
    * float32 [positions, rotaryDim]: cosines of half the dimensions, then sines; scaling is already applied. The first
    * rotaryDim dimensions of a head are rotated in half-split ("NeoX") order: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin).
@@ -57,11 +74,23 @@ export interface AttentionSpec {
 export const ATTENTION_TILE = 128;
 
 /** @returns the form of a spec */
-export function attentionFormOf({ cosSin, queryScales, softCap, sinks }: AttentionSpec): AttentionForm {
+export function attentionFormOf(spec: AttentionSpec): AttentionForm {
+  const { cosSin, queryScales, softCap, sinks, headNorm, readsOnly = false } = spec;
   return {
     rotaryDim: cosSin?.dim(1) ?? 0,
     hasQueryScales: queryScales !== undefined,
     hasSoftCap: softCap !== undefined,
     hasSinks: sinks !== undefined,
+    normsValues: headNorm?.normsValues ?? false,
+    readsOnly,
   };
+}
+
+/** The heads of a token's projections: queries, keys and values, or queries alone. */
+export function projectedHeads({
+  numHeads,
+  numKvHeads,
+  readsOnly,
+}: Pick<AttentionSpec, "numHeads" | "numKvHeads" | "readsOnly">): number {
+  return readsOnly ? numHeads : numHeads + 2 * numKvHeads;
 }

@@ -1,7 +1,7 @@
 import type { DeviceName } from "../base/device-name.ts";
 import type { DType, FloatDType, KvDType } from "../base/dtype.ts";
 import type { Span } from "../base/shard.ts";
-import type { AttentionForm, AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
+import type { AttentionForm, AttentionSpec, KvHeads, ProjectionNormSpec } from "./attention-spec.ts";
 import type { DeltaNetOps, DeltaNetShape } from "./delta-net.ts";
 import type { ExpertOps } from "./experts.ts";
 import type { Activation, LinearFusion, RmsNormSpec } from "./linear-fusion.ts";
@@ -149,7 +149,7 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   /**
    * out[T, NQ·D]: causal attention on the packed projections qkv[T, (NQ + 2·NKV)·D] (queries, keys, values) of a ragged
    * batch. Queries and keys are normalised and rotated by their positions where the spec says so; keys and values are
-   * stored in the paged cache at `batch.slotMapping`; then query t of row r, at position p = contextLens[r] − queryLen(r)
+   * stored in the paged cache at `batch.slotMapping`, unless the spec says that they are there already; then query t of row r, at position p = contextLens[r] − queryLen(r)
    * + t, sees the row's positions (p − window, p], those of this step and those cached before it, paged by
    * `batch.blockTables`. Of padding (slot mapping −1) nothing is stored, and its outputs are undefined, as `qkv` is afterwards.
    */
@@ -217,6 +217,12 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   logprobs(out: LogprobTensors, logits: Tensor, tokens: Tensor, rows?: Tensor): void;
 }
 
+/** The attention of a model's layers. */
+export interface LayerAttention extends AttentionForm {
+  /** Default: those of the model. */
+  readonly kvHeads?: KvHeads;
+}
+
 /** The sizes that a model's ops are specialised by. */
 export interface ModelShape {
   readonly vocabSize: number;
@@ -225,8 +231,8 @@ export interface ModelShape {
   readonly numHeads: number;
   readonly numKvHeads: number;
   readonly headDim: number;
-  /** The forms that its layers' attention has, each once. */
-  readonly attentionForms: readonly AttentionForm[];
+  /** The forms that its layers' attention has, each once with the same heads. */
+  readonly attentionForms: readonly LayerAttention[];
   /** Tokens of a KV block. */
   readonly blockSize: number;
   /** Of layers with experts: how many there are, the intermediate size of one, and their weights' format where `matrices` are unknown. */

@@ -1,6 +1,6 @@
 import type { FloatDType } from "../base/dtype.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
-import type { AttentionSpec, ProjectionNormSpec } from "./attention-spec.ts";
+import { type AttentionSpec, type ProjectionNormSpec, projectedHeads } from "./attention-spec.ts";
 import {
   type BatchTensors,
   JOIN_WORDS,
@@ -176,7 +176,7 @@ export function checkAttend(
   const { numRows, decodeRows, blockSize } = batch;
   // Also for 0 key/value heads, where the remainder is NaN.
   if (numHeads % numKvHeads !== 0) refuse(op, `${numHeads} query heads over ${numKvHeads}`);
-  check(op, "qkv", qkv, dtype, "T", (numHeads + 2 * numKvHeads) * headDim);
+  check(op, "qkv", qkv, dtype, "T", projectedHeads(spec) * headDim);
   const tokens = qkv.dim(0);
   if (batch.numTokens !== tokens) refuse(op, `batch of ${batch.numTokens} tokens, qkv of ${tokens}`);
   check(op, "out", out, dtype, tokens, numHeads * headDim);
@@ -201,7 +201,8 @@ export function checkAttend(
   if (rotaryDim % 2 !== 0 || rotaryDim > headDim) refuse(op, `rotaryDim ${rotaryDim}, headDim ${headDim}`);
   if (headNorm !== undefined) {
     check(op, "headNorm.query", headNorm.query, dtype, headDim);
-    check(op, "headNorm.key", headNorm.key, dtype, headDim);
+    if (headNorm.key !== undefined) check(op, "headNorm.key", headNorm.key, dtype, headDim);
+    else if (!spec.readsOnly) refuse(op, "keys without a norm beside queries with one");
   }
   if (!(window >= 0)) refuse(op, `window ${window}`);
   disjoint(op, out, { qkv, keys, values, sinks });

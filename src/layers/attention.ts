@@ -21,7 +21,7 @@ export interface AttentionShape extends PositionTables {
   readonly qkvBias: boolean;
   readonly outputBias: boolean;
   /** Norms of each query and each key head before the rotary embedding. */
-  readonly headNorm?: { readonly query: RmsNorm; readonly key: RmsNorm };
+  readonly headNorm?: HeadNorms;
   /** Epsilon of norms of all of a token's queries and all of its keys, before anything else is done to them. */
   readonly projectionNormEps?: number | undefined;
   /** Multiplies query·key. Default 1 / sqrt(headDim). */
@@ -34,6 +34,18 @@ export interface AttentionShape extends PositionTables {
   readonly outputGate?: boolean | undefined;
   /** Sliding window in tokens; 0 = none. */
   readonly window: number;
+  /** Values are what `k_proj` gives, as it is before keys are normalised and rotated. Default false. */
+  readonly keysAreValues?: boolean | undefined;
+  /** See `AttentionSpec.readsOnly`: there is no `k_proj` and no `v_proj`. Default false. */
+  readonly readsOnly?: boolean | undefined;
+}
+
+export interface HeadNorms {
+  readonly query: RmsNorm;
+  /** Undefined where there are no keys. */
+  readonly key?: RmsNorm | undefined;
+  /** See `HeadNormSpec.normsValues`. */
+  readonly normsValues?: boolean;
 }
 
 /** Names in a checkpoint that has query, key and value in one tensor. */
@@ -102,19 +114,20 @@ export class Attention {
       ...{ numHeads: held(numHeads), numKvHeads: held(numKvHeads), headDim, window },
       ...{ cosSin: shape.cosSin, queryScales: shape.queryScales },
       ...{ scale: shape.attentionScale ?? 1 / Math.sqrt(headDim), softCap: shape.attentionSoftCap },
-      headNorm: headNorm && normSpec(headNorm.query, headNorm.key),
+      headNorm: headNorm && normSpec(headNorm),
+      readsOnly: shape.readsOnly,
       sinks: shape.attentionSinks
         ? perHead("sinks", "sinks", numHeads, 1, { dtype: "float32", dummy: "normal" })
         : undefined,
     };
   }
 
-  /** residual[T, H] += attention(x[T, H]); stores the tokens' keys and values in `cache`. */
+  /** residual[T, H] += attention(x[T, H]); stores the tokens' keys and values in `cache`, unless it only reads that. */
   addTo(context: ForwardContext, residual: Tensor, x: LinearInput, cache: LayerCache): void {
     this.#output.addTo(context, residual, this.#attend(context, x, cache));
   }
 
-  /** attention(x[T, H]), [T, H] in memory of the workspace; stores the tokens' keys and values in `cache`. */
+  /** attention(x[T, H]), [T, H] in memory of the workspace; does with `cache` as `addTo`. */
   forward(context: ForwardContext, x: LinearInput, cache: LayerCache): Tensor {
     const out = context.workspace.tensor("sublayer", x.x.dtype, x.x.shape);
     this.#output.sumTo(context, out, this.#attend(context, x, cache));
@@ -146,12 +159,15 @@ function gatedQueries(source: string, { numHeads, headDim }: AttentionShape, sta
 }
 
 function qkvProjections(source: string, shape: AttentionShape): Projection[] {
-  const { numHeads, numKvHeads, headDim, fused, outputGate } = shape;
+  const { numHeads, numKvHeads, headDim, fused, outputGate, keysAreValues, readsOnly } = shape;
   const counts = [numHeads, numKvHeads, numKvHeads];
   const heads = (part: string, units: number) => ({ source: `${source}.${part}`, units, unitSize: headDim });
   if (outputGate)
     return [gatedQueries(source, shape, 0), ...["k_proj", "v_proj"].map((part) => heads(part, numKvHeads))];
-  if (fused === undefined) return ["q_proj", "k_proj", "v_proj"].map((part, i) => heads(part, counts[i]!));
+  if (fused === undefined) {
+    const parts = ["q_proj", "k_proj", keysAreValues ? "k_proj" : "v_proj"].slice(0, readsOnly ? 1 : 3);
+    return parts.map((part, i) => heads(part, counts[i]!));
+  }
   const rows = (numHeads + 2 * numKvHeads) * headDim;
   const isByHead = fused.order === "by head";
   invariant(!isByHead || numHeads === numKvHeads, "rows by head have a key and a value each");
@@ -165,6 +181,6 @@ function qkvProjections(source: string, shape: AttentionShape): Projection[] {
 /** Of a parameter that each head has its own part of. */
 type PerHeadOptions = Pick<ParameterSpec, "dtype" | "dummy">;
 
-function normSpec({ weight: query, eps }: RmsNorm, { weight: key }: RmsNorm): HeadNormSpec {
-  return { query, key, eps };
+function normSpec({ query, key, normsValues }: HeadNorms): HeadNormSpec {
+  return { query: query.weight, key: key?.weight, eps: query.eps, normsValues };
 }

@@ -4,7 +4,7 @@ import { headShape } from "../backend/cuda/ops/head-shape.ts";
 import type { Weight } from "../backend/weight.ts";
 import { type EngineOptions, resolveEngineConfig } from "../base/config.ts";
 import { ConfigError, messageOf } from "../base/errors.ts";
-import { MAX_RANKS } from "../base/shard.ts";
+import { MAX_RANKS, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
 import { Checkpoint } from "../loader/checkpoint.ts";
@@ -13,8 +13,10 @@ import { CALIBRATION_TENSORS } from "../loader/kv-scales.ts";
 import { floatNamed } from "../loader/stored-dtype.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { checkCheckpoint } from "../loader/weights.ts";
+import { attentionFormsOf } from "../models/attention-forms.ts";
 import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
+import { kvHeadsOf } from "../models/kv-heads.ts";
 import { defineModel } from "../models/registry.ts";
 import { SUPPORTED_MODELS } from "../models/supported-models.ts";
 import { summaryOf } from "../models/weight-summary.ts";
@@ -89,13 +91,14 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
     cpuBytes: summaryOf(definition, "float32", onCpu).bytes,
     maxTokens: config.maxPositionEmbeddings,
     kvBytesPerToken: kvBlockBytes({
-      ...definition.kvHeads,
+      layers: definition.kvHeads,
       blockSize: 1,
       kvDtype: kvCacheDtype === "auto" ? dtype : "float8_e4m3",
     }),
     stateBytes: definition.stateShape && stateBytes(definition.stateShape, dtype),
     cudaProblem: await problemOf(() => {
-      headShape(config, 16, dtype);
+      for (const { kvHeads } of attentionFormsOf(config, WHOLE))
+        headShape({ ...config, ...kvHeads }, 16, dtype);
       if (config.linearAttention !== undefined) checkDeltaNetDims(config.linearAttention);
       for (const weight of expertsOf(config, definition.matrices)) expertsWeight(weight);
     }),
@@ -120,12 +123,17 @@ export function fitOf(
     const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
     // Of a sequence, and of what stands for padding.
     const states = (2 * (report.stateBytes ?? 0)) / ranks;
-    const kvTokens = Math.floor(
-      Math.max(0, pool - states) / (report.kvBytesPerToken / Math.min(ranks, config.numKvHeads)),
-    );
+    const ofRank = elementsPerToken(config, ranks) / elementsPerToken(config, 1);
+    const kvTokens = Math.floor(Math.max(0, pool - states) / (report.kvBytesPerToken * ofRank));
     if (kvTokens >= Math.min(report.maxTokens, LEAST_TOKENS)) return { ranks, kvTokens };
   }
   return { ranks: undefined, kvTokens: 0 };
+}
+
+/** Keys and values that one of so many ranks caches for a token. */
+function elementsPerToken(config: ModelConfig, ranks: number): number {
+  const layers = kvHeadsOf(config, { rank: 0, size: ranks });
+  return kvBlockBytes({ layers, blockSize: 1, kvDtype: "float8_e4m3" });
 }
 
 function isDivisible(config: ModelConfig, size: number): boolean {

@@ -19,6 +19,7 @@ import { directoryOf } from "../loader/tensor-directory.ts";
 import { loadWeights } from "../loader/weights.ts";
 import { attentionFormsOf } from "../models/attention-forms.ts";
 import type { ModelConfig } from "../models/config.ts";
+import { layersWithCache } from "../models/kv-heads.ts";
 import type { ModelDefinition } from "../models/model.ts";
 import { defineModel } from "../models/registry.ts";
 import { summaryOf } from "../models/weight-summary.ts";
@@ -79,7 +80,7 @@ export async function loadPart(
     build: (peers) => {
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
-      const kvShape = { ...definition.kvHeads, blockSize: config.blockSize, kvDtype };
+      const kvShape = { layers: definition.kvHeads, blockSize: config.blockSize, kvDtype };
       const { stateShape } = definition;
       const bytes = stateShape && stateBytes(stateShape, backend.activationDtype);
       const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend, bytes);
@@ -153,8 +154,7 @@ async function loadFolder(
   const definition = defineModel(modelConfig, { shard, scheme });
   onDefined(definition);
   const isFloat8 = config.kvCacheDtype !== "auto";
-  const hasKv = (_: unknown, layer: number) => !modelConfig.linearAttention?.layers[layer];
-  const kvScales = isFloat8 ? readKvScales(checkpoint, modelConfig.numLayers).filter(hasKv) : [];
+  const kvScales = isFloat8 ? readKvScales(checkpoint, layersWithCache(modelConfig)) : [];
   const ignored = [...definition.ignored, ...CALIBRATION_TENSORS];
   const options = { dtype: backend.activationDtype, ignored, onProgress };
   const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
@@ -205,6 +205,6 @@ function modelShape(
     numHeads: part(model.numHeads),
     numKvHeads: part(model.numKvHeads),
     deltaNet: model.linearAttention && shareOfHeads(model.linearAttention, shard),
-    ...{ attentionForms: attentionFormsOf(model), blockSize, kvDtype, softCap: model.logitSoftCap },
+    ...{ attentionForms: attentionFormsOf(model, shard), blockSize, kvDtype, softCap: model.logitSoftCap },
   };
 }

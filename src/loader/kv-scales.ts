@@ -38,10 +38,11 @@ const MAX_SCALES = 4096;
  * The scales that a checkpoint was calibrated with for keys and values in eight bits, of each layer. A layer with a scale for
  * keys or values alone has it for both; one of 0 or less counts as none. Of scales for each head a layer takes the greatest:
  * floating point loses nothing but what is 2^15 times smaller than the largest value.
+ * @param layers those that have a cache
  * @throws ModelDataError for a scale that is no number, or of another dtype.
  */
-export function readKvScales(checkpoint: Checkpoint, numLayers: number): KvScales[] {
-  return Array.from({ length: numLayers }, (_, layer) => {
+export function readKvScales(checkpoint: Checkpoint, layers: readonly number[]): KvScales[] {
+  return layers.map((layer) => {
     const first = (kind: "k" | "v") => {
       for (const name of namesOf(kind)) {
         const scale = readScale(checkpoint, `model.layers.${layer}.self_attn.${name}`);

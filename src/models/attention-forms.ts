@@ -1,15 +1,25 @@
-import type { AttentionForm } from "../backend/attention-spec.ts";
+import type { LayerAttention } from "../backend/backend.ts";
+import type { Shard } from "../base/shard.ts";
 import { rotaryDim } from "../layers/rotary.ts";
 import type { ModelConfig } from "./config.ts";
+import { rankHeads } from "./kv-heads.ts";
 
-/** The forms that the attention of a model's layers has, each once. */
-export function attentionFormsOf(config: ModelConfig): AttentionForm[] {
-  const { headDim, layerRopes, queryScaling, attentionSoftCap, attentionSinks } = config;
-  const rotaryDims = new Set(layerRopes.map((rope) => (rope === undefined ? 0 : rotaryDim(headDim, rope))));
-  return [...rotaryDims].map((dim) => ({
-    rotaryDim: dim,
-    hasQueryScales: queryScaling !== undefined,
-    hasSoftCap: attentionSoftCap !== undefined,
-    hasSinks: attentionSinks,
-  }));
+/** The attention that a model's layers have on a rank, each once. */
+export function attentionFormsOf(config: ModelConfig, shard: Shard): LayerAttention[] {
+  const { numKvHeads, headDim, layerKvHeads, layerRopes } = config;
+  const { queryScaling, attentionSoftCap, attentionSinks } = config;
+  const forms = layerRopes.map((rope, layer): LayerAttention => {
+    const heads = layerKvHeads[layer]!;
+    const isUsual = heads.numKvHeads === numKvHeads && heads.headDim === headDim;
+    return {
+      rotaryDim: rope === undefined ? 0 : rotaryDim(heads.headDim, rope),
+      hasQueryScales: queryScaling !== undefined,
+      hasSoftCap: attentionSoftCap !== undefined,
+      hasSinks: attentionSinks,
+      normsValues: false,
+      readsOnly: config.kvSources[layer] !== layer,
+      ...(!isUsual && { kvHeads: rankHeads(heads, shard) }),
+    };
+  });
+  return [...new Map(forms.map((form) => [JSON.stringify(form), form])).values()];
 }

@@ -10,21 +10,23 @@ import type { ModelConfig } from "./config.ts";
 export function checkShard(config: ModelConfig, { rank, size }: Shard): void {
   invariant(0 <= rank && rank < size, `rank ${rank} of ${size}`);
   if (divides(config, size)) return;
-  const { numHeads, numKvHeads, vocabSize, linearAttention } = config;
+  const { numHeads, layerKvHeads, vocabSize, linearAttention } = config;
+  const kvHeads = [...new Set(layerKvHeads.map(({ numKvHeads }) => numKvHeads))].join(" and ");
   const widths = widthsOf(config).join(" and ");
   const sizes = Array.from({ length: MAX_RANKS }, (_, i) => i + 1).filter((n) => divides(config, n));
   const linear = linearAttention && `${linearAttention.numKeyHeads} key heads of linear attention, `;
-  const parts = `${numHeads} heads, ${numKvHeads} key/value heads, ${linear ?? ""}${widths} intermediate dimensions and ${vocabSize} tokens`;
+  const parts = `${numHeads} heads, ${kvHeads} key/value heads, ${linear ?? ""}${widths} intermediate dimensions and ${vocabSize} tokens`;
   const message = `tensorParallelSize ${size} does not divide the model's ${parts}; what does is ${sizes.join(", ")}`;
   throw new ConfigError("tensorParallelSize", message);
 }
 
 function divides(config: ModelConfig, ranks: number): boolean {
-  const { numHeads, numKvHeads, vocabSize, linearAttention } = config;
+  const { numHeads, layerKvHeads, vocabSize, linearAttention } = config;
   const keyHeads = linearAttention?.numKeyHeads ?? ranks;
-  const kvHeads = numKvHeads % ranks === 0 || ranks % numKvHeads === 0;
+  const isShared = (kvHeads: number) => kvHeads % ranks === 0 || ranks % kvHeads === 0;
   return (
-    [numHeads, vocabSize, keyHeads, ...widthsOf(config)].every((count) => count % ranks === 0) && kvHeads
+    [numHeads, vocabSize, keyHeads, ...widthsOf(config)].every((count) => count % ranks === 0) &&
+    layerKvHeads.every(({ numKvHeads }) => isShared(numKvHeads))
   );
 }
 

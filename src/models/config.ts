@@ -1,5 +1,6 @@
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
+import type { KvHeads } from "../backend/attention-spec.ts";
 import type { Activation } from "../backend/backend.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
@@ -31,6 +32,10 @@ export interface ModelConfig {
   readonly numKvHeads: number;
   /** Even. */
   readonly headDim: number;
+  /** Each layer's: `numKvHeads` of `headDim`, but in families whose layers differ. Layers of the same share one object. */
+  readonly layerKvHeads: readonly KvHeads[];
+  /** The layer whose keys and values each layer attends to: itself, or one before it of the same heads. */
+  readonly kvSources: readonly number[];
   readonly activation: Activation;
   /** Positions that the model can tell apart: those that YaRN stretches its training to, if it does. */
   readonly maxPositionEmbeddings: number;
@@ -108,14 +113,15 @@ export function readModelConfig(model: string): ModelConfig {
   const numLayers = json.integer("num_hidden_layers", 1, 1024, defaults.numLayers);
   const mostHeads = Math.min(MAX_HEADS, Math.floor(MAX_HEADS_OF_ALL / numLayers));
   const numHeads = json.integer("num_attention_heads", 1, mostHeads, defaults.numHeads);
-  const kvHeads = json.isNull("num_key_value_heads") ? undefined : defaults.numKvHeads;
-  const numKvHeads = json.integer("num_key_value_heads", 1, 4096, kvHeads ?? numHeads);
+  const usual = json.isNull("num_key_value_heads") ? undefined : defaults.numKvHeads;
+  const numKvHeads = json.integer("num_key_value_heads", 1, 4096, usual ?? numHeads);
   if (numHeads % numKvHeads !== 0)
     throw json.invalid("num_key_value_heads", `a divisor of ${numHeads} heads`);
   const fallbackDim = json.isNull("head_dim") ? undefined : defaults.headDim;
   const headDim = json.integer("head_dim", 2, 1024, fallbackDim ?? hiddenSize / numHeads);
   if (headDim % 2 !== 0 || headDim > 1024)
     throw new ModelDataError(json.file, `head dimension ${headDim} is not an even integer up to 1024`);
+  const kvHeads = Object.freeze({ numKvHeads, headDim });
   const positions = json.integer("max_position_embeddings", 1, 2 ** 30, defaults.maxPositionEmbeddings);
   const linearAttention = defaults.linearAttention ? readLinearAttention(json, numLayers) : undefined;
   const layerWindows = linearAttention?.layers.map(() => 0) ?? readLayerWindows(json, defaults, numLayers);
@@ -127,6 +133,8 @@ export function readModelConfig(model: string): ModelConfig {
   return Object.freeze({
     isTextPart: text !== undefined,
     ...{ architecture, vocabSize, hiddenSize, intermediateSize, numLayers, numHeads, numKvHeads, headDim },
+    layerKvHeads: Object.freeze(layerWindows.map(() => kvHeads)),
+    kvSources: Object.freeze([...layerWindows.keys()]),
     layerRopes: Object.freeze(layerRopes),
     queryScaling: readQueryScaling(json, positions),
     attentionScale: readAttentionScale(json),

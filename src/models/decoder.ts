@@ -1,10 +1,10 @@
+import type { KvHeads } from "../backend/attention-spec.ts";
 import type { LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { DeltaNetShape, StateCache } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { denseWeight } from "../backend/weight.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
-import { lengthOf, shareOf } from "../base/shard.ts";
 import { Embedding } from "../layers/embedding.ts";
 import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
 import { Linear } from "../layers/linear.ts";
@@ -19,12 +19,16 @@ import {
 } from "../layers/rotary.ts";
 import { LM_HEAD } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
-import type { CausalLM, KvHeads, ModelDefinition, ModelPart, StateShape } from "./model.ts";
+import { kvHeadsOf, layersWithCache } from "./kv-heads.ts";
+import type { CausalLM, ModelDefinition, ModelPart, StateShape } from "./model.ts";
 import { TOWERS } from "./text-config.ts";
 
 /** A layer of a decoder. */
 export interface DecoderLayer {
-  /** Adds what the layer computes to residual[T, H]; stores the tokens' keys and values in `cache`. */
+  /**
+   * Adds what the layer computes to residual[T, H]; stores the tokens' keys and values in `cache`, unless that is another layer's
+   * (`ModelConfig.kvSources`), which has.
+   */
   forward(context: ForwardContext, residual: Tensor, cache: LayerCache): void;
 }
 
@@ -82,16 +86,19 @@ export function defineDecoder(
   createLayer: (place: LayerPlace) => AnyLayer,
   options: DecoderOptions = {},
 ): ModelDefinition {
-  const { numKvHeads, headDim, queryScaling, tieWordEmbeddings } = config;
+  const { queryScaling, tieWordEmbeddings } = config;
   const { head } = options.names ?? NAMES;
-  const heads = { numKvHeads: lengthOf(shareOf(numKvHeads, shard)), headDim };
   const create = (parameters: Parameters, tables: readonly PositionTables[]) =>
-    new Decoder(config, heads, parameters, tables, createLayer, options);
+    new Decoder(config, parameters, tables, createLayer, options);
   const list = new ParameterList(shard, scheme);
   const placeholder = (...shape: number[]) => list.placeholder("float32", shape);
   const { kvHeads, stateShape } = create(
     list,
-    layerTables(config, (rope) => placeholder(0, rotaryDim(headDim, rope)), queryScaling && placeholder(0)),
+    layerTables(
+      config,
+      (rope, headDim) => placeholder(0, rotaryDim(headDim, rope)),
+      queryScaling && placeholder(0),
+    ),
   );
   return {
     parameters: list.specs,
@@ -109,35 +116,38 @@ export function defineDecoder(
         new LoadedParameters(shard, scheme, weights, backend),
         layerTables(
           config,
-          (rope) => rotaryTable(backend, headDim, maxPositions, rope),
+          (rope, headDim) => rotaryTable(backend, headDim, maxPositions, rope),
           queryScaling && queryScaleTable(backend, maxPositions, queryScaling),
         ),
       ),
   };
 }
 
-/** Each layer's tables; layers of one rope share theirs. */
+/** Each layer's tables; layers of one rope, whose heads are alike, share theirs. */
 function layerTables(
-  { layerRopes }: ModelConfig,
-  cosSinOf: (rope: RopeConfig) => Tensor,
+  { layerRopes, layerKvHeads }: ModelConfig,
+  cosSinOf: (rope: RopeConfig, headDim: number) => Tensor,
   queryScales: Tensor | undefined,
 ): PositionTables[] {
-  const ropes = new Set(layerRopes.filter((rope) => rope !== undefined));
-  const tables = new Map([...ropes].map((rope) => [rope, cosSinOf(rope)]));
+  const headDims = new Map(layerRopes.map((rope, layer) => [rope, layerKvHeads[layer]!.headDim]));
+  const tables = new Map(
+    [...headDims].flatMap(([rope, dim]) => (rope === undefined ? [] : [[rope, cosSinOf(rope, dim)]])),
+  );
   return layerRopes.map((rope) => ({ cosSin: rope && tables.get(rope), queryScales }));
 }
 
 class Decoder implements CausalLM {
   readonly #embedding: Embedding;
-  readonly kvHeads: KvHeads;
+  readonly kvHeads: readonly KvHeads[];
   readonly stateShape: StateShape | undefined;
   readonly #layers: readonly AnyLayer[];
+  /** Of each layer with attention, the number of the cache that it attends to. */
+  readonly #caches: readonly number[];
   readonly #norm: RmsNorm | LayerNorm;
   readonly #head: LmHead;
 
   constructor(
     readonly config: ModelConfig,
-    heads: Pick<KvHeads, "numKvHeads" | "headDim">,
     parameters: Parameters,
     tables: readonly PositionTables[],
     createLayer: (place: LayerPlace) => AnyLayer,
@@ -152,7 +162,9 @@ class Decoder implements CausalLM {
       return createLayer({ parameters, index, name, source, tables: tables[index]! });
     });
     const recurrent = this.#layers.filter((layer) => "stateShape" in layer);
-    this.kvHeads = { ...heads, numLayers: numLayers - recurrent.length };
+    const cached = layersWithCache(config);
+    this.kvHeads = kvHeadsOf(config, parameters.shard);
+    this.#caches = config.kvSources.map((source) => cached.indexOf(source));
     this.stateShape = recurrent[0] && { ...recurrent[0].stateShape, numLayers: recurrent.length };
     function rmsNorm(of: Parameters, name: string, source: string): RmsNorm {
       return new RmsNorm(of, name, source, hiddenSize, rmsNormEps);
@@ -186,10 +198,10 @@ class Decoder implements CausalLM {
     const residual = workspace.tensor("residual", backend.activationDtype, shape);
     const scale = this.options.embeddingScale?.(residual.dtype as FloatDType);
     this.#embedding.forward(context, residual, batch.tokenIds, scale);
-    let [attention, recurrent] = [0, 0];
-    for (const layer of this.#layers) {
+    let recurrent = 0;
+    for (const [index, layer] of this.#layers.entries()) {
       if ("stateShape" in layer) layer.forward(context, residual, stateCaches[recurrent++]!);
-      else layer.forward(context, residual, kvCache[attention++]!);
+      else layer.forward(context, residual, kvCache[this.#caches[index]!]!);
     }
     return residual;
   }

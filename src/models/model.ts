@@ -1,3 +1,4 @@
+import type { KvHeads } from "../backend/attention-spec.ts";
 import type { Backend, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { DeltaNetShape } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
@@ -11,7 +12,8 @@ import type { ModelConfig } from "./config.ts";
 /** A decoder-only language model, or one rank's part of it, loaded on a backend. */
 export interface CausalLM {
   readonly config: ModelConfig;
-  readonly kvHeads: KvHeads;
+  /** What a rank caches for each token, in each layer that has a cache of its own, in their order. */
+  readonly kvHeads: readonly KvHeads[];
   /** Undefined: no layer keeps a state. */
   readonly stateShape?: StateShape | undefined;
   /** The residual stream [T, H] of the batch's tokens after the last layer; writes their keys and values to the cache. */
@@ -37,13 +39,6 @@ export interface StateShape extends DeltaNetShape {
   readonly numLayers: number;
 }
 
-/** The key/value heads that a rank caches for each token, in each layer with attention. */
-export interface KvHeads {
-  readonly numLayers: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
-}
-
 /** A model before it is loaded: what it needs from the checkpoint, and how to put it together. */
 export interface ModelDefinition {
   readonly parameters: readonly ParameterSpec[];
@@ -51,7 +46,8 @@ export interface ModelDefinition {
   readonly matrices: readonly Weight[];
   /** Checkpoint tensors that are neither needed nor an error. */
   readonly ignored: readonly RegExp[];
-  readonly kvHeads: KvHeads;
+  /** See `CausalLM.kvHeads`. */
+  readonly kvHeads: readonly KvHeads[];
   readonly stateShape: StateShape | undefined;
   /**
    * @param weights what was loaded for `parameters`, by their names

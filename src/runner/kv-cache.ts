@@ -1,18 +1,19 @@
+import type { KvHeads } from "../backend/attention-spec.ts";
 import type { Backend, KvScales, LayerCache } from "../backend/backend.ts";
 import { dtypeSize, type KvDType } from "../base/dtype.ts";
 
-/** The extents and the dtype of KV blocks. */
+/** The extents and the dtype of KV blocks. A block is of so many tokens in all layers. */
 export interface KvCacheShape {
-  readonly numLayers: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
+  /** Of each layer that has a cache. */
+  readonly layers: readonly KvHeads[];
   readonly blockSize: number;
   readonly kvDtype: KvDType;
 }
 
 /** Bytes that one block takes over all layers. */
-export function kvBlockBytes({ numLayers, numKvHeads, headDim, blockSize, kvDtype }: KvCacheShape): number {
-  return 2 * numLayers * numKvHeads * headDim * blockSize * dtypeSize(kvDtype);
+export function kvBlockBytes({ layers, blockSize, kvDtype }: KvCacheShape): number {
+  const elements = layers.reduce((sum, { numKvHeads, headDim }) => sum + 2 * numKvHeads * headDim, 0);
+  return elements * blockSize * dtypeSize(kvDtype);
 }
 
 /** Device block that padding rows read and write. */
@@ -29,13 +30,14 @@ export class KvCache {
 
   constructor(
     backend: Backend,
-    { numLayers, numKvHeads, blockSize, headDim, kvDtype }: KvCacheShape,
+    { layers, blockSize, kvDtype }: KvCacheShape,
     numBlocks: number,
     scales: readonly KvScales[] = [],
   ) {
-    const blocks = () => backend.empty(kvDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
-    this.layers = Array.from({ length: numLayers }, (_, layer) => ({
-      ...{ keys: blocks(), values: blocks() },
+    const blocks = ({ numKvHeads, headDim }: KvHeads) =>
+      backend.empty(kvDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
+    this.layers = layers.map((heads, layer) => ({
+      ...{ keys: blocks(heads), values: blocks(heads) },
       ...scales[layer],
     }));
   }

@@ -139,7 +139,7 @@ export class ModelRunner implements Runner {
       this.#readback.bind(this),
     );
 
-    const shape = { ...model.kvHeads, blockSize, kvDtype: options.kvDtype };
+    const shape = { layers: model.kvHeads, blockSize, kvDtype: options.kvDtype };
     const captures = backend.capture !== undefined && !options.enforceEager;
     const limits = { maxRows, maxTokens: maxNumBatchedTokens };
     const rehearse = (run: () => void) => (backend.rehearse ? backend.rehearse(run) : run());

@@ -18,6 +18,10 @@ export interface AttentionShape {
   readonly blockSize: number;
   readonly window: number;
   readonly headNorm: boolean;
+  /** See `HeadNormSpec.normsValues`. */
+  readonly normsValues?: boolean;
+  /** See `AttentionSpec.readsOnly`. */
+  readonly readsOnly?: boolean;
   /** Queries are scaled by their position. */
   readonly queryScales?: boolean;
   /** See `AttentionSpec.softCap`. */
@@ -43,8 +47,8 @@ export class AttentionStep {
     private readonly batch: RaggedBatch,
     private readonly shape: AttentionShape,
   ) {
-    const { numHeads, numKvHeads, headDim, rotaryDim, window, softCap } = shape;
-    const width = (numHeads + 2 * numKvHeads) * headDim;
+    const { numHeads, numKvHeads, headDim, rotaryDim, window, softCap, normsValues, readsOnly } = shape;
+    const width = headsOf(shape).all * headDim;
     this.qkv = fixture.state(fixture.random.normals(batch.numTokens * width), [batch.numTokens, width]);
     this.#context = new CachedContext(fixture, batch, shape);
     const positions = Math.max(...batch.rows.map(([contextLen]) => contextLen));
@@ -60,7 +64,10 @@ export class AttentionStep {
       ...{ numHeads, numKvHeads, headDim, scale: shape.scale ?? 1 / Math.sqrt(headDim), window, softCap },
       cosSin: rotaryDim > 0 ? cosSin.tensor : undefined,
       ...{ queryScales: queryScales?.tensor, sinks: sinks?.tensor },
-      headNorm: shape.headNorm ? { query: query.tensor, key: key.tensor, eps: EPS } : undefined,
+      headNorm: shape.headNorm
+        ? { query: query.tensor, key: readsOnly ? undefined : key.tensor, eps: EPS, normsValues }
+        : undefined,
+      readsOnly,
     };
     this.#norms = shape.headNorm ? { query: query.values, key: key.values } : undefined;
     this.out = fixture.output(fixture.dtype, [batch.numTokens, numHeads * headDim]);
@@ -97,6 +104,13 @@ export class AttentionStep {
  */
 const INTERMEDIATES = 4;
 
+/** Heads of a token's projections: those that are rotated, and all. */
+function headsOf({ numHeads, numKvHeads, readsOnly }: AttentionShape) {
+  return readsOnly
+    ? { rotated: numHeads, all: numHeads }
+    : { rotated: numHeads + numKvHeads, all: numHeads + 2 * numKvHeads };
+}
+
 /** cosSin[positions, rotaryDim] with base 10,000. */
 function angles(fixture: Fixture, positions: number, rotaryDim: number): Uploaded {
   const half = rotaryDim / 2;
@@ -108,20 +122,23 @@ function angles(fixture: Fixture, positions: number, rotaryDim: number): Uploade
   return fixture.input(values, [positions, rotaryDim], "float32");
 }
 
-/** The projections once queries and keys are normalised and rotated. */
+/** The projections once they are normalised, and queries and keys rotated. */
 function project(
   qkv: Float32Array,
   { numTokens, positions }: RaggedBatch,
-  { numHeads, numKvHeads, headDim, rotaryDim }: AttentionShape,
+  shape: AttentionShape,
   { cosSin, queryScales }: Tables,
   norms: { query: Float32Array; key: Float32Array } | undefined,
 ) {
-  const [rotated, all] = [numHeads + numKvHeads, numHeads + 2 * numKvHeads];
+  const { numHeads, headDim, rotaryDim } = shape;
+  const { rotated, all } = headsOf(shape);
+  const ones = new Float32Array(headDim).fill(1);
   const normed = qkv.slice();
   for (let head = 0; norms !== undefined && head < numTokens * all; head++) {
-    if (head % all >= rotated) continue;
+    if (head % all >= rotated && !shape.normsValues) continue;
     const span = normed.subarray(head * headDim, (head + 1) * headDim);
-    span.set(reference.rmsNorm(span, head % all < numHeads ? norms.query : norms.key, EPS).values);
+    const weight = head % all < numHeads ? norms.query : head % all < rotated ? norms.key : ones;
+    span.set(reference.rmsNorm(span, weight, EPS).values);
   }
   const projected = reference.rotary(normed, all * headDim, rotated, headDim, cosSin, rotaryDim, positions);
   for (const [t, position] of positions.entries()) {
@@ -140,7 +157,10 @@ interface Tables {
   readonly sinks: Float32Array | undefined;
 }
 
-/** A layer's cache that holds what came before this step's tokens, and NaN everywhere else. What it holds is not yet scaled. */
+/**
+ * A layer's cache that holds what came before this step's tokens, and theirs if the layer only reads it, and NaN everywhere else.
+ * What it holds is not yet scaled.
+ */
 class CachedContext {
   readonly cache: LayerCache;
   readonly #before: { readonly keys: Float32Array; readonly values: Float32Array };
@@ -155,7 +175,7 @@ class CachedContext {
     const upload = (scale = 1) => {
       const paged = new Float32Array(numBlocks * numKvHeads * blockSize * headDim).fill(Number.NaN);
       for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
-        for (let p = 0; p < contextLen - queryLen; p++)
+        for (let p = 0; p < contextLen - this.#stored(queryLen); p++)
           for (let head = 0; head < numKvHeads; head++)
             paged.set(fixture.random.normals(headDim, 1 / scale), this.#at(row, p, head));
       }
@@ -165,6 +185,11 @@ class CachedContext {
     const [keys, values] = [upload(keyScale), upload(valueScale)];
     this.cache = { keys: keys.tensor, values: values.tensor, ...shape.scales };
     this.#before = { keys: keys.values, values: values.values };
+  }
+
+  /** Of a row's tokens, those that the layer stores. */
+  #stored(queryLen: number): number {
+    return this.shape.readsOnly ? 0 : queryLen;
   }
 
   /** Of the cache. */
@@ -178,7 +203,7 @@ class CachedContext {
    */
   checkStored(projected: Expected) {
     const { fixture, batch } = this;
-    const { numHeads, numKvHeads, headDim, headNorm, scales } = this.shape;
+    const { numHeads, numKvHeads, headDim, headNorm, normsValues, scales } = this.shape;
     const width = (numHeads + 2 * numKvHeads) * headDim;
     const contexts = (name: "keys" | "values") => {
       const scale = scales?.[name === "keys" ? "keyScale" : "valueScale"] ?? 1;
@@ -190,7 +215,7 @@ class CachedContext {
       expected.values.set(this.#before[name]);
       const offset = (numHeads + (name === "keys" ? 0 : numKvHeads)) * headDim;
       for (const [row, [contextLen, queryLen]] of batch.rows.entries()) {
-        for (let t = 0; t < queryLen; t++) {
+        for (let t = 0; t < this.#stored(queryLen); t++) {
           for (let head = 0; head < numKvHeads; head++) {
             const from = (batch.cuSeqlensQ[row]! + t) * width + offset + head * headDim;
             const to = this.#at(row, contextLen - queryLen + t, head);
@@ -201,12 +226,12 @@ class CachedContext {
         }
       }
       const { dtype } = fixture;
-      const precision: Precision =
-        name === "keys"
-          ? { dtype, reduction: headDim, intermediates: headNorm ? 2 : 0 }
-          : { dtype: "float32", reduction: 1 };
+      const isExact = name === "values" && !normsValues;
+      const precision: Precision = !isExact
+        ? { dtype, reduction: headDim, intermediates: headNorm ? 2 : 0 }
+        : { dtype: "float32", reduction: 1 };
       if (scales !== undefined) expectFloat8(name, actual, expected, precision);
-      else if (name === "keys") expectClose(name, actual, expected, precision);
+      else if (!isExact) expectClose(name, actual, expected, precision);
       else expectEqual(name, actual, expected.values);
       const scaled = actual.map((value) => value * scale);
       return batch.rows.map(([contextLen], row) => this.#context(scaled, row, contextLen));

@@ -191,10 +191,12 @@ export function attention(
     window: number;
     softCap?: number | undefined;
     sinks?: Values | undefined;
+    /** There are queries alone. */
+    readsOnly?: boolean | undefined;
   },
 ): Expected {
-  const { numHeads, numKvHeads, headDim, scale, window, softCap, sinks } = spec;
-  const width = (numHeads + 2 * numKvHeads) * headDim;
+  const { numHeads, numKvHeads, headDim, scale, window, softCap, sinks, readsOnly } = spec;
+  const width = (readsOnly ? numHeads : numHeads + 2 * numKvHeads) * headDim;
   const queries = Float64Array.from(qkv);
   const values = new Float64Array(tokens * numHeads * headDim);
   const magnitudes = new Float64Array(values.length);

@@ -108,6 +108,7 @@ function tables(float: FloatDType): Refusals[] {
       run: (backend, { out, x }) => backend.activation(out!, x!, "gelu"),
     },
     attendTable(float, batch),
+    readerTable(float, batch),
     {
       op: "joinSlots",
       operands: {
@@ -344,6 +345,29 @@ function attendTable(float: FloatDType, batch: Refusals["operands"]): Refusals {
         ...{ cosSin: cosSin!, headNorm: { query: queryNorm!, key: keyNorm!, eps: 1e-6 } },
       });
     },
+  };
+}
+
+/** Of a layer that has queries alone. */
+function readerTable(float: FloatDType, batch: Refusals["operands"]): Refusals {
+  const { tokenIds: _, ...metadata } = batch;
+  return {
+    ...{ op: "attend", title: "of a cache that is only read" },
+    operands: {
+      ...{ out: [float, 3, 128], qkv: [float, 3, 128], keys: [float, 5, 2, 16, 32] },
+      ...{ values: [float, 5, 2, 16, 32], ...metadata, blockTables: ["int32", 4, 7] },
+      queryNorm: [float, 32],
+    },
+    scalars: { readsOnly: 1 },
+    free: { blockTables: [0, 1] },
+    apart: { out: ["qkv", "keys", "values"], qkv: ["keys", "values", "queryNorm"] },
+    // A layer with keys of its own has a norm of them beside that of queries.
+    wrong: [{ readsOnly: 0 }, { readsOnly: 0, qkv: [float, 3, 256] }],
+    run: (backend, { out, qkv, keys, values, queryNorm, ...rest }, { readsOnly }) =>
+      backend.attend(out!, qkv!, { keys: keys!, values: values! }, batchOf(rest), {
+        ...{ numHeads: 4, numKvHeads: 2, headDim: 32, scale: 1, window: 0, readsOnly: readsOnly === 1 },
+        headNorm: { query: queryNorm!, eps: 1e-6 },
+      }),
   };
 }
 

@@ -1,8 +1,9 @@
 import { invariant } from "../../base/errors.ts";
+import { projectedHeads } from "../attention-spec.ts";
 import type { AttentionHeads, attention, PagedKv, RaggedRows } from "./attention.ts";
 import { PADDING } from "./batch.ts";
 import { type Float8Kv, storeFloat8, widenContexts } from "./float8-kv.ts";
-import { rmsNormRow } from "./norm.ts";
+import { normaliseRow, rmsNormRow } from "./norm.ts";
 
 /** Rotation angles: cosSin[positions, rotaryDim], half cosines, half sines. */
 export interface Angles {
@@ -13,14 +14,19 @@ export interface Angles {
 /** `AttentionSpec` in host memory. */
 export interface AttendSpec extends AttentionHeads {
   readonly headNorm:
-    | { readonly query: Float32Array; readonly key: Float32Array; readonly eps: number }
+    | {
+        readonly query: Float32Array;
+        readonly key: Float32Array | undefined;
+        readonly eps: number;
+        readonly normsValues?: boolean | undefined;
+      }
     | undefined;
   readonly angles: Angles | undefined;
   /** [positions] */
   readonly queryScales: Float32Array | undefined;
 }
 
-/** See `Backend.attend`: queries and keys are normalised and rotated in place, keys and values stored. */
+/** See `Backend.attend`: the projections are normalised and rotated in place, keys and values stored. */
 export function attend(
   out: Float32Array,
   qkv: Float32Array,
@@ -30,8 +36,9 @@ export function attend(
   attentionOf: typeof attention,
 ): void {
   const { numHeads, numKvHeads, headDim, headNorm, angles, queryScales } = spec;
-  const rotated = numHeads + numKvHeads;
-  const width = (rotated + numKvHeads) * headDim;
+  const all = projectedHeads(spec);
+  const rotated = Math.min(all, numHeads + numKvHeads);
+  const width = all * headDim;
   for (const [t, position] of rows.positions.entries()) {
     const positions = angles && angles.cosSin.length / angles.rotaryDim;
     for (const count of [positions, queryScales?.length])
@@ -47,8 +54,12 @@ export function attend(
       if (queryScales !== undefined && head < numHeads)
         for (let i = start; i < start + headDim; i++) qkv[i]! *= queryScales[position]!;
     }
+    if (headNorm?.normsValues)
+      for (let head = rotated; head < all; head++)
+        normaliseRow(qkv, t * width + head * headDim, headDim, headNorm.eps);
     const slot = rows.slotMapping[t]!;
-    if (slot !== PADDING) storeKv(qkv, t * width + numHeads * headDim, cache, slot, numKvHeads, headDim);
+    if (slot !== PADDING && !spec.readsOnly)
+      storeKv(qkv, t * width + numHeads * headDim, cache, slot, numKvHeads, headDim);
   }
   if (isFloat8(cache)) {
     const widened = widenContexts(cache, rows, numKvHeads * cache.blockSize * headDim, spec.window);

@@ -1,5 +1,5 @@
 import { InvariantError } from "../../base/errors.ts";
-import type { AttentionSpec } from "../attention-spec.ts";
+import { type AttentionSpec, projectedHeads } from "../attention-spec.ts";
 import type { BatchMetadata } from "./batch.ts";
 import { dot } from "./linear.ts";
 
@@ -20,7 +20,10 @@ export interface RaggedRows extends Omit<BatchMetadata, "tokenIds"> {
 
 /** The part of the spec that attention itself needs, in host memory. */
 export interface AttentionHeads
-  extends Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim" | "scale" | "window" | "softCap"> {
+  extends Pick<
+    AttentionSpec,
+    "numHeads" | "numKvHeads" | "headDim" | "readsOnly" | "scale" | "window" | "softCap"
+  > {
   readonly sinks?: Float32Array | undefined;
 }
 
@@ -33,7 +36,7 @@ export function attention(
   spec: AttentionHeads,
 ): void {
   const { numHeads, numKvHeads, headDim, scale, window } = spec;
-  const width = (numHeads + 2 * numKvHeads) * headDim;
+  const width = projectedHeads(spec) * headDim;
   for (let row = 0; row < rows.contextLens.length; row++) {
     const table = blockTableOf(rows, row, cache, window);
     const [firstToken, end] = [rows.cuSeqlensQ[row]!, rows.cuSeqlensQ[row + 1]!];

@@ -272,7 +272,9 @@ export class CpuBackend implements Backend {
       { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks: shape.maxBlocks },
       {
         ...spec,
-        headNorm: headNorm && { ...headNorm, query: floats(headNorm.query), key: floats(headNorm.key) },
+        headNorm: headNorm && {
+          ...{ ...headNorm, query: floats(headNorm.query), key: optionalFloats(headNorm.key) },
+        },
         angles: cosSin && { cosSin: floats(cosSin), rotaryDim: shape.rotaryDim },
         queryScales: queryScales && floats(queryScales),
         sinks: sinks && floats(sinks),

@@ -7,10 +7,20 @@ export function rmsNormRow(
   eps: number,
 ): void {
   const width = weight.length;
-  let squares = 0;
-  for (let i = 0; i < width; i++) squares += x[start + i]! * x[start + i]!;
-  const scale = 1 / Math.sqrt(squares / width + eps);
+  const scale = inverseRms(x, start, width, eps);
   for (let i = 0; i < width; i++) out[start + i] = x[start + i]! * scale * weight[i]!;
+}
+
+/** x[start, start + width) = x / rms(x). */
+export function normaliseRow(x: Float32Array, start: number, width: number, eps: number): void {
+  const scale = inverseRms(x, start, width, eps);
+  for (let i = start; i < start + width; i++) x[i]! *= scale;
+}
+
+function inverseRms(x: Float32Array, start: number, width: number, eps: number): number {
+  let squares = 0;
+  for (let i = start; i < start + width; i++) squares += x[i]! * x[i]!;
+  return 1 / Math.sqrt(squares / width + eps);
 }
 
 /** out[T, H] = x[T, H] / rms(x) · weight[H], plus addTo[T, H], which may be `out`. */

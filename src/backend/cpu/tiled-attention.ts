@@ -1,3 +1,4 @@
+import { projectedHeads } from "../attention-spec.ts";
 import { type AttentionHeads, blockTableOf, type PagedKv, type RaggedRows, softmax } from "./attention.ts";
 import { dot } from "./linear.ts";
 
@@ -14,7 +15,7 @@ export function tiledAttention(
 ): void {
   const { numHeads, numKvHeads, headDim, window } = spec;
   const { blockSize } = cache;
-  const width = (numHeads + 2 * numKvHeads) * headDim;
+  const width = projectedHeads(spec) * headDim;
   const headsPerKvHead = numHeads / numKvHeads;
   const scores = new Float64Array(Math.max(0, ...rows.contextLens));
   const sum = new Float64Array(headDim);

@@ -1,6 +1,6 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { invariant } from "../../base/errors.ts";
-import type { AttentionSpec } from "../attention-spec.ts";
+import { type AttentionSpec, projectedHeads } from "../attention-spec.ts";
 import type { BatchTensors, LayerCache } from "../backend.ts";
 import { blockTableOf } from "../cpu/attention.ts";
 import { PADDING } from "../cpu/batch.ts";
@@ -20,7 +20,7 @@ const RUN_WORDS = 4;
 /** The fields of a spec that kernels know. */
 const KNOWN: ReadonlySet<string> = new Set<keyof AttentionSpec>([
   ...(["numHeads", "numKvHeads", "headDim", "headNorm", "cosSin", "scale", "window"] as const),
-  ...(["queryScales", "softCap", "sinks"] as const),
+  ...(["queryScales", "softCap", "sinks", "readsOnly"] as const),
 ]);
 
 /** The kernels have what this attention needs; what they do not know, they must not ignore. */
@@ -92,12 +92,13 @@ export function attend(
   pool.run(place, {
     kernel: layout.ROTATE_AND_STORE,
     units: tokens,
-    work: tokens * (numHeads + 2 * numKvHeads) * headDim,
+    work: tokens * projectedHeads(spec) * headDim,
     write: (args) => {
       args.words(0, ...common, positions, slots, angles, rotaryDim, queryNorm, keyNorm, scales);
       args.double(16, headNorm?.eps ?? 0);
       args.double(18, keyScale);
       args.double(20, valueScale);
+      args.words(30, Number(spec.readsOnly ?? false), Number(headNorm?.normsValues ?? false));
     },
   });
   pool.run(place, {
@@ -111,7 +112,7 @@ export function attend(
       args.float(26, valueScale);
       args.words(27, runs.address);
       args.float(28, softCap ?? 0);
-      args.words(29, sinkLogits);
+      args.words(29, sinkLogits, Number(spec.readsOnly ?? false));
     },
   });
   result.done();

@@ -24,6 +24,25 @@ const HEADS = [
 const WINDOWS = [0, 5, 100, 17];
 const SCALES = [undefined, { keyScale: 0.037, valueScale: 0.21 }];
 
+const VALUES = { normsValues: true } as const;
+const READER = { readsOnly: true } as const;
+/** Values with norms, caches that are only read, and the largest heads, on their own and together. */
+const LARGE_HEADS: readonly (readonly [BatchName, number, number, number, Partial<AttentionShape>])[] = [
+  ["mixed", 4, 2, 64, { ...VALUES, window: 17 }],
+  ["short decodes", 8, 1, 256, { ...VALUES, window: 5, rotaryDim: 64 }],
+  ["decode, chunk and prompt", 4, 2, 128, { ...VALUES, scales: SCALES[1]! }],
+  ["mixed", 4, 2, 64, { ...READER, window: 17 }],
+  ["long decodes", 8, 1, 256, READER],
+  ["decode, chunk and prompt", 4, 2, 128, { ...READER, headNorm: false, rotaryDim: 0, scales: SCALES[1]! }],
+  ["short decodes", 4, 2, 512, { rotaryDim: 256 }],
+  ["long decodes", 8, 1, 512, { headNorm: false, blockSize: 64 }],
+  ["mixed", 8, 2, 512, { ...VALUES, window: 100 }],
+  ["chunk with cached prefix", 16, 1, 512, VALUES],
+  ["decode, chunk and prompt", 4, 1, 512, READER],
+  ["mixed", 4, 2, 512, { ...VALUES, scales: SCALES[1]! }],
+  ["mixed", 4, 2, 512, { ...READER, scales: SCALES[1]!, window: 33 }],
+];
+
 /** What layers of some models have besides: capped scores, sinks, scaled queries, no rotation; with all that they may go with. */
 export function attendFormsCases(addCase: Case): void {
   for (const [i, [numHeads, numKvHeads, headDim]] of HEADS.entries()) {
@@ -47,6 +66,10 @@ export function attendFormsCases(addCase: Case): void {
     const heads = { numHeads, numKvHeads, headDim, rotaryDim: headDim, blockSize: 16, headNorm: false };
     attendCase(addCase, name, { ...heads, window: 0, softCap: 2, sinks: true, queryScales: true });
     attendCase(addCase, name, { ...heads, window: 5, rotaryDim: 0 });
+  }
+  for (const [name, numHeads, numKvHeads, headDim, form] of LARGE_HEADS) {
+    const heads = { numHeads, numKvHeads, headDim, rotaryDim: headDim, blockSize: 16, headNorm: true };
+    attendCase(addCase, name, { ...heads, window: 0, scale: 1 / 24, ...form });
   }
   unreadCases(addCase);
 }

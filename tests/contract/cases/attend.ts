@@ -424,6 +424,8 @@ export function attendCase(addCase: Case, name: BatchName, shape: AttentionShape
     shape.softCap && `scores capped at ${shape.softCap}`,
     shape.sinks && "sinks",
     shape.scale && `scale ${shape.scale}`,
+    shape.normsValues && "normed values",
+    shape.readsOnly && "of a cache that is only read",
   ].filter((part) => part !== undefined && part !== false);
   const title = [name, heads, `blocks of ${blockSize}`, `window ${window}${cached}`, ...form].join(", ");
   const body = (fixture: Fixture) => {

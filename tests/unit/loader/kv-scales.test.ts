@@ -19,7 +19,7 @@ function read(tensors: Readonly<Record<string, TensorData>>) {
   const named = Object.entries(tensors).map(([name, data]) => [ATTENTION + name, data]);
   writeFileSync(folder.file("model.safetensors"), safetensors(Object.fromEntries(named)));
   using checkpoint = Checkpoint.open(folder.path);
-  return readKvScales(checkpoint, 2);
+  return readKvScales(checkpoint, [0, 1]);
 }
 
 const ONES = { keyScale: 1, valueScale: 1 };

@@ -148,12 +148,10 @@ function prompts(backend: Backend, vocabSize: number): BatchTensors {
 }
 
 function caches(backend: Backend, { kvHeads }: CausalLM): LayerCache[] {
-  const { numLayers, numKvHeads, headDim } = kvHeads;
-  const shape = [ROWS.length * BLOCKS_PER_ROW, numKvHeads, BLOCK_SIZE, headDim];
-  return Array.from({ length: numLayers }, () => ({
-    keys: backend.empty("float32", shape),
-    values: backend.empty("float32", shape),
-  }));
+  return kvHeads.map(({ numKvHeads, headDim }) => {
+    const shape = [ROWS.length * BLOCKS_PER_ROW, numKvHeads, BLOCK_SIZE, headDim];
+    return { keys: backend.empty("float32", shape), values: backend.empty("float32", shape) };
+  });
 }
 
 function floatsOf(backend: Backend, tensor: Tensor): Float32Array {

@@ -80,7 +80,9 @@ describe("the parts of a model that ranks load", () => {
         const expected = cut(whole.weights.get(name)!, partsOf(name, config, { rank, size }));
         expect([name, Buffer.compare(bytesOf(tensor), expected)]).toEqual([name, 0]);
       }
-      expect(part.definition.kvHeads.numKvHeads).toBe(Math.max(1, config.numKvHeads / size));
+      const numKvHeads = Math.max(1, config.numKvHeads / size);
+      const heads = config.layerKvHeads.map(({ headDim }) => ({ numKvHeads, headDim }));
+      expect(part.definition.kvHeads).toEqual(heads);
     }
   });
 });
@@ -112,8 +114,9 @@ test("a number of ranks that does not divide a model is refused, naming those th
   expect((sized(16) as Error).message).toMatch(/what does is 1, 2, 4, 8$/);
   expect((sized(8, { intermediateSize: 36 }) as Error).message).toMatch(/what does is 1, 2, 4$/);
   expect((sized(2, { vocabSize: 203 }) as Error).message).toMatch(/what does is 1$/);
-  expect((sized(4, { numKvHeads: 3, numHeads: 12, vocabSize: 216 }) as Error).message).toMatch(
-    /what does is 1, 3, 6$/,
+  const layerKvHeads = [3, 3, 6].map((numKvHeads) => ({ numKvHeads, headDim: 16 }));
+  expect((sized(4, { layerKvHeads, numHeads: 12, vocabSize: 216 }) as Error).message).toMatch(
+    /3 and 6 key\/value heads, .* what does is 1, 3, 6$/,
   );
 });
 

@@ -9,7 +9,8 @@ setDefaultTimeout(300_000);
 const LIMIT = 1024;
 /** 1 KiB of keys and values a token. */
 const SHAPE: KvCacheShape = {
-  ...{ numLayers: 2, numKvHeads: 2, headDim: 64, blockSize: 16, kvDtype: "bfloat16" },
+  layers: [1, 3].map((numKvHeads) => ({ numKvHeads, headDim: 64 })),
+  ...{ blockSize: 16, kvDtype: "bfloat16" },
 };
 type Options = ConstructorParameters<typeof KvPlan>[2];
 const OPTIONS: Options = {

@@ -32,7 +32,7 @@ export function logprobOf(logits: readonly number[], id: number): number {
 /** A model without weights or attention, on a backend whose memory is the host's: hidden states are token and position. */
 export class ToyModel implements CausalLM {
   readonly config = { vocabSize: VOCAB, layerWindows: [0] as readonly number[] } as ModelConfig;
-  readonly kvHeads = { numLayers: 1, numKvHeads: 1, headDim: 2 };
+  readonly kvHeads = [{ numKvHeads: 1, headDim: 2 }];
 
   forward({ backend, workspace, batch }: ForwardContext): Tensor {
     const hidden = workspace.tensor("hidden", "float32", [batch.numTokens, 2]);

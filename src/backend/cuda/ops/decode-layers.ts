@@ -174,7 +174,7 @@ export class DecodeLayers {
       [shape.qkv, shape.output, shape.up, shape.down].every(isTaken) && areHeadsTaken(headDim, group);
     if (!takes) return [];
     return model.attentionForms
-      .filter(isFormTaken)
+      .filter((form) => form.kvHeads === undefined && isFormTaken(form))
       .map(({ rotaryDim }) => this.#kernels.unit(this.#plan({ ...shape, rotaryDim }).defines));
   }
 
@@ -309,8 +309,9 @@ function areHeadsTaken(headDim: number, group: number): boolean {
 }
 
 /** Layers with more than a rotation are launched op by op. */
-function isFormTaken({ hasQueryScales, hasSoftCap, hasSinks }: AttentionForm): boolean {
-  return !hasQueryScales && !hasSoftCap && !hasSinks;
+function isFormTaken(form: AttentionForm): boolean {
+  const { hasQueryScales, hasSoftCap, hasSinks, normsValues, readsOnly } = form;
+  return !hasQueryScales && !hasSoftCap && !hasSinks && !normsValues && !readsOnly;
 }
 
 function isTaken({ inFeatures, outFeatures, gated }: Stage): boolean {

@@ -5,6 +5,7 @@ import { ConfigError, DeviceError, InvariantError } from "../../../../src/base/e
 import type { CudaApi } from "../../../../src/cuda/driver-symbols.ts";
 import { CublasError, CudaError, CudaOutOfMemoryError } from "../../../../src/cuda/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { plainForm } from "./kernel-units.ts";
 
 setDefaultTimeout(300_000);
 
@@ -269,7 +270,7 @@ describe("opening", () => {
 describe("preparing", () => {
   const SHAPE = {
     ...{ hiddenSize: 64, intermediateSize: 192, numHeads: 4, numKvHeads: 2, headDim: 32 },
-    attentionForms: [{ rotaryDim: 32, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
+    attentionForms: [plainForm(32)],
     ...{ blockSize: 16, vocabSize: 200 },
   };
 

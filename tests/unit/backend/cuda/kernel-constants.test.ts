@@ -7,7 +7,7 @@ import { NvrtcError } from "../../../../src/cuda/errors.ts";
 import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
 import { available, describeWith } from "../../../requirements.ts";
 import { KERNEL_FILES } from "./kernel-signatures.ts";
-import { unitsOf } from "./kernel-units.ts";
+import { plainForm, unitsOf } from "./kernel-units.ts";
 
 setDefaultTimeout(300_000);
 
@@ -24,7 +24,7 @@ const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
       unitsOf("bfloat16", hopper, {
         ...{ vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
         ...{ headDim: 128, blockSize: 16 },
-        attentionForms: [{ rotaryDim: 64, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
+        attentionForms: [plainForm(64)],
         softCap: 30,
         experts: { count: 40, intermediateSize: 768, format: "mxfp4" },
         deltaNet: { numKeyHeads: 16, numValueHeads: 32, keyDim: 128, valueDim: 128, convWidth: 4 },

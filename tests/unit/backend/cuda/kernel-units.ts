@@ -1,3 +1,4 @@
+import type { AttentionForm } from "../../../../src/backend/attention-spec.ts";
 import type { ModelShape } from "../../../../src/backend/backend.ts";
 import { Compiler } from "../../../../src/backend/cuda/compiler.ts";
 import { KERNEL_FOLDER, KernelLibrary } from "../../../../src/backend/cuda/kernel-library.ts";
@@ -20,6 +21,12 @@ import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 
 /** Of Hopper. */
 const SHARED = { sharedBytesPerBlock: 227 * 1024, sharedBytesPerSm: 228 * 1024 };
+
+/** The form of most models' attention. */
+export function plainForm(rotaryDim: number): AttentionForm {
+  const scores = { hasQueryScales: false, hasSoftCap: false, hasSinks: false };
+  return { rotaryDim, ...scores, normsValues: false, readsOnly: false };
+}
 
 /** What the wrappers compile for a model; they launch nothing here. */
 export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): KernelUnit[] {

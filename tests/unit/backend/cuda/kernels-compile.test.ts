@@ -11,7 +11,7 @@ import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
 import { available, describeWith } from "../../../requirements.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
-import { integerExpertUnits, unitsOf } from "./kernel-units.ts";
+import { integerExpertUnits, plainForm, unitsOf } from "./kernel-units.ts";
 
 setDefaultTimeout(300_000);
 
@@ -91,14 +91,9 @@ function variants(n: number): KernelUnit[] {
 }
 
 const FORMS: Readonly<Record<string, AttentionForm>> = {
-  sm_80: { rotaryDim: 0, hasQueryScales: true, hasSoftCap: true, hasSinks: true },
-  sm_90a: { rotaryDim: 64, hasQueryScales: true, hasSoftCap: true, hasSinks: true },
+  sm_80: { ...plainForm(0), hasQueryScales: true, hasSoftCap: true, hasSinks: true },
+  sm_90a: { ...plainForm(64), hasQueryScales: true, hasSoftCap: true, hasSinks: true },
 };
-
-const plainForm = (rotaryDim: number) => ({
-  rotaryDim,
-  ...{ hasQueryScales: false, hasSoftCap: false, hasSinks: false },
-});
 
 /** Whole layers in one launch, of sizes that it takes, with caches in 16 bits and in eight. */
 function wholeLayers(): KernelUnit[] {
