@@ -2,6 +2,7 @@ import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import type { DeltaNetShape } from "../../../../src/backend/delta-net.ts";
 import { ConfigError, UnsupportedModelError } from "../../../../src/base/errors.ts";
 import { FakeMachine } from "./fake-machine.ts";
+import { plainForm } from "./kernel-units.ts";
 
 setDefaultTimeout(300_000);
 
@@ -12,7 +13,7 @@ const RULE: DeltaNetShape = { numKeyHeads: 2, numValueHeads: 4, keyDim: 64, valu
 const SHAPE = {
   ...{ vocabSize: 1024, hiddenSize: 256, intermediateSize: 512, numHeads: 4, numKvHeads: 2 },
   ...{ headDim: 64, blockSize: 16 },
-  attentionForms: [{ rotaryDim: 64, hasQueryScales: false, hasSoftCap: false, hasSinks: false }],
+  attentionForms: [plainForm(64)],
 } as const;
 
 test("batchInvariant is refused by its name, and heads that kernels do not take by their size", async () => {
