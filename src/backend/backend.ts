@@ -16,7 +16,7 @@ export type { Activation, LinearActivation, LinearFusion, RmsNormSpec } from "./
  * and dtypes before they launch anything.
  *
  * Shapes: T tokens of a ragged batch, R rows (sequences) of it, S slots, V vocabulary, H hidden size, D head
- * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens. Activations, norms' weights and biases have dtype
+ * dimension, NQ and NKV query and key/value heads, B blocks of BS tokens, G groups of layers, each with block tables of its own. Activations, norms' weights and biases have dtype
  * `activationDtype`, embedding tables too or one of `matrixDtypes`; a `Weight` and a `LayerCache` have dtypes of their own; statistics, logits and
  * softmax are float32. Inputs and outputs must not overlap, except where an op says that it works in place.
  */
@@ -163,12 +163,12 @@ export interface Backend extends ExpertOps, DeltaNetOps {
    */
   joinSlots(slots: SlotTensors, joins: Tensor): void;
   /**
-   * Begins a step: turns its rows, int32 [R, ROW_WORDS] laid out by `RowWord` at the start of the step's area of `inbox`, into
+   * Begins a step: turns its rows, int32 [R, rowWords(G)] laid out by `RowWord` at the start of the step's area of `inbox`, into
    * metadata, which fills the tensors of `batch` and `samples`. A row starts where its slot's computed tokens end, and they
-   * now end where the row does; the block that it brings is in the slot's block table first. Rows of one slot must not repeat
-   * unless it is vacant. Tokens of the batch past those of the rows are padding: id and position 0, slot mapping −1.
+   * now end where the row does; the blocks that it brings are in the slot's block tables first. Rows of one slot must not repeat
+   * unless it is vacant. Tokens of the batch past those of the rows are padding: id and position 0, slot mappings −1.
    */
-  prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void;
+  prepareBatch(batch: StepBatch, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void;
   /** The first words of the area in `outbox` of the step that was begun last become results[N], 4-byte elements. */
   post(outbox: StepAreas, results: Tensor): void;
   /** target[indices[i]] = values[i], all 4-byte, N entries each; the indices are distinct. */
@@ -311,6 +311,8 @@ export interface LmHead {
 export interface LayerCache extends KvScales {
   readonly keys: Tensor;
   readonly values: Tensor;
+  /** The group of layers whose blocks these are: their numbers are in its block tables. Default 0. */
+  readonly group?: number;
 }
 
 /** Scales of what a layer caches in eight bits: positive, default 1. Nothing else has any. */
@@ -319,7 +321,7 @@ export interface KvScales {
   readonly valueScale?: number;
 }
 
-/** Device metadata of one step's ragged batch. Rows `[0, decodeRows)` have exactly one query token. */
+/** Device metadata of one step's ragged batch, as layers of one group see it. Rows `[0, decodeRows)` have exactly one query token. */
 export interface BatchTensors {
   /** Tokens, T, and rows, R, of this step. */
   readonly numTokens: number;
@@ -343,6 +345,12 @@ export interface BatchTensors {
   readonly blockSize: number;
 }
 
+/** The same of all groups of layers, but for block tables, which slots have: what `Backend.prepareBatch` fills. */
+export interface StepBatch extends Omit<BatchTensors, "slotMapping" | "blockTables"> {
+  /** int32 [G, T at least]: each group's `slotMapping` begins its row. */
+  readonly slotMappings: Tensor;
+}
+
 /** Words of the record of a row to compute. */
 export const RowWord = {
   slot: 0,
@@ -350,11 +358,16 @@ export const RowWord = {
   count: 1,
   /** Index in `SampleRows` at which to sample after the row's last token; −1: do not. */
   sample: 2,
-  /** Index in the slot's block table that becomes `block`; −1: none. */
+  /** Index in the slot's block tables at which the row brings blocks; −1: none. */
   blockIndex: 3,
+  /** The first of G words: the block of each group's table at that index; −1: that table stays as it is. */
   block: 4,
 } as const;
-export const ROW_WORDS = 5;
+
+/** Words of a row's record where there are so many groups of layers. */
+export function rowWords(groups: number): number {
+  return RowWord.block + groups;
+}
 
 /**
  * Areas of shared memory that steps have in turn. Which one is a step's the device counts for itself, so that a captured step
@@ -383,7 +396,7 @@ export interface SlotTensors {
   readonly lengths: Tensor;
   /** int32 [S]: leading tokens whose keys and values are in the cache, or will be after the steps enqueued. */
   readonly numComputedTokens: Tensor;
-  /** int32 [S, max blocks]. */
+  /** int32 [G, S, max blocks]. */
   readonly blockTables: Tensor;
   /** uint32 [S, SLOT_WORDS]: the sampling parameters, laid out by `SlotWord`. */
   readonly params: Tensor;

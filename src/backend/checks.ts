@@ -9,11 +9,12 @@ import {
   type LmHead,
   LOGIT_EDIT_WORDS,
   type LogprobTensors,
-  ROW_WORDS,
+  rowWords,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
   type StepAreas,
+  type StepBatch,
 } from "./backend.ts";
 import {
   check,
@@ -230,16 +231,18 @@ export function checkJoinSlots(slots: SlotTensors, joins: Tensor) {
 }
 
 export function checkPrepareBatch(
-  batch: BatchTensors,
+  batch: StepBatch,
   samples: SampleRows,
   inbox: StepAreas,
   slots: SlotTensors,
 ) {
   const op = "prepareBatch";
-  const { numTokens: tokens, numRows } = batch;
+  const { numTokens: tokens, numRows, slotMappings } = batch;
   check(op, "tokenIds", batch.tokenIds, "int32", tokens);
   check(op, "positions", batch.positions, "int32", tokens);
-  check(op, "slotMapping", batch.slotMapping, "int32", tokens);
+  check(op, "slotMappings", slotMappings, "int32", "G", "T at least");
+  const [groups, mappingStride] = [slotMappings.dim(0), slotMappings.dim(1)];
+  if (groups === 0 || mappingStride < tokens) refuse(op, `slotMappings ${slotMappings} of ${tokens} tokens`);
   check(op, "cuSeqlensQ", batch.cuSeqlensQ, "int32", numRows + 1);
   check(op, "contextLens", batch.contextLens, "int32", numRows);
   check(op, "rowSlots", batch.rowSlots, "int32", numRows);
@@ -248,12 +251,15 @@ export function checkPrepareBatch(
   check(op, "samples.positions", samples.positions, "int32", numSamples);
   check(op, "samples.tokenIndices", samples.tokenIndices, "int32", numSamples);
   if (numSamples > numRows) refuse(op, `${numSamples} samples of ${numRows} rows`);
-  const { areas, areaWords } = checkStepAreas(op, "inbox", inbox, numRows * ROW_WORDS);
+  const { areas, areaWords } = checkStepAreas(op, "inbox", inbox, numRows * rowWords(groups));
   const { slots: count, capacity } = checkProgress(op, slots);
-  check(op, "slots.blockTables", slots.blockTables, "int32", count, "max blocks");
-  const maxBlocks = slots.blockTables.dim(1);
+  check(op, "slots.blockTables", slots.blockTables, "int32", groups, count, "max blocks");
+  const maxBlocks = slots.blockTables.dim(2);
   const { blockSize } = batch;
-  return { tokens, numRows, numSamples, slots: count, capacity, maxBlocks, blockSize, areas, areaWords };
+  return {
+    ...{ tokens, numRows, numSamples, slots: count, capacity, maxBlocks, blockSize, areas, areaWords },
+    ...{ groups, mappingStride },
+  };
 }
 
 const FOUR_BYTES = ["int32", "uint32", "float32"] as const;

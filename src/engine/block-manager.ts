@@ -24,11 +24,12 @@ export class BlockManager {
   /**
    * @param hasher SHA-256 for the prefix cache; without it nothing is cached.
    * @param states of sequences, where the model keeps any
+   * @param numGroups of layers, each of which has blocks of its own in the pool
    */
-  constructor(numBlocks: number, blockSize: number, hasher?: IHasher, states?: SlotStates) {
+  constructor(numBlocks: number, blockSize: number, hasher?: IHasher, states?: SlotStates, numGroups = 1) {
     this.numBlocks = numBlocks;
     this.blockSize = blockSize;
-    this.cache = hasher && new PrefixCache(numBlocks, blockSize, hasher);
+    this.cache = hasher && new PrefixCache(numBlocks, blockSize, hasher, numGroups);
     if (hasher && states) this.snapshots = new SnapshotPool(states.numSnapshots, states.snapshotInterval);
     this.#refCounts = new Int32Array(numBlocks);
     this.#next = Int32Array.from({ length: numBlocks + 1 }, (_, i) => (i + 1) % (numBlocks + 1));

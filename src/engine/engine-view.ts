@@ -44,7 +44,7 @@ export function viewOf(
 /** In the order of RUNNING_FIELDS. */
 function runningFields(sequence: Sequence): number[] {
   const { ordinal, slot, promptLength, numCachedTokens, numComputedTokens, length, maxLength } = sequence;
-  const held = sequence.blockTable.length - sequence.firstBlock;
+  const held = sequence.blockTables.reduce((sum, { blocks, first }) => sum + blocks.length - first, 0);
   return [ordinal, slot, promptLength, numCachedTokens, numComputedTokens, length, maxLength, held];
 }
 
@@ -54,24 +54,22 @@ function waitingFields({ ordinal, promptLength, length, numCachedTokens }: Seque
 }
 
 /** Names the sequence in the words of its blocks; those that another is named in already become runs in `shared`. */
-function claimBlocks(
-  { ordinal, slot, blockTable, firstBlock }: Sequence,
-  words: Uint32Array,
-  shared: number[],
-) {
+function claimBlocks({ ordinal, slot, blockTables }: Sequence, words: Uint32Array, shared: number[]): void {
   let [start, length] = [-1, 0];
   const endRun = () => {
     if (length > 0 && shared.length < 3 * MAX_SHARED_RUNS) shared.push(ordinal, start, length);
     length = 0;
   };
-  for (let i = firstBlock; i < blockTable.length; i++) {
-    const block = blockTable[i]!;
-    if (!hasHolder(words[block]!)) words[block] = withHolder(words[block]!, slot);
-    else if (length > 0 && block === start + length) length++;
-    else {
-      endRun();
-      [start, length] = [block, 1];
+  for (const { blocks, first } of blockTables) {
+    for (let i = first; i < blocks.length; i++) {
+      const block = blocks[i]!;
+      if (!hasHolder(words[block]!)) words[block] = withHolder(words[block]!, slot);
+      else if (length > 0 && block === start + length) length++;
+      else {
+        endRun();
+        [start, length] = [block, 1];
+      }
     }
+    endRun();
   }
-  endRun();
 }

@@ -9,6 +9,7 @@ import {
   NoTokenAllowedError,
   RequestFailedError,
 } from "../base/errors.ts";
+import { tokensInPool } from "../base/kv-group.ts";
 import { NotDrawn } from "../base/not-drawn.ts";
 import type { FinishReason } from "../base/outputs.ts";
 import type { ScheduledRow, StepResult } from "../runner/types.ts";
@@ -65,19 +66,25 @@ export class Engine {
 
   constructor(deps: EngineDeps) {
     const { runner, maxNumBatchedTokens, eosTokenIds, batchInvariant } = deps;
-    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, attentionReach, states } = runner;
+    const { numBlocks, blockSize, maxModelLen, vocabSize, maxDrafts, groups, states } = runner;
     this.#deps = deps;
     const isCached = deps.enablePrefixCaching && states?.numSnapshots !== 0;
-    this.#blocks = new BlockManager(numBlocks, blockSize, isCached ? deps.hasher : undefined, states);
+    const hasher = isCached ? deps.hasher : undefined;
+    this.#blocks = new BlockManager(numBlocks, blockSize, hasher, states, groups.length);
     const maxNumSeqs = Math.min(deps.maxNumSeqs, runner.maxNumSeqs);
-    const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts, attentionReach };
+    const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts, groups };
     this.#scheduler = new Scheduler(this.#blocks, { ...limits, batchInvariant: batchInvariant ?? false });
     this.cacheConfig = {
       blockSize,
       numBlocks,
       ...(states && { numStates: maxNumSeqs, numSnapshots: isCached ? states.numSnapshots : 0 }),
     };
-    this.limits = { maxModelLen, poolTokens: numBlocks * blockSize, vocabSize, eosTokenIds };
+    this.limits = {
+      maxModelLen,
+      poolTokens: tokensInPool(groups, numBlocks, blockSize),
+      vocabSize,
+      eosTokenIds,
+    };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);
     this.#matched = new MatchedSequences(deps.matchers, eosTokenIds, vocabSize);
@@ -325,6 +332,7 @@ export class Engine {
       if (!row.sample) {
         if (sequence.isRead && sequence.numComputedTokens === sequence.promptLength)
           this.#end(sequence, "length");
+        else this.#scheduler.advance(sequence);
         return;
       }
       // Only a finite result shows that everything it was computed from is sound.

@@ -1,6 +1,8 @@
 import { invariant } from "../base/errors.ts";
+import { firstSeenBlock, type KvGroup } from "../base/kv-group.ts";
 import type { BlockManager } from "./block-manager.ts";
 import type { Sequence } from "./sequence.ts";
+import { SequenceBlocks } from "./sequence-blocks.ts";
 import { SequenceList } from "./sequence-list.ts";
 import type { StateHit } from "./snapshot-pool.ts";
 import { type ScheduledStep, StepBuilder } from "./step-builder.ts";
@@ -17,8 +19,8 @@ export interface SchedulerLimits {
    * on the budget that others leave and on what is cached. Default false: alone it is one, which is faster.
    */
   readonly batchInvariant?: boolean;
-  /** See `Runner.attentionReach`. Default: infinite. */
-  readonly attentionReach?: number;
+  /** See `Runner.groups`. Default: one without a window. */
+  readonly groups?: readonly KvGroup[];
 }
 
 /**
@@ -26,9 +28,9 @@ export interface SchedulerLimits {
  * there is room for them, then prompts in order of arrival, in chunks, under one token budget. Owns the queues, the slots
  * and the sequences' blocks.
  *
- * A sequence gets the blocks of all its known tokens when it is admitted, so only decoding can run out of blocks: then
- * the most recently arrived sequence is preempted and later recomputed. Preemption waits until no step is in flight. Blocks
- * that attention no longer reaches are given back while the sequence runs.
+ * A sequence gets blocks as `SequenceBlocks` says. It is always left one more token's; for more tokens of a prompt than that, or
+ * drafts, there must be blocks that nobody needs. When there are too few for one token of each, the most recently arrived sequence is
+ * preempted and later recomputed, which waits until no step is in flight.
  */
 export class Scheduler {
   readonly waiting = new SequenceList();
@@ -40,19 +42,24 @@ export class Scheduler {
   prefixQueries = 0;
   prefixHits = 0;
   readonly #blocks: BlockManager;
+  readonly #tables: SequenceBlocks;
+  readonly #groups: readonly KvGroup[];
   readonly #maxNumSeqs: number;
   readonly #maxNumBatchedTokens: number;
   readonly #maxDrafts: number;
   readonly #batchInvariant: boolean;
-  readonly #attentionReach: number;
   readonly #freeSlots: number[];
+  /** Free blocks that no running sequence needs for its next token, or the drafts that it may have in this step. */
+  #spare = 0;
 
   constructor(blocks: BlockManager, limits: SchedulerLimits) {
+    const { groups = [{ reach: Infinity }] } = limits;
     this.#blocks = blocks;
+    this.#tables = new SequenceBlocks(blocks, groups);
+    this.#groups = groups;
     this.#maxNumBatchedTokens = limits.maxNumBatchedTokens;
     this.#maxDrafts = limits.maxDrafts ?? 0;
     this.#batchInvariant = limits.batchInvariant ?? false;
-    this.#attentionReach = limits.attentionReach ?? Infinity;
     // More sequences than tokens in a step could not all advance.
     this.#maxNumSeqs = Math.min(limits.maxNumSeqs, limits.maxNumBatchedTokens);
     this.#freeSlots = Array.from({ length: this.#maxNumSeqs }, (_, i) => this.#maxNumSeqs - 1 - i);
@@ -72,6 +79,7 @@ export class Scheduler {
     if (!this.#makeRoom(idle)) return undefined;
     const step = new StepBuilder(this.#maxNumBatchedTokens, this.#batchInvariant);
     const maxDrafts = this.#affordableDrafts();
+    this.#spare = this.#blocks.numFree - this.#blocksNeeded(maxDrafts);
     for (let sequence = this.running.first; sequence; sequence = sequence.next) {
       if (sequence.numRemainingTokens === 1) this.#compute(sequence, step, maxDrafts);
     }
@@ -88,23 +96,21 @@ export class Scheduler {
     this.#blocks.cache?.prepare(chain, tokens, numFull);
   }
 
-  /**
-   * The full blocks of `sequence` that are known to be computed may now be shared. Those that no later token sees are given back:
-   * rows in flight, too, begin at the first token that is not known to be computed.
-   */
+  /** More tokens of `sequence` are known to be computed, though not yet that they are sound. */
+  advance(sequence: Sequence): void {
+    this.#tables.giveBack(sequence);
+  }
+
+  /** The full blocks of `sequence` that are known to be computed may now be shared. */
   settle(sequence: Sequence): void {
-    const { blockTable, numComputedTokens } = sequence;
+    const { blockTables, numComputedTokens, snapshots, chain } = sequence;
     const numFull = Math.floor(numComputedTokens / this.#blocks.blockSize);
-    this.#blocks.cache?.publish(sequence.chain, sequence.tokens, blockTable, numFull);
-    const { snapshots, chain } = sequence;
+    this.#blocks.cache?.publish(chain, sequence.tokens, blockTables, numFull);
     while (snapshots[0] && snapshots[0].position <= numComputedTokens) {
       const { position, place } = snapshots.shift()!;
       this.#blocks.snapshots!.publish(chain.keys[position / this.#blocks.blockSize - 1]!, place);
     }
-    const first = this.#firstSeenBlock(numComputedTokens);
-    // What lies furthest back is reused first: it takes all of a window for a hit.
-    for (; sequence.firstBlock < first; sequence.firstBlock++)
-      this.#blocks.release(blockTable[sequence.firstBlock]!);
+    this.advance(sequence);
   }
 
   /** Takes a sequence that is not finished out of its queue; what it holds is freed once no step in flight uses it. */
@@ -142,7 +148,7 @@ export class Scheduler {
       invariant(size === list.size, `the ${status} queue has ${size} sequences, counted as ${list.size}`);
     }
     for (const sequence of this.waiting) {
-      invariant(sequence.blockTable.length === 0 && sequence.slot === -1, "a waiting sequence holds blocks");
+      invariant(sequence.blockTables.length === 0 && sequence.slot === -1, "a waiting sequence holds blocks");
       const { inFlight, numScheduledTokens, numComputedTokens } = sequence;
       invariant(inFlight + numScheduledTokens + numComputedTokens === 0, "a waiting sequence is in flight");
     }
@@ -158,20 +164,25 @@ export class Scheduler {
     for (const sequence of [...this.running, ...this.draining]) {
       invariant(!slots.has(sequence.slot), `slot ${sequence.slot} is taken twice or free`);
       slots.add(sequence.slot);
-      const { blockTable, firstBlock, numComputedTokens, numScheduledTokens } = sequence;
+      const { blockTables, numComputedTokens, numScheduledTokens } = sequence;
       const { length, maxPendingTokens } = sequence;
-      const held = blockTable.slice(firstBlock);
+      const { blockSize } = this.#blocks;
+      const held = blockTables.flatMap(({ blocks, first }) => blocks.slice(first));
       for (const block of held) holders[block]!++;
-      invariant(new Set(held).size === held.length, "a block is twice in one table");
-      invariant(firstBlock <= this.#firstSeenBlock(numComputedTokens), "a block that is seen was given back");
+      invariant(new Set(held).size === held.length, "a block is twice in one sequence's tables");
+      invariant(blockTables.length === this.#groups.length, "a running sequence lacks a table");
+      for (const [i, { blocks, first }] of blockTables.entries()) {
+        const seen = firstSeenBlock(this.#groups[i]!, numComputedTokens, blockSize);
+        invariant(first <= seen, "a block that is seen was given back");
+        invariant(first === seen || sequence.status !== "running", "a block that nobody sees is kept");
+        invariant(numScheduledTokens <= blocks.length * blockSize, "tokens were scheduled without a block");
+      }
       const bound = length + maxPendingTokens;
       invariant(
         numComputedTokens <= numScheduledTokens && numScheduledTokens <= bound,
         "computed past the end",
       );
       invariant(bound <= sequence.maxLength, "a sequence is longer than its limit");
-      const { blockSize } = this.#blocks;
-      invariant(numScheduledTokens <= blockTable.length * blockSize, "tokens were scheduled without a block");
       invariant(sequence.chain.keys.length * blockSize <= length, "a block of unknown tokens has a key");
     }
     for (const sequence of this.draining)
@@ -208,13 +219,11 @@ export class Scheduler {
 
   /** Blocks that the running sequences lack to compute their next tokens with so many drafts at most. */
   #blocksNeeded(maxDrafts: number): number {
-    const { blockSize } = this.#blocks;
     let needed = 0;
     for (let sequence = this.running.first; sequence; sequence = sequence.next) {
       if (sequence.numRemainingTokens === 0) continue;
       const drafts = maxDrafts === 0 ? 0 : Math.min(maxDrafts, sequence.maxDrafts);
-      const lacking = sequence.numScheduledTokens + 1 + drafts - sequence.blockTable.length * blockSize;
-      if (lacking > 0) needed += Math.ceil(lacking / blockSize);
+      needed += this.#tables.lacking(sequence, sequence.numScheduledTokens + 1 + drafts);
     }
     return needed;
   }
@@ -233,11 +242,7 @@ export class Scheduler {
   }
 
   #release(sequence: Sequence): void {
-    // The end of a sequence is reused first: what is left is still a prefix.
-    const { blockTable, firstBlock } = sequence;
-    for (let i = blockTable.length - 1; i >= firstBlock; i--) this.#blocks.release(blockTable[i]!);
-    blockTable.length = 0;
-    sequence.firstBlock = 0;
+    this.#tables.release(sequence);
     for (const { place } of sequence.snapshots.splice(0)) this.#blocks.snapshots!.release(place);
     sequence.borders = [];
     this.#freeSlots.push(sequence.slot);
@@ -262,37 +267,31 @@ export class Scheduler {
     return promptLength > this.#blocks.blockSize && leader.numComputedTokens < promptLength;
   }
 
-  /** Admits a sequence if there are blocks for its known tokens, and one more for each running sequence to grow into. */
+  /** Admits a sequence if there are the blocks that it wants, and those of one more entry for each running sequence to grow into. */
   #reserve(sequence: Sequence, step: StepBuilder): boolean {
-    const { numFree, blockSize } = this.#blocks;
-    const { first, blocks: hits, snapshot, borders } = this.#prefixHit(sequence);
-    const numReused = first + hits.length;
-    const numNew = this.#blocks.blocksFor(sequence.length) - numReused;
-    let taken = numNew;
-    for (const block of hits) if (this.#blocks.isFree(block)) taken++;
-    if (taken + this.running.size > numFree) return false;
+    const hit = this.#prefixHit(sequence);
+    const others = this.running.size;
+    const growth = others * this.#tables.perEntry;
+    const wanted = this.#tables.wanted(sequence, hit, step.budget, others === 0);
+    if (wanted + growth > this.#blocks.numFree) return false;
 
     this.waiting.remove(sequence);
     this.running.insertFromBack(sequence);
     sequence.status = "running";
     sequence.slot = this.#freeSlots.pop()!;
-    sequence.firstBlock = first;
-    sequence.borders = borders;
-    for (let i = 0; i < first; i++) sequence.blockTable.push(NO_BLOCK);
-    for (const block of hits) {
-      this.#blocks.acquire(block);
-      step.assign(sequence, block);
-    }
-    for (let i = 0; i < numNew; i++) step.assign(sequence, this.#blocks.allocate());
-    sequence.chain.numPublished = numReused;
-    sequence.numScheduledTokens = numReused * blockSize;
+    sequence.borders = hit.borders;
+    this.#tables.admit(sequence, hit, step);
+    sequence.chain.numPublished = hit.numBlocks;
+    sequence.numScheduledTokens = hit.numBlocks * this.#blocks.blockSize;
     sequence.numComputedTokens = sequence.numScheduledTokens;
     if (sequence.numCachedTokens < 0) {
       sequence.numCachedTokens = sequence.numComputedTokens;
       if (this.#readsCache(sequence)) this.prefixQueries += sequence.promptLength;
       this.prefixHits += sequence.numCachedTokens;
     }
-    step.join(sequence, snapshot);
+    step.join(sequence, hit.snapshot);
+    const next = this.#tables.lacking(sequence, sequence.numScheduledTokens + 1);
+    this.#spare = this.#blocks.numFree - growth - next;
     return true;
   }
 
@@ -302,32 +301,36 @@ export class Scheduler {
 
   #prefixHit(sequence: Sequence): StateHit {
     const { cache, snapshots, blockSize } = this.#blocks;
-    if (!cache || !this.#readsCache(sequence)) return { first: 0, blocks: [], borders: [] };
-    const maxBlocks = Math.floor((sequence.length - 1) / blockSize);
-    const firstSeen = (numBlocks: number) => this.#firstSeenBlock(numBlocks * blockSize);
-    const hit = cache.match(sequence.chain, sequence.tokens, maxBlocks, firstSeen);
+    const isCached = cache !== undefined && this.#readsCache(sequence);
+    const hit = this.#tables.match(sequence, isCached ? Math.floor((sequence.length - 1) / blockSize) : 0);
+    if (!isCached) return { ...hit, borders: [] };
     if (snapshots === undefined) return { ...hit, borders: [] };
     return snapshots.resume(hit, sequence.chain.keys, sequence.length, blockSize);
-  }
-
-  /** The first block that attention of the tokens from `position` on reaches. */
-  #firstSeenBlock(position: number): number {
-    return Math.max(0, Math.floor((position + 1 - this.#attentionReach) / this.#blocks.blockSize));
   }
 
   #compute(sequence: Sequence, step: StepBuilder, maxDrafts = 0): void {
     if (sequence.awaitsMask) return;
     const remaining = sequence.numRemainingTokens;
     const border = sequence.borders[0] ?? Infinity;
-    const known = Math.min(remaining, step.budget, border - sequence.numScheduledTokens);
-    if (known === 0) return;
+    const wanted = Math.min(remaining, step.budget, border - sequence.numScheduledTokens);
+    if (wanted === 0) return;
+    const known = this.#affordable(sequence, wanted);
     const sample = !sequence.isRead && known === remaining;
     const drafts = maxDrafts === 0 ? 0 : Math.min(maxDrafts, sequence.maxDrafts);
     const end = sequence.numScheduledTokens + known + drafts;
-    while (sequence.blockTable.length * this.#blocks.blockSize < end)
-      step.assign(sequence, this.#blocks.allocate());
+    this.#tables.extend(sequence, end, step);
     step.compute(sequence, known + drafts, sample, drafts);
     if (sequence.numScheduledTokens === border) this.#keepState(sequence, step);
+  }
+
+  /** Tokens, of so many, for which a sequence finds blocks: its next one's, and spare ones, which it takes. */
+  #affordable(sequence: Sequence, count: number): number {
+    if (count === 1) return 1;
+    const start = sequence.numScheduledTokens;
+    const next = this.#tables.lacking(sequence, start + 1);
+    const end = this.#tables.reachable(sequence, start + count, next + Math.max(0, this.#spare));
+    this.#spare -= this.#tables.lacking(sequence, end) - next;
+    return end - start;
   }
 
   /** The sequence is at a border after this step: its state is kept, if there is a place. */
@@ -339,6 +342,3 @@ export class Scheduler {
     step.keep(sequence.slot, place);
   }
 }
-
-/** The entry of a block that a sequence never held. */
-const NO_BLOCK = -1;

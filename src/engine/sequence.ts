@@ -1,4 +1,5 @@
 import type { ScheduledRow, SlotSampling } from "../runner/types.ts";
+import type { BlockTable } from "./block-table.ts";
 import { BlockChain } from "./prefix-cache.ts";
 import type { TokenMatcher } from "./token-matcher.ts";
 
@@ -61,9 +62,8 @@ export class Sequence {
   /** Its row in flight, the only one, draws nothing, as its mask had not come: the sequence is to be computed again when it has. */
   isHeld = false;
   slot = -1;
-  /** The KV blocks in order of position, held from `firstBlock` on: no token to come sees those before. */
-  readonly blockTable: number[] = [];
-  firstBlock = 0;
+  /** The KV blocks, by group of layers; none while it waits. */
+  readonly blockTables: BlockTable[] = [];
   /** Positions, ascending, at which the state of the slot is to be kept, of models that have one. */
   borders: readonly number[] = [];
   /** Snapshots on their way that nobody knows of yet, by position. */

@@ -37,9 +37,18 @@ export class SnapshotPool {
    * @param keys of the sequence's blocks, those of the hit at least
    * @param length of the sequence
    */
-  resume({ blocks }: PrefixHit, keys: readonly string[], length: number, blockSize: number): StateHit {
+  resume(
+    { numBlocks, groups }: PrefixHit,
+    keys: readonly string[],
+    length: number,
+    blockSize: number,
+  ): StateHit {
     const perBorder = this.interval / blockSize;
-    const common = blocks.length - (blocks.length % perBorder);
+    invariant(
+      groups.every(({ first }) => first === 0),
+      "a prefix with a state is cut within a window",
+    );
+    const common = numBlocks - (numBlocks % perBorder);
     let count = common;
     let snapshot: number | undefined;
     for (; count > 0; count -= perBorder) {
@@ -48,7 +57,8 @@ export class SnapshotPool {
     }
     const last = length - 1 - ((length - 1) % this.interval);
     const borders = [...new Set([common * blockSize, last])].filter((border) => border > count * blockSize);
-    return { first: 0, blocks: blocks.slice(0, count), snapshot, borders };
+    const cut = groups.map(({ first, blocks }) => ({ first, blocks: blocks.slice(0, count) }));
+    return { numBlocks: count, groups: cut, snapshot, borders };
   }
 
   /** The place of the state after the block of that key, which is now the most recently used; undefined: there is none. */

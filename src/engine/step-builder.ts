@@ -51,9 +51,10 @@ export class StepBuilder {
     this.#joins.push({ slot, tokens, promptLength, numComputedTokens, sampling, ...restored });
   }
 
-  assign(sequence: Sequence, block: number): void {
-    this.#updates.push({ slot: sequence.slot, index: sequence.blockTable.length, block });
-    sequence.blockTable.push(block);
+  assign({ slot, blockTables }: Sequence, group: number, block: number): void {
+    const { blocks } = blockTables[group]!;
+    this.#updates.push({ slot, group, index: blocks.length, block });
+    blocks.push(block);
   }
 
   keep(slot: number, snapshot: number): void {

@@ -4,7 +4,7 @@ import type { Tensor } from "../backend/tensor.ts";
 import { invariant } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { lengthOf, shareOf } from "../base/shard.ts";
-import type { ForwardContext } from "./forward-context.ts";
+import { batchFor, type ForwardContext } from "./forward-context.ts";
 import { Linear, type LinearInput, type Projection } from "./linear.ts";
 import type { RmsNorm } from "./norm.ts";
 import type { Parameters } from "./parameters.ts";
@@ -135,14 +135,14 @@ export class Attention {
   }
 
   #attend(context: ForwardContext, x: LinearInput, cache: LayerCache): Tensor {
-    const { backend, workspace, batch } = context;
+    const { backend, workspace } = context;
     const { numHeads, headDim } = this.#spec;
     const [tokens, { dtype }] = [x.x.dim(0), x.x];
     const qkv = workspace.tensor("qkv", dtype, [tokens, this.#qkv.outputSize]);
     this.#qkv.forward(context, qkv, x);
     if (this.#projectionNorm !== undefined) backend.normProjections(qkv, this.#projectionNorm);
     const attended = workspace.tensor("attended", dtype, [tokens, numHeads * headDim]);
-    backend.attend(attended, qkv, cache, batch, this.#spec);
+    backend.attend(attended, qkv, cache, batchFor(context, cache), this.#spec);
     if (this.#gate !== undefined) {
       const gate = workspace.tensor("attentionGate", dtype, attended.shape);
       this.#gate.forward(context, gate, x);

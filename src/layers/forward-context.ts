@@ -9,9 +9,17 @@ export type OpContext = Pick<ForwardContext, "backend" | "workspace">;
 export interface ForwardContext {
   readonly backend: Backend;
   readonly workspace: Workspace;
+  /** As layers of the first group see it. */
   readonly batch: BatchTensors;
+  /** As those of each group do. Default: there is one group. */
+  readonly batches?: readonly BatchTensors[] | undefined;
   /** Of each layer with attention. */
   readonly kvCache: readonly LayerCache[];
   /** Of each layer that keeps a state. Default: there are none. */
   readonly stateCaches?: readonly StateCache[] | undefined;
+}
+
+/** The batch as a layer sees it that has this cache. */
+export function batchFor({ batch, batches }: ForwardContext, { group = 0 }: LayerCache): BatchTensors {
+  return batches === undefined ? batch : batches[group]!;
 }

@@ -26,7 +26,7 @@ export function encodeBatch({
   const words = new WordWriter();
   words.put(decodeRows, numTokens, joins.length, blockTableUpdates.length, rows.length, snapshots.length);
   for (const join of joins) writeJoin(words, join);
-  for (const { slot, index, block } of blockTableUpdates) words.put(slot, index, block);
+  for (const { slot, group, index, block } of blockTableUpdates) words.put(slot, group, index, block);
   for (const row of rows) writeRow(words, row);
   for (const { slot, snapshot } of snapshots) words.put(slot, snapshot);
   return words.take();
@@ -126,7 +126,7 @@ function readSampling(words: WordReader): SlotSampling {
 }
 
 function readUpdate(words: WordReader): BlockTableUpdate {
-  return { slot: words.int(), index: words.int(), block: words.int() };
+  return { slot: words.int(), group: words.int(), index: words.int(), block: words.int() };
 }
 
 function writeRow(words: WordWriter, row: ScheduledRow): void {

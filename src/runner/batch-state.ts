@@ -23,12 +23,14 @@ export interface BatchStateShape {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
   readonly blockSize: number;
+  /** Groups of layers. */
+  readonly numGroups: number;
   readonly vocabSize: number;
 }
 
 /**
  * The device-resident batch. Each running sequence has a slot that holds its tokens, how far they are computed, its block
- * table and sampling parameters; a step uploads only what the device cannot know: sequences that join, and new blocks.
+ * tables and sampling parameters; a step uploads only what the device cannot know: sequences that join, and new blocks.
  */
 export class BatchState {
   readonly slots: SlotTensors;
@@ -43,21 +45,22 @@ export class BatchState {
     private readonly workspace: Workspace,
     private readonly shape: BatchStateShape,
   ) {
-    const { maxNumSeqs, maxModelLen, blockSize, vocabSize } = shape;
+    const { maxNumSeqs, maxModelLen, blockSize, numGroups, vocabSize } = shape;
     this.#maxBlocks = Math.ceil(maxModelLen / blockSize);
     this.#plain = Array(maxNumSeqs + 1).fill(true);
     // One slot more than sequences stays vacant, for padding: zeros, so its every block is the scratch block, and it samples
     // greedily.
-    const table = (dtype: DType, ...rest: number[]) => {
-      const tensor = backend.empty(dtype, [maxNumSeqs + 1, ...rest]);
+    const zeros = (dtype: DType, shape: readonly number[]) => {
+      const tensor = backend.empty(dtype, shape);
       backend.fill(tensor, 0);
       return tensor;
     };
+    const table = (dtype: DType, ...rest: number[]) => zeros(dtype, [maxNumSeqs + 1, ...rest]);
     this.slots = {
       tokens: table("int32", maxModelLen + 1),
       lengths: table("int32"),
       numComputedTokens: table("int32"),
-      blockTables: table("int32", this.#maxBlocks),
+      blockTables: zeros("int32", [numGroups, maxNumSeqs + 1, this.#maxBlocks]),
       params: table("uint32", SLOT_WORDS),
       edits: table("uint32", MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS),
       badWords: table("uint32", MAX_BAD_WORD_TOKENS),
@@ -138,8 +141,8 @@ export class BatchState {
     for (let start = 0; start < updates.length; start += UPDATES_CHUNK) {
       const chunk = updates.slice(start, start + UPDATES_CHUNK);
       const words = new Int32Array(2 * chunk.length);
-      for (const [i, { slot, index, block }] of chunk.entries()) {
-        words[i] = slot * this.#maxBlocks + index;
+      for (const [i, { slot, group, index, block }] of chunk.entries()) {
+        words[i] = (group * (this.shape.maxNumSeqs + 1) + slot) * this.#maxBlocks + index;
         words[chunk.length + i] = deviceBlock(block);
       }
       const staged = this.#upload("blockTableUpdates", words);

@@ -1,9 +1,10 @@
 import { ATTENTION_TILE } from "../backend/attention-spec.ts";
-import { type Backend, type KvScales, type Readback, ROW_WORDS } from "../backend/backend.ts";
+import { type Backend, type KvScales, type Readback, rowWords } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import type { KvDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant, messageOf } from "../base/errors.ts";
+import type { KvGroup } from "../base/kv-group.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
 import { type DrawKind, decodeBuckets, GraphRunner, promptBuckets, type StepGraph } from "./graph-runner.ts";
@@ -70,7 +71,7 @@ export class ModelRunner implements Runner {
   readonly blockSize: number;
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
-  readonly attentionReach: number;
+  readonly groups: readonly KvGroup[];
   readonly states: SlotStates | undefined;
   readonly vocabSize: number;
   readonly maxDrafts = 0;
@@ -108,9 +109,11 @@ export class ModelRunner implements Runner {
     this.vocabSize = config.vocabSize;
     const { layerWindows } = config;
     const hasWindow = layerWindows.every((window) => window > 0);
-    this.attentionReach = hasWindow ? Math.max(...layerWindows) + ATTENTION_TILE - 1 : Infinity;
+    this.groups = [{ reach: hasWindow ? Math.max(...layerWindows) + ATTENTION_TILE - 1 : Infinity }];
+    const numGroups = this.groups.length;
     this.#workspace = new Workspace(backend);
-    this.#state = new BatchState(backend, this.#workspace, { ...options, vocabSize: config.vocabSize });
+    const { vocabSize } = config;
+    this.#state = new BatchState(backend, this.#workspace, { ...options, numGroups, vocabSize });
     const { stateShape } = model;
     const { numSnapshots = 0 } = options;
     this.states = stateShape && { numSnapshots, snapshotInterval: snapshotInterval(blockSize) };
@@ -120,10 +123,10 @@ export class ModelRunner implements Runner {
     this.#maxRows = maxRows;
     this.#rowOfSlot = new Int32Array(maxNumSeqs);
     this.#buffers = new StepBuffers(backend, this.#state.slots, {
-      ...{ maxTokens: maxNumBatchedTokens, maxRows, maxLogits, vocabSize: config.vocabSize, blockSize },
+      ...{ maxTokens: maxNumBatchedTokens, maxRows, maxLogits, vocabSize, blockSize, numGroups },
     });
     this.#mailbox = new Mailbox(backend, {
-      ...{ depth: this.maxInFlight, inbox: inboxWords({ maxRows }), tokens: maxRows },
+      ...{ depth: this.maxInFlight, inbox: inboxWords({ maxRows, numGroups }), tokens: maxRows },
       logprobs: maxRows * LOGPROB_WORDS,
     });
     const [workspace, state, mailbox] = [this.#workspace, this.#state, this.#mailbox];
@@ -232,10 +235,12 @@ export class ModelRunner implements Runner {
       : undefined;
     const words = this.#mailbox.draft();
     let extents: StepExtents;
-    if (bucket === undefined) extents = writeRows(words, rows, decodeRows);
+    const numGroups = this.groups.length;
+    if (bucket === undefined) extents = writeRows(words, rows, decodeRows, numGroups);
     else {
       extents = extentsOf(bucket);
-      writeRows(words, [...rows, ...this.#state.padding(extents.numRows - rows.length)], decodeRows);
+      const padding = this.#state.padding(extents.numRows - rows.length);
+      writeRows(words, [...rows, ...padding], decodeRows, numGroups);
     }
     for (const join of joins) {
       this.#prompts.join(join);
@@ -243,7 +248,7 @@ export class ModelRunner implements Runner {
     }
     this.#state.apply({
       joins,
-      blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot),
+      blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot, numGroups),
     });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
       sample && (logprobs !== undefined || !this.#state.isPlain(slot));
@@ -284,7 +289,7 @@ export class ModelRunner implements Runner {
     const sampled = rows.filter(({ sample }) => sample);
     const wanted = sampled.flatMap(({ logprobs }, i) => (logprobs === undefined ? [] : [i]));
     if (wanted.length === 0) return undefined;
-    const start = ROW_WORDS * this.#maxRows;
+    const start = rowWords(this.groups.length) * this.#maxRows;
     this.#mailbox.draft().set(wanted, start);
     const { logits, sampled: tokens } = this.#buffers.view(extents);
     const { words, ...values } = enqueueLogprobs(
@@ -383,7 +388,7 @@ export class ModelRunner implements Runner {
   /** The buffers of a step that will not be sent, of at least so many tokens. */
   #rehearse(rows: readonly StepRow[], decodeRows: number, leastTokens = 0): StepTensors {
     this.#mailbox.recall();
-    const extents = writeRows(this.#mailbox.draft(), rows, decodeRows);
+    const extents = writeRows(this.#mailbox.draft(), rows, decodeRows, this.groups.length);
     return this.#buffers.view({ ...extents, numTokens: Math.max(extents.numTokens, leastTokens) });
   }
 }

@@ -1,10 +1,11 @@
 import {
   type Backend,
   type BatchTensors,
-  ROW_WORDS,
   RowWord,
+  rowWords,
   type SampleRows,
   type SlotTensors,
+  type StepBatch,
 } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { DType } from "../base/dtype.ts";
@@ -22,11 +23,12 @@ export interface StepLimits {
   readonly maxLogits: number;
   readonly vocabSize: number;
   readonly blockSize: number;
+  readonly numGroups: number;
 }
 
 /** A step's words in the mailbox: the records of its rows, then the indices of samples whose log-probabilities are asked for. */
-export function inboxWords({ maxRows }: Pick<StepLimits, "maxRows">): number {
-  return (ROW_WORDS + 1) * maxRows;
+export function inboxWords({ maxRows, numGroups }: Pick<StepLimits, "maxRows" | "numGroups">): number {
+  return (rowWords(numGroups) + 1) * maxRows;
 }
 
 /** The sizes of a step; `numSamples` of its rows are sampled. */
@@ -48,11 +50,16 @@ export function extentsOf(bucket: StepBucket): StepExtents {
 }
 
 /** Writes the records of a step's rows, of which the first `decodeRows` have one token, to `words`. */
-export function writeRows(words: Int32Array, rows: readonly StepRow[], decodeRows: number): StepExtents {
+export function writeRows(
+  words: Int32Array,
+  rows: readonly StepRow[],
+  decodeRows: number,
+  numGroups: number,
+): StepExtents {
   let [numTokens, maxQueryLen, numSamples] = [0, 0, 0];
   for (let i = 0; i < rows.length; i++) {
     const { slot, count, sample } = rows[i]!;
-    const at = ROW_WORDS * i;
+    const at = rowWords(numGroups) * i;
     words[at + RowWord.slot] = slot;
     words[at + RowWord.count] = count;
     words[at + RowWord.sample] = sample ? numSamples++ : -1;
@@ -64,7 +71,7 @@ export function writeRows(words: Int32Array, rows: readonly StepRow[], decodeRow
 }
 
 /**
- * Lets the rows written to `words` bring new blocks, each one of its own slot.
+ * Lets the rows written to `words` bring new blocks, each those of one index of its own slot's tables.
  * @param rowOfSlot a word for each slot, which may hold anything.
  * @returns the updates that no row has room for.
  */
@@ -73,16 +80,22 @@ export function writeBlocks(
   rows: readonly StepRow[],
   updates: readonly BlockTableUpdate[],
   rowOfSlot: Int32Array,
+  numGroups: number,
 ): readonly BlockTableUpdate[] {
   if (updates.length === 0) return updates;
   for (let row = 0; row < rows.length; row++) rowOfSlot[rows[row]!.slot] = row;
-  return updates.filter(({ slot, index, block }) => {
+  return updates.filter(({ slot, group, index, block }) => {
     // A slot without a row has what an earlier step, or nobody, wrote.
     const row = rowOfSlot[slot]!;
-    const at = ROW_WORDS * row;
-    if (rows[row]?.slot !== slot || words[at + RowWord.blockIndex] !== -1) return true;
-    words[at + RowWord.blockIndex] = index;
-    words[at + RowWord.block] = deviceBlock(block);
+    const at = rowWords(numGroups) * row;
+    const blocks = at + RowWord.block;
+    if (rows[row]?.slot !== slot) return true;
+    if (words[at + RowWord.blockIndex] === -1) {
+      words[at + RowWord.blockIndex] = index;
+      words.fill(-1, blocks, blocks + numGroups);
+    }
+    if (words[at + RowWord.blockIndex] !== index || words[blocks + group] !== -1) return true;
+    words[blocks + group] = deviceBlock(block);
     return false;
   });
 }
@@ -90,7 +103,9 @@ export function writeBlocks(
 /** The parts of `StepBuffers` that a step of some extents reads and writes. */
 export interface StepTensors {
   /** Derived from the rows by `prepareBatch`. */
-  readonly batch: BatchTensors;
+  readonly batch: StepBatch;
+  /** The same, as each group of layers sees it. */
+  readonly batches: readonly BatchTensors[];
   readonly samples: SampleRows;
   /** float32 [N, V], and the same processed, where slots ask for that. */
   readonly logits: Tensor;
@@ -106,7 +121,9 @@ export interface StepTensors {
 export class StepBuffers {
   readonly #tokenIds: Tensor;
   readonly #positions: Tensor;
-  readonly #slotMapping: Tensor;
+  readonly #slotMappings: Tensor;
+  /** By group of layers. */
+  readonly #groups: readonly Pick<BatchTensors, "slotMapping" | "blockTables">[];
   readonly #cuSeqlensQ: Tensor;
   readonly #contextLens: Tensor;
   readonly #rowSlots: Tensor;
@@ -118,10 +135,10 @@ export class StepBuffers {
 
   constructor(
     backend: Backend,
-    private readonly slots: SlotTensors,
+    { blockTables }: Pick<SlotTensors, "blockTables">,
     private readonly limits: StepLimits,
   ) {
-    const { maxTokens, maxRows, maxLogits, vocabSize } = limits;
+    const { maxTokens, maxRows, maxLogits, vocabSize, numGroups } = limits;
     const make = (dtype: DType, ...shape: number[]) => {
       const tensor = backend.empty(dtype, shape);
       this.#all.push(tensor);
@@ -129,7 +146,12 @@ export class StepBuffers {
     };
     this.#tokenIds = make("int32", maxTokens);
     this.#positions = make("int32", maxTokens);
-    this.#slotMapping = make("int32", maxTokens);
+    this.#slotMappings = make("int32", numGroups, maxTokens);
+    const [slots, maxBlocks] = [blockTables.dim(1), blockTables.dim(2)];
+    this.#groups = Array.from({ length: numGroups }, (_, group) => ({
+      slotMapping: this.#slotMappings.rows(group, group + 1).reshape(maxTokens),
+      blockTables: blockTables.rows(group, group + 1).reshape(slots, maxBlocks),
+    }));
     this.#cuSeqlensQ = make("int32", maxRows + 1);
     this.#contextLens = make("int32", maxRows);
     this.#rowSlots = make("int32", maxRows);
@@ -146,18 +168,21 @@ export class StepBuffers {
   view({ numSamples, ...extents }: StepExtents): StepTensors {
     const { numTokens, numRows } = extents;
     const first = (tensor: Tensor, count: number) => tensor.rows(0, count);
+    const common = {
+      ...extents,
+      tokenIds: first(this.#tokenIds, numTokens),
+      positions: first(this.#positions, numTokens),
+      cuSeqlensQ: first(this.#cuSeqlensQ, numRows + 1),
+      contextLens: first(this.#contextLens, numRows),
+      rowSlots: first(this.#rowSlots, numRows),
+      blockSize: this.limits.blockSize,
+    };
     return {
-      batch: {
-        ...extents,
-        tokenIds: first(this.#tokenIds, numTokens),
-        positions: first(this.#positions, numTokens),
-        slotMapping: first(this.#slotMapping, numTokens),
-        cuSeqlensQ: first(this.#cuSeqlensQ, numRows + 1),
-        contextLens: first(this.#contextLens, numRows),
-        rowSlots: first(this.#rowSlots, numRows),
-        blockTables: this.slots.blockTables,
-        blockSize: this.limits.blockSize,
-      },
+      batch: { ...common, slotMappings: this.#slotMappings },
+      batches: this.#groups.map(({ slotMapping, blockTables }) => ({
+        ...common,
+        ...{ slotMapping: first(slotMapping, numTokens), blockTables },
+      })),
       samples: {
         slots: first(this.#samples.slots, numSamples),
         positions: first(this.#samples.positions, numSamples),

@@ -23,10 +23,11 @@ export class StepOps {
   constructor(private readonly context: StepContext) {}
 
   /** Begins the step that the mailbox holds: slots of its rows advance. The residual stream [T, H] after the last layer. */
-  forward({ batch, samples }: StepTensors, cache: KvCache): Tensor {
+  forward({ batch, batches, samples }: StepTensors, cache: KvCache): Tensor {
     const { backend, model, workspace, state, mailbox, stateCaches } = this.context;
     backend.prepareBatch(batch, samples, mailbox.inbox, state.slots);
-    return model.forward({ backend, workspace, batch, kvCache: cache.layers, stateCaches });
+    const [first] = batches;
+    return model.forward({ backend, workspace, batch: first!, batches, kvCache: cache.layers, stateCaches });
   }
 
   /** Draws and posts a token for each sample of the step, none of which needs logits. */

@@ -1,3 +1,4 @@
+import type { KvGroup } from "../base/kv-group.ts";
 import { orFail, type RankGroup } from "../ranks/rank-group.ts";
 import type { StepRing } from "../ranks/step-ring.ts";
 import { decodeBatch, decodeMasks, encodeBatch, encodeMasks } from "./batch-codec.ts";
@@ -22,7 +23,7 @@ export class TensorParallelRunner implements Runner {
   readonly vocabSize: number;
   readonly maxDrafts: number;
   readonly maxInFlight: number;
-  readonly attentionReach: number;
+  readonly groups: readonly KvGroup[];
   readonly states: SlotStates | undefined;
 
   /** @param own computes the leader's part; this disposes of it. */
@@ -38,7 +39,7 @@ export class TensorParallelRunner implements Runner {
     this.vocabSize = own.vocabSize;
     this.maxDrafts = own.maxDrafts;
     this.maxInFlight = own.maxInFlight;
-    this.attentionReach = own.attentionReach;
+    this.groups = own.groups;
     this.states = own.states;
   }
 

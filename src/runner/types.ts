@@ -3,6 +3,8 @@
  * sequences are computed in a step and into which KV blocks; the runner computes them and draws the next tokens.
  */
 
+import type { KvGroup } from "../base/kv-group.ts";
+
 /** A sequence takes a slot: everything the runner must know about it until it leaves. */
 export interface SlotJoin {
   readonly slot: number;
@@ -39,9 +41,10 @@ export interface SlotSampling {
   readonly badWords: readonly (readonly number[])[];
 }
 
-/** Entry `index` of a slot's block table becomes `block`. */
+/** Entry `index` of a slot's block table, the one of a group of layers, becomes `block`. */
 export interface BlockTableUpdate {
   readonly slot: number;
+  readonly group: number;
   readonly index: number;
   readonly block: number;
 }
@@ -141,16 +144,15 @@ export interface StateSnapshot {
 
 /** Computes steps in the order of launch. */
 export interface Runner {
+  /** Blocks of the pool, each of which any group may have. */
   readonly numBlocks: number;
   readonly blockSize: number;
   readonly maxNumSeqs: number;
   /** Longest sequence that a slot holds, in tokens. */
   readonly maxModelLen: number;
   readonly vocabSize: number;
-  /**
-   * Tokens that a query may read of its sequence at most, counted back from itself: infinite, unless all layers have a window.
-   */
-  readonly attentionReach: number;
+  /** The groups of the model's layers, at least one. */
+  readonly groups: readonly KvGroup[];
   /** Undefined: slots hold nothing besides the tokens' keys and values. */
   readonly states?: SlotStates | undefined;
   /** Drafts that a row may have: 0 when the runner guesses no tokens. */

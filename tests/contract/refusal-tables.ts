@@ -3,10 +3,11 @@ import {
   JOIN_WORDS,
   type LinearFusion,
   LOGIT_EDIT_WORDS,
-  ROW_WORDS,
+  rowWords,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
+  type StepBatch,
 } from "../../src/backend/backend.ts";
 import { denseWeight } from "../../src/backend/weight.ts";
 import type { FloatDType } from "../../src/base/dtype.ts";
@@ -31,14 +32,14 @@ export function refusals(float: FloatDType, matrixDtypes: readonly FloatDType[] 
 }
 
 function tables(float: FloatDType): Refusals[] {
-  const batch: Readonly<Record<string, Extents>> = {
+  const rows: Readonly<Record<string, Extents>> = {
     tokenIds: ["int32", 3],
     positions: ["int32", 3],
-    slotMapping: ["int32", 3],
     cuSeqlensQ: ["int32", 3],
     contextLens: ["int32", 2],
     rowSlots: ["int32", 2],
   };
+  const batch = { ...rows, slotMapping: ["int32", 3] } as const;
   const progress: Readonly<Record<string, Extents>> = {
     tokens: ["int32", 4, 9],
     lengths: ["int32", 4],
@@ -123,22 +124,24 @@ function tables(float: FloatDType): Refusals[] {
     {
       op: "prepareBatch",
       operands: {
-        ...{ ...batch, ...progress, blockTables: ["int32", 4, 7] },
-        ...{ steps: ["uint32", 1], areas: ["int32", 2, 2 * ROW_WORDS] },
+        ...{ ...rows, ...progress, slotMappings: ["int32", 2, 4], blockTables: ["int32", 2, 4, 7] },
+        ...{ steps: ["uint32", 1], areas: ["int32", 2, 2 * rowWords(2)] },
         ...{ sampleSlots: ["int32", 2], samplePositions: ["int32", 2], tokenIndices: ["int32", 2] },
       },
       // The same step after any number of others.
-      contents: { areas: Array(4).fill([0, 1, 0, -1, 0, 1, 2, 1, -1, 0]).flat() },
-      free: { tokens: [1], blockTables: [1], areas: [1] },
+      contents: { areas: Array(4).fill([0, 1, 0, -1, 0, 0, 1, 2, 1, -1, 0, 0]).flat() },
+      free: { tokens: [1], slotMappings: [1], blockTables: [2], areas: [1] },
       wrong: [
         { sampleSlots: ["int32", 3], samplePositions: ["int32", 3], tokenIndices: ["int32", 3] },
-        { areas: ["int32", 2, 2 * ROW_WORDS - 1] },
-        { areas: ["int32", 0, 2 * ROW_WORDS] },
+        { areas: ["int32", 2, 2 * rowWords(2) - 1] },
+        { areas: ["int32", 0, 2 * rowWords(2)] },
+        { slotMappings: ["int32", 2, 2] },
+        { slotMappings: ["int32", 0, 4], blockTables: ["int32", 0, 4, 7] },
       ],
       run: (backend, operands) => {
         const { steps, areas } = operands;
         const inbox = { steps: steps!, areas: areas! };
-        backend.prepareBatch(batchOf(operands), samplesOf(operands), inbox, slotsOf(operands));
+        backend.prepareBatch(stepBatchOf(operands), samplesOf(operands), inbox, slotsOf(operands));
       },
     },
     {
@@ -375,6 +378,10 @@ function readerTable(float: FloatDType, batch: Refusals["operands"]): Refusals {
 function batchOf(tensors: Operands, { numTokens = 3, decodeRows = 1 }: Scalars = {}): BatchTensors {
   const extents = { numTokens, numRows: 2, decodeRows, maxQueryLen: 2, blockSize: 16 };
   return { ...extents, ...tensors } as unknown as BatchTensors;
+}
+
+function stepBatchOf(tensors: Operands): StepBatch {
+  return { ...batchOf(tensors), slotMappings: tensors["slotMappings"]! };
 }
 
 function slotsOf(tensors: Operands): SlotTensors {

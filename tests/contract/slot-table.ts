@@ -61,7 +61,7 @@ export function slotTensors(
       counts.set(countsOf(slot.tokens ?? [], slot.promptLength ?? 0, vocab), i * vocab);
     }
   }
-  const blockTables = fixture.output("int32", [count, 1]);
+  const blockTables = fixture.output("int32", [1, count, 1]);
   fixture.backend.fill(blockTables, POISON);
   return {
     tokens: fixture.stateOf("int32", tokens, [count, capacity]),

@@ -78,6 +78,7 @@ function runSteps(runner: ModelRunner, steps: number, topCount?: number): StepRe
     }),
     blockTableUpdates: slots.flatMap((slot, i) =>
       Array.from({ length: blocksPerSlot }, (_, index) => ({
+        group: 0,
         slot,
         index,
         block: i * blocksPerSlot + index,
@@ -109,7 +110,7 @@ function runMixedSteps(runner: ModelRunner): StepResult[] {
     runner.launch({
       ...{ joins, rows, decodeRows: rows.filter(({ count }) => count === 1).length },
       blockTableUpdates: joins.flatMap(({ slot }) =>
-        Array.from({ length: 4 }, (_, index) => ({ slot, index, block: 4 * slot + index })),
+        Array.from({ length: 4 }, (_, index) => ({ slot, group: 0, index, block: 4 * slot + index })),
       ),
       numTokens: rows.reduce((sum, { count }) => sum + count, 0),
     });
@@ -184,7 +185,7 @@ describe("captured decode steps", () => {
     const tokens = Int32Array.from({ length: 30 }, (_, t) => t);
     runner.launch({
       joins: [{ slot: 0, tokens, promptLength: 30, numComputedTokens: 0, sampling }],
-      blockTableUpdates: [0, 1].map((index) => ({ slot: 0, index, block: index })),
+      blockTableUpdates: [0, 1].map((index) => ({ slot: 0, group: 0, index, block: index })),
       rows: [{ slot: 0, count: 30, sample: false, promptLogprobs: 2, logits: true }],
       ...{ decodeRows: 0, numTokens: 30 },
     });

@@ -1,3 +1,4 @@
+import type { KvGroup } from "../../src/base/kv-group.ts";
 import { NotDrawn } from "../../src/base/not-drawn.ts";
 import type {
   LogprobRows,
@@ -15,7 +16,8 @@ export interface Slot {
   numComputed: number;
   readonly promptLength: number;
   readonly sampling: SlotSampling;
-  readonly table: number[];
+  /** Blocks by group of layers. */
+  readonly tables: readonly number[][];
   /** What can be known at launch of `tokens.length` and `numComputed` after the steps in flight. */
   length: Range;
   computed: Range;
@@ -35,8 +37,8 @@ export interface Step {
   batch: ScheduledBatch;
   /** The slots' occupants at launch. */
   slots: Slot[];
-  /** The block of every table entry up to the last that the rows write. */
-  blocks: number[][];
+  /** Of each row and each group, the block of every table entry up to the last that the row writes. */
+  blocks: number[][][];
   /** Where each row starts at least, as far as is known. */
   starts: number[];
   fault: Fault | undefined;
@@ -64,9 +66,9 @@ const NO_STATE: State = { digest: 0, length: -1 };
 export interface FakeDeviceOptions {
   numBlocks: number;
   blockSize: number;
-  /** Default: infinite. */
-  attentionReach?: number;
-  /** Slots hold a state, without which nothing can be computed. Not together with drafts or a reach. */
+  /** Default: one without a window. */
+  groups?: readonly KvGroup[];
+  /** Slots hold a state, without which nothing can be computed. Not together with drafts or a window. */
   states?: SlotStates | undefined;
   /** Asked once for each draft: whether it is the token that will be drawn. */
   guesses?(): boolean;
@@ -85,7 +87,7 @@ export class FakeDevice {
   /** Drafts computed, and those of them that were accepted. */
   numDrafts = 0;
   numAccepted = 0;
-  readonly #attentionReach: number;
+  readonly #groups: readonly KvGroup[];
   readonly #values: Uint32Array;
   readonly #salts: Int32Array;
   readonly #nan: Uint8Array;
@@ -98,7 +100,7 @@ export class FakeDevice {
     private readonly findings: Findings,
   ) {
     const numCells = options.numBlocks * options.blockSize;
-    this.#attentionReach = options.attentionReach ?? Infinity;
+    this.#groups = options.groups ?? [{ reach: Infinity }];
     this.#values = new Uint32Array(numCells).fill(0xdeadbeef);
     this.#salts = new Int32Array(numCells).fill(-1);
     this.#nan = new Uint8Array(numCells);
@@ -113,9 +115,11 @@ export class FakeDevice {
       this.#states[batch.rows[i]!.slot] = NO_STATE;
       this.#keep({ batch }, batch.rows[i]!);
       for (let n = 0; n < count; n++) {
-        const at = this.#at(slot, slot.numComputed);
-        this.#values[at] = mix(slot.numComputed++, 0xbad);
-        this.#salts[at] = saltOf(slot.sampling.seed);
+        for (const at of this.#cellsOf(slot, slot.numComputed)) {
+          this.#values[at] = mix(slot.numComputed, 0xbad);
+          this.#salts[at] = saltOf(slot.sampling.seed);
+        }
+        slot.numComputed++;
       }
       if (sample) slot.tokens.push(count % VOCAB);
     });
@@ -132,9 +136,12 @@ export class FakeDevice {
     }
   }
 
-  #at({ table }: Slot, position: number): number {
+  /** The token's cells, one for each group. */
+  #cellsOf({ tables }: Slot, position: number): readonly number[] {
     const { blockSize } = this.options;
-    return table[Math.floor(position / blockSize)]! * blockSize + (position % blockSize);
+    return tables.map(
+      (table) => table[Math.floor(position / blockSize)]! * blockSize + (position % blockSize),
+    );
   }
 
   /** Computes a row of a step for who is in its slot now, unless that has been done. */
@@ -147,18 +154,24 @@ export class FakeDevice {
     const isNan = step.fault === "nan" && step.nanRow === index;
     if (isNan) this.findings.victims.add(sampling.seed);
     const history = new History(salt);
+    // Every group must tell the same of a token, as far as it reaches. What is out of reach of all is what it would have been.
     const read = (position: number): void => {
-      const at = this.#at(slot, position);
-      this.findings.check(
-        this.#salts[at] === salt,
-        `slot ${row.slot} reads what it must not at position ${position}`,
+      const cells = this.#cellsOf(slot, position);
+      const seen = cells.filter((_, group) => position > start - this.#groups[group]!.reach);
+      for (const at of seen)
+        this.findings.check(
+          this.#salts[at] === salt,
+          `slot ${row.slot} reads what it must not at position ${position}`,
+        );
+      const values = seen.map((at) => this.#values[at]!);
+      if (values.length === 0) values.push(cell(history.previous, tokens[position]!, salt));
+      const odd = values.find((value) => value !== values[0]);
+      history.append(
+        odd === undefined ? values[0]! : mix(values[0]!, odd),
+        seen.some((at) => this.#nan[at] === 1),
       );
-      history.append(this.#values[at]!, this.#nan[at] === 1);
     };
-    // What is out of reach is what it would have been, wherever it was.
-    const firstRead = Math.max(0, start + 1 - this.#attentionReach);
-    for (let p = 0; p < firstRead; p++) history.append(cell(history.previous, tokens[p]!, salt), false);
-    for (let p = firstRead; p < start; p++) read(p);
+    for (let p = 0; p < start; p++) read(p);
     const joined = step.batch.joins.find(({ slot: id }) => id === row.slot);
     if (joined?.snapshot !== undefined) this.#states[row.slot] = this.#snapshots[joined.snapshot]!;
     if (this.options.states && start > 0 && !this.findings.victims.has(sampling.seed)) {
@@ -171,10 +184,11 @@ export class FakeDevice {
     }
     const compute = (token: number): void => {
       const position = slot.numComputed++;
-      const at = this.#at(slot, position);
-      this.#values[at] = cell(history.previous, token, salt);
-      this.#salts[at] = salt;
-      this.#nan[at] = isNan && position === start + row.count - 1 ? 1 : 0;
+      for (const at of this.#cellsOf(slot, position)) {
+        this.#values[at] = cell(history.previous, token, salt);
+        this.#salts[at] = salt;
+        this.#nan[at] = isNan && position === start + row.count - 1 ? 1 : 0;
+      }
       read(position);
     };
     const { count, drafts = 0 } = row;

@@ -83,10 +83,10 @@ export class FakeRanks {
       return result;
     };
     const { numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize } = leader;
-    const { maxDrafts, maxInFlight, attentionReach, states } = leader;
+    const { maxDrafts, maxInFlight, groups, states } = leader;
     return {
       ...{ numBlocks, blockSize, maxNumSeqs, maxModelLen, vocabSize, maxDrafts },
-      ...{ maxInFlight, attentionReach, states },
+      ...{ maxInFlight, groups, states },
       launch: (batch: ScheduledBatch) => call(() => leader.launch(batch)),
       draw: (masks: readonly RowMask[]) => call(() => leader.draw(masks)),
       collect: () => {

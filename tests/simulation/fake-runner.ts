@@ -1,3 +1,4 @@
+import { firstSeenBlock, type KvGroup } from "../../src/base/kv-group.ts";
 import type {
   RowMask,
   Runner,
@@ -46,7 +47,7 @@ export class FakeRunner implements Runner {
   readonly vocabSize = VOCAB;
   readonly maxInFlight: number;
   readonly maxDrafts: number;
-  readonly attentionReach: number;
+  readonly groups: readonly KvGroup[];
   readonly states: SlotStates | undefined;
   /** Seeds of the sequences that must not be launched ahead of their tokens. */
   readonly lockstep = new Set<bigint>();
@@ -73,7 +74,7 @@ export class FakeRunner implements Runner {
     this.maxModelLen = options.maxModelLen;
     this.maxInFlight = options.maxInFlight ?? 2;
     this.maxDrafts = options.maxDrafts ?? 0;
-    this.attentionReach = options.attentionReach ?? Infinity;
+    this.groups = options.groups ?? [{ reach: Infinity }];
     this.states = options.states;
     this.#device = new FakeDevice(options, {
       check: (condition, message) => this.#check(condition, message),
@@ -102,14 +103,16 @@ export class FakeRunner implements Runner {
       this.#check(numComputedTokens < tokens.length, `slot ${slot}: nothing is left to compute`);
       const exactly = (count: number): Range => ({ least: count, most: count });
       this.#slots[slot] = {
-        ...{ tokens: [...tokens], numComputed: numComputedTokens, promptLength, sampling, table: [] },
+        ...{ tokens: [...tokens], numComputed: numComputedTokens, promptLength, sampling },
+        tables: this.groups.map(() => []),
         ...{ length: exactly(tokens.length), computed: exactly(numComputedTokens) },
       };
     }
-    for (const { slot, index, block } of batch.blockTableUpdates) {
-      const { table } = this.#slots[slot]!;
+    for (const { slot, group, index, block } of batch.blockTableUpdates) {
+      const table = this.#slots[slot]!.tables[group]!;
       const joined = batch.joins.find((join) => join.slot === slot);
-      const first = table.length === 0 && joined ? this.#firstSeen(joined.numComputedTokens) : table.length;
+      const first =
+        table.length === 0 && joined ? this.#firstSeen(group, joined.numComputedTokens) : table.length;
       this.#check(index === first, `slot ${slot}: table entry ${index} after ${table.length}`);
       this.#check(block >= 0 && block < this.numBlocks, `block ${block} does not exist`);
       table[index] = block;
@@ -204,9 +207,9 @@ export class FakeRunner implements Runner {
 
   /**
    * Checks a row against what is known of its slot, and widens that by what the row may come to.
-   * @returns the blocks up to the last that the row writes.
+   * @returns the blocks of each group up to the last that the row writes.
    */
-  #checkRow(row: ScheduledRow, slot: Slot): number[] {
+  #checkRow(row: ScheduledRow, slot: Slot): number[][] {
     const { slot: id, count, sample, drafts = 0, promptLogprobs } = row;
     const { computed, length } = slot;
     const end = computed.most + count;
@@ -221,9 +224,10 @@ export class FakeRunner implements Runner {
     this.#check(drafts === 0 || (sample && drafts <= this.maxDrafts), `slot ${id}: ${drafts} drafts`);
     const ahead = this.lockstep.has(slot.sampling.seed) && this.#isPending(slot);
     this.#check(!ahead, `slot ${id} is launched ahead of its tokens`);
-    const blocks = slot.table.slice(0, Math.ceil(end / this.blockSize));
-    this.#check(end <= slot.table.length * this.blockSize, `slot ${id}: no block for position ${end - 1}`);
-    const written = blocks.slice(Math.floor(computed.least / this.blockSize));
+    const blocks = slot.tables.map((table) => table.slice(0, Math.ceil(end / this.blockSize)));
+    for (const table of slot.tables)
+      this.#check(end <= table.length * this.blockSize, `slot ${id}: no block for position ${end - 1}`);
+    const written = blocks.flatMap((table) => table.slice(Math.floor(computed.least / this.blockSize)));
     computed.least += count - drafts;
     computed.most = end;
     if (sample) {
@@ -233,16 +237,16 @@ export class FakeRunner implements Runner {
     for (const step of this.#inFlight) {
       step.blocks.forEach((used, i) => {
         if (step.slots[i] === slot) return;
-        const seen = used.slice(this.#firstSeen(step.starts[i]!));
+        const seen = used.flatMap((table, group) => table.slice(this.#firstSeen(group, step.starts[i]!)));
         for (const block of written) this.#check(!seen.includes(block), `block ${block} rewritten in flight`);
       });
     }
     return blocks;
   }
 
-  /** The table's first entry that rows from `position` on see. */
-  #firstSeen(position: number): number {
-    return Math.max(0, Math.floor((position + 1 - this.attentionReach) / this.blockSize));
+  /** The first entry of a group's table that rows from `position` on see. */
+  #firstSeen(group: number, position: number): number {
+    return firstSeenBlock(this.groups[group]!, position, this.blockSize);
   }
 
   #execute(step: Step): void {

@@ -1,5 +1,6 @@
 import type { IHasher } from "hash-wasm";
 import { EngineDeadError } from "../../src/base/errors.ts";
+import { type KvGroup, tokensInPool } from "../../src/base/kv-group.ts";
 import type { ResolvedSamplingParams } from "../../src/base/sampling-params.ts";
 import { Engine } from "../../src/engine/engine.ts";
 import { checkRequest, type EngineRequest, type RequestDraft } from "../../src/engine/request.ts";
@@ -45,7 +46,8 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const maxModelLen = 8 + random.below(56);
   const maxNumSeqs = random.pick([1 + random.below(8), 8]);
   const maxNumBatchedTokens = random.pick([1 + random.below(8), 1 + random.below(64)]);
-  const limit = Math.min(maxModelLen, numBlocks * blockSize);
+  const groups = groupsOf(seed);
+  const limit = Math.min(maxModelLen, tokensInPool(groups, numBlocks, blockSize));
   const faultPercent = random.chance(40) ? random.pick([1, 4, 10]) : 0;
   const mayDie = random.chance(3);
   const guessPercent = random.pick([0, 50, 90, 100]);
@@ -68,8 +70,8 @@ export function simulate(seed: number, hasher: IHasher): Summary {
     guesses: () => random.chance(guessPercent),
     execution: random.pick<Execution>(["eager", "lazy", "reordered"]),
     death: new EngineDeadError("the device is gone"),
-    attentionReach: reachOf(seed),
-    ...statesOf(seed, blockSize),
+    groups,
+    ...(groups.length === 1 && groups[0]!.reach === Infinity && statesOf(seed, blockSize)),
   };
   const ranks = simulateRanks(seed, options);
   const fake = ranks?.leader ?? new FakeRunner(options);
@@ -100,7 +102,10 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   const tracked = new Map<string, Tracked>();
   let generated = -1;
   let idleTicks = 0;
-  const patience = Math.ceil(maxModelLen / maxNumBatchedTokens) + 8;
+  // With windows a prompt may come to wait for one block after another, until the step before it is collected.
+  const hasWindow = groups.some(({ reach }) => reach < Infinity);
+  const pace = hasWindow ? Math.min(blockSize, maxNumBatchedTokens) / 2 : maxNumBatchedTokens;
+  const patience = Math.ceil(maxModelLen / pace) + 8;
 
   const must = (condition: boolean, message: string): void => {
     if (!condition) throw new Error(message);
@@ -193,18 +198,22 @@ export function simulate(seed: number, hasher: IHasher): Summary {
   return summary;
 }
 
-/** Windows in one run of three, by a chance of its own. */
-function reachOf(seed: number): number {
+/** Layers with windows in half of the runs, alone or beside others, in one group or several, by a chance of its own. */
+function groupsOf(seed: number): readonly KvGroup[] {
   const random = new Random(seed ^ 0x77ac4);
-  return random.chance(33) ? 1 + random.below(random.pick([4, 12, 40])) : Infinity;
+  const kinds = random.pick(["whole", "whole", "window", "mixed"]);
+  const reach = 1 + random.below(random.pick([4, 12, 40]));
+  const windows = Array.from({ length: random.pick([1, 1, 2, 3]) }, () => ({ reach }));
+  if (kinds === "window") return windows;
+  return kinds === "whole" ? [{ reach: Infinity }] : [{ reach: Infinity }, ...windows];
 }
 
-/** Slots with states in one run of four, by a chance of its own. */
+/** Slots with states in one run of four of those without windows, by a chance of its own. */
 function statesOf(seed: number, blockSize: number): Partial<FakeRunnerOptions> {
   const random = new Random(seed ^ 0x57a7e);
   if (!random.chance(25)) return {};
   const states = { numSnapshots: random.below(6), snapshotInterval: blockSize * random.pick([1, 2, 3]) };
-  return { states, maxDrafts: 0, attentionReach: Infinity };
+  return { states, maxDrafts: 0 };
 }
 
 /** Ranks in one run of five, with chances of their own: what else a seed stands for does not depend on them. */

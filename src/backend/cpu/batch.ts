@@ -1,12 +1,16 @@
 import { invariant } from "../../base/errors.ts";
-import { JOIN_WORDS, JoinWord, ROW_WORDS, RowWord } from "../backend.ts";
+import { JOIN_WORDS, JoinWord, RowWord, rowWords } from "../backend.ts";
 import { type HostSlots, Slot } from "./slots.ts";
 
-/** The arrays of `BatchTensors` that `prepareBatch` fills. */
-export interface BatchMetadata {
+/** The arrays of `BatchTensors`. */
+export interface BatchMetadata extends StepMetadata {
+  readonly slotMapping: Int32Array;
+}
+
+/** Those that all groups of layers have in common. */
+export interface StepMetadata {
   readonly tokenIds: Int32Array;
   readonly positions: Int32Array;
-  readonly slotMapping: Int32Array;
   readonly cuSeqlensQ: Int32Array;
   readonly contextLens: Int32Array;
   readonly rowSlots: Int32Array;
@@ -19,15 +23,23 @@ export interface SampleMetadata {
   readonly tokenIndices: Int32Array;
 }
 
-/** The slots' sequences, tokens [S, capacity], and block tables [S, maxBlocks]. */
+/** The slots' sequences, tokens [S, capacity], and block tables [G, S, maxBlocks]. */
 export type PagedSlots = Pick<
   HostSlots,
   "tokens" | "lengths" | "numComputedTokens" | "slots" | "capacity"
 > & {
   readonly blockTables: Int32Array;
+  readonly groups: number;
   readonly maxBlocks: number;
   readonly blockSize: number;
 };
+
+/** See `StepBatch.slotMappings`. */
+export interface SlotMappings {
+  readonly slotMappings: Int32Array;
+  /** Words from one group's to the next one's. */
+  readonly mappingStride: number;
+}
 
 /** Slot mapping of tokens of no row. */
 export const PADDING = -1;
@@ -42,17 +54,18 @@ export function joinSlots(slots: HostSlots, joins: Int32Array): void {
 
 /** See `Backend.prepareBatch`. */
 export function prepareBatch(
-  out: BatchMetadata,
+  out: StepMetadata & SlotMappings,
   samples: SampleMetadata,
   rows: Int32Array,
   slots: PagedSlots,
 ): void {
-  const { capacity, maxBlocks, blockSize, lengths, numComputedTokens } = slots;
+  const { capacity, groups, maxBlocks, blockSize, lengths, numComputedTokens } = slots;
   const limit = Math.min(capacity, maxBlocks * blockSize);
   let t = 0;
   out.cuSeqlensQ[0] = 0;
   for (let row = 0; row < out.contextLens.length; row++) {
-    const word = (name: keyof typeof RowWord) => rows[ROW_WORDS * row + RowWord[name]]!;
+    const record = rowWords(groups) * row;
+    const word = (name: keyof typeof RowWord) => rows[record + RowWord[name]]!;
     const slot = word("slot");
     invariant(0 <= slot && slot < slots.slots, `prepareBatch: row ${row} of slot ${slot} of ${slots.slots}`);
     const start = numComputedTokens[slot]!;
@@ -61,12 +74,18 @@ export function prepareBatch(
     if (lengths[slot]! > 0) numComputedTokens[slot] = end;
     const index = word("blockIndex");
     invariant(index < maxBlocks, `prepareBatch: row ${row} brings block ${index} of ${maxBlocks}`);
-    if (index >= 0) slots.blockTables[slot * maxBlocks + index] = word("block");
+    for (let group = 0; group < groups; group++) {
+      const table = slots.blockTables.subarray((group * slots.slots + slot) * maxBlocks);
+      const brought = rows[record + RowWord.block + group]!;
+      if (index >= 0 && brought >= 0) table[index] = brought;
+      const mapping = out.slotMappings.subarray(group * out.mappingStride + t);
+      for (let position = start; position < end; position++)
+        mapping[position - start] =
+          table[Math.floor(position / blockSize)]! * blockSize + (position % blockSize);
+    }
     for (let position = start; position < end; position++, t++) {
-      const block = slots.blockTables[slot * maxBlocks + Math.floor(position / blockSize)]!;
       out.tokenIds[t] = slots.tokens[slot * capacity + position]!;
       out.positions[t] = position;
-      out.slotMapping[t] = block * blockSize + (position % blockSize);
     }
     out.cuSeqlensQ[row + 1] = t;
     out.contextLens[row] = end;
@@ -84,7 +103,10 @@ export function prepareBatch(
   );
   out.tokenIds.fill(0, t);
   out.positions.fill(0, t);
-  out.slotMapping.fill(PADDING, t);
+  for (let group = 0; group < groups; group++) {
+    const start = group * out.mappingStride;
+    out.slotMappings.fill(PADDING, start + t, start + out.tokenIds.length);
+  }
 }
 
 /** target[indices[i]] = values[i], as raw words. */

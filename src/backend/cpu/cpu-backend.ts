@@ -15,6 +15,7 @@ import type {
   SampleRows,
   SlotTensors,
   StepAreas,
+  StepBatch,
 } from "../backend.ts";
 import * as checks from "../checks.ts";
 import type { Communicator } from "../communicator.ts";
@@ -31,7 +32,7 @@ import { deltaNet, gateElements } from "./delta-net.ts";
 import { rowsOf } from "./dequantise.ts";
 import { experts } from "./experts.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
-import { hostBatch, hostSlots, hostWeight, optionalFloats, pagedKv } from "./host-views.ts";
+import { hostBatch, hostRows, hostSlots, hostWeight, optionalFloats, pagedKv } from "./host-views.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, normProjections, rmsNorm, sumSquares } from "./norm.ts";
@@ -288,13 +289,17 @@ export class CpuBackend implements Backend {
     joinSlots(hostSlots(slots, shape), ints(joins));
   }
 
-  prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
+  prepareBatch(batch: StepBatch, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
     const shape = checks.checkPrepareBatch(batch, samples, inbox, slots);
     const steps = words(inbox.steps);
     const rows = areaOf(inbox, steps[0]!);
     steps[0]!++;
     prepareBatch(
-      { ...hostBatch(batch), tokenIds: ints(batch.tokenIds) },
+      {
+        tokenIds: ints(batch.tokenIds),
+        ...hostRows(batch),
+        ...{ slotMappings: ints(batch.slotMappings), mappingStride: shape.mappingStride },
+      },
       {
         slots: ints(samples.slots),
         positions: ints(samples.positions),

@@ -1,8 +1,8 @@
-import type { BatchTensors, LayerCache, SlotTensors } from "../backend.ts";
+import type { BatchTensors, LayerCache, SlotTensors, StepBatch } from "../backend.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import type { PagedKv } from "./attention.ts";
-import type { BatchMetadata } from "./batch.ts";
+import type { BatchMetadata, StepMetadata } from "./batch.ts";
 import { rowsOf } from "./dequantise.ts";
 import type { Float8Kv } from "./float8-kv.ts";
 import { bytes, floats, ints, words } from "./host-buffer.ts";
@@ -30,9 +30,12 @@ export function hostWeight(weight: Weight): HostWeight {
 }
 
 export function hostBatch(batch: BatchTensors): Omit<BatchMetadata, "tokenIds"> {
+  return { ...hostRows(batch), slotMapping: ints(batch.slotMapping) };
+}
+
+export function hostRows(batch: BatchTensors | StepBatch): Omit<StepMetadata, "tokenIds"> {
   return {
     positions: ints(batch.positions),
-    slotMapping: ints(batch.slotMapping),
     cuSeqlensQ: ints(batch.cuSeqlensQ),
     contextLens: ints(batch.contextLens),
     rowSlots: ints(batch.rowSlots),

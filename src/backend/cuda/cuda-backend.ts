@@ -24,6 +24,7 @@ import type {
   SampleRows,
   SlotTensors,
   StepAreas,
+  StepBatch,
 } from "../backend.ts";
 import { checkCopy, checkDrawTokens } from "../checks.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
@@ -406,7 +407,7 @@ export class CudaBackend implements Backend {
     this.#ops.batch.joinSlots(this.#ordered.value, slots, joins);
   }
 
-  prepareBatch(batch: BatchTensors, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
+  prepareBatch(batch: StepBatch, samples: SampleRows, inbox: StepAreas, slots: SlotTensors): void {
     this.#ops.batch.prepareBatch(this.#ordered.value, batch, samples, inbox, slots);
   }
 

@@ -296,7 +296,7 @@ function preparation(fixture: Fixture, batch: RaggedBatch) {
     ]),
     lengths: fixture.ints(lengths),
     numComputedTokens: fixture.stateOf("int32", computed, [numSlots]),
-    blockTables: tables,
+    blockTables: tables.reshape(1, numSlots, maxBlocks),
   };
   const samples = { slots: output(0), positions: output(0), tokenIndices: output(0) };
   const tensors = {
@@ -323,7 +323,8 @@ function preparation(fixture: Fixture, batch: RaggedBatch) {
   const entries = fixture.stateOf("uint32", Uint32Array.from(given), [given.length]);
   const prepare = () => {
     backend.scatter(tables.reshape(numSlots * maxBlocks), indices, entries);
-    backend.prepareBatch(tensors, samples, inbox, slots);
+    const slotMappings = tensors.slotMapping.reshape(1, numTokens);
+    backend.prepareBatch({ ...tensors, slotMappings }, samples, inbox, slots);
   };
   return { tensors, prepare };
 }

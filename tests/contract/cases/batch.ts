@@ -1,9 +1,9 @@
 import {
-  type BatchTensors,
   JOIN_WORDS,
-  ROW_WORDS,
+  rowWords,
   type SampleRows,
   type SlotTensors,
+  type StepBatch,
 } from "../../../src/backend/backend.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
@@ -28,15 +28,24 @@ const BATCHES: readonly (readonly RowShape[])[] = [
 /** Steps before, for each batch: the count wraps around. */
 const STEPS = [0, 6, 2 ** 32 - 1];
 
+/** Groups of layers, for each batch, and how much longer than the batch each one's slot mappings are. */
+const GROUPS = [1, 3, 2];
+const ROOM = [0, 5, 3];
+
 /** Of slots that no row has. */
 const POISONED = 0x7fffffff;
 
 export function batchCases(addCase: Case): void {
   for (const [i, rows] of BATCHES.entries()) {
     for (const blockSize of [16, 64]) {
-      const step = STEPS[i]!;
-      addCase("prepareBatch", `rows ${JSON.stringify(rows)}, blocks of ${blockSize}`, (fixture) => {
+      const [step, groups, room] = [STEPS[i]!, GROUPS[i]!, ROOM[i]!];
+      const title = `rows ${JSON.stringify(rows)}, ${groups} groups, blocks of ${blockSize}`;
+      addCase("prepareBatch", title, (fixture) => {
         const batch = raggedBatch(fixture, rows, blockSize);
+        // Each group has other blocks.
+        const tables = Array.from({ length: groups }, (_, group) =>
+          batch.blockTables.map((block) => (block === POISONED ? block : block + 1000 * group)),
+        );
         const capacity = batch.maxBlocks * blockSize - 3;
         const tokens = Int32Array.from({ length: batch.numSlots * capacity }, () =>
           fixture.random.int(1 << 20),
@@ -53,18 +62,17 @@ export function batchCases(addCase: Case): void {
           tokens: fixture.ints(tokens, [batch.numSlots, capacity]),
           lengths: fixture.ints(lengths),
           numComputedTokens: fixture.stateOf("int32", numComputed, [batch.numSlots]),
-          blockTables: fixture.stateOf("int32", batch.blockTables, [batch.numSlots, batch.maxBlocks]),
+          blockTables: fixture.output("int32", [groups, batch.numSlots, batch.maxBlocks]),
         };
         const output = (size: number) => fixture.output("int32", [size]);
-        const tensors: BatchTensors = {
+        const tensors: StepBatch = {
           ...extentsOf(batch),
           tokenIds: output(batch.numTokens),
           positions: output(batch.numTokens),
-          slotMapping: output(batch.numTokens),
+          slotMappings: fixture.output("int32", [groups, batch.numTokens + room]),
           cuSeqlensQ: output(rows.length + 1),
           contextLens: output(rows.length),
           rowSlots: output(rows.length),
-          blockTables: slots.blockTables,
         };
         // All rows but the first are sampled, the last one at index 0.
         const sampled = rows.map((_, i) => i).slice(1);
@@ -74,20 +82,25 @@ export function batchCases(addCase: Case): void {
           positions: output(sampled.length),
           tokenIndices: output(sampled.length),
         };
-        // Each row but the first brings its last block; until then its table has none there.
-        const given = batch.blockTables.slice();
+        // Each row but the first brings its last block in all groups but one; until then those tables have none there.
+        const given = tables.map((table) => table.slice());
         const words = rows.flatMap(([contextLen, queryLen], i) => {
           const last = Math.ceil(contextLen / blockSize) - 1;
           const at = batch.rowSlots[i]! * batch.maxBlocks + last;
-          if (i > 0) given[at] = POISONED;
-          const brought = i > 0 ? [last, batch.blockTables[at]!] : [-1, POISONED];
-          return [batch.rowSlots[i]!, queryLen, sampled.indexOf(i), ...brought];
+          const brought = tables.map((table, group) => {
+            if (i === 0) return POISONED;
+            if (groups > 1 && group === i % groups) return -1;
+            given[group]![at] = POISONED;
+            return table[at]!;
+          });
+          return [batch.rowSlots[i]!, queryLen, sampled.indexOf(i), i > 0 ? last : -1, ...brought];
         });
-        fixture.backend.upload(slots.blockTables, given);
-        const inbox = stepAreas(fixture, { step, depth: 4, words: ROW_WORDS * rows.length + 3 });
+        fixture.backend.upload(slots.blockTables, Int32Array.from(given.flatMap((table) => [...table])));
+        const inbox = stepAreas(fixture, { step, depth: 4, words: rowWords(groups) * rows.length + 3 });
         inbox.area(step % 4).set(words);
         fixture.backend.prepareBatch(tensors, samples, inbox, slots);
-        expectEqual("blockTables", fixture.readInts(slots.blockTables), batch.blockTables);
+        const expected = tables.flatMap((table) => [...table]);
+        expectEqual("blockTables", fixture.readInts(slots.blockTables), expected);
         expectEqual("steps", fixture.readWords(inbox.steps), [(step + 1) % 2 ** 32]);
 
         const tokenIds = rows.flatMap(([contextLen, queryLen], i) => {
@@ -96,7 +109,12 @@ export function batchCases(addCase: Case): void {
         });
         expectEqual("tokenIds", fixture.readInts(tensors.tokenIds), tokenIds);
         expectEqual("positions", fixture.readInts(tensors.positions), batch.positions);
-        expectEqual("slotMapping", fixture.readInts(tensors.slotMapping), batch.slotMapping);
+        for (const group of tables.keys()) {
+          const mapping = tensors.slotMappings.rows(group, group + 1).reshape(batch.numTokens + room);
+          const slotMapping = batch.slotMapping.map((slot) => slot + 1000 * group * blockSize);
+          const name = `slotMapping of group ${group}`;
+          expectEqual(name, fixture.readInts(mapping.rows(0, batch.numTokens)), slotMapping);
+        }
         expectEqual("cuSeqlensQ", fixture.readInts(tensors.cuSeqlensQ), batch.cuSeqlensQ);
         const contextLens = rows.map(([contextLen]) => contextLen);
         expectEqual("contextLens", fixture.readInts(tensors.contextLens), contextLens);
@@ -127,18 +145,20 @@ export function batchCases(addCase: Case): void {
     const [slots, blockSize] = [slotTensors(fixture, [{ tokens: [1] }, {}], { vocab: 1 }), 4];
     const count = 300;
     const output = (size: number) => fixture.output("int32", [size]);
-    const tensors: BatchTensors = {
+    const tensors: StepBatch = {
       ...{ numTokens: 2 * count, numRows: count, decodeRows: 0, maxQueryLen: 2, blockSize },
-      ...{ tokenIds: output(2 * count), positions: output(2 * count), slotMapping: output(2 * count) },
+      ...{ tokenIds: output(2 * count), positions: output(2 * count) },
+      slotMappings: fixture.output("int32", [1, 2 * count]),
       ...{ cuSeqlensQ: output(count + 1), contextLens: output(count), rowSlots: output(count) },
-      blockTables: fixture.ints([9, 5], [2, 1]),
     };
+    const blockTables = fixture.ints([9, 5], [1, 2, 1]);
     const none: SampleRows = { slots: output(0), positions: output(0), tokenIndices: output(0) };
-    const inbox = stepAreas(fixture, { step: 0, depth: 1, words: ROW_WORDS * count });
+    const inbox = stepAreas(fixture, { step: 0, depth: 1, words: rowWords(1) * count });
     inbox.area(0).set(Array.from({ length: count }, () => [1, 2, -1, -1, 0]).flat());
-    fixture.backend.prepareBatch(tensors, none, inbox, { ...slots, blockTables: tensors.blockTables });
+    fixture.backend.prepareBatch(tensors, none, inbox, { ...slots, blockTables });
     expectEqual("positions", fixture.readInts(tensors.positions), Array(count).fill([0, 1]).flat());
-    expectEqual("slotMapping", fixture.readInts(tensors.slotMapping), Array(count).fill([20, 21]).flat());
+    const mapping = Array(count).fill([20, 21]).flat();
+    expectEqual("slotMappings", fixture.readInts(tensors.slotMappings), mapping);
     expectEqual("contextLens", fixture.readInts(tensors.contextLens), Array(count).fill(2));
     expectEqual("numComputedTokens", fixture.readInts(slots.numComputedTokens), [1, 0]);
   });

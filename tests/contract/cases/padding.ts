@@ -1,5 +1,5 @@
 import type { AttentionSpec } from "../../../src/backend/attention-spec.ts";
-import { type BatchTensors, ROW_WORDS, type SampleRows } from "../../../src/backend/backend.ts";
+import { rowWords, type SampleRows, type StepBatch } from "../../../src/backend/backend.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import type { Fixture } from "../fixture.ts";
@@ -23,30 +23,25 @@ const BATCHES: readonly (readonly RowShape[])[] = [
 export function paddingCases(addCase: Case): void {
   addCase("prepareBatch", "tokens past those of the rows are padding", (fixture) => {
     const slots = slotTensors(fixture, [{ tokens: [5, 6, 7, 8] }, { tokens: [9] }], { vocab: 10 });
-    const blockTables = fixture.ints([3, 2], [2, 1]);
+    const blockTables = fixture.ints([3, 2, 7, 8], [2, 2, 1]);
     const output = (size: number) => fixture.output("int32", [size]);
     const tokens = 3 + PADDING;
-    const batch: BatchTensors = {
-      ...{
-        numTokens: tokens,
-        numRows: 2,
-        decodeRows: 1,
-        maxQueryLen: 2 + PADDING,
-        blockSize: 16,
-        blockTables,
-      },
-      ...{ tokenIds: output(tokens), positions: output(tokens), slotMapping: output(tokens) },
+    const batch: StepBatch = {
+      ...{ numTokens: tokens, numRows: 2, decodeRows: 1, maxQueryLen: 2 + PADDING, blockSize: 16 },
+      ...{ tokenIds: output(tokens), positions: output(tokens) },
+      slotMappings: fixture.output("int32", [2, tokens]),
       ...{ cuSeqlensQ: output(3), contextLens: output(2), rowSlots: output(2) },
     };
     const samples: SampleRows = { slots: output(1), positions: output(1), tokenIndices: output(1) };
     fixture.backend.upload(slots.numComputedTokens, Int32Array.of(2, 0));
-    const inbox = stepAreas(fixture, { step: 0, depth: 2, words: 2 * ROW_WORDS });
-    inbox.area(0).set([1, 1, -1, -1, 0, 0, 2, 0, -1, 0]);
+    const inbox = stepAreas(fixture, { step: 0, depth: 2, words: 2 * rowWords(2) });
+    inbox.area(0).set([1, 1, -1, -1, 0, 0, 0, 2, 0, -1, 0, 0]);
     fixture.backend.prepareBatch(batch, samples, inbox, { ...slots, blockTables });
     const none = (value: number) => Array<number>(PADDING).fill(value);
     expectEqual("tokenIds", fixture.readInts(batch.tokenIds), [9, 7, 8, ...none(0)]);
     expectEqual("positions", fixture.readInts(batch.positions), [0, 2, 3, ...none(0)]);
-    expectEqual("slotMapping", fixture.readInts(batch.slotMapping), [32, 50, 51, ...none(-1)]);
+    const mappings = [32, 50, 51, ...none(-1), 128, 114, 115, ...none(-1)];
+    expectEqual("slotMappings", fixture.readInts(batch.slotMappings), mappings);
     expectEqual("cuSeqlensQ", fixture.readInts(batch.cuSeqlensQ), [0, 1, 3]);
     expectEqual("tokenIndices", fixture.readInts(samples.tokenIndices), [2]);
   });

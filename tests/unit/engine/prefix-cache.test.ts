@@ -1,7 +1,7 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
-import { BlockChain } from "../../../src/engine/prefix-cache.ts";
+import { BlockChain, type PrefixHit } from "../../../src/engine/prefix-cache.ts";
 import { sha256 } from "./helpers.ts";
 
 setDefaultTimeout(300_000);
@@ -16,12 +16,12 @@ class NaivePool {
     this.contents = this.free.map(() => undefined);
   }
   /** Of the longest prefix whose last `seen` blocks are there, those. */
-  match(contents: readonly string[], seen = Infinity): { first: number; blocks: number[] } {
+  match(contents: readonly string[], seen = Infinity): PrefixHit {
     const blocks = contents.map((content) => this.contents.indexOf(content));
     for (let end = blocks.length; end >= 0; end--) {
       const first = Math.max(0, end - seen);
       const hits = blocks.slice(first, end);
-      if (!hits.includes(-1)) return { first, blocks: hits };
+      if (!hits.includes(-1)) return { numBlocks: end, groups: [{ first, blocks: hits }] };
     }
     throw new Error("not even nothing");
   }
@@ -91,12 +91,12 @@ test("finds the longest prefix of one salt that is held, and reuses the least re
           const started = { chain: new BlockChain(command.salt), tokens, table: [] as number[], contents };
           for (const seen of [1, 2, 3]) {
             const firstSeen = (count: number) => Math.max(0, count - seen);
-            const windowed = cache.match(new BlockChain(command.salt), tokens, contents.length, firstSeen);
+            const windowed = cache.match(new BlockChain(command.salt), tokens, contents.length, [firstSeen]);
             expect(windowed).toEqual(naive.match(contents, seen));
           }
           const hit = cache.match(started.chain, tokens, contents.length);
           expect(hit).toEqual(naive.match(contents));
-          const hits = hit.blocks;
+          const hits = hit.groups[0]!.blocks;
           for (const block of hits) {
             pool.acquire(block);
             naive.acquire(block);
@@ -113,7 +113,8 @@ test("finds the longest prefix of one salt that is held, and reuses the least re
           const numFull = Math.min(command.blocks, sequence.table.length);
           for (let i = sequence.chain.numPublished; i < numFull; i++)
             naive.publish(sequence.table[i]!, sequence.contents[i]!);
-          cache.publish(sequence.chain, sequence.tokens, sequence.table, numFull);
+          const tables = [{ blocks: sequence.table, first: 0 }];
+          cache.publish(sequence.chain, sequence.tokens, tables, numFull);
         } else if (command.type === "end" && sequence) {
           sequences.splice(at, 1);
           for (const block of sequence.table.reverse()) {

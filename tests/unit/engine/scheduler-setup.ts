@@ -1,3 +1,4 @@
+import type { KvGroup } from "../../../src/base/kv-group.ts";
 import { BlockManager } from "../../../src/engine/block-manager.ts";
 import { Scheduler } from "../../../src/engine/scheduler.ts";
 import { Sequence } from "../../../src/engine/sequence.ts";
@@ -13,14 +14,14 @@ export function setUpScheduler(
     cache?: boolean;
     maxDrafts?: number;
     batchInvariant?: boolean;
-    attentionReach?: number;
+    groups?: readonly KvGroup[];
   } = {},
 ) {
   const { numBlocks = 16, maxNumSeqs = 4, budget = 16, cache = false, maxDrafts = 0 } = options;
-  const { batchInvariant = false, attentionReach = Infinity } = options;
-  const blocks = new BlockManager(numBlocks, 4, cache ? sha256 : undefined);
+  const { batchInvariant = false, groups = [{ reach: Infinity }] } = options;
+  const blocks = new BlockManager(numBlocks, 4, cache ? sha256 : undefined, undefined, groups.length);
   const scheduler = new Scheduler(blocks, {
-    ...{ maxNumSeqs, maxNumBatchedTokens: budget, maxDrafts, batchInvariant, attentionReach },
+    ...{ maxNumSeqs, maxNumBatchedTokens: budget, maxDrafts, batchInvariant, groups },
   });
   let ordinal = 0;
   const inFlight: ScheduledStep[] = [];
@@ -62,6 +63,7 @@ export function setUpScheduler(
       const drawn = row.sample ? 1 + Math.min(accepted, row.drafts ?? 0) : 0;
       sequence.collect(row, new Int32Array(drawn).fill(7), 0, drawn);
       if (row.sample) scheduler.settle(sequence);
+      else scheduler.advance(sequence);
     }
     scheduler.checkIntegrity();
   };

@@ -6,19 +6,27 @@ setDefaultTimeout(300_000);
 
 describe("windows", () => {
   // Blocks of 4 tokens; a query sees 6 tokens, its own included.
-  const WINDOW = { attentionReach: 6, budget: 64 } as const;
+  const WINDOW = { groups: [{ reach: 6 }], budget: 64 } as const;
 
   test("blocks that no later token sees are given back as soon as it is known", () => {
     const { add, step, blocks } = setUpScheduler(WINDOW);
     const sequence = add(range(0, 17));
     step();
     // 17 tokens are computed: the next, 17, sees from 12 on.
-    expect([sequence.firstBlock, blocks.numFree]).toEqual([3, 16 - 2]);
+    expect([sequence.blockTables[0]!.first, blocks.numFree]).toEqual([3, 16 - 2]);
     for (let i = 0; i < 3; i++) step();
-    expect([sequence.numComputedTokens, sequence.firstBlock, blocks.numFree]).toEqual([20, 3, 16 - 2]);
+    expect([sequence.numComputedTokens, sequence.blockTables[0]!.first, blocks.numFree]).toEqual([
+      20,
+      3,
+      16 - 2,
+    ]);
     step();
     // Token 21 sees from 16 on.
-    expect([sequence.numComputedTokens, sequence.firstBlock, blocks.numFree]).toEqual([21, 4, 16 - 2]);
+    expect([sequence.numComputedTokens, sequence.blockTables[0]!.first, blocks.numFree]).toEqual([
+      21,
+      4,
+      16 - 2,
+    ]);
   });
 
   test("more sequences run than would fit whole", () => {
@@ -40,7 +48,7 @@ describe("windows", () => {
     step();
     scheduler.finish(other);
     const cached = [0, 1, 2, 3].map(
-      (i) => blocks.cache!.match(first.chain, first.tokens, i + 1, () => i).blocks.length,
+      (i) => blocks.cache!.match(first.chain, first.tokens, i + 1, [() => i]).groups[0]!.blocks.length,
     );
     expect(cached).toEqual([0, 0, 1, 1]);
     const again = add(range(0, 17));
@@ -48,7 +56,7 @@ describe("windows", () => {
     // Token 16 sees from 11 on: blocks 2 and 3 are enough.
     expect(rows).toEqual([[expect.any(Number), 16, 1, true]]);
     expect(again.numCachedTokens).toBe(16);
-    expect(again.blockTable.slice(0, 2)).toEqual([-1, -1]);
+    expect(again.blockTables[0]!.blocks.slice(0, 2)).toEqual([-1, -1]);
     // Where a block of the window is missing, it is none.
     expect(add(range(0, 12)).chain.keys).toEqual([]);
     scheduler.finish(again);

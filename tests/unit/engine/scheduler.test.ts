@@ -87,8 +87,8 @@ test("joins carry the known tokens and updates each new block", () => {
   });
   expect(joins).toEqual([[0, range(3, 6), 0]]);
   expect(batch.blockTableUpdates).toEqual([
-    { slot: 0, index: 0, block: 0 },
-    { slot: 0, index: 1, block: 1 },
+    { slot: 0, group: 0, index: 0, block: 0 },
+    { slot: 0, group: 0, index: 1, block: 1 },
   ]);
 });
 
@@ -116,7 +116,7 @@ test("when blocks run out, the latest arrival is preempted, once nothing is in f
   collect();
   expect(step()).toEqual([[0, 8, 1, true]]);
   expect([first.status, second.status, scheduler.numPreemptions]).toEqual(["running", "waiting", 1]);
-  expect([second.length, second.blockTable.length, second.slot]).toEqual([6, 0, -1]);
+  expect([second.length, second.blockTables.length, second.slot]).toEqual([6, 0, -1]);
 });
 
 test("a preempted sequence goes before later arrivals and is computed again with its output", () => {
@@ -203,7 +203,8 @@ test("siblings wait for the prompt that the first one computes; others do not wa
   expect(sibling.status).toBe("waiting");
   collect();
   const { batch } = launch()!;
-  expect(sibling.blockTable.slice(0, 2)).toEqual(leader.blockTable.slice(0, 2));
+  const [own, its] = [sibling, leader].map(({ blockTables }) => blockTables[0]!.blocks.slice(0, 2));
+  expect(own).toEqual(its);
   expect(batch.rows.find(({ slot }) => slot === sibling.slot)).toMatchObject({ count: 1 });
   expect(sibling.numScheduledTokens).toBe(9);
   expect(scheduler.waiting.size).toBe(0);

@@ -12,22 +12,25 @@ function pool(...published: string[]): SnapshotPool {
 }
 
 const KEYS = ["a", "b", "c", "d", "e", "f"];
-const hit = (count: number) => ({ first: 0, blocks: KEYS.slice(0, count).map((_, i) => 10 + i) });
+const hit = (count: number) => ({
+  numBlocks: count,
+  groups: [{ first: 0, blocks: KEYS.slice(0, count).map((_, i) => 10 + i) }],
+});
 
 test("a prefix is cut to the last border with a state, and a state is wanted where it was cut and at the end", () => {
   const snapshots = pool("b", "x");
   expect(snapshots.resume(hit(5), KEYS, 150, 16)).toEqual({
-    ...{ first: 0, blocks: [10, 11], snapshot: snapshots.find("b")!, borders: [64, 128] },
+    ...{ ...hit(2), snapshot: snapshots.find("b")!, borders: [64, 128] },
   });
   expect(snapshots.resume(hit(1), KEYS, 40, 16)).toMatchObject({
-    blocks: [],
+    ...hit(0),
     snapshot: undefined,
     borders: [32],
   });
-  expect(snapshots.resume(hit(2), KEYS, 33, 16)).toMatchObject({ blocks: [10, 11], borders: [] });
-  expect(snapshots.resume(hit(0), KEYS, 32, 16)).toMatchObject({ blocks: [], borders: [] });
+  expect(snapshots.resume(hit(2), KEYS, 33, 16)).toMatchObject({ ...hit(2), borders: [] });
+  expect(snapshots.resume(hit(0), KEYS, 32, 16)).toMatchObject({ ...hit(0), borders: [] });
   // One border is both.
-  expect(snapshots.resume(hit(4), KEYS, 65, 16)).toMatchObject({ blocks: [10, 11], borders: [64] });
+  expect(snapshots.resume(hit(4), KEYS, 65, 16)).toMatchObject({ ...hit(2), borders: [64] });
 });
 
 test("what was used least recently gives its place", () => {

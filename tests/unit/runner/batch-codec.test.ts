@@ -44,7 +44,9 @@ const row = fc
   .map((parts) => Object.assign({}, ...parts));
 const plainBatch = fc.record({
   joins: fc.array(join, { maxLength: 3 }),
-  blockTableUpdates: fc.array(fc.record({ slot: token, index: token, block: token }), { maxLength: 5 }),
+  blockTableUpdates: fc.array(fc.record({ slot: token, group: token, index: token, block: token }), {
+    maxLength: 5,
+  }),
   rows: fc.array(row, { maxLength: 5 }),
   ...{ decodeRows: token, numTokens: token },
 });

@@ -9,7 +9,7 @@ import { readInts, toyJoin } from "./toy-model.ts";
 setDefaultTimeout(300_000);
 
 /** Two sequences of 37 tokens at most: three blocks of 16, the last of them not all of use. */
-const SHAPE = { maxNumSeqs: 2, maxModelLen: 37, blockSize: 16, vocabSize: 9 };
+const SHAPE = { maxNumSeqs: 2, maxModelLen: 37, blockSize: 16, numGroups: 1, vocabSize: 9 };
 
 function setUp() {
   const backend = new CpuBackend();
@@ -21,7 +21,7 @@ function setUp() {
 test("every block of a slot has an entry of its own, the last one too; the engine's block b is the device's b + 1", () => {
   const { backend, state } = setUp();
   const blockTableUpdates = [0, 1].flatMap((slot) =>
-    [0, 1, 2].map((index) => ({ slot, index, block: 10 * slot + index })),
+    [0, 1, 2].map((index) => ({ slot, group: 0, index, block: 10 * slot + index })),
   );
   state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(0, 3) });
   state.apply({ joins: [], blockTableUpdates: blockTableUpdates.slice(3) });
@@ -34,18 +34,18 @@ test("every block of a slot has an entry of its own, the last one too; the engin
 test("the last position of the longest sequence lies in its last block", () => {
   const { backend, state, buffers } = setUp();
   const tokens = Array.from({ length: 37 }, (_, i) => i % 9);
-  const updates = [4, 7, 2].map((block, index) => ({ slot: 1, index, block }));
+  const updates = [4, 7, 2].map((block, index) => ({ slot: 1, group: 0, index, block }));
   state.apply({
     joins: [toyJoin(1, tokens, { numComputedTokens: 31 })],
     blockTableUpdates: updates,
   });
   const rows = [{ slot: 1, count: 6, sample: true }, ...state.padding(1)];
   const mailbox = new Mailbox(backend, { depth: 1, inbox: 100, tokens: 1, logprobs: 1 });
-  const { batch, samples } = buffers.view(writeRows(mailbox.draft(), rows, 0));
+  const { batch, batches, samples } = buffers.view(writeRows(mailbox.draft(), rows, 0, 1));
   backend.prepareBatch(batch, samples, mailbox.inbox, state.slots);
   expect([...readInts(backend, batch.positions)]).toEqual([31, 32, 33, 34, 35, 36, 0]);
   const expected = [8 * 16 + 15, 3 * 16, 3 * 16 + 1, 3 * 16 + 2, 3 * 16 + 3, 3 * 16 + 4, 0];
-  expect([...readInts(backend, batch.slotMapping)]).toEqual(expected);
+  expect([...readInts(backend, batches[0]!.slotMapping)]).toEqual(expected);
   expect([...readInts(backend, state.slots.numComputedTokens)]).toEqual([0, 37, 0]);
   backend.dispose();
 });

@@ -1,13 +1,13 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
-  type BatchTensors,
   type CapturedGraph,
   type Fence,
   type Readback,
-  ROW_WORDS,
+  rowWords,
   type SampleRows,
   type SlotTensors,
   type StepAreas,
+  type StepBatch,
 } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
@@ -244,12 +244,12 @@ test("log-probabilities come whole whether the mailbox has room for them or not"
 test("what a step says of log-probabilities leaves the records of its rows as they were", () => {
   const { prepareBatch } = backend;
   let inbox: StepAreas | undefined;
-  backend.prepareBatch = (batch: BatchTensors, samples: SampleRows, areas: StepAreas, slots: SlotTensors) => {
+  backend.prepareBatch = (batch: StepBatch, samples: SampleRows, areas: StepAreas, slots: SlotTensors) => {
     inbox = areas;
     prepareBatch.call(backend, batch, samples, areas, slots);
     told = records();
   };
-  const records = () => new Int32Array(inbox!.areas.buffer.host!).slice(0, 2 * ROW_WORDS);
+  const records = () => new Int32Array(inbox!.areas.buffer.host!).slice(0, 2 * rowWords(1));
   let told = new Int32Array();
   const tokens = someTokens(6, 5);
   const joins = [0, 1].map((slot) => toyJoin(slot, tokens));
@@ -427,7 +427,7 @@ test("attention reaches everything unless all layers have a window, and then a t
     Object.assign(model, { config: { ...model.config, layerWindows } });
     const other = toyRunner(backend, {}, model);
     other.dispose();
-    return other.attentionReach;
+    return other.groups[0]!.reach;
   };
   expect([reach(0), reach(48, 0), reach(48, 100, 48)]).toEqual([Infinity, Infinity, 100 + 127]);
 });

@@ -29,7 +29,7 @@ function twoRanks(fail: (call: string) => void = () => {}, timeout = 20_000) {
     };
     return {
       ...{ numBlocks: 7, blockSize: 16, maxNumSeqs: 3, maxModelLen: 99, vocabSize: 23, maxDrafts: 0 },
-      ...{ maxInFlight: 2, attentionReach: 40, states: { numSnapshots: 3, snapshotInterval: 64 } },
+      ...{ maxInFlight: 2, groups: [{ reach: 40 }], states: { numSnapshots: 3, snapshotInterval: 64 } },
       launch: (batch) => call(`launch of ${batch.numTokens}`),
       draw: (masks) => call(`draw with ${masks.map(({ row, mask }) => `${row}: ${mask}`)}`),
       collect: () => {

@@ -103,7 +103,7 @@ export function toyBatch(rows: readonly ScheduledRow[], joins: readonly SlotJoin
   return {
     ...{ joins, rows, decodeRows: rows.filter(({ count }) => count === 1).length },
     blockTableUpdates: joins.flatMap(({ slot }) =>
-      range(25).map((index) => ({ slot, index, block: 25 * slot + index })),
+      range(25).map((index) => ({ slot, group: 0, index, block: 25 * slot + index })),
     ),
     numTokens: rows.reduce((sum, { count }) => sum + count, 0),
   };

@@ -1,9 +1,9 @@
 import {
-  type BatchTensors,
-  ROW_WORDS,
+  rowWords,
   type SampleRows,
   type SlotTensors,
   type StepAreas,
+  type StepBatch,
 } from "../../backend.ts";
 import { checkJoinSlots, checkPost, checkPrepareBatch, checkScatter } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
@@ -32,11 +32,14 @@ const PREPARE_BATCH = {
   ...SOURCE,
   entry: "prepare_batch",
   pointers: [
-    ...(["token_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "row_slots"] as const),
+    ...(["token_ids", "positions", "slot_mappings", "cu_seqlens_q", "context_lens", "row_slots"] as const),
     ...(["sample_slots", "sample_positions", "sample_tokens", "num_computed"] as const),
     ...(["block_tables", "steps", "inbox", "tokens", "lengths"] as const),
   ],
-  scalars: ["num_tokens", "num_rows", "capacity", "max_blocks", "block_size", "areas", "area_words"],
+  scalars: [
+    ...(["num_tokens", "num_rows", "groups", "mapping_stride", "slots", "capacity", "max_blocks"] as const),
+    ...(["block_size", "areas", "area_words"] as const),
+  ],
 } as const;
 const SCATTER = {
   ...SOURCE,
@@ -79,23 +82,24 @@ export class BatchOps {
   }
 
   /**
-   * See `Backend.prepareBatch`. Tokens past those of the rows are padding: id 0, position 0, and slot mapping −1, where
+   * See `Backend.prepareBatch`. Tokens past those of the rows are padding: id 0, position 0, and slot mappings −1, where
    * nothing is stored.
    */
   prepareBatch(
     stream: number,
-    batch: BatchTensors,
+    batch: StepBatch,
     samples: SampleRows,
     inbox: StepAreas,
     slots: SlotTensors,
   ): void {
     const shape = checkPrepareBatch(batch, samples, inbox, slots);
-    const { tokens, numRows, capacity, maxBlocks, blockSize, areas, areaWords } = shape;
-    const threads = Math.max(tokens, numRows) <= THREADS ? THREADS : PREPARE_THREADS;
-    this.#prepareBatch.get().launch(stream, 1, 1, 1, threads, 4 * ROW_WORDS * numRows, {
+    const { tokens, numRows, groups, mappingStride, slots: count, capacity, maxBlocks } = shape;
+    const { blockSize, areas, areaWords } = shape;
+    const threads = Math.max(groups * tokens, numRows) <= THREADS ? THREADS : PREPARE_THREADS;
+    this.#prepareBatch.get().launch(stream, 1, 1, 1, threads, 4 * rowWords(groups) * numRows, {
       token_ids: batch.tokenIds,
       positions: batch.positions,
-      slot_mapping: batch.slotMapping,
+      slot_mappings: batch.slotMappings,
       cu_seqlens_q: batch.cuSeqlensQ,
       context_lens: batch.contextLens,
       row_slots: batch.rowSlots,
@@ -110,6 +114,9 @@ export class BatchOps {
       lengths: slots.lengths,
       num_tokens: tokens,
       num_rows: numRows,
+      groups,
+      mapping_stride: mappingStride,
+      slots: count,
       capacity,
       max_blocks: maxBlocks,
       block_size: blockSize,

@@ -4,7 +4,6 @@ import {
   JOIN_WORDS,
   JoinWord,
   LOGIT_EDIT_WORDS,
-  ROW_WORDS,
   RowWord,
   SLOT_WORDS,
   SlotFlag,
@@ -25,7 +24,6 @@ export const SLOT_TABLE_CONSTANTS: Macros = { MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS,
 
 /** Constants of batch.cu for the records of rows and joins, in the same manner. */
 export const RECORD_CONSTANTS: Macros = {
-  ROW_WORDS,
   ...prefixed("ROW_WORD", RowWord),
   JOIN_WORDS,
   ...prefixed("JOIN_WORD", JoinWord),

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { JOIN_WORDS, ROW_WORDS } from "../../../../src/backend/backend.ts";
+import { JOIN_WORDS, rowWords } from "../../../../src/backend/backend.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { FakeOperands } from "./fake-operands.ts";
 import { namedArguments } from "./kernel-signatures.ts";
@@ -11,26 +11,28 @@ const recorder = new LaunchRecorder();
 afterAll(() => recorder[Symbol.dispose]());
 const { backend, launch } = recorder;
 const operands = new FakeOperands();
-const { i32, batch, slotTables, sampleRows } = operands;
+const { i32, batch, stepBatch, slotTables, sampleRows } = operands;
 const address = (tensor: Tensor) => tensor.address;
 
 describe("the batch", () => {
   test.each([
-    [1, [5]],
-    [256, []],
-    [0, [16000, 384]],
-  ])("of %d decode rows and prompts of %p", (decodeRows, prefill) => {
-    const step = batch({ decodeRows, prefill });
-    const slots = slotTables(100);
+    [1, [5], 1],
+    [256, [], 1],
+    [200, [], 7],
+    [0, [16000, 384], 2],
+  ])("of %d decode rows and prompts of %p, in %d groups", (decodeRows, prefill, groups) => {
+    const step = stepBatch(batch({ decodeRows, prefill }), groups);
+    const slots = slotTables(100, 300, groups);
     const inbox = { steps: operands.of("uint32", 1), areas: i32(2, 5000) };
     const samples = sampleRows(step.numRows);
     const prepared = launch(() => backend.prepareBatch(step, samples, inbox, slots));
     // More than one block could see a slot advanced before it has read where the slot starts.
     expect(prepared.grid).toEqual([1, 1, 1]);
-    expect(prepared.sharedBytes).toBe(4 * ROW_WORDS * step.numRows);
+    expect(prepared.sharedBytes).toBe(4 * rowWords(groups) * step.numRows);
     expect(namedArguments(prepared)).toEqual({
       ...{ token_ids: address(step.tokenIds), positions: address(step.positions) },
-      ...{ slot_mapping: address(step.slotMapping), cu_seqlens_q: address(step.cuSeqlensQ) },
+      ...{ groups, mapping_stride: step.numTokens + 7, slots: 300 },
+      ...{ slot_mappings: address(step.slotMappings), cu_seqlens_q: address(step.cuSeqlensQ) },
       ...{ context_lens: address(step.contextLens), row_slots: address(step.rowSlots) },
       ...{ steps: address(inbox.steps), inbox: address(inbox.areas), areas: 2, area_words: 5000 },
       ...{ sample_slots: address(samples.slots), sample_positions: address(samples.positions) },
@@ -48,15 +50,15 @@ describe("the batch", () => {
   });
 
   test("of as many rows as there can be, and its answer", () => {
-    const step = batch({ decodeRows: 4096, prefill: [] });
-    const areas = { steps: operands.of("uint32", 1), areas: i32(4, 4096 * ROW_WORDS) };
+    const step = stepBatch(batch({ decodeRows: 4096, prefill: [] }));
+    const areas = { steps: operands.of("uint32", 1), areas: i32(4, 4096 * rowWords(1)) };
     launch(() => backend.prepareBatch(step, sampleRows(4096), areas, slotTables(100)));
     const results = i32(700);
     const posted = launch(() => backend.post(areas, results));
     expect(posted.grid[0]! * posted.block[0]!).toBeGreaterThanOrEqual(700);
     expect(namedArguments(posted)).toEqual({
       ...{ outbox: address(areas.areas), results: address(results), steps: address(areas.steps) },
-      ...{ areas: 4, area_words: 4096 * ROW_WORDS, count: 700 },
+      ...{ areas: 4, area_words: 4096 * rowWords(1), count: 700 },
     });
   });
 

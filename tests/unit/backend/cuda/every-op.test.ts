@@ -1,5 +1,5 @@
 import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
-import { JOIN_WORDS, ROW_WORDS } from "../../../../src/backend/backend.ts";
+import { JOIN_WORDS, rowWords } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import type { DType } from "../../../../src/base/dtype.ts";
@@ -81,8 +81,8 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.linear(x, activated, permuted, { addTo: x });
   backend.linear(bf16(tokens, 50), x, float8(50, WIDTH));
 
-  const inbox = { steps: operands.of("uint32", 1), areas: i32(2, ROW_WORDS * Math.max(numRows, count)) };
-  backend.prepareBatch(step, sampleRows(numRows), inbox, slots);
+  const inbox = { steps: operands.of("uint32", 1), areas: i32(2, rowWords(1) * Math.max(numRows, count)) };
+  backend.prepareBatch(operands.stepBatch(step), sampleRows(numRows), inbox, slots);
   backend.post(inbox, out);
   backend.scatter(slots.blockTables, i32(count), i32(count));
   backend.joinSlots(slots, i32(count, JOIN_WORDS));

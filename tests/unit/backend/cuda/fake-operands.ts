@@ -5,6 +5,7 @@ import {
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
+  type StepBatch,
 } from "../../../../src/backend/backend.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../../../src/base/sampling-params.ts";
 import { FakeTensors } from "./fake-tensors.ts";
@@ -25,11 +26,17 @@ export class FakeOperands extends FakeTensors {
     };
   };
 
-  readonly slotTables = (vocab: number, slots = 300): SlotTensors => ({
+  /** The batch of so many groups of layers, before `prepareBatch`. */
+  readonly stepBatch = (batch: BatchTensors, groups = 1): StepBatch => ({
+    ...batch,
+    slotMappings: this.i32(groups, batch.numTokens + 7),
+  });
+
+  readonly slotTables = (vocab: number, slots = 300, groups = 1): SlotTensors => ({
     tokens: this.i32(slots, 1025),
     lengths: this.i32(slots),
     numComputedTokens: this.i32(slots),
-    blockTables: this.i32(slots, 64),
+    blockTables: this.i32(groups, slots, 64),
     params: this.of("uint32", slots, SLOT_WORDS),
     edits: this.of("uint32", slots, MAX_LOGIT_EDITS, 3),
     badWords: this.of("uint32", slots, MAX_BAD_WORD_TOKENS),

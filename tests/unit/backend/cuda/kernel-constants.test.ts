@@ -191,7 +191,7 @@ describeWith(
       ["rotary.cu", { HEAD_PAIRS: 2, HEAD_LANES: 8 }],
       ["attention_decode.cu", { DECODE_WARPS: 2 }],
       ["attention_prefill.cu", { PREFILL_WARPS: 8, PREFILL_KEYS: 128, PREFILL_PADDING: 16 }],
-      ["batch.cu", { SLOT_WORDS: 32, SLOT_WORD_FLAGS: 20, ROW_WORDS: 8, ROW_WORD_COUNT: 5 }],
+      ["batch.cu", { SLOT_WORDS: 32, SLOT_WORD_FLAGS: 20, ROW_WORD_BLOCK: 8, ROW_WORD_COUNT: 5 }],
       ["logprobs.cu", { LOGIT_TILE: 256, TILE_THREADS: 512, ROW_THREADS: 1024 }],
       ["sampling.cu", { LOGIT_TILE: 256, TILE_THREADS: 128, ROW_THREADS: 256 }],
     ])("compiles %s with %p", (file, changes) => {

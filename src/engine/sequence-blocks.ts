@@ -1,0 +1,122 @@
+import { firstSeenBlock, type KvGroup } from "../base/kv-group.ts";
+import type { BlockManager } from "./block-manager.ts";
+import { type BlockTable, NO_BLOCK } from "./block-table.ts";
+import type { PrefixHit } from "./prefix-cache.ts";
+import type { Sequence } from "./sequence.ts";
+import type { StepBuilder } from "./step-builder.ts";
+
+/**
+ * The blocks of sequences, in a table for each group of layers: what they lack, take and give back. Groups without a window
+ * get the blocks of all known tokens when a sequence is admitted. Those with one get them as the sequence advances, and give them back
+ * once no later token sees them, so that a prompt never needs more of them than a window and a step's tokens.
+ */
+export class SequenceBlocks {
+  constructor(
+    private readonly pool: BlockManager,
+    private readonly groups: readonly KvGroup[],
+  ) {}
+
+  /** Blocks that a sequence takes when it goes on by one: one in each group. */
+  get perEntry(): number {
+    return this.groups.length;
+  }
+
+  /** Blocks that a sequence lacks for the positions before `end`. */
+  lacking({ blockTables }: Sequence, end: number): number {
+    const entries = this.pool.blocksFor(end);
+    let count = 0;
+    for (const { blocks } of blockTables) if (blocks.length < entries) count += entries - blocks.length;
+    return count;
+  }
+
+  /** The last position, `end` at most, up to which no more than `count` blocks are lacking. */
+  reachable(sequence: Sequence, end: number, count: number): number {
+    const { blockSize } = this.pool;
+    let reached = end;
+    while (this.lacking(sequence, reached) > count)
+      reached = Math.floor((reached - 1) / blockSize) * blockSize;
+    return reached;
+  }
+
+  /** Gives a sequence the blocks that it lacks for the positions before `end`. */
+  extend(sequence: Sequence, end: number, step: StepBuilder): void {
+    for (let group = 0; group < this.groups.length; group++) this.#extend(sequence, group, end, step);
+  }
+
+  /**
+   * Free blocks without which a sequence is not admitted.
+   * @param hit cached blocks that it begins with
+   * @param chunk tokens that its first step computes at most
+   * @param isAlone it must begin with the least, as nobody will ever leave it more; else with room for a window and a step's tokens
+   */
+  wanted({ length }: Sequence, hit: PrefixHit, chunk: number, isAlone: boolean): number {
+    const start = hit.numBlocks * this.pool.blockSize;
+    let count = 0;
+    for (const [i, { reach }] of this.groups.entries()) {
+      for (const block of hit.groups[i]!.blocks) if (this.pool.isFree(block)) count++;
+      const isLeast = isAlone && reach !== Infinity;
+      const end = isLeast ? start + 1 : Math.min(length, start + chunk + reach);
+      count += this.pool.blocksFor(end) - hit.numBlocks;
+    }
+    return count;
+  }
+
+  /** The prefix of a sequence that is cached in all groups, of at most `maxBlocks` blocks. */
+  match({ chain, tokens }: Sequence, maxBlocks: number): PrefixHit {
+    const { blockSize, cache } = this.pool;
+    if (cache === undefined)
+      return { numBlocks: 0, groups: this.groups.map(() => ({ first: 0, blocks: [] })) };
+    const firstSeen = this.groups.map(
+      (group) => (numBlocks: number) => firstSeenBlock(group, numBlocks * blockSize, blockSize),
+    );
+    return cache.match(chain, tokens, maxBlocks, firstSeen);
+  }
+
+  /** A sequence takes the cached blocks that it begins with, and in groups without a window those of all its tokens. */
+  admit(sequence: Sequence, hit: PrefixHit, step: StepBuilder): void {
+    for (const [group, { first, blocks }] of hit.groups.entries()) {
+      const table: BlockTable = { blocks: Array<number>(first).fill(NO_BLOCK), first };
+      sequence.blockTables.push(table);
+      for (const block of blocks) {
+        this.pool.acquire(block);
+        step.assign(sequence, group, block);
+      }
+    }
+    // Only now that no hit is free any more.
+    for (const [group, { reach }] of this.groups.entries())
+      if (reach === Infinity) this.#extend(sequence, group, sequence.length, step);
+  }
+
+  /**
+   * Gives back what no token sees that is still to be computed: rows in flight, too, begin at the first one that is not known to be
+   * computed. What could be cached once it is known to be sound is given back as such.
+   */
+  giveBack({ blockTables, numComputedTokens, chain, isRead }: Sequence): void {
+    const { blockSize, cache } = this.pool;
+    for (const [group, table] of blockTables.entries()) {
+      const first = firstSeenBlock(this.groups[group]!, numComputedTokens, blockSize);
+      // What lies furthest back is reused first: it takes all of a window for a hit.
+      for (; table.first < first; table.first++) {
+        const block = table.blocks[table.first]!;
+        if (!isRead && table.first >= chain.numPublished) cache?.promise(chain, group, table.first, block);
+        this.pool.release(block);
+      }
+    }
+  }
+
+  /** Gives back all that a sequence holds. */
+  release({ blockTables, chain }: Sequence): void {
+    for (const [group, { blocks, first }] of blockTables.entries()) {
+      for (let i = chain.numPublished; i < first; i++) this.pool.cache?.withdraw(chain, group, i, blocks[i]!);
+      // The end of a sequence is reused first: what is left is still a prefix.
+      for (let i = blocks.length - 1; i >= first; i--) this.pool.release(blocks[i]!);
+    }
+    blockTables.length = 0;
+  }
+
+  #extend(sequence: Sequence, group: number, end: number, step: StepBuilder): void {
+    const { blocks } = sequence.blockTables[group]!;
+    const entries = this.pool.blocksFor(end);
+    while (blocks.length < entries) step.assign(sequence, group, this.pool.allocate());
+  }
+}
