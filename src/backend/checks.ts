@@ -9,7 +9,6 @@ import {
   type LmHead,
   LOGIT_EDIT_WORDS,
   type LogprobTensors,
-  rowWords,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
@@ -24,6 +23,7 @@ import {
   refuse,
   sameOrDisjoint,
 } from "./operand-checks.ts";
+import { rowWords } from "./row-words.ts";
 import type { Tensor } from "./tensor.ts";
 import type { Weight } from "./weight.ts";
 

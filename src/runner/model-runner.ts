@@ -1,5 +1,6 @@
 import { ATTENTION_TILE } from "../backend/attention-spec.ts";
-import { type Backend, type KvScales, type Readback, rowWords } from "../backend/backend.ts";
+import type { Backend, KvScales, Readback } from "../backend/backend.ts";
+import { rowWords } from "../backend/row-words.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import type { KvDType } from "../base/dtype.ts";

@@ -1,12 +1,5 @@
-import {
-  type Backend,
-  type BatchTensors,
-  RowWord,
-  rowWords,
-  type SampleRows,
-  type SlotTensors,
-  type StepBatch,
-} from "../backend/backend.ts";
+import type { Backend, BatchTensors, SampleRows, SlotTensors, StepBatch } from "../backend/backend.ts";
+import { RowWord, rowWords } from "../backend/row-words.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { DType } from "../base/dtype.ts";
 import { deviceBlock } from "./kv-cache.ts";

@@ -3,12 +3,12 @@ import {
   JOIN_WORDS,
   type LinearFusion,
   LOGIT_EDIT_WORDS,
-  rowWords,
   type SampleRows,
   SLOT_WORDS,
   type SlotTensors,
   type StepBatch,
 } from "../../src/backend/backend.ts";
+import { rowWords } from "../../src/backend/row-words.ts";
 import { denseWeight } from "../../src/backend/weight.ts";
 import type { FloatDType } from "../../src/base/dtype.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../../src/base/sampling-params.ts";

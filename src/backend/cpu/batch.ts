@@ -1,5 +1,6 @@
 import { invariant } from "../../base/errors.ts";
-import { JOIN_WORDS, JoinWord, RowWord, rowWords } from "../backend.ts";
+import { JOIN_WORDS, JoinWord } from "../backend.ts";
+import { RowWord, rowWords } from "../row-words.ts";
 import { type HostSlots, Slot } from "./slots.ts";
 
 /** The arrays of `BatchTensors`. */

@@ -1,10 +1,10 @@
 import {
   JOIN_WORDS,
-  rowWords,
   type SampleRows,
   type SlotTensors,
   type StepBatch,
 } from "../../../src/backend/backend.ts";
+import { rowWords } from "../../../src/backend/row-words.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import { extentsOf, type RowShape, raggedBatch } from "../ragged-batch.ts";

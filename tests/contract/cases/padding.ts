@@ -1,5 +1,6 @@
 import type { AttentionSpec } from "../../../src/backend/attention-spec.ts";
-import { rowWords, type SampleRows, type StepBatch } from "../../../src/backend/backend.ts";
+import type { SampleRows, StepBatch } from "../../../src/backend/backend.ts";
+import { rowWords } from "../../../src/backend/row-words.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectEqual } from "../compare.ts";
 import type { Fixture } from "../fixture.ts";

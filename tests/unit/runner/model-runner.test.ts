@@ -1,15 +1,15 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import {
-  type CapturedGraph,
-  type Fence,
-  type Readback,
-  rowWords,
-  type SampleRows,
-  type SlotTensors,
-  type StepAreas,
-  type StepBatch,
+import type {
+  CapturedGraph,
+  Fence,
+  Readback,
+  SampleRows,
+  SlotTensors,
+  StepAreas,
+  StepBatch,
 } from "../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+import { rowWords } from "../../../src/backend/row-words.ts";
 import type { Tensor } from "../../../src/backend/tensor.ts";
 import { DeviceError, InvariantError } from "../../../src/base/errors.ts";
 import type { ForwardContext } from "../../../src/layers/forward-context.ts";

@@ -1,5 +1,5 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { RowWord, rowWords } from "../../../src/backend/backend.ts";
+import { RowWord, rowWords } from "../../../src/backend/row-words.ts";
 import { deviceBlock } from "../../../src/runner/kv-cache.ts";
 import { inboxWords, writeBlocks, writeRows } from "../../../src/runner/step-buffers.ts";
 

@@ -1,11 +1,6 @@
-import {
-  rowWords,
-  type SampleRows,
-  type SlotTensors,
-  type StepAreas,
-  type StepBatch,
-} from "../../backend.ts";
+import type { SampleRows, SlotTensors, StepAreas, StepBatch } from "../../backend.ts";
 import { checkJoinSlots, checkPost, checkPrepareBatch, checkScatter } from "../../checks.ts";
+import { rowWords } from "../../row-words.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";

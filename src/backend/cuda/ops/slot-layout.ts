@@ -4,11 +4,11 @@ import {
   JOIN_WORDS,
   JoinWord,
   LOGIT_EDIT_WORDS,
-  RowWord,
   SLOT_WORDS,
   SlotFlag,
   SlotWord,
 } from "../../backend.ts";
+import { RowWord } from "../../row-words.ts";
 import type { Macros } from "../kernel-source.ts";
 
 /** Constants of slot.cuh for a slot's record and counts: `SLOT_WORD_TOP_P=1` for `SlotWord.topP`, `SLOT_FLAG_…` for the flags. */

@@ -1,5 +1,6 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { JOIN_WORDS, rowWords } from "../../../../src/backend/backend.ts";
+import { JOIN_WORDS } from "../../../../src/backend/backend.ts";
+import { rowWords } from "../../../../src/backend/row-words.ts";
 import type { Tensor } from "../../../../src/backend/tensor.ts";
 import { FakeOperands } from "./fake-operands.ts";
 import { namedArguments } from "./kernel-signatures.ts";

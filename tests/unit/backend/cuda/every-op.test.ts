@@ -1,6 +1,7 @@
 import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
-import { JOIN_WORDS, rowWords } from "../../../../src/backend/backend.ts";
+import { JOIN_WORDS } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
+import { rowWords } from "../../../../src/backend/row-words.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import type { DType } from "../../../../src/base/dtype.ts";
 import { FakeMachine } from "./fake-machine.ts";
