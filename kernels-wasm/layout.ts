@@ -80,6 +80,9 @@ export const UNIT_ROWS = 21;
 /** float32, of `LIMITED_SWIGLU`. */
 export const ALPHA = 22;
 export const LIMIT = 23;
+/** Of superblocks, whose `SCALES` are steps: float16, and whether there are minima; see `SuperblockWeight`. */
+export const SUPERBLOCK_UNITS = 24;
+export const MINIMA = 25;
 
 /** Forms of a matrix's elements. */
 export const FLOAT32 = 0;
@@ -90,6 +93,12 @@ export const INT8 = 4;
 export const INT4 = 5;
 /** Floats of four bits with a power of two for each 32. */
 export const MXFP4 = 6;
+/** Superblocks, whose codes are two a byte, or one. */
+export const NIBBLE_SUPERBLOCKS = 7;
+export const BYTE_SUPERBLOCKS = 8;
+/** Columns of a superblock, and the code that stands for 0 where there are no minima. */
+export const SUPERBLOCK = 256;
+export const SUPERBLOCK_MIDDLE = 32;
 
 /** Activations in a product's epilogue. */
 export const NO_ACTIVATION = 0;
@@ -108,6 +117,8 @@ export const CODES = 32;
 export const BLOCK_SCALES = 12;
 /** The same of 4-bit codes. */
 export const NIBBLE_SCALES = 64;
+/** Where these have the sums of x over the block's first and last 16 columns, if it is of 32. */
+export const INPUT_SUMS = 52;
 /**
  * The value of the bytes of an input that 4-bit codes are multiplied by: HIGH · h + MIDDLE · m + l, with h and m of −127 to 127 and l of
  * −64 to 63. So 16 products with codes less a zero point, of −16 to 15, fit int16, and the sum of 32 inputs' fits int32.

@@ -25,9 +25,10 @@ export function prepareFloats(unit: i32): void {
  *
  *   8   x = s · (h + l / 2¹⁵), int16: the block's h, then its l. Record: s, float32, and the sums of the h and of the l, int32
  *   4   x = s · (HIGH · h + MIDDLE · m + l), int8: 32 inputs are h, m and l of those at even columns, then of those at odd ones.
- *       Record: of h, of m and of l the sum of each lane that products with codes are summed in, int16 [8]; then s, float32
+ *       Record: of h, of m and of l the sum of each lane that products with codes are summed in, int16 [8]; then s, float32; then
+ *       the sums of x over the lower lanes and over the upper ones, float32 [2]
  *
- * The sums are what a zero point is multiplied by.
+ * The sums are what a zero point, or a minimum, is multiplied by.
  */
 export function prepareIntegers(unit: i32, scratch: usize): void {
   const inputs = argument<i32>(3);
@@ -116,6 +117,13 @@ function quantiseToBytes(x: usize, count: i32, out: usize, blockBytes: usize, re
   v128.store(record, m, 16);
   v128.store(record, l, 32);
   store<f32>(record, scale, 48);
+  const all = i32x4.add(
+    i32x4.dot_i16x8_s(h, i16x8.splat(<i16>layout.HIGH)),
+    i32x4.add(i32x4.dot_i16x8_s(m, i16x8.splat(<i16>layout.MIDDLE)), i32x4.dot_i16x8_s(l, i16x8.splat(1))),
+  );
+  const halves = i32x4.add(v128.shuffle<i32>(all, all, 0, 2, 0, 2), v128.shuffle<i32>(all, all, 1, 3, 1, 3));
+  const sums = f32x4.mul(f32x4.convert_i32x4_s(halves), f32x4.splat(scale));
+  v128.store64_lane(record, sums, 0, layout.INPUT_SUMS);
 }
 
 /** The largest magnitude of `count` floats, a multiple of 4: infinite or NaN where one is. */

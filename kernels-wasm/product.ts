@@ -2,7 +2,7 @@
  * out[T, N] = x[T, K] · W[N, K]ᵀ, with a bias, an activation or a sum after it. A unit is some rows of W and all tokens.
  *
  * Eight rows of W at a time are unpacked, a part of K after the other, into a panel that stays in the first-level cache while the
- * tokens pass (sum-floats.ts, sum-integers.ts, sum-nibbles.ts). One token alone is multiplied without a panel, since what is unpacked is used once
+ * tokens pass (sum-floats.ts, sum-integers.ts, sum-nibbles.ts, sum-superblocks.ts). One token alone is multiplied without a panel, since what is unpacked is used once
  * (sum-rows.ts). An output is one sum over K, in parts that W's scales or the panel's width delimit, each part's products in their
  * order in four lanes: it is the same bits whatever the number of tokens, units and threads.
  */
@@ -11,6 +11,7 @@ import { sumFloats } from "./sum-floats";
 import { sumIntegers } from "./sum-integers";
 import { hasWholeBlocks, sumNibbleRows, sumNibbles } from "./sum-nibbles";
 import { hasWholeRows, sumFloatRows } from "./sum-rows";
+import { sumSuperblockRows, sumSuperblocks } from "./sum-superblocks";
 import { argument, exp, geluTanh, silu, sums } from "./vectors";
 
 /** Tokens that pass a panel. */
@@ -72,14 +73,22 @@ function isNibbles(form: i32): bool {
   return form === layout.INT4 || form === layout.MXFP4;
 }
 
+function isSuperblocks(form: i32): bool {
+  return form === layout.NIBBLE_SUPERBLOCKS || form === layout.BYTE_SUPERBLOCKS;
+}
+
 /** Whether the kernels that need no panel can multiply by the matrix at hand. */
 function canSumOne(): bool {
-  return isNibbles(argument<i32>(layout.FORM)) ? hasWholeBlocks() : hasWholeRows();
+  const form = argument<i32>(layout.FORM);
+  if (isSuperblocks(form)) return true;
+  return isNibbles(form) ? hasWholeBlocks() : hasWholeRows();
 }
 
 /** results[count] = the products of the only token and rows [row, row + count); up to three more are undefined. */
 function sumOne(row: i32, count: i32, results: usize, scratch: usize): void {
-  if (isNibbles(argument<i32>(layout.FORM))) sumNibbleRows(row, count, results, scratch);
+  const form = argument<i32>(layout.FORM);
+  if (isNibbles(form)) sumNibbleRows(row, count, results, scratch);
+  else if (isSuperblocks(form)) sumSuperblockRows(row, count, results, scratch);
   else sumFloatRows(row, count, results);
 }
 
@@ -89,6 +98,7 @@ function sumRows(row: i32, token: i32, count: i32, scratch: usize, results: usiz
   memory.fill(lanes, 0, (<usize>(count * layout.PANEL_ROWS)) << 4);
   const form = argument<i32>(layout.FORM);
   if (isNibbles(form)) sumNibbles(row, token, count, lanes, scratch);
+  else if (isSuperblocks(form)) sumSuperblocks(row, token, count, lanes, scratch);
   else if (form === layout.INT8) sumIntegers(row, token, count, lanes, scratch);
   else sumFloats(row, token, count, lanes, scratch);
   for (let i = 0; i < count; i++, lanes += 128, results += 32) {

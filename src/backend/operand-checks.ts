@@ -1,7 +1,14 @@
 import type { DType, FloatDType } from "../base/dtype.ts";
 import { InvariantError } from "../base/errors.ts";
 import type { Tensor } from "./tensor.ts";
-import { MXFP4_GROUP, tensorsOf, type Weight } from "./weight.ts";
+import {
+  factorsOf,
+  MXFP4_GROUP,
+  SUPERBLOCK,
+  type SuperblockWeight,
+  tensorsOf,
+  type Weight,
+} from "./weight.ts";
 
 /** What the checks of ops are made of. Each throws `InvariantError` that names the op and the operand; messages are built only then. */
 
@@ -88,12 +95,26 @@ export function checkWeight(
     check(op, `${name}.scales`, weight.scales, "uint8", n, k / MXFP4_GROUP);
     return;
   }
+  if (weight.format === "superblocks") {
+    checkSuperblocks(op, name, weight);
+    return;
+  }
   const { bits, groupSize, scales, zeros, permutation } = weight;
   if (k % groupSize !== 0 || groupSize % 16 !== 0) refuse(op, `${name} has groups of ${groupSize} of ${k}`);
   check(op, `${name}.data`, data, "uint8", n, (k * bits) / 8);
   check(op, `${name}.scales`, scales, ["float16", "bfloat16"], n, k / groupSize);
   if (zeros !== undefined) check(op, `${name}.zeros`, zeros, "uint8", n, k / groupSize);
   if (permutation !== undefined) check(op, `${name}.permutation`, permutation, "int32", k);
+}
+
+function checkSuperblocks(op: string, name: string, weight: SuperblockWeight) {
+  const { bits, groupSize, minima, data, steps, units } = weight;
+  const [n, k] = weight.shape;
+  if (k % SUPERBLOCK !== 0) refuse(op, `${name} has ${k} columns`);
+  if (!minima && bits !== 8) refuse(op, `${name} has codes of ${bits} bits without minima`);
+  check(op, `${name}.data`, data, "uint8", n, (k * bits) / 8);
+  check(op, `${name}.steps`, steps, "uint8", n, k / groupSize, factorsOf(weight));
+  check(op, `${name}.units`, units, "float16", n, k / SUPERBLOCK, factorsOf(weight));
 }
 
 function blocks(extent: number, block: number): number {

@@ -10,6 +10,7 @@ import type { Tensor } from "./tensor.ts";
  * | `fp8`     | float8_e4m3 [N, K]                 | float32 [⌈N/r⌉, ⌈K/c⌉]     | data[n, k] · scales[n div r, k div c]             |
  * | `grouped` | uint8 [N, K·bits/8], packed        | 16-bit float [N, K/g]      | (code[n, j] − zero[n, j div g]) · scales[n, j div g] |
  * | `mxfp4`   | uint8 [N, K/2], packed             | uint8 [N, K/32]            | e2m1(code[n, k]) · 2^(scales[n, k div 32] − 127)  |
+ * | `superblocks` | uint8 [N, K·bits/8], packed    | bytes, and their units     | scale[n, k div g] · code[n, k] − minimum[n, k div g] |
  *
  * Everything is row-major without padding: K is contiguous, a row of scales follows the one before. Each tensor of a weight is at
  * least 16-byte aligned: one that was loaded begins an allocation of its own. This is the canonical form, which the loader makes of
@@ -24,7 +25,7 @@ import type { Tensor } from "./tensor.ts";
  * rows. Columns are cut between blocks and groups only; a permuted weight cannot be cut so. Where ranks or parts begin within a
  * block's rows, the block is given in fewer rows, each with its own copy of the scale (see `Fp8Weight.blockRows`).
  */
-export type Weight = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight;
+export type Weight = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight | SuperblockWeight;
 
 /** One float an element, in the dtype of the activations that are multiplied by it or one of `Backend.matrixDtypes`. */
 export interface DenseWeight {
@@ -96,6 +97,38 @@ export const MXFP4_GROUP = 32;
 /** Stands for 2: kernels multiply by another power of two, which leaves no room for more, and no model has as large weights. */
 export const MXFP4_MOST_SCALE = 128;
 
+/**
+ * Unsigned integers of 4 or 6 bits, with a scale and a minimum for each row's group of g columns, which are whole multiples of what a
+ * superblock of `SUPERBLOCK` columns has: ggml's K-quants. Scales and minima are products of 16 and 8 bits, which float32 holds
+ * exactly, and so is an element but for the rounding of its difference: in float32 it is ggml's to the bit.
+ */
+export interface SuperblockWeight {
+  readonly format: "superblocks";
+  /** K is a multiple of `SUPERBLOCK`. */
+  readonly shape: readonly [N: number, K: number];
+  /** Of a stored code. Those of 8 bits are at most `SUPERBLOCK_MOST_CODE`. */
+  readonly bits: 4 | 8;
+  readonly groupSize: 16 | 32;
+  /** Groups have minima; else code `SUPERBLOCK_MIDDLE`, of 8 bits, stands for 0. */
+  readonly minima: boolean;
+  /** uint8 [N, K·bits/8], packed as `GroupedWeight`'s. */
+  readonly data: Tensor;
+  /** Signed bytes, in a tensor uint8 [N, K/g, `factorsOf`]: of each group the scale, and then the minimum, as multiples of the units. */
+  readonly steps: Tensor;
+  /** float16 [N, K/`SUPERBLOCK`, `factorsOf`]: of each superblock the unit of scales, and then that of minima. */
+  readonly units: Tensor;
+}
+
+/** What a group has: a scale, or a minimum, too. */
+export function factorsOf({ minima }: Pick<SuperblockWeight, "minima">): 1 | 2 {
+  return minima ? 2 : 1;
+}
+
+/** Columns of a superblock. */
+export const SUPERBLOCK = 256;
+export const SUPERBLOCK_MOST_CODE = 63;
+export const SUPERBLOCK_MIDDLE = 32;
+
 /** The format of a weight, for messages and metrics. */
 export type WeightFormat = Weight["format"];
 
@@ -109,6 +142,7 @@ export function tensorsOf(weight: Weight): Tensor[] {
   const { data } = weight;
   if (weight.format === "dense") return [data];
   if (weight.format === "fp8" || weight.format === "mxfp4") return [data, weight.scales];
+  if (weight.format === "superblocks") return [data, weight.steps, weight.units];
   const { scales, zeros, permutation } = weight;
   return [data, scales, zeros, permutation].filter((tensor) => tensor !== undefined);
 }

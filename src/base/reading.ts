@@ -13,6 +13,7 @@ export type Reading =
   | ScalesReading
   | CodesReading
   | BlocksReading
+  | SuperblocksReading
   | Float8Reading;
 
 /** Values that were computed of the tensor ahead. */
@@ -88,6 +89,19 @@ export interface BlocksReading {
   readonly kind: "blocks";
   readonly stored: "Q4_0" | "Q8_0";
   readonly part: "codes" | "scales";
+  readonly rows: Span;
+  /** Of the matrix: whole blocks. */
+  readonly columns: Span;
+}
+
+/** Blocks of 256 elements of a GGUF file to a part of a `SuperblockWeight` whose codes have `bits`, its groups `groupSize` columns. */
+export interface SuperblocksReading {
+  readonly kind: "superblocks";
+  readonly stored: "Q4_K" | "Q5_K" | "Q6_K";
+  readonly part: "codes" | "steps" | "units";
+  readonly bits: 4 | 8;
+  readonly groupSize: 16 | 32;
+  readonly minima: boolean;
   readonly rows: Span;
   /** Of the matrix: whole blocks. */
   readonly columns: Span;

@@ -104,14 +104,14 @@ const BLOCKS = {
   },
 } as const satisfies Readonly<Record<string, Block>>;
 
-/** The 6-bit scale of sub-block j: in bytes 0–3 for the first four; split between bytes 8–11 and 0–3 for the others. */
-function scaleOf(source: Uint8Array, at: number, j: number): number {
+/** The 6-bit scale of sub-block j of Q4_K and Q5_K, from the first of the 12 bytes on: in bytes 0–3 for the first four; split between bytes 8–11 and 0–3 for the others. */
+export function scaleOf(source: Uint8Array, at: number, j: number): number {
   if (j < 4) return source[at + j]! & 63;
   return (source[at + j + 4]! & 15) | ((source[at + j - 4]! >> 6) << 4);
 }
 
 /** Its 6-bit minimum: in bytes 4–7 for the first four; split between bytes 8–11 and 4–7 for the others. */
-function minimumOf(source: Uint8Array, at: number, j: number): number {
+export function minimumOf(source: Uint8Array, at: number, j: number): number {
   if (j < 4) return source[at + j + 4]! & 63;
   return (source[at + j + 4]! >> 4) | ((source[at + j]! >> 6) << 4);
 }

@@ -150,6 +150,7 @@ async function loadFolder(
     gptqZeros: quantisation?.gptqZeros,
     online: onlineFormOf(config.quantization, quantisation),
     quantiseHead: config.quantizeLmHead,
+    superblocks: backend.superblocks,
   });
   const definition = defineModel(modelConfig, { shard, scheme });
   onDefined(definition);

@@ -9,6 +9,7 @@ import { readFloat8 } from "./readings/float8.ts";
 import { readHalves } from "./readings/halves.ts";
 import { readScales } from "./readings/scales.ts";
 import type { StoredTensor } from "./readings/stored-tensor.ts";
+import { readSuperblocks, superblockPartBytes, superblockRowBytes } from "./readings/superblocks.ts";
 import { readTransposed } from "./readings/transposed.ts";
 import { FLOATS } from "./stored-dtype.ts";
 
@@ -34,7 +35,7 @@ export interface RowsForm {
 /** Formats' names of the dtypes that a reading takes. */
 export function storedDtypes(reading: Reading): readonly string[] {
   const { kind } = reading;
-  if (kind === "given" || kind === "bytes" || kind === "halves" || kind === "blocks") return [reading.stored];
+  if ("stored" in reading) return [reading.stored];
   if (kind === "scales") return ["F32", "BF16", "F16", "F8_E8M0"];
   return kind === "codes" ? ["I32"] : [...FLOATS.keys()];
 }
@@ -63,6 +64,14 @@ export function formOf(reading: Reading): RowsForm {
     case "blocks": {
       if (reading.part === "scales") return form(columns / BLOCK_COLUMNS, "float16");
       return form(reading.stored === "Q4_0" ? columns / 2 : columns, "uint8");
+    }
+    case "superblocks": {
+      const [bytes, cost] = [superblockPartBytes(reading), superblockRowBytes(reading)];
+      const isUnits = reading.part === "units";
+      return {
+        ...(isUnits ? form(bytes / 2, "float16") : form(bytes, "uint8")),
+        cost: Math.max(bytes, cost),
+      };
     }
     case "float8": {
       const { part, blockRows, blockColumns } = reading;
@@ -104,6 +113,9 @@ export function readRows(read: RowsRead, target: Uint8Array): Uint8Array {
       break;
     case "blocks":
       readBlocks(tensor, reading, rows, result);
+      break;
+    case "superblocks":
+      readSuperblocks(tensor, reading, rows, result);
       break;
     case "float8":
       readFloat8(tensor, reading, rows, result);

@@ -65,7 +65,7 @@ function planRows(checkpoint: Checkpoint, name: string, reading: Reading, target
     );
   const form = formOf(reading);
   invariant(form.dtype === targetDtype, `${name}: rows of ${form.dtype} for a parameter of ${targetDtype}`);
-  const mayBePaired = reading.kind === "blocks" || reading.kind === "float8";
+  const mayBePaired = ["blocks", "superblocks", "float8"].includes(reading.kind);
   invariant(pairedRows === undefined || mayBePaired, `${name}: rows in another order`);
   invariant(within === undefined || reading.kind === "bytes", `${name}: rows within longer ones`);
   const stored = checkpoint.format.storedName(name);

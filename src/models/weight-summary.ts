@@ -37,6 +37,11 @@ function formatOf(weight: Weight, dense: DType): string {
         : "fp8 by channels";
     case "mxfp4":
       return "mxfp4";
+    case "superblocks": {
+      const { bits, groupSize, minima } = weight;
+      const extras = minima ? " with minima" : "";
+      return `int${bits === 8 ? 6 : 4} in groups of ${groupSize} of superblocks${extras}`;
+    }
     case "grouped": {
       const { bits, groupSize, shape, zeros, permutation } = weight;
       const groups = groupSize === shape[1] ? "by channels" : `in groups of ${groupSize}`;

@@ -1,4 +1,10 @@
-import type { Fp8Weight, GroupedWeight, Mxfp4Weight, Weight } from "../../src/backend/weight.ts";
+import type {
+  Fp8Weight,
+  GroupedWeight,
+  Mxfp4Weight,
+  SuperblockWeight,
+  Weight,
+} from "../../src/backend/weight.ts";
 import type { Fixture } from "./fixture.ts";
 
 /** A quantised weight in its canonical form on a backend, and the matrix [N, K] that it stands for. */
@@ -98,6 +104,44 @@ export function mxfp4Weight(fixture: Fixture, [n, k]: Shape): QuantisedWeight {
     ...{ format: "mxfp4", shape: [n, k] },
     data: fixture.bytes("uint8", codes, [n, k / 2]),
     scales: fixture.bytes("uint8", scales, [n, k / 32]),
+  };
+  return { weight, values };
+}
+
+export type SuperblockForm = Pick<SuperblockWeight, "bits" | "groupSize" | "minima">;
+
+/**
+ * Random codes, of 8 bits up to 63, and steps of all sizes: with minima 6 bits as in Q4_K, else signed bytes as in Q6_K. Units have
+ * either sign.
+ */
+export function superblockWeight(fixture: Fixture, [n, k]: Shape, form: SuperblockForm): QuantisedWeight {
+  const { bits, groupSize, minima } = form;
+  const factors = minima ? 2 : 1;
+  const data = randomBytes(fixture, (n * k * bits) / 8).map((byte) => byte & (bits === 8 ? 63 : 255));
+  const steps = randomBytes(fixture, ((n * k) / groupSize) * factors).map(
+    (byte) => byte & (minima ? 63 : 255),
+  );
+  const signs = randomBytes(fixture, ((n * k) / 256) * factors);
+  const size = 1 / (32 * Math.sqrt(k));
+  const least = [size / (bits === 8 ? 16 : 4), size];
+  const sizes = randomScales(fixture, signs.length, 1).map(
+    (unit, i) => unit * least[i % factors]! * (signs[i]! & 1 ? -1 : 1),
+  );
+  const units = fixture.input(sizes, [n, k / 256, factors], "float16");
+  const signed = new Int8Array(steps.buffer);
+  const values = matrix(n, k, (row, column) => {
+    const index = row * k + column;
+    const code = bits === 8 ? data[index]! : (data[index >> 1]! >> (4 * (index % 2))) & 15;
+    const factor = (i: number) =>
+      signed[Math.floor(index / groupSize) * factors + i]! *
+      units.values[Math.floor(index / 256) * factors + i]!;
+    return factor(0) * code - (minima ? factor(1) : 32 * factor(0));
+  });
+  const weight: SuperblockWeight = {
+    ...{ format: "superblocks", shape: [n, k], ...form },
+    data: fixture.bytes("uint8", data, [n, (k * bits) / 8]),
+    steps: fixture.bytes("uint8", steps, [n, k / groupSize, factors]),
+    units: units.tensor,
   };
   return { weight, values };
 }

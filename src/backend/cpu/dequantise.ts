@@ -4,9 +4,13 @@ import type { Tensor } from "../tensor.ts";
 import {
   type DenseWeight,
   type Fp8Weight,
+  factorsOf,
   type GroupedWeight,
   MXFP4_GROUP,
   type Mxfp4Weight,
+  SUPERBLOCK,
+  SUPERBLOCK_MIDDLE,
+  type SuperblockWeight,
   type Weight,
 } from "../weight.ts";
 import { bytes, floats, ints } from "./host-buffer.ts";
@@ -21,6 +25,7 @@ export interface RowSource {
 export function rowsOf(weight: Weight): RowSource {
   if (weight.format === "dense") return new DenseRows(weight);
   if (weight.format === "mxfp4") return new Mxfp4Rows(weight);
+  if (weight.format === "superblocks") return new SuperblockRows(weight);
   return weight.format === "fp8" ? new Fp8Rows(weight) : new GroupedRows(weight);
 }
 
@@ -140,6 +145,34 @@ class GroupedRows implements RowSource {
       const byte = this.#codes[rowStart + j / 2]!;
       out[j] = ((byte & 15) - zero) * scale;
       out[j + 1] = ((byte >> 4) - zero) * scale;
+    }
+  }
+}
+
+class SuperblockRows implements RowSource {
+  readonly #codes: Uint8Array;
+  readonly #steps: Int8Array;
+  readonly #units: Float32Array | Float16Array;
+
+  constructor(private readonly weight: SuperblockWeight) {
+    this.#codes = bytes(weight.data);
+    const { buffer, byteOffset, length } = bytes(weight.steps);
+    this.#steps = new Int8Array(buffer, byteOffset, length);
+    this.#units = shortFloats(weight.units);
+  }
+
+  dequantise(target: Float32Array, start: number, end: number): void {
+    const { shape, bits, groupSize, minima } = this.weight;
+    const factors = factorsOf(this.weight);
+    const first = start * shape[1];
+    for (let at = first; at < end * shape[1]; at += groupSize) {
+      const [step, unit] = [(at / groupSize) * factors, Math.floor(at / SUPERBLOCK) * factors];
+      const scale = this.#steps[step]! * this.#units[unit]!;
+      const minimum = minima ? this.#steps[step + 1]! * this.#units[unit + 1]! : scale * SUPERBLOCK_MIDDLE;
+      for (let i = at; i < at + groupSize; i++) {
+        const code = bits === 8 ? this.#codes[i]! : (this.#codes[i >> 1]! >> (4 * (i & 1))) & 15;
+        target[i - first] = scale * code - minimum;
+      }
     }
   }
 }

@@ -3,7 +3,7 @@ import { floats } from "../cpu/host-buffer.ts";
 import { optionalFloats } from "../cpu/host-views.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
-import type { Weight } from "../weight.ts";
+import type { SuperblockWeight, Weight } from "../weight.ts";
 import { canMultiply, type KernelActivation, type Multiplied, type MultiplyFusion } from "./multiply.ts";
 import { knows } from "./operands.ts";
 
@@ -15,8 +15,10 @@ export interface ExpertTools {
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
 }
 
+/** The weights that kernels can cut into experts'. */
+type Divisible = Exclude<Multiplied, SuperblockWeight>;
 /** `ExpertWeights` that kernels multiply by. */
-export type MultipliedExperts = ExpertWeights & { readonly gateUp: Multiplied; readonly down: Multiplied };
+export type MultipliedExperts = ExpertWeights & { readonly gateUp: Divisible; readonly down: Divisible };
 /** `ExpertSpec` with an activation that kernels have. */
 export type MultipliedSpec = ExpertSpec & { readonly activation: KernelActivation };
 
@@ -33,8 +35,9 @@ export function canComputeExperts(
   );
 }
 
-/** No block of scales is of two experts. */
+/** No block of scales is of two experts. No checkpoint has experts in superblocks. */
 function canCut(weight: Weight, count: number): boolean {
+  if (weight.format === "superblocks") return false;
   return weight.format !== "fp8" || (weight.shape[0] / count) % weight.blockRows === 0;
 }
 
@@ -106,7 +109,7 @@ export function experts(
 }
 
 /** The rows of one expert, `rows` of them. */
-function ofExpert(weight: Multiplied, expert: number, rows: number): Multiplied {
+function ofExpert(weight: Divisible, expert: number, rows: number): Divisible {
   const [first, end] = [expert * rows, (expert + 1) * rows];
   const shape = [rows, weight.shape[1]] as const;
   const data = weight.data.rows(first, end);

@@ -9,6 +9,7 @@ import {
   type GroupedWeight,
   MXFP4_GROUP,
   type Mxfp4Weight,
+  type SuperblockWeight,
   type Weight,
 } from "../weight.ts";
 import { knows, type Operands } from "./operands.ts";
@@ -51,7 +52,7 @@ const FUSIONS: ReadonlySet<string> = new Set<keyof LinearFusion>(["norm", "bias"
 const NORMS: ReadonlySet<string> = new Set<keyof NonNullable<LinearFusion["norm"]>>(["weight", "eps"]);
 
 /** The weights that kernels multiply by. */
-export type Multiplied = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight;
+export type Multiplied = DenseWeight | Fp8Weight | GroupedWeight | Mxfp4Weight | SuperblockWeight;
 
 /** The kernels have what surrounds this product; what they do not know, they must not ignore. */
 export function canFuse(fusion: LinearFusion): boolean {
@@ -62,7 +63,7 @@ export function canFuse(fusion: LinearFusion): boolean {
 export function canMultiply(weight: Weight): weight is Multiplied {
   if (weight.shape[1] > layout.MAX_INPUTS) return false;
   if (weight.format === "fp8") return weight.blockColumns % 4 === 0 || weight.blockColumns >= weight.shape[1];
-  return weight.format === "dense" || weight.format === "grouped" || weight.format === "mxfp4";
+  return ["dense", "grouped", "mxfp4", "superblocks"].includes(weight.format);
 }
 
 /** Products [m, n] = [m, k] · [n, k]ᵀ. */
@@ -125,7 +126,7 @@ export function multiply(
 /** A matrix as the kernels see it. */
 interface Form {
   readonly isInteger: boolean;
-  /** Of integers: columns of a group, bits of a code, and the permutation of inputs. */
+  /** Of integers: columns of a group, bits of a code that inputs are prepared for, and the permutation of inputs. */
   readonly group: number;
   readonly bits: number;
   readonly permutation: number;
@@ -146,6 +147,19 @@ function formOf(weight: Multiplied, operands: Operands): Form {
       write: (args) => {
         matrix(args, DENSE_FORMS[dtype as keyof typeof DENSE_FORMS], k * dtypeSize(dtype));
         args.words(layout.SCALES, 0, 0, 0, 1, k);
+      },
+    };
+  }
+  if (weight.format === "superblocks") {
+    const { bits, groupSize, minima } = weight;
+    const [steps, units] = [operands.read("steps", weight.steps), operands.read("units", weight.units)];
+    return {
+      ...{ isInteger: true, group: layout.CODES, bits: 4, permutation: 0 },
+      write: (args) => {
+        const form = bits === 4 ? layout.NIBBLE_SUPERBLOCKS : layout.BYTE_SUPERBLOCKS;
+        matrix(args, form, (k * bits) / 8);
+        args.words(layout.SCALES, steps, layout.FLOAT16, k / groupSize, 1, groupSize, 0);
+        args.words(layout.SUPERBLOCK_UNITS, units, Number(minima));
       },
     };
   }

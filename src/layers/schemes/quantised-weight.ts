@@ -1,5 +1,13 @@
 import type { Tensor } from "../../backend/tensor.ts";
-import { type Fp8Weight, type GroupedWeight, MXFP4_GROUP, type Mxfp4Weight } from "../../backend/weight.ts";
+import {
+  type Fp8Weight,
+  factorsOf,
+  type GroupedWeight,
+  MXFP4_GROUP,
+  type Mxfp4Weight,
+  SUPERBLOCK,
+  type SuperblockWeight,
+} from "../../backend/weight.ts";
 import type { ParameterSource, ParameterSpec } from "../../base/parameter-spec.ts";
 
 /** Gives the parameter that a spec describes. */
@@ -57,6 +65,42 @@ export function mxfp4Weight(
     ...{ format: "mxfp4", shape },
     data: bytes("weight", k / 2, sources.codes, "normal"),
     scales: bytes("scales", k / MXFP4_GROUP, sources.scales, DUMMY_MXFP4_SCALE),
+  };
+}
+
+export type SuperblockForm = Pick<SuperblockWeight, "bits" | "groupSize" | "minima">;
+
+export interface SuperblockSources {
+  readonly codes: readonly ParameterSource[];
+  readonly steps: readonly ParameterSource[];
+  readonly units: readonly ParameterSource[];
+}
+
+/** A `SuperblockWeight` [n, k] of its parameters. @param name of the matrix */
+export function superblockWeight(
+  get: GetParameter,
+  name: string,
+  shape: readonly [n: number, k: number],
+  form: SuperblockForm,
+  { codes, steps, units }: SuperblockSources,
+): SuperblockWeight {
+  const [n, k] = shape;
+  const factors = factorsOf(form);
+  // No config alone says that a checkpoint has superblocks, so what dummies are does not matter.
+  return {
+    ...{ format: "superblocks", shape, ...form },
+    data: get({
+      ...{ name: `${name}.weight`, shape: [n, (k * form.bits) / 8], dtype: "uint8" },
+      ...{ sources: codes, dummy: "normal" },
+    }),
+    steps: get({
+      ...{ name: `${name}.steps`, shape: [n, k / form.groupSize, factors], dtype: "uint8" },
+      ...{ sources: steps, dummy: "ones" },
+    }),
+    units: get({
+      ...{ name: `${name}.units`, shape: [n, k / SUPERBLOCK, factors], dtype: "float16" },
+      ...{ sources: units, dummy: "ones" },
+    }),
   };
 }
 

@@ -1,10 +1,11 @@
 import { ModelDataError, UnsupportedModelError } from "../../base/errors.ts";
 import type { ParameterSource } from "../../base/parameter-spec.ts";
+import type { SuperblocksReading } from "../../base/reading.ts";
 import type { Span } from "../../base/shard.ts";
 import type { StoredShape, TensorDirectory } from "../../base/tensor-directory.ts";
 
 /** One of a checkpoint's matrices [N, K], as it is stored. */
-export type StoredMatrix = StoredFloats | StoredFloat8 | StoredIntegers | StoredMxfp4;
+export type StoredMatrix = StoredFloats | StoredFloat8 | StoredIntegers | StoredMxfp4 | StoredSuperblocks;
 
 export interface StoredFloats {
   readonly form: "floats";
@@ -42,6 +43,15 @@ export interface StoredMxfp4 {
   readonly form: "mxfp4";
   readonly codes: StoredName;
   readonly scales: StoredName;
+}
+
+/** Blocks of 256 columns of a GGUF file. */
+export interface StoredSuperblocks {
+  readonly form: "superblocks";
+  readonly stored: SuperblocksReading["stored"];
+  readonly source: StoredName;
+  /** See `StoredIntegers`. */
+  readonly orFloats: true;
 }
 
 /** A tensor's name and the shape that it must have. */

@@ -1,4 +1,4 @@
-import { MXFP4_GROUP, MXFP4_MOST_SCALE, type Weight } from "../../backend/weight.ts";
+import { MXFP4_GROUP, MXFP4_MOST_SCALE, SUPERBLOCK, type Weight } from "../../backend/weight.ts";
 import { ConfigError, ModelDataError, UnsupportedModelError } from "../../base/errors.ts";
 import type { ParameterSource } from "../../base/parameter-spec.ts";
 import { lengthOf, MAX_RANKS, type Span } from "../../base/shard.ts";
@@ -17,6 +17,7 @@ import {
   type GetParameter,
   groupedWeight,
   mxfp4Weight,
+  superblockWeight,
 } from "./quantised-weight.ts";
 import { rowsThatFit } from "./rows-that-fit.ts";
 import { isGroupedBlocks, storedBlocks } from "./stored-blocks.ts";
@@ -28,8 +29,10 @@ import {
   type StoredIntegers,
   type StoredMatrix,
   type StoredMxfp4,
+  type StoredSuperblocks,
 } from "./stored-matrix.ts";
 import { storedMxfp4 } from "./stored-mxfp4.ts";
+import { isSuperblocks, stackSuperblocks, storedSuperblocks } from "./stored-superblocks.ts";
 
 export interface StoredSchemeOptions {
   /** Default v1, as most files are. */
@@ -38,6 +41,8 @@ export interface StoredSchemeOptions {
   readonly online?: OnlineFloat8 | undefined;
   /** The LM head, in floats, is quantised while it is loaded, with a factor for each output. */
   readonly quantiseHead?: boolean;
+  /** See `Backend.superblocks`. Default false: they become floats. */
+  readonly superblocks?: boolean | undefined;
 }
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
@@ -79,10 +84,16 @@ export class StoredScheme implements WeightScheme {
     const stored = parts.map((part) => ({ ...part, stored: this.#find(part, matrix.columns) }));
     const file = parts.map((part) => this.#fileOf(part)).find((found) => found !== undefined) ?? matrix.name;
     const stacked = { matrix, file, shape: [rows, lengthOf(columnSpan)] as const };
-    if (stored.some(mayBeFloats) && !areGroups(stored, columnSpan)) return denseScheme.weight(matrix, get);
+    const stay =
+      areGroups(stored, columnSpan) || (this.options.superblocks && areSuperblocks(stored, columnSpan));
+    if (stored.some(mayBeFloats) && !stay) return denseScheme.weight(matrix, get);
     if (all(stored, isFloat8)) return stackFloat8({ ...stacked, parts: stored }, get);
     if (all(stored, isMxfp4)) return stackMxfp4({ ...stacked, parts: stored }, get);
     if (all(stored, isIntegers)) return stackIntegers({ ...stacked, parts: stored }, get);
+    if (all(stored, isStoredSuperblocks)) {
+      const { form, sources } = stackSuperblocks(stored, columnSpan);
+      return superblockWeight(get, matrix.name, stacked.shape, form, sources);
+    }
     const mixed = stored.find((part) => part.stored.form !== stored[0]!.stored.form);
     if (mixed !== undefined) {
       const absent = parts.find((part) => this.#fileOf(part) === undefined);
@@ -111,6 +122,7 @@ export class StoredScheme implements WeightScheme {
     if (dtype?.startsWith("F8_"))
       throw tensors.unsupported(tensors.find("weight")!, `is ${dtype}; weights of 8-bit floats are F8_E4M3`);
     if (isGroupedBlocks(dtype)) return storedBlocks(tensors, dtype);
+    if (isSuperblocks(dtype)) return storedSuperblocks(tensors, dtype);
     const isPacked = tensors.find("weight_packed") !== undefined;
     const isGrouped = tensors.find("qweight") !== undefined;
     if (dtype !== "I8" && !isPacked && !isGrouped) return { form: "floats" };
@@ -159,8 +171,19 @@ function isIntegers<P extends { readonly stored: StoredMatrix }>(
   return part.stored.form === "integers";
 }
 
+function isStoredSuperblocks<P extends { readonly stored: StoredMatrix }>(
+  part: P,
+): part is P & { readonly stored: StoredSuperblocks } {
+  return part.stored.form === "superblocks";
+}
+
 function mayBeFloats({ stored }: { readonly stored: StoredMatrix }): boolean {
-  return stored.form === "integers" && stored.orFloats === true;
+  return "orFloats" in stored && stored.orFloats === true;
+}
+
+/** True if all parts of a product are in superblocks, of which the columns are whole ones. */
+function areSuperblocks(parts: readonly { readonly stored: StoredMatrix }[], { start, end }: Span): boolean {
+  return all(parts, isStoredSuperblocks) && start % SUPERBLOCK === 0 && end % SUPERBLOCK === 0;
 }
 
 /** True if all parts of a product are in groups of the same kind, and the columns are whole groups. */

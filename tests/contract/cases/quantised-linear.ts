@@ -2,7 +2,14 @@ import type { LinearFusion } from "../../../src/backend/backend.ts";
 import type { Case } from "../backend.contract.ts";
 import { expectClose } from "../compare.ts";
 import type { Fixture } from "../fixture.ts";
-import { fp8Weight, type GroupedForm, groupedWeight, type QuantisedWeight } from "../quantised-weights.ts";
+import {
+  fp8Weight,
+  type GroupedForm,
+  groupedWeight,
+  type QuantisedWeight,
+  type SuperblockForm,
+  superblockWeight,
+} from "../quantised-weights.ts";
 import * as reference from "../reference.ts";
 
 /** Token counts of the kernels that a backend may have: one, a few, a tile, several. */
@@ -21,6 +28,11 @@ const wholeRows =
   (form: Omit<GroupedForm, "groupSize">): Make =>
   (fixture, [n, k]) =>
     groupedWeight(fixture, [n, k], { ...form, groupSize: k });
+
+const superblocks =
+  (form: SuperblockForm): Make =>
+  (fixture, shape) =>
+    superblockWeight(fixture, shape, form);
 
 /** Each form, and shapes [N, K] that it can have: whole blocks and partial ones, fewer outputs than inputs and more. */
 const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Shapes }>> = {
@@ -117,9 +129,46 @@ const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Sha
   },
 };
 
+/** The same of backends that take superblocks. */
+const SUPERBLOCK_FORMS: typeof FORMS = {
+  "superblocks of 4 bits, groups of 32": {
+    make: superblocks({ bits: 4, groupSize: 32, minima: true }),
+    shapes: [
+      [256, 512],
+      [50, 256],
+      [16, 2304],
+    ],
+  },
+  "superblocks of 6 bits, groups of 16": {
+    make: superblocks({ bits: 8, groupSize: 16, minima: false }),
+    shapes: [
+      [256, 512],
+      [50, 256],
+      [16, 2304],
+    ],
+  },
+  "superblocks of 6 bits, groups of 16 with minima": {
+    make: superblocks({ bits: 8, groupSize: 16, minima: true }),
+    shapes: [[72, 512]],
+  },
+  "superblocks of 6 bits, groups of 32 with minima": {
+    make: superblocks({ bits: 8, groupSize: 32, minima: true }),
+    shapes: [[72, 768]],
+  },
+};
+
 /** Products by weights that are not floats, alone and with what may surround them. */
 export function quantisedLinearCases(addCase: Case): void {
-  for (const [name, { make, shapes }] of Object.entries(FORMS)) {
+  casesOf(addCase, FORMS);
+  casesOf((op, title, body) => {
+    addCase(op, title, (fixture) => {
+      if (fixture.backend.superblocks) body(fixture);
+    });
+  }, SUPERBLOCK_FORMS);
+}
+
+function casesOf(addCase: Case, forms: typeof FORMS): void {
+  for (const [name, { make, shapes }] of Object.entries(forms)) {
     for (const [i, [n, k]] of shapes.entries()) {
       for (const m of i === 0 ? TOKENS : [1, 3, 17, 70]) {
         for (const floatOut of m === 1 ? [false, true] : [false]) {

@@ -45,6 +45,22 @@ const TABLES: readonly Refusals[] = [
       },
     }),
   ),
+  {
+    ...{ op: "linear", title: "by superblocks" },
+    operands: {
+      ...{ out: ["bfloat16", T, N], x: ["bfloat16", T, 512], data: ["uint8", N, 256] },
+      ...{ steps: ["uint8", N, 16, 2], units: ["float16", N, 2, 2] },
+    },
+    dtypes: { out: ["float32"] },
+    scalars: { n: N, k: 512, bits: 4, groupSize: 32, minima: 1 },
+    apart: { out: ["x", "data", "steps", "units"] },
+    wrong: [{ bits: 8 }, { groupSize: 16 }, { minima: 0 }, { n: N + 1 }, { k: 384 }],
+    run: (_, { out, x, data, steps, units }, { n, k, bits, groupSize, minima }) => {
+      const form = { bits: bits as 4 | 8, groupSize: groupSize as 16 | 32, minima: minima === 1 };
+      const tensors = { data: data!, steps: steps!, units: units! };
+      checkLinear("bfloat16", out!, x!, { format: "superblocks", shape: [n!, k!], ...form, ...tensors }, {});
+    },
+  },
 ];
 
 test.each(TABLES.map((table) => [table.title!, table] as const))("%s", (_, table) => {

@@ -1,80 +1,19 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
-import type { Tensor } from "../../../src/backend/tensor.ts";
-import type { GroupedWeight, Weight } from "../../../src/backend/weight.ts";
+import type { GroupedWeight } from "../../../src/backend/weight.ts";
 import { ModelDataError } from "../../../src/base/errors.ts";
-import type { ParameterSpec } from "../../../src/base/parameter-spec.ts";
 import type { Span } from "../../../src/base/shard.ts";
-import { blockOf, dequantize } from "../../../src/gguf/dequantize.ts";
-import { ParameterList } from "../../../src/layers/parameters.ts";
-import { StoredScheme, type StoredSchemeOptions } from "../../../src/layers/schemes/stored-scheme.ts";
-import type { MatrixSpec } from "../../../src/layers/weight-scheme.ts";
-import { Checkpoint } from "../../../src/loader/checkpoint.ts";
-import { directoryOf } from "../../../src/loader/tensor-directory.ts";
-import { loadWeights } from "../../../src/loader/weights.ts";
-import { Random } from "../../contract/random.ts";
-import { gguf, type TensorInput, type Value } from "../../gguf-writer.ts";
-import { temporaryFolder } from "../../support.ts";
-import { bytesOf, FakeBackend } from "./fake-backend.ts";
+import { bytesOf } from "./fake-backend.ts";
+import * as matrices from "./gguf-matrices.ts";
+import { HEAD, load } from "./gguf-matrices.ts";
 
 setDefaultTimeout(300_000);
 
-const IDS = { Q4_0: 2, Q8_0: 8 } as const;
-type Type = keyof typeof IDS;
-const [COLUMNS, HEAD] = [192, 8];
-const SELF = "model.layers.0.self_attn";
-const LLAMA: Record<string, Value> = {
-  "general.architecture": "llama",
-  "llama.attention.head_count": 4,
-  "llama.attention.head_count_kv": 2,
-};
-
-/** Blocks of random codes and scales, each another one. */
-function blocks(type: Type, rows: number): { readonly stored: TensorInput; readonly values: Float32Array } {
-  const { elements, bytes } = blockOf(type);
-  const random = new Random(rows);
-  const data = Uint8Array.from({ length: ((rows * COLUMNS) / elements) * bytes }, () => random.int(256));
-  for (let at = 0; at < data.length; at += bytes)
-    data.set(new Uint8Array(Float16Array.of(random.uniform() - 0.5).buffer), at);
-  const values = new Float32Array(rows * COLUMNS);
-  dequantize(data, type, values);
-  return { stored: { type: IDS[type], shape: [rows, COLUMNS], data }, values };
-}
-
-/** Rows of heads in the order of a checkpoint, of those that are stored in pairs. */
-function unpaired(values: Float32Array): Float32Array {
-  const result = new Float32Array(values.length);
-  for (let row = 0; row < values.length / COLUMNS; row++) {
-    const [head, inHead] = [row - (row % HEAD), row % HEAD];
-    const stored = head + 2 * (inHead % (HEAD / 2)) + (inHead < HEAD / 2 ? 0 : 1);
-    result.set(values.subarray(stored * COLUMNS, (stored + 1) * COLUMNS), row * COLUMNS);
-  }
-  return result;
-}
-
-function matrix(parts: [name: string, rows: number, span: Span][], columnSpan: Span): MatrixSpec {
-  return {
-    ...{ name: "m", columns: COLUMNS, columnSpan },
-    parts: parts.map(([name, rows, rowSpan]) => ({ source: `${SELF}.${name}_proj`, rows, rowSpan })),
-  };
-}
-
-/** The weight that the scheme makes of a file. */
-async function load(
-  tensors: Record<string, TensorInput>,
-  spec: MatrixSpec,
-  options: StoredSchemeOptions = {},
-): Promise<Weight> {
-  using folder = temporaryFolder();
-  writeFileSync(folder.file("m.gguf"), gguf({ metadata: LLAMA, tensors }));
-  using checkpoint = Checkpoint.open(folder.file("m.gguf"));
-  const scheme = new StoredScheme(directoryOf(checkpoint), options);
-  const list = new ParameterList({ rank: 0, size: 1 }, scheme);
-  list.weight(spec);
-  const loading = { dtype: "float32", ignored: [/./] } as const;
-  const loaded = await loadWeights(checkpoint, list.specs, new FakeBackend().backend, loading);
-  return scheme.weight(spec, ({ name }: ParameterSpec): Tensor => loaded.get(name)!);
-}
+const COLUMNS = 192;
+const blocks = (type: "Q4_0" | "Q8_0", rows: number) => matrices.blocks(type, rows, COLUMNS);
+const unpaired = (values: Float32Array) => matrices.unpaired(values, COLUMNS);
+const matrix = (parts: [name: string, rows: number, span: Span][], columns: Span) =>
+  matrices.matrix(parts, columns, COLUMNS);
+const cut = (values: Float32Array, rows: Span, columns: Span) => matrices.cut(values, rows, columns, COLUMNS);
 
 function floatsOf({ shape, bits, groupSize, data, scales, zeros }: GroupedWeight): Float32Array {
   expect(zeros).toBeUndefined();
@@ -85,14 +24,6 @@ function floatsOf({ shape, bits, groupSize, data, scales, zeros }: GroupedWeight
     const code = bits === 8 ? codes[i]! : (codes[i >> 1]! >> (4 * (i & 1))) & 15;
     return (code - 2 ** (bits - 1)) * factors[Math.floor(i / groupSize)]!;
   });
-}
-
-/** Values of rows and columns, one row after another. */
-function cut(values: Float32Array, rows: Span, columns: Span): number[] {
-  const count = rows.end - rows.start;
-  return Array.from({ length: count }, (_, i) => (rows.start + i) * COLUMNS).flatMap((row) => [
-    ...values.subarray(row + columns.start, row + columns.end),
-  ]);
 }
 
 const ALL = { start: 0, end: COLUMNS };

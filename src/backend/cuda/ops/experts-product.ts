@@ -1,13 +1,13 @@
 import { DeviceError } from "../../../base/errors.ts";
 import type { ExpertActivation } from "../../experts.ts";
 import type { Tensor } from "../../tensor.ts";
-import type { GroupedWeight, Weight } from "../../weight.ts";
+import type { GroupedWeight, SuperblockWeight, Weight } from "../../weight.ts";
 import type { Macros } from "../kernel-source.ts";
 import { ACTIVATION_CODES } from "./activation.ts";
 import type { ExpertLists } from "./experts-route.ts";
 
 /** The weights that the kernels multiply by. */
-export type ExpertsWeight = Exclude<Weight, GroupedWeight> | PlainGroups;
+export type ExpertsWeight = Exclude<Weight, GroupedWeight | SuperblockWeight> | PlainGroups;
 
 /** Groups whose columns are in order. */
 export type PlainGroups = GroupedWeight & { readonly permutation?: undefined };
@@ -17,6 +17,8 @@ const PIECE_COLUMNS = { 4: 32, 8: 16, 16: 8 } as const;
 
 /** @throws DeviceError for weights whose columns are permuted, or whose sizes or groups are no multiples of what is loaded together */
 export function expertsWeight(weight: Weight): ExpertsWeight {
+  if (weight.format === "superblocks")
+    throw new DeviceError("this device has no kernels for experts in superblocks");
   const multiple = PIECE_COLUMNS[bitsOf(formatOf(weight))];
   const columns = weight.shape[1];
   if (columns % multiple !== 0)
@@ -38,7 +40,7 @@ export function expertsWeight(weight: Weight): ExpertsWeight {
 export type ExpertsFormat = "dense" | "mxfp4" | "fp8" | "int4" | "int8";
 type Bits = keyof typeof PIECE_COLUMNS;
 
-export function formatOf(weight: Weight): ExpertsFormat {
+export function formatOf(weight: Exclude<Weight, SuperblockWeight>): ExpertsFormat {
   if (weight.format !== "grouped") return weight.format;
   return weight.bits === 4 ? "int4" : "int8";
 }

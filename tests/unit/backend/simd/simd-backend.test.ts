@@ -7,12 +7,17 @@ import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
 import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import { AttentionStep } from "../../../contract/attention-step.ts";
 import { Fixture } from "../../../contract/fixture.ts";
-import { fp8Weight, groupedWeight, mxfp4Weight } from "../../../contract/quantised-weights.ts";
+import {
+  fp8Weight,
+  groupedWeight,
+  mxfp4Weight,
+  superblockWeight,
+} from "../../../contract/quantised-weights.ts";
 import { batchTensors, raggedBatch } from "../../../contract/ragged-batch.ts";
 
 setDefaultTimeout(300_000);
 
-const [N, K] = [104, 384];
+const [N, K] = [104, 768];
 const MEGABYTE = 2 ** 20;
 
 const WEIGHTS: Readonly<Record<string, (fixture: Fixture) => Weight>> = {
@@ -25,6 +30,12 @@ const WEIGHTS: Readonly<Record<string, (fixture: Fixture) => Weight>> = {
   "int4 in uneven blocks": (fixture) =>
     groupedWeight(fixture, [N, K], { bits: 4, groupSize: 48, permuted: true }).weight,
   mxfp4: (fixture) => mxfp4Weight(fixture, [N, K]).weight,
+  "superblocks of 4 bits": (fixture) =>
+    superblockWeight(fixture, [N, K], { bits: 4, groupSize: 32, minima: true }).weight,
+  "superblocks of 6 bits": (fixture) =>
+    superblockWeight(fixture, [N, K], { bits: 8, groupSize: 16, minima: false }).weight,
+  "superblocks of 6 bits with minima": (fixture) =>
+    superblockWeight(fixture, [N, K], { bits: 8, groupSize: 16, minima: true }).weight,
 };
 
 /** Runs `body` on a backend of its own. */

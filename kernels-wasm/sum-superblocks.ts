@@ -1,0 +1,290 @@
+/**
+ * Products of x and rows in superblocks: codes of 4 or 6 bits with a scale and a minimum for each group of 16 or 32 columns, both whole
+ * multiples of what 256 columns have. x comes as for other codes of 4 bits (prepare.ts), in blocks of `CODES` columns. Codes of 6 bits fit
+ * there, too: a lane of 16 bits sums four products of a byte and a code of a block, and lanes of the lower half are columns of its first 16.
+ *
+ * Sums of a block's products are exact. A group's minimum is multiplied by the sum of its x, which prepare.ts has made; codes without
+ * minima are taken less their middle.
+ */
+import * as layout from "./layout";
+import { rowAt } from "./matrix";
+import { loadShort } from "./unpack";
+import { argument, sum } from "./vectors";
+
+/** Columns of a panel, and bytes of its rows. */
+const WIDTH: i32 = 2048;
+const STRIDE: usize = 2048 + 64;
+/** In a thread's scratch memory: for each row that is multiplied at once, the scales of 16 columns and then their minima. */
+const FACTORS_AT: usize = layout.SCRATCH_BYTES / 2;
+/** Bytes of x that a block is multiplied by. */
+const X_STEP: usize = 96;
+/** See sum-nibbles.ts. */
+const AHEAD: usize = 256;
+
+/** The order of a block's codes: two neighbours a byte, one a byte, or as `unpack` leaves them. */
+const PACKED: i32 = 0;
+const BYTES: i32 = 1;
+const UNPACKED: i32 = 2;
+
+/** lanes[count, 8] += W[row + 0…7] · x[token + 0…count − 1], four lanes each; rows past the last are the last. */
+export function sumSuperblocks(row: i32, token: i32, count: i32, lanes: usize, scratch: usize): void {
+  const last = argument<i32>(layout.ROWS) - 1;
+  const blocks = argument<i32>(layout.INPUTS) / layout.CODES;
+  const isCentred = argument<i32>(layout.MINIMA) === 0;
+  const xStride = argument<usize>(layout.X_STRIDE);
+  const x = argument<usize>(layout.X) + <usize>token * xStride;
+  const records = argument<usize>(layout.X_SCALES) + <usize>(token * blocks) * layout.NIBBLE_SCALES;
+  const tableBytes = factorBytes();
+  for (let i = 0; i < layout.PANEL_ROWS; i++) factorsOfRow(min(row + i, last), i, scratch);
+  const blocksOfPanel = WIDTH / layout.CODES;
+  for (let first = 0; first < blocks; first += blocksOfPanel) {
+    const end = min(first + blocksOfPanel, blocks);
+    for (let i = 0; i < layout.PANEL_ROWS; i++)
+      unpack(scratch + <usize>i * STRIDE, rowAt(min(row + i, last)), first, end);
+    for (let block = first; block < end; block++) {
+      const panel = scratch + <usize>((block - first) * layout.CODES);
+      const factors = scratch + FACTORS_AT + ((<usize>block) << 3);
+      let inputs = x + <usize>block * X_STEP;
+      let target = lanes;
+      for (let i = 0; i < count; i++, inputs += xStride, target += 128) {
+        const record = records + <usize>(i * blocks + block) * layout.NIBBLE_SCALES;
+        for (let pair: usize = 0; pair < <usize>layout.PANEL_ROWS; pair += 2) {
+          const a = panel + pair * STRIDE;
+          const scales = factors + 2 * pair * tableBytes;
+          const sums = target + (pair << 4);
+          if (isCentred) addBlock(UNPACKED, true, a, a + STRIDE, inputs, record, scales, tableBytes, sums);
+          else addBlock(UNPACKED, false, a, a + STRIDE, inputs, record, scales, tableBytes, sums);
+        }
+      }
+    }
+  }
+}
+
+/**
+ * results[count] = rows [row, row + count) times the only token, without a panel; one more is undefined. Two rows are read at once that lie
+ * far from each other, as in sum-rows.ts.
+ */
+export function sumSuperblockRows(row: i32, count: i32, results: usize, scratch: usize): void {
+  const apart = (count + 1) >> 1;
+  const last = argument<i32>(layout.ROWS) - 1;
+  const isPacked = argument<i32>(layout.FORM) === layout.NIBBLE_SUPERBLOCKS;
+  const isCentred = argument<i32>(layout.MINIMA) === 0;
+  for (let i = row; i < row + apart; i++, results += 4) {
+    const other = results + ((<usize>apart) << 2);
+    if (isPacked) multiplyRows(PACKED, false, min(i, last), min(i + apart, last), results, other, scratch);
+    else if (isCentred)
+      multiplyRows(BYTES, true, min(i, last), min(i + apart, last), results, other, scratch);
+    else multiplyRows(BYTES, false, min(i, last), min(i + apart, last), results, other, scratch);
+  }
+}
+
+// @inline
+function multiplyRows(
+  order: i32,
+  isCentred: bool,
+  n: i32,
+  o: i32,
+  resultA: usize,
+  resultB: usize,
+  scratch: usize,
+): void {
+  const bytes: usize = order === PACKED ? layout.CODES / 2 : layout.CODES;
+  const tableBytes = factorBytes();
+  // The panel's place is free.
+  const lanes = scratch;
+  factorsOfRow(n, 0, scratch);
+  factorsOfRow(o, 1, scratch);
+  let factors = scratch + FACTORS_AT;
+  let a = rowAt(n);
+  let b = rowAt(o);
+  let record = argument<usize>(layout.X_SCALES);
+  v128.store(lanes, i32x4.splat(0));
+  v128.store(lanes, i32x4.splat(0), 16);
+  const end =
+    argument<usize>(layout.DATA) + <usize>argument<i32>(layout.ROWS) * argument<usize>(layout.ROW_BYTES);
+  let asked = a;
+  let seen = i32x4.splat(0);
+  const firstX = argument<usize>(layout.X);
+  const lastX = firstX + <usize>(argument<i32>(layout.INPUTS) / layout.CODES) * X_STEP;
+  for (let x = firstX; x < lastX; x += X_STEP) {
+    // Rows follow one another, so what is ahead of a row's last part is the next row.
+    if (a >= asked && b + 2 * AHEAD <= end) {
+      for (let j = AHEAD; j < 2 * AHEAD; j += 64)
+        seen = v128.xor(seen, v128.xor(v128.load(a + j), v128.load(b + j)));
+      asked = a + AHEAD;
+    }
+    addBlock(order, isCentred, a, b, x, record, factors, tableBytes, lanes);
+    a += bytes;
+    b += bytes;
+    factors += 8;
+    record += layout.NIBBLE_SCALES;
+  }
+  // A load that nothing uses would not be made.
+  v128.store(lanes, seen, 32);
+  store<f32>(resultA, sum(v128.load(lanes)));
+  store<f32>(resultB, sum(v128.load(lanes, 16)));
+}
+
+/**
+ * lanes[2] += the products of a block of two rows. `factors`: two scales of the first row; after as many bytes as a row has of them its
+ * minima, and then the same of the other.
+ */
+// @inline
+function addBlock(
+  order: i32,
+  isCentred: bool,
+  a: usize,
+  b: usize,
+  x: usize,
+  record: usize,
+  factors: usize,
+  tableBytes: usize,
+  lanes: usize,
+): void {
+  let a0 = i16x8.splat(0);
+  let a1 = a0;
+  let a2 = a0;
+  if (isCentred) {
+    const middle = i16x8.splat(<i16>-layout.SUPERBLOCK_MIDDLE);
+    a0 = i16x8.mul(v128.load(record), middle);
+    a1 = i16x8.mul(v128.load(record, 16), middle);
+    a2 = i16x8.mul(v128.load(record, 32), middle);
+  }
+  let b0 = a0;
+  let b1 = a1;
+  let b2 = a2;
+  let c = evenCodes(order, a);
+  let d = evenCodes(order, b);
+  let bytes = v128.load(x);
+  a0 = addDots(a0, bytes, c);
+  b0 = addDots(b0, bytes, d);
+  bytes = v128.load(x, 16);
+  a1 = addDots(a1, bytes, c);
+  b1 = addDots(b1, bytes, d);
+  bytes = v128.load(x, 32);
+  a2 = addDots(a2, bytes, c);
+  b2 = addDots(b2, bytes, d);
+  c = oddCodes(order, a);
+  d = oddCodes(order, b);
+  bytes = v128.load(x, 48);
+  a0 = addDots(a0, bytes, c);
+  b0 = addDots(b0, bytes, d);
+  bytes = v128.load(x, 64);
+  a1 = addDots(a1, bytes, c);
+  b1 = addDots(b1, bytes, d);
+  bytes = v128.load(x, 80);
+  a2 = addDots(a2, bytes, c);
+  b2 = addDots(b2, bytes, d);
+  addScaled(isCentred, lanes, a0, a1, a2, record, factors, factors + tableBytes);
+  const others = factors + 2 * tableBytes;
+  addScaled(isCentred, lanes + 16, b0, b1, b2, record, others, others + tableBytes);
+}
+
+/** The codes of a block at even columns, a byte each. */
+// @inline
+function evenCodes(order: i32, at: usize): v128 {
+  if (order === UNPACKED) return v128.load(at);
+  if (order === PACKED) return v128.and(v128.load(at), i8x16.splat(0x0f));
+  const low = i16x8.splat(0xff);
+  return i8x16.narrow_i16x8_u(v128.and(v128.load(at), low), v128.and(v128.load(at, 16), low));
+}
+
+/** Those at odd columns. */
+// @inline
+function oddCodes(order: i32, at: usize): v128 {
+  if (order === UNPACKED) return v128.load(at, 16);
+  if (order === PACKED) return v128.and(i16x8.shr_u(v128.load(at), 4), i8x16.splat(0x0f));
+  return i8x16.narrow_i16x8_u(i16x8.shr_u(v128.load(at), 8), i16x8.shr_u(v128.load(at, 16), 8));
+}
+
+/** sums[8] + the dot products of two bytes and two codes each. */
+// @inline
+function addDots(sums: v128, bytes: v128, codes: v128): v128 {
+  return i16x8.add(sums, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, codes));
+}
+
+/** lanes += scales · s · the sums of each of the bytes of x, less minima · the sums of x. */
+// @inline
+function addScaled(
+  isCentred: bool,
+  lanes: usize,
+  h: v128,
+  m: v128,
+  l: v128,
+  record: usize,
+  scales: usize,
+  minima: usize,
+): void {
+  const all = i32x4.add(
+    i32x4.dot_i16x8_s(h, i16x8.splat(<i16>layout.HIGH)),
+    i32x4.add(i32x4.dot_i16x8_s(m, i16x8.splat(<i16>layout.MIDDLE)), i32x4.dot_i16x8_s(l, i16x8.splat(1))),
+  );
+  const both = v128.load64_zero(scales);
+  const factor = f32x4.mul(v128.shuffle<i32>(both, both, 0, 0, 1, 1), v128.load32_splat(record, 48));
+  let sums = f32x4.add(v128.load(lanes), f32x4.mul(f32x4.convert_i32x4_s(all), factor));
+  if (!isCentred)
+    sums = f32x4.sub(sums, f32x4.mul(v128.load64_zero(minima), v128.load64_zero(record, layout.INPUT_SUMS)));
+  v128.store(lanes, sums);
+}
+
+/** Bytes of a row's scales, or minima, as floats. */
+function factorBytes(): usize {
+  return (<usize>(argument<i32>(layout.INPUTS) / 16)) << 2;
+}
+
+/** Writes the scales and minima of a row, a float for each 16 columns, as those of row `index` of those that are multiplied at once. */
+function factorsOfRow(row: i32, index: i32, scratch: usize): void {
+  const isFine = argument<i32>(layout.SCALE_COLUMNS) === 16;
+  const bytes = factorBytes();
+  const target = scratch + FACTORS_AT + <usize>(2 * index) * bytes;
+  if (argument<i32>(layout.MINIMA) !== 0) {
+    if (isFine) writeFactors(true, true, row, target, target + bytes);
+    else writeFactors(true, false, row, target, target + bytes);
+  } else if (isFine) writeFactors(false, true, row, target, 0);
+  else writeFactors(false, false, row, target, 0);
+}
+
+// @inline
+function writeFactors(hasMinima: bool, isFine: bool, row: i32, scales: usize, minima: usize): void {
+  const factors: usize = hasMinima ? 2 : 1;
+  const superblocks = argument<i32>(layout.INPUTS) / layout.SUPERBLOCK;
+  const bytes = factors * (isFine ? 16 : 8);
+  let step = argument<usize>(layout.SCALES) + <usize>(row * superblocks) * bytes;
+  let unit = argument<usize>(layout.SUPERBLOCK_UNITS) + <usize>(row * superblocks) * 2 * factors;
+  for (const end = step + <usize>superblocks * bytes; step < end; unit += 2 * factors) {
+    const scale = f32x4.splat(loadShort(unit, layout.FLOAT16));
+    const minimum = hasMinima ? f32x4.splat(loadShort(unit + 2, layout.FLOAT16)) : scale;
+    for (const last = step + bytes; step < last; step += 4 * factors) {
+      if (hasMinima) {
+        // The scale's is the lower byte of two.
+        const pairs = v128.load64_zero(step);
+        storeFactors(isFine, scales, i16x8.shr_s(i16x8.shl(pairs, 8), 8), scale);
+        storeFactors(isFine, minima, i16x8.shr_s(pairs, 8), minimum);
+        minima += isFine ? 16 : 32;
+      } else storeFactors(isFine, scales, i16x8.extend_low_i8x16_s(v128.load32_zero(step)), scale);
+      scales += isFine ? 16 : 32;
+    }
+  }
+}
+
+/** Stores the first four steps times their unit: each once, or twice. */
+// @inline
+function storeFactors(isFine: bool, target: usize, steps: v128, unit: v128): void {
+  const four = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(steps)), unit);
+  if (isFine) v128.store(target, four);
+  else {
+    v128.store(target, v128.shuffle<i32>(four, four, 0, 0, 1, 1));
+    v128.store(target, v128.shuffle<i32>(four, four, 2, 2, 3, 3), 16);
+  }
+}
+
+/** Unpacks a row's blocks [first, end). */
+function unpack(panel: usize, row: usize, first: i32, end: i32): void {
+  const isPacked = argument<i32>(layout.FORM) === layout.NIBBLE_SUPERBLOCKS;
+  const bytes = isPacked ? layout.CODES / 2 : layout.CODES;
+  let source = row + <usize>(first * bytes);
+  for (let block = first; block < end; block++, source += bytes, panel += layout.CODES) {
+    v128.store(panel, isPacked ? evenCodes(PACKED, source) : evenCodes(BYTES, source));
+    v128.store(panel, isPacked ? oddCodes(PACKED, source) : oddCodes(BYTES, source), 16);
+  }
+}
