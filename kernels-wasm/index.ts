@@ -22,7 +22,7 @@ const NAP: i64 = 20_000_000;
 
 function compute(kernel: i32, unit: i32, scratch: usize): void {
   if (kernel === layout.READ) read(unit);
-  else if (kernel === layout.PREPARE_FLOATS) prepareFloats(unit);
+  else if (kernel === layout.PREPARE_FLOATS) prepareFloats(unit, scratch);
   else if (kernel === layout.PREPARE_INTEGERS) prepareIntegers(unit, scratch);
   else if (kernel === layout.MULTIPLY) multiply(unit, scratch);
   else if (kernel === layout.ROTATE_AND_STORE) rotateAndStore(unit);

@@ -83,6 +83,16 @@ export const LIMIT = 23;
 /** Of superblocks, whose `SCALES` are steps: float16, and whether there are minima; see `SuperblockWeight`. */
 export const SUPERBLOCK_UNITS = 24;
 export const MINIMA = 25;
+/** Routines of assembled code, by their distance from its beginning; 0 for none. See assembled.ts. */
+export const ONE = 26;
+export const UNPACK = 27;
+export const TILES = 28;
+export const CONVERT = 29;
+export const CONVERT_ZEROS = 30;
+/** Of assembled code: float32 in a vector, columns of a part of a row with one scale, 0 for none, and columns of a panel. */
+export const LANES = 31;
+export const PART_COLUMNS = 32;
+export const WIDE_COLUMNS = 33;
 
 /** Forms of a matrix's elements. */
 export const FLOAT32 = 0;
@@ -127,6 +137,49 @@ export const HIGH = 32512;
 export const MIDDLE = 128;
 /** The most inputs of a product that threads have scratch memory for. */
 export const MAX_INPUTS = 0x1_0000;
+
+// ── assembled code ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** The most columns of a panel of float32, and bytes of its rows, which do not share cache sets. */
+export const WIDE = 512;
+export const WIDE_STRIDE = 2112;
+/** Parameters of `ONE`: words. */
+export const ONE_X = 0;
+export const ONE_ROW_BYTES = 1;
+export const ONE_COUNT = 2;
+export const ONE_ROWS = 3;
+export const ONE_LAST = 7;
+export const ONE_LANES = 8;
+export const ONE_SCALES = 9;
+export const ONE_SCALES_APART = 10;
+export const ONE_PART_BYTES = 11;
+/** Each part's scale, float32, has its offset so many bytes after it. */
+export const OFFSETS_AFTER = 0x1_8000;
+/** Scales that are converted at once. */
+export const CONVERTED = 16;
+/** Of `CONVERT` and `CONVERT_ZEROS`: float32 −zero of all for the former. */
+export const CONVERT_FROM = 0;
+export const CONVERT_TO = 1;
+export const CONVERT_COUNT = 2;
+export const CONVERT_MINUS_ZERO = 3;
+export const CONVERT_ZEROS_FROM = 4;
+/** Of `UNPACK`. */
+export const UNPACK_ROWS = 0;
+export const UNPACK_BYTES = 8;
+export const UNPACK_PANEL = 9;
+export const UNPACK_SCALES = 10;
+export const UNPACK_SCALES_APART = 11;
+export const UNPACK_PART_BYTES = 12;
+/** Of `TILES`. */
+export const TILES_X = 0;
+export const TILES_X_STRIDE = 1;
+export const TILES_TOKENS = 2;
+export const TILES_BYTES = 3;
+export const TILES_PANEL = 4;
+export const TILES_LANES = 5;
+export const TILES_AHEAD = 6;
+export const TILES_AHEAD_END = 7;
+export const TILES_CONTINUE = 8;
 
 // ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,17 +6,47 @@ import { argument, sum } from "./vectors";
 /** The least scale: inputs that ask for a smaller one, which nothing can be divided by, become 0. */
 const LEAST_SCALE: f32 = 1e-37;
 
-// Arguments of both kernels: x, out, bytes of a token in out, inputs K, weight of the norm or 0, eps;
-// of integers also: scales out, group, bits of a code, permutation or 0.
+// Arguments of both kernels: x, out, bytes of a token in out, inputs K, weight of the norm or 0, eps, scales out, group, bits of a code,
+// permutation or 0; of floats also: whether pairs are split.
 
-/** out[K] = x, or x / rms(x) · weight, float32, and zeros up to the stride. */
-export function prepareFloats(unit: i32): void {
+/**
+ * out[K] = x, or x / rms(x) · weight, float32, permuted, and zeros up to the stride. Of split pairs, of each 32 inputs those at even
+ * columns come first.
+ */
+export function prepareFloats(unit: i32, scratch: usize): void {
   const inputs = argument<i32>(3);
   const stride = argument<usize>(2);
+  const permutation = argument<usize>(9);
+  const isSplit = argument<i32>(10) !== 0;
   const out = argument<usize>(1) + <usize>unit * stride;
   const size = (<usize>inputs) << 2;
-  normalise(argument<usize>(0) + <usize>unit * size, out, inputs);
+  const x = argument<usize>(0) + <usize>unit * size;
+  if (permutation === 0 && !isSplit) normalise(x, out, inputs);
+  else {
+    normalise(x, scratch, inputs);
+    const permuted = permutation === 0 ? scratch : isSplit ? scratch + size : out;
+    if (permutation !== 0) permute(scratch, permuted, permutation, inputs);
+    if (isSplit) splitPairs(permuted, out, size);
+  }
   memory.fill(out + size, 0, stride - size);
+}
+
+/** out[count] = x in the order of the permutation. */
+function permute(x: usize, out: usize, permutation: usize, count: i32): void {
+  for (let i: usize = 0; i < (<usize>count) << 2; i += 4)
+    store<u32>(out + i, load<u32>(x + ((<usize>load<u32>(permutation + i)) << 2)));
+}
+
+/** Of each 32 of x, as many as `size` bytes, first those at even columns. */
+function splitPairs(x: usize, out: usize, size: usize): void {
+  for (const end = x + size; x < end; x += 128, out += 128) {
+    for (let i: usize = 0; i < 64; i += 16) {
+      const a = v128.load(x + 2 * i);
+      const b = v128.load(x + 2 * i, 16);
+      v128.store(out + i, v128.shuffle<i32>(a, b, 0, 2, 4, 6));
+      v128.store(out + i, v128.shuffle<i32>(a, b, 1, 3, 5, 7), 64);
+    }
+  }
 }
 
 /**
@@ -43,8 +73,7 @@ export function prepareIntegers(unit: i32, scratch: usize): void {
   let x = scratch;
   if (permutation !== 0) {
     x += (<usize>inputs) << 2;
-    for (let i: usize = 0; i < (<usize>inputs) << 2; i += 4)
-      store<u32>(x + i, load<u32>(scratch + ((<usize>load<u32>(permutation + i)) << 2)));
+    permute(scratch, x, permutation, inputs);
   }
   let out = argument<usize>(1) + <usize>unit * argument<usize>(2);
   let record = argument<usize>(6) + <usize>(unit * blocks) * recordBytes;

@@ -6,6 +6,7 @@
  * (sum-rows.ts). An output is one sum over K, in parts that W's scales or the panel's width delimit, each part's products in their
  * order in four lanes: it is the same bits whatever the number of tokens, units and threads.
  */
+import { isAssembled, rowsOfOne, sumOneAssembled, sumRowsAssembled } from "./assembled";
 import * as layout from "./layout";
 import { sumFloats } from "./sum-floats";
 import { sumIntegers } from "./sum-integers";
@@ -16,9 +17,7 @@ import { argument, exp, geluTanh, silu, sums } from "./vectors";
 
 /** Tokens that pass a panel. */
 const TILE: i32 = 64;
-/** Rows that one token is multiplied by at once. */
-const ONE_ROWS: i32 = 64;
-/** A thread's scratch memory: panel, lanes of sums [TILE, 8] × 4, gates and results [TILE, 8], or [ONE_ROWS]. */
+/** A thread's scratch memory: panel, lanes of sums [TILE, 8] × 4, gates and results [TILE, 8], or [64]. */
 const SUMS: usize = 0x10000;
 const GATES: usize = SUMS + TILE * layout.PANEL_ROWS * 16;
 const RESULTS: usize = GATES + TILE * layout.PANEL_ROWS * 4;
@@ -59,8 +58,9 @@ export function multiply(unit: i32, scratch: usize): void {
 function multiplyOne(start: i32, end: i32, scratch: usize): void {
   const outputs = argument<i32>(layout.OUTPUTS);
   const isGated = argument<i32>(layout.GATED) !== 0;
-  for (let row = start; row < end; row += ONE_ROWS) {
-    const count = min(ONE_ROWS, end - row);
+  const atOnce = rowsOfOne();
+  for (let row = start; row < end; row += atOnce) {
+    const count = min(atOnce, end - row);
     if (isGated) {
       sumOne(row, count, scratch + GATES, scratch);
       sumOne(row + outputs, count, scratch + RESULTS, scratch);
@@ -79,6 +79,7 @@ function isSuperblocks(form: i32): bool {
 
 /** Whether the kernels that need no panel can multiply by the matrix at hand. */
 function canSumOne(): bool {
+  if (isAssembled()) return true;
   const form = argument<i32>(layout.FORM);
   if (isSuperblocks(form)) return true;
   return isNibbles(form) ? hasWholeBlocks() : hasWholeRows();
@@ -87,13 +88,18 @@ function canSumOne(): bool {
 /** results[count] = the products of the only token and rows [row, row + count); up to three more are undefined. */
 function sumOne(row: i32, count: i32, results: usize, scratch: usize): void {
   const form = argument<i32>(layout.FORM);
-  if (isNibbles(form)) sumNibbleRows(row, count, results, scratch);
+  if (isAssembled()) sumOneAssembled(row, count, results, scratch);
+  else if (isNibbles(form)) sumNibbleRows(row, count, results, scratch);
   else if (isSuperblocks(form)) sumSuperblockRows(row, count, results, scratch);
   else sumFloatRows(row, count, results);
 }
 
 /** results[count, 8] = the products of tokens [token, token + count) and eight rows from `row` on. */
 function sumRows(row: i32, token: i32, count: i32, scratch: usize, results: usize): void {
+  if (isAssembled()) {
+    sumRowsAssembled(row, token, count, scratch, results);
+    return;
+  }
   let lanes = scratch + SUMS;
   memory.fill(lanes, 0, (<usize>(count * layout.PANEL_ROWS)) << 4);
   const form = argument<i32>(layout.FORM);
@@ -135,7 +141,10 @@ function finish(row: i32, count: i32, token: i32, results: usize, gates: usize):
     for (let i: usize = 0; i < bytes; i += 16) v128.store(results + i, activated(v128.load(results + i)));
   }
   if (addTo !== 0) addFloats(results, addTo + at, count);
-  memory.copy(argument<usize>(layout.OUT) + at, results, bytes);
+  const out = argument<usize>(layout.OUT) + at;
+  const whole = bytes & ~15;
+  for (let i: usize = 0; i < whole; i += 16) v128.store(out + i, v128.load(results + i));
+  for (let i = whole; i < bytes; i += 4) store<f32>(out + i, load<f32>(results + i));
 }
 
 function gated(gate: v128, up: v128): v128 {

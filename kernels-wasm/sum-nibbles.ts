@@ -247,7 +247,7 @@ function addScaled(lanes: usize, h: v128, m: v128, l: v128, xScale: usize, scale
   v128.store(lanes, f32x4.add(v128.load(lanes), f32x4.mul(f32x4.convert_i32x4_s(all), factor)));
 }
 
-function scaleAt(index: i32): f32 {
+export function scaleAt(index: i32): f32 {
   const form = argument<i32>(layout.SCALE_FORM);
   const scales = argument<usize>(layout.SCALES);
   return form === layout.MXFP4
@@ -267,7 +267,7 @@ function zeroAt(index: i32): i32 {
 }
 
 /** target[groups] = the scales of a row, and up to 15 floats and a spare vector after them. */
-function scalesOfRow(target: usize, row: i32, groups: i32): void {
+export function scalesOfRow(target: usize, row: i32, groups: i32): void {
   const form = argument<i32>(layout.SCALE_FORM);
   const scales = argument<usize>(layout.SCALES);
   if (form === layout.MXFP4) {

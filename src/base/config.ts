@@ -8,6 +8,8 @@ const QUANTIZATIONS = [
   ...(["awq", "gptq", "compressed-tensors", "modelopt", "fbgemm_fp8", "mxfp4", "gguf"] as const),
 ] as const;
 
+export type CpuKernels = "auto" | "avx512" | "avx2" | "wasm";
+
 /** Options of the engine: vLLM's, in camelCase, with its defaults. */
 export interface EngineOptions {
   /**
@@ -17,6 +19,11 @@ export interface EngineOptions {
   device?: "auto" | DeviceName;
   /** Threads that compute on cpu, over all ranks. Default: as many as the machine runs at once. */
   threads?: number;
+  /**
+   * What products on cpu are computed with: code that is assembled at the start for AVX-512 or AVX2, or WebAssembly, which is the same
+   * bits on all machines. `auto`: the fastest that the processor has. Default auto.
+   */
+  cpuKernels?: CpuKernels;
   /**
    * Of activations. `auto`: the checkpoint's dtype on cuda (float32 becomes bfloat16), float32 on cpu, where matrices stay in the
    * checkpoint's dtype all the same. Default auto.
@@ -167,6 +174,7 @@ export function resolveEngineConfig(options: EngineOptions = {}): EngineConfig {
   const config: EngineConfig = {
     device: oneOf("device", ["auto", "cuda", "cpu", "cpu-reference"], "auto"),
     threads: integer("threads", 1, 1024, undefined),
+    cpuKernels: oneOf("cpuKernels", ["auto", "avx512", "avx2", "wasm"], "auto"),
     dtype: oneOf("dtype", ["auto", "bfloat16", "float16", "float32"], "auto"),
     quantization: oneOf("quantization", QUANTIZATIONS, undefined),
     quantizeLmHead: flag("quantizeLmHead", false),

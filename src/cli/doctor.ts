@@ -2,6 +2,7 @@ import { availableParallelism, release, totalmem } from "node:os";
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { measureBandwidth } from "../backend/simd/bandwidth.ts";
+import { type FoundKernels, findKernels } from "../backend/simd/x64/machine-code.ts";
 import { formatBytes } from "../base/bytes.ts";
 import { cacheFolder } from "../base/cache-folder.ts";
 import { ConfigError, DeviceError, ModelNotFoundError, messageOf } from "../base/errors.ts";
@@ -14,6 +15,12 @@ import { titledLines } from "./titled-lines.ts";
 
 /** Weights that expectations are given for where no model is named. */
 const EXAMPLE_BYTES = 2 ** 30;
+
+const KERNELS: Readonly<Record<FoundKernels, string>> = {
+  avx512: "AVX-512, assembled at the start",
+  avx2: "AVX2, assembled at the start",
+  wasm: "WebAssembly: this machine has no AVX2, or executes no code that is assembled",
+};
 
 interface DoctorFlags {
   readonly device: string;
@@ -28,8 +35,10 @@ interface Diagnosis {
   readonly cpuCores: number;
   /** Bytes. */
   readonly memory: number;
-  /** Threads, and bytes a second that they read of memory together; or why `--device cpu` would fail. */
-  readonly cpu: { readonly threads: number; readonly bandwidth: number } | { readonly problem: string };
+  /** Threads, bytes a second that they read of memory together, and products' kernels; or why `--device cpu` would fail. */
+  readonly cpu:
+    | { readonly threads: number; readonly bandwidth: number; readonly kernels: FoundKernels }
+    | { readonly problem: string };
   readonly cuda: CudaDiagnosis;
   /** The device that `--device auto` stands for here. */
   readonly auto: { readonly device: "cpu" | "cuda"; readonly reason: string };
@@ -98,7 +107,7 @@ async function diagnose(model: string | undefined, onProblem: (error: unknown) =
 async function diagnoseCpu(): Promise<Diagnosis["cpu"]> {
   const threads = availableParallelism();
   try {
-    return { threads, bandwidth: await measureBandwidth({ threads }) };
+    return { threads, bandwidth: await measureBandwidth({ threads }), kernels: findKernels() };
   } catch (error) {
     return { problem: messageOf(error) };
   }
@@ -106,11 +115,11 @@ async function diagnoseCpu(): Promise<Diagnosis["cpu"]> {
 
 function describeCpu(cpu: Diagnosis["cpu"], weights: number | undefined): string {
   if ("problem" in cpu) return `not usable: ${cpu.problem}`;
-  const { threads, bandwidth } = cpu;
+  const { threads, bandwidth, kernels } = cpu;
   const bytes = weights ?? EXAMPLE_BYTES;
   const most = (bandwidth / bytes).toPrecision(2);
   const ofWhat = weights === undefined ? `a model with ${formatBytes(bytes)} of weights` : "the model below";
-  return `${threads} threads read memory at ${(bandwidth / 1e9).toFixed(1)} GB/s: one stream of ${ofWhat} writes ${most} tokens/s at most`;
+  return `${threads} threads read memory at ${(bandwidth / 1e9).toFixed(1)} GB/s: one stream of ${ofWhat} writes ${most} tokens/s at most; products are computed with ${KERNELS[kernels]}`;
 }
 
 function describe({ cpu, cuda, auto, folders, model, ...machine }: Diagnosis): string {

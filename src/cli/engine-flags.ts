@@ -10,6 +10,7 @@ import { addEffectlessFlags, EFFECTLESS_ENGINE_FLAGS } from "./vllm-flags.ts";
 export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
   device: ["--device <name>", "auto, cuda, cpu or cpu-reference (default: auto)"],
   threads: ["--threads <count>", "threads that compute on a CPU (default: all cores)", integerValue],
+  cpuKernels: ["--cpu-kernels <name>", "auto, avx512, avx2 or wasm (default: auto)"],
   dtype: ["--dtype <name>", "auto, bfloat16, float16 or float32 (default: auto)", dtypeValue],
   quantization: [
     "-q, --quantization <name>",

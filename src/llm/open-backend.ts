@@ -65,9 +65,9 @@ export async function createBackend(
     throw new ConfigError("dtype", `the CPU backend computes in float32; ${dtype} needs device: "cuda"`);
   const communicator = peers && new SharedMemoryCommunicator(peers);
   if (device === "cpu-reference") return new CpuBackend(undefined, communicator);
-  const { threads = availableParallelism(), tensorParallelSize } = config;
+  const { threads = availableParallelism(), cpuKernels, tensorParallelSize } = config;
   const share = Math.max(1, Math.floor(threads / tensorParallelSize));
-  const backend = new SimdBackend({ threads: share, communicator });
+  const backend = new SimdBackend({ threads: share, kernels: cpuKernels, communicator });
   // The LM head's product, while the tokenizer and the weights are loaded.
   backend.startThreads(model.hiddenSize * model.vocabSize);
   return backend;

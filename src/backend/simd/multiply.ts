@@ -15,6 +15,7 @@ import {
 import { knows, type Operands } from "./operands.ts";
 import type { Place } from "./place.ts";
 import type { Arguments, ThreadPool } from "./thread-pool.ts";
+import type { ProductCode } from "./x64/product-code.ts";
 
 /** Bytes of prepared inputs: more tokens are multiplied some at a time. */
 const INPUT_BYTES = 2 ** 25;
@@ -85,7 +86,10 @@ export function multiply(
 ): void {
   const { place } = operands;
   const form = formOf(weight, operands);
-  const layoutOfX = inputLayout(form, k, norm !== undefined);
+  const assembled = assembledFor(pool.code?.products, form, k);
+  const layoutOfX = assembled
+    ? assembledLayout(form, k, norm !== undefined)
+    : inputLayout(form, k, norm !== undefined);
   const outputs = activation?.gated ? n / 2 : n;
   const atATime = Math.max(1, Math.floor(INPUT_BYTES / (4 * k)));
   const kind = activation === undefined ? layout.NO_ACTIVATION : ACTIVATIONS[activation.kind];
@@ -113,6 +117,7 @@ export function multiply(
         args.words(layout.OUT, result.address, prepared.x, layoutOfX.stride, prepared.scales);
         args.words(layout.TOKENS, tokens, n, outputs, k);
         form.write(args);
+        args.words(layout.ONE, ...(assembled ?? [0]));
         args.words(layout.BIAS, fixed.bias, addend ?? 0, kind, Number(activation?.gated ?? false), unitRows);
         if (activation?.kind !== "limited_swiglu") return;
         args.float(layout.ALPHA, activation.alpha);
@@ -125,6 +130,9 @@ export function multiply(
 
 /** A matrix as the kernels see it. */
 interface Form {
+  /** Its number in layout.ts, and that of its scales. */
+  readonly number: number;
+  readonly scaleForm: number;
   readonly isInteger: boolean;
   /** Of integers: columns of a group, bits of a code that inputs are prepared for, and the permutation of inputs. */
   readonly group: number;
@@ -137,27 +145,30 @@ interface Form {
 function formOf(weight: Multiplied, operands: Operands): Form {
   const k = weight.shape[1];
   const data = operands.read("data", weight.data);
-  const floats = { isInteger: false, group: k, bits: 0, permutation: 0 };
+  const floats = { scaleForm: layout.FLOAT32, isInteger: false, group: k, bits: 0, permutation: 0 };
   const matrix = (args: Arguments, form: number, rowBytes: number) =>
     args.words(layout.DATA, data, rowBytes, form);
   if (weight.format === "dense") {
     const { dtype } = weight.data;
+    const number = DENSE_FORMS[dtype as keyof typeof DENSE_FORMS];
     return {
       ...floats,
+      number,
       write: (args) => {
-        matrix(args, DENSE_FORMS[dtype as keyof typeof DENSE_FORMS], k * dtypeSize(dtype));
-        args.words(layout.SCALES, 0, 0, 0, 1, k);
+        matrix(args, number, k * dtypeSize(dtype));
+        args.words(layout.SCALES, 0, 0, 0, 1, k, 0);
       },
     };
   }
   if (weight.format === "superblocks") {
     const { bits, groupSize, minima } = weight;
     const [steps, units] = [operands.read("steps", weight.steps), operands.read("units", weight.units)];
+    const number = bits === 4 ? layout.NIBBLE_SUPERBLOCKS : layout.BYTE_SUPERBLOCKS;
     return {
+      ...{ number, scaleForm: layout.FLOAT16 },
       ...{ isInteger: true, group: layout.CODES, bits: 4, permutation: 0 },
       write: (args) => {
-        const form = bits === 4 ? layout.NIBBLE_SUPERBLOCKS : layout.BYTE_SUPERBLOCKS;
-        matrix(args, form, (k * bits) / 8);
+        matrix(args, number, (k * bits) / 8);
         args.words(layout.SCALES, steps, layout.FLOAT16, k / groupSize, 1, groupSize, 0);
         args.words(layout.SUPERBLOCK_UNITS, units, Number(minima));
       },
@@ -168,6 +179,8 @@ function formOf(weight: Multiplied, operands: Operands): Form {
     const { blockRows, blockColumns } = weight;
     return {
       ...floats,
+      number: layout.FLOAT8,
+      group: blockColumns,
       write: (args) => {
         matrix(args, layout.FLOAT8, k);
         args.words(
@@ -177,13 +190,21 @@ function formOf(weight: Multiplied, operands: Operands): Form {
           Math.ceil(k / blockColumns),
           blockRows,
           blockColumns,
+          0,
         );
       },
     };
   }
   if (weight.format === "mxfp4") {
     return {
-      ...{ isInteger: true, group: MXFP4_GROUP, bits: 4, permutation: 0 },
+      ...{
+        number: layout.MXFP4,
+        scaleForm: layout.MXFP4,
+        isInteger: true,
+        group: MXFP4_GROUP,
+        bits: 4,
+        permutation: 0,
+      },
       write: (args) => {
         matrix(args, layout.MXFP4, k / 2);
         args.words(layout.SCALES, scales, layout.MXFP4, k / MXFP4_GROUP, 1, MXFP4_GROUP, 0);
@@ -193,55 +214,97 @@ function formOf(weight: Multiplied, operands: Operands): Form {
   const { bits, groupSize } = weight;
   const zeros = operands.optional("zeros", weight.zeros);
   const scaleForm = weight.scales.dtype === "float16" ? layout.FLOAT16 : layout.BFLOAT16;
+  const number = bits === 4 ? layout.INT4 : layout.INT8;
   return {
-    isInteger: true,
-    group: groupSize,
-    bits,
+    ...{ number, scaleForm, isInteger: true, group: groupSize, bits },
     permutation: operands.optional("permutation", weight.permutation),
     write: (args) => {
-      matrix(args, bits === 4 ? layout.INT4 : layout.INT8, (k * bits) / 8);
+      matrix(args, number, (k * bits) / 8);
       args.words(layout.SCALES, scales, scaleForm, k / groupSize, 1, groupSize, zeros);
     },
   };
 }
 
-/** The form of inputs, and bytes from one token's to the next. */
-function inputLayout({ isInteger, group, bits }: Form, k: number, isNormalised: boolean) {
+/** The words that name assembled code for a form, from `layout.ONE` on; undefined where there is none. */
+function assembledFor(
+  code: ProductCode | undefined,
+  { number, group, scaleForm }: Form,
+  k: number,
+): number[] | undefined {
+  const routines = code?.forms[number];
+  if (code === undefined || routines === undefined) return undefined;
+  const { columns, isScaled, one, unpack } = routines;
+  const isWhole = (width: number) => width % columns === 0;
+  if (!isWhole(k) || (group < k && !isWhole(group))) return undefined;
+  const part = isScaled ? partOf(group, k, columns) : 0;
+  const wide = part === 0 ? layout.WIDE : layout.WIDE - (layout.WIDE % part);
+  const convert = code.convert[scaleForm] ?? [0, 0];
+  return [one, unpack, code.tiles, ...convert, code.isa.lanes, part, wide];
+}
+
+/** The most columns of one scale that rows of panels, groups and rows are whole numbers of. */
+function partOf(group: number, k: number, columns: number): number {
+  let part = Math.min(group, k, layout.WIDE);
+  part -= part % columns;
+  while (k % part !== 0 || (group < k && group % part !== 0)) part -= columns;
+  return part;
+}
+
+/** The form of float32 inputs for assembled code. */
+function assembledLayout({ bits, permutation }: Form, k: number, isNormalised: boolean): InputLayout {
+  const isSplit = bits === 4;
+  const isPrepared = isNormalised || isSplit || permutation !== 0;
+  return { isPrepared, isInteger: false, isSplit, stride: 4 * k, blocks: 0 };
+}
+
+interface InputLayout {
+  /** They are not the inputs as they are. */
+  readonly isPrepared: boolean;
+  readonly isInteger: boolean;
+  /** Of each 32 those at even columns come first. */
+  readonly isSplit: boolean;
+  /** Bytes from one token's to the next. */
+  readonly stride: number;
+  /** Of integers. */
+  readonly blocks: number;
+}
+
+/** The form of inputs for the kernels' own products. */
+function inputLayout({ isInteger, group, bits }: Form, k: number, isNormalised: boolean): InputLayout {
+  const isSplit = false;
   if (!isInteger) {
     const stride = 16 * Math.ceil(k / 4);
-    return { isPrepared: isNormalised || k % 4 !== 0, stride, blocks: 0 };
+    return { isPrepared: isNormalised || k % 4 !== 0, isInteger, isSplit, stride, blocks: 0 };
   }
   const block = Math.min(group, layout.BLOCK);
   const blocks = Math.ceil(group / block) * (k / group);
   const inputBytes = bits === 4 ? 3 : 4;
   const padded = layout.CODES * Math.ceil(block / layout.CODES);
-  return { isPrepared: true, stride: blocks * padded * inputBytes, blocks };
+  return { isPrepared: true, isInteger, isSplit, stride: blocks * padded * inputBytes, blocks };
 }
 
-interface Preparation {
+interface Preparation extends InputLayout {
   readonly form: Form;
   readonly tokens: number;
   readonly k: number;
-  readonly stride: number;
-  readonly blocks: number;
   readonly norm: number;
   readonly eps: number;
 }
 
 /** Inputs as the product reads them, in scratch memory. */
 function prepare(pool: ThreadPool, place: Place, x: number, preparation: Preparation) {
-  const { form, tokens, k, stride, blocks, norm, eps } = preparation;
+  const { form, tokens, k, isInteger, isSplit, stride, blocks, norm, eps } = preparation;
   const prepared = place.scratch("inputs", tokens * stride);
   const recordBytes = form.bits === 4 ? layout.NIBBLE_SCALES : layout.BLOCK_SCALES;
-  const scales = form.isInteger ? place.scratch("input scales", recordBytes * tokens * blocks) : 0;
+  const scales = isInteger ? place.scratch("input scales", recordBytes * tokens * blocks) : 0;
   pool.run(place, {
-    kernel: form.isInteger ? layout.PREPARE_INTEGERS : layout.PREPARE_FLOATS,
+    kernel: isInteger ? layout.PREPARE_INTEGERS : layout.PREPARE_FLOATS,
     units: tokens,
-    work: tokens * k * (form.isInteger ? 8 : 1),
+    work: tokens * k * (isInteger ? 8 : 1),
     write: (args) => {
       args.words(0, x, prepared, stride, k, norm);
       args.float(5, eps);
-      args.words(6, scales, form.group, form.bits, form.permutation);
+      args.words(6, scales, form.group, form.bits, form.permutation, Number(isSplit));
     },
   });
   return { x: prepared, scales };

@@ -1,8 +1,10 @@
+import { ptr } from "bun:ffi";
 import { readFileSync } from "node:fs";
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import { programFile } from "../../base/program-file.ts";
 import type { DeviceBuffer } from "../tensor.ts";
+import { functionAt } from "./x64/executable-memory.ts";
 
 const MODULE = programFile("kernels-wasm/kernels.wasm");
 const PAGE = 2 ** 16;
@@ -27,9 +29,17 @@ export function compileKernels(): WebAssembly.Module {
   return new WebAssembly.Module(readFileSync(MODULE));
 }
 
-/** The kernels on a memory. */
-export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memory): Kernels {
-  return new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as Kernels;
+/**
+ * The kernels on a memory.
+ * @param code address of assembled code that they may call, 0 for none
+ */
+export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memory, code: number): Kernels {
+  // The memory never moves: all that it may grow to is reserved.
+  const base = ptr(new Uint8Array(memory.buffer));
+  const execute = code === 0 ? undefined : functionAt(code);
+  const call = (routine: number, parameters: number) =>
+    execute!(base + (parameters >>> 0), base, code + routine);
+  return new WebAssembly.Instance(module, { env: { memory }, code: { call } }).exports as unknown as Kernels;
 }
 
 /** A part of a place's memory. */
@@ -56,14 +66,16 @@ export class Place {
   /**
    * @param maxBytes a multiple of 64 KiB
    * @param threads that need scratch memory of their own
+   * @param code address of assembled code, 0 for none
    */
   constructor(
     module: WebAssembly.Module,
     maxBytes: number,
     threads: number,
+    code = 0,
     readonly memory = new WebAssembly.Memory({ initial: 1, maximum: maxBytes / PAGE, shared: true }),
   ) {
-    this.kernels = instantiate(module, memory);
+    this.kernels = instantiate(module, memory, code);
     this.words = new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
     this.#limit = maxBytes;
     const scratch = this.take(threads * layout.SCRATCH_BYTES, 0);

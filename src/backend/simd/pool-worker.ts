@@ -7,6 +7,8 @@ declare const self: Worker;
 export interface PoolMessage {
   readonly module: WebAssembly.Module;
   readonly memory: WebAssembly.Memory;
+  /** Address of assembled code, 0 for none. */
+  readonly code: number;
   /** This thread's number, from 1 on. */
   readonly thread: number;
 }
@@ -15,9 +17,9 @@ const places: Kernels[] = [];
 /** Words of the first place, where the bell is. */
 let words: Int32Array | undefined;
 
-self.onmessage = ({ data: { module, memory, thread } }: MessageEvent<PoolMessage>) => {
+self.onmessage = ({ data: { module, memory, code, thread } }: MessageEvent<PoolMessage>) => {
   words ??= new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
-  places.push(instantiate(module, memory));
+  places.push(instantiate(module, memory, code));
   work(words, thread);
 };
 

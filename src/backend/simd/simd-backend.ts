@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { formatBytes } from "../../base/bytes.ts";
+import type { CpuKernels } from "../../base/config.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import type { AttentionSpec } from "../attention-spec.ts";
 import type { BatchTensors, LayerCache, LinearFusion, SampleRows, SlotTensors } from "../backend.ts";
@@ -29,6 +30,7 @@ import {
 import { Operands } from "./operands.ts";
 import { compileKernels, MAX_PLACE_BYTES, Place, PlacedBuffer } from "./place.ts";
 import { ALONE, ThreadPool } from "./thread-pool.ts";
+import { type FoundKernels, MachineCode } from "./x64/machine-code.ts";
 
 /** What tensors leave of a place, for the copies and scratch memory of ops that work there. */
 const SPARED_BYTES = 2 ** 28;
@@ -38,6 +40,8 @@ export interface SimdOptions {
   readonly threads?: number;
   /** With the other ranks, where there are any. */
   readonly communicator?: Communicator | undefined;
+  /** Of products. Default auto: the fastest that the machine has. */
+  readonly kernels?: CpuKernels;
   /** Bytes of a memory, a multiple of 64 KiB; tensors that do not fit go into another. Default: 4 GiB. */
   readonly placeBytes?: number;
   /** Bytes of each that tensors leave. */
@@ -52,18 +56,30 @@ export class SimdBackend extends CpuBackend {
   override readonly name = "cpu";
   override readonly matrixDtypes = ["bfloat16", "float16"] as const;
   readonly #module = compileKernels();
+  readonly #code: MachineCode | undefined;
   readonly #pool: ThreadPool;
   readonly #places: Place[] = [];
   readonly #placeBytes: number;
   readonly #sparedBytes: number;
   #isDisposed = false;
 
-  constructor({ threads = availableParallelism(), communicator, ...sizes }: SimdOptions = {}) {
+  constructor({
+    threads = availableParallelism(),
+    communicator,
+    kernels = "auto",
+    ...sizes
+  }: SimdOptions = {}) {
     super(undefined, communicator);
     this.#placeBytes = sizes.placeBytes ?? MAX_PLACE_BYTES;
     this.#sparedBytes = sizes.sparedBytes ?? SPARED_BYTES;
-    this.#pool = new ThreadPool(this.#module, threads);
+    this.#code = MachineCode.open(kernels);
+    this.#pool = new ThreadPool(this.#module, threads, this.#code);
     this.#addPlace();
+  }
+
+  /** Those of products. */
+  get kernels(): FoundKernels {
+    return this.#code?.products.isa.name ?? "wasm";
   }
 
   get threads(): number {
@@ -97,6 +113,8 @@ export class SimdBackend extends CpuBackend {
   override dispose(): void {
     this.#isDisposed = true;
     this.#pool.dispose();
+    // A thread whose task was given up may still be executing it.
+    if (!this.#pool.hasFailed) this.#code?.dispose();
     super.dispose();
   }
 
@@ -243,7 +261,7 @@ export class SimdBackend extends CpuBackend {
   }
 
   #addPlace(): Place {
-    const place = new Place(this.#module, this.#placeBytes, this.#pool.threads);
+    const place = new Place(this.#module, this.#placeBytes, this.#pool.threads, this.#code?.address);
     this.#places.push(place);
     this.#pool.add(place);
     return place;

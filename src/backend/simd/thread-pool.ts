@@ -3,6 +3,7 @@ import { DeviceError, messageOf } from "../../base/errors.ts";
 import { workerScript } from "../../base/program-file.ts";
 import type { Place } from "./place.ts";
 import type { PoolMessage } from "./pool-worker.ts";
+import type { MachineCode } from "./x64/machine-code.ts";
 
 const POOL_WORKER = workerScript("src/backend/simd/pool-worker.ts");
 
@@ -61,10 +62,13 @@ export class ThreadPool {
   readonly #arguments = new Map<Place, Arguments>();
   readonly #workers: Worker[] = [];
   #isDisposed = false;
+  #hasFailed = false;
 
   constructor(
     private readonly module: WebAssembly.Module,
     readonly threads: number,
+    /** Assembled code that kernels may call. */
+    readonly code?: MachineCode,
   ) {}
 
   /** Tasks may be about this place from here on. */
@@ -88,9 +92,15 @@ export class ThreadPool {
       kernels.run(0);
       while (kernels.finish() === 0) this.#assertAlive();
     } catch (error) {
+      this.#hasFailed = true;
       if (error instanceof DeviceError) throw error;
       throw new KernelError(`a kernel failed: ${messageOf(error)}`, { cause: error });
     }
+  }
+
+  /** A task was not done: some thread may be at it for ever. */
+  get hasFailed(): boolean {
+    return this.#hasFailed;
   }
 
   dispose(): void {
@@ -128,8 +138,9 @@ export class ThreadPool {
     if (workers.length === 0) return;
     const { words } = this.#places[0]!;
     Atomics.add(words, layout.MESSAGES / 4, 1);
+    const common = { module: this.module, memory, code: this.code?.address ?? 0 };
     for (const [i, worker] of workers.entries())
-      worker.postMessage({ module: this.module, memory, thread: i + 1 } satisfies PoolMessage);
+      worker.postMessage({ ...common, thread: i + 1 } satisfies PoolMessage);
   }
 
   #assertAlive(): void {

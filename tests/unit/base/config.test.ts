@@ -30,6 +30,7 @@ const OPTIONS: Readonly<
   quantizeLmHead: { bad: NO_FLAG, good: [true, false] },
   quantizeActivations: { bad: NO_FLAG, good: [true, false] },
   kvCacheDtype: { bad: ["fp8_e5m2", "float8", 8, null], good: ["auto", "fp8", "fp8_e4m3"] },
+  cpuKernels: { bad: ["sse", 512, null], good: ["auto", "avx512", "avx2", "wasm"] },
   maxModelLen: { bad: [...NO_INTEGER, 0, -1, 2 ** 24 + 1], good: [1, 2 ** 24] },
   maxNumSeqs: { bad: [...NO_INTEGER, 0, 4097], good: [1, 4096] },
   maxNumBatchedTokens: { bad: [...NO_INTEGER, 0, 2 ** 20 + 1], good: [1, 2 ** 20] },
@@ -72,7 +73,14 @@ describe("the range of each option", () => {
 
 test("the defaults", () => {
   expect(resolve({})).toEqual({
-    ...{ device: "auto", threads: undefined, dtype: "auto", quantization: undefined, kvCacheDtype: "auto" },
+    ...{
+      device: "auto",
+      threads: undefined,
+      cpuKernels: "auto",
+      dtype: "auto",
+      quantization: undefined,
+      kvCacheDtype: "auto",
+    },
     ...{ quantizeLmHead: false, quantizeActivations: true },
     ...{ maxModelLen: undefined, maxNumSeqs: 256 },
     ...{ maxNumBatchedTokens: 16384, blockSize: 16, gpuMemoryUtilization: 0.9 },
