@@ -2,6 +2,7 @@ import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
 import { SimdBackend, type SimdOptions } from "../../../../src/backend/simd/simd-backend.ts";
+import { findKernels } from "../../../../src/backend/simd/x64/machine-code.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
 import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
@@ -29,6 +30,8 @@ const WEIGHTS: Readonly<Record<string, (fixture: Fixture) => Weight>> = {
   int4: (fixture) => groupedWeight(fixture, [N, K], { bits: 4, groupSize: 128, zeros: true }).weight,
   "int4 in uneven blocks": (fixture) =>
     groupedWeight(fixture, [N, K], { bits: 4, groupSize: 48, permuted: true }).weight,
+  "int4 in a group a row": (fixture) =>
+    groupedWeight(fixture, [N, K], { bits: 4, groupSize: K, permuted: true }).weight,
   mxfp4: (fixture) => mxfp4Weight(fixture, [N, K]).weight,
   "superblocks of 4 bits": (fixture) =>
     superblockWeight(fixture, [N, K], { bits: 4, groupSize: 32, minima: true }).weight,
@@ -61,12 +64,18 @@ function products(fixture: Fixture, make: (fixture: Fixture) => Weight, tokens: 
   return Buffer.from(fixture.backend.download(gated));
 }
 
-describe("a product's bits", () => {
+/** What this machine computes products with, the usual first. */
+const KERNELS = (["avx512", "avx2", "wasm"] as const).slice(
+  ["avx512", "avx2", "wasm"].indexOf(findKernels()),
+);
+
+describe.each(KERNELS)("a product's bits, %s,", (kernels) => {
   for (const [name, make] of Object.entries(WEIGHTS)) {
     test(`by ${name} depend neither on threads nor on other tokens`, async () => {
-      const expected = on({ threads: 1 }, (fixture) => products(fixture, make, 160));
-      for (const threads of [2, 3]) {
-        const backend = new SimdBackend({ threads });
+      const expected = on({ threads: 1, kernels }, (fixture) => products(fixture, make, 160));
+      for (const threads of kernels === KERNELS[0] ? [2, 3] : [2]) {
+        const backend = new SimdBackend({ threads, kernels });
+        expect(backend.kernels).toBe(kernels);
         const fixture = new Fixture(backend);
         for (const tokens of [160, 1, 2, 3, 67]) {
           const rows = products(fixture, make, tokens);
@@ -82,6 +91,20 @@ describe("a product's bits", () => {
         backend.dispose();
       }
     });
+  }
+});
+
+test("products are the same but for rounding whatever computes them", () => {
+  for (const [name, make] of Object.entries(WEIGHTS)) {
+    const [expected, ...others] = KERNELS.map((kernels) => {
+      const bytes = on({ threads: 1, kernels }, (fixture) => products(fixture, make, 11));
+      return new Float32Array(Uint8Array.from(bytes).buffer);
+    });
+    const size = Math.hypot(...expected!);
+    for (const found of others) {
+      const error = Math.hypot(...found.map((value, i) => value - expected![i]!)) / size;
+      expect({ name, error, isSmall: error < 1e-6 }).toEqual({ name, error, isSmall: true });
+    }
   }
 });
 
