@@ -44,7 +44,8 @@ const ROOMS: Readonly<Record<string, Room>> = {
     imports: ["backend", "ranks"],
   },
   "backend/simd": {
-    knows: "the CPU backend: memory that threads share, WebAssembly and assembled kernels, and the reference for the rest",
+    knows:
+      "the CPU backend: memory that threads share, WebAssembly and assembled kernels, and the reference for the rest",
     imports: ["backend", "backend/cpu"],
   },
   "backend/cuda": {
