@@ -19,6 +19,14 @@ setDefaultTimeout(300_000);
 const ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"] as const;
 /** Where all files are compiled in all widths. Code for the others is that of sm_80 but for instructions that no size changes. */
 const SIZES_MATTER: ReadonlySet<string> = new Set(["sm_80", "sm_90a"]);
+/**
+ * Where code is optimised, as it is for users: on Hopper alone, whose warnings of serialised products the optimiser finds, and
+ * which compiles most. The others' shares its text and its optimiser; what differs is whether each instruction is there, which
+ * code shows that is not optimised, in half the time. Everywhere where the environment asks for it, as the CI does.
+ */
+const OPTIMISED: ReadonlySet<string> = new Set(
+  process.env["OCTAVO_OPTIMISE_KERNELS"] === "1" ? ARCHITECTURES : ["sm_90a"],
+);
 const HEAD_DIMS = [64, 96, 128, 256] as const;
 const GROUPS = [1, 2, 4, 7, 8] as const;
 const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
@@ -160,6 +168,7 @@ describeWith("OCTAVO_REQUIRE_NVRTC", NVRTC, "NVRTC compiles without a warning", 
     const warnings: string[] = [];
     const compiler = new Compiler(nvrtc, {
       ...{ sourceFolder: KERNEL_FOLDER, cacheFolder: folder, arch, nvrtcFiles: files },
+      extraOptions: OPTIMISED.has(arch) ? [] : ["--Ofast-compile=max"],
       warn: (message) => warnings.push(message),
     });
     const wanted = variants(n);
