@@ -42,17 +42,24 @@ export function expertCases(
     return made;
   };
   return tokenCounts.map((tokens) => {
-    const choices = Array.from({ length: LAYERS }, (_, layer) => randomLogits(tokens, count, layer));
-    const active = choices.map((logits) => activeExperts(logits, count, perToken));
+    // Made only for cases that are measured: those of long prompts take a second.
+    let chosen: readonly Float32Array[] | undefined;
+    const choices = () => {
+      chosen ??= Array.from({ length: LAYERS }, (_, layer) => randomLogits(tokens, count, layer));
+      return chosen;
+    };
     return {
       ...{ group: `experts ${modelName}`, name: `${tokens} tokens`, operands: LAYERS },
-      bytes: (expertBytes * active.reduce((sum, each) => sum + each, 0)) / LAYERS,
+      get bytes() {
+        const active = choices().map((logits) => activeExperts(logits, count, perToken));
+        return (expertBytes * active.reduce((sum, each) => sum + each, 0)) / LAYERS;
+      },
       flops: tokens * perToken * 2 * weights,
       prepare: () => {
         const { backend } = memory;
         const residual = memory.random(tokens, hiddenSize);
         const norm = { weight: memory.ones(hiddenSize), eps: 1e-6 };
-        const logits = choices.map((values) => {
+        const logits = choices().map((values) => {
           const tensor = memory.empty("float32", tokens, count);
           backend.upload(tensor, values);
           return tensor;
