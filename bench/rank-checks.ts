@@ -26,13 +26,15 @@ export class RankChecks {
   /** Of this rank alone. */
   readonly #own: Randomness;
 
+  /** @param largest elements of the largest sum, at least those of a captured graph's sums together */
   constructor(
     private readonly device: RankDevice,
     private readonly seed: number,
+    private readonly largest = LARGEST,
   ) {
     const { rank, size } = device.ranks.shard;
-    this.#summands = new Summands(LARGEST, size, seed);
-    const tensors = () => Array.from({ length: IN_FLIGHT }, () => device.tensor("bfloat16", LARGEST));
+    this.#summands = new Summands(largest, size, seed);
+    const tensors = () => Array.from({ length: IN_FLIGHT }, () => device.tensor("bfloat16", largest));
     [this.#residuals, this.#branches] = [tensors(), tensors()];
     this.#delay = device.tensor("bfloat16", DELAY_BYTES / 2);
     this.#own = new Randomness(seed + 1000 * (rank + 1));
@@ -51,9 +53,9 @@ export class RankChecks {
     let elements = 0;
     for (let first = 0; first < rounds; first += IN_FLIGHT) {
       const pieces = Array.from({ length: IN_FLIGHT }, () => {
-        const size = random.size(LARGEST);
+        const size = random.size(this.largest);
         const whole = random.next() < 0.75 ? Math.max(8, size - (size % 8)) : size;
-        return { start: Math.floor(random.next() * (LARGEST - whole)), size: whole };
+        return { start: Math.floor(random.next() * (this.largest - whole)), size: whole };
       });
       for (const [i, piece] of pieces.entries()) this.#fill(i, piece.start, piece.size);
       for (const [i, { size }] of pieces.entries()) {
@@ -79,7 +81,7 @@ export class RankChecks {
     const slices = (tensor: Tensor) => sizes.map((size, i) => view(tensor, size, starts[i]!));
     const [residuals, branches] = [slices(this.#residuals[0]!), slices(this.#branches[0]!)];
     const { stream, peers, exchange } = device;
-    this.#fill(0, 0, LARGEST);
+    this.#fill(0, 0, this.largest);
     device.settle();
     const enqueue = () => {
       for (const [i, residual] of residuals.entries())
@@ -90,7 +92,7 @@ export class RankChecks {
     using graph = device.capture(enqueue);
     device.settle();
     for (let replay = 0; replay < replays; replay++) {
-      this.#fill(0, 0, LARGEST);
+      this.#fill(0, 0, this.largest);
       this.#wait();
       graph.launch(stream);
       const results = residuals.map((residual) => device.download(residual));
@@ -147,8 +149,8 @@ export class RankChecks {
     device.settle();
     let largest = 0;
     for (let round = 0; round < rounds; round++) {
-      const size = Math.min(LARGEST, 8 * random.size(LARGEST / 8));
-      const start = Math.floor(random.next() * (LARGEST - size));
+      const size = Math.min(this.largest, 8 * random.size(this.largest / 8));
+      const start = Math.floor(random.next() * (this.largest - size));
       this.#fill(0, start, size);
       this.#wait();
       const [residual, branch] = [view(this.#residuals[0]!, size), view(this.#branches[0]!, size)];

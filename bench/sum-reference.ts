@@ -38,11 +38,12 @@ export function toBfloat16(value: number): number {
 
 /** residual + the sum of the parts: float32 in the order of the ranks, one rounding. Zeros have no sign: see `withoutSigns`. */
 export function expectedSums(residual: Uint16Array, parts: readonly Uint16Array[]): Uint16Array<ArrayBuffer> {
-  const sums = Uint16Array.from(residual, (before, i) => {
+  const sums = new Uint16Array(residual.length);
+  for (let i = 0; i < sums.length; i++) {
     let sum = fromBfloat16(parts[0]![i]!);
     for (let rank = 1; rank < parts.length; rank++) sum = Math.fround(sum + fromBfloat16(parts[rank]![i]!));
-    return toBfloat16(Math.fround(sum + fromBfloat16(before)));
-  });
+    sums[i] = toBfloat16(Math.fround(sum + fromBfloat16(residual[i]!)));
+  }
   return withoutSigns(sums);
 }
 
