@@ -17,6 +17,12 @@ function blocksInReach({ reach }: KvGroup, blockSize: number): number {
   return Math.ceil((reach - 1) / blockSize) + 1;
 }
 
+/** Blocks without which a sequence of so many tokens cannot be computed, a token at a time. */
+export function blocksOfSequence(groups: readonly KvGroup[], tokens: number, blockSize: number): number {
+  const entries = Math.ceil(tokens / blockSize);
+  return groups.reduce((sum, group) => sum + Math.min(entries, blocksInReach(group, blockSize)), 0);
+}
+
 /** Tokens of the longest sequence that so many blocks hold, computed token by token if need be; infinite if all groups have a window. */
 export function tokensInPool(groups: readonly KvGroup[], numBlocks: number, blockSize: number): number {
   const limits = groups.map((group) => blocksInReach(group, blockSize)).sort((a, b) => a - b);

@@ -4,7 +4,7 @@ import { formatBytes } from "../base/bytes.ts";
 import { describeWeights } from "../base/weight-summary.ts";
 import { inspectCuda } from "../cuda/cuda-report.ts";
 import { EMBEDDED_NAME } from "../llm/embedded-model.ts";
-import { fitOf, inspectModel, type SizeOptions } from "../llm/inspect-model.ts";
+import { fitOf, inspectModel, type SizeOptions, sequenceBytes } from "../llm/inspect-model.ts";
 import { createCommand } from "./command.ts";
 import { describeCuda, diagnoseCuda } from "./cuda-diagnosis.ts";
 import { ENGINE_FLAGS } from "./engine-flags.ts";
@@ -13,6 +13,7 @@ import { countValue, numberValue, quantityValue } from "./flag-values.ts";
 import {
   describeFit,
   describeModel,
+  describeToken,
   diagnoseModel,
   type GpuMemory,
   gpuMemories,
@@ -127,21 +128,31 @@ async function estimate(
   sizes: SizeOptions,
 ): Promise<void> {
   const report = await inspectModel(folder, sizes);
-  const { weights, kvBytesPerToken } = report;
+  const { weights, kvBytesPerToken, kvBytesKept } = report;
   const sequenceTokens = flags.maxModelLen ?? report.maxTokens;
+  const kvBytesPerSequence = sequenceBytes(folder, report, sequenceTokens);
   const here = gpuMemories(inspectCuda().gpus);
   const gpus = (flags.memory ?? (here.length > 0 ? here : USUAL_GPUS)).map((gpu) => {
-    const fit = fitOf(folder, report, gpu.bytes, flags.gpuMemoryUtilization, flags.tensorParallelSize);
+    const fit = fitOf(
+      ...([folder, report, gpu.bytes, flags.gpuMemoryUtilization] as const),
+      ...([flags.tensorParallelSize, sequenceTokens] as const),
+    );
     return { ...gpu, ...fit, sequences: Math.floor(fit.kvTokens / sequenceTokens) };
   });
   if (flags.json)
-    return console.log(JSON.stringify({ model, weights, kvBytesPerToken, sequenceTokens, gpus }, null, 2));
+    return console.log(
+      JSON.stringify(
+        { model, weights, kvBytesPerToken, kvBytesKept, sequenceTokens, kvBytesPerSequence, gpus },
+        null,
+        2,
+      ),
+    );
   console.log(
     titledLines([
       ["model", model],
       ["weights", describeWeights(weights)],
-      ["token", `${formatBytes(kvBytesPerToken)} of KV cache`],
-      ["sequence", `${formatBytes(kvBytesPerToken * sequenceTokens)} for ${sequenceTokens} tokens`],
+      ["token", describeToken(report)],
+      ["sequence", `${formatBytes(kvBytesPerSequence)} for ${sequenceTokens} tokens`],
       ...gpus.map((gpu) => {
         const full = gpu.ranks === undefined ? "" : `: ${gpu.sequences} sequences of that length`;
         return ["gpu", `${gpu.name} ${describeFit(gpu)}${full}`] as const;

@@ -66,7 +66,6 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
     weights,
     cpuBytes,
     maxTokens,
-    kvBytesPerToken,
     stateBytes,
     fits,
     tokenizerProblem,
@@ -77,18 +76,27 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
       ["runs", `no: ${problem}`],
     ];
   const state = stateBytes === undefined ? "" : `, and ${formatBytes(stateBytes)} a sequence`;
+  const token = describeToken(found as ModelReport);
   const host = `${formatBytes(cpuBytes!)}, of ${formatBytes(memory)} of memory`;
   return [
     ["path", path],
     ["model", `${architecture}: ${models}`],
     ["weights", describeWeights(weights)],
-    ["context", `${maxTokens} tokens, each ${formatBytes(kvBytesPerToken!)} of KV cache${state}`],
+    ["context", `${maxTokens} tokens, each ${token}${state}`],
     ["cpu", cpuBytes! < memory ? `runs: weights of ${host}` : `no: weights of ${host}`],
     ...(found.cudaProblem !== undefined
       ? [["cuda", `no: ${found.cudaProblem}`] as const]
       : fits!.map((fit) => ["cuda", `${fit.name} ${describeFit(fit)}`] as const)),
     ["text", tokenizerProblem === undefined ? "its tokenizer can be used" : `no: ${tokenizerProblem}`],
   ];
+}
+
+/** The memory that a token takes. */
+export function describeToken({ kvBytesPerToken, kvBytesKept, kvWindow }: ModelReport): string {
+  const all = `${formatBytes(kvBytesPerToken)} of KV cache`;
+  if (kvBytesKept === kvBytesPerToken) return all;
+  const kept = kvBytesKept === 0 ? "nothing" : `${formatBytes(kvBytesKept)} of it`;
+  return `${all}, ${kept} beyond a window of ${kvWindow} tokens`;
 }
 
 export function describeFit({ ranks, kvTokens }: ModelFit): string {

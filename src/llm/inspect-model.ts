@@ -1,9 +1,12 @@
+import type { KvHeads } from "../backend/attention-spec.ts";
 import { checkDeltaNetDims } from "../backend/cuda/ops/delta-dims.ts";
 import { expertsWeight } from "../backend/cuda/ops/experts-product.ts";
 import { headShape } from "../backend/cuda/ops/head-shape.ts";
 import type { Weight } from "../backend/weight.ts";
 import { type EngineOptions, resolveEngineConfig } from "../base/config.ts";
+import { dtypeSize, type KvDType } from "../base/dtype.ts";
 import { ConfigError, messageOf } from "../base/errors.ts";
+import { blocksOfSequence, tokensInPool } from "../base/kv-group.ts";
 import { MAX_RANKS, WHOLE } from "../base/shard.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { StoredScheme } from "../layers/schemes/stored-scheme.ts";
@@ -16,11 +19,12 @@ import { checkCheckpoint } from "../loader/weights.ts";
 import { attentionFormsOf } from "../models/attention-forms.ts";
 import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
-import { kvHeadsOf } from "../models/kv-heads.ts";
+import { cachedLayersOf } from "../models/kv-heads.ts";
 import { defineModel } from "../models/registry.ts";
 import { SUPPORTED_MODELS } from "../models/supported-models.ts";
 import { summaryOf } from "../models/weight-summary.ts";
 import { kvBlockBytes } from "../runner/kv-cache.ts";
+import { kvLayout } from "../runner/kv-layout.ts";
 import { estimatedPool } from "../runner/kv-plan.ts";
 import { stateBytes } from "../runner/state-pool.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
@@ -45,6 +49,9 @@ export interface ModelReport {
   readonly maxTokens: number;
   /** Of keys and values, in the dtype of activations on a GPU. */
   readonly kvBytesPerToken: number;
+  /** Those of them that a sequence keeps when layers with a window see the token no more, and the widest window; 0: there is none. */
+  readonly kvBytesKept: number;
+  readonly kvWindow: number;
   /** Of a sequence's state, whatever its length, for models that keep one. */
   readonly stateBytes?: number | undefined;
   /** Why no GPU can run it, whatever its size. */
@@ -60,7 +67,7 @@ export type SizeOptions = Pick<EngineOptions, "quantization" | "quantizeLmHead" 
 export interface ModelFit {
   /** The fewest GPUs that hold it, dividing it; undefined: 8 do not. */
   readonly ranks: number | undefined;
-  /** Tokens of the KV pool, of all sequences together. */
+  /** Tokens of the KV pool, of all sequences together, if they are as long as was asked about. */
   readonly kvTokens: number;
 }
 
@@ -87,17 +94,19 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
   checkCheckpoint(checkpoint, definition.parameters, [...definition.ignored, ...CALIBRATION_TENSORS]);
   const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
   const onCpu = keepDtypes(definitionOnCpu.parameters, CPU_DTYPES, storedDtype);
+  const kvDtype = kvCacheDtype === "auto" ? dtype : "float8_e4m3";
   return {
     architecture: config.architecture,
     models: SUPPORTED_MODELS[config.architecture].models,
     weights: { ...summaryOf(definition, dtype), skipped: skippedTensors(checkpoint, config) },
     cpuBytes: summaryOf(definitionOnCpu, "float32", onCpu).bytes,
     maxTokens: config.maxPositionEmbeddings,
-    kvBytesPerToken: kvBlockBytes({
-      layers: definition.kvHeads,
-      blockSize: 1,
-      kvDtype: kvCacheDtype === "auto" ? dtype : "float8_e4m3",
-    }),
+    kvBytesPerToken: bytesPerToken(definition.cachedLayers, kvDtype),
+    kvBytesKept: bytesPerToken(
+      definition.cachedLayers.filter(({ window }) => window === 0),
+      kvDtype,
+    ),
+    kvWindow: Math.max(0, ...definition.cachedLayers.map(({ window }) => window)),
     stateBytes: definition.stateShape && stateBytes(definition.stateShape, dtype),
     cudaProblem: await problemOf(() => {
       for (const { kvHeads } of attentionFormsOf(config, WHOLE))
@@ -112,6 +121,7 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
 /**
  * The GPUs of `memory` bytes that hold a model with room for a context worth having, and for how many tokens.
  * @param fewest GPUs that are asked about
+ * @param tokens of a sequence; default: as many as the model was made for
  */
 export function fitOf(
   folder: string,
@@ -119,6 +129,7 @@ export function fitOf(
   memory: number,
   utilization: number,
   fewest = 1,
+  tokens = report.maxTokens,
 ): ModelFit {
   const config = readModelConfig(folder);
   for (let ranks = fewest; ranks <= MAX_RANKS; ranks++) {
@@ -126,17 +137,32 @@ export function fitOf(
     const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
     // Of a sequence, and of what stands for padding.
     const states = (2 * (report.stateBytes ?? 0)) / ranks;
-    const ofRank = elementsPerToken(config, ranks) / elementsPerToken(config, 1);
-    const kvTokens = Math.floor(Math.max(0, pool - states) / (report.kvBytesPerToken * ofRank));
-    if (kvTokens >= Math.min(report.maxTokens, LEAST_TOKENS)) return { ranks, kvTokens };
+    const { groups, blockBytes } = poolOf(config, report, ranks, tokens);
+    const blocks = Math.floor(Math.max(0, pool - states) / blockBytes);
+    if (tokensInPool(groups, blocks, 1) < Math.min(report.maxTokens, LEAST_TOKENS)) continue;
+    return { ranks, kvTokens: Math.floor((blocks * tokens) / blocksOfSequence(groups, tokens, 1)) };
   }
   return { ranks: undefined, kvTokens: 0 };
 }
 
-/** Keys and values that one of so many ranks caches for a token. */
-function elementsPerToken(config: ModelConfig, ranks: number): number {
-  const layers = kvHeadsOf(config, { rank: 0, size: ranks });
-  return kvBlockBytes({ layers, blockSize: 1, kvDtype: "float8_e4m3" });
+/** Bytes of the KV pool that a sequence of so many tokens takes. */
+export function sequenceBytes(folder: string, report: ModelReport, tokens: number): number {
+  const { groups, blockBytes } = poolOf(readModelConfig(folder), report, 1, tokens);
+  return blocksOfSequence(groups, tokens, 1) * blockBytes;
+}
+
+/** The pool of one of so many ranks, if blocks had one token. */
+function poolOf(config: ModelConfig, { kvBytesPerToken }: ModelReport, ranks: number, tokens: number) {
+  const layout = kvLayout(cachedLayersOf(config, { rank: 0, size: ranks }), tokens);
+  const elementBytes = kvBytesPerToken / bytesPerToken(cachedLayersOf(config, WHOLE), "float8_e4m3");
+  const elements = kvBlockBytes({ layout, blockSize: 1, kvDtype: "float8_e4m3" });
+  return { groups: layout.groups, blockBytes: elements * elementBytes };
+}
+
+/** Bytes of a token's keys and values in these layers. */
+function bytesPerToken(layers: readonly KvHeads[], kvDtype: KvDType): number {
+  const elements = layers.reduce((sum, { numKvHeads, headDim }) => sum + 2 * numKvHeads * headDim, 0);
+  return elements * dtypeSize(kvDtype);
 }
 
 function isDivisible(config: ModelConfig, size: number): boolean {

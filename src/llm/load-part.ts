@@ -80,7 +80,7 @@ export async function loadPart(
     build: (peers) => {
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
-      const kvShape = { layers: definition.kvHeads, blockSize: config.blockSize, kvDtype };
+      const kvShape = { layers: definition.cachedLayers, blockSize: config.blockSize, kvDtype };
       const { stateShape } = definition;
       const bytes = stateShape && stateBytes(stateShape, backend.activationDtype);
       const plan = new KvPlan(modelConfig.maxPositionEmbeddings, kvShape, config, backend, bytes);
@@ -89,7 +89,7 @@ export async function loadPart(
       const numSnapshots = stateShape === undefined ? 0 : agree(plan.numSnapshots);
       const built = definition.build(weights, backend, maxModelLen);
       const runner = new ModelRunner(backend, built, {
-        ...{ ...config, kvDtype, kvScales, maxModelLen, maxNumSeqs, numSnapshots },
+        ...{ ...config, layout: plan.layout, kvDtype, kvScales, maxModelLen, maxNumSeqs, numSnapshots },
         planBlocks: () => agree(plan.numBlocks()),
       });
       // Whoever comes so far knows that all have.

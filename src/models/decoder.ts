@@ -1,4 +1,3 @@
-import type { KvHeads } from "../backend/attention-spec.ts";
 import type { LayerCache, LmHead, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { DeltaNetShape, StateCache } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
@@ -19,7 +18,7 @@ import {
 } from "../layers/rotary.ts";
 import { LM_HEAD } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
-import { kvHeadsOf, layersWithCache } from "./kv-heads.ts";
+import { cachedLayersOf, layersWithCache } from "./kv-heads.ts";
 import type { CausalLM, ModelDefinition, ModelPart, StateShape } from "./model.ts";
 import { TOWERS } from "./text-config.ts";
 
@@ -92,7 +91,7 @@ export function defineDecoder(
     new Decoder(config, parameters, tables, createLayer, options);
   const list = new ParameterList(shard, scheme);
   const placeholder = (...shape: number[]) => list.placeholder("float32", shape);
-  const { kvHeads, stateShape } = create(
+  const { stateShape } = create(
     list,
     layerTables(
       config,
@@ -110,7 +109,8 @@ export function defineDecoder(
       ...(config.isTextPart ? [TOWERS] : []),
       ...(scheme.ignored ?? []),
     ],
-    ...{ kvHeads, stateShape },
+    cachedLayers: cachedLayersOf(config, shard),
+    stateShape,
     build: (weights, backend, maxPositions) =>
       create(
         new LoadedParameters(shard, scheme, weights, backend),
@@ -138,7 +138,6 @@ function layerTables(
 
 class Decoder implements CausalLM {
   readonly #embedding: Embedding;
-  readonly kvHeads: readonly KvHeads[];
   readonly stateShape: StateShape | undefined;
   readonly #layers: readonly AnyLayer[];
   /** Of each layer with attention, the number of the cache that it attends to. */
@@ -163,7 +162,6 @@ class Decoder implements CausalLM {
     });
     const recurrent = this.#layers.filter((layer) => "stateShape" in layer);
     const cached = layersWithCache(config);
-    this.kvHeads = kvHeadsOf(config, parameters.shard);
     this.#caches = config.kvSources.map((source) => cached.indexOf(source));
     this.stateShape = recurrent[0] && { ...recurrent[0].stateShape, numLayers: recurrent.length };
     function rmsNorm(of: Parameters, name: string, source: string): RmsNorm {

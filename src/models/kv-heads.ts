@@ -9,9 +9,19 @@ export function layersWithCache({ kvSources, linearAttention }: ModelConfig): nu
   );
 }
 
-/** What a rank caches for each token, in each of the layers with a cache. */
-export function kvHeadsOf(config: ModelConfig, shard: Shard): KvHeads[] {
-  return layersWithCache(config).map((layer) => rankHeads(config.layerKvHeads[layer]!, shard));
+/** A layer with a cache of its own, as a rank has it. */
+export interface CachedLayer extends KvHeads {
+  /** Tokens that queries see of it at most, those of other layers that attend to it too; 0: all. */
+  readonly window: number;
+}
+
+/** The layers with a cache, in the order of the caches. */
+export function cachedLayersOf(config: ModelConfig, shard: Shard): CachedLayer[] {
+  return layersWithCache(config).map((layer) => {
+    const windows = config.layerWindows.filter((_, reader) => config.kvSources[reader] === layer);
+    const window = windows.includes(0) ? 0 : Math.max(...windows);
+    return { ...rankHeads(config.layerKvHeads[layer]!, shard), window };
+  });
 }
 
 /** A rank's part of a layer's heads; of fewer heads than ranks, several hold the same one. */

@@ -1,4 +1,3 @@
-import type { KvHeads } from "../backend/attention-spec.ts";
 import type { Backend, SampleRows, SlotTensors } from "../backend/backend.ts";
 import type { DeltaNetShape } from "../backend/delta-net.ts";
 import type { Tensor } from "../backend/tensor.ts";
@@ -8,12 +7,11 @@ import type { Shard } from "../base/shard.ts";
 import type { ForwardContext, OpContext } from "../layers/forward-context.ts";
 import type { WeightScheme } from "../layers/weight-scheme.ts";
 import type { ModelConfig } from "./config.ts";
+import type { CachedLayer } from "./kv-heads.ts";
 
 /** A decoder-only language model, or one rank's part of it, loaded on a backend. */
 export interface CausalLM {
   readonly config: ModelConfig;
-  /** What a rank caches for each token, in each layer that has a cache of its own, in their order. */
-  readonly kvHeads: readonly KvHeads[];
   /** Undefined: no layer keeps a state. */
   readonly stateShape?: StateShape | undefined;
   /** The residual stream [T, H] of the batch's tokens after the last layer; writes their keys and values to the cache. */
@@ -46,8 +44,8 @@ export interface ModelDefinition {
   readonly matrices: readonly Weight[];
   /** Checkpoint tensors that are neither needed nor an error. */
   readonly ignored: readonly RegExp[];
-  /** See `CausalLM.kvHeads`. */
-  readonly kvHeads: readonly KvHeads[];
+  /** The layers that have a cache of their own, in their order, as a rank has them. */
+  readonly cachedLayers: readonly CachedLayer[];
   readonly stateShape: StateShape | undefined;
   /**
    * @param weights what was loaded for `parameters`, by their names

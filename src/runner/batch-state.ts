@@ -12,6 +12,7 @@ import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import { MAX_BAD_WORD_TOKENS, MAX_LOGIT_EDITS } from "../base/sampling-params.ts";
 import { deviceBlock, SCRATCH_BLOCK } from "./kv-cache.ts";
+import type { LayoutGroup } from "./kv-layout.ts";
 import { isPlain, packSlotRecord } from "./slot-record.ts";
 import type { StepRow } from "./step-buffers.ts";
 import type { BlockTableUpdate, RowMask, ScheduledBatch, SlotJoin } from "./types.ts";
@@ -23,8 +24,7 @@ export interface BatchStateShape {
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
   readonly blockSize: number;
-  /** Groups of layers. */
-  readonly numGroups: number;
+  readonly groups: readonly LayoutGroup[];
   readonly vocabSize: number;
 }
 
@@ -45,7 +45,7 @@ export class BatchState {
     private readonly workspace: Workspace,
     private readonly shape: BatchStateShape,
   ) {
-    const { maxNumSeqs, maxModelLen, blockSize, numGroups, vocabSize } = shape;
+    const { maxNumSeqs, maxModelLen, blockSize, groups, vocabSize } = shape;
     this.#maxBlocks = Math.ceil(maxModelLen / blockSize);
     this.#plain = Array(maxNumSeqs + 1).fill(true);
     // One slot more than sequences stays vacant, for padding: zeros, so its every block is the scratch block, and it samples
@@ -60,7 +60,7 @@ export class BatchState {
       tokens: table("int32", maxModelLen + 1),
       lengths: table("int32"),
       numComputedTokens: table("int32"),
-      blockTables: zeros("int32", [numGroups, maxNumSeqs + 1, this.#maxBlocks]),
+      blockTables: zeros("int32", [groups.length, maxNumSeqs + 1, this.#maxBlocks]),
       params: table("uint32", SLOT_WORDS),
       edits: table("uint32", MAX_LOGIT_EDITS, LOGIT_EDIT_WORDS),
       badWords: table("uint32", MAX_BAD_WORD_TOKENS),
@@ -143,7 +143,7 @@ export class BatchState {
       const words = new Int32Array(2 * chunk.length);
       for (const [i, { slot, group, index, block }] of chunk.entries()) {
         words[i] = (group * (this.shape.maxNumSeqs + 1) + slot) * this.#maxBlocks + index;
-        words[chunk.length + i] = deviceBlock(block);
+        words[chunk.length + i] = deviceBlock(block, this.shape.groups[group]!.parts);
       }
       const staged = this.#upload("blockTableUpdates", words);
       const [indices, values] = [staged.rows(0, chunk.length), staged.rows(chunk.length, words.length)];

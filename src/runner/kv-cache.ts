@@ -1,51 +1,58 @@
-import type { KvHeads } from "../backend/attention-spec.ts";
 import type { Backend, KvScales, LayerCache } from "../backend/backend.ts";
+import type { Tensor } from "../backend/tensor.ts";
 import { dtypeSize, type KvDType } from "../base/dtype.ts";
+import type { KvLayout } from "./kv-layout.ts";
 
-/** The extents and the dtype of KV blocks. A block is of so many tokens in all layers. */
+/** The extents and the dtype of KV blocks. */
 export interface KvCacheShape {
-  /** Of each layer that has a cache. */
-  readonly layers: readonly KvHeads[];
+  readonly layout: KvLayout;
   readonly blockSize: number;
   readonly kvDtype: KvDType;
 }
 
-/** Bytes that one block takes over all layers. */
-export function kvBlockBytes({ layers, blockSize, kvDtype }: KvCacheShape): number {
-  const elements = layers.reduce((sum, { numKvHeads, headDim }) => sum + 2 * numKvHeads * headDim, 0);
+/** Bytes of a block: keys and values of `blockSize` tokens in all columns. */
+export function kvBlockBytes({ layout, blockSize, kvDtype }: KvCacheShape): number {
+  const elements = layout.columns.reduce((sum, column) => sum + 2 * column, 0);
   return elements * blockSize * dtypeSize(kvDtype);
 }
 
 /** Device block that padding rows read and write. */
 export const SCRATCH_BLOCK = 0;
 
-/** The engine's block on the device, which has the scratch block besides. */
-export function deviceBlock(block: number): number {
-  return block + SCRATCH_BLOCK + 1;
+/**
+ * The entry of a block table on the device, which has the scratch block besides.
+ * @param parts see `LayoutGroup`
+ */
+export function deviceBlock(block: number, parts = 1): number {
+  return (block + SCRATCH_BLOCK + 1) * parts;
 }
 
 /** The paged keys and values of all layers, plus the scratch block. `scales`, if any, are of the layers. */
 export class KvCache {
   readonly layers: readonly LayerCache[];
+  readonly #columns: readonly Tensor[];
 
   constructor(
     backend: Backend,
-    { layers, blockSize, kvDtype }: KvCacheShape,
+    { layout, blockSize, kvDtype }: KvCacheShape,
     numBlocks: number,
     scales: readonly KvScales[] = [],
   ) {
-    const blocks = ({ numKvHeads, headDim }: KvHeads) =>
-      backend.empty(kvDtype, [numBlocks + 1, numKvHeads, blockSize, headDim]);
-    this.layers = layers.map((heads, layer) => ({
-      ...{ keys: blocks(heads), values: blocks(heads) },
-      ...scales[layer],
-    }));
+    const blocks = numBlocks + 1;
+    const columns = layout.columns.map((elements) => {
+      const memory = () => backend.empty(kvDtype, [blocks, elements * blockSize]);
+      return { keys: memory(), values: memory() };
+    });
+    this.#columns = columns.flatMap(({ keys, values }) => [keys, values]);
+    this.layers = layout.layers.map(({ group, column, part, numKvHeads, headDim }, layer) => {
+      const parts = blocks * layout.groups[group]!.parts;
+      const own = (memory: Tensor) => memory.reshape(parts, numKvHeads, blockSize, headDim).rows(part, parts);
+      const { keys, values } = columns[column]!;
+      return { keys: own(keys), values: own(values), group, ...scales[layer] };
+    });
   }
 
   dispose(): void {
-    for (const { keys, values } of this.layers) {
-      keys.buffer.dispose();
-      values.buffer.dispose();
-    }
+    for (const { buffer } of this.#columns) buffer.dispose();
   }
 }

@@ -1,8 +1,12 @@
 import type { Backend } from "../backend/backend.ts";
 import { formatByteCounts } from "../base/bytes.ts";
 import type { EngineConfig } from "../base/config.ts";
+import type { KvDType } from "../base/dtype.ts";
 import { ConfigError, DeviceError } from "../base/errors.ts";
-import { type KvCacheShape, kvBlockBytes } from "./kv-cache.ts";
+import { blocksOfSequence, tokensInPool } from "../base/kv-group.ts";
+import type { CachedLayer } from "../models/kv-heads.ts";
+import { kvBlockBytes } from "./kv-cache.ts";
+import { type KvLayout, kvLayout } from "./kv-layout.ts";
 
 /** KV pool where memory is the host's, unless `kvCacheMemoryBytes` says otherwise. */
 const HOST_POOL_BYTES = 2 ** 30;
@@ -32,11 +36,19 @@ type Options = Pick<
 > &
   Partial<Pick<EngineConfig, "enablePrefixCaching">>;
 
+/** The model's part of the pool's shape. */
+export interface PoolShape {
+  readonly layers: readonly CachedLayer[];
+  readonly blockSize: number;
+  readonly kvDtype: KvDType;
+}
+
 /** Block-table entries, and tokens of the pool, are numbered with an int32. */
 const MAX_NUMBERED = 2 ** 31 - 1;
 
 /** The plan of the KV pool, and of the states beside it: the length that sequences may have, and the numbers of blocks and states. */
 export class KvPlan {
+  readonly layout: KvLayout;
   /** Prompt plus output tokens that one sequence can have; when it is a default, as far as the pool holds them. */
   readonly maxModelLen: number;
   /** Sequences that can run at once: those asked for, as far as there is memory for their states. */
@@ -52,7 +64,7 @@ export class KvPlan {
    */
   constructor(
     limit: number,
-    private readonly shape: KvCacheShape,
+    private readonly shape: PoolShape,
     private readonly options: Options,
     private readonly backend: Backend,
     private readonly stateBytes = 0,
@@ -61,18 +73,19 @@ export class KvPlan {
     if (asked !== undefined && asked > limit)
       throw new ConfigError("maxModelLen", `maxModelLen ${asked} exceeds the model's limit of ${limit}`);
     const { blockSize } = shape;
-    this.#blockBytes = kvBlockBytes(shape);
+    this.layout = kvLayout(shape.layers, asked ?? limit);
+    this.#blockBytes = kvBlockBytes({ ...shape, layout: this.layout });
     const pool = this.#poolBytes() * (this.#isMeasured ? POOL_SHARE_ESTIMATE : 1);
     this.maxNumSeqs = this.#sequencesIn(pool);
     const snapshots =
       stateBytes > 0 && options.enablePrefixCaching ? (SNAPSHOT_SHARE * pool) / stateBytes : 0;
     this.numSnapshots = Math.min(MOST_SNAPSHOTS, Math.floor(snapshots));
     const estimate = pool - this.#statesBytes;
-    const fits = this.#tokensIn(estimate);
+    const fits = this.#tokensIn(Math.floor(estimate / this.#blockBytes));
     this.maxModelLen = asked ?? Math.min(limit, fits);
     // On a GPU the estimate only picks a default: what is asked for is held against the measured pool.
     if (this.maxModelLen === 0 || (!this.#isMeasured && this.maxModelLen > fits)) throw this.#tooSmall(fits);
-    const entries = (this.maxNumSeqs + 1) * Math.ceil(this.maxModelLen / blockSize);
+    const entries = this.#numGroups * (this.maxNumSeqs + 1) * Math.ceil(this.maxModelLen / blockSize);
     if (entries > MAX_NUMBERED) {
       const message = `block tables of ${entries} entries are too large: lower maxModelLen or maxNumSeqs, or raise blockSize`;
       throw new ConfigError("maxModelLen", message);
@@ -87,11 +100,13 @@ export class KvPlan {
   numBlocks(): number {
     const { blockSize } = this.shape;
     const { maxModelLen = 1 } = this.options;
+    const parts = Math.max(...this.layout.groups.map((group) => group.parts));
     // The scratch block is one more.
-    const numberable = Math.floor(MAX_NUMBERED / blockSize) - 1;
+    const numberable = Math.floor(MAX_NUMBERED / (blockSize * parts)) - 1;
     const blocks = Math.min(Math.floor(this.#blocksBytes() / this.#blockBytes), numberable);
-    if (blocks * blockSize < maxModelLen) throw this.#tooSmall(blocks * blockSize);
-    const useful = Math.ceil(this.maxModelLen / blockSize) * this.maxNumSeqs;
+    const fits = this.#tokensIn(blocks);
+    if (fits < maxModelLen) throw this.#tooSmall(fits);
+    const useful = this.#numGroups * Math.ceil(this.maxModelLen / blockSize) * this.maxNumSeqs;
     return this.#isMeasured ? blocks : Math.min(blocks, useful);
   }
 
@@ -131,15 +146,20 @@ export class KvPlan {
     return this.#poolBytes() - (this.#isMeasured ? 0 : this.#statesBytes);
   }
 
-  #tokensIn(bytes: number): number {
-    return Math.floor(bytes / this.#blockBytes) * this.shape.blockSize;
+  get #numGroups(): number {
+    return this.layout.groups.length;
+  }
+
+  /** Of the longest sequence that so many blocks hold. */
+  #tokensIn(blocks: number): number {
+    return tokensInPool(this.layout.groups, blocks, this.shape.blockSize);
   }
 
   #tooSmall(fits: number): Error {
     const { gpuMemoryUtilization } = this.options;
     const wanted = Math.max(this.maxModelLen, 1);
     const [needed, available] = formatByteCounts(
-      Math.ceil(wanted / this.shape.blockSize) * this.#blockBytes,
+      blocksOfSequence(this.layout.groups, wanted, this.shape.blockSize) * this.#blockBytes,
       Math.floor(this.#blocksBytes()),
     );
     const facts = `a context of ${wanted} tokens needs ${needed} of KV cache, there is room for ${available}`;

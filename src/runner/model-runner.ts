@@ -1,15 +1,15 @@
-import { ATTENTION_TILE } from "../backend/attention-spec.ts";
 import type { Backend, KvScales, Readback } from "../backend/backend.ts";
 import { rowWords } from "../backend/row-words.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import { Workspace } from "../backend/workspace.ts";
 import type { KvDType } from "../base/dtype.ts";
 import { DeviceError, EngineDeadError, invariant, messageOf } from "../base/errors.ts";
-import type { KvGroup } from "../base/kv-group.ts";
+import { tokensInPool } from "../base/kv-group.ts";
 import type { CausalLM } from "../models/model.ts";
 import { BatchState } from "./batch-state.ts";
 import { type DrawKind, decodeBuckets, GraphRunner, promptBuckets, type StepGraph } from "./graph-runner.ts";
 import { KvCache } from "./kv-cache.ts";
+import type { KvLayout, LayoutGroup } from "./kv-layout.ts";
 import { enqueueLogprobs, logprobWords } from "./logprob-reader.ts";
 import { Mailbox } from "./mailbox.ts";
 import { type PendingLogprobs, type PendingStep, readStep } from "./pending-step.ts";
@@ -35,6 +35,7 @@ export interface ModelRunnerOptions {
   readonly maxModelLen: number;
   readonly maxNumBatchedTokens: number;
   readonly blockSize: number;
+  readonly layout: KvLayout;
   /** Dtype of keys and values. */
   readonly kvDtype: KvDType;
   /** Of each layer, where keys and values are cached in eight bits. Default: 1. */
@@ -72,7 +73,7 @@ export class ModelRunner implements Runner {
   readonly blockSize: number;
   readonly maxNumSeqs: number;
   readonly maxModelLen: number;
-  readonly groups: readonly KvGroup[];
+  readonly groups: readonly LayoutGroup[];
   readonly states: SlotStates | undefined;
   readonly vocabSize: number;
   readonly maxDrafts = 0;
@@ -108,13 +109,11 @@ export class ModelRunner implements Runner {
     this.maxNumSeqs = maxNumSeqs;
     this.maxModelLen = options.maxModelLen;
     this.vocabSize = config.vocabSize;
-    const { layerWindows } = config;
-    const hasWindow = layerWindows.every((window) => window > 0);
-    this.groups = [{ reach: hasWindow ? Math.max(...layerWindows) + ATTENTION_TILE - 1 : Infinity }];
+    this.groups = options.layout.groups;
     const numGroups = this.groups.length;
     this.#workspace = new Workspace(backend);
     const { vocabSize } = config;
-    this.#state = new BatchState(backend, this.#workspace, { ...options, numGroups, vocabSize });
+    this.#state = new BatchState(backend, this.#workspace, { ...options, groups: this.groups, vocabSize });
     const { stateShape } = model;
     const { numSnapshots = 0 } = options;
     this.states = stateShape && { numSnapshots, snapshotInterval: snapshotInterval(blockSize) };
@@ -143,7 +142,7 @@ export class ModelRunner implements Runner {
       this.#readback.bind(this),
     );
 
-    const shape = { layers: model.kvHeads, blockSize, kvDtype: options.kvDtype };
+    const shape = { layout: options.layout, blockSize, kvDtype: options.kvDtype };
     const captures = backend.capture !== undefined && !options.enforceEager;
     const limits = { maxRows, maxTokens: maxNumBatchedTokens };
     const rehearse = (run: () => void) => (backend.rehearse ? backend.rehearse(run) : run());
@@ -159,7 +158,8 @@ export class ModelRunner implements Runner {
       this.#cache.dispose();
     }
     this.numBlocks = options.planBlocks();
-    this.maxModelLen = Math.min(options.maxModelLen, this.numBlocks * this.blockSize);
+    const fits = tokensInPool(this.groups, this.numBlocks, this.blockSize);
+    this.maxModelLen = Math.min(options.maxModelLen, fits);
     this.#cache = new KvCache(backend, shape, this.numBlocks, options.kvScales);
     if (backend.memory) rehearse(() => this.#greetCache(maxNumBatchedTokens));
     if (captures) {
@@ -249,7 +249,7 @@ export class ModelRunner implements Runner {
     }
     this.#state.apply({
       joins,
-      blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot, numGroups),
+      blockTableUpdates: writeBlocks(words, rows, blockTableUpdates, this.#rowOfSlot, this.groups),
     });
     const asksLogits = ({ sample, slot, logprobs }: ScheduledRow) =>
       sample && (logprobs !== undefined || !this.#state.isPlain(slot));

@@ -3,6 +3,7 @@ import { RowWord, rowWords } from "../backend/row-words.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { DType } from "../base/dtype.ts";
 import { deviceBlock } from "./kv-cache.ts";
+import type { LayoutGroup } from "./kv-layout.ts";
 import type { BlockTableUpdate, ScheduledRow } from "./types.ts";
 
 /** The part of a row that the device is told. */
@@ -73,22 +74,22 @@ export function writeBlocks(
   rows: readonly StepRow[],
   updates: readonly BlockTableUpdate[],
   rowOfSlot: Int32Array,
-  numGroups: number,
+  groups: readonly LayoutGroup[],
 ): readonly BlockTableUpdate[] {
   if (updates.length === 0) return updates;
   for (let row = 0; row < rows.length; row++) rowOfSlot[rows[row]!.slot] = row;
   return updates.filter(({ slot, group, index, block }) => {
     // A slot without a row has what an earlier step, or nobody, wrote.
     const row = rowOfSlot[slot]!;
-    const at = rowWords(numGroups) * row;
+    const at = rowWords(groups.length) * row;
     const blocks = at + RowWord.block;
     if (rows[row]?.slot !== slot) return true;
     if (words[at + RowWord.blockIndex] === -1) {
       words[at + RowWord.blockIndex] = index;
-      words.fill(-1, blocks, blocks + numGroups);
+      words.fill(-1, blocks, blocks + groups.length);
     }
     if (words[at + RowWord.blockIndex] !== index || words[blocks + group] !== -1) return true;
-    words[blocks + group] = deviceBlock(block);
+    words[blocks + group] = deviceBlock(block, groups[group]!.parts);
     return false;
   });
 }

@@ -6,6 +6,7 @@ import { loadWeights } from "../../src/loader/weights.ts";
 import { readModelConfig } from "../../src/models/config.ts";
 import { defineModel } from "../../src/models/registry.ts";
 import { decodeBuckets } from "../../src/runner/graph-runner.ts";
+import { kvLayout } from "../../src/runner/kv-layout.ts";
 import { ModelRunner } from "../../src/runner/model-runner.ts";
 import type {
   ScheduledBatch,
@@ -55,7 +56,7 @@ async function startRunner(backend: CpuBackend, enforceEager: boolean): Promise<
   const model = definition.build(weights, backend, 256);
   return new ModelRunner(backend, model, {
     ...{ maxNumSeqs: 6, maxModelLen: 256, maxNumBatchedTokens: 128, blockSize: 16, enforceEager },
-    ...{ kvDtype: "float32", maxLogprobs: 20 },
+    ...{ kvDtype: "float32", maxLogprobs: 20, layout: kvLayout(definition.cachedLayers, 256) },
     planBlocks: () => 96,
   });
 }

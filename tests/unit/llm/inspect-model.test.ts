@@ -11,6 +11,7 @@ const GIB = 2 ** 30;
 const REPORT: ModelReport = {
   ...{ architecture: "LlamaForCausalLM", models: "", maxTokens: 131072, cpuBytes: 0 },
   ...{ weights: { format: "bfloat16", bytes: 141_107_412_992 }, kvBytesPerToken: 2 * 80 * 8 * 128 * 2 },
+  ...{ kvBytesKept: 2 * 80 * 8 * 128 * 2, kvWindow: 0 },
 };
 
 test.each([

@@ -26,7 +26,7 @@ test("a config that says nothing has every fourth layer with attention, of which
 
 test("blocks are of the layers with attention, states of the others", () => {
   const whole = defineModel(read());
-  expect(whole.kvHeads).toEqual(Array(2).fill({ numKvHeads: 2, headDim: 256 }));
+  expect(whole.cachedLayers).toEqual(Array(2).fill({ numKvHeads: 2, headDim: 256, window: 0 }));
   expect(whole.stateShape).toMatchObject({ numLayers: 6, numKeyHeads: 16, numValueHeads: 32 });
   const part = defineModel(read(), { shard: { rank: 1, size: 4 } });
   expect(part.stateShape).toMatchObject({ numLayers: 6, numKeyHeads: 4, numValueHeads: 8 });

@@ -6,7 +6,7 @@ import type { Shard } from "../../../src/base/shard.ts";
 import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
 import { readModelConfig } from "../../../src/models/config.ts";
-import type { CausalLM } from "../../../src/models/model.ts";
+import type { ModelDefinition } from "../../../src/models/model.ts";
 import { defineModel } from "../../../src/models/registry.ts";
 
 const BLOCK_SIZE = 4;
@@ -89,7 +89,7 @@ class Rank {
     const backend = rank.#recorder(shard);
     const model = definition.build(weights, cpu, 64);
     const workspace = new Workspace(cpu);
-    const hidden = model.forward({ backend, workspace, batch, kvCache: caches(cpu, model) });
+    const hidden = model.forward({ backend, workspace, batch, kvCache: caches(cpu, definition) });
     model.logits({ backend, workspace }, logits, hidden);
     return rank;
   }
@@ -147,8 +147,8 @@ function prompts(backend: Backend, vocabSize: number): BatchTensors {
   };
 }
 
-function caches(backend: Backend, { kvHeads }: CausalLM): LayerCache[] {
-  return kvHeads.map(({ numKvHeads, headDim }) => {
+function caches(backend: Backend, { cachedLayers }: ModelDefinition): LayerCache[] {
+  return cachedLayers.map(({ numKvHeads, headDim }) => {
     const shape = [ROWS.length * BLOCKS_PER_ROW, numKvHeads, BLOCK_SIZE, headDim];
     return { keys: backend.empty("float32", shape), values: backend.empty("float32", shape) };
   });

@@ -9,12 +9,13 @@ import { readInts, toyJoin } from "./toy-model.ts";
 setDefaultTimeout(300_000);
 
 /** Two sequences of 37 tokens at most: three blocks of 16, the last of them not all of use. */
-const SHAPE = { maxNumSeqs: 2, maxModelLen: 37, blockSize: 16, numGroups: 1, vocabSize: 9 };
+const GROUPS = [{ reach: Infinity, parts: 1 }];
+const SHAPE = { maxNumSeqs: 2, maxModelLen: 37, blockSize: 16, groups: GROUPS, vocabSize: 9 };
 
 function setUp() {
   const backend = new CpuBackend();
   const state = new BatchState(backend, new Workspace(backend), SHAPE);
-  const limits = { maxTokens: 8, maxRows: 2, maxLogits: 2, ...SHAPE };
+  const limits = { maxTokens: 8, maxRows: 2, maxLogits: 2, numGroups: 1, ...SHAPE };
   return { backend, state, buffers: new StepBuffers(backend, state.slots, limits) };
 }
 
@@ -28,6 +29,23 @@ test("every block of a slot has an entry of its own, the last one too; the engin
   // The last slot is padding's: all of it lies in the scratch block.
   const table = [...readInts(backend, state.slots.blockTables)];
   expect(table).toEqual([1, 2, 3, 11, 12, 13, 0, 0, 0]);
+  backend.dispose();
+});
+
+test("each group of layers has tables of its own, of which those of layers that share columns count their parts", () => {
+  const backend = new CpuBackend();
+  const groups = [...GROUPS, { reach: 20, parts: 4 }];
+  const state = new BatchState(backend, new Workspace(backend), { ...SHAPE, groups });
+  const update = (slot: number, group: number, index: number, block: number) => ({
+    slot,
+    group,
+    index,
+    block,
+  });
+  const blockTableUpdates = [update(0, 0, 0, 5), update(0, 1, 0, 6), update(1, 1, 2, 7)];
+  state.apply({ joins: [], blockTableUpdates });
+  const table = [...readInts(backend, state.slots.blockTables)];
+  expect(table).toEqual([6, 0, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0, 32, 0, 0, 0]);
   backend.dispose();
 });
 

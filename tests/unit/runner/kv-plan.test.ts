@@ -1,15 +1,14 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Backend } from "../../../src/backend/backend.ts";
 import { ConfigError, DeviceError } from "../../../src/base/errors.ts";
-import type { KvCacheShape } from "../../../src/runner/kv-cache.ts";
-import { DRIVER_BYTES, KvPlan } from "../../../src/runner/kv-plan.ts";
+import { DRIVER_BYTES, KvPlan, type PoolShape } from "../../../src/runner/kv-plan.ts";
 
 setDefaultTimeout(300_000);
 
 const LIMIT = 1024;
 /** 1 KiB of keys and values a token. */
-const SHAPE: KvCacheShape = {
-  layers: [1, 3].map((numKvHeads) => ({ numKvHeads, headDim: 64 })),
+const SHAPE: PoolShape = {
+  layers: [1, 3].map((numKvHeads) => ({ numKvHeads, headDim: 64, window: 0 })),
   ...{ blockSize: 16, kvDtype: "bfloat16" },
 };
 type Options = ConstructorParameters<typeof KvPlan>[2];
@@ -64,7 +63,7 @@ describe("on a GPU", () => {
 });
 
 describe("of a given size", () => {
-  const plan = (options: Partial<Options>, shape: Partial<KvCacheShape> = {}) =>
+  const plan = (options: Partial<Options>, shape: Partial<PoolShape> = {}) =>
     new KvPlan(
       LIMIT,
       { ...SHAPE, ...shape },

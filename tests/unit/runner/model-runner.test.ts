@@ -420,14 +420,3 @@ describe("with captured steps", () => {
     }
   });
 });
-
-test("attention reaches everything unless all layers have a window, and then a tile beyond the widest", () => {
-  const reach = (...layerWindows: number[]) => {
-    const model = new ToyModel();
-    Object.assign(model, { config: { ...model.config, layerWindows } });
-    const other = toyRunner(backend, {}, model);
-    other.dispose();
-    return other.groups[0]!.reach;
-  };
-  expect([reach(0), reach(48, 0), reach(48, 100, 48)]).toEqual([Infinity, Infinity, 100 + 127]);
-});

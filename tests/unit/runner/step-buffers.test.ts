@@ -5,6 +5,7 @@ import { inboxWords, writeBlocks, writeRows } from "../../../src/runner/step-buf
 
 setDefaultTimeout(300_000);
 
+const ONE = [{ reach: Infinity, parts: 1 }];
 const row = (slot: number) => ({ slot, count: 1, sample: true });
 
 test("a row brings one new block of its own slot; others are left to be told apart", () => {
@@ -21,7 +22,7 @@ test("a row brings one new block of its own slot; others are left to be told apa
     writeRows(words, rows, 3, 1);
     const rowOfSlot = new Int32Array(8).fill(left);
     const updates = [first!, second!, third!, fourth!];
-    expect(writeBlocks(words, rows, updates, rowOfSlot, 1)).toEqual([second!, fourth!]);
+    expect(writeBlocks(words, rows, updates, rowOfSlot, ONE)).toEqual([second!, fourth!]);
   }
   const brought = rows.map((_, i) => [
     words[i * rowWords(1) + RowWord.blockIndex],
@@ -38,22 +39,23 @@ test("rows in another order than the blocks bring them, too", () => {
   const rowOfSlot = new Int32Array(4);
   writeRows(words, rows, 4, 1);
   const updates = [3, 1, 2, 0].map((slot) => ({ slot, group: 0, index: slot, block: slot }));
-  expect(writeBlocks(words, rows, updates, rowOfSlot, 1)).toEqual([]);
+  expect(writeBlocks(words, rows, updates, rowOfSlot, ONE)).toEqual([]);
   for (const slot of [0, 1, 2, 3]) expect(words[slot * rowWords(1) + RowWord.block]).toBe(deviceBlock(slot));
 });
 
 test("a row brings the blocks of several groups at one index", () => {
   const words = new Int32Array(inboxWords({ maxRows: 2, numGroups: 3 })).fill(99);
   const rows = [row(1), row(0)];
+  const groups = [...ONE, { reach: 5, parts: 1 }, { reach: 5, parts: 2 }];
   writeRows(words, rows, 2, 3);
   const update = (slot: number, group: number, index: number) => ({ slot, group, index, block: 10 * group });
   const [own, other, later] = [update(1, 0, 5), update(1, 2, 5), update(1, 1, 6)];
   const again = { ...own, block: 3 };
   const updates = [own, other, later, again, update(0, 1, 0)];
-  expect(writeBlocks(words, rows, updates, new Int32Array(2), 3)).toEqual([later, again]);
+  expect(writeBlocks(words, rows, updates, new Int32Array(2), groups)).toEqual([later, again]);
   const records = rows.map((_, i) => [...words.subarray(i * rowWords(3), (i + 1) * rowWords(3))]);
   expect(records).toEqual([
-    [1, 1, 0, 5, deviceBlock(0), -1, deviceBlock(20)],
+    [1, 1, 0, 5, deviceBlock(0), -1, 2 * deviceBlock(20)],
     [0, 1, 1, 0, -1, deviceBlock(10), -1],
   ]);
 });

@@ -3,6 +3,7 @@ import type { Tensor } from "../../../src/backend/tensor.ts";
 import type { ForwardContext, OpContext } from "../../../src/layers/forward-context.ts";
 import type { ModelConfig } from "../../../src/models/config.ts";
 import type { CausalLM } from "../../../src/models/model.ts";
+import { kvLayout } from "../../../src/runner/kv-layout.ts";
 import { ModelRunner, type ModelRunnerOptions } from "../../../src/runner/model-runner.ts";
 import type { ScheduledBatch, ScheduledRow, SlotJoin, SlotSampling } from "../../../src/runner/types.ts";
 
@@ -31,8 +32,7 @@ export function logprobOf(logits: readonly number[], id: number): number {
 
 /** A model without weights or attention, on a backend whose memory is the host's: hidden states are token and position. */
 export class ToyModel implements CausalLM {
-  readonly config = { vocabSize: VOCAB, layerWindows: [0] as readonly number[] } as ModelConfig;
-  readonly kvHeads = [{ numKvHeads: 1, headDim: 2 }];
+  readonly config = { vocabSize: VOCAB } as ModelConfig;
 
   forward({ backend, workspace, batch }: ForwardContext): Tensor {
     const hidden = workspace.tensor("hidden", "float32", [batch.numTokens, 2]);
@@ -86,6 +86,7 @@ export function toyRunner(
 ): ModelRunner {
   return new ModelRunner(backend, model, {
     ...{ maxNumSeqs: 6, maxModelLen: 400, maxNumBatchedTokens: 512, blockSize: 16, enforceEager: true },
+    layout: kvLayout([{ numKvHeads: 1, headDim: 2, window: 0 }], 400),
     ...{ kvDtype: "float32", maxLogprobs: 20, planBlocks: () => 150, ...options },
   });
 }

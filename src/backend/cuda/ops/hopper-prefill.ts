@@ -49,15 +49,14 @@ const ATTENTION_PREFILL_HOPPER = {
 interface CacheMaps {
   readonly valuesAddress: number;
   readonly size: number;
-  readonly headKey: number;
   readonly memory: DeviceBuffer;
 }
 
 /** Attention of rows with several query tokens, on Hopper: `attention_prefill_hopper.cu`. */
 export class HopperPrefill {
   readonly #kernels: KernelVariants<typeof ATTENTION_PREFILL_HOPPER>;
-  /** By the address of a layer's keys. */
-  readonly #maps = new Map<number, CacheMaps>();
+  /** By the address of a layer's keys and its heads: layers with other heads may have other blocks of the same memory. */
+  readonly #maps = new Map<string, CacheMaps>();
   /** uint32 [2], always 0 between launches. */
   #queue: DeviceBuffer | undefined;
 
@@ -112,19 +111,16 @@ export class HopperPrefill {
 
   /** New maps get memory of their own: the copy engine may remember what it read at an address. */
   #mapsOf({ keys, values }: LayerCache, shape: HeadShape): DeviceBuffer {
-    const known = this.#maps.get(keys.address);
-    const same =
-      known?.valuesAddress === values.address && known.size === keys.size && known.headKey === headKey(shape);
-    if (same) return known.memory;
+    const key = `${keys.address} ${headKey(shape)}`;
+    const known = this.#maps.get(key);
+    if (known?.valuesAddress === values.address && known.size === keys.size) return known.memory;
     const bytes = new Uint8Array(2 * TENSOR_MAP_BYTES);
     for (const [i, { address, size }] of [keys, values].entries()) {
       bytes.set(this.#encode(address, size / shape.headDim, shape), i * TENSOR_MAP_BYTES);
     }
     const memory = this.options.allocateZeroed(bytes.length);
     this.options.upload(memory.address, bytes);
-    this.#maps.set(keys.address, {
-      ...{ valuesAddress: values.address, size: keys.size, headKey: headKey(shape), memory },
-    });
+    this.#maps.set(key, { valuesAddress: values.address, size: keys.size, memory });
     return memory;
   }
 
