@@ -100,8 +100,9 @@ export class ReplicaSet {
     const [first] = infos;
     const limits = { ...first!.limits, maxModelLen: least("maxModelLen"), poolTokens: least("poolTokens") };
     this.info = { ...first!, limits };
-    const capacities = infos.map(({ cacheConfig }) =>
-      config.enablePrefixCaching && cacheConfig.numSnapshots !== 0 ? cacheConfig.numBlocks : 0,
+    // A prefix has blocks in each group of layers.
+    const capacities = infos.map(({ cacheConfig: { numBlocks, numGroups = 1, numSnapshots } }) =>
+      config.enablePrefixCaching && numSnapshots !== 0 ? Math.floor(numBlocks / numGroups) : 0,
     );
     this.#placement = new Placement(capacities, first!.cacheConfig.blockSize);
     this.#seeds = new SplitMix64(config.seed);

@@ -63,12 +63,15 @@ export interface BlockState {
   readonly holders: number;
   /** The slot of the first of them; −1: none. */
   readonly slot: number;
+  /** The group of layers that they hold it for; 0 if nobody does. */
+  readonly group: number;
 }
 
 const SLOT_MASK = 2 ** 14 - 1;
 const CACHED = 2 ** 14;
 const HOLDERS_SHIFT = 16;
 const MAX_HOLDERS = 255;
+const GROUP_SHIFT = 24;
 
 /** The word of a block before its first holder is known. */
 export function blockWord(isCached: boolean, holders: number): number {
@@ -76,8 +79,8 @@ export function blockWord(isCached: boolean, holders: number): number {
 }
 
 /** The word with the block's first holder, of which `hasHolder` is true. Slots beyond 16,382 all count as that one. */
-export function withHolder(word: number, slot: number): number {
-  return word | Math.min(slot + 1, SLOT_MASK);
+export function withHolder(word: number, slot: number, group: number): number {
+  return word | Math.min(slot + 1, SLOT_MASK) | (group << GROUP_SHIFT);
 }
 
 export function hasHolder(word: number): boolean {
@@ -87,8 +90,9 @@ export function hasHolder(word: number): boolean {
 export function blockOf(word: number): BlockState {
   return {
     isCached: (word & CACHED) !== 0,
-    holders: word >>> HOLDERS_SHIFT,
+    holders: (word >>> HOLDERS_SHIFT) & MAX_HOLDERS,
     slot: (word & SLOT_MASK) - 1,
+    group: word >>> GROUP_SHIFT,
   };
 }
 

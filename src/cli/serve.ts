@@ -140,11 +140,12 @@ function describe({
   replicas,
   config: { kvCacheDtype, tensorParallelSize },
 }: AsyncLLM): string {
-  const { numBlocks, blockSize, numStates, numSnapshots } = cacheConfig;
+  const { numBlocks, blockSize, numGroups, numStates, numSnapshots } = cacheConfig;
+  const groups = numGroups === undefined ? "" : ` for ${numGroups} groups of layers`;
   const bits = kvCacheDtype === "auto" ? "" : " in eight bits";
   const ranks = tensorParallelSize === 1 ? "" : `${tensorParallelSize} × `;
   const copies = replicas.length > 1 ? `, ${replicas.length} replicas` : "";
   const prefixes = numSnapshots ? `${numSnapshots} snapshots of states` : "no prefix caching";
   const states = numStates ? `, ${numStates} states, ${prefixes}` : "";
-  return `${model} on ${ranks}${device}, ${dtype}, weights of ${describeWeights(weights)}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${bits}${states}${copies}`;
+  return `${model} on ${ranks}${device}, ${dtype}, weights of ${describeWeights(weights)}, context of ${maxModelLen} tokens, ${numBlocks} KV blocks of ${blockSize} tokens${groups}${bits}${states}${copies}`;
 }

@@ -60,10 +60,10 @@ function claimBlocks({ ordinal, slot, blockTables }: Sequence, words: Uint32Arra
     if (length > 0 && shared.length < 3 * MAX_SHARED_RUNS) shared.push(ordinal, start, length);
     length = 0;
   };
-  for (const { blocks, first } of blockTables) {
+  for (const [group, { blocks, first }] of blockTables.entries()) {
     for (let i = first; i < blocks.length; i++) {
       const block = blocks[i]!;
-      if (!hasHolder(words[block]!)) words[block] = withHolder(words[block]!, slot);
+      if (!hasHolder(words[block]!)) words[block] = withHolder(words[block]!, slot, group);
       else if (length > 0 && block === start + length) length++;
       else {
         endRun();

@@ -75,16 +75,12 @@ export class Engine {
     const limits = { maxNumSeqs, maxNumBatchedTokens, maxDrafts, groups };
     this.#scheduler = new Scheduler(this.#blocks, { ...limits, batchInvariant: batchInvariant ?? false });
     this.cacheConfig = {
-      blockSize,
-      numBlocks,
+      ...{ blockSize, numBlocks },
+      ...(groups.length > 1 && { numGroups: groups.length }),
       ...(states && { numStates: maxNumSeqs, numSnapshots: isCached ? states.numSnapshots : 0 }),
     };
-    this.limits = {
-      maxModelLen,
-      poolTokens: tokensInPool(groups, numBlocks, blockSize),
-      vocabSize,
-      eosTokenIds,
-    };
+    const poolTokens = Math.min(maxModelLen, tokensInPool(groups, numBlocks, blockSize));
+    this.limits = { maxModelLen, poolTokens, vocabSize, eosTokenIds };
     this.#pipelineDepth = deps.overlap ? Math.min(2, runner.maxInFlight) : 1;
     this.#eosTokenIds = new Set(eosTokenIds);
     this.#matched = new MatchedSequences(deps.matchers, eosTokenIds, vocabSize);

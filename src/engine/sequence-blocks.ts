@@ -5,6 +5,9 @@ import type { PrefixHit } from "./prefix-cache.ts";
 import type { Sequence } from "./sequence.ts";
 import type { StepBuilder } from "./step-builder.ts";
 
+/** Tokens of a step that are computed as fast as more: a prompt with room for so many needs to wait for no more. */
+const ROOMY_CHUNK = 2048;
+
 /**
  * The blocks of sequences, in a table for each group of layers: what they lack, take and give back. Groups without a window
  * get the blocks of all known tokens when a sequence is admitted. Those with one get them as the sequence advances, and give them back
@@ -47,7 +50,7 @@ export class SequenceBlocks {
    * Free blocks without which a sequence is not admitted.
    * @param hit cached blocks that it begins with
    * @param chunk tokens that its first step computes at most
-   * @param isAlone it must begin with the least, as nobody will ever leave it more; else with room for a window and a step's tokens
+   * @param isAlone it must begin with the least, as nobody will ever leave it more; else with room for a window and a good step's tokens
    */
   wanted({ length }: Sequence, hit: PrefixHit, chunk: number, isAlone: boolean): number {
     const start = hit.numBlocks * this.pool.blockSize;
@@ -55,7 +58,7 @@ export class SequenceBlocks {
     for (const [i, { reach }] of this.groups.entries()) {
       for (const block of hit.groups[i]!.blocks) if (this.pool.isFree(block)) count++;
       const isLeast = isAlone && reach !== Infinity;
-      const end = isLeast ? start + 1 : Math.min(length, start + chunk + reach);
+      const end = isLeast ? start + 1 : Math.min(length, start + Math.min(chunk, ROOMY_CHUNK) + reach);
       count += this.pool.blocksFor(end) - hit.numBlocks;
     }
     return count;

@@ -102,6 +102,7 @@ export class ServerMetrics implements Disposable {
     this.#gauge("vllm:cache_config_info", "The KV cache.", () => 1, {
       block_size: ({ cacheConfig }) => cacheConfig.blockSize,
       num_gpu_blocks: ({ cacheConfig }) => cacheConfig.numBlocks,
+      num_layer_groups: ({ cacheConfig }) => cacheConfig.numGroups ?? 1,
       num_states: ({ cacheConfig }) => cacheConfig.numStates ?? 0,
       num_state_snapshots: ({ cacheConfig }) => cacheConfig.numSnapshots ?? 0,
       cache_dtype: () => llm.config.kvCacheDtype,

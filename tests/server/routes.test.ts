@@ -144,7 +144,7 @@ describe("metrics", () => {
       expect(text).toContain(`vllm:${sample}{model_name="${MODEL}",engine="0"`);
     }
     expect(text).toMatch(
-      /block_size="16",num_gpu_blocks="\d+",num_states="0",num_state_snapshots="0",cache_dtype="auto"/,
+      /block_size="16",num_gpu_blocks="\d+",num_layer_groups="1",num_states="0",num_state_snapshots="0",cache_dtype="auto"/,
     );
     expect(text).toMatch(/octavo:weights_bytes\{.*,format="bfloat16"\} \d{7}/);
   });

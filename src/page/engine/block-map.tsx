@@ -3,7 +3,7 @@ import { blockOf } from "../../base/engine-view.ts";
 import { useStore } from "../store.ts";
 import { theme } from "../theme.ts";
 import { palette } from "./colors.ts";
-import type { EngineState } from "./engine-state.ts";
+import { describePool, type EngineState } from "./engine-state.ts";
 
 interface BlockMapProps {
   readonly state: EngineState;
@@ -205,14 +205,19 @@ function summary({ blocks, facts }: EngineState): string {
     if (holders > 1) shared++;
   }
   const free = blocks.length - held - cached;
-  return `${blocks.length} blocks of ${facts.blockSize} tokens: ${held} held (${shared} shared), ${cached} cached, ${free} free`;
+  return `${describePool(facts)}: ${held} held (${shared} shared), ${cached} cached, ${free} free`;
 }
 
-function described(block: number, { blocks }: EngineState, owners: ReadonlyMap<number, number>): string {
-  const { holders, slot, isCached } = blockOf(blocks[block]!);
+function described(
+  block: number,
+  { blocks, facts }: EngineState,
+  owners: ReadonlyMap<number, number>,
+): string {
+  const { holders, slot, group, isCached } = blockOf(blocks[block]!);
   if (holders === 0) return `Block ${block}: free${isCached ? ", holds a prefix that can be found" : ""}`;
   const owner = owners.get(slot);
   const others = holders > 1 ? ` and ${holders - 1} more` : "";
   const by = owner === undefined ? "by one that has ended" : `by #${owner}`;
-  return `Block ${block}: held ${by}${others}${isCached ? ", in the prefix cache" : ", being filled"}`;
+  const layers = facts.numGroups === undefined ? "" : `, for group ${group + 1} of layers`;
+  return `Block ${block}: held ${by}${others}${layers}${isCached ? ", in the prefix cache" : ", being filled"}`;
 }

@@ -7,7 +7,7 @@ import { BatchList } from "./batch-list.tsx";
 import { BlockLegend, BlockMap } from "./block-map.tsx";
 import type { EngineFeed } from "./engine-feed.ts";
 import type { EngineHistory, SeriesName } from "./engine-history.ts";
-import type { EngineState } from "./engine-state.ts";
+import { describePool, type EngineState } from "./engine-state.ts";
 import { QueueList } from "./queue-list.tsx";
 
 /** Seconds that charts show. */
@@ -65,9 +65,8 @@ export function EnginePanel({ feed, isCompact }: EnginePanelProps) {
         </div>
       </div>
       <footer class="muted">
-        {facts.model} on {facts.device} in {facts.dtype} · {facts.numBlocks} blocks of {facts.blockSize}{" "}
-        tokens · at most {facts.maxNumSeqs} sequences, {facts.maxNumBatchedTokens} tokens a step · Octavo{" "}
-        {facts.version}
+        {facts.model} on {facts.device} in {facts.dtype} · {describePool(facts)} · at most {facts.maxNumSeqs}{" "}
+        sequences, {facts.maxNumBatchedTokens} tokens a step · Octavo {facts.version}
       </footer>
     </section>
   );

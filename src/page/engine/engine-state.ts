@@ -14,6 +14,8 @@ export interface EngineFacts {
   readonly replicas: number;
   readonly blockSize: number;
   readonly numBlocks: number;
+  /** Groups of layers; undefined: one. */
+  readonly numGroups?: number;
   readonly maxNumSeqs: number;
   readonly maxNumBatchedTokens: number;
   readonly maxModelLen: number;
@@ -22,6 +24,12 @@ export interface EngineFacts {
   readonly device: string;
   readonly dtype: string;
   readonly version: string;
+}
+
+/** The pool: its blocks, and whose layers they are for. */
+export function describePool({ numBlocks, blockSize, numGroups }: EngineFacts): string {
+  const groups = numGroups === undefined ? "" : `, each for one of ${numGroups} groups of layers`;
+  return `${numBlocks} blocks of ${blockSize} tokens${groups}`;
 }
 
 export interface Quantiles {

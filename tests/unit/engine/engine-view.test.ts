@@ -27,8 +27,8 @@ describe("a view of an engine", () => {
     expect(sequence).toMatchObject({ tokens: 7, maxTokens: 14, blocks: 2 });
     const held = blocks(engine).filter(({ holders }) => holders > 0);
     expect(held).toEqual([
-      { isCached: true, holders: 1, slot: sequence!.slot },
-      { isCached: false, holders: 1, slot: sequence!.slot },
+      { isCached: true, holders: 1, slot: sequence!.slot, group: 0 },
+      { isCached: false, holders: 1, slot: sequence!.slot, group: 0 },
     ]);
     while (engine.hasUnfinished) engine.step();
     const after = engine.view();

@@ -1,4 +1,5 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { Sequence } from "../../../src/engine/sequence.ts";
 import { range } from "./helpers.ts";
 import { setUpScheduler } from "./scheduler-setup.ts";
 
@@ -75,5 +76,82 @@ describe("windows", () => {
       [28, "finished"],
       [28, "finished"],
     ]);
+  });
+});
+
+describe("groups of layers with and without a window", () => {
+  const GROUPS = [{ reach: Infinity }, { reach: 6 }, { reach: 6 }];
+  const MIXED = { groups: GROUPS, budget: 8 } as const;
+  const held = ({ blockTables }: Sequence) => blockTables.map(({ blocks, first }) => blocks.length - first);
+
+  test("a prompt has all of its blocks where there is no window, and elsewhere those of a window and a chunk", () => {
+    const { add, step, blocks } = setUpScheduler({ ...MIXED, numBlocks: 20 });
+    const sequence = add(range(0, 40), 4);
+    for (let i = 0; i < 5; i++) {
+      step();
+      // After each chunk of 8 tokens the next one sees 5 of them, in two blocks.
+      expect(held(sequence)).toEqual([10, 2, 2]);
+    }
+    expect(blocks.numFree).toBe(20 - 14);
+    step();
+    expect(held(sequence)).toEqual([11, 2, 2]);
+  });
+
+  test("a chunk is as long as there are blocks, and a sequence alone gets on by one at least", () => {
+    // 6 blocks for all tokens, and 3 for what each of the others sees at a time.
+    const { add, step, scheduler } = setUpScheduler({ ...MIXED, groups: GROUPS.slice(0, 2), numBlocks: 9 });
+    const sequence = add(range(0, 24), 1);
+    const chunks: unknown[] = [];
+    while (sequence.numComputedTokens < 24) chunks.push((step() as unknown[][])[0]![2]);
+    expect(chunks).toEqual([8, 4, 4, 4, 4]);
+    expect(scheduler.numPreemptions).toBe(0);
+  });
+
+  test("blocks that a prompt has given back are found again, unless they were taken before it was known to be sound", () => {
+    const { add, step, scheduler, blocks } = setUpScheduler({ ...MIXED, cache: true, numBlocks: 34 });
+    const first = add(range(0, 24), 1);
+    for (let i = 0; i < 2; i++) step();
+    // Of 24 tokens 16 are computed: those seen no more have been given back, and are not to be found yet.
+    expect(first.blockTables.map((table) => table.first)).toEqual([0, 2, 2]);
+    const [given] = first.blockTables[1]!.blocks;
+    expect(blocks.isFree(given!)).toBe(true);
+    expect(blocks.cache!.size).toBe(0);
+    step();
+    scheduler.finish(first);
+    expect(blocks.cache!.size).toBe(3 * 6);
+    for (const length of [9, 13, 17]) {
+      const again = add(range(0, length), 1);
+      expect(step()).toEqual([[expect.any(Number), length - 1, 1, true]]);
+      expect(again.numCachedTokens).toBe(length - 1);
+      scheduler.finish(again);
+    }
+    // A hit takes the windows' blocks at its end alone.
+    const part = add([...range(0, 16), 90, 91, 92], 1);
+    step();
+    expect(part.blockTables.map(({ blocks: { length }, first }) => length - first)).toEqual([5, 2, 2]);
+    scheduler.finish(part);
+  });
+
+  test("a prefix whose window is gone is a hit as far back as one is there", () => {
+    const { add, step, scheduler, blocks } = setUpScheduler({
+      ...MIXED,
+      cache: true,
+      numBlocks: 34,
+      budget: 64,
+    });
+    const first = add(range(0, 24), 1);
+    step();
+    scheduler.finish(first);
+    const hit = (length: number) =>
+      blocks.cache!.match(first.chain, first.tokens, length / 4, [
+        () => 0,
+        ...Array(2).fill((count: number) => Math.max(0, count - 2)),
+      ]);
+    expect(hit(24).numBlocks).toBe(6);
+    blocks.cache!.evict(hit(24).groups[2]!.blocks[0]!);
+    // Block 4 of the last group is missing: neither 6 nor 5 blocks are followed by a window.
+    expect(hit(24)).toMatchObject({ numBlocks: 4, groups: [{ first: 0 }, { first: 2 }, { first: 2 }] });
+    blocks.cache!.evict(hit(24).groups[0]!.blocks[1]!);
+    expect(hit(24).numBlocks).toBe(1);
   });
 });

@@ -92,6 +92,43 @@ describe("of a given size", () => {
   });
 });
 
+describe("layers with and without windows", () => {
+  const KIB_A_TOKEN = { numKvHeads: 4, headDim: 64 } as const;
+  const layers = [0, 100, 100].map((window) => ({ ...KIB_A_TOKEN, window }));
+  const plan = (blocks: number, options: Partial<Options> = {}) =>
+    new KvPlan(
+      LIMIT,
+      { ...SHAPE, layers },
+      { ...OPTIONS, kvCacheMemoryBytes: blocks * 16 * KIB, ...options },
+      host,
+    );
+  // A window and a tile are seen in 16 blocks of 16 tokens at most.
+  const perWindow = Math.ceil((100 + 127 - 1) / 16) + 1;
+
+  test("a sequence needs all of its blocks in one group, and a window's in the others", () => {
+    expect(plan(40 + 2 * perWindow).maxModelLen).toBe(640);
+    expect(plan(1000).maxModelLen).toBe(LIMIT);
+    expect(plan(1000).numBlocks()).toBe(3 * 64 * 4);
+    const least = 64 + 2 * perWindow;
+    expect(plan(least, { maxModelLen: LIMIT }).numBlocks()).toBe(least);
+    expect(() => plan(least - 1, { maxModelLen: LIMIT })).toThrow("or set maxModelLen to 1008");
+  });
+
+  test("that no sequence outgrows are one group, whose blocks are of all layers", () => {
+    const short = plan(1000, { maxModelLen: 200 });
+    expect(short.layout.groups).toEqual([{ reach: Infinity, parts: 1 }]);
+    expect(short.numBlocks()).toBe(13 * 4);
+  });
+
+  test("block tables of all groups are counted", () => {
+    const options = { ...OPTIONS, maxNumSeqs: 8191, kvCacheMemoryBytes: 2 ** 42, maxModelLen: 2 ** 22 };
+    const shape = { ...SHAPE, layers, blockSize: 32 };
+    expect(() => new KvPlan(2 ** 24, shape, options, host)).toThrow(/block tables of 3221225472 entries/);
+    const whole = layers.map((layer) => ({ ...layer, window: 0 }));
+    expect(new KvPlan(2 ** 24, { ...shape, layers: whole }, options, host).maxModelLen).toBe(2 ** 22);
+  });
+});
+
 describe("states beside the pool", () => {
   const plan = (backend: Backend, stateBytes: number, options: Partial<Options> = {}) =>
     new KvPlan(64, SHAPE, { ...OPTIONS, ...options }, backend, stateBytes);
