@@ -36,7 +36,11 @@ interface Flags {
 }
 
 const MODELS = { "0.6B": model("qwen3-0.6b"), "8B": model("qwen3-8b") } as const;
-const EXPERT_MODELS = { "30B-A3B": model("qwen3-30b-a3b"), "gpt-oss-20b": model("gpt-oss-20b") } as const;
+const EXPERT_MODELS = {
+  "30B-A3B": model("qwen3-30b-a3b"),
+  "35B-A3B": model("qwen3.5-35b-a3b"),
+  "gpt-oss-20b": model("gpt-oss-20b"),
+} as const;
 /** Head shapes beside those of the models: of Llama 3.2 1B, and of Gemma 2 9B. */
 const OTHER_HEADS: Readonly<Record<string, AttentionHeads>> = {
   d64: { numHeads: 32, numKvHeads: 8, headDim: 64 },

@@ -7,7 +7,8 @@
 // have the tokens of a chunk, and the keys of the state, by 16; the next WARPS, where there are more, have other columns.
 // Why this version: all products are of tensor cores with float sums; only what one chunk hands to the next, the state, is in sequence,
 // and it stays in the registers of the products that add to it, in float. With two STAGES the next chunk is on its way meanwhile.
-// Measured on an H100 (16 key and 32 value heads of 128), under ncu: 262 µs a piece of 4,096 tokens, 4.1 a chunk. Other versions are in
+// A least number of blocks in the launch bounds is what lets the compiler take more than 128 registers.
+// Measured on an H100 (16 key and 32 value heads of 128), under ncu: 195 µs a piece of 4,096 tokens, 3.0 a chunk. Other versions are in
 // bench/NOTES.md.
 #include "delta_chunks.cuh"
 #include "delta_tiles.cuh"
@@ -24,10 +25,11 @@ struct ChunkShared {
   Tile<CHUNK, KEY_DIM> weights, queries, keys;
   Tile<CHUNK, CHUNK> products;
   Tile<CHUNK, PART> updates;
-  float decays[CHUNK];
 };
 struct AdvanceShared {
   ChunkShared chunks[STAGES];
+  // Of this chunk and the next.
+  float decays[2][CHUNK];
   Tile<KEY_DIM, PART> state;
   // D, and D as it is when the chunk ends.
   Tile<CHUNK, PART> deltas, kept;
@@ -42,7 +44,7 @@ constexpr int KEY_TILES = KEY_DIM / 16;
 constexpr int OWN_TILES = (KEY_TILES + WARPS - 1) / WARPS;
 
 // Grid (value heads · parts, rows).
-extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS)
+extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS, 1)
     advance_states(elem_t* __restrict__ out, const elem_t* weights, const elem_t* updates, const elem_t* products,
                    const float* decays, const elem_t* mixed, const elem_t* projected, elem_t* tails, float* states,
                    const int32* cu_seqlens, const int32* context_lens, const int32* row_slots, int32 first_row, int32 begin,
@@ -73,12 +75,17 @@ extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS)
       to.keys.copy<ADVANCE_THREADS>(token + heads.keys(), channels, count);
       to.products.copy<ADVANCE_THREADS>(products + at * CHUNK, static_cast<int64>(value_heads) * CHUNK, count);
       to.updates.copy<ADVANCE_THREADS>(updates + at * VALUE_DIM + part * PART, static_cast<int64>(value_heads) * VALUE_DIM, count);
-      // Past its tokens a chunk does not decay.
-      if (thread < CHUNK) to.decays[thread] = load_float(decays + at + static_cast<int64>(min(thread, count - 1)) * value_heads);
     }
     cp_async_commit();
   };
+  // A thread's decay of a chunk; past its tokens a chunk does not decay.
+  const auto decay_of = [&](int chunk) {
+    if (thread >= CHUNK || chunk >= chunks) return 0.0f;
+    const int first = row.chunk_first(chunk), last = row.chunk_end(chunk) - 1;
+    return load_float(decays + static_cast<int64>(min(first + thread, last) - begin) * value_heads + head);
+  };
   if (STAGES > 1) fetch(0);
+  if (thread < CHUNK) shared.decays[0][thread] = decay_of(0);
 
   // The state, as the sums of the products that add to it: rows r and r + 8 of a tile, columns c and c + 1 of 8.
   float state[OWN_TILES][PAIRS][2][4];
@@ -111,10 +118,12 @@ extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS)
 
   for (int chunk = 0; chunk < chunks; chunk++) {
     fetch(STAGES > 1 ? chunk + 1 : chunk);
+    const float next_decay = decay_of(chunk + 1);
     each_pair([&](float& first, float& second, int key, int column) { shared.state.store2(key, column, first, second); });
     cp_async_wait<(STAGES > 1 ? 1 : 0)>();
     __syncthreads();
     const ChunkShared& of = shared.chunks[chunk % STAGES];
+    const float(&log_decays)[CHUNK] = shared.decays[chunk % 2];
     const int first = row.chunk_first(chunk), count = row.chunk_end(chunk) - first;
 
     float delta[PAIRS][2][4] = {}, o[PAIRS][2][4] = {};
@@ -131,11 +140,11 @@ extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS)
         multiply_pair(o[pair], q, b);
       }
     }
-    const float last = of.decays[CHUNK - 1];
+    const float last = log_decays[CHUNK - 1];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int t = warp * 16 + r + half * 8;
-      const float decay = __expf(of.decays[t]), kept = __expf(last - of.decays[t]);
+      const float decay = __expf(log_decays[t]), kept = __expf(last - log_decays[t]);
 #pragma unroll
       for (int pair = 0; pair < PAIRS; pair++)
 #pragma unroll
@@ -176,6 +185,11 @@ extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS)
     }
 
     const float decay = __expf(last);
+    uint32 kept[CHUNK / 16][PAIRS][4];
+#pragma unroll
+    for (int k = 0; k < CHUNK / 16; k++)
+#pragma unroll
+      for (int pair = 0; pair < PAIRS; pair++) shared.kept.load_b_trans(kept[k][pair], first_column + pair * 16, k * 16);
     each_tile([&](float(&sums)[PAIRS][2][4], int key) {
 #pragma unroll
       for (int pair = 0; pair < PAIRS; pair++)
@@ -184,17 +198,14 @@ extern "C" __global__ void __launch_bounds__(ADVANCE_THREADS)
 #pragma unroll
           for (int i = 0; i < 4; i++) sums[pair][j][i] *= decay;
 #pragma unroll
-      for (int k = 0; k < CHUNK; k += 16) {
+      for (int k = 0; k < CHUNK / 16; k++) {
         uint32 a[4];
-        of.keys.load_a_trans(a, key, k);
+        of.keys.load_a_trans(a, key, k * 16);
 #pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++) {
-          uint32 b[4];
-          shared.kept.load_b_trans(b, first_column + pair * 16, k);
-          multiply_pair(sums[pair], a, b);
-        }
+        for (int pair = 0; pair < PAIRS; pair++) multiply_pair(sums[pair], a, kept[k][pair]);
       }
     });
+    if (thread < CHUNK) shared.decays[(chunk + 1) % 2][thread] = next_decay;
     __syncthreads();
   }
   each_pair([&](float& first, float& second, int key, int column) {

@@ -4,10 +4,10 @@
 //   mixed  elem_t [piece tokens, channels]
 //
 // Parallelisation: a warp CONVOLVED_TOKENS tokens of a head, which may be of several rows; a lane neighbouring channels of the head.
-// Why this version: a warp reads an input once and keeps those of the tokens before in registers. Only for its first token and where a
-// row begins does it read earlier ones: those of this step from the projections, those of earlier steps from the row's ring.
-// Measured on an H100 (16 key and 32 value heads of 128), under ncu: 90 µs a piece of 4,096 tokens, with 56 registers. With all of a
-// warp's inputs under way at once 96 registers, and 105 µs.
+// Why this version: a warp reads an input once and keeps those of the tokens before in registers; the next AHEAD are under way meanwhile.
+// Only for its first token and where a row begins does it read earlier ones: those of this step from the projections, those of earlier
+// steps from the row's ring.
+// Measured on an H100 (16 key and 32 value heads of 128), under ncu: 82 µs a piece of 4,096 tokens.
 #include "delta_chunks.cuh"
 
 #if !defined(CONV_WIDTH)
@@ -16,6 +16,20 @@
 #if !defined(CONVOLVED_TOKENS)
 #error "CONVOLVED_TOKENS comes from src/backend/cuda/ops/delta-prompts.ts"
 #endif
+
+// Tokens whose inputs are under way while as many are convolved.
+constexpr int AHEAD = 2;
+
+template <int N>
+__device__ __forceinline__ void load_weights(const elem_t* p, float (&weights)[N]) {
+  if constexpr (N % VEC == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += VEC) load_elems<VEC>(p + i, reinterpret_cast<float(&)[VEC]>(weights[i]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) weights[i] = to_float(p[i]);
+  }
+}
 
 // One head of DIM channels, from `channel` on, of CONVOLVED_TOKENS tokens a warp; of queries and keys unit vectors times `scale`.
 template <int DIM, bool UNIT>
@@ -27,62 +41,74 @@ __device__ __forceinline__ void convolve_head(elem_t* mixed, const elem_t* proje
   const int lane = threadIdx.x % WARP, channels = heads.channels(), width = heads.width();
   const bool is_own = lane * PER_LANE < DIM;
   channel += is_own ? lane * PER_LANE : 0;
-  float weights[CONV_WIDTH][PER_LANE];
-#pragma unroll
-  for (int w = 0; w < CONV_WIDTH; w++)
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) weights[w][i] = to_float(convolution[static_cast<int64>(channel + i) * CONV_WIDTH + w]);
   const int first = begin + (blockIdx.x * WARPS + threadIdx.x / WARP) * CONVOLVED_TOKENS;
   if (first >= end) return;
+  const int last = min(first + CONVOLVED_TOKENS, end);
+  float weights[PER_LANE * CONV_WIDTH];
+  load_weights(convolution + static_cast<int64>(channel) * CONV_WIDTH, weights);
   int row = row_of_token(cu_seqlens, first_row, rows, first);
   int start = load_coherent(cu_seqlens + row), stop = load_coherent(cu_seqlens + row + 1);
   if (first >= stop) return;
   const elem_t* ring;
   int shift;  // what a token's position is more than its index
   float x[CONV_WIDTH][PER_LANE];
-  const auto load = [&](float(&of)[PER_LANE], int token) {
-    load_few<PER_LANE>(projected + static_cast<int64>(token) * width + channel, of);
-  };
+  const auto input = [&](int token) { return projected + static_cast<int64>(token) * width + channel; };
   const auto begin_row = [&](int token) {
     shift = load_coherent(context_lens + row) - stop;
     ring = tails + (static_cast<int64>(load_coherent(row_slots + row)) * layers + layer) * CONV_WIDTH * channels + channel;
 #pragma unroll
     for (int w = 1; w < CONV_WIDTH; w++) {
       const int seen = token - CONV_WIDTH + w;
-      if (seen >= start) load(x[w], seen);
+      if (seen >= start) load_few<PER_LANE>(input(seen), x[w]);
       else
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++)
           x[w][i] = seen + shift >= 0 ? to_float(load_coherent(ring + (seen + shift) % CONV_WIDTH * channels + i)) : 0;
     }
   };
+  Few<PER_LANE> ahead[AHEAD];
+  const auto fetch = [&](int token) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+      if (token + i < last) ahead[i].load(input(token + i));
+  };
+  fetch(first);
   begin_row(first);
-  for (int token = first; token < min(first + CONVOLVED_TOKENS, end); token++) {
-    if (token >= stop) {
-      // Rows have a token at least.
-      if (++row == first_row + rows) return;
-      start = stop, stop = load_coherent(cu_seqlens + row + 1);
-      if (token >= stop) return;
-      begin_row(token);
+  for (int group = first; group < last; group += AHEAD) {
+    Few<PER_LANE> inputs[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) inputs[i] = ahead[i];
+    fetch(group + AHEAD);
+#pragma unroll
+    for (int of_group = 0; of_group < AHEAD; of_group++) {
+      const int token = group + of_group;
+      if (token >= last) return;
+      if (token >= stop) {
+        // Rows have a token at least.
+        if (++row == first_row + rows) return;
+        start = stop, stop = load_coherent(cu_seqlens + row + 1);
+        if (token >= stop) return;
+        begin_row(token);
+      }
+#pragma unroll
+      for (int w = 0; w < CONV_WIDTH - 1; w++)
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++) x[w][i] = x[w + 1][i];
+      inputs[of_group].unpack(x[CONV_WIDTH - 1]);
+      float y[PER_LANE], squares = 0;
+#pragma unroll
+      for (int i = 0; i < PER_LANE; i++) {
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < CONV_WIDTH; w++) sum += weights[i * CONV_WIDTH + w] * x[w][i];
+        y[i] = sum * sigmoid(sum);
+        squares += y[i] * y[i];
+      }
+      const float factor = UNIT ? scale * rsqrtf(warp_sum(is_own ? squares : 0) + UNIT_EPSILON) : 1;
+#pragma unroll
+      for (int i = 0; i < PER_LANE; i++) y[i] *= factor;
+      if (is_own) store_few<PER_LANE>(mixed + static_cast<int64>(token - begin) * channels + channel, y);
     }
-#pragma unroll
-    for (int w = 0; w < CONV_WIDTH - 1; w++)
-#pragma unroll
-      for (int i = 0; i < PER_LANE; i++) x[w][i] = x[w + 1][i];
-    load(x[CONV_WIDTH - 1], token);
-    float y[PER_LANE], squares = 0;
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) {
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < CONV_WIDTH; w++) sum += weights[w][i] * x[w][i];
-      y[i] = sum * sigmoid(sum);
-      squares += y[i] * y[i];
-    }
-    const float factor = UNIT ? scale * rsqrtf(warp_sum(is_own ? squares : 0) + UNIT_EPSILON) : 1;
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) y[i] *= factor;
-    if (is_own) store_few<PER_LANE>(mixed + static_cast<int64>(token - begin) * channels + channel, y);
   }
 }
 

@@ -34,9 +34,6 @@ __device__ __forceinline__ float4 load_float4(const float* p) {
   const uint4 v = load16_coherent(p);
   return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
-__device__ __forceinline__ void add_scaled(float4& sum, const float4& x, float factor) {
-  sum.x += x.x * factor, sum.y += x.y * factor, sum.z += x.z * factor, sum.w += x.w * factor;
-}
 
 // The sum over the blocks of a cluster, in the order of their ranks. All threads of all of them call it.
 __device__ __forceinline__ float sum_over_parts(float own, int part) {

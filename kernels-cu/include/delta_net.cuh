@@ -28,17 +28,32 @@ struct Heads {
   __device__ __forceinline__ bool is_first_of_key(int value_head) const { return value_head % (value_heads / key_heads) == 0; }
 };
 
-// One, two or four neighbouring elements, aligned to as many.
+// One, two or four neighbouring elements, aligned to as many, as they are in memory.
+template <int N>
+struct Few {
+  static_assert(N == 1 || N == 2 || N == 4, "an access is of a power of two up to 4");
+  uint32 low, high;
+
+  __device__ __forceinline__ void load(const elem_t* p) {
+    if constexpr (N == 1) low = pack2(to_float(load_coherent(p)), 0);
+    else if constexpr (N == 2) low = load_coherent(reinterpret_cast<const uint32*>(p));
+    else asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(p) : "memory");
+  }
+  __device__ __forceinline__ void unpack(float (&x)[N]) const {
+    if constexpr (N == 1) {
+      float unused;
+      unpack2(low, x[0], unused);
+    } else {
+      unpack2(low, x[0], x[1]);
+      if constexpr (N == 4) unpack2(high, x[2], x[3]);
+    }
+  }
+};
 template <int N>
 __device__ __forceinline__ void load_few(const elem_t* p, float (&x)[N]) {
-  static_assert(N == 1 || N == 2 || N == 4, "an access is of a power of two up to 4");
-  if constexpr (N == 1) x[0] = to_float(load_coherent(p));
-  else if constexpr (N == 2) unpack2(load_coherent(reinterpret_cast<const uint32*>(p)), x[0], x[1]);
-  else {
-    uint32 low, high;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(p) : "memory");
-    unpack2(low, x[0], x[1]), unpack2(high, x[2], x[3]);
-  }
+  Few<N> few;
+  few.load(p);
+  few.unpack(x);
 }
 template <int N>
 __device__ __forceinline__ void store_few(elem_t* p, const float (&x)[N]) {
@@ -51,6 +66,10 @@ __device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + __expf(-x));
 
 __device__ __forceinline__ float load_float(const float* p) {
   return __uint_as_float(load_coherent(reinterpret_cast<const uint32*>(p)));
+}
+
+__device__ __forceinline__ void add_scaled(float4& sum, const float4& x, float factor) {
+  sum.x += x.x * factor, sum.y += x.y * factor, sum.z += x.z * factor, sum.w += x.w * factor;
 }
 
 // Logarithm of a token's decay.

@@ -20,7 +20,9 @@ export async function expectLikeCpu(
   const weights = { skipTokenizerInit: true, ...(quantization && { quantization }) };
   await using gpu = await LLM.create(modelDir, { ...weights, ...options });
   await using cpu = await LLM.create(modelDir, { ...weights, device: "cpu" });
-  expect(gpu.weights.format).toBe(cpu.weights.format);
+  // "fp8 by channels, float16": what is not quantised has the dtype that is computed in.
+  const [format, expectedFormat] = [gpu, cpu].map((llm) => llm.weights.format.split(",")[0]);
+  expect(format).toBe(expectedFormat!);
   const prompts = cases.map(({ prompt }) => ({ promptTokenIds: prompt }));
   const params = { temperature: 0, ignoreEos: true, maxTokens: NEW_TOKENS, logprobs: 0 };
   const outputs = await gpu.generate(prompts, params);

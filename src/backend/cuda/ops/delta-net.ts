@@ -101,7 +101,7 @@ export class DeltaNetOps {
     const { dtype } = this.#options;
     const { tokens, layers } = checkDeltaNet(dtype, out, projected, gates, cache, batch, spec);
     checkDeltaNetDims(spec);
-    for (const { address } of [out, projected, cache.tails, cache.states])
+    for (const { address } of [out, projected, cache.tails, cache.states, spec.convolution])
       if (address % VECTOR_BYTES !== 0)
         throw new InvariantError(`deltaNet: memory at ${address} is not aligned`);
     const { numKeyHeads, numValueHeads } = spec;

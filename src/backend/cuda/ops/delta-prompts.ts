@@ -23,7 +23,7 @@ const PREFILL_THREADS = 128;
 /** `advance_states` has as many for each pair of 8 columns that a block takes through a prompt, for this many pairs at most. */
 const MOST_PAIR_WARPS = 2;
 /** Tokens of a warp of `convolve`. */
-const CONVOLVED_TOKENS = 8;
+const CONVOLVED_TOKENS = 16;
 /** Columns of a state that a block takes through a prompt. */
 const MOST_COLUMNS = 32;
 
@@ -205,15 +205,16 @@ function tileBytes(rows: number, columns: number, dtype: FloatDType): number {
 
 /** Of `PrepareShared`. */
 function prepareBytes({ keyDim, valueDim }: DeltaNetShape, dtype: FloatDType): number {
-  const tiles = 2 * tileBytes(CHUNK, keyDim, dtype) + tileBytes(CHUNK, valueDim, dtype);
-  return tiles + CHUNK * (CHUNK + 4 + CHUNK + 1 + 2) * dtypeSize("float32");
+  const [keys, values] = [tileBytes(CHUNK, keyDim, dtype), tileBytes(CHUNK, valueDim, dtype)];
+  const square = CHUNK * (CHUNK + 4) * dtypeSize("float32");
+  return keys + values + Math.max(keys, square) + square + 2 * CHUNK * dtypeSize("float32");
 }
 
 /** Of `AdvanceShared`. */
 function advanceBytes(shape: DeltaNetShape, dtype: FloatDType, stages: number): number {
   const tile = (rows: number, columns: number) => tileBytes(rows, columns, dtype);
   const [keyDim, columns] = [shape.keyDim, columnsOf(shape)];
-  const chunk =
-    3 * tile(CHUNK, keyDim) + tile(CHUNK, CHUNK) + tile(CHUNK, columns) + CHUNK * dtypeSize("float32");
-  return stages * chunk + tile(keyDim, columns) + 2 * tile(CHUNK, columns);
+  const chunk = 3 * tile(CHUNK, keyDim) + tile(CHUNK, CHUNK) + tile(CHUNK, columns);
+  const decays = 2 * CHUNK * dtypeSize("float32");
+  return stages * chunk + decays + tile(keyDim, columns) + 2 * tile(CHUNK, columns);
 }

@@ -123,18 +123,9 @@ export interface ExpertsProduct {
   readonly activation: ExpertActivation | undefined;
 }
 
-/** The parameters that both kernels have. */
-export const PRODUCT_POINTERS = [
-  "out",
-  "x",
-  "matrices",
-  "scales",
-  "zeros",
-  "biases",
-  "sorted",
-  "weights",
-  "items",
-] as const;
+/** The parameters that all kernels of products have, and what those have besides whose weights may be codes. */
+export const FLOAT_POINTERS = ["out", "x", "matrices", "biases", "sorted", "weights", "items"] as const;
+export const PRODUCT_POINTERS = [...FLOAT_POINTERS, "scales", "zeros"] as const;
 export const PRODUCT_SCALARS = ["k", "outputs", "activation", "alpha", "limit"] as const;
 
 export function productArguments({ lists, weight, bias, ...product }: ExpertsProduct) {

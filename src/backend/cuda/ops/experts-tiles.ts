@@ -48,10 +48,14 @@ export class ExpertsTiles {
     this.#kernels = new KernelVariants(library, EXPERTS_TILES, dtype, options);
   }
 
-  units({ gateUp, down }: ExpertsForms): KernelUnit[] {
+  /** @param isOther products of which another kernel takes */
+  units(
+    { gateUp, down }: ExpertsForms,
+    isOther: (form: ExpertsForm, pairs: TilePairs) => boolean = () => false,
+  ): KernelUnit[] {
     return TILE_PAIRS.flatMap((pairs) => [
-      this.#kernels.unit(macros(gateUp, pairs, true)),
-      this.#kernels.unit(macros(down, pairs, false)),
+      ...(isOther(gateUp, pairs) ? [] : [this.#kernels.unit(macros(gateUp, pairs, true))]),
+      ...(isOther(down, pairs) ? [] : [this.#kernels.unit(macros(down, pairs, false))]),
     ]);
   }
 

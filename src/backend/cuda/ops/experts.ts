@@ -14,13 +14,17 @@ import { ExpertsOne } from "./experts-one.ts";
 import { type ExpertsForms, type ExpertsProduct, expertsWeight } from "./experts-product.ts";
 import { checkChoice, ExpertsRoute, itemBytes, mostItems } from "./experts-route.ts";
 import { ExpertsTiles } from "./experts-tiles.ts";
+import { ExpertsWgmma } from "./experts-wgmma.ts";
 import { accessWidth, KernelVariants } from "./kernel-variants.ts";
 import type { NormOps } from "./norm.ts";
 import { isQuantised } from "./quantised-form.ts";
 import type { QuantisedWeights } from "./quantised-weights.ts";
 
-/** Tokens that are computed at a time: what lies between the kernels is kept for as many. */
-const MAX_TOKENS = 8192;
+/**
+ * Tokens that are computed at a time: what lies between the kernels is kept for as many. All experts' weights are read for each part of a
+ * step, and the more pairs an expert has, the fuller are its tiles.
+ */
+const MAX_TOKENS = 16_384;
 /** Pairs an expert on average, up to which they are few. */
 const FEW_AVERAGE = 4;
 const THREADS = 128;
@@ -47,6 +51,8 @@ export interface ExpertOpsOptions extends KernelOptions {
   /** See `CudaBackendOptions.batchInvariant`. */
   readonly batchInvariant?: boolean;
   readonly smCount: number;
+  /** Has wgmma. */
+  readonly hopper?: boolean;
   /** Device memory that the backend frees. */
   readonly allocate: (byteLength: number) => DeviceBuffer;
 }
@@ -62,13 +68,16 @@ export interface ExpertSizes {
 /**
  * The ops of a mixture of experts. The router's logits become lists of each expert's tokens on the device, so grids are those of the most
  * that lists can come to, and the host never waits. Then come gate and up with their activation, down, and the sum over a token's
- * experts. One token by itself has kernels of its own, those of experts_one.cu. Where an expert has few tokens, the products are those of experts_few.cu, else those of experts_tiles.cu.
+ * experts. One token by itself has kernels of its own, those of experts_one.cu.
+ * Where an expert has few tokens, the products are those of experts_few.cu, else those of experts_tiles.cu, or of experts_wgmma.cu.
  */
 export class ExpertOps {
   readonly #route: ExpertsRoute;
   readonly #one: ExpertsOne;
   readonly #few: ExpertsFew;
   readonly #tiles: ExpertsTiles;
+  /** Undefined on GPUs but Hopper's, and where sums must have the order that they have in tiles of all sizes. */
+  readonly #wgmma: ExpertsWgmma | undefined;
   readonly #sum: KernelVariants<typeof EXPERTS_SUM>;
   readonly #gateRows: KernelVariants<typeof GATE_ROWS>;
   readonly #scratch: Readonly<
@@ -86,6 +95,7 @@ export class ExpertOps {
     this.#one = new ExpertsOne(library, dtype, options);
     this.#few = new ExpertsFew(library, dtype, options);
     this.#tiles = new ExpertsTiles(library, dtype, options);
+    if (options.hopper && !options.batchInvariant) this.#wgmma = new ExpertsWgmma(library, dtype, options);
     this.#sum = new KernelVariants(library, EXPERTS_SUM, dtype, options);
     this.#gateRows = new KernelVariants(library, GATE_ROWS, dtype, options);
     const scratch = () => new Scratch(allocate);
@@ -98,7 +108,8 @@ export class ExpertOps {
   units({ count, hiddenSize, intermediateSize, forms }: ExpertSizes): KernelUnit[] {
     const { dtype, batchInvariant } = this.options;
     return [
-      ...this.#tiles.units(forms),
+      ...(this.#wgmma?.units(forms) ?? []),
+      ...this.#tiles.units(forms, this.#wgmma && ExpertsWgmma.takes),
       ...(batchInvariant ? [] : this.#few.units(hiddenSize, intermediateSize, forms)),
       ...(batchInvariant ? [] : this.#one.units(count, hiddenSize, intermediateSize, forms)),
       ...this.#route.units(count),
@@ -188,8 +199,12 @@ export class ExpertOps {
     const activated = scratch.activated.tensor(dtype, [pairs, intermediate]);
     const terms = scratch.terms.tensor(dtype, [pairs, hidden]);
     const common = { lists, mostItems: most, perToken };
-    const multiply = (product: ExpertsProduct) =>
-      tile === undefined ? this.#few.launch(stream, product) : this.#tiles.launch(stream, tile, product);
+    const multiply = (product: ExpertsProduct) => {
+      if (tile === undefined) this.#few.launch(stream, product);
+      else if (this.#wgmma !== undefined && ExpertsWgmma.takes(product.weight, tile))
+        this.#wgmma.launch(stream, tile, product);
+      else this.#tiles.launch(stream, tile, product);
+    };
     const { activation } = spec;
     const up = { out: activated, x: input, weight: expertsWeight(gateUp), bias: gateUpBias };
     multiply({ ...common, ...up, outputs: intermediate, activation });

@@ -23,14 +23,16 @@ const DEMAND = /^#error "(.*) comes? from (\S+)"$/gm;
 
 /** One unit of each file. */
 const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
-  [false, true]
-    .flatMap((hopper) =>
+  // Of experts, kernels for weights in floats and for codes; what both have is that of codes.
+  (["dense", "mxfp4"] as const)
+    .flatMap((format) => [false, true].map((hopper) => ({ format, hopper })))
+    .flatMap(({ format, hopper }) =>
       unitsOf("bfloat16", hopper, {
         ...{ vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
         ...{ headDim: 128, blockSize: 16 },
         attentionForms: [plainForm(64)],
         softCap: 30,
-        experts: { count: 40, intermediateSize: 768, format: "mxfp4" },
+        experts: { count: 40, intermediateSize: 768, format },
         deltaNet: { numKeyHeads: 16, numValueHeads: 32, keyDim: 128, valueDim: 128, convWidth: 4 },
       }),
     )
