@@ -10,12 +10,16 @@ const NEW_TOKENS = 12;
  * Holds a model that no reference is of, such as one whose weights are rounded while they are loaded, to what the CPU computes of it: all
  * logits of the fixture's prompts with what is generated after them, and that in the odds of the CPU.
  * @param options of the GPU; those of weights are the CPU's, too
+ * @param maxPrompt of the prompts, in tokens: fixtures leave no doubt which experts a token has, but with weights that are rounded routers
+ * may be as unsure as 16 bits, at some token of a long prompt
  */
 export async function expectLikeCpu(
   { modelDir, vocabSize, cases }: Fixture,
   options: EngineOptions,
   tolerance: Tolerance,
+  maxPrompt = Infinity,
 ): Promise<void> {
+  const chosen = cases.filter(({ prompt }) => prompt.length <= maxPrompt);
   const { quantization } = options;
   const weights = { skipTokenizerInit: true, ...(quantization && { quantization }) };
   await using gpu = await LLM.create(modelDir, { ...weights, ...options });
@@ -23,12 +27,12 @@ export async function expectLikeCpu(
   // "fp8 by channels, float16": what is not quantised has the dtype that is computed in.
   const [format, expectedFormat] = [gpu, cpu].map((llm) => llm.weights.format.split(",")[0]);
   expect(format).toBe(expectedFormat!);
-  const prompts = cases.map(({ prompt }) => ({ promptTokenIds: prompt }));
+  const prompts = chosen.map(({ prompt }) => ({ promptTokenIds: prompt }));
   const params = { temperature: 0, ignoreEos: true, maxTokens: NEW_TOKENS, logprobs: 0 };
   const outputs = await gpu.generate(prompts, params);
   for (const [i, { outputs: completions }] of outputs.entries()) {
     const [{ tokenIds, logprobs }] = completions as [(typeof completions)[number]];
-    const prompt = cases[i]!.prompt;
+    const prompt = chosen[i]!.prompt;
     const tokens = [...prompt, ...tokenIds];
     const [actual, expected] = [await gpu.logits(tokens), await cpu.logits(tokens)];
     const rowOf = (logits: Float32Array, at: number) => logits.subarray(at * vocabSize, (at + 1) * vocabSize);

@@ -7,8 +7,13 @@ import type { KernelUnit } from "../../../../src/backend/cuda/kernel-source.ts";
 import { ACTIVATION_CODES } from "../../../../src/backend/cuda/ops/activation.ts";
 import { ExpertsFew } from "../../../../src/backend/cuda/ops/experts-few.ts";
 import { ExpertsOne } from "../../../../src/backend/cuda/ops/experts-one.ts";
-import { expertsWeight, formOfExperts } from "../../../../src/backend/cuda/ops/experts-product.ts";
+import {
+  expertsWeight,
+  formOfExperts,
+  plainForm as plainExperts,
+} from "../../../../src/backend/cuda/ops/experts-product.ts";
 import { ExpertsTiles } from "../../../../src/backend/cuda/ops/experts-tiles.ts";
+import { ExpertsWgmma } from "../../../../src/backend/cuda/ops/experts-wgmma.ts";
 import { PeerExchange } from "../../../../src/backend/cuda/ops/peer-exchange.ts";
 import type { QuantisedWeight } from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import type { WgmmaLinear, WgmmaShape } from "../../../../src/backend/cuda/ops/wgmma-linear.ts";
@@ -40,8 +45,7 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const gpu = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, wholeLayers: true, ranks };
   const options = { ...gpu, ...memory, ...uploads };
   const alone = { ...options, ranks: undefined, quantiseActivations: true };
-  const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
-  const library = new KernelLibrary({} as Context, compiler);
+  const library = unusedLibrary();
   const ops = new KernelOps(library, options);
   return [
     ...ops.units(shape),
@@ -53,12 +57,23 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   ];
 }
 
+/** A library that launches nothing. */
+function unusedLibrary(): KernelLibrary {
+  const compiler = new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" });
+  return new KernelLibrary({} as Context, compiler);
+}
+
+/** Those of experts in floats that have a kernel of Hopper's, in both dtypes. */
+export function wgmmaExpertUnits(): KernelUnit[] {
+  const forms = { gateUp: plainExperts("dense"), down: plainExperts("dense") };
+  return (["bfloat16", "float16"] as const).flatMap((dtype) =>
+    new ExpertsWgmma(unusedLibrary(), dtype, {}).units(forms),
+  );
+}
+
 /** Those of experts in integers, of one size of tile: the others are for other formats, too. */
 export function integerExpertUnits(): KernelUnit[] {
-  const library = new KernelLibrary(
-    {} as Context,
-    new Compiler({} as KernelCompiler, { sourceFolder: KERNEL_FOLDER, arch: "none" }),
-  );
+  const library = unusedLibrary();
   const [count, hiddenSize, intermediateSize] = [8, 256, 128];
   return WEIGHTS.flatMap((make, i) => {
     const weight = make(2 * count * intermediateSize, hiddenSize);

@@ -11,7 +11,7 @@ import type { FloatDType } from "../../../../src/base/dtype.ts";
 import { openNvrtc, thisMachine } from "../../../../src/cuda/open-cuda.ts";
 import { available, describeWith } from "../../../requirements.ts";
 import { KERNEL_FILES, SIGNATURES } from "./kernel-signatures.ts";
-import { integerExpertUnits, plainForm, unitsOf } from "./kernel-units.ts";
+import { integerExpertUnits, plainForm, unitsOf, wgmmaExpertUnits } from "./kernel-units.ts";
 
 setDefaultTimeout(300_000);
 
@@ -93,7 +93,9 @@ function variants(n: number): KernelUnit[] {
   const heads = { numHeads: 8, numKvHeads: 4, headDim: 256, blockSize: 16 };
   const formed = form ? unitsOf("bfloat16", n > 0, { ...WIDTHS[0], ...heads, attentionForms: [form] }) : [];
   const ofHopper =
-    ARCHITECTURES[n] === "sm_90a" ? [...wholeLayers(), ...quantised(), ...integerExpertUnits()] : [];
+    ARCHITECTURES[n] === "sm_90a"
+      ? [...wholeLayers(), ...quantised(), ...integerExpertUnits(), ...wgmmaExpertUnits()]
+      : [];
   const units = [...models, ...formed, ...ofHopper];
   return [...new Map(units.map((unit) => [unitName(unit), unit])).values()];
 }
