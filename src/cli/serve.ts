@@ -11,7 +11,6 @@ import {
   type ServerConfig,
   type ServerOptions,
 } from "../server/options.ts";
-import { startServer } from "../server/serve.ts";
 import { createCommand, modelOf, say } from "./command.ts";
 import { addEngineFlags, addReplicaFlags, engineOptions, replicaOptions } from "./engine-flags.ts";
 import { integerValue } from "./flag-values.ts";
@@ -65,9 +64,12 @@ async function serve(
     ...createOptions,
     onProgress: (progress) => bar.load(progress),
   });
+  // Other commands do without it, and this one loads it while the model is loaded.
+  const serving = import("../server/serve.ts");
   const loaded = await Promise.race([loading, stopped]).finally(() => bar.stop());
   if (loaded === undefined) return;
   await using llm = loaded;
+  const { startServer } = await serving;
   const server = startServer({ llm, options, listener });
   console.log(`${describe(llm)}, loaded in ${((performance.now() - started) / 1000).toFixed(1)} s`);
   console.log(

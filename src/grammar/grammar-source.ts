@@ -1,4 +1,4 @@
-import { toJSONSchema, type ZodType } from "zod";
+import type { ZodType } from "zod";
 import { isLargerThan } from "../base/data-size.ts";
 import { GrammarTooComplexError, InvalidRequestError, messageOf, SchemaError } from "../base/errors.ts";
 import { isZod, type ResolvedOutputs } from "../base/structured-outputs.ts";
@@ -58,6 +58,8 @@ function schemaText(json: unknown, param: string): string {
   let schema = json;
   if (isZod(json)) {
     try {
+      // Whoever brings such a schema has loaded the library, which takes 20 ms.
+      const { toJSONSchema } = require("zod") as typeof import("zod");
       schema = toJSONSchema(json as ZodType);
     } catch (error) {
       throw invalid(messageOf(error));

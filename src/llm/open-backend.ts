@@ -2,7 +2,6 @@ import { availableParallelism } from "node:os";
 import type { Backend } from "../backend/backend.ts";
 import { CpuBackend } from "../backend/cpu/cpu-backend.ts";
 import { SharedMemoryCommunicator } from "../backend/cpu/shared-memory-communicator.ts";
-import { CudaBackend } from "../backend/cuda/cuda-backend.ts";
 import { GpuOpening, type Rehearsal } from "../backend/cuda/gpu-opening.ts";
 import { SimdBackend } from "../backend/simd/simd-backend.ts";
 import type { EngineConfig } from "../base/config.ts";
@@ -45,6 +44,8 @@ export async function createBackend(
     await opening?.opened;
     if (device === "cuda" || (device === "auto" && gpuCount() > 0)) {
       if (peers !== undefined) checkGpus(config);
+      // Its modules take 20 ms to load, which threads without a GPU do without.
+      const { CudaBackend } = await import("../backend/cuda/cuda-backend.ts");
       const cuda = openCuda(gpuIndex);
       const ranks = peers && {
         exchange: peers,
