@@ -17,7 +17,9 @@ interface Shapes {
 
 /** Types of GGUF values and tensors. */
 const [U32, F32, STRING, LIST] = [4, 6, 8, 9];
-const [FLOAT, BF16, Q4_0] = [0, 30, 2];
+const FLOAT = 0;
+const MATRICES = { BF16: 30, Q4_0: 2, Q4_K: 12 } as const;
+const { BF16, Q4_0, Q4_K } = MATRICES;
 const ALIGNMENT = 32;
 
 /** A folder of the model's config with its matrices declared to be of 4 bits, in groups of 128, for `loadFormat: "dummy"`. */
@@ -29,14 +31,14 @@ export function writeQuantisedConfig(model: string, folder: string): void {
 }
 
 /**
- * A GGUF file of a Qwen3 config's shapes with random weights, for other engines: matrices in bfloat16 or in 4 bits with a scale for
- * each 32 (Q4_0), the embedding, which is the LM head too, in bfloat16.
+ * A GGUF file of a Qwen3 config's shapes with random weights, for other engines, too: matrices of one type, the embedding, which is the
+ * LM head as well, in bfloat16.
  */
-export function writeGguf(model: string, path: string, bits: 4 | 16): void {
+export function writeGguf(model: string, path: string, matrices: keyof typeof MATRICES): void {
   const c = JSON.parse(readFileSync(join(model, "config.json"), "utf8")) as Shapes;
   const { hidden_size: hidden, head_dim: dim, intermediate_size: middle } = c;
   const tensors: { name: string; type: number; shape: number[] }[] = [];
-  const matrix = (name: string, rows: number, columns: number, type = bits === 4 ? Q4_0 : BF16) =>
+  const matrix = (name: string, rows: number, columns: number, type: number = MATRICES[matrices]) =>
     tensors.push({ name: `${name}.weight`, type, shape: [rows, columns] });
   const norm = (name: string, size: number) =>
     tensors.push({ name: `${name}.weight`, type: FLOAT, shape: [size] });
@@ -94,7 +96,9 @@ export function writeGguf(model: string, path: string, bits: 4 | 16): void {
 
 function bytesOf(type: number, shape: readonly number[]): number {
   const elements = shape.reduce((product, extent) => product * extent, 1);
-  return type === Q4_0 ? (elements / 32) * 18 : type === BF16 ? 2 * elements : 4 * elements;
+  if (type === Q4_0) return (elements / 32) * 18;
+  if (type === Q4_K) return (elements / 256) * 144;
+  return type === BF16 ? 2 * elements : 4 * elements;
 }
 
 function aligned(bytes: number): number {
@@ -118,6 +122,14 @@ function contents(type: number, bytes: number): Uint8Array {
     for (let i = 0; i + 18 <= bytes; i += 18) {
       data.writeUInt16LE(0x1800, i);
       for (let j = 2; j < 18; j += 2) data.writeUInt16LE(random(), i + j);
+    }
+  }
+  if (type === Q4_K) {
+    // Minima that are 7.5 scales in the mean.
+    for (let i = 0; i + 144 <= bytes; i += 144) {
+      data.writeUInt16LE(0x0600, i);
+      data.writeUInt16LE(0x1180, i + 2);
+      for (let j = 4; j < 144; j += 2) data.writeUInt16LE(random(), i + j);
     }
   }
   return data;

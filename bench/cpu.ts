@@ -87,10 +87,10 @@ command.action(async (flags: Flags) => {
       add({ engine: "octavo, reference", weights: "float32", threads: 1, ...rates });
     }
     if (flags.llamaCpp !== undefined) {
-      for (const bits of [16, 4] as const) {
-        const path = join(folder, `${bits}.gguf`);
-        writeGguf(flags.model, path, bits);
-        const weights = bits === 4 ? "Q4_0" : "bfloat16";
+      for (const matrices of ["BF16", "Q4_0", "Q4_K"] as const) {
+        const path = join(folder, `${matrices}.gguf`);
+        writeGguf(flags.model, path, matrices);
+        const weights = matrices === "BF16" ? "bfloat16" : matrices;
         for (const threads of new Set([1, flags.threads])) {
           const rates = await measureLlamaCpp(flags.llamaCpp, path, threads, flags);
           add({ engine: "llama.cpp", weights, threads, ...rates });

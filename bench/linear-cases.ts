@@ -1,6 +1,13 @@
 import type { LinearFusion } from "../src/backend/backend.ts";
 import type { Tensor } from "../src/backend/tensor.ts";
-import { denseWeight, type Fp8Weight, type Weight } from "../src/backend/weight.ts";
+import {
+  denseWeight,
+  type Fp8Weight,
+  factorsOf,
+  SUPERBLOCK,
+  type SuperblockWeight,
+  type Weight,
+} from "../src/backend/weight.ts";
 import type { ModelConfig } from "../src/models/config.ts";
 import type { CaseMemory, KernelCase } from "./kernel-case.ts";
 
@@ -41,6 +48,8 @@ export const QUANTISED_FORMS: readonly StoredForm[] = [
   },
   { name: "4 bits", bits: 4 + 24 / GROUP, make: (memory, n, k) => grouped(memory, n, k, 4) },
   { name: "8 bits", bits: 8 + 24 / GROUP, make: (memory, n, k) => grouped(memory, n, k, 8) },
+  superblocksOf("Q4_K", { bits: 4, groupSize: 32, minima: true }),
+  superblocksOf("Q6_K", { bits: 8, groupSize: 16, minima: false }),
 ];
 
 function fp8(
@@ -58,6 +67,24 @@ function grouped(memory: CaseMemory, n: number, k: number, bits: 4 | 8): Weight 
   const [data, groups] = [memory.zeros("uint8", n, (k * bits) / 8), k / GROUP];
   const [scales, zeros] = [memory.zeros("float16", n, groups), memory.zeros("uint8", n, groups)];
   return prepared(memory, { format: "grouped", shape: [n, k], bits, groupSize: GROUP, data, scales, zeros });
+}
+
+function superblocksOf(
+  name: string,
+  form: Pick<SuperblockWeight, "bits" | "groupSize" | "minima">,
+): StoredForm {
+  const { bits, groupSize } = form;
+  const factors = factorsOf(form);
+  return {
+    ...{ name, bits: bits + factors * (8 / groupSize + 16 / SUPERBLOCK) },
+    make: (memory, n, k) =>
+      prepared(memory, {
+        ...{ format: "superblocks", shape: [n, k], ...form },
+        data: memory.zeros("uint8", n, (k * bits) / 8),
+        steps: memory.zeros("uint8", n, k / groupSize, factors),
+        units: memory.zeros("float16", n, k / SUPERBLOCK, factors),
+      }),
+  };
 }
 
 function prepared({ backend }: CaseMemory, weight: Weight): Weight {

@@ -38,7 +38,6 @@ type Support =
       | "name"
       | "activationDtype"
       | "matrixDtypes"
-      | "superblocks"
       | "allocate"
       | "allocateShared"
       | "empty"

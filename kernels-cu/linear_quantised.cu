@@ -3,7 +3,8 @@
 //
 //   x       elem_t [T, K]            gamma     elem_t [K], the norm's weight, or null
 //   weight  codes in the order of quantised.cuh
-//   scales  by SCALES: float [N] a row; float [⌈N / block_rows⌉, scale_columns] a block of 128 columns; 16-bit [N / 8][K / g][8]
+//   scales  by SCALES: float [N] a row; float [⌈N / block_rows⌉, scale_columns] a block of 128 columns; 16-bit [N / 8][K / g][8];
+//           or steps [N / 8][K / g][8][1 or 2], whose units are float16 [N / 8][K / 256][8][1 or 2]
 //   zeros   uint8 [N / 8][K / g][8], with ZEROS
 //   bias    elem_t [N] or null       residual  elem_t [T, outputs] or null; may be out
 //   out     elem_t or float [T, outputs]
@@ -18,7 +19,8 @@
 //
 // Why this version: reading the weights is all the cost, and what stands between a stage and the next. A strip's part of a stage is
 // contiguous, one bulk copy; before Hopper it is copied by the warp's lanes. Codes become floats between shared memory and mma by a
-// few logical instructions, and a group's scale is applied to the group's sums, in float32, so that weights are exact. The ring
+// few logical instructions, and a group's scale is applied to the group's sums, in float32, so that weights are exact; a minimum to the
+// sums of the group's x, which mma makes of ones. The ring
 // is filled before the wait for the kernels before, and takes what shared memory there is: where two CTAs fit a multiprocessor some get
 // two and are the last to end by far.
 //
@@ -42,13 +44,22 @@ __device__ __forceinline__ void store_out(out_t* p, float y) { *p = from_float(y
 struct Taken {
   uint32 words[WARP_BLOCKS][2][4];
   uint32 offset[WARP_BLOCKS][SUBS][2];
-  float factor[WARP_BLOCKS][SUBS][2];
+  float factor[STEPPED ? 1 : WARP_BLOCKS][SUBS][2];
+  // Of superblocks as they are stored, as factors would take more registers.
+  Steps<BLOCK, STEPPED ? SUB : BLOCK / 4> steps[WARP_BLOCKS][2];
+  uint32 units[WARP_BLOCKS][2];
+
+  __device__ __forceinline__ GroupFactors factors(int b, int sub, int part) const {
+    if constexpr (STEPPED) return steps[b][part].factors(sub, units[b][part]);
+    else return {factor[b][sub][part], 0};
+  }
 };
 
 __device__ __forceinline__ void take(Taken& taken, const unsigned char* stage, int group_shift) {
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, r = lane / 4;
   const unsigned char* scales = stage + STRIPS * CODE_BYTES;
   const unsigned char* zeros = scales + STRIPS * SCALE_BYTES;
+  [[maybe_unused]] const unsigned char* units = zeros + STRIPS * ZERO_BYTES;
 #pragma unroll
   for (int b = 0; b < WARP_BLOCKS; b++) {
     const int block = b * WARPS + warp;
@@ -57,14 +68,20 @@ __device__ __forceinline__ void take(Taken& taken, const unsigned char* stage, i
       const uint4 codes = load16(stage + part * CODE_BYTES + block * (BLOCK_BYTES * STRIP) + lane * 16);
       taken.words[b][part][0] = codes.x, taken.words[b][part][1] = codes.y;
       taken.words[b][part][2] = codes.z, taken.words[b][part][3] = codes.w;
+      if constexpr (STEPPED) {
+        static_assert(SUPERBLOCK % BLOCK == 0, "a block is of one superblock");
+        const int row = block * BLOCK / SUPERBLOCK * STRIP + r, within = block * BLOCK % SUPERBLOCK / SUB * FACTORS;
+        taken.steps[b][part].load(scales + part * SCALE_BYTES + row * STEP_BYTES + within);
+        taken.units[b][part] = load_units(units + part * UNIT_BYTES, row);
+      }
 #pragma unroll
       for (int sub = 0; sub < SUBS; sub++) {
         [[maybe_unused]] const int group = min((block * BLOCK + sub * SUB) >> group_shift, STAGE_GROUPS - 1);
-        taken.offset[b][sub][part] = offset_of(ZEROS ? zeros[part * ZERO_BYTES + group * STRIP + r] : MIDDLE);
+        taken.offset[b][sub][part] = offset_of(ZEROS ? zeros[part * ZERO_BYTES + group * STRIP + r] : USUAL_ZERO);
         if constexpr (GROUPED)
           taken.factor[b][sub][part] =
               group_scale(reinterpret_cast<const uint16*>(scales + part * SCALE_BYTES)[group * STRIP + r]);
-        else if constexpr (IN_STAGES)
+        else if constexpr (IN_STAGES && !STEPPED)
           taken.factor[b][sub][part] = reinterpret_cast<const float*>(scales + part * SCALE_BYTES)[group];
       }
     }
@@ -81,10 +98,11 @@ __device__ __forceinline__ uint32 arrival(const Taken& taken, uint32 none) {
     for (int part = 0; part < STRIPS; part++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) seen |= taken.words[b][part][i];
+      if (STEPPED) seen |= taken.steps[b][part].seen() | taken.units[b][part];
 #pragma unroll
       for (int sub = 0; sub < SUBS; sub++) {
         if (ZEROS) seen |= taken.offset[b][sub][part];
-        if (IN_STAGES) seen |= __float_as_uint(taken.factor[b][sub][part]);
+        if (IN_STAGES && !STEPPED) seen |= __float_as_uint(taken.factor[b][sub][part]);
       }
     }
   return seen & none;
@@ -99,6 +117,7 @@ __device__ __forceinline__ void multiply_block(float (&total)[TOKEN_BLOCKS][4], 
 #pragma unroll
   for (int sub = 0; sub < SUBS; sub++) {
     float d[TOKEN_BLOCKS][CHAINS][4] = {};
+    [[maybe_unused]] float sums_of_x[TOKEN_BLOCKS][4] = {};
 #pragma unroll
     for (int i = 0; i < SUB_STEPS; i++) {
       const int step = sub * SUB_STEPS + i, word = step * 2 / WORD_PAIRS, pair = step * 2 % WORD_PAIRS;
@@ -114,14 +133,20 @@ __device__ __forceinline__ void multiply_block(float (&total)[TOKEN_BLOCKS][4], 
       for (int block = 0; block < TOKEN_BLOCKS; block++)
         mma_m16n8k16(d[block][i % CHAINS], pairs[0][pair], a1, pairs[0][pair + 1], a3, inputs[block][step % 2 * 2],
                      inputs[block][step % 2 * 2 + 1]);
+      if constexpr (MINIMA)
+#pragma unroll
+        for (int block = 0; block < TOKEN_BLOCKS; block++)
+          mma_m16n8k16(sums_of_x[block], ONES, ONES, ONES, ONES, inputs[block][step % 2 * 2], inputs[block][step % 2 * 2 + 1]);
     }
+    [[maybe_unused]] const GroupFactors factors[2] = {taken.factors(b, sub, 0), taken.factors(b, sub, STRIPS - 1)};
 #pragma unroll
     for (int block = 0; block < TOKEN_BLOCKS; block++)
 #pragma unroll
       for (int j = 0; j < STRIPS * 2; j++) {
         float sum = d[block][0][j];
         if (CHAINS == 2) sum += d[block][CHAINS - 1][j];
-        total[block][j] = IN_STAGES ? fmaf(sum, taken.factor[b][sub][j / 2], total[block][j]) : total[block][j] + sum;
+        total[block][j] = IN_STAGES ? fmaf(sum, factors[j / 2].scale, total[block][j]) : total[block][j] + sum;
+        if (MINIMA) total[block][j] = fmaf(-factors[j / 2].minimum, sums_of_x[block][j % 2], total[block][j]);
       }
   }
 }
@@ -162,7 +187,7 @@ struct Output {
 extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, 1)
     linear_quantised(out_t* out, const elem_t* x, const unsigned char* __restrict__ weight,
                      const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
-                     const elem_t* __restrict__ gamma, const elem_t* __restrict__ bias, const elem_t* residual, int tokens,
+                     const unsigned char* __restrict__ units, const elem_t* __restrict__ gamma, const elem_t* __restrict__ bias, const elem_t* residual, int tokens,
                      int inputs, int outputs, int tiles, int segment, int x_buffers, int stages, int group_size, int group_shift,
                      int groups, int block_rows, int activation, float eps) {
   extern __shared__ __align__(128) unsigned char dynamic[];
@@ -192,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 2 * WARP, 1)
   const int slots = ceil_div(tiles - static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
   const bool whole = segment >= inputs;
   if (warp == WARPS) {
-    const Source from = {weight, scales, zeros, outputs, group_size, groups, block_rows};
+    const Source from = {weight, scales, zeros, units, outputs, group_size, groups, block_rows};
     for (int first_slot = 0; first_slot < slots; first_slot += KEPT)
       for (int start = 0; start < inputs; start += segment)
         for (int slot = first_slot; slot < min(first_slot + KEPT, slots); slot++)

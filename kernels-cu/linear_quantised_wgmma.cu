@@ -2,7 +2,7 @@
 // after it.
 //
 //   x       elem_t [T, K], by x_map with boxes of TOKENS / ROW_CLUSTER rows by 64 columns
-//   weight  codes in the order of quantised.cuh, by weight_map, whose boxes are those of a stage; scales and zeros as linear_quantised.cu has them
+//   weight  codes in the order of quantised.cuh, by weight_map, whose boxes are those of a stage; scales, zeros and units as linear_quantised.cu has them
 //   bias    elem_t [N] or null        residual  elem_t [T, outputs] or null; may be out
 //   out     elem_t or float [T, outputs]
 // outputs is N, or N / 2 with GATED: act(first half) · second half.
@@ -12,7 +12,7 @@
 //
 // Why this version: to some ten tokens reading the codes is the cost, beyond it the arithmetic that makes floats of them. That is done
 // for the next stage while the tensor cores multiply by this one. A group's scale is applied to the group's sums, in float32; where
-// a row has one scale, to the result.
+// a row has one scale, to the result. A group's minimum is multiplied by the sums of its x, products of ones.
 #include "tile_outputs.cuh"
 
 constexpr int THREADS = CONSUMERS + 2 * WARP;
@@ -20,8 +20,8 @@ static_assert(!NORM && TOKEN_CLUSTER == 1, "the norm is a kernel ahead, and each
 
 struct Codes {
   const TensorMap* weight_map;
-  const unsigned char *scales, *zeros;
-  int outputs, group_size, groups, block_rows;
+  const unsigned char *scales, *zeros, *units;
+  int outputs, group_size, groups, block_rows, inputs;
 
   // Strip i of a tile: with GATED, strips of both halves in turns, so that a warp's 16 rows are 8 of each.
   __device__ __forceinline__ int strip(int tile, int i) const {
@@ -43,7 +43,24 @@ __device__ __forceinline__ void fetch_codes(TileShared& shared, const Work& work
         copy_box<3>(target, from.weight_map, full, (work.first_k + k) * STAGE_WORDS, tile * (STRIPS / 2));
       }
       __syncwarp();
-      if constexpr (IN_STAGES) {
+      if constexpr (STEPPED) {
+        // A stage's steps of a row, of those of its superblock.
+        constexpr int OWN_BYTES = SCALE_BYTES / STRIP;
+        const uint32 scales = target + STRIPS * CODE_BYTES, units = scales + STRIPS * SCALE_BYTES;
+        const int superblocks = from.inputs / SUPERBLOCK, column = (work.first_k + k) * K_TILE;
+        const int within = column % SUPERBLOCK / SUB * FACTORS;
+        for (int i = lane; i < STRIPS * STRIP; i += WARP) {
+          const int64 row = (static_cast<int64>(from.strip(tile, i / STRIP)) * superblocks + column / SUPERBLOCK) * STRIP + i % STRIP;
+          const unsigned char* steps = from.scales + row * STEP_BYTES + within;
+          if (OWN_BYTES == 16) cp_async16(scales + i * OWN_BYTES, steps, true);
+          else copy_async8(scales + i * OWN_BYTES, steps);
+        }
+        for (int i = lane; i < STRIPS * FACTORS; i += WARP) {
+          const int64 at = static_cast<int64>(from.strip(tile, i / FACTORS)) * superblocks + column / SUPERBLOCK;
+          cp_async16(units + i * 16, from.units + (at * FACTORS + i % FACTORS) * 16, true);
+        }
+        arrive_copied(full);
+      } else if constexpr (IN_STAGES) {
         const int first = (work.first_k + k) * K_TILE / from.group_size;
         const uint32 scales = target + STRIPS * CODE_BYTES, zeros = scales + STRIPS * SCALE_BYTES;
         for (int i = lane; i < STRIPS * STAGE_GROUPS; i += WARP) {
@@ -64,7 +81,15 @@ __device__ __forceinline__ void fetch_codes(TileShared& shared, const Work& work
 // A stage's weights as wgmma's A, and their scales. `none` is zero, which the compiler does not know.
 struct Taken {
   uint32 a[K_TILE / 16][4];
-  float factor[SUBS][2];
+  float factor[STEPPED ? 1 : SUBS][2];
+  // Of superblocks as they are stored, as factors would take more registers.
+  Steps<K_TILE, STEPPED ? SUB : K_TILE / 4> steps[2];
+  uint32 units[2];
+
+  __device__ __forceinline__ GroupFactors factors(int sub, int half) const {
+    if constexpr (STEPPED) return steps[half].factors(sub, units[half]);
+    else return {factor[sub][half], 0};
+  }
 };
 
 __device__ __forceinline__ void take(Taken& taken, TileShared& shared, Position<WEIGHT_STAGES>& at, uint32 none) {
@@ -74,14 +99,20 @@ __device__ __forceinline__ void take(Taken& taken, TileShared& shared, Position<
   const unsigned char* stage = shared.codes[at.stage];
   const unsigned char* scales = stage + STRIPS * CODE_BYTES;
   const unsigned char* zeros = scales + STRIPS * SCALE_BYTES;
+  [[maybe_unused]] const unsigned char* units = zeros + STRIPS * ZERO_BYTES;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int strip = warp * 2 + half;
+    if constexpr (STEPPED) {
+      taken.steps[half].load(scales + strip * SCALE_BYTES + r * (SCALE_BYTES / STRIP));
+      taken.units[half] = load_units(units + strip * UNIT_BYTES, r);
+      seen |= taken.steps[half].seen() | taken.units[half];
+    }
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
       if constexpr (GROUPED)
         taken.factor[sub][half] = group_scale(reinterpret_cast<const uint16*>(scales + strip * SCALE_BYTES)[sub * STRIP + r]);
-      else if constexpr (IN_STAGES)
+      else if constexpr (IN_STAGES && !STEPPED)
         taken.factor[sub][half] = reinterpret_cast<const float*>(scales)[strip];
     }
 #pragma unroll
@@ -99,7 +130,7 @@ __device__ __forceinline__ void take(Taken& taken, TileShared& shared, Position<
         for (int i = 0; i < WORD_STEPS; i++) {
           const int step = first + i;
           if (i == 0 || SUB == 16) {
-            const int zero = ZEROS ? zeros[strip * ZERO_BYTES + step * 16 / SUB * STRIP + r] : MIDDLE;
+            const int zero = ZEROS ? zeros[strip * ZERO_BYTES + step * 16 / SUB * STRIP + r] : USUAL_ZERO;
             seen |= ZEROS ? zero : 0;
             dequantise(pairs, words[word], offset_of(zero));
           }
@@ -109,7 +140,7 @@ __device__ __forceinline__ void take(Taken& taken, TileShared& shared, Position<
     }
   }
   // The stage is given back once all that was read has arrived, which the arrival's address depends on: a fence waits for much more.
-  if constexpr (IN_STAGES)
+  if constexpr (IN_STAGES && !STEPPED)
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) seen |= __float_as_uint(taken.factor[sub][0]) | __float_as_uint(taken.factor[sub][1]);
   __syncwarp();
@@ -124,19 +155,28 @@ __device__ __forceinline__ void multiply(float (&total)[TOKENS / 2], TileShared&
   Position<X_STAGES> before = at.x;
   constexpr int SUB_STEPS = SUB / 16;
   wgmma_pin(total);
-  const auto product = [&](float(&d)[TOKENS / 2], const Taken& now, int sub) {
+  // Constants that the compiler knew it would put in registers again between products, which then wait for each other.
+  [[maybe_unused]] uint32 ones[4];
+  if constexpr (MINIMA)
+#pragma unroll
+    for (uint32& each : ones) asm volatile("mov.b32 %0, %1;" : "=r"(each) : "n"(ONES));
+  // With MINIMA, sums of x are added to `sums`.
+  const auto product = [&](float(&d)[TOKENS / 2], [[maybe_unused]] float(&sums)[TOKENS / 2], const Taken& now, int sub) {
     const uint32 x = shared_address(shared.x[at.x.stage]);
     wgmma_fence();
 #pragma unroll
-    for (int i = sub * SUB_STEPS; i < (sub + 1) * SUB_STEPS; i++)
-      wgmma(d, now.a[i], matrix_descriptor(x + i / 4 * X_BYTES + i % 4 * 32, 1024));
+    for (int i = sub * SUB_STEPS; i < (sub + 1) * SUB_STEPS; i++) {
+      const uint64 columns = matrix_descriptor(x + i / 4 * X_BYTES + i % 4 * 32, 1024);
+      wgmma(d, now.a[i], columns);
+      if constexpr (MINIMA) wgmma(sums, ones, columns);
+    }
     wgmma_commit();
   };
   // Multiplies by a stage while the next one is taken.
   const auto step = [&](const Taken& now, Taken& next, bool started, bool more) {
     barrier_wait(shared_address(&shared.x_full[at.x.stage]), at.x.phase);
     if constexpr (!IN_STAGES) {
-      product(total, now, 0);
+      product(total, total, now, 0);
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
       if (started) before.give_back<ROW_CLUSTER>(&shared.x_empty[before.stage], place.x_first(), 1);
       if (more) take(next, shared, at.weights, none);
@@ -144,13 +184,19 @@ __device__ __forceinline__ void multiply(float (&total)[TOKENS / 2], TileShared&
       if (started) before.give_back<ROW_CLUSTER>(&shared.x_empty[before.stage], place.x_first(), 1);
 #pragma unroll
       for (int sub = 0; sub < SUBS; sub++) {
-        float d[TOKENS / 2] = {};
+        float d[TOKENS / 2] = {}, sums[TOKENS / 2] = {};
         wgmma_pin(d);
-        product(d, now, sub);
+        if constexpr (MINIMA) wgmma_pin(sums);
+        product(d, sums, now, sub);
         if (sub == SUBS - 1 && more) take(next, shared, at.weights, none);
         wgmma_wait<0>(d);
+        if constexpr (MINIMA) wgmma_pin(sums);
+        const GroupFactors factors[2] = {now.factors(sub, 0), now.factors(sub, 1)};
 #pragma unroll
-        for (int i = 0; i < TOKENS / 2; i++) total[i] = fmaf(d[i], now.factor[sub][i % 4 / 2], total[i]);
+        for (int i = 0; i < TOKENS / 2; i++) {
+          total[i] = fmaf(d[i], factors[i % 4 / 2].scale, total[i]);
+          if constexpr (MINIMA) total[i] = fmaf(-factors[i % 4 / 2].minimum, sums[i], total[i]);
+        }
       }
     }
     before = at.x, at.x.advance();
@@ -169,7 +215,8 @@ __device__ __forceinline__ void multiply(float (&total)[TOKENS / 2], TileShared&
 // row tiles than CTAs, SPLITS is 1. The next kernel may start when all weights are requested.
 extern "C" __global__ void __cluster_dims__(ROW_CLUSTER, TOKEN_CLUSTER, SPLITS) __launch_bounds__(THREADS, MIN_CTAS)
     linear_quantised_wgmma(out_t* out, const __grid_constant__ TensorMap weight_map, const unsigned char* __restrict__ scales,
-                           const unsigned char* __restrict__ zeros, const __grid_constant__ TensorMap x_map, const elem_t* bias,
+                           const unsigned char* __restrict__ zeros, const unsigned char* __restrict__ units,
+                           const __grid_constant__ TensorMap x_map, const elem_t* bias,
                            const elem_t* residual, int tokens, int outputs, int inputs, int row_tiles, int group_size, int groups,
                            int block_rows) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
@@ -184,7 +231,7 @@ extern "C" __global__ void __cluster_dims__(ROW_CLUSTER, TOKEN_CLUSTER, SPLITS) 
   if (CLUSTERED) cluster_arrive_relaxed();
 
   if (warp == CONSUMER_WARPS) {
-    fetch_codes(shared, work, {&weight_map, scales, zeros, outputs, group_size, groups, block_rows});
+    fetch_codes(shared, work, {&weight_map, scales, zeros, units, outputs, group_size, groups, block_rows, inputs});
     GRID_DEPENDENCY_LAUNCH();
     GRID_DEPENDENCY_WAIT();
     if (CLUSTERED) cluster_wait();

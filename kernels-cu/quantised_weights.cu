@@ -1,7 +1,7 @@
 // Quantised weights as a whole: their order, and their elements.
 //
 //   reorder_codes     canonical codes [N, K] → the order of quantised.cuh
-//   reorder_rows      [N, G] of 1 or 2 bytes → [N / 8][G][8 rows]: scales and zero points
+//   reorder_rows      [N, G] of so many bytes → [N / 8][G][8 rows]: scales and zero points, superblocks' steps and units
 //   dequantise_…      out elem_t [N, K] = what a weight stands for, rounded once, from either order
 //   permute_columns   out elem_t [T, K] = x[T, permutation]
 //
@@ -47,28 +47,40 @@ extern "C" __global__ void reorder_rows(unsigned char* out, const unsigned char*
 struct Scales {
   const void* scales;
   const unsigned char* zeros;
+  const void* units;
   int group_size, groups, block_rows, ordered;
 
   __device__ __forceinline__ int64 index(int row, int column) const {
     if (SCALES == ROW_FLOATS) return row;
     const int group = column / group_size;
     if (SCALES == BLOCK_FLOATS) return static_cast<int64>(row / block_rows) * groups + group;
-    return ordered ? (static_cast<int64>(row / STRIP) * groups + group) * STRIP + row % STRIP
-                   : static_cast<int64>(row) * groups + group;
+    return of_group(row, group, groups);
+  }
+  __device__ __forceinline__ int64 of_group(int row, int group, int count) const {
+    return ordered ? (static_cast<int64>(row / STRIP) * count + group) * STRIP + row % STRIP
+                   : static_cast<int64>(row) * count + group;
+  }
+  // Of a group of superblocks.
+  __device__ __forceinline__ GroupFactors stepped_factors(int row, int column, int inputs) const {
+    const int shift = group_size == 16 ? 4 : 5;
+    const int64 superblock = of_group(row, column / SUPERBLOCK, inputs / SUPERBLOCK);
+    const int64 step = ((superblock << (8 - shift)) + (column % SUPERBLOCK >> shift)) * FACTORS;
+    const uint32 word = static_cast<const uint32*>(scales)[step / 4];
+    return group_factors(word, step % 4, load_units(units, superblock));
   }
   __device__ __forceinline__ float scale(int64 index) const {
     return GROUPED ? group_scale(static_cast<const uint16*>(scales)[index])
                    : static_cast<const float*>(scales)[index] * FLOAT8_FACTOR;
   }
-  __device__ __forceinline__ uint32 offset(int64 index) const { return offset_of(ZEROS ? zeros[index] : MIDDLE); }
+  __device__ __forceinline__ uint32 offset(int64 index) const { return offset_of(ZEROS ? zeros[index] : USUAL_ZERO); }
 };
 
 // Of ordered codes. Grid: a strip in x, BLOCK_BYTES / 16 threads a row's block in y.
 extern "C" __global__ void dequantise_ordered(elem_t* out, const unsigned char* codes, const void* scales,
-                                              const unsigned char* zeros, int inputs, int group_size, int groups,
-                                              int block_rows) {
+                                              const unsigned char* zeros, const void* units, int inputs, int group_size,
+                                              int groups, int block_rows) {
   GRID_DEPENDENCY_WAIT();
-  const Scales factors = {scales, zeros, group_size, groups, block_rows, 1};
+  const Scales factors = {scales, zeros, units, group_size, groups, block_rows, 1};
   // Word `word` of the four lanes of a row's block: WORD_PAIRS pieces of 8 columns.
   const int blocks = inputs / BLOCK, index = blockIdx.y * blockDim.x + threadIdx.x, word = index % 4;
   const int block = index / 4 % blocks, r = index / 4 / blocks;
@@ -77,10 +89,12 @@ extern "C" __global__ void dequantise_ordered(elem_t* out, const unsigned char* 
   const int64 source = static_cast<int64>(blockIdx.x) * blocks + block;
   const uint32* from = reinterpret_cast<const uint32*>(codes + (source * STRIP + r) * BLOCK_BYTES) + word;
   const uint32 words[4] = {from[0], from[4], from[8], from[12]};
+  // Of superblocks a word's columns are of one group.
+  [[maybe_unused]] const GroupFactors of_word = STEPPED ? factors.stepped_factors(row, column, inputs) : GroupFactors{};
 #pragma unroll
   for (int piece = 0; piece < WORD_PAIRS; piece++) {
-    const int64 at = factors.index(row, column + piece * 8);
-    const float scale = factors.scale(at);
+    const int64 at = STEPPED ? 0 : factors.index(row, column + piece * 8);
+    const GroupFactors group = STEPPED ? of_word : GroupFactors{factors.scale(at), 0};
     const uint32 offset = factors.offset(at);
     uint32 y[4];
 #pragma unroll
@@ -89,7 +103,7 @@ extern "C" __global__ void dequantise_ordered(elem_t* out, const unsigned char* 
       dequantise(pairs, words[c], offset);
       float a, b;
       unpack2(pairs[piece], a, b);
-      y[c] = pack2(a * scale, b * scale);
+      y[c] = pack2(a * group.scale - group.minimum, b * group.scale - group.minimum);
     }
     store16(out + static_cast<int64>(row) * inputs + column + piece * 8, make_uint4(y[0], y[1], y[2], y[3]));
   }
@@ -97,18 +111,21 @@ extern "C" __global__ void dequantise_ordered(elem_t* out, const unsigned char* 
 
 // Of codes [N, K] in canonical order. Grid: a row in x, a column a thread in y.
 extern "C" __global__ void dequantise_rows(elem_t* out, const unsigned char* codes, const void* scales,
-                                           const unsigned char* zeros, int inputs, int group_size, int groups, int block_rows) {
+                                           const unsigned char* zeros, const void* units, int inputs, int group_size,
+                                           int groups, int block_rows) {
   GRID_DEPENDENCY_WAIT();
-  const Scales factors = {scales, zeros, group_size, groups, block_rows, 0};
+  const Scales factors = {scales, zeros, units, group_size, groups, block_rows, 0};
   const int row = blockIdx.x, column = blockIdx.y * blockDim.x + threadIdx.x;
   if (column >= inputs) return;
-  const int64 at = factors.index(row, column), index = static_cast<int64>(row) * inputs + column;
+  const int64 at = STEPPED ? 0 : factors.index(row, column), index = static_cast<int64>(row) * inputs + column;
   const uint32 code = BITS == 8 ? codes[index] : codes[index / 2] >> 4 * (column % 2) & 15;
   uint32 pairs[WORD_PAIRS];
   dequantise(pairs, code, factors.offset(at));
   float value, unused;
   unpack2(pairs[0], value, unused);
-  out[index] = from_float(value * factors.scale(at));
+  const GroupFactors group =
+      STEPPED ? factors.stepped_factors(row, column, inputs) : GroupFactors{factors.scale(at), 0};
+  out[index] = from_float(value * group.scale - group.minimum);
 }
 
 extern "C" __global__ void permute_columns(elem_t* out, const elem_t* x, const int* permutation, int tokens, int inputs) {

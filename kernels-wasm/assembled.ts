@@ -6,8 +6,9 @@
  */
 import { call } from "./code";
 import * as layout from "./layout";
-import { rowAt } from "./matrix";
+import { isSuperblocks, rowAt } from "./matrix";
 import { scaleAt, scalesOfRow } from "./sum-nibbles";
+import { factorsOfRow } from "./sum-superblocks";
 import { argument, sums } from "./vectors";
 
 /** A thread's scratch memory: parameters, panel, lanes of sums [TILE, 8] or [count], scales and offsets of rows, a row's scales. */
@@ -123,6 +124,11 @@ function convertScales(row: i32, count: i32, scratch: usize): void {
   const target = scratch + SCALES;
   const zeros = argument<usize>(layout.ZEROS);
   const total = rows * parts;
+  if (isSuperblocks(argument<i32>(layout.FORM))) {
+    for (let i = 0; i < rows; i++)
+      factorsOfRow(row + i, target + ((<usize>(i * parts)) << 2), layout.OFFSETS_AFTER);
+    return;
+  }
   if (
     argument<i32>(layout.CONVERT) === 0 ||
     argument<i32>(layout.PART_COLUMNS) !== argument<i32>(layout.SCALE_COLUMNS)

@@ -8,6 +8,7 @@
  */
 import { isAssembled, rowsOfOne, sumOneAssembled, sumRowsAssembled } from "./assembled";
 import * as layout from "./layout";
+import { isSuperblocks } from "./matrix";
 import { sumFloats } from "./sum-floats";
 import { sumIntegers } from "./sum-integers";
 import { hasWholeBlocks, sumNibbleRows, sumNibbles } from "./sum-nibbles";
@@ -71,10 +72,6 @@ function multiplyOne(start: i32, end: i32, scratch: usize): void {
 
 function isNibbles(form: i32): bool {
   return form === layout.INT4 || form === layout.MXFP4;
-}
-
-function isSuperblocks(form: i32): bool {
-  return form === layout.NIBBLE_SUPERBLOCKS || form === layout.BYTE_SUPERBLOCKS;
 }
 
 /** Whether the kernels that need no panel can multiply by the matrix at hand. */

@@ -14,7 +14,8 @@ import { argument, sum } from "./vectors";
 /** Columns of a panel, and bytes of its rows. */
 const WIDTH: i32 = 2048;
 const STRIDE: usize = 2048 + 64;
-/** In a thread's scratch memory: for each row that is multiplied at once, the scales of 16 columns and then their minima. */
+/** In a thread's scratch memory: the sums of a token's x over groups; for each row that is multiplied at once, its scales and its offsets. */
+const INPUT_SUMS_AT: usize = layout.SCRATCH_BYTES / 4;
 const FACTORS_AT: usize = layout.SCRATCH_BYTES / 2;
 /** Bytes of x that a block is multiplied by. */
 const X_STEP: usize = 96;
@@ -25,17 +26,35 @@ const AHEAD: usize = 256;
 const PACKED: i32 = 0;
 const BYTES: i32 = 1;
 const UNPACKED: i32 = 2;
+/** Groups of 16 columns whose middle code stands for 0; with minima, groups of 16 or 32. */
+const CENTRED: i32 = 0;
+const FINE: i32 = 1;
+const COARSE: i32 = 2;
+
+function kindOfGroups(): i32 {
+  if (argument<i32>(layout.MINIMA) === 0) return CENTRED;
+  return argument<i32>(layout.SCALE_COLUMNS) === 16 ? FINE : COARSE;
+}
 
 /** lanes[count, 8] += W[row + 0…7] · x[token + 0…count − 1], four lanes each; rows past the last are the last. */
 export function sumSuperblocks(row: i32, token: i32, count: i32, lanes: usize, scratch: usize): void {
+  const kind = kindOfGroups();
+  if (kind === CENTRED) sumPanels(CENTRED, row, token, count, lanes, scratch);
+  else if (kind === FINE) sumPanels(FINE, row, token, count, lanes, scratch);
+  else sumPanels(COARSE, row, token, count, lanes, scratch);
+}
+
+// @inline
+function sumPanels(kind: i32, row: i32, token: i32, count: i32, lanes: usize, scratch: usize): void {
   const last = argument<i32>(layout.ROWS) - 1;
   const blocks = argument<i32>(layout.INPUTS) / layout.CODES;
-  const isCentred = argument<i32>(layout.MINIMA) === 0;
   const xStride = argument<usize>(layout.X_STRIDE);
   const x = argument<usize>(layout.X) + <usize>token * xStride;
   const records = argument<usize>(layout.X_SCALES) + <usize>(token * blocks) * layout.NIBBLE_SCALES;
-  const tableBytes = factorBytes();
-  for (let i = 0; i < layout.PANEL_ROWS; i++) factorsOfRow(min(row + i, last), i, scratch);
+  const rowFactors = 2 * factorBytes();
+  const tables = scratch + FACTORS_AT;
+  for (let i = 0; i < layout.PANEL_ROWS; i++)
+    writeFactors(kind, false, min(row + i, last), tables + <usize>i * rowFactors, factorBytes());
   const blocksOfPanel = WIDTH / layout.CODES;
   for (let first = 0; first < blocks; first += blocksOfPanel) {
     const end = min(first + blocksOfPanel, blocks);
@@ -43,20 +62,35 @@ export function sumSuperblocks(row: i32, token: i32, count: i32, lanes: usize, s
       unpack(scratch + <usize>i * STRIDE, rowAt(min(row + i, last)), first, end);
     for (let block = first; block < end; block++) {
       const panel = scratch + <usize>((block - first) * layout.CODES);
-      const factors = scratch + FACTORS_AT + ((<usize>block) << 3);
+      const factors = tables + <usize>block * blockFactors(kind);
       let inputs = x + <usize>block * X_STEP;
       let target = lanes;
       for (let i = 0; i < count; i++, inputs += xStride, target += 128) {
         const record = records + <usize>(i * blocks + block) * layout.NIBBLE_SCALES;
         for (let pair: usize = 0; pair < <usize>layout.PANEL_ROWS; pair += 2) {
           const a = panel + pair * STRIDE;
-          const scales = factors + 2 * pair * tableBytes;
-          const sums = target + (pair << 4);
-          if (isCentred) addBlock(UNPACKED, true, a, a + STRIDE, inputs, record, scales, tableBytes, sums);
-          else addBlock(UNPACKED, false, a, a + STRIDE, inputs, record, scales, tableBytes, sums);
+          const scales = factors + pair * rowFactors;
+          addBlock(
+            UNPACKED,
+            kind,
+            a,
+            a + STRIDE,
+            inputs,
+            record,
+            scales,
+            scales + rowFactors,
+            target + (pair << 4),
+          );
         }
       }
     }
+  }
+  if (kind === CENTRED) return;
+  const sums = scratch + INPUT_SUMS_AT;
+  for (let i = 0; i < count; i++, lanes += 128) {
+    writeInputSums(kind, records + <usize>(i * blocks) * layout.NIBBLE_SCALES, sums);
+    for (let j: usize = 0; j < <usize>layout.PANEL_ROWS; j++)
+      addOffsets(lanes + (j << 4), tables + j * rowFactors + (rowFactors >> 1), sums);
   }
 }
 
@@ -65,23 +99,35 @@ export function sumSuperblocks(row: i32, token: i32, count: i32, lanes: usize, s
  * far from each other, as in sum-rows.ts.
  */
 export function sumSuperblockRows(row: i32, count: i32, results: usize, scratch: usize): void {
+  const kind = kindOfGroups();
+  if (kind === CENTRED) sumRows(BYTES, CENTRED, row, count, results, scratch);
+  else if (kind === FINE) sumRows(BYTES, FINE, row, count, results, scratch);
+  else if (argument<i32>(layout.FORM) === layout.BYTE_SUPERBLOCKS)
+    sumRows(BYTES, COARSE, row, count, results, scratch);
+  else sumRows(PACKED, COARSE, row, count, results, scratch);
+}
+
+// @inline
+function sumRows(order: i32, kind: i32, row: i32, count: i32, results: usize, scratch: usize): void {
   const apart = (count + 1) >> 1;
   const last = argument<i32>(layout.ROWS) - 1;
-  const isPacked = argument<i32>(layout.FORM) === layout.NIBBLE_SUPERBLOCKS;
-  const isCentred = argument<i32>(layout.MINIMA) === 0;
-  for (let i = row; i < row + apart; i++, results += 4) {
-    const other = results + ((<usize>apart) << 2);
-    if (isPacked) multiplyRows(PACKED, false, min(i, last), min(i + apart, last), results, other, scratch);
-    else if (isCentred)
-      multiplyRows(BYTES, true, min(i, last), min(i + apart, last), results, other, scratch);
-    else multiplyRows(BYTES, false, min(i, last), min(i + apart, last), results, other, scratch);
-  }
+  if (kind !== CENTRED) writeInputSums(kind, argument<usize>(layout.X_SCALES), scratch + INPUT_SUMS_AT);
+  for (let i = row; i < row + apart; i++, results += 4)
+    multiplyRows(
+      order,
+      kind,
+      min(i, last),
+      min(i + apart, last),
+      results,
+      results + ((<usize>apart) << 2),
+      scratch,
+    );
 }
 
 // @inline
 function multiplyRows(
   order: i32,
-  isCentred: bool,
+  kind: i32,
   n: i32,
   o: i32,
   resultA: usize,
@@ -92,9 +138,10 @@ function multiplyRows(
   const tableBytes = factorBytes();
   // The panel's place is free.
   const lanes = scratch;
-  factorsOfRow(n, 0, scratch);
-  factorsOfRow(o, 1, scratch);
-  let factors = scratch + FACTORS_AT;
+  let scalesA = scratch + FACTORS_AT;
+  let scalesB = scalesA + 2 * tableBytes;
+  writeFactors(kind, false, n, scalesA, tableBytes);
+  writeFactors(kind, false, o, scalesB, tableBytes);
   let a = rowAt(n);
   let b = rowAt(o);
   let record = argument<usize>(layout.X_SCALES);
@@ -113,38 +160,41 @@ function multiplyRows(
         seen = v128.xor(seen, v128.xor(v128.load(a + j), v128.load(b + j)));
       asked = a + AHEAD;
     }
-    addBlock(order, isCentred, a, b, x, record, factors, tableBytes, lanes);
+    addBlock(order, kind, a, b, x, record, scalesA, scalesB, lanes);
     a += bytes;
     b += bytes;
-    factors += 8;
+    scalesA += blockFactors(kind);
+    scalesB += blockFactors(kind);
     record += layout.NIBBLE_SCALES;
   }
   // A load that nothing uses would not be made.
   v128.store(lanes, seen, 32);
+  if (kind !== CENTRED) {
+    const offsets = scratch + FACTORS_AT + tableBytes;
+    addOffsets(lanes, offsets, scratch + INPUT_SUMS_AT);
+    addOffsets(lanes + 16, offsets + 2 * tableBytes, scratch + INPUT_SUMS_AT);
+  }
   store<f32>(resultA, sum(v128.load(lanes)));
   store<f32>(resultB, sum(v128.load(lanes, 16)));
 }
 
-/**
- * lanes[2] += the products of a block of two rows. `factors`: two scales of the first row; after as many bytes as a row has of them its
- * minima, and then the same of the other.
- */
+/** lanes[2] += the products of a block of two rows, at whose scales of this block are `scalesA` and `scalesB`. */
 // @inline
 function addBlock(
   order: i32,
-  isCentred: bool,
+  kind: i32,
   a: usize,
   b: usize,
   x: usize,
   record: usize,
-  factors: usize,
-  tableBytes: usize,
+  scalesA: usize,
+  scalesB: usize,
   lanes: usize,
 ): void {
   let a0 = i16x8.splat(0);
   let a1 = a0;
   let a2 = a0;
-  if (isCentred) {
+  if (kind === CENTRED) {
     const middle = i16x8.splat(<i16>-layout.SUPERBLOCK_MIDDLE);
     a0 = i16x8.mul(v128.load(record), middle);
     a1 = i16x8.mul(v128.load(record, 16), middle);
@@ -175,9 +225,9 @@ function addBlock(
   bytes = v128.load(x, 80);
   a2 = addDots(a2, bytes, c);
   b2 = addDots(b2, bytes, d);
-  addScaled(isCentred, lanes, a0, a1, a2, record, factors, factors + tableBytes);
-  const others = factors + 2 * tableBytes;
-  addScaled(isCentred, lanes + 16, b0, b1, b2, record, others, others + tableBytes);
+  const scale = v128.load32_splat(record, 48);
+  addScaled(lanes, a0, a1, a2, f32x4.mul(blockScales(kind, scalesA), scale));
+  addScaled(lanes + 16, b0, b1, b2, f32x4.mul(blockScales(kind, scalesB), scale));
 }
 
 /** The codes of a block at even columns, a byte each. */
@@ -203,79 +253,99 @@ function addDots(sums: v128, bytes: v128, codes: v128): v128 {
   return i16x8.add(sums, i16x8.relaxed_dot_i8x16_i7x16_s(bytes, codes));
 }
 
-/** lanes += scales · s · the sums of each of the bytes of x, less minima · the sums of x. */
+/** A block's scales: its groups' of 16 columns are half of the lanes each. */
 // @inline
-function addScaled(
-  isCentred: bool,
-  lanes: usize,
-  h: v128,
-  m: v128,
-  l: v128,
-  record: usize,
-  scales: usize,
-  minima: usize,
-): void {
+function blockScales(kind: i32, scales: usize): v128 {
+  if (kind === COARSE) return v128.load32_splat(scales);
+  const both = v128.load64_zero(scales);
+  return v128.shuffle<i32>(both, both, 0, 0, 1, 1);
+}
+
+/** Bytes of a block's scales. */
+// @inline
+function blockFactors(kind: i32): usize {
+  return kind === COARSE ? 4 : 8;
+}
+
+/** lanes += factors · the sum of all, from the sums of each of the bytes of x. */
+// @inline
+function addScaled(lanes: usize, h: v128, m: v128, l: v128, factors: v128): void {
   const all = i32x4.add(
     i32x4.dot_i16x8_s(h, i16x8.splat(<i16>layout.HIGH)),
     i32x4.add(i32x4.dot_i16x8_s(m, i16x8.splat(<i16>layout.MIDDLE)), i32x4.dot_i16x8_s(l, i16x8.splat(1))),
   );
-  const both = v128.load64_zero(scales);
-  const factor = f32x4.mul(v128.shuffle<i32>(both, both, 0, 0, 1, 1), v128.load32_splat(record, 48));
-  let sums = f32x4.add(v128.load(lanes), f32x4.mul(f32x4.convert_i32x4_s(all), factor));
-  if (!isCentred)
-    sums = f32x4.sub(sums, f32x4.mul(v128.load64_zero(minima), v128.load64_zero(record, layout.INPUT_SUMS)));
-  v128.store(lanes, sums);
+  v128.store(lanes, f32x4.add(v128.load(lanes), f32x4.mul(f32x4.convert_i32x4_s(all), factors)));
 }
 
-/** Bytes of a row's scales, or minima, as floats. */
+/** Bytes of a row's scales, or offsets, as floats. */
 function factorBytes(): usize {
-  return (<usize>(argument<i32>(layout.INPUTS) / 16)) << 2;
+  return (<usize>argument<i32>(layout.SCALES_OF_ROW)) << 2;
 }
 
-/** Writes the scales and minima of a row, a float for each 16 columns, as those of row `index` of those that are multiplied at once. */
-function factorsOfRow(row: i32, index: i32, scratch: usize): void {
-  const isFine = argument<i32>(layout.SCALE_COLUMNS) === 16;
-  const bytes = factorBytes();
-  const target = scratch + FACTORS_AT + <usize>(2 * index) * bytes;
-  if (argument<i32>(layout.MINIMA) !== 0) {
-    if (isFine) writeFactors(true, true, row, target, target + bytes);
-    else writeFactors(true, false, row, target, target + bytes);
-  } else if (isFine) writeFactors(false, true, row, target, 0);
-  else writeFactors(false, false, row, target, 0);
-}
-
+/** sums[groups] = the sums of a token's x over each group; `record` is its first block's. */
 // @inline
-function writeFactors(hasMinima: bool, isFine: bool, row: i32, scales: usize, minima: usize): void {
-  const factors: usize = hasMinima ? 2 : 1;
+function writeInputSums(kind: i32, record: usize, sums: usize): void {
+  for (const end = sums + factorBytes(); sums < end; record += layout.NIBBLE_SCALES) {
+    const lower = load<f32>(record, layout.INPUT_SUMS);
+    const upper = load<f32>(record, layout.INPUT_SUMS + 4);
+    if (kind === COARSE) store<f32>(sums, lower + upper);
+    else {
+      store<f32>(sums, lower);
+      store<f32>(sums, upper, 4);
+    }
+    sums += blockFactors(kind);
+  }
+}
+
+/** lanes += offsets[groups] · sums[groups]. */
+function addOffsets(lanes: usize, offsets: usize, sums: usize): void {
+  let all = f32x4.splat(0);
+  for (const end = offsets + factorBytes(); offsets < end; offsets += 16, sums += 16)
+    all = f32x4.add(all, f32x4.mul(v128.load(offsets), v128.load(sums)));
+  v128.store(lanes, f32x4.add(v128.load(lanes), all));
+}
+
+/** scales[groups] of a row, and `apart` bytes after them what an element is more than its code times the scale, for assembled.ts. */
+export function factorsOfRow(row: i32, scales: usize, apart: usize): void {
+  const kind = kindOfGroups();
+  if (kind === CENTRED) writeFactors(CENTRED, true, row, scales, apart);
+  else if (kind === FINE) writeFactors(FINE, true, row, scales, apart);
+  else writeFactors(COARSE, true, row, scales, apart);
+}
+
+/** The same; the sums of centred codes need no offsets. */
+// @inline
+function writeFactors(kind: i32, ofCentred: bool, row: i32, scales: usize, apart: usize): void {
+  const factors: usize = kind === CENTRED ? 1 : 2;
   const superblocks = argument<i32>(layout.INPUTS) / layout.SUPERBLOCK;
-  const bytes = factors * (isFine ? 16 : 8);
+  const bytes = factors * (kind === COARSE ? 8 : 16);
   let step = argument<usize>(layout.SCALES) + <usize>(row * superblocks) * bytes;
   let unit = argument<usize>(layout.SUPERBLOCK_UNITS) + <usize>(row * superblocks) * 2 * factors;
   for (const end = step + <usize>superblocks * bytes; step < end; unit += 2 * factors) {
     const scale = f32x4.splat(loadShort(unit, layout.FLOAT16));
-    const minimum = hasMinima ? f32x4.splat(loadShort(unit + 2, layout.FLOAT16)) : scale;
-    for (const last = step + bytes; step < last; step += 4 * factors) {
-      if (hasMinima) {
+    const offset =
+      kind === CENTRED
+        ? f32x4.mul(scale, f32x4.splat(<f32>-layout.SUPERBLOCK_MIDDLE))
+        : f32x4.splat(-loadShort(unit + 2, layout.FLOAT16));
+    for (const last = step + bytes; step < last; step += 4 * factors, scales += 16) {
+      if (kind === CENTRED) {
+        const steps = i16x8.extend_low_i8x16_s(v128.load32_zero(step));
+        v128.store(scales, stepped(steps, scale));
+        if (ofCentred) v128.store(scales + apart, stepped(steps, offset));
+      } else {
         // The scale's is the lower byte of two.
         const pairs = v128.load64_zero(step);
-        storeFactors(isFine, scales, i16x8.shr_s(i16x8.shl(pairs, 8), 8), scale);
-        storeFactors(isFine, minima, i16x8.shr_s(pairs, 8), minimum);
-        minima += isFine ? 16 : 32;
-      } else storeFactors(isFine, scales, i16x8.extend_low_i8x16_s(v128.load32_zero(step)), scale);
-      scales += isFine ? 16 : 32;
+        v128.store(scales, stepped(i16x8.shr_s(i16x8.shl(pairs, 8), 8), scale));
+        v128.store(scales + apart, stepped(i16x8.shr_s(pairs, 8), offset));
+      }
     }
   }
 }
 
-/** Stores the first four steps times their unit: each once, or twice. */
+/** The first four steps times their unit. */
 // @inline
-function storeFactors(isFine: bool, target: usize, steps: v128, unit: v128): void {
-  const four = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(steps)), unit);
-  if (isFine) v128.store(target, four);
-  else {
-    v128.store(target, v128.shuffle<i32>(four, four, 0, 0, 1, 1));
-    v128.store(target, v128.shuffle<i32>(four, four, 2, 2, 3, 3), 16);
-  }
+function stepped(steps: v128, unit: v128): v128 {
+  return f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(steps)), unit);
 }
 
 /** Unpacks a row's blocks [first, end). */

@@ -1,7 +1,7 @@
 // Unsigned integers of 4 or 8 bits, four or eight a word, less their zero point, as elem_t pairs.
 //
 // integer_pairs(pairs, word, offset) gives code − zero, exactly; `offset` is integer_offset(zero). Of 4 bits pair e has codes e and e + 4 of
-// the word, of 8 bits codes e and e + 2.
+// the word, of 8 bits codes e and e + 2. SMALL_CODES says that codes of 8 bits, and zero points, are below 64.
 #pragma once
 #include "types.cuh"
 
@@ -44,7 +44,7 @@ __device__ __forceinline__ void integer_pairs(uint32 (&pairs)[WORD_PAIRS], uint3
     pairs[e] = fma2(code, ONES, offset);
   }
 }
-#elif defined(DTYPE_F16)
+#elif defined(DTYPE_F16) || defined(SMALL_CODES)
 __device__ __forceinline__ uint32 integer_offset(int zero) { return zero * 0x10001u + MINUS_MAGIC; }
 __device__ __forceinline__ void integer_pairs(uint32 (&pairs)[WORD_PAIRS], uint32 word, uint32 offset) {
   pairs[0] = fma2(__byte_perm(word, CODE_MAGIC, 0x7250), ONES, offset);

@@ -4,8 +4,12 @@
 // (r, c) of a warp, r = lane / 4 and c = lane % 4, loads 16 bytes of row r, at byte 16c of its 64: so a warp's load is a strip's
 // block, 512 bytes one after another, and what a lane gets is what it needs as mma's A (see mma.cuh). Of 8 bits, word i of the
 // four has columns 16i + 2c, + 8, + 1 and + 9 in its bytes, lowest first. Of 4 bits, nibbles e and e + 4 of word i are columns
-// 32i + 8e + 2c and the next. Scales of groups, and zero points, are [N / 8][K / g][8 rows]. What reorders is quantised_weights.cu.
+// 32i + 8e + 2c and the next. Scales of groups, and zero points, are [N / 8][K / g][8 rows]; of superblocks steps are
+// [N / 8][K / 256][8 rows][STEP_BYTES] and units [N / 8][K / 256][8 rows][1 or 2]. What reorders is quantised_weights.cu.
 #pragma once
+#if defined(SCALES) && SCALES >= 4
+#define SMALL_CODES
+#endif
 #include "integers.cuh"
 #include "mma.cuh"
 
@@ -51,13 +55,65 @@ __device__ __forceinline__ void dequantise(uint32 (&pairs)[WORD_PAIRS], uint32 w
 }
 #endif
 
-// SCALES: one float32 for each row, for each block of 128 columns of some rows, or a float16 or bfloat16 for each row's group.
-constexpr int ROW_FLOATS = 0, BLOCK_FLOATS = 1, GROUP_HALVES = 2, GROUP_BFLOATS = 3;
-constexpr bool GROUPED = SCALES >= GROUP_HALVES;
+// SCALES: one float32 for each row, for each block of 128 columns of some rows, or a float16 or bfloat16 for each row's group; or groups
+// of superblocks, of which a signed byte times the superblock's unit is the scale, and another, where there are two, the minimum.
+constexpr int ROW_FLOATS = 0, BLOCK_FLOATS = 1, GROUP_HALVES = 2, GROUP_BFLOATS = 3, STEPS = 4, STEPS_AND_MINIMA = 5;
+constexpr bool GROUPED = SCALES == GROUP_HALVES || SCALES == GROUP_BFLOATS;
+constexpr bool STEPPED = SCALES == STEPS || SCALES == STEPS_AND_MINIMA, MINIMA = SCALES == STEPS_AND_MINIMA;
+constexpr int FACTORS = MINIMA ? 2 : 1, SUPERBLOCK = 256;
+// The zero point where a weight has none of its own.
+constexpr int USUAL_ZERO = MINIMA ? 0 : STEPPED ? 32 : MIDDLE;
 
 __device__ __forceinline__ float group_scale(uint16 bits) {
   return half_scale<SCALES == GROUP_BFLOATS>(bits);
 }
+
+// What a group of a superblock has: an element is scale · code − minimum.
+struct GroupFactors {
+  float scale, minimum;
+};
+// A signed byte of four, times a float16. The byte, 128 more, is an offset from 2^23: conversions of integers are slow.
+__device__ __forceinline__ float stepped(uint32 steps, int byte, uint32 unit) {
+  const float step = __uint_as_float(__byte_perm(steps ^ 0x80808080u, 0x4b000000u, 0x7440 + byte)) - (8388608.0f + 128);
+  return step * half_scale<false>(static_cast<uint16>(unit));
+}
+// Factors of the group whose bytes are those of `steps` from `byte` on, an even one with MINIMA.
+__device__ __forceinline__ GroupFactors group_factors(uint32 steps, int byte, uint32 units) {
+  return {stepped(steps, byte, units), MINIMA ? stepped(steps, byte + 1, units >> 16) : 0};
+}
+// The units of superblock `index`.
+__device__ __forceinline__ uint32 load_units(const void* units, int64 index) {
+  return MINIMA ? static_cast<const uint32*>(units)[index] : static_cast<const uint16*>(units)[index];
+}
+
+// Steps of COLUMNS columns of a row, loaded together.
+template <int COLUMNS, int GROUP>
+struct Steps {
+  static constexpr int BYTES = COLUMNS / GROUP * FACTORS, WORDS = ceil_div(BYTES, 4);
+  uint32 words[WORDS];
+
+  __device__ __forceinline__ void load(const unsigned char* from) {
+    if constexpr (BYTES == 16) {
+      const uint4 all = load16(from);
+      words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
+    } else if constexpr (BYTES == 8) {
+      const uint2 all = *reinterpret_cast<const uint2*>(from);
+      words[0] = all.x, words[1] = all.y;
+    } else {
+      static_assert(BYTES == 4, "steps of a block are whole words");
+      words[0] = *reinterpret_cast<const uint32*>(from);
+    }
+  }
+  __device__ __forceinline__ GroupFactors factors(int group, uint32 units) const {
+    return group_factors(words[group * FACTORS / 4], group * FACTORS % 4, units);
+  }
+  __device__ __forceinline__ uint32 seen() const {
+    uint32 all = 0;
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) all |= words[i];
+    return all;
+  }
+};
 
 // Copies of 4 and 8 bytes to shared memory, and this lane's arrival at a barrier when all that it has begun are done.
 __device__ __forceinline__ void copy_async4(uint32 target, const void* source) {

@@ -24,10 +24,18 @@ static_assert(!GATED || STRIPS == 2, "a gated tile is a strip of each half");
 static_assert(SUB * SUBS == BLOCK && SUB % 16 == 0, "scales change between steps of 16 columns");
 
 constexpr int CODE_BYTES = WARPS * WARP_BLOCKS * BLOCK_BYTES * STRIP;
-constexpr int SCALE_BYTES = GROUPED ? STAGE_GROUPS * STRIP * 2 : IN_STAGES ? ceil_div(STAGE_GROUPS * 4, 16) * 16 : 0;
+constexpr int STAGE_SUPERBLOCKS = STEPPED ? CHUNK / SUPERBLOCK : 0;
+// Steps of a row's superblock, whose groups are of SUB columns.
+constexpr int STEP_BYTES = SUPERBLOCK / SUB * FACTORS;
+constexpr int SCALE_BYTES = STEPPED     ? STAGE_GROUPS * STRIP * FACTORS
+                            : GROUPED   ? STAGE_GROUPS * STRIP * 2
+                            : IN_STAGES ? ceil_div(STAGE_GROUPS * 4, 16) * 16
+                                        : 0;
 constexpr int ZERO_BYTES = ZEROS ? ceil_div(STAGE_GROUPS * STRIP, 16) * 16 : 0;
-constexpr int STAGE_BYTES = STRIPS * (CODE_BYTES + SCALE_BYTES + ZERO_BYTES);
-static_assert(STAGE_BYTES % 16 == 0, "stages are aligned to vectors");
+constexpr int UNIT_BYTES = STAGE_SUPERBLOCKS * STRIP * 2 * FACTORS;
+constexpr int STAGE_BYTES = STRIPS * (CODE_BYTES + SCALE_BYTES + ZERO_BYTES + UNIT_BYTES);
+static_assert(STAGE_BYTES % 16 == 0 && SCALE_BYTES % 16 == 0, "stages are aligned to vectors");
+static_assert(!STEPPED || CHUNK % SUPERBLOCK == 0, "stages have whole superblocks");
 constexpr int SUM_PITCH = TILE_ROWS + SUM_PADDING;
 
 struct Control {
@@ -72,7 +80,7 @@ constexpr bool BULK = false;
 constexpr uint32 FULL_ARRIVALS = (BULK ? 1 : 0) + (!BULK || IN_STAGES ? WARP : 0);
 
 struct Source {
-  const unsigned char *weight, *scales, *zeros;
+  const unsigned char *weight, *scales, *zeros, *units;
   int outputs, group_size, groups, block_rows;
 };
 
@@ -109,6 +117,15 @@ __device__ __forceinline__ void fetch_stage(Ring& ring, const Work& work, const 
           cp_async16(scales + i * 16, from.scales + (group + i) * 16, true);
           if (ZEROS) copy_async8(zeros + i * 8, from.zeros + (group + i) * 8);
         }
+      } else if constexpr (STEPPED) {
+        const int superblocks = work.inputs / SUPERBLOCK, superblock = column / SUPERBLOCK;
+        const int some = min(STAGE_SUPERBLOCKS, superblocks - superblock);
+        const int64 begin = (static_cast<int64>(strip) * superblocks + superblock) * STRIP;
+        const uint32 units = target + STRIPS * (CODE_BYTES + SCALE_BYTES + ZERO_BYTES) + part * UNIT_BYTES;
+        for (int i = lane; i < some * (STRIP * STEP_BYTES / 16); i += WARP)
+          cp_async16(scales + i * 16, from.scales + begin * STEP_BYTES + i * 16, true);
+        for (int i = lane; i < some * FACTORS; i += WARP)
+          cp_async16(units + i * 16, from.units + begin * (2 * FACTORS) + i * 16, true);
       } else {
         const int64 block = static_cast<int64>(strip * STRIP / from.block_rows) * from.groups + first;
         for (int i = lane; i < count; i += WARP) copy_async4(scales + i * 4, from.scales + (block + i) * 4);

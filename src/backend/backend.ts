@@ -26,8 +26,6 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   readonly activationDtype: FloatDType;
   /** Other dtypes that dense weights and embedding tables may have: a checkpoint's in one of these are kept as they are. */
   readonly matrixDtypes?: readonly FloatDType[];
-  /** `linear` takes a `SuperblockWeight`; else a checkpoint's superblocks become floats. */
-  readonly superblocks?: boolean;
 
   // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

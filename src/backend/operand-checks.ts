@@ -111,7 +111,8 @@ function checkSuperblocks(op: string, name: string, weight: SuperblockWeight) {
   const { bits, groupSize, minima, data, steps, units } = weight;
   const [n, k] = weight.shape;
   if (k % SUPERBLOCK !== 0) refuse(op, `${name} has ${k} columns`);
-  if (!minima && bits !== 8) refuse(op, `${name} has codes of ${bits} bits without minima`);
+  if (!minima && (bits !== 8 || groupSize !== 16))
+    refuse(op, `${name} has codes of ${bits} bits in groups of ${groupSize} without minima`);
   check(op, `${name}.data`, data, "uint8", n, (k * bits) / 8);
   check(op, `${name}.steps`, steps, "uint8", n, k / groupSize, factorsOf(weight));
   check(op, `${name}.units`, units, "float16", n, k / SUPERBLOCK, factorsOf(weight));

@@ -109,7 +109,7 @@ export interface SuperblockWeight {
   /** Of a stored code. Those of 8 bits are at most `SUPERBLOCK_MOST_CODE`. */
   readonly bits: 4 | 8;
   readonly groupSize: 16 | 32;
-  /** Groups have minima; else code `SUPERBLOCK_MIDDLE`, of 8 bits, stands for 0. */
+  /** Groups have minima; else, of 8 bits and in groups of 16, code `SUPERBLOCK_MIDDLE` stands for 0. */
   readonly minima: boolean;
   /** uint8 [N, K·bits/8], packed as `GroupedWeight`'s. */
   readonly data: Tensor;

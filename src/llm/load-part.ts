@@ -150,7 +150,6 @@ async function loadFolder(
     gptqZeros: quantisation?.gptqZeros,
     online: onlineFormOf(config.quantization, quantisation),
     quantiseHead: config.quantizeLmHead,
-    superblocks: backend.superblocks,
   });
   const definition = defineModel(modelConfig, { shard, scheme });
   onDefined(definition);

@@ -10,14 +10,15 @@ setDefaultTimeout(300_000);
 const MODEL = join(import.meta.dir, "../../models/tiny-stories");
 
 test.each([
-  [16, "bfloat16"],
-  [4, "int4 in groups of 32"],
+  ["BF16", "bfloat16"],
+  ["Q4_0", "int4 in groups of 32"],
+  ["Q4_K", "int4 in groups of 32 of superblocks with minima"],
 ] as const)(
-  "a file of random weights in %d bits for other engines is one that Octavo runs",
-  async (bits, format) => {
+  "a file of random weights in %s for other engines is one that Octavo runs",
+  async (matrices, format) => {
     using folder = temporaryFolder();
     const path = folder.file("model.gguf");
-    writeGguf(MODEL, path, bits);
+    writeGguf(MODEL, path, matrices);
     await using llm = await LLM.create(path, { device: "cpu", skipTokenizerInit: true });
     expect(llm.weights.format).toBe(format);
     const [output] = await llm.generate([{ promptTokenIds: [1, 2, 3] }], { maxTokens: 2, ignoreEos: true });

@@ -62,7 +62,6 @@ export class CpuBackend implements Backend {
   readonly name: Backend["name"] = "cpu-reference";
   readonly activationDtype = "float32";
   readonly matrixDtypes: readonly FloatDType[] = [];
-  readonly superblocks = true;
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
 

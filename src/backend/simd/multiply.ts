@@ -30,6 +30,9 @@ const DENSE_FORMS = {
   float16: layout.FLOAT16,
 } as const;
 
+/** Forms whose bytes have two codes each. */
+const PAIRED_FORMS: ReadonlySet<number> = new Set([layout.INT4, layout.MXFP4, layout.NIBBLE_SUPERBLOCKS]);
+
 const ACTIVATIONS = {
   silu: layout.SILU,
   gelu_tanh: layout.GELU_TANH,
@@ -134,8 +137,10 @@ interface Form {
   readonly number: number;
   readonly scaleForm: number;
   readonly isInteger: boolean;
-  /** Of integers: columns of a group, bits of a code that inputs are prepared for, and the permutation of inputs. */
+  /** Columns of a scale. */
   readonly group: number;
+  /** Of integers: columns of inputs with one scale, or a multiple of them; bits of a code that inputs are prepared for; their permutation. */
+  readonly inputs: number;
   readonly bits: number;
   readonly permutation: number;
   /** Writes the matrix's arguments. */
@@ -145,7 +150,9 @@ interface Form {
 function formOf(weight: Multiplied, operands: Operands): Form {
   const k = weight.shape[1];
   const data = operands.read("data", weight.data);
-  const floats = { scaleForm: layout.FLOAT32, isInteger: false, group: k, bits: 0, permutation: 0 };
+  const floats = {
+    ...{ scaleForm: layout.FLOAT32, isInteger: false, group: k, inputs: k, bits: 0, permutation: 0 },
+  };
   const matrix = (args: Arguments, form: number, rowBytes: number) =>
     args.words(layout.DATA, data, rowBytes, form);
   if (weight.format === "dense") {
@@ -166,7 +173,7 @@ function formOf(weight: Multiplied, operands: Operands): Form {
     const number = bits === 4 ? layout.NIBBLE_SUPERBLOCKS : layout.BYTE_SUPERBLOCKS;
     return {
       ...{ number, scaleForm: layout.FLOAT16 },
-      ...{ isInteger: true, group: layout.CODES, bits: 4, permutation: 0 },
+      ...{ isInteger: true, group: groupSize, inputs: layout.CODES, bits: 4, permutation: 0 },
       write: (args) => {
         matrix(args, number, (k * bits) / 8);
         args.words(layout.SCALES, steps, layout.FLOAT16, k / groupSize, 1, groupSize, 0);
@@ -202,6 +209,7 @@ function formOf(weight: Multiplied, operands: Operands): Form {
         scaleForm: layout.MXFP4,
         isInteger: true,
         group: MXFP4_GROUP,
+        inputs: MXFP4_GROUP,
         bits: 4,
         permutation: 0,
       },
@@ -216,7 +224,7 @@ function formOf(weight: Multiplied, operands: Operands): Form {
   const scaleForm = weight.scales.dtype === "float16" ? layout.FLOAT16 : layout.BFLOAT16;
   const number = bits === 4 ? layout.INT4 : layout.INT8;
   return {
-    ...{ number, scaleForm, isInteger: true, group: groupSize, bits },
+    ...{ number, scaleForm, isInteger: true, group: groupSize, inputs: groupSize, bits },
     permutation: operands.optional("permutation", weight.permutation),
     write: (args) => {
       matrix(args, number, (k * bits) / 8);
@@ -251,8 +259,8 @@ function partOf(group: number, k: number, columns: number): number {
 }
 
 /** The form of float32 inputs for assembled code. */
-function assembledLayout({ bits, permutation }: Form, k: number, isNormalised: boolean): InputLayout {
-  const isSplit = bits === 4;
+function assembledLayout({ number, permutation }: Form, k: number, isNormalised: boolean): InputLayout {
+  const isSplit = PAIRED_FORMS.has(number);
   const isPrepared = isNormalised || isSplit || permutation !== 0;
   return { isPrepared, isInteger: false, isSplit, stride: 4 * k, blocks: 0 };
 }
@@ -270,7 +278,11 @@ interface InputLayout {
 }
 
 /** The form of inputs for the kernels' own products. */
-function inputLayout({ isInteger, group, bits }: Form, k: number, isNormalised: boolean): InputLayout {
+function inputLayout(
+  { isInteger, inputs: group, bits }: Form,
+  k: number,
+  isNormalised: boolean,
+): InputLayout {
   const isSplit = false;
   if (!isInteger) {
     const stride = 16 * Math.ceil(k / 4);
@@ -304,7 +316,7 @@ function prepare(pool: ThreadPool, place: Place, x: number, preparation: Prepara
     write: (args) => {
       args.words(0, x, prepared, stride, k, norm);
       args.float(5, eps);
-      args.words(6, scales, form.group, form.bits, form.permutation, Number(isSplit));
+      args.words(6, scales, form.inputs, form.bits, form.permutation, Number(isSplit));
     },
   });
   return { x: prepared, scales };

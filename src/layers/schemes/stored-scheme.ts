@@ -41,8 +41,6 @@ export interface StoredSchemeOptions {
   readonly online?: OnlineFloat8 | undefined;
   /** The LM head, in floats, is quantised while it is loaded, with a factor for each output. */
   readonly quantiseHead?: boolean;
-  /** See `Backend.superblocks`. Default false: they become floats. */
-  readonly superblocks?: boolean | undefined;
 }
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
@@ -84,8 +82,7 @@ export class StoredScheme implements WeightScheme {
     const stored = parts.map((part) => ({ ...part, stored: this.#find(part, matrix.columns) }));
     const file = parts.map((part) => this.#fileOf(part)).find((found) => found !== undefined) ?? matrix.name;
     const stacked = { matrix, file, shape: [rows, lengthOf(columnSpan)] as const };
-    const stay =
-      areGroups(stored, columnSpan) || (this.options.superblocks && areSuperblocks(stored, columnSpan));
+    const stay = areGroups(stored, columnSpan) || areSuperblocks(stored, columnSpan);
     if (stored.some(mayBeFloats) && !stay) return denseScheme.weight(matrix, get);
     if (all(stored, isFloat8)) return stackFloat8({ ...stacked, parts: stored }, get);
     if (all(stored, isMxfp4)) return stackMxfp4({ ...stacked, parts: stored }, get);

@@ -127,10 +127,6 @@ const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Sha
     make: grouped({ bits: 8, groupSize: 64, zeros: true, permuted: true }),
     shapes: [[256, 512]],
   },
-};
-
-/** The same of backends that take superblocks. */
-const SUPERBLOCK_FORMS: typeof FORMS = {
   "superblocks of 4 bits, groups of 32": {
     make: superblocks({ bits: 4, groupSize: 32, minima: true }),
     shapes: [
@@ -159,16 +155,7 @@ const SUPERBLOCK_FORMS: typeof FORMS = {
 
 /** Products by weights that are not floats, alone and with what may surround them. */
 export function quantisedLinearCases(addCase: Case): void {
-  casesOf(addCase, FORMS);
-  casesOf((op, title, body) => {
-    addCase(op, title, (fixture) => {
-      if (fixture.backend.superblocks) body(fixture);
-    });
-  }, SUPERBLOCK_FORMS);
-}
-
-function casesOf(addCase: Case, forms: typeof FORMS): void {
-  for (const [name, { make, shapes }] of Object.entries(forms)) {
+  for (const [name, { make, shapes }] of Object.entries(FORMS)) {
     for (const [i, [n, k]] of shapes.entries()) {
       for (const m of i === 0 ? TOKENS : [1, 3, 17, 70]) {
         for (const floatOut of m === 1 ? [false, true] : [false]) {

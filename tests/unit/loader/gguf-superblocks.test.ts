@@ -9,7 +9,6 @@ setDefaultTimeout(300_000);
 
 const COLUMNS = 768;
 const ALL = { start: 0, end: COLUMNS };
-const TAKEN = { superblocks: true };
 
 /** The numbers that a weight stands for, each operation rounded to float32. */
 function floatsOf(weight: SuperblockWeight): Float32Array {
@@ -32,7 +31,7 @@ function superblocks(weight: Weight): SuperblockWeight {
 }
 
 /** Query, key and value of `types`, of a rank that has some of the heads. */
-async function loadAttention(types: readonly ("Q4_K" | "Q5_K" | "Q6_K")[], first: number, options = TAKEN) {
+async function loadAttention(types: readonly ("Q4_K" | "Q5_K" | "Q6_K")[], first: number) {
   const [q, k, v] = types.map((type, i) => blocks(type, i === 0 ? 32 : 16, COLUMNS));
   const heads = { start: 2 * first * HEAD, end: 4 * HEAD };
   const rest = { start: first * HEAD, end: 2 * HEAD };
@@ -47,7 +46,7 @@ async function loadAttention(types: readonly ("Q4_K" | "Q5_K" | "Q6_K")[], first
     ["v", 16, rest],
   ];
   return {
-    weight: await load(tensors, matrix(parts, ALL, COLUMNS), options),
+    weight: await load(tensors, matrix(parts, ALL, COLUMNS)),
     expected: Float32Array.of(
       ...cut(unpaired(q!.values, COLUMNS), heads, ALL, COLUMNS),
       ...cut(unpaired(k!.values, COLUMNS), rest, ALL, COLUMNS),
@@ -71,24 +70,20 @@ test.each([
   }
 });
 
-test("columns of whole superblocks are cut; others, and all where they are not taken, become floats", async () => {
+test("columns of whole superblocks are cut; others become floats", async () => {
   const { stored, values } = blocks("Q4_K", 24, COLUMNS);
   const rows = { start: 0, end: 24 };
-  const loadColumns = (columns: Span, options = TAKEN) =>
-    load({ "blk.0.attn_output.weight": stored }, matrix([["o", 24, rows]], columns, COLUMNS), options);
+  const loadColumns = (columns: Span) =>
+    load({ "blk.0.attn_output.weight": stored }, matrix([["o", 24, rows]], columns, COLUMNS));
   const whole = { start: 256, end: 768 };
   expect(floatsOf(superblocks(await loadColumns(whole)))).toEqual(
     Float32Array.from(cut(values, rows, whole, COLUMNS)),
   );
-  for (const [columns, options] of [
-    [{ start: 384, end: 768 }, TAKEN],
-    [whole, { superblocks: false }],
-  ] as const) {
-    const weight = await loadColumns(columns, options);
-    expect(weight.format).toBe("dense");
-    const floats = new Float32Array(new Uint8Array(bytesOf(weight.data)).buffer);
-    expect(floats).toEqual(Float32Array.from(cut(values, rows, columns, COLUMNS)));
-  }
+  const partial = { start: 384, end: 768 };
+  const weight = await loadColumns(partial);
+  expect(weight.format).toBe("dense");
+  const floats = new Float32Array(new Uint8Array(bytesOf(weight.data)).buffer);
+  expect(floats).toEqual(Float32Array.from(cut(values, rows, partial, COLUMNS)));
 });
 
 test.each([
@@ -101,7 +96,7 @@ test.each([
     const { stored } = blocks(type, 16, COLUMNS);
     stored.data.set(half, at);
     const spec = matrix([["v", 16, { start: 0, end: 16 }]], ALL, COLUMNS);
-    const error = await load({ "blk.0.attn_v.weight": stored }, spec, TAKEN).catch((reason) => reason);
+    const error = await load({ "blk.0.attn_v.weight": stored }, spec).catch((reason) => reason);
     expect(error).toBeInstanceOf(ModelDataError);
     expect(error.message).toContain('tensor "blk.0.attn_v.weight" has a scale that is no finite number');
   },

@@ -9,12 +9,12 @@ import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-v
 import {
   blockColumns,
   FORM_KEYS,
+  factorBytes,
   formDefines,
   formKey,
   ORDER_CONSTANTS,
   type QuantisedForm,
   type QuantisedWeight,
-  ScaleKind,
   STRIP_BLOCK_BYTES,
   STRIP_ROWS,
 } from "./quantised-form.ts";
@@ -48,7 +48,7 @@ const LINEAR_QUANTISED = {
     ...ACTIVATION_CONSTANTS,
   },
   entry: "linear_quantised",
-  pointers: ["out", "x", "weight", "scales", "zeros", "gamma", "bias", "residual"],
+  pointers: ["out", "x", "weight", "scales", "zeros", "units", "gamma", "bias", "residual"],
   scalars: [
     "tokens",
     "inputs",
@@ -147,7 +147,8 @@ export class QuantisedLinear {
     const { plan, kernel } = planned;
     const { groupSize, groups, blockRows } = form;
     kernel.launch(stream, plan.blocks, 1, 1, (plan.warps + FETCH_WARPS) * WARP, plan.sharedBytes, {
-      ...{ out, x, weight: weight.data, scales: weight.scales, zeros: form.zeros ?? null },
+      ...{ out, x, weight: weight.data, scales: form.factors, zeros: form.zeros ?? null },
+      units: form.units ?? null,
       ...{ gamma: norm?.weight ?? null, bias: bias ?? null, residual: addTo ?? null },
       ...{ tokens, inputs: inFeatures, outputs: gated ? outFeatures / 2 : outFeatures },
       ...{ tiles: plan.tiles, segment: plan.segment, x_buffers: plan.buffers, stages: plan.stages },
@@ -193,20 +194,13 @@ function warpsOf(bits: 4 | 8, tokenBlocks: number): { readonly warps: number; re
 }
 
 /** Columns of a stage and of a block's part that shares a scale, scales of a stage, and bytes of a strip in one. */
-function stageOf({ bits, scales, zeros, groupSize, groups }: QuantisedForm, stageBlocks: number) {
+function stageOf(form: QuantisedForm, stageBlocks: number) {
+  const { bits, groupSize, groups } = form;
   const block = blockColumns(bits);
   const chunk = stageBlocks * block;
   const sub = groups === 1 ? block : Math.min(groupSize, block);
   const stageGroups = groups === 1 ? 1 : Math.max(1, chunk / groupSize);
-  const wholeVectors = (bytes: number) => Math.ceil(bytes / VECTOR_BYTES) * VECTOR_BYTES;
-  const scaleBytes = {
-    [ScaleKind.rowFloats]: 0,
-    [ScaleKind.blockFloats]: wholeVectors(stageGroups * 4),
-    [ScaleKind.groupHalves]: stageGroups * STRIP_ROWS * 2,
-    [ScaleKind.groupBfloats]: stageGroups * STRIP_ROWS * 2,
-  }[scales];
-  const zeroBytes = zeros === undefined ? 0 : wholeVectors(stageGroups * STRIP_ROWS);
-  const stripBytes = stageBlocks * STRIP_BLOCK_BYTES + scaleBytes + zeroBytes;
+  const stripBytes = stageBlocks * STRIP_BLOCK_BYTES + factorBytes(form, chunk, VECTOR_BYTES);
   return { chunk, sub, stageGroups, stripBytes };
 }
 

@@ -1,4 +1,4 @@
-import { dtypeSize, type FloatDType } from "../../../base/dtype.ts";
+import type { FloatDType } from "../../../base/dtype.ts";
 import { invariant } from "../../../base/errors.ts";
 import { byteLengthOf, type DeviceBuffer, type Tensor } from "../../tensor.ts";
 import { type DenseWeight, denseWeight, type Weight } from "../../weight.ts";
@@ -38,7 +38,7 @@ const REORDER_ROWS = {
 } as const;
 const DEQUANTISE = {
   ...SOURCE,
-  pointers: ["out", "codes", "scales", "zeros"],
+  pointers: ["out", "codes", "scales", "zeros", "units"],
   scalars: ["inputs", "group_size", "groups", "block_rows"],
 } as const;
 const DEQUANTISE_ORDERED = { ...DEQUANTISE, entry: "dequantise_ordered" } as const;
@@ -99,7 +99,7 @@ export class QuantisedWeights {
     if (!form.ordered) return;
     const [rows, inputs] = weight.shape;
     const [key, defines] = [formKey(form), formDefines(form)];
-    const { data, scales } = weight;
+    const { data } = weight;
     const kernel = this.#reorderCodes.get(key, defines);
     const strips = Math.max(1, Math.floor((REORDERED_BYTES / data.byteLength) * (rows / STRIP_ROWS)));
     for (let start = 0; start < rows; start += strips * STRIP_ROWS) {
@@ -111,9 +111,11 @@ export class QuantisedWeights {
       this.options.copy(codes.address, scratch.address, codes.byteLength);
     }
     if (form.float8) return;
-    const { groups, zeros } = form;
-    for (const tensor of [scales, ...(zeros === undefined ? [] : [zeros])]) {
-      const bytes = dtypeSize(tensor.dtype);
+    for (const tensor of [form.factors, form.zeros, form.units]) {
+      if (tensor === undefined) continue;
+      // A superblock's steps stay together.
+      const groups = tensor === form.units ? tensor.dim(1) : (form.units?.dim(1) ?? form.groups);
+      const bytes = tensor.byteLength / (rows * groups);
       const scratch = this.#elements.atLeast(tensor.byteLength);
       this.#reorderRows
         .get(key, defines)
@@ -143,7 +145,13 @@ export class QuantisedWeights {
     const out = this.#elements.tensor(this.dtype, weight.shape);
     const { groupSize, groups, blockRows, bits } = form;
     const args = {
-      ...{ out, codes: weight.data, scales: weight.scales, zeros: form.zeros ?? null },
+      ...{
+        out,
+        codes: weight.data,
+        scales: form.factors,
+        zeros: form.zeros ?? null,
+        units: form.units ?? null,
+      },
       ...{ inputs, group_size: groupSize, groups, block_rows: blockRows },
     };
     const [key, defines] = [formKey(form), formDefines(form)];
@@ -160,7 +168,7 @@ export class QuantisedWeights {
 
   /** x with its columns in the order of a permuted weight's codes, in memory that the next one overwrites; x itself for others. */
   permute(stream: number, x: Tensor, weight: QuantisedWeight): Tensor {
-    if (weight.format === "fp8" || weight.permutation === undefined) return x;
+    if (weight.format !== "grouped" || weight.permutation === undefined) return x;
     const { permutation } = weight;
     const form = this.form(weight);
     const [tokens, inputs] = [x.dim(0), x.dim(1)];

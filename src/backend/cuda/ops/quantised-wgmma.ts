@@ -8,6 +8,7 @@ import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
 import { encodeHostMap, type HostMap, HostMaps, InputMaps, K_BLOCK } from "./host-maps.ts";
 import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 import {
+  factorBytes,
   formDefines,
   ORDER_CONSTANTS,
   type QuantisedForm,
@@ -19,6 +20,8 @@ import type { WgmmaLinearOptions } from "./wgmma-linear.ts";
 
 /** Tokens that a product can have. */
 export const MAX_QUANTISED_TOKENS = 256;
+/** The same by superblocks, whose tiles are of 32 tokens: by elements more are multiplied sooner. */
+const MAX_SUPERBLOCK_TOKENS = 96;
 /** More features than a matrix has. */
 const FEATURES_LIMIT = 2 ** 22;
 /** Columns of a stage: a whole block of 4-bit codes. */
@@ -32,8 +35,9 @@ const FETCH_WARPS = 2;
 const TILE_TOKENS = [16, 32, 64, 96, 128];
 /** Tokens of a tile whose registers suffice: rows have one scale, or sums of 1 or more groups a stage are held apart. */
 const WIDEST = { rows: 128, group: 96, groups: 32 } as const;
-/** Tokens of a tile of which two fit a multiprocessor. */
+/** Tokens of a tile of which two fit a multiprocessor; with minima, which have sums of x beside each sum, fewer. */
 const RESIDENT_TOKENS = 64;
+const RESIDENT_WITH_MINIMA = 16;
 /** What the driver keeps of a multiprocessor's shared memory for each block. */
 const RESERVED_BYTES = 1024;
 /** Of boxes in shared memory. */
@@ -50,7 +54,7 @@ const LINEAR_QUANTISED_WGMMA = {
   constants: { ...ORDER_CONSTANTS, ...ACTIVATION_CONSTANTS },
   entry: "linear_quantised_wgmma",
   values: ["weight_map", "x_map"],
-  pointers: ["out", "scales", "zeros", "bias", "residual"],
+  pointers: ["out", "scales", "zeros", "units", "bias", "residual"],
   scalars: ["tokens", "outputs", "inputs", "row_tiles", "group_size", "groups", "block_rows"],
 } as const;
 
@@ -141,7 +145,7 @@ export class QuantisedWgmma {
     const rowTiles = outFeatures / GROUP_ROWS;
     const threads = WARPGROUP + FETCH_WARPS * WARP;
     kernel.launch(stream, rowTiles, tokenTiles, splits, threads, tile.sharedBytes, {
-      ...{ out, scales: weight.scales, zeros: form.zeros ?? null },
+      ...{ out, scales: form.factors, zeros: form.zeros ?? null, units: form.units ?? null },
       ...{ bias: bias ?? null, residual: addTo ?? null },
       weight_map: this.#weightMap(weight, form, shape.gated),
       x_map: this.#inputs.map(x.address, tokens, inFeatures, tile.tokens),
@@ -193,8 +197,9 @@ export class QuantisedWgmma {
   }
 }
 
-function canTake(tokens: number, n: number, k: number, { ordered }: QuantisedForm): boolean {
-  return ordered && tokens <= MAX_QUANTISED_TOKENS && n % GROUP_ROWS === 0 && k % K_TILE === 0;
+function canTake(tokens: number, n: number, k: number, { ordered, units }: QuantisedForm): boolean {
+  const most = units === undefined ? MAX_QUANTISED_TOKENS : MAX_SUPERBLOCK_TOKENS;
+  return ordered && tokens <= most && n % GROUP_ROWS === 0 && k % K_TILE === 0;
 }
 
 /** Columns between changes of the scale in a stage. */
@@ -213,7 +218,8 @@ export function planTile(
   const widest = perRow ? WIDEST.rows : subs === 1 ? WIDEST.group : WIDEST.groups;
   const tokenTiles = Math.ceil(tokens / widest);
   const tileTokens = TILE_TOKENS.find((each) => each >= tokens / tokenTiles)!;
-  const residency = tileTokens <= RESIDENT_TOKENS ? 2 : 1;
+  const resident = form.scales === ScaleKind.stepsAndMinima ? RESIDENT_WITH_MINIMA : RESIDENT_TOKENS;
+  const residency = tileTokens <= resident ? 2 : 1;
   const rowTiles = outFeatures / GROUP_ROWS;
   const kTiles = inFeatures / K_TILE;
   const costOf = (splits: number) =>
@@ -222,11 +228,8 @@ export function planTile(
   const splits = [1, 2, 4, 8]
     .filter((each) => each <= kTiles && each <= tileTokens / 8)
     .reduce((best, each) => (costOf(each) < costOf(best) ? each : best));
-  const blockScale = form.scales === ScaleKind.blockFloats ? 4 : 0;
-  const scaleBytes = perRow ? 0 : blockScale || 2 * STRIP_ROWS * subs;
-  const zeroBytes = form.zeros === undefined ? 0 : STRIP_ROWS * subs;
   const strips = GROUP_ROWS / STRIP_ROWS;
-  const stageBytes = strips * ((STRIP_ROWS * K_TILE * form.bits) / 8 + scaleBytes + zeroBytes);
+  const stageBytes = strips * ((STRIP_ROWS * K_TILE * form.bits) / 8 + factorBytes(form, K_TILE, 4));
   const weightBytes = Math.ceil(stageBytes / BOX_ALIGNMENT) * BOX_ALIGNMENT + 16;
   const inputBytes = tileTokens * K_TILE * 2 + 16;
   const most = Math.min(sharedBytesPerBlock, Math.floor(sharedBytesPerSm / residency) - RESERVED_BYTES);

@@ -56,6 +56,9 @@ export function assembleProducts(isa: Isa): ProductCode {
   add(layout.INT8, forms.int8());
   add(layout.INT4, forms.int4());
   add(layout.MXFP4, forms.mxfp4());
+  // Superblocks are codes with scales and offsets as well.
+  routines[layout.NIBBLE_SUPERBLOCKS] = routines[layout.INT4]!;
+  routines[layout.BYTE_SUPERBLOCKS] = routines[layout.INT8]!;
   const convert: [number, number][] = [];
   for (const [index, scales] of [
     [layout.BFLOAT16, forms.bfloat16Scales()],

@@ -19,7 +19,7 @@ import type { QuantisedWeight } from "../../../../src/backend/cuda/ops/quantised
 import type { WgmmaLinear, WgmmaShape } from "../../../../src/backend/cuda/ops/wgmma-linear.ts";
 import { invariantTile, wgmmaWays } from "../../../../src/backend/cuda/ops/wgmma-tiles.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
-import type { Fp8Weight, GroupedWeight } from "../../../../src/backend/weight.ts";
+import type { Fp8Weight, GroupedWeight, SuperblockWeight } from "../../../../src/backend/weight.ts";
 import type { DType, FloatDType } from "../../../../src/base/dtype.ts";
 import type { Context } from "../../../../src/cuda/context.ts";
 import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
@@ -100,6 +100,8 @@ const WEIGHTS: readonly MakeWeight[] = [
   (n, k) => integers(n, k, { bits: 4, groupSize: 128, zeros: true }),
   (n, k) => integers(n, k, { bits: 4, groupSize: 32, scaleDtype: "bfloat16" }),
   (n, k) => integers(n, k, { bits: 8, groupSize: 64, zeros: true }),
+  (n, k) => superblocks(n, k, { bits: 4, groupSize: 32, minima: true }),
+  (n, k) => superblocks(n, k, { bits: 8, groupSize: 16, minima: false }),
 ];
 
 function float8(n: number, k: number, blocks: Pick<Fp8Weight, "blockRows" | "blockColumns">): Fp8Weight {
@@ -121,6 +123,19 @@ function integers(n: number, k: number, options: Integers): GroupedWeight {
     ...{ format: "grouped", shape: [n, k], bits, groupSize, data: nothing("uint8", n, (k * bits) / 8) },
     scales: nothing(scaleDtype, n, groups),
     zeros: zeros ? nothing("uint8", n, groups) : undefined,
+  };
+}
+
+function superblocks(
+  n: number,
+  k: number,
+  form: Pick<SuperblockWeight, "bits" | "groupSize" | "minima">,
+): SuperblockWeight {
+  const factors = form.minima ? 2 : 1;
+  return {
+    ...{ format: "superblocks", shape: [n, k], ...form, data: nothing("uint8", n, (k * form.bits) / 8) },
+    steps: nothing("uint8", n, k / form.groupSize, factors),
+    units: nothing("float16", n, k / 256, factors),
   };
 }
 

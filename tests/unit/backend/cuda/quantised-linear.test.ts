@@ -1,11 +1,15 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
 import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
-import { type QuantisedForm, ScaleKind } from "../../../../src/backend/cuda/ops/quantised-form.ts";
+import {
+  type QuantisedForm,
+  type QuantisedWeight,
+  ScaleKind,
+} from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import { planFew } from "../../../../src/backend/cuda/ops/quantised-linear.ts";
 import { planTile } from "../../../../src/backend/cuda/ops/quantised-wgmma.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
-import type { Fp8Weight, GroupedWeight, Weight } from "../../../../src/backend/weight.ts";
+import type { Fp8Weight, GroupedWeight, SuperblockWeight, Weight } from "../../../../src/backend/weight.ts";
 import type { DType } from "../../../../src/base/dtype.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeTensors } from "./fake-tensors.ts";
@@ -46,8 +50,18 @@ function grouped(
   };
 }
 
+/** Q4_K's form. */
+function superblocks(n: number, k: number): SuperblockWeight {
+  return {
+    ...{ format: "superblocks", shape: [n, k], bits: 4, groupSize: 32, minima: true },
+    data: memory(backend, "uint8", n, k / 2),
+    steps: memory(backend, "uint8", n, k / 32, 2),
+    units: memory(backend, "float16", n, k / 256, 2),
+  };
+}
+
 /** The weight in the backend's order, whose launches are not counted. */
-function prepared<W extends Fp8Weight | GroupedWeight>(weight: W, on = backend): W {
+function prepared<W extends QuantisedWeight>(weight: W, on = backend): W {
   expect(on.prepareWeight(weight)).toBe(weight);
   return weight;
 }
@@ -58,7 +72,7 @@ function machineThatQuantises() {
   return { backend: other.backend("bfloat16", { quantiseActivations: true }), cuda: other.cuda };
 }
 
-function product(weight: Fp8Weight | GroupedWeight, tokens: number, fusion: LinearFusion = {}) {
+function product(weight: QuantisedWeight, tokens: number, fusion: LinearFusion = {}) {
   const [n, k] = weight.shape;
   const [x, out] = [bf16(tokens, k), bf16(tokens, fusion.activation?.gated ? n / 2 : n)];
   return { x, out, run: () => backend.linear(out, x, weight, fusion) };
@@ -78,6 +92,14 @@ describe("a weight is ordered in place", () => {
     expect(points).toMatchObject({ from: zeros.address, groups: 4, rows: 64, bytes: 1 });
     // A word of codes, or a scale, a thread.
     expect(all.map(({ grid }) => grid[0])).toEqual([16, 1, 1]);
+  });
+
+  test("codes, steps and units of superblocks", () => {
+    const weight = superblocks(64, 512);
+    const [codes, steps, units] = launches(() => prepared(weight)).map(namedArguments);
+    expect(codes).toMatchObject({ codes: weight.data.address, inputs: 512, rows: 64 });
+    expect(steps).toMatchObject({ from: weight.steps.address, groups: 2, rows: 64, bytes: 16 });
+    expect(units).toMatchObject({ from: weight.units.address, groups: 2, rows: 64, bytes: 4 });
   });
 
   test("many codes some at a time", () => {
@@ -213,6 +235,17 @@ describe("few tokens", () => {
     });
   });
 
+  test("of superblocks have their units beside their steps", () => {
+    const weight = prepared(superblocks(256, 512));
+    expect(namedArguments(launch(product(weight, 4).run))).toMatchObject({
+      ...{ weight: weight.data.address, scales: weight.steps.address, units: weight.units.address },
+      ...{ zeros: 0, group_size: 32, group_shift: 5, groups: 16 },
+    });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({
+      ...{ BITS: 4, SCALES: ScaleKind.stepsAndMinima, ZEROS: 0, SUB: 32, STAGE_GROUPS: 64 },
+    });
+  });
+
   test("of a permuted weight, x is put in the order of codes, after the norm", () => {
     const permutation = i32(512);
     const weight = prepared(grouped(256, 512, 128, { permutation }));
@@ -253,6 +286,18 @@ test("some hundred tokens are one kernel on Hopper, with the norm one ahead", ()
   expect(requested.mock.lastCall![0].defines).toMatchObject({
     ...{ TOKENS: 64, SPLITS: 4, MIN_CTAS: 2, GATED: 1, ACTIVATION: 0, QUANTISED: 1, SUB: 128 },
   });
+});
+
+test("of superblocks with minima, tiles of more than a few tokens have a multiprocessor each", () => {
+  const weight = prepared(superblocks(256, 512));
+  for (const [tokens, MIN_CTAS] of [
+    [16, 2],
+    [32, 1],
+  ] as const) {
+    expect(entriesOf(product(weight, tokens).run)).toEqual(["linear_quantised_wgmma"]);
+    const { defines } = requested.mock.lastCall![0];
+    expect(defines).toMatchObject({ TOKENS: tokens, MIN_CTAS, SCALES: ScaleKind.stepsAndMinima, SUB: 32 });
+  }
 });
 
 test("a weight where one of other codes was is fetched by a map of its own", () => {
@@ -352,7 +397,8 @@ test("after tuning, nothing up to some hundred tokens makes the compiler run", (
 });
 
 const INT4: QuantisedForm = {
-  ...{ bits: 4, float8: false, scales: ScaleKind.groupHalves, zeros: bf16(1), ordered: true },
+  ...{ bits: 4, float8: false, scales: ScaleKind.groupHalves, ordered: true },
+  ...{ factors: bf16(1), zeros: bf16(1), units: undefined },
   ...{ groupSize: 128, groups: 96, blockRows: 1 },
 };
 const GPU = {
