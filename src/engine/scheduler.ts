@@ -79,7 +79,6 @@ export class Scheduler {
     if (!this.#makeRoom(idle)) return undefined;
     const step = new StepBuilder(this.#maxNumBatchedTokens, this.#batchInvariant);
     const maxDrafts = this.#affordableDrafts();
-    this.#spare = this.#blocks.numFree - this.#blocksNeeded(maxDrafts);
     for (let sequence = this.running.first; sequence; sequence = sequence.next) {
       if (sequence.numRemainingTokens === 1) this.#compute(sequence, step, maxDrafts);
     }
@@ -98,7 +97,7 @@ export class Scheduler {
 
   /** More tokens of `sequence` are known to be computed, though not yet that they are sound. */
   advance(sequence: Sequence): void {
-    this.#tables.giveBack(sequence);
+    if (this.#tables.haveWindows) this.#tables.giveBack(sequence);
   }
 
   /** The full blocks of `sequence` that are known to be computed may now be shared. */
@@ -171,12 +170,14 @@ export class Scheduler {
       for (const block of held) holders[block]!++;
       invariant(new Set(held).size === held.length, "a block is twice in one sequence's tables");
       invariant(blockTables.length === this.#groups.length, "a running sequence lacks a table");
-      for (const [i, { blocks, first }] of blockTables.entries()) {
+      for (const [i, { first }] of blockTables.entries()) {
         const seen = firstSeenBlock(this.#groups[i]!, numComputedTokens, blockSize);
         invariant(first <= seen, "a block that is seen was given back");
         invariant(first === seen || sequence.status !== "running", "a block that nobody sees is kept");
-        invariant(numScheduledTokens <= blocks.length * blockSize, "tokens were scheduled without a block");
       }
+      const entries = blockTables.map(({ blocks }) => blocks.length);
+      invariant(sequence.blockEnd === Math.min(...entries) * blockSize, "a sequence's blocks are miscounted");
+      invariant(numScheduledTokens <= sequence.blockEnd, "tokens were scheduled without a block");
       const bound = length + maxPendingTokens;
       invariant(
         numComputedTokens <= numScheduledTokens && numScheduledTokens <= bound,
@@ -199,14 +200,15 @@ export class Scheduler {
     );
   }
 
-  /** Sees to it that every decoding sequence can have the block it needs. False: collect the steps in flight first. */
+  /** Sees to it that every running sequence can have the blocks of a token. False: collect the steps in flight first. */
   #makeRoom(idle: boolean): boolean {
-    while (this.#blocksNeeded(0) > this.#blocks.numFree) {
+    for (;;) {
+      this.#spare = this.#blocks.numFree - this.#blocksNeeded(0);
+      if (this.#spare >= 0) return true;
       if (!idle) return false;
       this.putBack(this.running.last!);
       this.numPreemptions++;
     }
-    return true;
   }
 
   /** Drafts that each decoding row of the next step may have, so that nobody goes without tokens or blocks for them. */
@@ -214,7 +216,10 @@ export class Scheduler {
     if (this.#maxDrafts === 0 || this.running.size === 0) return 0;
     const share = Math.floor(this.#maxNumBatchedTokens / this.running.size);
     const drafts = Math.min(this.#maxDrafts, share - 1);
-    return this.#blocksNeeded(drafts) <= this.#blocks.numFree ? drafts : 0;
+    const spare = this.#blocks.numFree - this.#blocksNeeded(drafts);
+    if (spare < 0) return 0;
+    this.#spare = spare;
+    return drafts;
   }
 
   /** Blocks that the running sequences lack to compute their next tokens with so many drafts at most. */

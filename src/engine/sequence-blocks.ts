@@ -14,10 +14,15 @@ const ROOMY_CHUNK = 2048;
  * once no later token sees them, so that a prompt never needs more of them than a window and a step's tokens.
  */
 export class SequenceBlocks {
+  /** There is something to give back before a sequence ends. */
+  readonly haveWindows: boolean;
+
   constructor(
     private readonly pool: BlockManager,
     private readonly groups: readonly KvGroup[],
-  ) {}
+  ) {
+    this.haveWindows = groups.some(({ reach }) => reach < Infinity);
+  }
 
   /** Blocks that a sequence takes when it goes on by one: one in each group. */
   get perEntry(): number {
@@ -25,10 +30,14 @@ export class SequenceBlocks {
   }
 
   /** Blocks that a sequence lacks for the positions before `end`. */
-  lacking({ blockTables }: Sequence, end: number): number {
+  lacking({ blockTables, blockEnd }: Sequence, end: number): number {
+    if (end <= blockEnd) return 0;
     const entries = this.pool.blocksFor(end);
     let count = 0;
-    for (const { blocks } of blockTables) if (blocks.length < entries) count += entries - blocks.length;
+    for (let group = 0; group < blockTables.length; group++) {
+      const { length } = blockTables[group]!.blocks;
+      if (length < entries) count += entries - length;
+    }
     return count;
   }
 
@@ -43,7 +52,10 @@ export class SequenceBlocks {
 
   /** Gives a sequence the blocks that it lacks for the positions before `end`. */
   extend(sequence: Sequence, end: number, step: StepBuilder): void {
-    for (let group = 0; group < this.groups.length; group++) this.#extend(sequence, group, end, step);
+    if (end <= sequence.blockEnd) return;
+    const entries = this.pool.blocksFor(end);
+    for (let group = 0; group < this.groups.length; group++) this.#extend(sequence, group, entries, step);
+    sequence.blockEnd = entries * this.pool.blockSize;
   }
 
   /**
@@ -87,7 +99,9 @@ export class SequenceBlocks {
     }
     // Only now that no hit is free any more.
     for (const [group, { reach }] of this.groups.entries())
-      if (reach === Infinity) this.#extend(sequence, group, sequence.length, step);
+      if (reach === Infinity) this.#extend(sequence, group, this.pool.blocksFor(sequence.length), step);
+    const entries = sequence.blockTables.map(({ blocks }) => blocks.length);
+    sequence.blockEnd = Math.min(...entries) * this.pool.blockSize;
   }
 
   /**
@@ -96,8 +110,14 @@ export class SequenceBlocks {
    */
   giveBack({ blockTables, numComputedTokens, chain, isRead }: Sequence): void {
     const { blockSize, cache } = this.pool;
-    for (const [group, table] of blockTables.entries()) {
-      const first = firstSeenBlock(this.groups[group]!, numComputedTokens, blockSize);
+    let [first, known] = [0, Infinity];
+    for (let group = 0; group < blockTables.length; group++) {
+      const table = blockTables[group]!;
+      const { reach } = this.groups[group]!;
+      if (reach !== known) {
+        first = firstSeenBlock({ reach }, numComputedTokens, blockSize);
+        known = reach;
+      }
       // What lies furthest back is reused first: it takes all of a window for a hit.
       for (; table.first < first; table.first++) {
         const block = table.blocks[table.first]!;
@@ -108,18 +128,19 @@ export class SequenceBlocks {
   }
 
   /** Gives back all that a sequence holds. */
-  release({ blockTables, chain }: Sequence): void {
+  release(sequence: Sequence): void {
+    const { blockTables, chain } = sequence;
     for (const [group, { blocks, first }] of blockTables.entries()) {
       for (let i = chain.numPublished; i < first; i++) this.pool.cache?.withdraw(chain, group, i, blocks[i]!);
       // The end of a sequence is reused first: what is left is still a prefix.
       for (let i = blocks.length - 1; i >= first; i--) this.pool.release(blocks[i]!);
     }
     blockTables.length = 0;
+    sequence.blockEnd = 0;
   }
 
-  #extend(sequence: Sequence, group: number, end: number, step: StepBuilder): void {
+  #extend(sequence: Sequence, group: number, entries: number, step: StepBuilder): void {
     const { blocks } = sequence.blockTables[group]!;
-    const entries = this.pool.blocksFor(end);
     while (blocks.length < entries) step.assign(sequence, group, this.pool.allocate());
   }
 }

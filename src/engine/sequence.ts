@@ -64,6 +64,8 @@ export class Sequence {
   slot = -1;
   /** The KV blocks, by group of layers; none while it waits. */
   readonly blockTables: BlockTable[] = [];
+  /** Positions before it have a block in every group. */
+  blockEnd = 0;
   /** Positions, ascending, at which the state of the slot is to be kept, of models that have one. */
   borders: readonly number[] = [];
   /** Snapshots on their way that nobody knows of yet, by position. */

@@ -1,3 +1,4 @@
+import { blocksOfSequence } from "../../src/base/kv-group.ts";
 import { readModelConfig } from "../../src/models/config.ts";
 import { cachedLayersOf } from "../../src/models/kv-heads.ts";
 import { kvBlockBytes } from "../../src/runner/kv-cache.ts";
@@ -26,8 +27,7 @@ export const MIXED_PROMPTS = [
 export function smallPool(modelDir: string, kvDtype: "float32" | "bfloat16") {
   const layers = cachedLayersOf(readModelConfig(modelDir), { rank: 0, size: 1 });
   const layout = kvLayout(layers, MIXED_MODEL_LEN);
-  // 16 blocks of layers without a window, 10 of those with one, in each group.
-  const blocks = 16 + 10 * (layout.groups.length - 1) + 4;
+  const blocks = blocksOfSequence(layout.groups, MIXED_MODEL_LEN, BLOCK_SIZE) + 4;
   const blockBytes = kvBlockBytes({ layout, blockSize: BLOCK_SIZE, kvDtype });
   return { groups: layout.groups, blocks, kvCacheMemoryBytes: blocks * blockBytes };
 }

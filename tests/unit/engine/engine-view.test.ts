@@ -52,6 +52,17 @@ describe("a view of an engine", () => {
     expect([...engine.view().shared]).toEqual([1, shared[0]!.block, 2]);
   });
 
+  test("says which group of layers a block is held for", () => {
+    const { engine } = makeEngine({}, { groups: [{ reach: Infinity }, { reach: 5 }] });
+    expect(engine.cacheConfig.numGroups).toBe(2);
+    add(engine, range(0, 14));
+    engine.step();
+    const held = blocks(engine).filter(({ holders }) => holders > 0);
+    // The next token, 14, sees from 10 on where there is a window.
+    expect(held.map(({ group }) => group).sort()).toEqual([0, 0, 0, 0, 1, 1]);
+    expect(running(engine)[0]).toMatchObject({ computedTokens: 14, blocks: 6 });
+  });
+
   test("has the head of the queue, and says who was preempted", () => {
     const { engine } = makeEngine({ debugInvariants: false }, { numBlocks: 6 });
     add(engine, range(0, 8), 12);

@@ -1,6 +1,7 @@
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { fitOf, type ModelReport } from "../../../src/llm/inspect-model.ts";
+import { describeToken } from "../../../src/cli/model-diagnosis.ts";
+import { fitOf, type ModelReport, sequenceBytes } from "../../../src/llm/inspect-model.ts";
 import PUBLISHED from "../../model/published-configs.json" with { type: "json" };
 import { temporaryFolder } from "../../support.ts";
 
@@ -26,4 +27,37 @@ test.each([
   const { config } = PUBLISHED["meta-llama/Llama-3.3-70B-Instruct"];
   writeFileSync(folder.file("config.json"), JSON.stringify(config));
   expect(fitOf(folder.path, REPORT, memory * GIB, 0.9)).toEqual({ ranks, kvTokens });
+});
+
+describe("a model whose layers with and without windows take turns", () => {
+  const config = JSON.stringify(PUBLISHED["openai/gpt-oss-20b"].config);
+  /** 24 layers of 8 key/value heads of 64 dimensions, in bfloat16, every other with a window of 128 tokens. */
+  const report: ModelReport = {
+    ...{ architecture: "GptOssForCausalLM", models: "", maxTokens: 131072, cpuBytes: 0 },
+    ...{
+      weights: { format: "mxfp4", bytes: 13 * GIB },
+      kvBytesPerToken: 49152,
+      kvBytesKept: 24576,
+      kvWindow: 128,
+    },
+  };
+  const inFolder = <T>(run: (path: string) => T): T => {
+    using own = temporaryFolder();
+    writeFileSync(own.file("config.json"), config);
+    return run(own.path);
+  };
+
+  test("a long sequence takes half of what its tokens take, a short one all", () => {
+    const bytes = (tokens: number) => inFolder((path) => sequenceBytes(path, report, tokens));
+    expect(bytes(100)).toBe(100 * 49152);
+    expect(bytes(32768)).toBe((32768 + 255) * 24576);
+  });
+
+  test("so a GPU holds nearly twice the tokens in long sequences", () => {
+    const tokens = (length: number) =>
+      inFolder((path) => fitOf(path, report, 24 * GIB, 0.9, 1, length).kvTokens);
+    expect(tokens(131072) / tokens(255)).toBeWithin(1.98, 2);
+    expect(describeToken(report)).toBe("48 KiB of KV cache, 24 KiB of it beyond a window of 128 tokens");
+    expect(describeToken(REPORT)).toBe("320 KiB of KV cache");
+  });
 });
