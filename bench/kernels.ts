@@ -41,10 +41,11 @@ const EXPERT_MODELS = {
   "35B-A3B": model("qwen3.5-35b-a3b"),
   "gpt-oss-20b": model("gpt-oss-20b"),
 } as const;
-/** Head shapes beside those of the models: of Llama 3.2 1B, and of Gemma 2 9B. */
+/** Head shapes beside those of the models: of Llama 3.2 1B, of Gemma 2 9B, and of Gemma 4 31B's layers without a window. */
 const OTHER_HEADS: Readonly<Record<string, AttentionHeads>> = {
   d64: { numHeads: 32, numKvHeads: 8, headDim: 64 },
   d256: { numHeads: 16, numKvHeads: 8, headDim: 256 },
+  d512: { numHeads: 32, numKvHeads: 4, headDim: 512 },
   "0.6B, eight bits": { ...MODELS["0.6B"], kvDtype: "float8_e4m3" },
 };
 const WORKLOAD_STEPS = [1, 150, 500];

@@ -1,5 +1,5 @@
-// rope_store: per-head RMSNorm of queries and keys, rotary embedding, then queries in place and keys and values to the
-// paged cache.
+// rope_store: per-head RMSNorm of queries, keys and values, rotary embedding, then queries in place and keys and values to the
+// paged cache. With kv_heads 0 there are queries alone.
 //
 //   qkv            elem_t [tokens, (heads + 2 · kv_heads) · HEAD_DIM]: queries, keys, values
 //   keys, values   cache_t [blocks, kv_heads, block_size, HEAD_DIM]
@@ -121,12 +121,16 @@ extern "C" __global__ void __launch_bounds__(ROPE_THREADS, 1)
     // Every lane of the warp takes part in the reduction, whatever its head needs.
     if (query_norm != nullptr || key_norm != nullptr) {
       const float scale = rsqrtf(sum_of_squares(part) / HEAD_DIM + eps);
-      if (norm != nullptr && !is_value) scale_head(part, load_head(norm), scale);
+      if (is_value) {
+        if (NORMALISES_VALUES) multiply(part, scale);
+      } else if (norm != nullptr) {
+        scale_head(part, load_head(norm), scale);
+      }
     }
     if (!exists || head >= all_heads) continue;
     const int64 cached = stored + static_cast<int64>(head - heads - (is_value ? kv_heads : 0)) * block_size * HEAD_DIM;
     if (is_value) {
-#if defined(CACHE_FLOAT8)
+#if defined(CACHE_FLOAT8) || defined(NORMS_VALUES)
       if (slot >= 0) store_cached(values + cached, part, value_scale);
 #else
       if (slot >= 0) raw[i].store(values + cached);

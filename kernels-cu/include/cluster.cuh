@@ -12,6 +12,12 @@ __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.w
 // The same where no data goes with it: the other waits for all memory accesses of the thread.
 __device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 
+// This CTA's.
+__device__ __forceinline__ uint32 cluster_rank() {
+  uint32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
 // The address in the shared memory of a rank of what is at `address` here.
 __device__ __forceinline__ uint32 address_in_rank(uint32 address, uint32 rank) {
   uint32 there;

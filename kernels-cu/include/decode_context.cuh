@@ -3,12 +3,16 @@
 #pragma once
 #include "attention.cuh"
 
-#if !defined(DECODE_TILE)
-#error "DECODE_TILE comes from src/backend/cuda/ops/decode-attention.ts"
+#if !defined(DECODE_TILE) || !defined(DECODE_SLICES)
+#error "DECODE_TILE and DECODE_SLICES come from src/backend/cuda/ops/decode-tiles.ts"
 #endif
 
 constexpr int PART = 16, TILE = DECODE_TILE, PARTS = TILE / PART;
 static_assert(PARTS * PART == TILE, "DECODE_TILE must be a multiple of 16: the tokens are the 16-wide side of the products");
+
+// A warp has SLICE_DIMS dimensions of its tile's tokens: all, or those of the slice that it takes of a head too wide for its registers.
+constexpr int SLICES = DECODE_SLICES, SLICE_DIMS = HEAD_DIM / SLICES;
+static_assert(SLICES * SLICE_DIMS == HEAD_DIM && SLICE_DIMS % 32 == 0, "DECODE_SLICES must leave a multiple of 32 dimensions each");
 
 // Of tokens r and r + 8 of each part, and heads 8h + 2c and the next.
 using Scores = float[PARTS][HEAD_TILES][4];

@@ -32,10 +32,10 @@ __device__ __forceinline__ void clear(Softmax& state) {
   }
 }
 
-// Leaves the warp's results for the other warps: of each head (maximum, sum) in `stats`, and in `outputs` [HEAD_DIM / 2] the
-// pairs of dimensions, not yet divided by the sum.
-__device__ __forceinline__ void share_results(const Softmax& state, float2 (&stats)[GROUP_SIZE],
-                                              float2 (&outputs)[GROUP_SIZE][HEAD_DIM / 2], int lane) {
+// Calls take(head, (maximum, sum), pair of the slice's dimensions, its outputs) for all of the lane's results, which are not yet
+// divided by the sum. A warp's lanes call it together.
+template <typename Take>
+__device__ __forceinline__ void each_result(const Softmax& state, int lane, const Take& take) {
   const int r = lane / 4, c = lane % 4;
 #pragma unroll
   for (int h = 0; h < HEAD_TILES; h++)
@@ -46,11 +46,19 @@ __device__ __forceinline__ void share_results(const Softmax& state, float2 (&sta
       for (int offset = 4; offset < WARP; offset *= 2) sum += __shfl_xor_sync(FULL_MASK, sum, offset);
       const int head = h * 8 + c * 2 + i;
       if (head >= GROUP_SIZE) continue;
-      if (r == 0) stats[head] = make_float2(state.max[h][i], sum);
 #pragma unroll
       for (int w = 0; w < VALUE_PAIRS; w++)
-        outputs[head][value_dim(w, r) / 2] = make_float2(state.output[h][w][i], state.output[h][w][i + 2]);
+        take(head, make_float2(state.max[h][i], sum), value_dim(w, r) / 2,
+             make_float2(state.output[h][w][i], state.output[h][w][i + 2]));
     }
+}
+// Leaves the warp's results for the other warps.
+__device__ __forceinline__ void share_results(const Softmax& state, float2 (&stats)[GROUP_SIZE],
+                                              float2 (&outputs)[GROUP_SIZE][SLICE_DIMS / 2], int lane) {
+  each_result(state, lane, [&](int head, float2 stat, int pair, float2 output) {
+    outputs[head][pair] = output;
+    if (pair == 0) stats[head] = stat;
+  });
 }
 
 // Turns a tile's scores into its probabilities, as B fragments, and rescales what came before. `low`: the position of token r;

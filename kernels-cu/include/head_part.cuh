@@ -28,6 +28,13 @@ constexpr bool SCALES_QUERIES = true;
 constexpr bool SCALES_QUERIES = false;
 #endif
 
+// NORMS_VALUES: values are normalised, too, without a weight.
+#if defined(NORMS_VALUES)
+constexpr bool NORMALISES_VALUES = true;
+#else
+constexpr bool NORMALISES_VALUES = false;
+#endif
+
 // One lane's share of a head. Pieces past the end are 0 and are never stored.
 struct HeadPart {
   float first[PIECES_PER_LANE][PAIRS];

@@ -11,7 +11,9 @@ using Pool = cache_t;
 using Pool = TensorMap;
 #endif
 
-__device__ __forceinline__ void fetch_tile(const Pool* pool, uint32 target, uint64& full, int pool_row, int pages, int lane) {
+// `part`: the CTA's number in its cluster, and of its dimensions.
+__device__ __forceinline__ void fetch_tile(const Pool* pool, uint32 target, uint64& full, int pool_row, int pages, int lane,
+                                           int part) {
   const uint32 barrier = shared_address(&full);
   if (lane == 0) barrier_expect(barrier, pages * BOX_BYTES);
   __syncwarp();
@@ -19,7 +21,7 @@ __device__ __forceinline__ void fetch_tile(const Pool* pool, uint32 target, uint
   if (lane < pages)
     copy_bytes(target + lane * BOX_BYTES, pool + static_cast<int64>(pool_row) * HEAD_DIM, BOX_BYTES, barrier);
 #else
-  if (lane < pages) copy_box<4>(target + lane * BOX_BYTES, pool, barrier, 0, pool_row / 8);
+  if (lane < pages) copy_columns(target + lane * BOX_BYTES, pool, barrier, part * (DIMS / 64), pool_row / 8);
 #endif
 }
 
@@ -27,7 +29,7 @@ __device__ __forceinline__ void fetch_tile(const Pool* pool, uint32 target, uint
 // comes first, so that only the first tiles mask.
 __device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_pool, uint32 shared,
                                         Control& control, const int* block_tables, int max_blocks, TileFinder<ROWS> finder,
-                                        uint32* queue, int window) {
+                                        uint32* queue, int window, int part) {
   const int lane = threadIdx.x % WARP;
 #if defined(CACHE_FLOAT8)
   RingPosition<CODE_STAGES> codes;
@@ -37,7 +39,7 @@ __device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_
   RingPosition<STAGES> keys, values;
 #endif
   RingPosition<TICKETS> hand;
-  int number = blockIdx.x;
+  int number = blockIdx.x / CLUSTER, round = 0;
   for (;;) {
     const Ticket ticket = finder.find(number, lane);
     barrier_wait(shared_address(&control.ticket_empty[hand.stage]), hand.phase ^ 1);
@@ -48,7 +50,14 @@ __device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_
     hand.advance();
     if (ticket.packed_rows == 0) break;
     int next = 0;
-    if (lane == 0) next = gridDim.x + atomicAdd(queue, 1);
+    if constexpr (CLUSTER == 1) {
+      if (lane == 0) next = gridDim.x + atomicAdd(queue, 1);
+    } else {
+      // Both CTAs must come to the same: clusters take turns, every other time in the opposite order, as tiles become shorter.
+      const int clusters = gridDim.x / CLUSTER, own = blockIdx.x / CLUSTER;
+      round++;
+      next = round * clusters + (round % 2 == 0 ? own : clusters - 1 - own);
+    }
 
     const Span span(ticket, window);
     const int* table = block_tables + static_cast<int64>(ticket.slot) * max_blocks;
@@ -62,8 +71,8 @@ __device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_
 #if defined(CACHE_FLOAT8)
     const auto fetch_codes = [&](const Pool* pool, int pool_row, int pages) {
       barrier_wait(shared_address(&control.codes.empty[codes.stage]), codes.phase ^ 1);
-      fetch_tile(pool, shared + CODES_AT + codes.stage * CODE_TILE_BYTES, control.codes.full[codes.stage], pool_row, pages,
-                 lane);
+      fetch_tile(pool, shared + REST_AT + codes.stage * CODE_TILE_BYTES, control.codes.full[codes.stage], pool_row, pages,
+                 lane, part);
       codes.advance();
     };
     const auto fetch_keys = [&](int pool_row, int pages) { fetch_codes(key_pool, pool_row, pages); };
@@ -72,13 +81,13 @@ __device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_
     const auto fetch_values = [&](int pool_row, int pages) {
       barrier_wait(shared_address(&control.values_empty[values.stage]), values.phase ^ 1);
       fetch_tile(value_pool, shared + VALUES_AT + values.stage * TILE_BYTES, control.values_full[values.stage], pool_row,
-                 pages, lane);
+                 pages, lane, part);
       values.advance();
     };
     const auto fetch_keys = [&](int pool_row, int pages) {
       barrier_wait(shared_address(&control.keys_empty[keys.stage]), keys.phase ^ 1);
       fetch_tile(key_pool, shared + KEYS_AT + keys.stage * TILE_BYTES, control.keys_full[keys.stage], pool_row, pages,
-                 lane);
+                 lane, part);
       keys.advance();
     };
 #endif
@@ -93,13 +102,13 @@ __device__ __forceinline__ void produce(const Pool* key_pool, const Pool* value_
     number = __shfl_sync(FULL_MASK, next, 0);
   }
   // The last CTA leaves the queue as it found it.
-  if (lane == 0 && atomicInc(queue + 1, gridDim.x - 1) == gridDim.x - 1) *queue = 0;
+  if (CLUSTER == 1 && lane == 0 && atomicInc(queue + 1, gridDim.x - 1) == gridDim.x - 1) *queue = 0;
 }
 
 // HELPER_WARPS warps: the packed query rows of each ticket; rows that do not exist are zeros. Then its keys and values, where those
 // are copied as codes.
-__device__ __forceinline__ void help(uint32 shared, Control& control, const elem_t* qkv, int num_kv_heads, int window,
-                                     int thread) {
+__device__ __forceinline__ void help(uint32 shared, Control& control, const elem_t* qkv, int qkv_heads, int window,
+                                     int thread, int part) {
   RingPosition<TICKETS> hand;
   RingPosition<QUERY_STAGES> ring;
 #if defined(CACHE_FLOAT8)
@@ -110,7 +119,7 @@ __device__ __forceinline__ void help(uint32 shared, Control& control, const elem
     const uint32 code_barriers = shared_address(&control.codes.full[codes.stage]);
     barrier_wait(code_barriers, codes.phase);
     barrier_wait(empty, phase ^ 1);
-    widen_tile<KEYS, HELPER_WARPS>(target, shared + CODES_AT + codes.stage * CODE_TILE_BYTES, GROUP_BYTES, thread / WARP,
+    widen_tile<KEYS, HELPER_WARPS>(target, shared + REST_AT + codes.stage * CODE_TILE_BYTES, GROUP_BYTES, thread / WARP,
                                    thread % WARP);
     // Also before the copy engine writes where codes were read.
     async_proxy_fence();
@@ -135,7 +144,7 @@ __device__ __forceinline__ void help(uint32 shared, Control& control, const elem
       const int m = i / VECTORS, column = i % VECTORS, packed = ticket.first_packed + m;
       const int64 token = ticket.first_token + packed / GROUP_SIZE, head = ticket.kv_head * GROUP_SIZE + packed % GROUP_SIZE;
       const bool exists = packed < ticket.packed_rows;
-      const elem_t* source = qkv + (token * (GROUP_SIZE + 2) * num_kv_heads + head) * HEAD_DIM + column * 8;
+      const elem_t* source = qkv + (token * qkv_heads + head) * HEAD_DIM + part * DIMS + column * 8;
       cp_async16(target + matrix_offset(m, column, GROUP_BYTES), exists ? source : qkv, exists);
     }
     cp_async_commit();

@@ -168,7 +168,10 @@ struct LayerAttention {
       if (layer.query_norm != nullptr) {
         // All lanes take part in the sum, whatever their head needs.
         const float scale = rsqrtf(sum_of_squares(values) / HEAD_DIM + batch.eps);
-        if (head < VALUE) scale_head(values, weights[pass], scale);
+        if (head < VALUE)
+          scale_head(values, weights[pass], scale);
+        else if (NORMALISES_VALUES)
+          multiply(values, scale);
       }
       if (head >= PROJECTED) continue;
       if (head < VALUE) rotate(values, angles);

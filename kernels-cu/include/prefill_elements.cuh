@@ -2,30 +2,24 @@
 #pragma once
 #include "prefill_tiles.cuh"
 
-// Elements from a cached token's row in shared memory to the next one's.
-constexpr int CACHE_STRIDE = STRIDE;
-
-__device__ __forceinline__ void copy_row(elem_t* target, const elem_t* source, bool valid) {
-  const uint32 address = shared_address(target);
+// A thread's pieces of a row of a tile; source is of its first. What is not valid is not read and becomes zeros.
+__device__ __forceinline__ void copy_cached(uint32 tile, int row, const cache_t* source, bool valid) {
+  const uint32 target = tile + piece_offset(row, copied_piece(), CACHE_ROW_BYTES);
 #pragma unroll
-  for (int i = 0; i < ROW_COPIES; i++) cp_async16(address + i * 64, source + i * 32, valid);
+  for (int piece = 0; piece < HEAD_DIM / 8; piece += PIECE_STEP)
+    cp_async16(target + piece * MATRIX_BYTES, source + piece * 8, valid);
 }
-// A quad's lane copies from its first dimension on. What is not valid is not read and becomes zeros.
-__device__ __forceinline__ void copy_cached(cache_t* target, const cache_t* source, bool valid) {
-  copy_row(target, source, valid);
-}
-__device__ __forceinline__ void copy_query(elem_t* target, const elem_t* source, bool valid) {
-  copy_row(target, source, valid);
+__device__ __forceinline__ void copy_query(uint32 tile, int row, const elem_t* source, bool valid) {
+  copy_cached(tile, row, source, valid);
 }
 
-// A lane's addresses for ldmatrix: B's are 8 rows of both column halves, then the next 8 rows; of the transposed B lanes 0..15
-// of the first 8 columns, then of the next 8.
-__device__ __forceinline__ uint32 key_address(const cache_t* keys, int lane) {
-  return shared_address(keys + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8);
+// A lane's addresses for ldmatrix: B's are 8 rows of both column halves, then the next 8 rows.
+__device__ __forceinline__ uint32 key_address(uint32 keys, int lane) {
+  return keys + piece_offset(lane / 16 * 8 + lane % 8, lane / 8 % 2, CACHE_ROW_BYTES);
 }
-__device__ __forceinline__ uint32 value_address(const cache_t* values, int lane) {
-  return shared_address(values + lane % 16 * STRIDE + lane / 16 * 8);
-}
+__device__ __forceinline__ uint32 value_address(uint32 values, int lane) { return values + lane_offset(lane, CACHE_ROW_BYTES); }
+// Bytes to a warp's dimensions.
+constexpr uint32 VALUE_COLUMN_BYTES = DIM_TILES * MATRIX_BYTES;
 
 __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32 keys) {
 #pragma unroll
@@ -38,11 +32,11 @@ __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32
   for (int k = 0; k < HEAD_DIM / 16; k++) {
     uint32 a[MMA_ROWS][4];
 #pragma unroll
-    for (int m = 0; m < MMA_ROWS; m++) ldmatrix_x4(a[m], query + (m * 16 * STRIDE + k * 16) * 2);
+    for (int m = 0; m < MMA_ROWS; m++) ldmatrix_x4(a[m], skip_pieces(query, k * 2) + m * 16 * QUERY_ROW_BYTES);
 #pragma unroll
     for (int n = 0; n < KEY_TILES; n += 2) {
       uint32 b[4];
-      ldmatrix_x4(b, keys + (n * 8 * STRIDE + k * 16) * 2);
+      ldmatrix_x4(b, skip_pieces(keys, k * 2) + n * 8 * CACHE_ROW_BYTES);
 #pragma unroll
       for (int m = 0; m < MMA_ROWS; m++) {
         mma_m16n8k16(scores[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
@@ -52,19 +46,18 @@ __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32
   }
 }
 
-__device__ __forceinline__ void attend_values(Output& output, const Scores& probabilities, uint32 values) {
+// load(a, m, k): the fragment of probabilities of 16 keys.
+template <typename Load>
+__device__ __forceinline__ void attend_values(Output& output, uint32 values, const Load& load) {
 #pragma unroll
-  for (int k = 0; k < KEY_TILES; k += 2) {
+  for (int k = 0; k < KEYS / 16; k++) {
     uint32 a[MMA_ROWS][4];
 #pragma unroll
-    for (int m = 0; m < MMA_ROWS; m++)
+    for (int m = 0; m < MMA_ROWS; m++) load(a[m], m, k);
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        a[m][i] = pack2(probabilities[m][k + i / 2][i % 2 * 2], probabilities[m][k + i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n += 2) {
+    for (int n = 0; n < DIM_TILES; n += 2) {
       uint32 b[4];
-      ldmatrix_x4_trans(b, values + (k * 8 * STRIDE + n * 8) * 2);
+      ldmatrix_x4_trans(b, skip_pieces(values, n) + k * 16 * CACHE_ROW_BYTES);
 #pragma unroll
       for (int m = 0; m < MMA_ROWS; m++) {
         mma_m16n8k16(output[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
@@ -74,11 +67,9 @@ __device__ __forceinline__ void attend_values(Output& output, const Scores& prob
   }
 }
 
-// A lane's part of a result to its row: rows r (half 0) or r + 8 (half 1) of 16.
-__device__ __forceinline__ void store_results(elem_t* row, const float (&output)[HEAD_DIM / 8][4], int half, float factor,
-                                              int lane) {
-  elem_t* target = row + lane % 4 * 2;
+// A lane's part of a result to the row of which `row` is the first piece: rows r (half 0) or r + 8 (half 1) of 16.
+__device__ __forceinline__ void store_results(uint32 row, const float (&output)[DIM_TILES][4], int half, float factor, int lane) {
 #pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; n++)
-    *reinterpret_cast<uint32*>(target + n * 8) = pack2(output[n][half * 2] * factor, output[n][half * 2 + 1] * factor);
+  for (int n = 0; n < DIM_TILES; n++)
+    store4_shared(skip_pieces(row, n) + lane % 4 * 4, pack2(output[n][half * 2] * factor, output[n][half * 2 + 1] * factor));
 }

@@ -6,44 +6,43 @@
 #pragma once
 #include "prefill_tiles.cuh"
 
-#if !defined(CODE_PADDING)
-#error "CODE_PADDING comes from src/backend/cuda/ops/prefill-attention.ts"
-#endif
-static_assert(CODE_PADDING % CACHE_VEC == 0, "CODE_PADDING must keep rows aligned to 16-byte vectors");
-static_assert(KEY_TILES % 4 == 0, "four matrices of keys are loaded at once");
+// 16-byte pieces of a cached token.
+constexpr int CODE_PIECES = HEAD_DIM / 16;
 
-// Elements from a cached token's row in shared memory to the next one's.
-constexpr int CACHE_STRIDE = HEAD_DIM + CODE_PADDING;
-
-// A quad's lane copies from its first dimension on. What is not valid is not read and becomes zeros.
-__device__ __forceinline__ void copy_cached(cache_t* target, const cache_t* source, bool valid) {
-  const uint32 address = shared_address(target);
+// A thread's pieces of a row of a tile; source is of its first. What is not valid is not read and becomes zeros.
+__device__ __forceinline__ void copy_cached(uint32 tile, int row, const cache_t* source, bool valid) {
+  const uint32 target = tile + piece_offset(row, copied_piece(), CACHE_ROW_BYTES);
 #pragma unroll
-  for (int i = 0; i < ceil_div(HEAD_DIM, 64); i++)
-    if (HEAD_DIM % 64 == 0 || i * 64 + threadIdx.x % 4 * CACHE_VEC < HEAD_DIM)
-      cp_async16(address + i * 64, source + i * 64, valid);
+  for (int piece = 0; piece < CODE_PIECES; piece += PIECE_STEP)
+    if (CODE_PIECES % PIECE_STEP == 0 || piece + copied_piece() < CODE_PIECES)
+      cp_async16(target + piece * MATRIX_BYTES, source + piece * CACHE_VEC, valid);
 }
-// Of every 16 dimensions pair 2i goes to place i, pair 2i + 1 to place 4 + i. target, source: the lane's eight of every 32.
-__device__ __forceinline__ void copy_query(elem_t* target, const elem_t* source, bool valid) {
-  // The lane's eight dimensions are the first or the second of 16.
-  elem_t* place = target - threadIdx.x % 2 * 4;
-  uint4 pairs[ROW_COPIES];
+// Of every 16 dimensions pair 2i goes to place i, pair 2i + 1 to place 4 + i. A thread's pieces are one half of 16 each; half of a
+// piece's pairs go to the first piece of the two, half to the second.
+__device__ __forceinline__ void copy_query(uint32 tile, int row, const elem_t* source, bool valid) {
+  const int first = copied_piece() / 2 * 2, half = copied_piece() % 2;
+  const uint32 even = tile + piece_offset(row, first, QUERY_ROW_BYTES) + half * 8;
+  const uint32 odd = tile + piece_offset(row, first + 1, QUERY_ROW_BYTES) + half * 8;
+  constexpr int PIECES = HEAD_DIM / 8 / PIECE_STEP;
+  uint4 pairs[PIECES];
 #pragma unroll
-  for (int i = 0; i < ROW_COPIES; i++) pairs[i] = valid ? load16_coherent(source + i * 32) : make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < PIECES; i++) pairs[i] = valid ? load16_coherent(source + i * PIECE_STEP * 8) : make_uint4(0, 0, 0, 0);
 #pragma unroll
-  for (int i = 0; i < ROW_COPIES; i++) {
-    *reinterpret_cast<uint2*>(place + i * 32) = make_uint2(pack_query(pairs[i].x), pack_query(pairs[i].z));
-    *reinterpret_cast<uint2*>(place + i * 32 + 8) = make_uint2(pack_query(pairs[i].y), pack_query(pairs[i].w));
+  for (int i = 0; i < PIECES; i++) {
+    store8_shared(even + i * PIECE_STEP * MATRIX_BYTES, make_uint2(pack_query(pairs[i].x), pack_query(pairs[i].z)));
+    store8_shared(odd + i * PIECE_STEP * MATRIX_BYTES, make_uint2(pack_query(pairs[i].y), pack_query(pairs[i].w)));
   }
 }
 
-// A lane's addresses for ldmatrix: rows of keys; rows of values 0..15 of 16 dimensions, then of the next 16.
-__device__ __forceinline__ uint32 key_address(const cache_t* keys, int lane) {
-  return shared_address(keys + lane * CACHE_STRIDE);
+// A lane's addresses for ldmatrix. Keys: 8 rows a matrix, the next 8 and so on; with 16 keys a warp two pieces of them.
+constexpr int KEY_PIECES = KEY_TILES % 4 == 0 ? 1 : 2, KEY_MATRICES = 4 / KEY_PIECES;
+__device__ __forceinline__ uint32 key_address(uint32 keys, int lane) {
+  return keys + piece_offset(lane / 8 % KEY_MATRICES * 8 + lane % 8, lane / 8 / KEY_MATRICES, CACHE_ROW_BYTES);
 }
-__device__ __forceinline__ uint32 value_address(const cache_t* values, int lane) {
-  return shared_address(values + lane % 16 * CACHE_STRIDE + lane / 16 * 16);
-}
+// Values: rows 0..15 of 16 dimensions, then of the next 16.
+__device__ __forceinline__ uint32 value_address(uint32 values, int lane) { return values + lane_offset(lane, CACHE_ROW_BYTES); }
+// Bytes to a warp's dimensions.
+constexpr uint32 VALUE_COLUMN_BYTES = DIM_TILES / 2 * MATRIX_BYTES;
 
 __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32 keys) {
 #pragma unroll
@@ -53,40 +52,43 @@ __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32
 #pragma unroll
       for (int i = 0; i < 4; i++) scores[m][n][i] = 0;
 #pragma unroll
-  for (int k = 0; k < HEAD_DIM / 16; k++) {
-    uint32 a[MMA_ROWS][4];
+  for (int k = 0; k < CODE_PIECES; k += KEY_PIECES) {
+    uint32 a[KEY_PIECES][MMA_ROWS][4];
 #pragma unroll
-    for (int m = 0; m < MMA_ROWS; m++) ldmatrix_x4(a[m], query + (m * 16 * STRIDE + k * 16) * 2);
+    for (int j = 0; j < KEY_PIECES; j++)
 #pragma unroll
-    for (int n = 0; n < KEY_TILES; n += 4) {
+      for (int m = 0; m < MMA_ROWS; m++)
+        ldmatrix_x4(a[j][m], skip_pieces(query, (k + j) * 2) + m * 16 * QUERY_ROW_BYTES);
+#pragma unroll
+    for (int n = 0; n < KEY_TILES; n += KEY_MATRICES) {
       uint32 codes[4];
-      ldmatrix_x4(codes, keys + n * 8 * CACHE_STRIDE + k * 16);
+      ldmatrix_x4(codes, skip_pieces(keys, k) + n * 8 * CACHE_ROW_BYTES);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         uint32 b0, b1;
         unpack_float8x4(codes[i], b0, b1);
 #pragma unroll
-        for (int m = 0; m < MMA_ROWS; m++)
-          mma_m16n8k16_f16(scores[m][n + i], a[m][0], a[m][1], a[m][2], a[m][3], b0, b1);
+        for (int m = 0; m < MMA_ROWS; m++) {
+          const uint32(&x)[4] = a[i / KEY_MATRICES][m];
+          mma_m16n8k16_f16(scores[m][n + i % KEY_MATRICES], x[0], x[1], x[2], x[3], b0, b1);
+        }
       }
     }
   }
 }
 
-// output[2i] has the even dimensions of 16, output[2i + 1] the odd ones.
-__device__ __forceinline__ void attend_values(Output& output, const Scores& probabilities, uint32 values) {
+// output[2i] has the even dimensions of 16, output[2i + 1] the odd ones. load(a, m, k): the fragment of probabilities of 16 keys.
+template <typename Load>
+__device__ __forceinline__ void attend_values(Output& output, uint32 values, const Load& load) {
 #pragma unroll
-  for (int k = 0; k < KEY_TILES; k += 2) {
+  for (int k = 0; k < KEYS / 16; k++) {
     uint32 a[MMA_ROWS][4];
 #pragma unroll
-    for (int m = 0; m < MMA_ROWS; m++)
+    for (int m = 0; m < MMA_ROWS; m++) load(a[m], m, k);
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        a[m][i] = pack_factors(probabilities[m][k + i / 2][i % 2 * 2], probabilities[m][k + i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; n += 4) {
+    for (int n = 0; n < DIM_TILES; n += 4) {
       uint32 codes[4];
-      ldmatrix_x4_trans(codes, values + k * 8 * CACHE_STRIDE + n * 8);
+      ldmatrix_x4_trans(codes, skip_pieces(values, n / 2) + k * 16 * CACHE_ROW_BYTES);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         uint32 even[2], odd[2];
@@ -102,13 +104,13 @@ __device__ __forceinline__ void attend_values(Output& output, const Scores& prob
   }
 }
 
-// A lane's part of a result to its row: rows r (half 0) or r + 8 (half 1) of 16.
-__device__ __forceinline__ void store_results(elem_t* row, const float (&output)[HEAD_DIM / 8][4], int half, float factor,
-                                              int lane) {
+// A lane's part of a result to the row of which `row` is the first piece: rows r (half 0) or r + 8 (half 1) of 16.
+__device__ __forceinline__ void store_results(uint32 row, const float (&output)[DIM_TILES][4], int half, float factor, int lane) {
+  const uint32 target = skip_pieces(row, lane % 4 / 2) + lane % 2 * 8;
 #pragma unroll
-  for (int n = 0; n < HEAD_DIM / 8; n += 2) {
+  for (int n = 0; n < DIM_TILES; n += 2) {
     const float *even = &output[n][half * 2], *odd = &output[n + 1][half * 2];
-    *reinterpret_cast<uint2*>(row + n * 8 + lane % 4 * 4) =
-        make_uint2(pack2(even[0] * factor, odd[0] * factor), pack2(even[1] * factor, odd[1] * factor));
+    store8_shared(skip_pieces(target, n),
+                  make_uint2(pack2(even[0] * factor, odd[0] * factor), pack2(even[1] * factor, odd[1] * factor)));
   }
 }

@@ -47,6 +47,12 @@ __device__ __forceinline__ void copy_box_multicast(uint32 target, const TensorMa
     COPY_BOX("5", ".multicast::cluster", "%3, %5, %5, %5, %4", ", %6");
 }
 
+// Of a map of four dimensions: a box is whole in the first two, and its first index of the third is given.
+__device__ __forceinline__ void copy_columns(uint32 target, const TensorMap* map, uint32 barrier, int column, int last) {
+  constexpr uint16 ranks = 0;
+  COPY_BOX("4", "", "%5, %5, %3, %4", "");
+}
+
 // Of a map of strips (quantised.cuh): 64 bytes, 8 rows and pairs of strips are whole; the box's block of columns and its first
 // pair are given.
 __device__ __forceinline__ void copy_strips(uint32 target, const TensorMap* map, uint32 barrier, int column, int last) {

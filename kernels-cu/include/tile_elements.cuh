@@ -7,12 +7,12 @@ static_assert(PARTS == 1, "registers hold 16 tokens");
 // Dimensions of a lane's first load of a token.
 constexpr int KEY_LANE_DIMS = 8, VALUE_LANE_DIMS = 8;
 // 16-byte loads a lane needs for one token of keys, and for a query: a quad covers 32 dimensions at a time.
-constexpr int QUERY_LOADS = HEAD_DIM / 32;
+constexpr int QUERY_LOADS = SLICE_DIMS / 32;
 __device__ __forceinline__ int query_dim(int load, int lane_column) { return load * 32 + lane_column * 8; }
 // 32-bit words a lane holds of one token of values: 8 lanes cover 64 dimensions with 16-byte loads, a tail of 32 with
 // 8-byte loads. Pair i is the dimensions value_dim(i), value_dim(i) + 1, which are word i.
-constexpr int VALUE_PAIRS = HEAD_DIM / 16;
-constexpr int VALUE_LOADS = HEAD_DIM / 64;
+constexpr int VALUE_PAIRS = SLICE_DIMS / 16;
+constexpr int VALUE_LOADS = SLICE_DIMS / 64;
 __device__ __forceinline__ int value_dim(int pair, int lane_row) {
   return pair < VALUE_LOADS * 4 ? pair / 4 * 64 + lane_row * 8 + pair % 4 * 2
                                 : VALUE_LOADS * 64 + lane_row * 4 + pair % 4 * 2;
@@ -59,14 +59,14 @@ __device__ __forceinline__ void load_tile(ValueTile& tile, const Context& contex
       const uint4 v = load16_stream(source + i * 64);
       words[i * 4] = v.x, words[i * 4 + 1] = v.y, words[i * 4 + 2] = v.z, words[i * 4 + 3] = v.w;
     }
-    if constexpr (HEAD_DIM % 64 != 0) {
+    if constexpr (SLICE_DIMS % 64 != 0) {
       const uint2 v = load8_stream(source + VALUE_LOADS * 64 - context.lane_row * 4);
       words[VALUE_LOADS * 4] = v.x, words[VALUE_LOADS * 4 + 1] = v.y;
     }
   }
 }
 
-// The row's own token takes its place in a tile: `key` and `value` [HEAD_DIM], 16-byte aligned.
+// The row's own token takes its place in a tile: `key` and `value` [SLICE_DIMS], 16-byte aligned.
 __device__ __forceinline__ void insert_token(KeyTile& keys, int index, const cache_t* key, int lane) {
   if (index % 8 != lane / 4) return;
 #pragma unroll

@@ -9,21 +9,21 @@
 constexpr int KEY_LANE_DIMS = 16, VALUE_LANE_DIMS = 16;
 
 // Words that a lane holds of one token of keys: a quad covers 64 dimensions with 16-byte loads, a tail of 32 with 8-byte loads.
-constexpr int KEY_WORDS = HEAD_DIM / 16, KEY_LOADS = HEAD_DIM / 64;
+constexpr int KEY_WORDS = SLICE_DIMS / 16, KEY_LOADS = SLICE_DIMS / 64;
 // 16-byte pieces of a query that a lane needs, each for two words of keys.
-constexpr int QUERY_LOADS = HEAD_DIM / 32;
+constexpr int QUERY_LOADS = SLICE_DIMS / 32;
 __device__ __forceinline__ int query_dim(int load, int lane_column) {
   return load < KEY_LOADS * 2 ? load / 2 * 64 + lane_column * 16 + load % 2 * 8 : KEY_LOADS * 64 + lane_column * 8;
 }
 
 // Words of one token of values: 8 lanes cover 128 dimensions with 16-byte loads, tails of 64 and 32 with 8 and 4 bytes. Word i
 // begins with dimension word_dim(i); it has pairs 2i and 2i + 1, which begin with value_dim.
-constexpr int VALUE_WORDS = HEAD_DIM / 32, VALUE_LOADS = HEAD_DIM / 128;
-constexpr int VALUE_PAIRS = HEAD_DIM / 16;
-constexpr int TAIL_AT = VALUE_LOADS * 128, LAST_TAIL_AT = HEAD_DIM / 64 * 64;
+constexpr int VALUE_WORDS = SLICE_DIMS / 32, VALUE_LOADS = SLICE_DIMS / 128;
+constexpr int VALUE_PAIRS = SLICE_DIMS / 16;
+constexpr int TAIL_AT = VALUE_LOADS * 128, LAST_TAIL_AT = SLICE_DIMS / 64 * 64;
 __device__ __forceinline__ int word_dim(int word, int lane_row) {
   if (word < VALUE_LOADS * 4) return word / 4 * 128 + lane_row * 16 + word % 4 * 4;
-  return word < HEAD_DIM / 64 * 2 ? TAIL_AT + lane_row * 8 + word % 2 * 4 : LAST_TAIL_AT + lane_row * 4;
+  return word < SLICE_DIMS / 64 * 2 ? TAIL_AT + lane_row * 8 + word % 2 * 4 : LAST_TAIL_AT + lane_row * 4;
 }
 __device__ __forceinline__ int value_dim(int pair, int lane_row) { return word_dim(pair / 2, lane_row) + pair % 2 * 2; }
 
@@ -71,7 +71,7 @@ __device__ __forceinline__ void load_part(KeyPart& part, const Context& context,
     set_words(part.low, i * 4, load16_stream(low + i * 64));
     set_words(part.high, i * 4, load16_stream(high + i * 64));
   }
-  if constexpr (HEAD_DIM % 64 != 0) {
+  if constexpr (SLICE_DIMS % 64 != 0) {
     const int tail = KEY_LOADS * 64 - context.lane_column * 8;
     set_words(part.low, KEY_LOADS * 4, load8_stream(low + tail));
     set_words(part.high, KEY_LOADS * 4, load8_stream(high + tail));
@@ -83,9 +83,9 @@ __device__ __forceinline__ void load_part(ValuePart& part, const Context& contex
     const cache_t* source = context.token(context.values, index, block, context.lane_column * 2 + t % 2 + t / 2 * 8);
 #pragma unroll
     for (int i = 0; i < VALUE_LOADS; i++) set_words(part.words[t], i * 4, load16_stream(source + i * 128));
-    if constexpr (HEAD_DIM % 128 >= 64)
+    if constexpr (SLICE_DIMS % 128 >= 64)
       set_words(part.words[t], VALUE_LOADS * 4, load8_stream(source + TAIL_AT - context.lane_row * 8));
-    if constexpr (HEAD_DIM % 64 != 0)
+    if constexpr (SLICE_DIMS % 64 != 0)
       part.words[t][VALUE_WORDS - 1] = load4_stream(source + LAST_TAIL_AT - context.lane_row * 12);
   }
 }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void load_tile(Tile& tile, const Context& context, in
   }
 }
 
-// The row's own token takes its place in a tile: `key` and `value` [HEAD_DIM], 16-byte aligned.
+// The row's own token takes its place in a tile: `key` and `value` [SLICE_DIMS], 16-byte aligned.
 __device__ __forceinline__ void insert_token(KeyTile& keys, int index, const cache_t* key, int lane) {
   if (index % 8 != lane / 4) return;
 #pragma unroll

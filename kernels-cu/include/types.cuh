@@ -33,7 +33,8 @@ using uint64 = unsigned long long;
 //    write after their wait, so from then on all that was written before them can be seen, too.
 //  - rope_store is followed by a kernel that waits for it before it lets others start.
 //  - decode_layers lets the next kernel start in its last layer, before it has stored that one's keys and values. Nothing reads
-//    them before the next step, and prepare_batch lets nothing start before all ahead of it have finished.
+//    them before its wait in this step (attention_decode with READS_ONLY, which reads what another layer stored, does not), and
+//    prepare_batch lets nothing start before all ahead of it have finished.
 //  - States and rings, which delta_decode reads before its wait, are what steps before have written: likewise.
 //  - Copies and fills are no kernels: nothing starts before they are done.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -36,6 +36,8 @@ export interface FakeGpu {
   readonly name: string;
   readonly computeCapability: readonly [number, number];
   readonly memory: number;
+  /** Shared memory that a block may ask for. Default: that of Hopper. */
+  readonly sharedBytesPerBlock?: number;
 }
 
 const INVALID_VALUE = 1;
@@ -145,13 +147,14 @@ export class FakeCuda {
       },
       cuDeviceTotalMem_v2: (out, id) => store(out, this.gpus[id]!.memory),
       cuDeviceGetAttribute: (out, attribute, id) => {
-        const [major, minor] = this.gpus[id]!.computeCapability;
+        const { computeCapability, sharedBytesPerBlock = 227 * 1024 } = this.gpus[id]!;
+        const [major, minor] = computeCapability;
         const values: Record<number, number> = {
           [DeviceAttribute.computeCapabilityMajor]: major,
           [DeviceAttribute.computeCapabilityMinor]: minor,
           [DeviceAttribute.multiprocessorCount]: 132,
           [DeviceAttribute.l2CacheSize]: 50 * 2 ** 20,
-          [DeviceAttribute.maxSharedMemoryPerBlockOptin]: 227 * 1024,
+          [DeviceAttribute.maxSharedMemoryPerBlockOptin]: sharedBytesPerBlock,
           [DeviceAttribute.maxSharedMemoryPerMultiprocessor]: 228 * 1024,
         };
         return attribute in values ? store(out, values[attribute]!) : INVALID_VALUE;

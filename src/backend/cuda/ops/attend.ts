@@ -1,5 +1,5 @@
-import { ConfigError, UnsupportedModelError } from "../../../base/errors.ts";
-import { type AttentionForm, type AttentionSpec, attentionFormOf } from "../../attention-spec.ts";
+import { ConfigError } from "../../../base/errors.ts";
+import type { AttentionSpec } from "../../attention-spec.ts";
 import type { BatchTensors, LayerCache, ModelShape } from "../../backend.ts";
 import { checkAttend } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
@@ -39,11 +39,10 @@ export class AttendOps {
   /** @throws UnsupportedModelError as `attend` does. */
   units(model: ModelShape): KernelUnit[] {
     return model.attentionForms.flatMap((form) => {
-      checkForm(form);
       const shape = headShape({ ...model, ...form.kvHeads }, model.blockSize, model.kvDtype);
       return [
         this.#prefillFor(shape).unit(shape, form),
-        this.#decode.unit(shape, form),
+        ...this.#decode.units(shape, form),
         ...this.#rotary.units(shape.headDim, form, shape.float8),
       ];
     });
@@ -51,7 +50,7 @@ export class AttendOps {
 
   /**
    * See `Backend.attend`.
-   * @throws UnsupportedModelError for head shapes and forms that the kernels cannot take.
+   * @throws UnsupportedModelError for head shapes that the kernels cannot take.
    */
   attend(
     stream: number,
@@ -64,7 +63,6 @@ export class AttendOps {
     const { dtype } = this.#options;
     const { tokens } = checkAttend(dtype, out, qkv, cache, batch, spec);
     if (tokens === 0) return;
-    checkForm(attentionFormOf(spec));
     const shape = headShape(spec, batch.blockSize, cache.keys.dtype);
     checkHeadAlignment(qkv, cache, spec);
     const { decodeRows, numRows } = batch;
@@ -78,11 +76,4 @@ export class AttendOps {
     const hopper = this.#hopperPrefill;
     return hopper !== undefined && HopperPrefill.takes(shape) ? hopper : this.#prefill;
   }
-}
-
-/** @throws UnsupportedModelError */
-function checkForm({ normsValues, readsOnly }: AttentionForm): void {
-  const missing = normsValues ? "norms of values" : readsOnly ? "layers that only read a cache" : undefined;
-  if (missing !== undefined)
-    throw new UnsupportedModelError("config.json", `attention on cuda does not take ${missing}`);
 }

@@ -6,15 +6,19 @@ export function scoreDefines({ hasSoftCap, hasSinks }: AttentionForm): Macros {
   return { ...(hasSoftCap && { SOFT_CAP: 1 }), ...(hasSinks && { ATTENTION_SINKS: 1 }) };
 }
 
-/** Those of kernels that prepare queries. */
-export function queryDefines({ hasQueryScales }: AttentionForm): Macros {
-  return hasQueryScales ? { QUERY_SCALES: 1 } : {};
+/** Those of kernels that prepare projections. */
+export function projectionDefines({
+  hasQueryScales,
+  normsValues,
+}: Pick<AttentionForm, "hasQueryScales" | "normsValues">): Macros {
+  return { ...(hasQueryScales && { QUERY_SCALES: 1 }), ...(normsValues && { NORMS_VALUES: 1 }) };
 }
 
-/** A number below 8, of its own for each form but for the rotation. */
-export function formKey({ hasQueryScales, hasSoftCap, hasSinks }: AttentionForm): number {
-  return Number(hasQueryScales) * 4 + Number(hasSoftCap) * 2 + Number(hasSinks);
+/** A number below `FORM_KEYS`, of its own for each form but for the rotation. */
+export function formKey(form: AttentionForm): number {
+  const { hasQueryScales, hasSoftCap, hasSinks, normsValues, readsOnly } = form;
+  const bits = [hasQueryScales, hasSoftCap, hasSinks, normsValues, readsOnly];
+  return bits.reduce((key, bit) => key * 2 + Number(bit), 0);
 }
 
-/** Keys of forms are below this. */
-export const FORM_KEYS = 8;
+export const FORM_KEYS = 2 ** 5;

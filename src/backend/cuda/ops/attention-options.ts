@@ -6,6 +6,8 @@ import type { DeviceBuffer } from "../../tensor.ts";
 export interface AttentionOptions {
   /** Multiprocessors of the GPU. */
   readonly smCount: number;
+  /** Shared memory that a block may ask for. */
+  readonly sharedBytesPerBlock: number;
   /** The GPU has wgmma and the copy engine of compute capability 9.0. */
   readonly hopper: boolean;
   readonly dtype: FloatDType;

@@ -6,17 +6,14 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { Scratch } from "../scratch.ts";
 import { contextArguments, scoreArguments } from "./attention-arguments.ts";
-import { FORM_KEYS, formKey, queryDefines, scoreDefines } from "./attention-form.ts";
+import { FORM_KEYS, formKey, projectionDefines } from "./attention-form.ts";
 import type { AttentionOptions } from "./attention-options.ts";
+import { DECODE_CONSTANTS, DECODE_TILE, decodeDefines, decodeWarps, slicesOf } from "./decode-tiles.ts";
 import { headPart, headPartDefines } from "./head-part.ts";
-import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
-import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
+import { type HeadShape, headKey, MAX_HEAD_DIM } from "./head-shape.ts";
+import { type ArgumentsOf, KernelVariants, WARP } from "./kernel-variants.ts";
+import { MergeAttention } from "./merge-attention.ts";
 
-/** Tokens of a decode warp's step. */
-export const DECODE_TILE = 16;
-/** The same of tokens in eight bits: as many bytes, where there are registers for the scores besides. */
-const FLOAT8_TILE = 32;
-const MAX_FLOAT8_TILE_DIM = 128;
 /** Decode blocks to aim for, per multiprocessor: several waves, so that rows of unequal length even out. */
 const DECODE_BLOCKS_PER_SM = 16;
 /**
@@ -25,15 +22,16 @@ const DECODE_BLOCKS_PER_SM = 16;
  */
 const MAX_SPLITS = 32;
 const BUSY_BLOCKS_PER_SM = 3;
-/** Tokens that are not cut: merging the results of splits takes longer than reading so many. */
-const UNCUT_TOKENS = 256;
+/** The same of wide heads, whose splits leave as much as 16 to 32 of their tokens have. */
+const WIDE_BLOCKS_PER_SM = 8;
+const WIDE_BUSY_BLOCKS_PER_SM = 2;
 /** The cut of rows that must not depend on each other: splits at most, and the least that one gets, in tokens. */
 const INVARIANT_SPLITS = 16;
 const INVARIANT_SPLIT_TOKENS = 256;
 
 const ATTENTION_DECODE = {
   file: "attention_decode.cu",
-  constants: { STATIC_SHARED_BYTES, MAX_HEAD_DIM, MAX_GROUP_SIZE, UNCUT_TOKENS },
+  constants: { ...DECODE_CONSTANTS, STATIC_SHARED_BYTES },
   entry: "attention_decode",
   pointers: [
     ...(["out", "qkv", "keys", "values", "cos_sin", "query_norm", "key_norm", "slot_mapping"] as const),
@@ -66,12 +64,15 @@ export function decodeSplits(
   rows: number,
   numKvHeads: number,
   smCount: number,
-  batchInvariant = false,
+  { batchInvariant = false, isWide = false } = {},
 ): DecodeSplits {
   if (batchInvariant) return { splits: INVARIANT_SPLITS, minTiles: INVARIANT_SPLIT_TOKENS / DECODE_TILE };
   const items = rows * numKvHeads;
-  const wanted = Math.floor((smCount * DECODE_BLOCKS_PER_SM) / items);
-  const most = Math.max(MAX_SPLITS, Math.floor((smCount * BUSY_BLOCKS_PER_SM) / items));
+  const [blocksPerSm, busyPerSm] = isWide
+    ? [WIDE_BLOCKS_PER_SM, WIDE_BUSY_BLOCKS_PER_SM]
+    : [DECODE_BLOCKS_PER_SM, BUSY_BLOCKS_PER_SM];
+  const wanted = Math.floor((smCount * blocksPerSm) / items);
+  const most = Math.max(MAX_SPLITS, Math.floor((smCount * busyPerSm) / items));
   const minTokens = items * 4 <= smCount ? 64 : items * 2 <= smCount ? 128 : 256;
   return { splits: Math.min(Math.max(wanted, 1), most), minTiles: minTokens / DECODE_TILE };
 }
@@ -87,9 +88,10 @@ interface Variant {
   readonly counters: Scratch;
 }
 
-/** All of `Backend.attend` for rows with one query token: `attention_decode.cu`. */
+/** All of `Backend.attend` for rows with one query token: `attention_decode.cu`, and for wide heads `attention_merge.cu`. */
 export class DecodeAttention {
   readonly #kernels: KernelVariants<typeof ATTENTION_DECODE>;
+  readonly #merge: MergeAttention;
   readonly #variants = new Map<number, Variant>();
 
   constructor(
@@ -97,10 +99,12 @@ export class DecodeAttention {
     private readonly options: AttentionOptions,
   ) {
     this.#kernels = new KernelVariants(library, ATTENTION_DECODE, options.dtype, options);
+    this.#merge = new MergeAttention(library, options);
   }
 
-  unit(shape: HeadShape, form: AttentionForm): KernelUnit {
-    return this.#kernels.unit(this.#defines(shape, form));
+  units(shape: HeadShape, form: AttentionForm): KernelUnit[] {
+    const merge = slicesOf(shape) > 1 ? [this.#merge.unit(shape, form)] : [];
+    return [this.#kernels.unit(this.#defines(shape, form)), ...merge];
   }
 
   /**
@@ -119,13 +123,17 @@ export class DecodeAttention {
     const { decodeRows } = batch;
     const { numKvHeads, headNorm, cosSin, queryScales } = spec;
     const { keys, values, keyScale = 1, valueScale = 1 } = cache;
-    const { smCount, batchInvariant } = this.options;
-    const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, smCount, batchInvariant);
-    const { kernel, threads, partials, stats, counters } = this.#variant(shape, attentionFormOf(spec));
+    const { smCount, batchInvariant = false } = this.options;
+    const isWide = slicesOf(shape) > 1;
+    const { splits, minTiles } = decodeSplits(decodeRows, numKvHeads, smCount, { batchInvariant, isWide });
+    const form = attentionFormOf(spec);
+    const { kernel, threads, ...scratch } = this.#variant(shape, form);
     // What decodeSplits lets happen at most: rows in one split need no scratch.
     const items = batchInvariant
       ? decodeRows * numKvHeads * INVARIANT_SPLITS
       : smCount * DECODE_BLOCKS_PER_SM;
+    const partials = scratch.partials.atLeast(items * shape.group * shape.headDim * 4);
+    const stats = scratch.stats.atLeast(items * shape.group * 8);
     kernel.launch(stream, numKvHeads, decodeRows, splits, threads, 0, {
       ...{ out, qkv, keys, values, cos_sin: cosSin ?? null, slot_mapping: batch.slotMapping },
       query_norm: headNorm?.query ?? null,
@@ -133,12 +141,12 @@ export class DecodeAttention {
       eps: headNorm?.eps ?? 0,
       query_scales: queryScales ?? null,
       ...{ ...contextArguments(batch, spec), ...scoreArguments(spec, cache) },
-      partials: partials.atLeast(items * shape.group * shape.headDim * 4),
-      partial_stats: stats.atLeast(items * shape.group * 8),
-      counters: counters.atLeast(items * 4),
+      ...{ partials, partial_stats: stats, counters: scratch.counters.atLeast(items * 4) },
       min_split_tiles: minTiles,
       ...{ key_scale: keyScale, value_scale: valueScale },
     });
+    if (isWide && splits > 1)
+      this.#merge.launch(stream, out, { partials, stats, splits, minTiles }, cache, batch, spec, shape);
   }
 
   #variant(shape: HeadShape, form: AttentionForm): Variant {
@@ -147,7 +155,7 @@ export class DecodeAttention {
     if (variant === undefined) {
       const zeros = () => new Scratch(this.options.allocateZeroed);
       const kernel = this.#kernels.get(key, this.#defines(shape, form));
-      const threads = this.#warps(shape) * WARP;
+      const threads = decodeWarps(shape) * WARP;
       kernel.fn.preferCache(threads);
       variant = {
         ...{ kernel, threads },
@@ -159,19 +167,11 @@ export class DecodeAttention {
   }
 
   #defines(shape: HeadShape, form: AttentionForm): Macros {
-    const { rotaryDim } = form;
+    const { rotaryDim, readsOnly } = form;
     return {
-      ...headDefines(shape),
+      ...{ ...decodeDefines(shape, form), ...projectionDefines(form) },
       ...headPartDefines(rotaryDim, headPart(this.options.dtype, shape.headDim, rotaryDim)),
-      ...{ ...scoreDefines(form), ...queryDefines(form) },
-      DECODE_WARPS: this.#warps(shape),
-      DECODE_TILE: shape.float8 && shape.headDim <= MAX_FLOAT8_TILE_DIM ? FLOAT8_TILE : DECODE_TILE,
+      ...(readsOnly && { READS_ONLY: 1 }),
     };
-  }
-
-  /** Warps of a decode block: as many as merge their results in static shared memory, beside the group's projections. */
-  #warps({ headDim, group, float8 }: HeadShape): number {
-    const projected = (group + 2) * (headDim * 2 + VECTOR_BYTES) + (float8 ? 2 * headDim : 0);
-    return 4 * group * (headDim + 2) * 4 + projected + VECTOR_BYTES < STATIC_SHARED_BYTES ? 4 : 2;
   }
 }

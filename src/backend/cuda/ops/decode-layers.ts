@@ -9,7 +9,8 @@ import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
 import { contextArguments, scoreArguments } from "./attention-arguments.ts";
-import { DECODE_TILE } from "./decode-attention.ts";
+import { projectionDefines } from "./attention-form.ts";
+import { DECODE_TILE } from "./decode-tiles.ts";
 import { headPart, headPartDefines } from "./head-part.ts";
 import { headDefines, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
 import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
@@ -54,7 +55,7 @@ const DECODE_LAYERS = {
   file: "decode_layers.cu",
   constants: {
     ...{ LINEAR_WARPS, LINEAR_ROW_PADDING, LINEAR_SUM_PADDING, LINEAR_MAX_TOKENS: MAX_SMALL_TOKENS },
-    ...{ DECODE_TILE, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+    ...{ DECODE_TILE, DECODE_SLICES: 1, MAX_HEAD_DIM, MAX_GROUP_SIZE },
     ...{
       LAYER_THREADS,
       SLICE_COLUMNS,
@@ -108,7 +109,7 @@ interface LayerShape {
   readonly headDim: number;
   readonly group: number;
   readonly blockSize: number;
-  readonly rotaryDim: number;
+  readonly form: AttentionForm;
   readonly float8: boolean;
 }
 
@@ -175,7 +176,7 @@ export class DecodeLayers {
     if (!takes) return [];
     return model.attentionForms
       .filter((form) => form.kvHeads === undefined && isFormTaken(form))
-      .map(({ rotaryDim }) => this.#kernels.unit(this.#plan({ ...shape, rotaryDim }).defines));
+      .map((form) => this.#kernels.unit(this.#plan({ ...shape, form }).defines));
   }
 
   /** Enqueues layers that repeat one another, all of whose calls it takes. */
@@ -242,14 +243,14 @@ export class DecodeLayers {
       return { inFeatures, outFeatures, gated: fusion.activation?.gated ?? false };
     };
     const { qkv, attend, output, up, down } = layer;
-    const { numHeads, numKvHeads, headDim, cosSin } = attend.spec;
+    const { numHeads, numKvHeads, headDim } = attend.spec;
     const { defines, ...plan } = this.#plan({
       ...{ qkv: stageOf(qkv), output: stageOf(output), up: stageOf(up), down: stageOf(down) },
       ...{
         headDim,
         group: numHeads / numKvHeads,
         blockSize: attend.batch.blockSize,
-        rotaryDim: cosSin?.dim(1) ?? 0,
+        form: attentionFormOf(attend.spec),
         float8: attend.cache.keys.dtype === "float8_e4m3",
       },
     });
@@ -264,7 +265,7 @@ export class DecodeLayers {
 
   #plan(shape: LayerShape): Omit<Variant, "kernel"> & { readonly defines: Macros } {
     const { smCount, sharedBytesPerBlock } = this.options;
-    const { headDim, group, rotaryDim, float8 } = shape;
+    const { headDim, group, form, float8 } = shape;
     const stages = [shape.qkv, shape.output, shape.up, shape.down];
     const blocks = fewestRows(stages, smCount);
     const tileRows = (stage: Stage) => smallTileRows(stage.outFeatures, stage.gated, smCount);
@@ -294,7 +295,8 @@ export class DecodeLayers {
       ...{ STAGE_UP: stageDefine(shape.up), STAGE_DOWN: stageDefine(shape.down) },
       ...{ CTAS: blocks, RING_SLICES: slices, SUM_ROWS: sumRows, LAYERS_SHARED_BYTES: sharedBytes },
       ...headDefines(shape),
-      ...headPartDefines(rotaryDim, headPart(this.dtype, headDim, rotaryDim)),
+      ...headPartDefines(form.rotaryDim, headPart(this.dtype, headDim, form.rotaryDim)),
+      ...projectionDefines(form),
     };
     return { defines, sharedBytes, maxLayers };
   }
@@ -308,10 +310,9 @@ function areHeadsTaken(headDim: number, group: number): boolean {
   return headDim % 32 === 0 && headDim <= MAX_LAYER_HEAD_DIM && group <= MAX_LAYER_GROUP;
 }
 
-/** Layers with more than a rotation are launched op by op. */
-function isFormTaken(form: AttentionForm): boolean {
-  const { hasQueryScales, hasSoftCap, hasSinks, normsValues, readsOnly } = form;
-  return !hasQueryScales && !hasSoftCap && !hasSinks && !normsValues && !readsOnly;
+/** Layers with more than a rotation, or without keys and values of their own, are launched op by op. */
+function isFormTaken({ hasQueryScales, hasSoftCap, hasSinks, readsOnly }: AttentionForm): boolean {
+  return !hasQueryScales && !hasSoftCap && !hasSinks && !readsOnly;
 }
 
 function isTaken({ inFeatures, outFeatures, gated }: Stage): boolean {

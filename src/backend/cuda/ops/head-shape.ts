@@ -3,8 +3,10 @@ import { UnsupportedModelError } from "../../../base/errors.ts";
 import type { AttentionSpec } from "../../attention-spec.ts";
 import type { Macros } from "../kernel-source.ts";
 
-export const MAX_HEAD_DIM = 256;
+export const MAX_HEAD_DIM = 512;
 export const MAX_GROUP_SIZE = 16;
+/** The most dimensions of a head of which a warp has registers for a tile's rows, or a warpgroup. */
+export const MAX_NARROW_DIM = 256;
 
 export type Heads = Pick<AttentionSpec, "numHeads" | "numKvHeads" | "headDim">;
 
@@ -24,8 +26,10 @@ export function headShape(
   blockSize: number,
   kvDtype: DType | undefined,
 ): HeadShape {
-  if (headDim % 32 !== 0 || headDim > MAX_HEAD_DIM)
-    throw unsupported(`head dimension ${headDim}; supported are multiples of 32 up to ${MAX_HEAD_DIM}`);
+  if (headDim % 32 !== 0 || (headDim > MAX_NARROW_DIM && headDim !== MAX_HEAD_DIM))
+    throw unsupported(
+      `head dimension ${headDim}; supported are multiples of 32 up to ${MAX_NARROW_DIM}, and ${MAX_HEAD_DIM}`,
+    );
   const group = numHeads / numKvHeads;
   if (group > MAX_GROUP_SIZE)
     throw unsupported(

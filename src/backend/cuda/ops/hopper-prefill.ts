@@ -19,6 +19,10 @@ const PREFILL_STAGES = 2;
 const PREFILL_CODE_STAGES = 2;
 /** Room for what the warps of a block tell each other. */
 const PREFILL_CONTROL_BYTES = 256;
+/** Dimensions for whose results a warpgroup has registers: of wider heads a cluster's blocks have a part each. */
+const MAX_BLOCK_DIM = 256;
+/** Bytes of a score that blocks of a cluster exchange. */
+const SCORE_BYTES = 4;
 /** Packed query rows of a tile: 64 for each warpgroup that multiplies. */
 const ROWS = 64 * PREFILL_CONSUMERS;
 /** Elements of a swizzled row, and rows of the group that the swizzle spans. */
@@ -34,6 +38,7 @@ const ATTENTION_PREFILL_HOPPER = {
     ...(["queue", "keys", "values", "sinks"] as const),
   ],
   scalars: [
+    "qkv_heads",
     "num_kv_heads",
     "first_row",
     "num_rows",
@@ -67,9 +72,11 @@ export class HopperPrefill {
     this.#kernels = new KernelVariants(library, ATTENTION_PREFILL_HOPPER, options.dtype, options);
   }
 
-  /** Heads and blocks that the kernel can take. */
-  static takes({ headDim, blockSize }: HeadShape): boolean {
-    return headDim % SWIZZLE_WIDTH === 0 && blockSize % SWIZZLE_ROWS === 0;
+  /** Heads and blocks that the kernel can take: there is no room for codes beside what blocks of a cluster exchange. */
+  static takes(shape: HeadShape): boolean {
+    const { headDim, blockSize, float8 } = shape;
+    const isAligned = headDim % SWIZZLE_WIDTH === 0 && blockSize % SWIZZLE_ROWS === 0;
+    return isAligned && !(float8 && clusterOf(shape) > 1);
   }
 
   unit(shape: HeadShape, form: AttentionForm): KernelUnit {
@@ -94,15 +101,22 @@ export class HopperPrefill {
     const tiles = Math.ceil((batch.maxQueryLen * shape.group) / ROWS) * rows * numKvHeads;
     const tileRows = queryStages(shape) * ROWS + 2 * PREFILL_STAGES * keysOf(shape);
     const codeRows = shape.float8 ? PREFILL_CODE_STAGES * keysOf(shape) : 0;
-    const sharedBytes = (tileRows * dtypeSize(dtype) + codeRows) * shape.headDim + PREFILL_CONTROL_BYTES;
+    const cluster = clusterOf(shape);
+    const scoreBytes = cluster > 1 ? ROWS * keysOf(shape) * SCORE_BYTES : 0;
+    const sharedBytes =
+      ((tileRows * dtypeSize(dtype) + codeRows) * shape.headDim) / cluster +
+      scoreBytes +
+      PREFILL_CONTROL_BYTES;
+    const blocks = Math.min(Math.floor(smCount / cluster), tiles) * cluster;
     this.#queue ??= allocateZeroed(8);
     this.#kernels
       .get(headKey(shape) * FORM_KEYS + formKey(form), defines(shape, form))
-      .launch(stream, Math.min(smCount, tiles), 1, 1, (PREFILL_CONSUMERS + 1) * 4 * WARP, sharedBytes, {
+      .launch(stream, blocks, 1, 1, (PREFILL_CONSUMERS + 1) * 4 * WARP, sharedBytes, {
         ...{ out, qkv, maps: shape.float8 ? null : this.#mapsOf(cache, shape), queue: this.#queue },
         ...{ keys: cache.keys, values: cache.values, value_scale: cache.valueScale ?? 1 },
         ...{ ...contextArguments(batch, spec), ...scoreArguments(spec, cache) },
         cu_seqlens_q: batch.cuSeqlensQ,
+        qkv_heads: qkv.dim(1) / shape.headDim,
         num_kv_heads: numKvHeads,
         first_row: decodeRows,
         num_rows: rows,
@@ -133,7 +147,7 @@ export class HopperPrefill {
       ...{ dtype: dtype === "float16" ? "float16" : "bfloat16", address },
       extents: [SWIZZLE_WIDTH, SWIZZLE_ROWS, halves, rows / SWIZZLE_ROWS],
       strides: [rowBytes, SWIZZLE_WIDTH * dtypeSize(dtype), SWIZZLE_ROWS * rowBytes],
-      box: [SWIZZLE_WIDTH, SWIZZLE_ROWS, halves, boxRows(shape) / SWIZZLE_ROWS],
+      box: [SWIZZLE_WIDTH, SWIZZLE_ROWS, halves / clusterOf(shape), boxRows(shape) / SWIZZLE_ROWS],
     });
   }
 }
@@ -144,8 +158,14 @@ function defines(shape: HeadShape, form: AttentionForm): Macros {
     PREFILL_KEYS: keysOf(shape),
     PREFILL_BOX: boxRows(shape),
     PREFILL_QUERY_STAGES: queryStages(shape),
+    PREFILL_CLUSTER: clusterOf(shape),
     ...(shape.float8 && { PREFILL_CODE_STAGES }),
   };
+}
+
+/** Blocks that share query tiles, each with a part of the dimensions. */
+function clusterOf({ headDim }: HeadShape): number {
+  return Math.ceil(headDim / MAX_BLOCK_DIM);
 }
 
 /** Keys of a step: as many as registers hold scores for, beside the results. */

@@ -103,6 +103,7 @@ function repeatsAttend(first: AttendCall, call: AttendCall): boolean {
     a.cosSin?.address === b.cosSin?.address &&
     a.cosSin?.size === b.cosSin?.size &&
     a.headNorm?.eps === b.headNorm?.eps &&
+    a.headNorm?.normsValues === b.headNorm?.normsValues &&
     (["numHeads", "numKvHeads", "headDim", "scale", "window"] as const).every(
       (field) => a[field] === b[field],
     )

@@ -7,26 +7,50 @@ import type { KernelUnit, Macros } from "../kernel-source.ts";
 import { contextArguments, scoreArguments } from "./attention-arguments.ts";
 import { FORM_KEYS, formKey, scoreDefines } from "./attention-form.ts";
 import type { AttentionOptions } from "./attention-options.ts";
-import { type HeadShape, headDefines, headKey, MAX_GROUP_SIZE, MAX_HEAD_DIM } from "./head-shape.ts";
+import {
+  type HeadShape,
+  headDefines,
+  headKey,
+  MAX_GROUP_SIZE,
+  MAX_HEAD_DIM,
+  MAX_NARROW_DIM,
+} from "./head-shape.ts";
 import { KernelVariants, WARP } from "./kernel-variants.ts";
 
-const PREFILL_WARPS = 4;
-/** Keys of a step. */
-const PREFILL_KEYS = 64;
-/** Elements between rows in a block's shared memory: they spread the rows over its banks. */
-const PREFILL_PADDING = 8;
-/** The same of rows in eight bits. */
-const CODE_PADDING = 16;
+/** What a block of the kernel takes at a time. */
+interface PrefillTile {
+  /** Packed query rows. */
+  readonly rows: number;
+  /** Keys of a step. */
+  readonly keys: number;
+  readonly warps: number;
+  /** Warps that share rows: each has scores of a part of the keys, and results of a part of the dimensions. */
+  readonly columns: number;
+}
+
+/** Of heads whose results fit a warp's registers: as many rows as do. */
+const NARROW: PrefillTile = { rows: 128, keys: 64, warps: 4, columns: 1 };
+const WIDE: PrefillTile = { ...NARROW, rows: 64 };
+const NARROW_DIM = 128;
+/** Of heads wider than that, the better first: what a block needs decides, 200, 133 and 98 KiB of keys in 16 bits. */
+const SHARED: readonly PrefillTile[] = [
+  { rows: 64, keys: 64, warps: 8, columns: 2 },
+  { rows: 64, keys: 32, warps: 8, columns: 2 },
+  { rows: 32, keys: 32, warps: 4, columns: 2 },
+];
 
 const ATTENTION_PREFILL = {
   file: "attention_prefill.cu",
-  constants: { PREFILL_WARPS, PREFILL_KEYS, PREFILL_PADDING, MAX_HEAD_DIM, MAX_GROUP_SIZE },
+  constants: { MAX_HEAD_DIM, MAX_GROUP_SIZE },
   entry: "attention_prefill",
   pointers: [
     ...(["out", "qkv", "keys", "values", "block_tables", "row_slots", "cu_seqlens_q"] as const),
     ...(["context_lens", "sinks"] as const),
   ],
-  scalars: ["first_row", "max_blocks", "scale_log2", "window", "value_scale", "cap_log2"],
+  scalars: [
+    ...(["qkv_heads", "first_row", "max_blocks"] as const),
+    ...(["scale_log2", "window", "value_scale", "cap_log2"] as const),
+  ],
 } as const;
 
 /** Attention of rows with several query tokens, on every GPU: `attention_prefill.cu`. */
@@ -41,7 +65,7 @@ export class PrefillAttention {
   }
 
   unit(shape: HeadShape, form: AttentionForm): KernelUnit {
-    return this.#kernels.unit(prefillDefines(shape, form));
+    return this.#kernels.unit(defines(shape, form, this.#tile(shape)));
   }
 
   /** Rows from batch.decodeRows on. */
@@ -56,38 +80,48 @@ export class PrefillAttention {
   ): void {
     const { decodeRows, numRows } = batch;
     const form = attentionFormOf(spec);
-    const rows = prefillRows(shape);
-    const rowBytes = (shape.headDim + PREFILL_PADDING) * dtypeSize(this.options.dtype);
-    const cachedBytes = shape.float8 ? shape.headDim + CODE_PADDING : rowBytes;
+    const tile = this.#tile(shape);
     this.#kernels
-      .get(headKey(shape) * FORM_KEYS + formKey(form), prefillDefines(shape, form))
+      .get(headKey(shape) * FORM_KEYS + formKey(form), defines(shape, form, tile))
       .launch(
         stream,
-        Math.ceil((batch.maxQueryLen * shape.group) / rows),
+        Math.ceil((batch.maxQueryLen * shape.group) / tile.rows),
         spec.numKvHeads,
         numRows - decodeRows,
-        PREFILL_WARPS * WARP,
-        rows * rowBytes + 2 * PREFILL_KEYS * cachedBytes,
+        tile.warps * WARP,
+        sharedBytes(tile, shape, dtypeSize(this.options.dtype)),
         {
           ...{ out, qkv, keys: cache.keys, values: cache.values },
           ...{ ...contextArguments(batch, spec), ...scoreArguments(spec, cache) },
           cu_seqlens_q: batch.cuSeqlensQ,
+          qkv_heads: qkv.dim(1) / shape.headDim,
           first_row: decodeRows,
           value_scale: cache.valueScale ?? 1,
         },
       );
   }
+
+  #tile(shape: HeadShape): PrefillTile {
+    if (shape.headDim <= MAX_NARROW_DIM) return shape.headDim <= NARROW_DIM ? NARROW : WIDE;
+    const { dtype, sharedBytesPerBlock } = this.options;
+    const fits = (tile: PrefillTile) => sharedBytes(tile, shape, dtypeSize(dtype)) <= sharedBytesPerBlock;
+    return SHARED.find(fits) ?? SHARED.at(-1)!;
+  }
 }
 
-function prefillDefines(shape: HeadShape, form: AttentionForm): Macros {
+/** Shared memory of a block: queries, keys and values; with columns also probabilities, and a float of each column's rows. */
+function sharedBytes(
+  { rows, keys, columns }: PrefillTile,
+  { headDim, float8 }: HeadShape,
+  elementBytes: number,
+): number {
+  const tiles = (rows * elementBytes + 2 * keys * (float8 ? 1 : elementBytes)) * headDim;
+  return columns === 1 ? tiles : tiles + rows * (keys * elementBytes + columns * 4);
+}
+
+function defines(shape: HeadShape, form: AttentionForm, { rows, keys, warps, columns }: PrefillTile): Macros {
   return {
     ...{ ...headDefines(shape), ...scoreDefines(form) },
-    PREFILL_ROWS: prefillRows(shape),
-    ...(shape.float8 && { CODE_PADDING }),
+    ...{ PREFILL_ROWS: rows, PREFILL_KEYS: keys, PREFILL_WARPS: warps, PREFILL_COLUMNS: columns },
   };
-}
-
-/** Packed query rows of a tile: as many as registers hold results for. */
-function prefillRows({ headDim }: HeadShape): number {
-  return headDim <= 128 ? 128 : 64;
 }

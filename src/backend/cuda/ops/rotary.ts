@@ -5,7 +5,7 @@ import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
 import type { KernelUnit, Macros } from "../kernel-source.ts";
-import { FORM_KEYS, formKey, queryDefines } from "./attention-form.ts";
+import { FORM_KEYS, formKey, projectionDefines } from "./attention-form.ts";
 import { type HeadPart, headPart, headPartDefines } from "./head-part.ts";
 import { cacheDefines } from "./head-shape.ts";
 import { KernelVariants } from "./kernel-variants.ts";
@@ -27,7 +27,7 @@ const ROPE_STORE = {
   scalars: ["tokens", "heads", "kv_heads", "block_size", "eps", "key_scale", "value_scale"],
 } as const;
 
-/** Query and key norm, rotary embedding, and the store to the paged cache, of tokens whose attention another kernel does. */
+/** Norm, rotary embedding, and the store to the paged cache, of tokens whose attention another kernel does. */
 export class RotaryOps {
   readonly #ropeStore: KernelVariants<typeof ROPE_STORE>;
 
@@ -57,7 +57,8 @@ export class RotaryOps {
     spec: AttentionSpec,
     firstToken: number,
   ): void {
-    const { numHeads, numKvHeads, headDim, cosSin, queryScales, headNorm } = spec;
+    const { numHeads, headDim, cosSin, queryScales, headNorm } = spec;
+    const numKvHeads = spec.readsOnly ? 0 : spec.numKvHeads;
     const form = attentionFormOf(spec);
     const { keys, values, keyScale = 1, valueScale = 1 } = cache;
     const float8 = keys.dtype === "float8_e4m3";
@@ -107,6 +108,6 @@ function defines(
     ...heads,
     ...headPartDefines(form.rotaryDim, part),
     ...cacheDefines(float8),
-    ...queryDefines(form),
+    ...projectionDefines(form),
   };
 }

@@ -4,6 +4,7 @@ import type { BatchTensors, LayerCache } from "../../../../src/backend/backend.t
 import { decodeSplits } from "../../../../src/backend/cuda/ops/decode-attention.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { InvariantError, UnsupportedModelError } from "../../../../src/base/errors.ts";
+import type { FakeLaunch } from "../../cuda/fake-cuda.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeOperands } from "./fake-operands.ts";
 import { namedArguments } from "./kernel-signatures.ts";
@@ -29,6 +30,8 @@ function macrosOf(file: string, wanted: Readonly<Record<string, number>>): Reado
   return { ...call![0].constants, ...call![0].defines } as Record<string, number>;
 }
 
+const storeOf = (all: readonly FakeLaunch[]) => all.find(({ entry }) => entry === "rope_store");
+
 describe("attend", () => {
   const spec = (group: number, headDim: number, { window = 0, rotaryDim = headDim } = {}) => ({
     ...{ numHeads: 4 * group, numKvHeads: 4, headDim, scale: headDim ** -0.5, window },
@@ -45,7 +48,7 @@ describe("attend", () => {
     [128, 128],
     [128, 64],
     [96, 96],
-    [256, 256],
+    [512, 512],
     [96, 32],
   ])("of prompts begins with heads of %d dimensions, %d of them rotated", (headDim, rotaryDim) => {
     const step = batch({ decodeRows: 5, prefill: [40] });
@@ -53,7 +56,7 @@ describe("attend", () => {
     const [query, key] = [bf16(headDim), bf16(headDim)];
     const bare = spec(4, headDim, { rotaryDim });
     const headNorm = { query, key, eps: 1e-6 };
-    const [, stored] = launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm }));
+    const stored = storeOf(launches(() => backend.attend(out, qkv, cache, step, { ...bare, headNorm })));
     const wanted = { HEAD_DIM: headDim, ROTARY_DIM: rotaryDim, ROPE_HEADS: 1 };
     const { HEAD_LANES, ROPE_THREADS } = macrosOf("rotary.cu", wanted);
     expect(stored).toMatchObject({ entry: "rope_store", block: [ROPE_THREADS!, 1, 1] });
@@ -69,7 +72,7 @@ describe("attend", () => {
     };
     const norms = { query_norm: query.address, key_norm: key.address, eps: f(1e-6) };
     expect(namedArguments(stored!)).toEqual({ ...common, ...norms });
-    const [, unnormed] = launches(() => backend.attend(out, qkv, cache, step, bare));
+    const unnormed = storeOf(launches(() => backend.attend(out, qkv, cache, step, bare)));
     expect(namedArguments(unnormed!)).toEqual({ ...common, query_norm: 0, key_norm: 0, eps: 0 });
   });
 
@@ -140,8 +143,9 @@ describe("attend", () => {
     expect(decodeSplits(1, 1, 132)).toEqual({ splits: 396, minTiles: 4 });
     expect(decodeSplits(16, 8, 132)).toEqual({ splits: 16, minTiles: 16 });
     expect(decodeSplits(4096, 8, 132).splits).toBe(1);
+    expect(decodeSplits(1, 4, 132, { isWide: true })).toEqual({ splits: 66, minTiles: 4 });
     for (const rows of [1, 16, 4096]) {
-      expect(decodeSplits(rows, 8, 132, true)).toEqual({ splits: 16, minTiles: 16 });
+      expect(decodeSplits(rows, 8, 132, { batchInvariant: true })).toEqual({ splits: 16, minTiles: 16 });
       // What scratch is allocated for.
       const { splits } = decodeSplits(rows, 8, 132);
       expect(splits === 1 || rows * 8 * splits <= 132 * 16).toBe(true);
@@ -167,12 +171,118 @@ describe("attend", () => {
     expect(scratchOf(100)).toBe(scratchOf(200));
   });
 
+  test("of wide heads has the splits of its rows merged by a kernel of its own, where it cuts any", () => {
+    const [step, headDim, group] = [batch({ decodeRows: 3, prefill: [] }), 512, 8];
+    const { out, qkv, cache } = operands(step, group, headDim);
+    const heads = spec(group, headDim, { window: 700 });
+    const [decode, merge] = launches(() => backend.attend(out, qkv, cache, step, heads));
+    const { splits, minTiles } = decodeSplits(3, 4, MULTIPROCESSORS, { isWide: true });
+    expect(decode).toMatchObject({ entry: "attention_decode", grid: [4, 3, splits], block: [128, 1, 1] });
+    const { MERGE_PAIRS, MERGE_PARTS, DECODE_SLICES } = macrosOf("attention_merge.cu", { HEAD_DIM: headDim });
+    expect(DECODE_SLICES).toBe(4);
+    expect(merge).toMatchObject({ entry: "attention_merge", block: [MERGE_PAIRS! * MERGE_PARTS!, 1, 1] });
+    expect(merge!.grid).toEqual([(group * headDim) / 2 / MERGE_PAIRS!, 4, 3]);
+    const { partials, partial_stats } = namedArguments(decode!);
+    expect(namedArguments(merge!)).toEqual({
+      ...{ out: out.address, partials: partials!, partial_stats: partial_stats!, sinks: 0, value_scale: 1 },
+      ...{ row_slots: step.rowSlots.address, context_lens: step.contextLens.address, window: 700 },
+      ...{ max_splits: splits, min_split_tiles: minTiles },
+    });
+    const many = batch({ decodeRows: 600, prefill: [] });
+    const whole = operands(many, group, headDim);
+    const alone = launches(() => backend.attend(whole.out, whole.qkv, whole.cache, many, heads));
+    expect(alone.map(({ entry, grid }) => [entry, grid[2]])).toEqual([["attention_decode", 1]]);
+  });
+
   const PROMPTS = [
     [[1], 1, 64],
     [[5, 700], 2, 128],
     [[16384], 8, 256],
     [[64, 64, 64], 7, 96],
   ] as const;
+
+  /** What a block of 8.0, of 8.6 and of 9.0 has of shared memory, and rows, keys and warps of its tile of wide heads. */
+  const TILES = [
+    [227, false, [64, 64, 8]],
+    [163, false, [64, 32, 8]],
+    [99, false, [32, 32, 4]],
+    [163, true, [64, 64, 8]],
+    [99, true, [32, 32, 4]],
+  ] as const;
+
+  test.each(TILES)(
+    "of prompts with wide heads takes what %d KiB hold, in eight bits: %p",
+    (kib, isFloat8, [rows, keys, warps]) => {
+      const step = batch({ decodeRows: 0, prefill: [700] });
+      const [group, headDim] = [8, 512];
+      const { out, qkv, cache } = operands(step, group, headDim);
+      using older = new FakeMachine({ computeCapability: [8, 0], sharedBytesPerBlock: kib * 1024 });
+      older
+        .backend()
+        .attend(out, qkv, isFloat8 ? float8Cache(4, headDim) : cache, step, spec(group, headDim));
+      const prompt = older.cuda.launches.at(-1)!;
+      expect(prompt).toMatchObject({ entry: "attention_prefill", block: [warps * 32, 1, 1] });
+      expect(prompt.grid).toEqual([Math.ceil((700 * group) / rows), 4, 1]);
+      // Queries, keys and values, probabilities, and what the two warps of a row tell each other.
+      const tiles = (rows * 2 + 2 * keys * (isFloat8 ? 1 : 2)) * headDim;
+      expect(prompt.sharedBytes).toBe(tiles + rows * keys * 2 + rows * 2 * 4);
+      expect(prompt.sharedBytes).toBeLessThanOrEqual(kib * 1024);
+    },
+  );
+
+  test("of prompts with wide heads on Hopper is by pairs of blocks, each with half of the dimensions", () => {
+    const step = batch({ decodeRows: 0, prefill: [700] });
+    const { out, qkv, cache } = operands(step, 8, 512);
+    const [, prompt] = launches(() => backend.attend(out, qkv, cache, step, spec(8, 512)));
+    const grid = [2 * Math.min(MULTIPROCESSORS / 2, Math.ceil((700 * 8) / 128) * 4), 1, 1];
+    expect(prompt).toMatchObject({ entry: "attention_prefill_hopper", grid, block: [384, 1, 1] });
+    expect(macrosOf("attention_prefill_hopper.cu", { HEAD_DIM: 512 })).toMatchObject({ PREFILL_CLUSTER: 2 });
+    // As much as for 256 dimensions, and a tile's scores.
+    expect(prompt!.sharedBytes).toBe((128 + 4 * 64) * 256 * 2 + 128 * 64 * 4 + 256);
+    backend.attend(out, qkv, float8Cache(4, 512), step, spec(8, 512));
+    expect(machine.cuda.launches.at(-1)!.entry).toBe("attention_prefill");
+  });
+
+  test("over a cache that it only reads stores nothing, and begins with queries alone", () => {
+    const step = batch({ decodeRows: 3, prefill: [40] });
+    const [group, headDim] = [4, 64];
+    const { out, cache } = operands(step, group, headDim);
+    const qkv = bf16(step.numTokens, 4 * group * headDim);
+    const [query, key] = [bf16(headDim), bf16(headDim)];
+    const heads = { ...spec(group, headDim), readsOnly: true, headNorm: { query, eps: 1e-6 } };
+    const [decode, store, prompt] = launches(() => backend.attend(out, qkv, cache, step, heads));
+    expect(macrosOf("attention_decode.cu", { HEAD_DIM: headDim, READS_ONLY: 1 })).toMatchObject({
+      GROUP_SIZE: group,
+    });
+    expect(namedArguments(decode!)).toMatchObject({ qkv: qkv.address, key_norm: 0 });
+    expect(store!.entry).toBe("rope_store");
+    const stored = { heads: 16, kv_heads: 0, qkv: qkv.address + 3 * 16 * headDim * 2, key_norm: 0 };
+    expect(namedArguments(store!)).toMatchObject(stored);
+    expect(namedArguments(prompt!)).toMatchObject({ qkv_heads: 16 });
+    // The same heads with keys and values have kernels of their own.
+    const own = operands(step, group, headDim).qkv;
+    const storing = { ...spec(group, headDim), headNorm: { query, key, eps: 1e-6 } };
+    const [, again, prompts] = launches(() => backend.attend(out, own, cache, step, storing));
+    expect(namedArguments(again!)).toMatchObject({ heads: 16, kv_heads: 4 });
+    expect(namedArguments(prompts!)).toMatchObject({ qkv_heads: 24 });
+  });
+
+  test("with norms of values has kernels that make them", () => {
+    const step = batch({ decodeRows: 3, prefill: [40] });
+    const [group, headDim] = [3, 64];
+    const { out, qkv, cache } = operands(step, group, headDim);
+    const headNorm = { query: bf16(headDim), key: bf16(headDim), eps: 1e-6, normsValues: true };
+    requested.mockClear();
+    backend.attend(out, qkv, cache, step, { ...spec(group, headDim), headNorm });
+    backend.attend(out, qkv, cache, step, {
+      ...spec(group, headDim),
+      headNorm: { ...headNorm, normsValues: false },
+    });
+    const norms = requested.mock.calls
+      .filter(([{ file }]) => /rotary|decode/.test(file))
+      .map(([{ defines }]) => defines!["NORMS_VALUES"]);
+    expect(norms).toEqual([1, 1, undefined, undefined]);
+  });
 
   test.each(PROMPTS)(
     "of prompts of %p tokens after 3 decode rows, before Hopper",
@@ -187,17 +297,16 @@ describe("attend", () => {
       const tiles = Math.ceil((step.maxQueryLen * group) / rows);
       expect(prompt).toMatchObject({ entry: "attention_prefill", grid: [tiles, 4, prefill.length] });
       const macros = macrosOf("attention_prefill.cu", { GROUP_SIZE: group, HEAD_DIM: headDim });
-      const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_PADDING, PREFILL_WARPS, WARP } = macros;
+      const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_WARPS, WARP } = macros;
       expect(prompt!.block).toEqual([PREFILL_WARPS! * WARP!, 1, 1]);
       // As the kernel's comment has it, in elements of 2 bytes.
-      const stride = headDim + PREFILL_PADDING!;
-      expect(prompt!.sharedBytes).toBe((PREFILL_ROWS! + 2 * PREFILL_KEYS!) * stride * 2);
+      expect(prompt!.sharedBytes).toBe((PREFILL_ROWS! + 2 * PREFILL_KEYS!) * headDim * 2);
       expect(namedArguments(prompt!)).toEqual({
         ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
         ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
         ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
-        ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
-        ...{ value_scale: 1, ...PLAIN_SCORES },
+        ...{ qkv_heads: 4 * group + 8, first_row: 3, max_blocks: 64, window: 0, value_scale: 1 },
+        ...{ scale_log2: f(headDim ** -0.5 * Math.LOG2E), ...PLAIN_SCORES },
       });
     },
   );
@@ -218,6 +327,7 @@ describe("attend", () => {
     const { maps, queue, ...rest } = namedArguments(prompt!);
     expect(rest).toEqual({
       ...{ out: out.address, qkv: qkv.address, num_kv_heads: 4, num_rows: prefill.length },
+      qkv_heads: 4 * group + 8,
       ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
       ...{ cu_seqlens_q: step.cuSeqlensQ.address, context_lens: step.contextLens.address },
       ...{ first_row: 3, max_blocks: 64, scale_log2: f(headDim ** -0.5 * Math.LOG2E), window: 0 },
@@ -274,9 +384,8 @@ describe("attend", () => {
       requested.mockClear();
       const [, prefill] = launches(() => backend.attend(out, qkv, cache, step, spec(2, 96)));
       const macros = macrosOf("attention_prefill.cu", { HEAD_DIM: 96, GROUP_SIZE: 2, CACHE_FLOAT8: 1 });
-      const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_PADDING, CODE_PADDING } = macros;
-      const bytes = PREFILL_ROWS! * (96 + PREFILL_PADDING!) * 2 + 2 * PREFILL_KEYS! * (96 + CODE_PADDING!);
-      expect(prefill!.sharedBytes).toBe(bytes);
+      const { PREFILL_ROWS, PREFILL_KEYS } = macros;
+      expect(prefill!.sharedBytes).toBe((PREFILL_ROWS! * 2 + 2 * PREFILL_KEYS!) * 96);
       expect(namedArguments(prefill!)).toMatchObject({ value_scale: 1 });
     });
 

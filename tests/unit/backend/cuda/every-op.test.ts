@@ -65,6 +65,8 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
     },
   );
   backend.gateElements(x, bf16(tokens, WIDTH));
+  const wide = { numHeads: 2, numKvHeads: 1, headDim: 512, scale: 1, window: 0 };
+  backend.attend(bf16(tokens, 1024), bf16(tokens, 2048), layerCache(1, 512), step, wide);
 
   // By codes: in an order of their own, permuted, and of a width that has no order.
   const float8 = (n: number, k: number) =>

@@ -21,21 +21,29 @@ const REPOSITORY = join(import.meta.dir, "../../../..");
 /** `#error "MACROS come from FILE"`. */
 const DEMAND = /^#error "(.*) comes? from (\S+)"$/gm;
 
+const WIDTHS = { vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072 };
+const HEADS = { numHeads: 16, numKvHeads: 8, headDim: 128 };
+/** For which there is a kernel more. */
+const WIDE_HEADS = { ...HEADS, headDim: 512 };
+
 /** One unit of each file. */
 const UNITS: ReadonlyMap<string, KernelUnit> = new Map(
   // Of experts, kernels for weights in floats and for codes; what both have is that of codes.
   (["dense", "mxfp4"] as const)
     .flatMap((format) => [false, true].map((hopper) => ({ format, hopper })))
-    .flatMap(({ format, hopper }) =>
-      unitsOf("bfloat16", hopper, {
-        ...{ vocabSize: 151936, hiddenSize: 1024, intermediateSize: 3072, numHeads: 16, numKvHeads: 8 },
-        ...{ headDim: 128, blockSize: 16 },
+    .flatMap(({ format, hopper }) => [
+      ...unitsOf("bfloat16", hopper, {
+        ...{ ...WIDTHS, ...WIDE_HEADS, blockSize: 16 },
+        attentionForms: [plainForm(64)],
+      }),
+      ...unitsOf("bfloat16", hopper, {
+        ...{ ...WIDTHS, ...HEADS, blockSize: 16 },
         attentionForms: [plainForm(64)],
         softCap: 30,
         experts: { count: 40, intermediateSize: 768, format },
         deltaNet: { numKeyHeads: 16, numValueHeads: 32, keyDim: 128, valueDim: 128, convWidth: 4 },
       }),
-    )
+    ])
     .map((unit) => [unit.file, unit]),
 );
 
@@ -169,7 +177,11 @@ describeWith(
       ["attention_decode.cu", "DECODE_TILE", 32, "registers hold 16 tokens"],
       ["decode_layers.cu", "DECODE_TILE", 32, "registers hold 16 tokens"],
       ["attention_decode.cu", "DECODE_WARPS", 64, "must fit static shared memory"],
-      ["attention_decode.cu", "HEAD_DIM", 288, "HEAD_DIM must be"],
+      ["attention_decode.cu", "DECODE_SLICES", 3, "DECODE_SLICES must leave"],
+      ["attention_decode.cu", "DECODE_SLICES", 2, "the warps of a block have each a tile, or all the same"],
+      ["attention_merge.cu", "DECODE_WARPS", 3, "DECODE_WARPS must be whole tiles"],
+      ["attention_merge.cu", "MERGE_PAIRS", 48, "MERGE_PAIRS must divide"],
+      ["attention_decode.cu", "HEAD_DIM", 544, "HEAD_DIM must be"],
       ["attention_decode.cu", "HEAD_DIM", 80, "HEAD_DIM must be"],
       ["attention_decode.cu", "GROUP_SIZE", 17, "GROUP_SIZE must be"],
       ["attention_decode.cu", "BLOCK_SIZE", 24, "BLOCK_SIZE must be"],
@@ -177,7 +189,8 @@ describeWith(
       ["attention_prefill.cu", "PREFILL_ROWS", 96, "PREFILL_ROWS must be"],
       ["attention_prefill.cu", "PREFILL_KEYS", 40, "PREFILL_KEYS must be"],
       ["attention_prefill.cu", "PREFILL_KEYS", 48, "every thread copies"],
-      ["attention_prefill.cu", "PREFILL_PADDING", 4, "PREFILL_PADDING must keep"],
+      ["attention_prefill.cu", "PREFILL_COLUMNS", 3, "PREFILL_WARPS must be whole rows"],
+      ["attention_prefill_hopper.cu", "PREFILL_CLUSTER", 4, "a CTA exchanges scores with one other"],
       ["batch.cu", "COUNT_IN_PROMPT", 1, "COUNT_IN_PROMPT must be"],
       ["batch.cu", "SLOT_FLAG_EDITS", 1, "slot flags must be"],
       ["sampling.cu", "LOGIT_TILE", 500, "LOGIT_TILE must be a whole number"],
@@ -196,7 +209,7 @@ describeWith(
       ["activation.cu", { ACTIVATION_SILU: 2, ACTIVATION_GELU: 0, ACTIVATION_GELU_TANH: 1 }],
       ["rotary.cu", { HEAD_PAIRS: 2, HEAD_LANES: 8 }],
       ["attention_decode.cu", { DECODE_WARPS: 2 }],
-      ["attention_prefill.cu", { PREFILL_WARPS: 8, PREFILL_KEYS: 128, PREFILL_PADDING: 16 }],
+      ["attention_prefill.cu", { PREFILL_WARPS: 8, PREFILL_KEYS: 128, PREFILL_COLUMNS: 2 }],
       ["batch.cu", { SLOT_WORDS: 32, SLOT_WORD_FLAGS: 20, ROW_WORD_BLOCK: 8, ROW_WORD_COUNT: 5 }],
       ["logprobs.cu", { LOGIT_TILE: 256, TILE_THREADS: 512, ROW_THREADS: 1024 }],
       ["sampling.cu", { LOGIT_TILE: 256, TILE_THREADS: 128, ROW_THREADS: 256 }],

@@ -24,8 +24,9 @@ import type { DType, FloatDType } from "../../../../src/base/dtype.ts";
 import type { Context } from "../../../../src/cuda/context.ts";
 import type { KernelCompiler } from "../../../../src/cuda/nvrtc.ts";
 
-/** Of Hopper. */
-const SHARED = { sharedBytesPerBlock: 227 * 1024, sharedBytesPerSm: 228 * 1024 };
+/** Shared memory that a block of Hopper may ask for, and a multiprocessor has. */
+const HOPPER_SHARED_BYTES = 227 * 1024;
+const SHARED_BYTES_PER_SM = 228 * 1024;
 
 /** The form of most models' attention. */
 export function plainForm(rotaryDim: number): AttentionForm {
@@ -34,7 +35,12 @@ export function plainForm(rotaryDim: number): AttentionForm {
 }
 
 /** What the wrappers compile for a model; they launch nothing here. */
-export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): KernelUnit[] {
+export function unitsOf(
+  dtype: FloatDType,
+  hopper: boolean,
+  shape: ModelShape,
+  sharedBytesPerBlock = HOPPER_SHARED_BYTES,
+): KernelUnit[] {
   const unused = () => {
     throw new Error("nothing is launched");
   };
@@ -42,7 +48,8 @@ export function unitsOf(dtype: FloatDType, hopper: boolean, shape: ModelShape): 
   const memory = { allocate: unused, allocateZeroed: () => buffer, clear: unused, copy: unused };
   const uploads = { upload: unused, encodeTensorMap: unused };
   const ranks = { size: 2, gatherColumns: unused };
-  const gpu = { dtype, smCount: 132, ...SHARED, dependentLaunch: hopper, hopper, wholeLayers: true, ranks };
+  const shared = { sharedBytesPerBlock, sharedBytesPerSm: SHARED_BYTES_PER_SM };
+  const gpu = { dtype, smCount: 132, ...shared, dependentLaunch: hopper, hopper, wholeLayers: true, ranks };
   const options = { ...gpu, ...memory, ...uploads };
   const alone = { ...options, ranks: undefined, quantiseActivations: true };
   const library = unusedLibrary();

@@ -27,7 +27,9 @@ const SIZES_MATTER: ReadonlySet<string> = new Set(["sm_80", "sm_90a"]);
 const OPTIMISED: ReadonlySet<string> = new Set(
   process.env["OCTAVO_OPTIMISE_KERNELS"] === "1" ? ARCHITECTURES : ["sm_90a"],
 );
-const HEAD_DIMS = [64, 96, 128, 256] as const;
+/** What a block may ask for of shared memory, where it is not as much as Hopper's. */
+const SHARED_KIB: Readonly<Record<string, number>> = { sm_80: 163, sm_89: 99, sm_120: 99 };
+const HEAD_DIMS = [64, 96, 128, 256, 512] as const;
 const GROUPS = [1, 2, 4, 7, 8] as const;
 const DTYPES = ["bfloat16", "float16"] as const satisfies FloatDType[];
 
@@ -78,15 +80,13 @@ function variants(n: number): KernelUnit[] {
       ...RULES[i],
       blockSize: i === 0 ? 256 : 16,
     };
-    // A cache in eight bits on as many architectures as make all combinations: the last one compiles what sm_89 does.
-    const float8 = n < HEAD_DIMS.length;
+    const sharedBytes = (SHARED_KIB[ARCHITECTURES[n]!] ?? 227) * 1024;
     const units = [
-      ...unitsOf(dtype, hopper, model),
-      ...(float8 ? unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }) : []),
+      ...unitsOf(dtype, hopper, model, sharedBytes),
+      ...unitsOf(dtype, hopper, { ...model, kvDtype: "float8_e4m3" }, sharedBytes),
     ];
     if (SIZES_MATTER.has(ARCHITECTURES[n]!) || i === n) return units;
-    // The last architecture repeats combinations: one of each dtype says that it compiles them.
-    return n < HEAD_DIMS.length || i === n - 1 ? units.filter(({ file }) => /attention/.test(file)) : [];
+    return units.filter(({ file }) => /attention/.test(file));
   });
   // Forms of attention on two architectures, whose kernels for prompts differ.
   const form = FORMS[ARCHITECTURES[n]!];
@@ -101,8 +101,8 @@ function variants(n: number): KernelUnit[] {
 }
 
 const FORMS: Readonly<Record<string, AttentionForm>> = {
-  sm_80: { ...plainForm(0), hasQueryScales: true, hasSoftCap: true, hasSinks: true },
-  sm_90a: { ...plainForm(64), hasQueryScales: true, hasSoftCap: true, hasSinks: true },
+  sm_80: { ...plainForm(0), hasQueryScales: true, hasSoftCap: true, hasSinks: true, readsOnly: true },
+  sm_90a: { ...plainForm(64), hasQueryScales: true, hasSoftCap: true, hasSinks: true, normsValues: true },
 };
 
 /** Whole layers in one launch, of sizes that it takes, with caches in 16 bits and in eight. */
@@ -151,7 +151,8 @@ test.each([
 test("each architecture compiles what has tensor cores in both dtypes", () => {
   for (const [n, arch] of ARCHITECTURES.entries()) {
     // On Hopper the widest heads alone have the prefill of other architectures.
-    const own = arch === "sm_90a" ? /attention_decode|hopper|wgmma|linear|draw/ : /attention/;
+    const own =
+      arch === "sm_90a" ? /attention_decode|hopper|wgmma|linear|draw/ : /attention_(decode|prefill)/;
     const units = variants(n).filter(({ file }) => own.test(file));
     const filesIn = (bf16: boolean) => [
       ...new Set(
