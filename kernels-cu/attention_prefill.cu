@@ -12,9 +12,8 @@
 //
 // Why this version: keys and values each have one shared buffer, filled by cp.async while the other is in use: values
 // load behind Q·Kᵀ and the next keys behind softmax and P·V. That leaves shared memory for two or three CTAs an SM on
-// Hopper and for one on the smallest chips. Tiles are 8 × 8 matrices one after another, which keeps ldmatrix free of bank
-// conflicts for every head dimension without padding: 32 rows, keys and values of 512 dimensions fit the 99 KiB of the smallest
-// chips. Two 16-row tiles a warp halve the shared-memory reads a product needs. Keys and values in eight bits stay so in shared
+// Hopper and for one on the smallest chips. Tiles have no padding (prefill_tiles.cuh): 32 rows, keys and values of 512 dimensions fit the
+// 99 KiB of the smallest chips. Two 16-row tiles a warp halve the shared-memory reads a product needs. Keys and values in eight bits stay so in shared
 // memory, and each warp widens what it multiplies (prefill_float8.cuh).
 #include "hopper.cuh"
 #if defined(CACHE_FLOAT8)
@@ -96,11 +95,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int first_tile = window > 0 ? max(lowest - window + 1, 0) / KEYS : 0;
   const int end_tile = ceil_div(end, KEYS);
 
-  extern __shared__ __align__(MATRIX_BYTES) uint4 shared[];
-  const uint32 query_tile = shared_address(shared), key_tile = query_tile + PREFILL_ROWS * QUERY_ROW_BYTES;
-  const uint32 value_tile = key_tile + KEYS * CACHE_ROW_BYTES, probabilities = value_tile + KEYS * CACHE_ROW_BYTES;
+  extern __shared__ __align__(128) uint4 shared[];
+  const uint32 query_tile = shared_address(shared), key_tile = query_tile + QueryTile::BYTES;
+  const uint32 value_tile = key_tile + CacheTile::BYTES, probabilities = value_tile + CacheTile::BYTES;
   Exchange& exchange = *reinterpret_cast<Exchange*>(reinterpret_cast<unsigned char*>(shared) + (probabilities - query_tile) +
-                                                    PREFILL_ROWS * KEYS * 2);
+                                                    ProbabilityTile::BYTES);
   const int warp = threadIdx.x / WARP / COLUMNS, column = threadIdx.x / WARP % COLUMNS, lane = threadIdx.x % WARP;
 
   const int* table = block_tables + static_cast<int64>(row_slots[row]) * max_blocks;
@@ -118,10 +117,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
   copy_tile(key_tile, cached_keys, blocks, first_tile * KEYS, end);
 
-  const uint32 query_address = query_tile + warp * MMA_ROWS * 16 * QUERY_ROW_BYTES + lane_offset(lane, QUERY_ROW_BYTES);
-  const uint32 keys_from = key_address(key_tile + column * WARP_KEYS * CACHE_ROW_BYTES, lane);
-  const uint32 values_from = value_address(value_tile + column * VALUE_COLUMN_BYTES, lane);
-  const uint32 own_probabilities = probabilities + warp * MMA_ROWS * 16 * KEYS * 2;
+  const int own_rows = warp * MMA_ROWS * 16;
+  const uint32 query_address = query_tile + own_rows * QueryTile::ROW_BYTES + QueryTile::lane_offset(lane);
+  const uint32 own_probabilities = probabilities + own_rows * ProbabilityTile::ROW_BYTES;
+  const uint32 keys_from = key_address(key_tile + column * WARP_KEYS * CacheTile::ROW_BYTES, lane);
+  const uint32 values_from = value_address(CacheTile::skip(value_tile, column * VALUE_PIECES), lane);
 
   // Of the lane's packed rows (16m + r and 16m + r + 8 of its warp): running maximum of log2 scores, and its own
   // keys' part of the sum.
@@ -229,12 +229,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int n = 0; n < KEY_TILES; n++)
 #pragma unroll
           for (int i = 0; i < 2; i++)
-            store4_shared(own_probabilities + piece_offset(m * 16 + i * 8 + lane / 4, column * KEY_TILES + n, KEYS * 2) + lane % 4 * 4,
-                          pack_factors(scores[m][n][i * 2], scores[m][n][i * 2 + 1]));
+            store4_shared(
+                own_probabilities + ProbabilityTile::offset(m * 16 + i * 8 + lane / 4, column * KEY_TILES + n) + lane % 4 * 4,
+                pack_factors(scores[m][n][i * 2], scores[m][n][i * 2 + 1]));
       named_barrier_sync(1 + warp, COLUMNS * WARP);
-      const uint32 from = own_probabilities + lane_offset(lane, KEYS * 2);
+      const uint32 from = own_probabilities + ProbabilityTile::lane_offset(lane);
       attend_values(output, values_from, [&](uint32(&a)[4], int m, int k) {
-        ldmatrix_x4(a, skip_pieces(from, k * 2) + m * 16 * KEYS * 2);
+        ldmatrix_x4(a, ProbabilityTile::skip(from, k * 2) + m * 16 * ProbabilityTile::ROW_BYTES);
       });
     }
   }
@@ -249,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       row_sum[m][i] += __shfl_xor_sync(FULL_MASK, row_sum[m][i], 2);
     }
   over_columns(row_sum, exchange, warp, column, lane, [](float x, float y) { return x + y; });
-  const uint32 gathered = column * DIM_TILES * MATRIX_BYTES;
+  const uint32 gathered = QueryTile::skip(query_tile, column * DIM_TILES);
 #pragma unroll
   for (int m = 0; m < MMA_ROWS; m++)
 #pragma unroll
@@ -258,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       float sum = row_sum[m][i];
       if constexpr (HAS_SINKS)
         sum = with_sink(sum, row_max[m][i], sinks, kv_head * GROUP_SIZE + (first_packed + index) % GROUP_SIZE);
-      store_results(query_tile + piece_offset(index, 0, QUERY_ROW_BYTES) + gathered, output[m], i, mean_factor(sum, value_scale), lane);
+      store_results(gathered + QueryTile::offset(index, 0), output[m], i, mean_factor(sum, value_scale), lane);
     }
   __syncwarp();
   // A lane's row of 8, and its piece of 4.
@@ -270,6 +271,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (packed >= packed_rows) break;
 #pragma unroll
     for (int piece = lane % 4; piece < DIM_TILES; piece += 4)
-      store16(target + piece * 8, load16_shared(query_tile + piece_offset(index, piece, QUERY_ROW_BYTES) + gathered));
+      store16(target + piece * 8, load16_shared(gathered + QueryTile::offset(index, piece)));
   }
 }

@@ -11,38 +11,38 @@ constexpr int CODE_PIECES = HEAD_DIM / 16;
 
 // A thread's pieces of a row of a tile; source is of its first. What is not valid is not read and becomes zeros.
 __device__ __forceinline__ void copy_cached(uint32 tile, int row, const cache_t* source, bool valid) {
-  const uint32 target = tile + piece_offset(row, copied_piece(), CACHE_ROW_BYTES);
+  const uint32 target = tile + CacheTile::offset(row, copied_piece());
 #pragma unroll
   for (int piece = 0; piece < CODE_PIECES; piece += PIECE_STEP)
     if (CODE_PIECES % PIECE_STEP == 0 || piece + copied_piece() < CODE_PIECES)
-      cp_async16(target + piece * MATRIX_BYTES, source + piece * CACHE_VEC, valid);
+      cp_async16(CacheTile::skip(target, piece), source + piece * CACHE_VEC, valid);
 }
 // Of every 16 dimensions pair 2i goes to place i, pair 2i + 1 to place 4 + i. A thread's pieces are one half of 16 each; half of a
 // piece's pairs go to the first piece of the two, half to the second.
 __device__ __forceinline__ void copy_query(uint32 tile, int row, const elem_t* source, bool valid) {
   const int first = copied_piece() / 2 * 2, half = copied_piece() % 2;
-  const uint32 even = tile + piece_offset(row, first, QUERY_ROW_BYTES) + half * 8;
-  const uint32 odd = tile + piece_offset(row, first + 1, QUERY_ROW_BYTES) + half * 8;
+  const uint32 even = tile + QueryTile::offset(row, first) + half * 8;
+  const uint32 odd = tile + QueryTile::offset(row, first + 1) + half * 8;
   constexpr int PIECES = HEAD_DIM / 8 / PIECE_STEP;
   uint4 pairs[PIECES];
 #pragma unroll
   for (int i = 0; i < PIECES; i++) pairs[i] = valid ? load16_coherent(source + i * PIECE_STEP * 8) : make_uint4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < PIECES; i++) {
-    store8_shared(even + i * PIECE_STEP * MATRIX_BYTES, make_uint2(pack_query(pairs[i].x), pack_query(pairs[i].z)));
-    store8_shared(odd + i * PIECE_STEP * MATRIX_BYTES, make_uint2(pack_query(pairs[i].y), pack_query(pairs[i].w)));
+    store8_shared(QueryTile::skip(even, i * PIECE_STEP), make_uint2(pack_query(pairs[i].x), pack_query(pairs[i].z)));
+    store8_shared(QueryTile::skip(odd, i * PIECE_STEP), make_uint2(pack_query(pairs[i].y), pack_query(pairs[i].w)));
   }
 }
 
 // A lane's addresses for ldmatrix. Keys: 8 rows a matrix, the next 8 and so on; with 16 keys a warp two pieces of them.
 constexpr int KEY_PIECES = KEY_TILES % 4 == 0 ? 1 : 2, KEY_MATRICES = 4 / KEY_PIECES;
 __device__ __forceinline__ uint32 key_address(uint32 keys, int lane) {
-  return keys + piece_offset(lane / 8 % KEY_MATRICES * 8 + lane % 8, lane / 8 / KEY_MATRICES, CACHE_ROW_BYTES);
+  return keys + CacheTile::offset(lane / 8 % KEY_MATRICES * 8 + lane % 8, lane / 8 / KEY_MATRICES);
 }
 // Values: rows 0..15 of 16 dimensions, then of the next 16.
-__device__ __forceinline__ uint32 value_address(uint32 values, int lane) { return values + lane_offset(lane, CACHE_ROW_BYTES); }
-// Bytes to a warp's dimensions.
-constexpr uint32 VALUE_COLUMN_BYTES = DIM_TILES / 2 * MATRIX_BYTES;
+__device__ __forceinline__ uint32 value_address(uint32 values, int lane) { return values + CacheTile::lane_offset(lane); }
+// Pieces of a warp's dimensions.
+constexpr uint32 VALUE_PIECES = DIM_TILES / 2;
 
 __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32 keys) {
 #pragma unroll
@@ -58,11 +58,11 @@ __device__ __forceinline__ void attend_keys(Scores& scores, uint32 query, uint32
     for (int j = 0; j < KEY_PIECES; j++)
 #pragma unroll
       for (int m = 0; m < MMA_ROWS; m++)
-        ldmatrix_x4(a[j][m], skip_pieces(query, (k + j) * 2) + m * 16 * QUERY_ROW_BYTES);
+        ldmatrix_x4(a[j][m], QueryTile::skip(query, (k + j) * 2) + m * 16 * QueryTile::ROW_BYTES);
 #pragma unroll
     for (int n = 0; n < KEY_TILES; n += KEY_MATRICES) {
       uint32 codes[4];
-      ldmatrix_x4(codes, skip_pieces(keys, k) + n * 8 * CACHE_ROW_BYTES);
+      ldmatrix_x4(codes, CacheTile::skip(keys, k) + n * 8 * CacheTile::ROW_BYTES);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         uint32 b0, b1;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void attend_values(Output& output, uint32 values, con
 #pragma unroll
     for (int n = 0; n < DIM_TILES; n += 4) {
       uint32 codes[4];
-      ldmatrix_x4_trans(codes, skip_pieces(values, n / 2) + k * 16 * CACHE_ROW_BYTES);
+      ldmatrix_x4_trans(codes, CacheTile::skip(values, n / 2) + k * 16 * CacheTile::ROW_BYTES);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         uint32 even[2], odd[2];
@@ -106,11 +106,11 @@ __device__ __forceinline__ void attend_values(Output& output, uint32 values, con
 
 // A lane's part of a result to the row of which `row` is the first piece: rows r (half 0) or r + 8 (half 1) of 16.
 __device__ __forceinline__ void store_results(uint32 row, const float (&output)[DIM_TILES][4], int half, float factor, int lane) {
-  const uint32 target = skip_pieces(row, lane % 4 / 2) + lane % 2 * 8;
+  const uint32 target = QueryTile::skip(row, lane % 4 / 2) + lane % 2 * 8;
 #pragma unroll
   for (int n = 0; n < DIM_TILES; n += 2) {
     const float *even = &output[n][half * 2], *odd = &output[n + 1][half * 2];
-    store8_shared(skip_pieces(target, n),
+    store8_shared(QueryTile::skip(target, n),
                   make_uint2(pack2(even[0] * factor, odd[0] * factor), pack2(even[1] * factor, odd[1] * factor)));
   }
 }

@@ -20,23 +20,34 @@ static_assert(MMA_ROWS * ROW_WARPS * 16 == PREFILL_ROWS, "PREFILL_ROWS must be a
 static_assert(WARP_KEYS * COLUMNS == KEYS && WARP_KEYS % 16 == 0, "PREFILL_KEYS must be a multiple of 16 a column, the depth of a product");
 static_assert(WARP_DIMS * COLUMNS == HEAD_DIM && WARP_DIMS % 32 == 0, "HEAD_DIM must be a multiple of 32 a column");
 
-// A tile in shared memory is made of 8 × 8 matrices of 16-bit elements, 128 bytes each, with the rows after one another: what
-// ldmatrix reads at a time lies on different banks. The matrices of 8 rows, a row's 16-byte pieces, follow one another, then
-// those of the next 8 rows. A row's place in a matrix is permuted by XOR, so that pieces of a quad lie on different banks, too.
-constexpr uint32 MATRIX_BYTES = 128;
-constexpr uint32 QUERY_ROW_BYTES = HEAD_DIM * 2, CACHE_ROW_BYTES = HEAD_DIM * static_cast<uint32>(sizeof(cache_t));
-__device__ __forceinline__ constexpr uint32 place_of(uint32 piece) { return piece % 4 * 2 * VECTOR_BYTES; }
-// Byte offset of a piece of a row.
-__device__ __forceinline__ constexpr uint32 piece_offset(uint32 row, uint32 piece, uint32 row_bytes) {
-  return row / 8 * 8 * row_bytes + piece * MATRIX_BYTES + (row % 8 * VECTOR_BYTES ^ place_of(piece));
-}
-// The address `pieces` further along rows from that of a piece of which `pieces` is no part: pieces 0 and 1 of a multiple of 2, or
-// piece 0.
-__device__ __forceinline__ uint32 skip_pieces(uint32 address, uint32 pieces) {
-  return (address ^ place_of(pieces)) + pieces * MATRIX_BYTES;
-}
-// A lane's part of the addresses for ldmatrix of A, or of a transposed B: 16 rows of the first piece, then of the next.
-__device__ __forceinline__ uint32 lane_offset(int lane, uint32 row_bytes) { return piece_offset(lane % 16, lane / 16, row_bytes); }
+// Rows of 16-byte pieces in shared memory, so that the 8 rows that ldmatrix reads at a time lie on different banks, and that two rows'
+// four pieces, which a quarter of a warp copies, fill at most two lines of 128 bytes: with each piece in a line of its own copies cost
+// a fifth of the speed. Where there is room rows are padded. Where there is none, tiles are panels of four pieces in which rows follow
+// one another, and pieces are permuted by XOR with half of the row's number.
+template <int TILE_ROWS, int PIECES>
+struct Tile {
+  static constexpr bool IS_PADDED = COLUMNS == 1;
+  static constexpr uint32 PANEL_PIECES = 4, PANELS = ceil_div(PIECES, PANEL_PIECES);
+  // From a row to the next, where the first is a multiple of 8.
+  static constexpr uint32 ROW_BYTES = (IS_PADDED ? PIECES + 1 : PANEL_PIECES) * VECTOR_BYTES;
+  static constexpr uint32 BYTES = (IS_PADDED ? 1 : PANELS) * TILE_ROWS * ROW_BYTES;
+
+  // Byte offset of a piece of a row.
+  __device__ static __forceinline__ constexpr uint32 offset(uint32 row, uint32 piece) {
+    if constexpr (IS_PADDED) return row * ROW_BYTES + piece * VECTOR_BYTES;
+    return (piece / PANEL_PIECES * TILE_ROWS + row) * ROW_BYTES + (piece ^ row / 2) % PANEL_PIECES * VECTOR_BYTES;
+  }
+  // The address `pieces` further along the row from that of a piece whose number shares no bits with `pieces`.
+  __device__ static __forceinline__ uint32 skip(uint32 address, uint32 pieces) {
+    if constexpr (IS_PADDED) return address + pieces * VECTOR_BYTES;
+    return (address ^ pieces % PANEL_PIECES * VECTOR_BYTES) + pieces / PANEL_PIECES * TILE_ROWS * ROW_BYTES;
+  }
+  // A lane's part of the addresses for ldmatrix of A, or of a transposed B: 16 rows of the first piece, then of the next.
+  __device__ static __forceinline__ uint32 lane_offset(int lane) { return offset(lane % 16, lane / 16); }
+};
+using QueryTile = Tile<PREFILL_ROWS, HEAD_DIM * 2 / VECTOR_BYTES>;
+using CacheTile = Tile<KEYS, HEAD_DIM / CACHE_VEC>;
+using ProbabilityTile = Tile<PREFILL_ROWS, KEYS * 2 / VECTOR_BYTES>;
 
 // A quad copies pieces of one row, 16 bytes a lane at a time, and a warp those of 8 rows. ROWS_AT_ONCE rows are under way at
 // once, each copied by ROW_QUADS quads.

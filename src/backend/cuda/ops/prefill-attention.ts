@@ -15,7 +15,7 @@ import {
   MAX_HEAD_DIM,
   MAX_NARROW_DIM,
 } from "./head-shape.ts";
-import { KernelVariants, WARP } from "./kernel-variants.ts";
+import { KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 
 /** What a block of the kernel takes at a time. */
 interface PrefillTile {
@@ -109,13 +109,18 @@ export class PrefillAttention {
   }
 }
 
-/** Shared memory of a block: queries, keys and values; with columns also probabilities, and a float of each column's rows. */
+/**
+ * Shared memory of a block: queries, keys and values, in padded rows; with columns in rows without, and also probabilities, and a
+ * float of each column's rows.
+ */
 function sharedBytes(
   { rows, keys, columns }: PrefillTile,
   { headDim, float8 }: HeadShape,
   elementBytes: number,
 ): number {
-  const tiles = (rows * elementBytes + 2 * keys * (float8 ? 1 : elementBytes)) * headDim;
+  const padding = columns === 1 ? VECTOR_BYTES : 0;
+  const cachedBytes = headDim * (float8 ? 1 : elementBytes) + padding;
+  const tiles = rows * (headDim * elementBytes + padding) + 2 * keys * cachedBytes;
   return columns === 1 ? tiles : tiles + rows * (keys * elementBytes + columns * 4);
 }
 

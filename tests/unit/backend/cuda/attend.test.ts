@@ -299,8 +299,8 @@ describe("attend", () => {
       const macros = macrosOf("attention_prefill.cu", { GROUP_SIZE: group, HEAD_DIM: headDim });
       const { PREFILL_ROWS, PREFILL_KEYS, PREFILL_WARPS, WARP } = macros;
       expect(prompt!.block).toEqual([PREFILL_WARPS! * WARP!, 1, 1]);
-      // As the kernel's comment has it, in elements of 2 bytes.
-      expect(prompt!.sharedBytes).toBe((PREFILL_ROWS! + 2 * PREFILL_KEYS!) * headDim * 2);
+      // As the kernel's comment has it, in elements of 2 bytes, and 16 bytes between rows.
+      expect(prompt!.sharedBytes).toBe((PREFILL_ROWS! + 2 * PREFILL_KEYS!) * (headDim * 2 + 16));
       expect(namedArguments(prompt!)).toEqual({
         ...{ out: out.address, qkv: qkv.address, keys: cache.keys.address, values: cache.values.address },
         ...{ block_tables: step.blockTables.address, row_slots: step.rowSlots.address },
@@ -385,7 +385,7 @@ describe("attend", () => {
       const [, prefill] = launches(() => backend.attend(out, qkv, cache, step, spec(2, 96)));
       const macros = macrosOf("attention_prefill.cu", { HEAD_DIM: 96, GROUP_SIZE: 2, CACHE_FLOAT8: 1 });
       const { PREFILL_ROWS, PREFILL_KEYS } = macros;
-      expect(prefill!.sharedBytes).toBe((PREFILL_ROWS! * 2 + 2 * PREFILL_KEYS!) * 96);
+      expect(prefill!.sharedBytes).toBe(PREFILL_ROWS! * (96 * 2 + 16) + 2 * PREFILL_KEYS! * (96 + 16));
       expect(namedArguments(prefill!)).toMatchObject({ value_scale: 1 });
     });
 
