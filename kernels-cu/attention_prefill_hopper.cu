@@ -20,7 +20,7 @@
 //
 // Measured on an H100 (D 128, 16 query and 8 KV heads, pages of 16, causal): 380, 627, 587 and 615 TFLOP/s for one prompt of
 // 2k, 8k, 16k and 32k tokens; attention_prefill.cu in the same run 147, 264, 324 and 316, cuDNN in another 315, 561, 568 and
-// 598. D 512, 32 query and 4 KV heads: 343 for 2k, 453 for 8k; attention_prefill.cu with two query heads a key 132 for 8k.
+// 598. D 512, 32 query and 4 KV heads: 343 for 2k, 453 for 8k; attention_prefill.cu 244 for 8k.
 #include "hopper_prefill_fetch.cuh"
 
 using Scores = float[KEYS / 2];

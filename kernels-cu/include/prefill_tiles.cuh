@@ -21,8 +21,8 @@ static_assert(WARP_KEYS * COLUMNS == KEYS && WARP_KEYS % 16 == 0, "PREFILL_KEYS 
 static_assert(WARP_DIMS * COLUMNS == HEAD_DIM && WARP_DIMS % 32 == 0, "HEAD_DIM must be a multiple of 32 a column");
 
 // Rows of 16-byte pieces in shared memory, so that the 8 rows that ldmatrix reads at a time lie on different banks, and that two rows'
-// four pieces, which a quarter of a warp copies, fill at most two lines of 128 bytes: with each piece in a line of its own copies cost
-// a fifth of the speed. Where there is room rows are padded. Where there is none, tiles are panels of four pieces in which rows follow
+// four pieces, which a quarter of a warp copies, fill at most two lines of 128 bytes: with each piece in a line of its own, though on
+// different banks, heads of 128 dimensions reached 202 TFLOP/s instead of 259, those of 512 132 instead of 244. Where there is room rows are padded. Where there is none, tiles are panels of four pieces in which rows follow
 // one another, and pieces are permuted by XOR with half of the row's number.
 template <int TILE_ROWS, int PIECES>
 struct Tile {
