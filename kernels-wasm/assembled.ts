@@ -4,21 +4,15 @@
  * of many; elements are the same float32 everywhere, and those of integers exact. So they are the same bits whatever the number of
  * tokens, units and threads, though not those of the other kernels.
  */
-import { call } from "./code";
+import { convertScales, partsOfRow, SCALES } from "./assembled-scales";
+import { call, set } from "./code";
 import * as layout from "./layout";
-import { isSuperblocks, rowAt } from "./matrix";
-import { scaleAt, scalesOfRow } from "./sum-nibbles";
-import { factorsOfRow } from "./sum-superblocks";
+import { rowAt } from "./matrix";
 import { argument, sums } from "./vectors";
 
-/** A thread's scratch memory: parameters, panel, lanes of sums [TILE, 8] or [count], scales and offsets of rows, a row's scales. */
+/** A thread's scratch memory: parameters, panel, lanes of sums [TILE, 8] or [count], then what assembled-scales.ts has. */
 const PANEL: usize = 0x1000;
 const LANES: usize = 0x20000;
-const SCALES: usize = 0x30000;
-const SPARE: usize = SCALES + 2 * layout.OFFSETS_AFTER;
-
-/** float8 is 2⁻⁸ times itself where it is unpacked. */
-const FLOAT8_SCALE: f32 = 256;
 
 /** Whether the product at hand is computed here. */
 export function isAssembled(): bool {
@@ -91,11 +85,6 @@ export function sumRowsAssembled(row: i32, token: i32, count: i32, scratch: usiz
   foldLanes(scratch + LANES, results, count * layout.PANEL_ROWS);
 }
 
-// @inline
-function set<T>(scratch: usize, word: i32, value: T): void {
-  store<u32>(scratch + ((<usize>word) << 2), <u32>value);
-}
-
 /** Bytes of a row's first `columns`. */
 function columnBytes(columns: i32): usize {
   return <usize>((<u64>columns * <u64>argument<usize>(layout.ROW_BYTES)) / <u64>argument<i32>(layout.INPUTS));
@@ -103,81 +92,6 @@ function columnBytes(columns: i32): usize {
 
 function partBytes(): usize {
   return columnBytes(argument<i32>(layout.PART_COLUMNS));
-}
-
-/** Parts of a row with one scale, 0 where there are none. */
-function partsOfRow(): i32 {
-  const part = argument<i32>(layout.PART_COLUMNS);
-  return part === 0 ? 0 : argument<i32>(layout.INPUTS) / part;
-}
-
-function zeroPoint(): f32 {
-  const form = argument<i32>(layout.FORM);
-  return form === layout.INT4 ? 8 : form === layout.INT8 ? 128 : 0;
-}
-
-/** Scales and offsets of rows [row, row + count) at `SCALES`, of each part of a row; what is past the last row is undefined. */
-function convertScales(row: i32, count: i32, scratch: usize): void {
-  const parts = partsOfRow();
-  if (parts === 0) return;
-  const rows = min(count, argument<i32>(layout.ROWS) - row);
-  const target = scratch + SCALES;
-  const zeros = argument<usize>(layout.ZEROS);
-  const total = rows * parts;
-  if (isSuperblocks(argument<i32>(layout.FORM))) {
-    for (let i = 0; i < rows; i++)
-      factorsOfRow(row + i, target + ((<usize>(i * parts)) << 2), layout.OFFSETS_AFTER);
-    return;
-  }
-  if (
-    argument<i32>(layout.CONVERT) === 0 ||
-    argument<i32>(layout.PART_COLUMNS) !== argument<i32>(layout.SCALE_COLUMNS)
-  ) {
-    for (let i = 0; i < rows; i++)
-      spreadScales(row + i, target + ((<usize>(i * parts)) << 2), scratch + SPARE);
-    return;
-  }
-  const bytes = argument<i32>(layout.SCALE_FORM) === layout.MXFP4 ? 1 : 2;
-  const scales = argument<usize>(layout.SCALES) + <usize>(row * parts * bytes);
-  const ofRows = zeros + <usize>(row * parts);
-  const whole = total - (total % layout.CONVERTED);
-  if (whole > 0) {
-    set(scratch, layout.CONVERT_FROM, scales);
-    set(scratch, layout.CONVERT_TO, target);
-    set(scratch, layout.CONVERT_COUNT, whole);
-    store<f32>(scratch, zeros === 0 ? -zeroPoint() : -1, layout.CONVERT_MINUS_ZERO << 2);
-    set(scratch, layout.CONVERT_ZEROS_FROM, ofRows);
-    call(argument<i32>(zeros === 0 ? layout.CONVERT : layout.CONVERT_ZEROS), scratch);
-  }
-  for (let i = whole; i < total; i++) {
-    const zero = zeros === 0 ? zeroPoint() : <f32>load<u8>(ofRows + <usize>i);
-    storeScale(target + ((<usize>i) << 2), scaleAt(row * parts + i), zero);
-  }
-}
-
-/** The same of one row whose groups have several parts each, or another form; `spare`: the scales of groups. */
-function spreadScales(row: i32, target: usize, spare: usize): void {
-  const groups = argument<i32>(layout.SCALES_OF_ROW);
-  const zeros = argument<usize>(layout.ZEROS);
-  if (argument<i32>(layout.FORM) === layout.FLOAT8) {
-    const scaleRow = row / argument<i32>(layout.SCALE_ROWS);
-    const scales = argument<usize>(layout.SCALES) + ((<usize>(scaleRow * groups)) << 2);
-    for (let i: usize = 0; i < (<usize>groups) << 2; i += 4)
-      store<f32>(spare + i, load<f32>(scales + i) * FLOAT8_SCALE);
-  } else scalesOfRow(spare, row, groups);
-  const part = argument<i32>(layout.PART_COLUMNS);
-  const size = argument<i32>(layout.SCALE_COLUMNS);
-  for (let from = 0; from < argument<i32>(layout.INPUTS); from += part, target += 4) {
-    const group = from / size;
-    const zero = zeros === 0 ? zeroPoint() : <f32>load<u8>(zeros + <usize>(row * groups + group));
-    storeScale(target, load<f32>(spare + ((<usize>group) << 2)), zero);
-  }
-}
-
-// @inline
-function storeScale(target: usize, scale: f32, zero: f32): void {
-  store<f32>(target, scale);
-  store<f32>(target + layout.OFFSETS_AFTER, scale * -zero);
 }
 
 /** results[count], and up to three more: the sums of each of as many vectors' lanes. */

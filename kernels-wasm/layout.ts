@@ -88,11 +88,10 @@ export const ONE = 26;
 export const UNPACK = 27;
 export const TILES = 28;
 export const CONVERT = 29;
-export const CONVERT_ZEROS = 30;
 /** Of assembled code: float32 in a vector, columns of a part of a row with one scale, 0 for none, and columns of a panel. */
-export const LANES = 31;
-export const PART_COLUMNS = 32;
-export const WIDE_COLUMNS = 33;
+export const LANES = 30;
+export const PART_COLUMNS = 31;
+export const WIDE_COLUMNS = 32;
 
 /** Forms of a matrix's elements. */
 export const FLOAT32 = 0;
@@ -157,12 +156,15 @@ export const ONE_PART_BYTES = 11;
 export const OFFSETS_AFTER = 0x1_8000;
 /** Scales that are converted at once. */
 export const CONVERTED = 16;
-/** Of `CONVERT` and `CONVERT_ZEROS`: float32 −zero of all for the former. */
+/**
+ * Of `CONVERT`: scales or steps of superblocks, how many of the former or superblocks; float32 that scales, zero points or minima are
+ * multiplied by; zero points, or units of superblocks.
+ */
 export const CONVERT_FROM = 0;
 export const CONVERT_TO = 1;
 export const CONVERT_COUNT = 2;
-export const CONVERT_MINUS_ZERO = 3;
-export const CONVERT_ZEROS_FROM = 4;
+export const CONVERT_FACTOR = 3;
+export const CONVERT_OTHERS = 4;
 /** Of `UNPACK`. */
 export const UNPACK_ROWS = 0;
 export const UNPACK_BYTES = 8;

@@ -54,7 +54,7 @@ function sumPanels(kind: i32, row: i32, token: i32, count: i32, lanes: usize, sc
   const rowFactors = 2 * factorBytes();
   const tables = scratch + FACTORS_AT;
   for (let i = 0; i < layout.PANEL_ROWS; i++)
-    writeFactors(kind, false, min(row + i, last), tables + <usize>i * rowFactors, factorBytes());
+    writeFactors(kind, min(row + i, last), tables + <usize>i * rowFactors, factorBytes());
   const blocksOfPanel = WIDTH / layout.CODES;
   for (let first = 0; first < blocks; first += blocksOfPanel) {
     const end = min(first + blocksOfPanel, blocks);
@@ -140,8 +140,8 @@ function multiplyRows(
   const lanes = scratch;
   let scalesA = scratch + FACTORS_AT;
   let scalesB = scalesA + 2 * tableBytes;
-  writeFactors(kind, false, n, scalesA, tableBytes);
-  writeFactors(kind, false, o, scalesB, tableBytes);
+  writeFactors(kind, n, scalesA, tableBytes);
+  writeFactors(kind, o, scalesB, tableBytes);
   let a = rowAt(n);
   let b = rowAt(o);
   let record = argument<usize>(layout.X_SCALES);
@@ -305,17 +305,9 @@ function addOffsets(lanes: usize, offsets: usize, sums: usize): void {
   v128.store(lanes, f32x4.add(v128.load(lanes), all));
 }
 
-/** scales[groups] of a row, and `apart` bytes after them what an element is more than its code times the scale, for assembled.ts. */
-export function factorsOfRow(row: i32, scales: usize, apart: usize): void {
-  const kind = kindOfGroups();
-  if (kind === CENTRED) writeFactors(CENTRED, true, row, scales, apart);
-  else if (kind === FINE) writeFactors(FINE, true, row, scales, apart);
-  else writeFactors(COARSE, true, row, scales, apart);
-}
-
-/** The same; the sums of centred codes need no offsets. */
+/** scales[groups] of a row, and of groups with minima `apart` bytes after them what an element is more than its code times the scale. */
 // @inline
-function writeFactors(kind: i32, ofCentred: bool, row: i32, scales: usize, apart: usize): void {
+function writeFactors(kind: i32, row: i32, scales: usize, apart: usize): void {
   const factors: usize = kind === CENTRED ? 1 : 2;
   const superblocks = argument<i32>(layout.INPUTS) / layout.SUPERBLOCK;
   const bytes = factors * (kind === COARSE ? 8 : 16);
@@ -323,16 +315,11 @@ function writeFactors(kind: i32, ofCentred: bool, row: i32, scales: usize, apart
   let unit = argument<usize>(layout.SUPERBLOCK_UNITS) + <usize>(row * superblocks) * 2 * factors;
   for (const end = step + <usize>superblocks * bytes; step < end; unit += 2 * factors) {
     const scale = f32x4.splat(loadShort(unit, layout.FLOAT16));
-    const offset =
-      kind === CENTRED
-        ? f32x4.mul(scale, f32x4.splat(<f32>-layout.SUPERBLOCK_MIDDLE))
-        : f32x4.splat(-loadShort(unit + 2, layout.FLOAT16));
+    const offset = f32x4.splat(kind === CENTRED ? 0 : -loadShort(unit + 2, layout.FLOAT16));
     for (const last = step + bytes; step < last; step += 4 * factors, scales += 16) {
-      if (kind === CENTRED) {
-        const steps = i16x8.extend_low_i8x16_s(v128.load32_zero(step));
-        v128.store(scales, stepped(steps, scale));
-        if (ofCentred) v128.store(scales + apart, stepped(steps, offset));
-      } else {
+      if (kind === CENTRED)
+        v128.store(scales, stepped(i16x8.extend_low_i8x16_s(v128.load32_zero(step)), scale));
+      else {
         // The scale's is the lower byte of two.
         const pairs = v128.load64_zero(step);
         v128.store(scales, stepped(i16x8.shr_s(i16x8.shl(pairs, 8), 8), scale));

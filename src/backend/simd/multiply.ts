@@ -9,13 +9,14 @@ import {
   type GroupedWeight,
   MXFP4_GROUP,
   type Mxfp4Weight,
+  SUPERBLOCK,
   type SuperblockWeight,
   type Weight,
 } from "../weight.ts";
 import { knows, type Operands } from "./operands.ts";
 import type { Place } from "./place.ts";
 import type { Arguments, ThreadPool } from "./thread-pool.ts";
-import type { ProductCode } from "./x64/product-code.ts";
+import { type ProductCode, scalesKey, superblocksKey } from "./x64/product-code.ts";
 
 /** Bytes of prepared inputs: more tokens are multiplied some at a time. */
 const INPUT_BYTES = 2 ** 25;
@@ -29,9 +30,6 @@ const DENSE_FORMS = {
   bfloat16: layout.BFLOAT16,
   float16: layout.FLOAT16,
 } as const;
-
-/** Forms whose bytes have two codes each. */
-const PAIRED_FORMS: ReadonlySet<number> = new Set([layout.INT4, layout.MXFP4, layout.NIBBLE_SUPERBLOCKS]);
 
 const ACTIVATIONS = {
   silu: layout.SILU,
@@ -89,10 +87,8 @@ export function multiply(
 ): void {
   const { place } = operands;
   const form = formOf(weight, operands);
-  const assembled = assembledFor(pool.code?.products, form, k);
-  const layoutOfX = assembled
-    ? assembledLayout(form, k, norm !== undefined)
-    : inputLayout(form, k, norm !== undefined);
+  const assembled = assembledFor(pool.code?.products, form, k, norm !== undefined);
+  const layoutOfX = assembled?.inputs ?? inputLayout(form, k, norm !== undefined);
   const outputs = activation?.gated ? n / 2 : n;
   const atATime = Math.max(1, Math.floor(INPUT_BYTES / (4 * k)));
   const kind = activation === undefined ? layout.NO_ACTIVATION : ACTIVATIONS[activation.kind];
@@ -120,7 +116,7 @@ export function multiply(
         args.words(layout.OUT, result.address, prepared.x, layoutOfX.stride, prepared.scales);
         args.words(layout.TOKENS, tokens, n, outputs, k);
         form.write(args);
-        args.words(layout.ONE, ...(assembled ?? [0]));
+        args.words(layout.ONE, ...(assembled?.words ?? [0]));
         args.words(layout.BIAS, fixed.bias, addend ?? 0, kind, Number(activation?.gated ?? false), unitRows);
         if (activation?.kind !== "limited_swiglu") return;
         args.float(layout.ALPHA, activation.alpha);
@@ -133,9 +129,10 @@ export function multiply(
 
 /** A matrix as the kernels see it. */
 interface Form {
-  /** Its number in layout.ts, and that of its scales. */
+  /** Its number in layout.ts. */
   readonly number: number;
-  readonly scaleForm: number;
+  /** Key of its scales in assembled code. */
+  readonly scales: string;
   readonly isInteger: boolean;
   /** Columns of a scale. */
   readonly group: number;
@@ -151,7 +148,7 @@ function formOf(weight: Multiplied, operands: Operands): Form {
   const k = weight.shape[1];
   const data = operands.read("data", weight.data);
   const floats = {
-    ...{ scaleForm: layout.FLOAT32, isInteger: false, group: k, inputs: k, bits: 0, permutation: 0 },
+    ...{ scales: "", isInteger: false, group: k, inputs: k, bits: 0, permutation: 0 },
   };
   const matrix = (args: Arguments, form: number, rowBytes: number) =>
     args.words(layout.DATA, data, rowBytes, form);
@@ -172,7 +169,7 @@ function formOf(weight: Multiplied, operands: Operands): Form {
     const [steps, units] = [operands.read("steps", weight.steps), operands.read("units", weight.units)];
     const number = bits === 4 ? layout.NIBBLE_SUPERBLOCKS : layout.BYTE_SUPERBLOCKS;
     return {
-      ...{ number, scaleForm: layout.FLOAT16 },
+      ...{ number, scales: superblocksKey(SUPERBLOCK / groupSize, minima) },
       ...{ isInteger: true, group: groupSize, inputs: layout.CODES, bits: 4, permutation: 0 },
       write: (args) => {
         matrix(args, number, (k * bits) / 8);
@@ -206,7 +203,7 @@ function formOf(weight: Multiplied, operands: Operands): Form {
     return {
       ...{
         number: layout.MXFP4,
-        scaleForm: layout.MXFP4,
+        scales: scalesKey(layout.MXFP4, false),
         isInteger: true,
         group: MXFP4_GROUP,
         inputs: MXFP4_GROUP,
@@ -224,7 +221,8 @@ function formOf(weight: Multiplied, operands: Operands): Form {
   const scaleForm = weight.scales.dtype === "float16" ? layout.FLOAT16 : layout.BFLOAT16;
   const number = bits === 4 ? layout.INT4 : layout.INT8;
   return {
-    ...{ number, scaleForm, isInteger: true, group: groupSize, inputs: groupSize, bits },
+    ...{ number, scales: scalesKey(scaleForm, zeros !== 0) },
+    ...{ isInteger: true, group: groupSize, inputs: groupSize, bits },
     permutation: operands.optional("permutation", weight.permutation),
     write: (args) => {
       matrix(args, number, (k * bits) / 8);
@@ -233,36 +231,41 @@ function formOf(weight: Multiplied, operands: Operands): Form {
   };
 }
 
-/** The words that name assembled code for a form, from `layout.ONE` on; undefined where there is none. */
+/** Assembled code for a product. */
+interface Assembled {
+  /** The task's arguments from `layout.ONE` on. */
+  readonly words: readonly number[];
+  readonly inputs: InputLayout;
+}
+
+/** Undefined where there is no code for the form, or what has one scale is no whole number of its steps. */
 function assembledFor(
   code: ProductCode | undefined,
-  { number, group, scaleForm }: Form,
+  { number, scales, group, permutation }: Form,
   k: number,
-): number[] | undefined {
+  isNormalised: boolean,
+): Assembled | undefined {
   const routines = code?.forms[number];
   if (code === undefined || routines === undefined) return undefined;
   const { columns, isScaled, one, unpack } = routines;
-  const isWhole = (width: number) => width % columns === 0;
-  if (!isWhole(k) || (group < k && !isWhole(group))) return undefined;
+  if (k % columns !== 0 || (group < k && group % columns !== 0)) return undefined;
   const part = isScaled ? partOf(group, k, columns) : 0;
   const wide = part === 0 ? layout.WIDE : layout.WIDE - (layout.WIDE % part);
-  const convert = code.convert[scaleForm] ?? [0, 0];
-  return [one, unpack, code.tiles, ...convert, code.isa.lanes, part, wide];
+  const convert = code.convert[scales] ?? 0;
+  const isSplit = columns === layout.CODES;
+  const isPrepared = isNormalised || isSplit || permutation !== 0;
+  return {
+    words: [one, unpack, code.tiles, convert, code.isa.lanes, part, wide],
+    inputs: { isPrepared, isInteger: false, isSplit, stride: 4 * k, blocks: 0 },
+  };
 }
 
-/** The most columns of one scale that rows of panels, groups and rows are whole numbers of. */
+/** The most columns of one scale that panels, groups and rows are whole numbers of. */
 function partOf(group: number, k: number, columns: number): number {
   let part = Math.min(group, k, layout.WIDE);
   part -= part % columns;
   while (k % part !== 0 || (group < k && group % part !== 0)) part -= columns;
   return part;
-}
-
-/** The form of float32 inputs for assembled code. */
-function assembledLayout({ number, permutation }: Form, k: number, isNormalised: boolean): InputLayout {
-  const isSplit = PAIRED_FORMS.has(number);
-  const isPrepared = isNormalised || isSplit || permutation !== 0;
-  return { isPrepared, isInteger: false, isSplit, stride: 4 * k, blocks: 0 };
 }
 
 interface InputLayout {

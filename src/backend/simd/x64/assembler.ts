@@ -33,15 +33,8 @@ export type Memory =
 type Operand = Vector | Memory;
 
 /** Conditions of jumps and moves: of unsigned numbers, and equality. */
-export const CONDITIONS = {
-  below: 2,
-  aboveOrEqual: 3,
-  equal: 4,
-  notEqual: 5,
-  notAbove: 6,
-  above: 7,
-} as const;
-export type Condition = keyof typeof CONDITIONS;
+const CONDITIONS = { below: 2, equal: 4, notEqual: 5, above: 7 } as const;
+type Condition = keyof typeof CONDITIONS;
 
 /** Prefixes that are part of an instruction's number, and maps of such numbers, as VEX and EVEX have them. */
 const [NO_PREFIX, P66] = [0, 1];
@@ -155,11 +148,6 @@ export class Assembler {
     this.#general(0x29, true, from, to);
   }
 
-  imul(to: Register, from: Register): void {
-    this.#general(0x0faf, true, to, from);
-  }
-
-  /** Also of the flags. */
   cmp(a: Register, b: Register): void {
     this.#general(0x39, true, b, a);
   }
@@ -233,10 +221,6 @@ export class Assembler {
     this.#vector({ map: MAP_0F38, prefix: P66, opcode: 0x18 }, to, undefined, from);
   }
 
-  vaddps(to: Vector, a: Vector, b: Operand): void {
-    this.#vector({ map: MAP_0F, prefix: NO_PREFIX, opcode: 0x58 }, to, a, b);
-  }
-
   vmulps(to: Vector, a: Vector, b: Operand): void {
     this.#vector({ map: MAP_0F, prefix: NO_PREFIX, opcode: 0x59 }, to, a, b);
   }
@@ -262,6 +246,16 @@ export class Assembler {
   /** The larger int32. */
   vpmaxsd(to: Vector, a: Vector, b: Operand): void {
     this.#vector({ map: MAP_0F38, prefix: P66, opcode: 0x3d }, to, a, b);
+  }
+
+  /** A word of 16 bits, as often as there is room. */
+  vpbroadcastw(to: Vector, from: Memory): void {
+    this.#vector({ map: MAP_0F38, prefix: P66, opcode: 0x79 }, to, undefined, from);
+  }
+
+  /** Signed bytes as words of 32 bits. */
+  vpmovsxbd(to: Vector, from: Memory): void {
+    this.#vector({ map: MAP_0F38, prefix: P66, opcode: 0x21 }, to, undefined, from);
   }
 
   /** Unsigned bytes as words of 32 bits. */
@@ -302,6 +296,11 @@ export class Assembler {
   /** Words of 32 bits, to the right, with zeros. */
   vpsrld(to: Vector, from: Vector, bits: number): void {
     this.#shift(0x72, 2, to, from, bits);
+  }
+
+  /** Words of 32 bits, to the right, with their signs. */
+  vpsrad(to: Vector, from: Vector, bits: number): void {
+    this.#shift(0x72, 4, to, from, bits);
   }
 
   /** Words of 16 bits, to the left. */

@@ -1,7 +1,8 @@
 import * as layout from "../../../../kernels-wasm/layout.ts";
 import { Assembler, R12, R13, R14, R15, RBP, RBX, RDX } from "./assembler.ts";
 import { type Form, Forms, type Isa } from "./forms.ts";
-import { emitConvert, emitOne, emitTiles, emitUnpack } from "./product-routines.ts";
+import { emitOne, emitTiles, emitUnpack } from "./product-routines.ts";
+import { emitConvert, emitConvertSuperblocks } from "./scale-routines.ts";
 
 /** Registers that a function keeps for its caller. */
 const KEPT = [RBX, RBP, R12, R13, R14, R15];
@@ -25,9 +26,19 @@ export interface ProductCode {
   readonly bytes: Uint8Array;
   /** By layout.ts's numbers of forms. */
   readonly forms: readonly FormRoutines[];
-  /** By layout.ts's numbers of scales' forms: one zero point for all, and one each. */
-  readonly convert: readonly (readonly [number, number])[];
+  /** Routines that make float32 of scales, by their keys. */
+  readonly convert: Readonly<Record<string, number>>;
   readonly tiles: number;
+}
+
+/** The key of scales of a form in layout.ts, which have zero points or one for all. */
+export function scalesKey(form: number, hasZeros: boolean): string {
+  return `${form}${hasZeros ? " with zeros" : ""}`;
+}
+
+/** The key of superblocks' scales, of so many groups. */
+export function superblocksKey(groups: number, hasMinima: boolean): string {
+  return `superblocks of ${groups}${hasMinima ? " with minima" : ""}`;
 }
 
 export function assembleProducts(isa: Isa): ProductCode {
@@ -59,16 +70,21 @@ export function assembleProducts(isa: Isa): ProductCode {
   // Superblocks are codes with scales and offsets as well.
   routines[layout.NIBBLE_SUPERBLOCKS] = routines[layout.INT4]!;
   routines[layout.BYTE_SUPERBLOCKS] = routines[layout.INT8]!;
-  const convert: [number, number][] = [];
+  const convert: Record<string, number> = {};
   for (const [index, scales] of [
     [layout.BFLOAT16, forms.bfloat16Scales()],
     [layout.FLOAT16, forms.float16Scales()],
     [layout.MXFP4, forms.mxfp4Scales()],
-  ] as const)
-    convert[index] = [
-      routine(() => emitConvert(asm, isa, scales, false)),
-      routine(() => emitConvert(asm, isa, scales, true)),
-    ];
+  ] as const) {
+    for (const hasZeros of [false, true])
+      convert[scalesKey(index, hasZeros)] = routine(() => emitConvert(asm, isa, scales, hasZeros));
+  }
+  for (const groups of [8, 16] as const) {
+    for (const hasMinima of [false, true])
+      convert[superblocksKey(groups, hasMinima)] = routine(() =>
+        emitConvertSuperblocks(asm, groups, hasMinima),
+      );
+  }
   const tiles = routine(() => emitTiles(asm, isa));
   forms.emitConstants();
   return { isa, bytes: asm.finish(), forms: routines, convert, tiles };

@@ -20,7 +20,7 @@ import {
   type Register,
   RSI,
 } from "./assembler.ts";
-import type { Form, Isa, ScaleAt, ScaleForm } from "./forms.ts";
+import type { Form, Isa, ScaleAt } from "./forms.ts";
 
 /** Rows that one token is multiplied by together, and rows of a panel that tokens pass together. */
 const ROWS = 4;
@@ -33,12 +33,12 @@ function inputScale({ columns, bytes }: Form): 1 | 2 | 4 | 8 {
 }
 
 /** The 32-bit parameter `word`; see layout.ts. Parameters' address is in rdi, the memory's in rsi. */
-function parameter(asm: Assembler, to: Register, word: number): void {
+export function parameter(asm: Assembler, to: Register, word: number): void {
   asm.load32(to, { base: RDI, offset: 4 * word });
 }
 
 /** The same of an address in the memory. */
-function address(asm: Assembler, to: Register, word: number): void {
+export function address(asm: Assembler, to: Register, word: number): void {
   parameter(asm, to, word);
   asm.add(to, RSI);
 }
@@ -116,31 +116,6 @@ export function emitOne(asm: Assembler, isa: Isa, form: Form): void {
   for (const row of rows) asm.add(row, rowBytes);
   asm.subImmediate(count, 1);
   asm.jumpIf("notEqual", nextRows);
-}
-
-/** Scales as float32, and the offsets to go with them: of one zero point for all, or of one each. */
-export function emitConvert(asm: Assembler, isa: Isa, { bytes, load }: ScaleForm, hasZeros: boolean): void {
-  const [from, zeros, to, count, at] = [RAX, RBX, RCX, RDX, R9];
-  const [scales, offsets, minus] = [isa.vector(0), isa.vector(1), isa.vector(2)];
-  address(asm, from, layout.CONVERT_FROM);
-  address(asm, to, layout.CONVERT_TO);
-  address(asm, zeros, layout.CONVERT_ZEROS_FROM);
-  parameter(asm, count, layout.CONVERT_COUNT);
-  asm.vbroadcastss(minus, { base: RDI, offset: 4 * layout.CONVERT_MINUS_ZERO });
-  asm.movImmediate(at, 0);
-  const next = asm.here();
-  load(scales, { base: from, index: at, scale: bytes });
-  if (hasZeros) {
-    asm.vpmovzxbd(offsets, { base: zeros, index: at });
-    asm.vcvtdq2ps(offsets, offsets);
-    asm.vmulps(offsets, offsets, minus);
-    asm.vmulps(offsets, offsets, scales);
-  } else asm.vmulps(offsets, scales, minus);
-  asm.vmovupsStore({ base: to, index: at, scale: 4 }, scales);
-  asm.vmovupsStore({ base: to, index: at, scale: 4, offset: layout.OFFSETS_AFTER }, offsets);
-  asm.addImmediate(at, isa.lanes);
-  asm.cmp(at, count);
-  asm.jumpIf("below", next);
 }
 
 /** Columns of eight rows as float32, into a panel. */

@@ -168,6 +168,13 @@ const INSTRUCTIONS: readonly (readonly [string, (asm: Assembler) => void, string
   ["vpsrld zmm20, zmm13, 4", (asm) => asm.vpsrld(zmm(20), zmm(13), 4), "62 d1 5d 40 72 d5 04"],
   ["vpsllw ymm12, ymm12, 8", (asm) => asm.vpsllw(ymm(12), ymm(12), 8), "c4 c1 1d 71 f4 08"],
   ["vpsraw xmm12, xmm12, 1", (asm) => asm.vpsraw(xmm(12), xmm(12), 1), "c4 c1 19 71 e4 01"],
+  [
+    "vpbroadcastw xmm3, word ptr [rbx+2]",
+    (asm) => asm.vpbroadcastw(xmm(3), { base: RBX, offset: 2 }),
+    "c4 e2 79 79 5b 02",
+  ],
+  ["vpmovsxbd ymm0, [rax+8]", (asm) => asm.vpmovsxbd(ymm(0), { base: RAX, offset: 8 }), "c4 e2 7d 21 40 08"],
+  ["vpsrad ymm1, ymm13, 24", (asm) => asm.vpsrad(ymm(1), ymm(13), 24), "c4 c1 75 72 e5 18"],
 ];
 
 describe("an instruction's bytes", () => {
