@@ -8,7 +8,7 @@
  */
 import * as layout from "./layout";
 import { rowAt } from "./matrix";
-import { loadShort } from "./unpack";
+import { fromSmallFloat16, raiseLower } from "./unpack";
 import { argument, sum } from "./vectors";
 
 /** Columns of a panel, and bytes of its rows. */
@@ -313,26 +313,42 @@ function writeFactors(kind: i32, row: i32, scales: usize, apart: usize): void {
   const bytes = factors * (kind === COARSE ? 8 : 16);
   let step = argument<usize>(layout.SCALES) + <usize>(row * superblocks) * bytes;
   let unit = argument<usize>(layout.SUPERBLOCK_UNITS) + <usize>(row * superblocks) * 2 * factors;
-  for (const end = step + <usize>superblocks * bytes; step < end; unit += 2 * factors) {
-    const scale = f32x4.splat(loadShort(unit, layout.FLOAT16));
-    const offset = f32x4.splat(kind === CENTRED ? 0 : -loadShort(unit + 2, layout.FLOAT16));
-    for (const last = step + bytes; step < last; step += 4 * factors, scales += 16) {
-      if (kind === CENTRED)
-        v128.store(scales, stepped(i16x8.extend_low_i8x16_s(v128.load32_zero(step)), scale));
-      else {
-        // The scale's is the lower byte of two.
-        const pairs = v128.load64_zero(step);
-        v128.store(scales, stepped(i16x8.shr_s(i16x8.shl(pairs, 8), 8), scale));
-        v128.store(scales + apart, stepped(i16x8.shr_s(pairs, 8), offset));
-      }
+  for (const end = step + <usize>superblocks * bytes; step < end; step += bytes, unit += 2 * factors) {
+    if (kind === CENTRED) {
+      const scale = halves(v128.load16_splat(unit));
+      const steps = v128.load(step);
+      storeEight(scales, i16x8.extend_low_i8x16_s(steps), scale);
+      storeEight(scales + 32, i16x8.extend_high_i8x16_s(steps), scale);
+      scales += 64;
+    } else {
+      const units = halves(v128.load32_zero(unit));
+      const scale = v128.shuffle<i32>(units, units, 0, 0, 0, 0);
+      const offset = f32x4.neg(v128.shuffle<i32>(units, units, 1, 1, 1, 1));
+      storePairs(scales, apart, v128.load(step), scale, offset);
+      if (kind === FINE) storePairs(scales + 32, apart, v128.load(step, 16), scale, offset);
+      scales += kind === FINE ? 64 : 32;
     }
   }
 }
 
-/** The first four steps times their unit. */
+/** The first four of eight float16, many of which are subnormal in files. */
 // @inline
-function stepped(steps: v128, unit: v128): v128 {
-  return f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(steps)), unit);
+function halves(words: v128): v128 {
+  return fromSmallFloat16(raiseLower(words));
+}
+
+/** Factors of eight groups whose steps are pairs of bytes, the scale's the lower one. */
+// @inline
+function storePairs(scales: usize, apart: usize, pairs: v128, scale: v128, offset: v128): void {
+  storeEight(scales, i16x8.shr_s(i16x8.shl(pairs, 8), 8), scale);
+  storeEight(scales + apart, i16x8.shr_s(pairs, 8), offset);
+}
+
+/** Eight steps times their unit. */
+// @inline
+function storeEight(target: usize, steps: v128, unit: v128): void {
+  v128.store(target, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(steps)), unit));
+  v128.store(target, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(steps)), unit), 16);
 }
 
 /** Unpacks a row's blocks [first, end). */

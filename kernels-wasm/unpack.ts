@@ -125,6 +125,7 @@ function fromFloat8(words: v128): v128 {
  * @param magnitudes exponents and mantissas, where float32 has them
  * @param bias of float32's exponent, less the other's
  */
+// @inline
 function fromSubnormal(magnitudes: v128, signs: v128, bias: i32): v128 {
   const isSmall = i32x4.lt_s(magnitudes, i32x4.splat(1 << 23));
   const raised = i32x4.add(magnitudes, v128.and(isSmall, i32x4.splat(1 << 23)));
@@ -133,6 +134,8 @@ function fromSubnormal(magnitudes: v128, signs: v128, bias: i32): v128 {
   return v128.or(f32x4.sub(values, least), v128.and(signs, i32x4.splat(0x80000000)));
 }
 
+/** Float16 in the upper halves of words, subnormal or not. */
+// @inline
 export function fromSmallFloat16(words: v128): v128 {
   return fromSubnormal(v128.and(i32x4.shr_u(words, 3), i32x4.splat(0x0fffe000)), words, 112);
 }
