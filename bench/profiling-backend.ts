@@ -66,6 +66,7 @@ const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   rmsNorm: "norm",
   layerNorm: "norm",
   activation: "activation",
+  multiplyColumns: "activation",
   normProjections: "norm",
   attend: "attention",
   joinSlots: "batch update",

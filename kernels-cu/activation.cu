@@ -1,8 +1,10 @@
 // gated_activation: out[t, i] = act(gate_up[t, i]) · gate_up[t, width + i].  plain_activation: out[i] = act(x[i]).
+// multiply_columns: x[t, i] = x[t, i] · factors[t, first + i].
 //
-//   out  elem_t [tokens, width]        gate_up  elem_t [tokens, 2 · width]        x  elem_t [count]
+//   out  elem_t [tokens, width]        gate_up  elem_t [tokens, 2 · width]        x  elem_t [count], or [tokens, width]
+//   factors  elem_t [tokens, stride]
 //
-// Parallelisation: gated: grid (tokens, pieces of a row); plain: grid (pieces of everything); ACCESS elements a thread.
+// Parallelisation: gated, columns: grid (tokens, pieces of a row); plain: grid (pieces of everything); ACCESS elements a thread.
 // Why this version: purely bound by memory, so one 16-byte load of each input and one store a thread. The 16-bit types
 // use the hardware's approximate exponential, whose error is far below their rounding.
 #include "activation.cuh"
@@ -35,4 +37,18 @@ extern "C" __global__ void plain_activation(elem_t* out, const elem_t* x, int64 
 #pragma unroll
   for (int i = 0; i < ACCESS; i++) y[i] = activate(y[i], activation);
   store_elems<ACCESS>(out + start, y);
+}
+
+extern "C" __global__ void multiply_columns(elem_t* x, const elem_t* factors, int32 width, int32 stride, int32 first) {
+  GRID_DEPENDENCY_LAUNCH();
+  GRID_DEPENDENCY_WAIT();
+  const int column = (blockIdx.y * blockDim.x + threadIdx.x) * ACCESS;
+  if (column >= width) return;
+  elem_t* row = x + static_cast<int64>(blockIdx.x) * width + column;
+  float y[ACCESS], by[ACCESS];
+  load_elems<ACCESS, true>(row, y);
+  load_elems<ACCESS, true>(factors + static_cast<int64>(blockIdx.x) * stride + first + column, by);
+#pragma unroll
+  for (int i = 0; i < ACCESS; i++) y[i] *= by[i];
+  store_elems<ACCESS>(row, y);
 }

@@ -2,7 +2,7 @@
 //
 //   activated[j, i] = weight of the token's j-th expert · act(gate, up) of norm(x), i < I; and chosen[j] is that expert
 //
-//   logits   float [E]        router_bias  float [E] or null       x, gamma  elem_t [K]; gamma may be null
+//   logits   float [E]        router_bias, expert_scales  float [E] or null       x, gamma  elem_t [K]; gamma may be null
 //   chosen   int32 [k]        weights      float [k]               activated elem_t [k, I]
 //   matrices, scales, biases: see experts_few.cu
 //
@@ -23,6 +23,7 @@ constexpr int DEPTH = depth_of(STEPS < STAGES ? STEPS : STAGES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, ONE_CTAS)
     experts_one(elem_t* activated, int32* chosen, float* weights, const float* logits, const float* __restrict__ router_bias,
+                const float* __restrict__ expert_scales,
                 const elem_t* x, const elem_t* __restrict__ gamma, const unsigned char* __restrict__ matrices,
                 const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
                 const elem_t* __restrict__ biases, int k, int softmax_over_all,
@@ -34,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, ONE_CTAS)
   const AllScales all_scales = {scales, zeros};
   const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, r = lane / 4;
   GRID_DEPENDENCY_WAIT();
-  const Choice choice = choose(logits, router_bias, k, softmax_over_all);
+  const Choice choice = choose(logits, router_bias, expert_scales, k, softmax_over_all);
   if (blockIdx.x == 0) {
     if (warp == 0 && lane < k) chosen[lane] = choice.expert, weights[lane] = choice.weight;
     __syncthreads();

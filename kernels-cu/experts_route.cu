@@ -2,6 +2,7 @@
 // list of its tokens, cut into items.
 //
 //   logits   float [T, E]                     bias     float [E] or null, added to them
+//   scales   float [E] or null, which the weights that follow are multiplied by
 //   x, normed  elem_t [T, H]       gamma  elem_t [H]
 //   ids      int32 [T · k], pair by pair      weights    float [T · k]
 //   sorted   int32 [T · k], pairs by expert, those of one ascending
@@ -73,12 +74,13 @@ __device__ __forceinline__ void list_pairs(Ids ids, int pairs, int item_pairs, i
 }
 
 extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
-    experts_choose(int32* ids, float* weights, const float* logits, const float* bias, int tokens, int k, int softmax_over_all) {
+    experts_choose(int32* ids, float* weights, const float* logits, const float* bias, const float* scales, int tokens, int k,
+                   int softmax_over_all) {
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   const int token = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (token >= tokens) return;
-  const Choice choice = choose(logits + static_cast<int64>(token) * EXPERTS, bias, k, softmax_over_all);
+  const Choice choice = choose(logits + static_cast<int64>(token) * EXPERTS, bias, scales, k, softmax_over_all);
   if (lane >= k) return;
   ids[token * k + lane] = choice.expert;
   weights[token * k + lane] = choice.weight;
@@ -93,15 +95,15 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
 
 // For tokens · k <= MAX_ROUTE_PAIRS.
 extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
-    experts_route(float* weights, int32* sorted, Item* items, elem_t* normed, const float* logits, const float* bias, const elem_t* x,
-                  const elem_t* __restrict__ gamma, int tokens, int k, int softmax_over_all, int item_pairs, int hidden,
+    experts_route(float* weights, int32* sorted, Item* items, elem_t* normed, const float* logits, const float* bias,
+                  const float* scales, const elem_t* x, const elem_t* __restrict__ gamma, int tokens, int k, int softmax_over_all, int item_pairs, int hidden,
                   float eps) {
   __shared__ int32 ids[MAX_ROUTE_PAIRS];
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   GRID_DEPENDENCY_LAUNCH();
   GRID_DEPENDENCY_WAIT();
   for (int token = warp; token < tokens; token += WARPS) {
-    const Choice choice = choose(logits + token * EXPERTS, bias, k, softmax_over_all);
+    const Choice choice = choose(logits + token * EXPERTS, bias, scales, k, softmax_over_all);
     if (lane < k) {
       ids[token * k + lane] = choice.expert;
       if (blockIdx.x == 0) weights[token * k + lane] = choice.weight;

@@ -127,12 +127,13 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
   store_scaled(x, row, weights.row(), of.width, rsqrtf(sum / (static_cast<float>(of.width) * ranks) + eps));
 }
 
-// out = add_to + the norm of x, rounded once; `out` may be `add_to`.
+// out = (add_to + the norm of x) · the number at `factor`, 1 if that is null, rounded once; `out` may be `add_to`.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     rms_norm_add(elem_t* out, const elem_t* __restrict__ x, const elem_t* __restrict__ weight, const elem_t* add_to,
-                 int32 width, float eps) {
+                 const float* __restrict__ factor, int32 width, float eps) {
   GRID_DEPENDENCY_LAUNCH();
   const RawRow raw_weights(weight, width);
+  const float of_sum = factor == nullptr ? 1.0f : *factor;
   GRID_DEPENDENCY_WAIT();
   const int64 start = static_cast<int64>(blockIdx.x) * width;
   const Row row = RawRow(x + start, width).row(), base = RawRow(add_to + start, width).row(), weights = raw_weights.row();
@@ -141,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
   for (int piece = 0; piece < ACCESSES; piece++) {
     float y[ACCESS];
 #pragma unroll
-    for (int i = 0; i < ACCESS; i++) y[i] = base.x[piece][i] + row.x[piece][i] * scale * weights.x[piece][i];
+    for (int i = 0; i < ACCESS; i++) y[i] = (base.x[piece][i] + row.x[piece][i] * scale * weights.x[piece][i]) * of_sum;
     if (piece_start(piece) < width) store_elems<ACCESS>(out + start + piece_start(piece), y);
   }
 }

@@ -2,7 +2,8 @@
 import { normalise } from "./prepare";
 import { argument, sum } from "./vectors";
 
-// Arguments, those that `normalise` reads where it reads them: x, out, -, width, weight, eps, then what is added or 0, bias or 0.
+// Arguments, those that `normalise` reads where it reads them: x, out, -, width, weight, eps, then what is added or 0, bias or 0, and
+// what the sum is multiplied by.
 const X = 0;
 const OUT = 1;
 const WIDTH = 3;
@@ -10,8 +11,9 @@ const WEIGHT = 4;
 const EPS = 5;
 const ADD_TO = 6;
 const BIAS = 7;
+const SCALE = 8;
 
-/** out = x / rms(x) · weight, plus addTo, which may be `out`. */
+/** out = x / rms(x) · weight, or that plus addTo, which may be `out`, times the scale. */
 export function rmsNorm(unit: i32, scratch: usize): void {
   const size = (<usize>argument<i32>(WIDTH)) << 2;
   const start = <usize>unit * size;
@@ -23,7 +25,9 @@ export function rmsNorm(unit: i32, scratch: usize): void {
   }
   normalise(argument<usize>(X) + start, scratch, argument<i32>(WIDTH));
   addTo += start;
-  for (let i: usize = 0; i < size; i += 4) store<f32>(out + i, load<f32>(addTo + i) + load<f32>(scratch + i));
+  const scale = argument<f32>(SCALE);
+  for (let i: usize = 0; i < size; i += 4)
+    store<f32>(out + i, (load<f32>(addTo + i) + load<f32>(scratch + i)) * scale);
 }
 
 /** out = (x − mean) / √(variance + eps) · weight + bias; the last columns, where they are no whole vector, in the same way. */

@@ -26,12 +26,14 @@ __device__ __forceinline__ uint32 warp_min(uint32 x) {
   return y;
 }
 
-// A token's choice: lane j < k has its j-th expert and that one's weight. All lanes of a warp call.
+// A token's choice: lane j < k has its j-th expert and that one's weight, times its scale unless `scales` is null. All lanes of a
+// warp call.
 struct Choice {
   int32 expert;
   float weight;
 };
-__device__ __forceinline__ Choice choose(const float* logits, const float* __restrict__ bias, int k, int softmax_over_all) {
+__device__ __forceinline__ Choice choose(const float* logits, const float* __restrict__ bias, const float* __restrict__ scales,
+                                         int k, int softmax_over_all) {
   const int lane = threadIdx.x % WARP;
   float values[PER_LANE] = {};
 #pragma unroll
@@ -71,5 +73,5 @@ __device__ __forceinline__ Choice choose(const float* logits, const float* __res
     total = expf(logit - most);
   }
   total = warp_sum(total);
-  return {mine, expf(logit - most) / total};
+  return {mine, expf(logit - most) / total * (scales == nullptr ? 1.0f : scales[mine])};
 }

@@ -134,13 +134,15 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   gatherColumns?(out: Tensor, part: Tensor): void;
   /**
    * out[T, H] = x / rms(x) · weight[H], rms over the last dimension (Zhang & Sennrich 2019). With `addTo`, that is added to
-   * addTo[T, H], which may be `out` itself, and rounded once.
+   * addTo[T, H], which may be `out` itself, the sum multiplied by `scale` float32 [1], if there is one, and rounded once.
    */
-  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void;
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor, scale?: Tensor): void;
   /** out[T, H] = (x − mean) / sqrt(var + eps) · weight[H] + bias[H]. */
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void;
   /** out[T, I] = act(x[T, I]); `out` may be `x`. */
   activation(out: Tensor, x: Tensor, activation: Activation): void;
+  /** x[T, I] = x · factors[T, W] at columns [start, start + I), in place. */
+  multiplyColumns(x: Tensor, factors: Tensor, start: number): void;
   /**
    * RMSNorm in place of the queries and the keys of qkv[T, (NQ + 2·NKV)·D], each over all of its heads at once, those of other
    * ranks too, which call it together.

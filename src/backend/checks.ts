@@ -115,11 +115,24 @@ export function checkLinear(
   return { m, n, k };
 }
 
-export function checkRmsNorm(dtype: FloatDType, out: Tensor, x: Tensor, weight: Tensor, addTo?: Tensor) {
-  const shape = checkNorm("rmsNorm", dtype, out, x, weight);
+export function checkRmsNorm(
+  dtype: FloatDType,
+  out: Tensor,
+  x: Tensor,
+  weight: Tensor,
+  addTo?: Tensor,
+  scale?: Tensor,
+) {
+  const op = "rmsNorm";
+  const shape = checkNorm(op, dtype, out, x, weight);
+  if (scale !== undefined) {
+    check(op, "scale", scale, "float32", 1);
+    disjoint(op, out, { scale });
+    if (addTo === undefined) refuse(op, "a scale of a sum without one");
+  }
   if (addTo === undefined) return shape;
-  check("rmsNorm", "addTo", addTo, dtype, shape.tokens, shape.width);
-  sameOrDisjoint("rmsNorm", out, addTo, "addTo");
+  check(op, "addTo", addTo, dtype, shape.tokens, shape.width);
+  sameOrDisjoint(op, out, addTo, "addTo");
   return shape;
 }
 
@@ -150,6 +163,17 @@ export function checkActivation(dtype: FloatDType, out: Tensor, x: Tensor) {
   check(op, "out", out, dtype, tokens, width);
   sameOrDisjoint(op, out, x, "x");
   return { tokens, width };
+}
+
+export function checkMultiplyColumns(dtype: FloatDType, x: Tensor, factors: Tensor, start: number) {
+  const op = "multiplyColumns";
+  check(op, "x", x, dtype, "T", "I");
+  const [tokens, width] = [x.dim(0), x.dim(1)];
+  check(op, "factors", factors, dtype, tokens, "W");
+  const stride = factors.dim(1);
+  if (!(start >= 0 && start + width <= stride)) refuse(op, `${width} columns from ${start} on, of ${stride}`);
+  disjoint(op, x, { factors }, "x");
+  return { tokens, width, stride };
 }
 
 /** Tokens T, and the widths of all queries and of all keys of a token. */

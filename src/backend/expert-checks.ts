@@ -20,7 +20,7 @@ export function checkExperts(
   out: Tensor,
   x: Tensor,
   logits: Tensor,
-  { count, routerBias, gateUp, down, gateUpBias, downBias }: ExpertWeights,
+  { count, routerBias, expertScales, gateUp, down, gateUpBias, downBias }: ExpertWeights,
   { perToken }: ExpertSpec,
   { norm, addTo }: ExpertFusion,
   kept: readonly FloatDType[] = [],
@@ -31,6 +31,7 @@ export function checkExperts(
   check(op, "logits", logits, "float32", tokens, count);
   if (!(perToken >= 1 && perToken <= count)) refuse(op, `${perToken} of ${count} experts a token`);
   if (routerBias !== undefined) check(op, "routerBias", routerBias, "float32", count);
+  if (expertScales !== undefined) check(op, "expertScales", expertScales, "float32", count);
   const intermediate = down.shape[1];
   checkWeight(op, "gateUp", gateUp, [dtype, ...kept], count * 2 * intermediate, hidden);
   checkWeight(op, "down", down, [dtype, ...kept], count * hidden, intermediate);
@@ -40,7 +41,7 @@ export function checkExperts(
   if (addTo !== undefined) check(op, "addTo", addTo, dtype, tokens, hidden);
   check(op, "out", out, dtype, tokens, hidden);
   sameOrDisjoint(op, out, x, "x");
-  disjoint(op, out, { logits, routerBias, gateUpBias, downBias, norm: norm?.weight });
+  disjoint(op, out, { logits, routerBias, expertScales, gateUpBias, downBias, norm: norm?.weight });
   disjointFromWeight(op, out, gateUp);
   disjointFromWeight(op, out, down);
   if (addTo !== undefined) sameOrDisjoint(op, out, addTo, "addTo");

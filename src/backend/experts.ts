@@ -33,6 +33,8 @@ export interface ExpertWeights {
   readonly count: number;
   /** float32 [E], added to the router's logits before anything else. */
   readonly routerBias?: Tensor | undefined;
+  /** float32 [E]: multiplies the weight that a token has for an expert. */
+  readonly expertScales?: Tensor | undefined;
   /** [E · 2I, H]: of each expert the rows of its gate, then those of its up projection. */
   readonly gateUp: Weight;
   /** [E · H, I]. */

@@ -84,9 +84,16 @@ function tables(float: FloatDType): Refusals[] {
     ...expertTables(float),
     {
       op: "rmsNorm",
-      operands: { out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8], addTo: [float, 3, 8] },
+      operands: {
+        ...{ out: [float, 3, 8], x: [float, 3, 8], weight: [float, 8], addTo: [float, 3, 8] },
+        scale: ["float32", 1],
+      },
+      scalars: { adds: 1 },
       apart: { out: ["x", "weight", "addTo"] },
-      run: (backend, { out, x, weight, addTo }) => backend.rmsNorm(out!, x!, weight!, 1e-6, addTo),
+      // What is multiplied is a sum.
+      wrong: [{ adds: 0 }],
+      run: (backend, { out, x, weight, addTo, scale }, { adds }) =>
+        backend.rmsNorm(out!, x!, weight!, 1e-6, adds ? addTo : undefined, scale),
     },
     {
       op: "capLogits",
@@ -107,6 +114,15 @@ function tables(float: FloatDType): Refusals[] {
       operands: { out: [float, 3, 8], x: [float, 3, 8] },
       apart: { out: ["x"] },
       run: (backend, { out, x }) => backend.activation(out!, x!, "gelu"),
+    },
+    {
+      op: "multiplyColumns",
+      operands: { x: [float, 3, 8], factors: [float, 3, 24] },
+      free: { factors: [1] },
+      scalars: { start: 16 },
+      apart: { x: ["factors"] },
+      wrong: [{ start: -8 }, { start: 17 }, { start: Number.NaN }, { factors: [float, 3, 23] }],
+      run: (backend, { x, factors }, { start }) => backend.multiplyColumns(x!, factors!, start!),
     },
     attendTable(float, batch),
     readerTable(float, batch),
@@ -275,7 +291,12 @@ function linearTables(float: FloatDType): Refusals[] {
 
 function expertTables(float: FloatDType): Refusals[] {
   // 3 tokens of 16 dimensions, 2 experts of 8.
-  const biases = { routerBias: ["float32", 2], gateUpBias: [float, 32], downBias: [float, 32] } as const;
+  const biases = {
+    routerBias: ["float32", 2],
+    gateUpBias: [float, 32],
+    downBias: [float, 32],
+    expertScales: ["float32", 2],
+  } as const;
   return [
     {
       op: "experts",

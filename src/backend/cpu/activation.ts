@@ -71,3 +71,17 @@ function erf(x: number): number {
   }
   return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
 }
+
+/** x[T, width] = x · factors[T, stride] at columns from `start` on. */
+export function multiplyColumns(
+  x: Float32Array,
+  factors: Float32Array,
+  width: number,
+  stride: number,
+  start: number,
+): void {
+  for (let row = 0; row * width < x.length; row++) {
+    const from = row * stride + start;
+    for (let i = 0; i < width; i++) x[row * width + i]! *= factors[from + i]!;
+  }
+}

@@ -24,7 +24,7 @@ import { checkExperts, checkGateRows } from "../expert-checks.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import { byteLengthOf, type DeviceBuffer, Tensor } from "../tensor.ts";
 import { denseWeight, type Weight } from "../weight.ts";
-import { activation, gateRows } from "./activation.ts";
+import { activation, gateRows, multiplyColumns } from "./activation.ts";
 import { attend } from "./attend.ts";
 import { attention } from "./attention.ts";
 import { embed, gather, joinSlots, prepareBatch, scatter } from "./batch.ts";
@@ -32,7 +32,16 @@ import { deltaNet, gateElements } from "./delta-net.ts";
 import { rowsOf } from "./dequantise.ts";
 import { experts } from "./experts.ts";
 import { bytes, floats, HostBuffer, ints, words } from "./host-buffer.ts";
-import { hostBatch, hostRows, hostSlots, hostWeight, optionalFloats, pagedKv } from "./host-views.ts";
+import {
+  hostAttention,
+  hostBatch,
+  hostExperts,
+  hostRows,
+  hostSlots,
+  hostWeight,
+  optionalFloats,
+  pagedKv,
+} from "./host-views.ts";
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, normProjections, rmsNorm, sumSquares } from "./norm.ts";
@@ -185,16 +194,9 @@ export class CpuBackend implements Backend {
     fusion: ExpertFusion = {},
   ): void {
     const shape = checkExperts("float32", out, x, logits, weights, spec, fusion, this.matrixDtypes);
-    const { routerBias, gateUp, down, gateUpBias, downBias } = weights;
     const { norm, addTo } = fusion;
     experts(
-      ...([floats(out), floats(x), floats(logits)] as const),
-      {
-        routerBias: optionalFloats(routerBias),
-        ...{ gateUp: hostWeight(gateUp), down: hostWeight(down) },
-        ...{ gateUpBias: optionalFloats(gateUpBias), downBias: optionalFloats(downBias) },
-      },
-      ...([shape, spec] as const),
+      ...([floats(out), floats(x), floats(logits), hostExperts(weights), shape, spec] as const),
       { norm: norm && { weight: floats(norm.weight), eps: norm.eps }, addTo: optionalFloats(addTo) },
       this.loops.product,
     );
@@ -239,9 +241,10 @@ export class CpuBackend implements Backend {
     gateElements(floats(x), floats(gate));
   }
 
-  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
-    checks.checkRmsNorm("float32", out, x, weight, addTo);
-    rmsNorm(floats(out), floats(x), floats(weight), eps, optionalFloats(addTo));
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor, scale?: Tensor): void {
+    checks.checkRmsNorm("float32", out, x, weight, addTo, scale);
+    const factor = scale && floats(scale)[0]!;
+    rmsNorm(floats(out), floats(x), floats(weight), eps, optionalFloats(addTo), factor);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
@@ -252,6 +255,11 @@ export class CpuBackend implements Backend {
   activation(out: Tensor, x: Tensor, name: Activation): void {
     checks.checkActivation("float32", out, x);
     activation(floats(out), floats(x), name);
+  }
+
+  multiplyColumns(x: Tensor, factors: Tensor, start: number): void {
+    const { width, stride } = checks.checkMultiplyColumns("float32", x, factors, start);
+    multiplyColumns(floats(x), floats(factors), width, stride, start);
   }
 
   normProjections(qkv: Tensor, { query, key, eps }: ProjectionNormSpec): void {
@@ -265,21 +273,12 @@ export class CpuBackend implements Backend {
 
   attend(out: Tensor, qkv: Tensor, cache: LayerCache, batch: BatchTensors, spec: AttentionSpec): void {
     const shape = checks.checkAttend("float32", out, qkv, cache, batch, spec);
-    const { headNorm, cosSin, queryScales, sinks } = spec;
     attend(
       floats(out),
       floats(qkv),
       pagedKv(cache, shape),
       { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks: shape.maxBlocks },
-      {
-        ...spec,
-        headNorm: headNorm && {
-          ...{ ...headNorm, query: floats(headNorm.query), key: optionalFloats(headNorm.key) },
-        },
-        angles: cosSin && { cosSin: floats(cosSin), rotaryDim: shape.rotaryDim },
-        queryScales: queryScales && floats(queryScales),
-        sinks: sinks && floats(sinks),
-      },
+      hostAttention(spec, shape.rotaryDim),
       this.loops.attention,
     );
   }

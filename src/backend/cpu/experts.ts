@@ -3,9 +3,15 @@ import { gatedFunction } from "./activation.ts";
 import { type HostFusion, type HostWeight, linear, type Product, rowsOfWeight } from "./linear.ts";
 import { rmsNorm } from "./norm.ts";
 
+/** What changes a router's logits, and the weights that follow from them; see `ExpertWeights`. */
+export interface HostRouting {
+  readonly bias: Float32Array | undefined;
+  readonly scales: Float32Array | undefined;
+}
+
 /** `ExpertWeights` in host memory. */
 export interface HostExperts {
-  readonly routerBias: Float32Array | undefined;
+  readonly routing: HostRouting;
   readonly gateUp: HostWeight;
   readonly down: HostWeight;
   readonly gateUpBias: Float32Array | undefined;
@@ -43,7 +49,7 @@ export function experts(
   if (norm !== undefined) rmsNorm(input, x, norm.weight, norm.eps);
   // Terms of each token in the order of its logits, whatever the order in which experts compute them.
   const terms = new Float64Array(tokens * perToken * hidden);
-  for (const [expert, shares] of sharesOf(logits, weights.routerBias, shape, spec).entries()) {
+  for (const [expert, shares] of sharesOf(logits, weights.routing, shape, spec).entries()) {
     if (shares.length === 0) continue;
     const rows = new Float32Array(shares.length * hidden);
     for (const [i, { token }] of shares.entries())
@@ -67,7 +73,7 @@ export function experts(
 /** The tokens of each expert, in their order. */
 export function sharesOf(
   logits: Float32Array,
-  bias: Float32Array | undefined,
+  { bias, scales }: HostRouting,
   { tokens, count }: ExpertsShape,
   spec: ExpertSpec,
 ): Share[][] {
@@ -76,7 +82,8 @@ export function sharesOf(
     const row = logits.subarray(token * count, (token + 1) * count);
     const biased = bias === undefined ? row : row.map((logit, expert) => logit + bias[expert]!);
     const chosen = chooseExperts(biased, spec);
-    for (const [rank, { expert, weight }] of chosen.entries()) shares[expert]!.push({ token, rank, weight });
+    for (const [rank, { expert, weight }] of chosen.entries())
+      shares[expert]!.push({ token, rank, weight: weight * (scales?.[expert] ?? 1) });
   }
   return shares;
 }

@@ -1,9 +1,13 @@
+import type { AttentionSpec } from "../attention-spec.ts";
 import type { BatchTensors, LayerCache, SlotTensors, StepBatch } from "../backend.ts";
+import type { ExpertWeights } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
+import type { AttendSpec } from "./attend.ts";
 import type { PagedKv } from "./attention.ts";
 import type { BatchMetadata, StepMetadata } from "./batch.ts";
 import { rowsOf } from "./dequantise.ts";
+import type { HostExperts, HostRouting } from "./experts.ts";
 import type { Float8Kv } from "./float8-kv.ts";
 import { bytes, floats, ints, words } from "./host-buffer.ts";
 import type { HostWeight } from "./linear.ts";
@@ -24,9 +28,34 @@ export function pagedKv(
     : { ...extents, keys: floats(keys), values: floats(values) };
 }
 
+export function hostAttention(spec: AttentionSpec, rotaryDim: number): AttendSpec {
+  const { headNorm, cosSin, queryScales, sinks } = spec;
+  return {
+    ...spec,
+    headNorm: headNorm && {
+      ...{ ...headNorm, query: floats(headNorm.query), key: optionalFloats(headNorm.key) },
+    },
+    angles: cosSin && { cosSin: floats(cosSin), rotaryDim },
+    queryScales: optionalFloats(queryScales),
+    sinks: optionalFloats(sinks),
+  };
+}
+
 export function hostWeight(weight: Weight): HostWeight {
   const isPlain = weight.format === "dense" && weight.data.dtype === "float32";
   return isPlain ? floats(weight.data) : rowsOf(weight);
+}
+
+export function hostRouting({ routerBias, expertScales }: ExpertWeights): HostRouting {
+  return { bias: optionalFloats(routerBias), scales: optionalFloats(expertScales) };
+}
+
+export function hostExperts(weights: ExpertWeights): HostExperts {
+  const { gateUp, down, gateUpBias, downBias } = weights;
+  return {
+    ...{ routing: hostRouting(weights), gateUp: hostWeight(gateUp), down: hostWeight(down) },
+    ...{ gateUpBias: optionalFloats(gateUpBias), downBias: optionalFloats(downBias) },
+  };
 }
 
 export function hostBatch(batch: BatchTensors): Omit<BatchMetadata, "tokenIds"> {

@@ -23,17 +23,18 @@ function inverseRms(x: Float32Array, start: number, width: number, eps: number):
   return 1 / Math.sqrt(squares / width + eps);
 }
 
-/** out[T, H] = x[T, H] / rms(x) · weight[H], plus addTo[T, H], which may be `out`. */
+/** out[T, H] = x[T, H] / rms(x) · weight[H], plus addTo[T, H], which may be `out`, the sum times `scale`. */
 export function rmsNorm(
   out: Float32Array,
   x: Float32Array,
   weight: Float32Array,
   eps: number,
   addTo?: Float32Array,
+  scale = 1,
 ): void {
   const normed = addTo === undefined ? out : new Float32Array(out.length);
   for (let start = 0; start < x.length; start += weight.length) rmsNormRow(normed, x, start, weight, eps);
-  if (addTo !== undefined) for (const i of out.keys()) out[i] = addTo[i]! + normed[i]!;
+  if (addTo !== undefined) for (const i of out.keys()) out[i] = (addTo[i]! + normed[i]!) * scale;
 }
 
 /** out[T, 2]: sums of squares of each token's queries and of its keys, of packed projections. */

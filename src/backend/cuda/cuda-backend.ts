@@ -382,8 +382,8 @@ export class CudaBackend implements Backend {
     this.#ops.experts.gateRows(this.#ordered.value, ...args);
   }
 
-  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
-    this.#ops.norm.rmsNorm(this.#ordered.value, out, x, weight, eps, addTo);
+  rmsNorm(...call: Parameters<Backend["rmsNorm"]>): void {
+    this.#ops.norm.rmsNorm(this.#ordered.value, ...call);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
@@ -392,6 +392,10 @@ export class CudaBackend implements Backend {
 
   activation(out: Tensor, x: Tensor, activation: Activation): void {
     this.#ops.activation.activation(this.#ordered.value, out, x, activation);
+  }
+
+  multiplyColumns(x: Tensor, factors: Tensor, start: number): void {
+    this.#ops.activation.multiplyColumns(this.#ordered.value, x, factors, start);
   }
 
   normProjections(qkv: Tensor, norm: ProjectionNormSpec): void {

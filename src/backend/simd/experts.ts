@@ -1,6 +1,6 @@
 import { type ExpertsShape, sharesOf } from "../cpu/experts.ts";
 import { floats } from "../cpu/host-buffer.ts";
-import { optionalFloats } from "../cpu/host-views.ts";
+import { hostRouting } from "../cpu/host-views.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
 import type { SuperblockWeight, Weight } from "../weight.ts";
@@ -66,7 +66,7 @@ export function experts(
     input = empty(tokens, hidden);
     tools.rmsNorm(input, x, norm.weight, norm.eps);
   }
-  const ofExperts = sharesOf(floats(logits), optionalFloats(weights.routerBias), shape, spec);
+  const ofExperts = sharesOf(floats(logits), hostRouting(weights), shape, spec);
   // Rows of all experts' inputs and outputs, an expert's after those of the one before. One token is all experts' input.
   const shares = ofExperts.flat();
   const rows = tokens === 1 ? input : empty(count, hidden);

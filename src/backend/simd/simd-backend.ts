@@ -164,10 +164,19 @@ export class SimdBackend extends CpuBackend {
     multiply(this.#pool, new Operands(place), out, x, weight, shape, fusion);
   }
 
-  override rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
-    const shape = checks.checkRmsNorm("float32", out, x, weight, addTo);
-    if (addTo !== undefined && shape.width > layout.MAX_INPUTS) super.rmsNorm(out, x, weight, eps, addTo);
-    else this.#norm(layout.RMS_NORM, out, x, weight, eps, shape, { addTo });
+  override rmsNorm(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: number,
+    addTo?: Tensor,
+    scale?: Tensor,
+  ): void {
+    const shape = checks.checkRmsNorm("float32", out, x, weight, addTo, scale);
+    const factor = scale && floats(scale)[0];
+    if (addTo !== undefined && shape.width > layout.MAX_INPUTS)
+      super.rmsNorm(out, x, weight, eps, addTo, scale);
+    else this.#norm(layout.RMS_NORM, out, x, weight, eps, shape, { addTo, factor });
   }
 
   override layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
@@ -182,7 +191,15 @@ export class SimdBackend extends CpuBackend {
     weight: Tensor,
     eps: number,
     { tokens, width }: { readonly tokens: number; readonly width: number },
-    { addTo, bias }: { readonly addTo?: Tensor | undefined; readonly bias?: Tensor | undefined },
+    {
+      addTo,
+      factor = 1,
+      bias,
+    }: {
+      readonly addTo?: Tensor | undefined;
+      readonly factor?: number | undefined;
+      readonly bias?: Tensor | undefined;
+    },
   ): void {
     const operands = new Operands(placeOf(x) ?? this.#places[0]!);
     const result = operands.write("out", out);
@@ -197,6 +214,7 @@ export class SimdBackend extends CpuBackend {
         args.words(0, input, result.address, 0, width, factors);
         args.float(5, eps);
         args.words(6, addend, offsets);
+        args.float(8, factor);
       },
     });
     result.done();

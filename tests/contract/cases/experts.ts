@@ -80,6 +80,8 @@ interface Form {
   readonly softmaxOver?: ExpertSpec["softmaxOver"];
   readonly activation?: ExpertActivation;
   readonly biases?: boolean;
+  /** Weights of experts are scaled. */
+  readonly scales?: boolean;
   readonly norm?: boolean;
   /** `out` is x and what is added to. */
   readonly inPlace?: boolean;
@@ -108,6 +110,9 @@ export function expertCases(addCase: Case): void {
     add("limited, biases", sizes, { biases: true, activation: limited, norm: true });
     add("gelu", sizes, { activation: { kind: "gelu_tanh" } });
   }
+  // Each kernel that chooses: for one token, for few, and for many.
+  for (const tokens of [1, 5, 300])
+    add("scaled", sizesOf(tokens, 8, 3, 64, 32), { scales: true, norm: tokens === 5, biases: tokens === 1 });
   add("the same experts for all", sizesOf(500, 128, 8, 64, 32), { skewed: true });
   for (const [name, make] of Object.entries(QUANTISED)) {
     for (const sizes of [sizesOf(1, 4, 2, 128, 128), sizesOf(3, 4, 2, 128, 128), sizesOf(40, 3, 2, 256, 128)])
@@ -182,12 +187,16 @@ function operands(fixture: Fixture, { tokens, count, perToken, hidden, intermedi
   const routerBias = form.biases
     ? fixture.input(fixture.random.normals(count, 3), [count], "float32")
     : undefined;
+  const expertScales = form.scales
+    ? fixture.input(fixture.random.normals(count, 0.5, 1), [count], "float32")
+    : undefined;
   const spec: ExpertSpec = { perToken, softmaxOver, activation };
   const weights = {
     ...{ count, routerBias: routerBias?.tensor, gateUp: gateUp.weight, down: down.weight },
+    expertScales: expertScales?.tensor,
     ...{ gateUpBias: gateUpBias?.tensor, downBias: downBias?.tensor },
   };
-  return { x, logits, routerBias, gateUp, down, gateUpBias, downBias, weights, spec };
+  return { x, logits, routerBias, expertScales, gateUp, down, gateUpBias, downBias, weights, spec };
 }
 
 function logitsOf({ random }: Fixture, tokens: number, count: number, { skewed, equal }: Form): Float32Array {
@@ -217,6 +226,7 @@ function check(fixture: Fixture, sizes: Sizes, form: Form): void {
 
 interface Parts {
   readonly routerBias: Uploaded | undefined;
+  readonly expertScales: Uploaded | undefined;
   readonly gateUp: Matrix;
   readonly down: Matrix;
   readonly gateUpBias: Uploaded | undefined;
@@ -229,7 +239,7 @@ function mixture(
   logits: Uploaded,
   { tokens, count, hidden, intermediate }: Sizes,
   { perToken, softmaxOver, activation }: ExpertSpec,
-  { routerBias, gateUp, down, gateUpBias, downBias }: Parts,
+  { routerBias, expertScales, gateUp, down, gateUpBias, downBias }: Parts,
 ): Expected {
   const values = new Float64Array(tokens * hidden);
   const magnitudes = new Float64Array(tokens * hidden);
@@ -245,7 +255,7 @@ function mixture(
     const total = over.reduce((sum, expert) => sum + Math.exp(row[expert]!), 0);
     const x = input.subarray(token * hidden, (token + 1) * hidden);
     for (const expert of chosen) {
-      const weight = Math.exp(row[expert]!) / total;
+      const weight = (Math.exp(row[expert]!) / total) * (expertScales?.values[expert] ?? 1);
       const size = 2 * intermediate;
       const bias = gateUpBias && part(gateUpBias.values, expert, size);
       const both = reference.linear(x, part(gateUp.values, expert, size * hidden), bias, size, hidden);
@@ -258,7 +268,7 @@ function mixture(
       const sizes = product(activated.magnitudes, downSizes, biasSizes);
       for (let i = 0; i < hidden; i++) {
         values[token * hidden + i]! += weight * y.values[i]!;
-        magnitudes[token * hidden + i]! += weight * sizes.values[i]!;
+        magnitudes[token * hidden + i]! += Math.abs(weight) * sizes.values[i]!;
       }
     }
   }

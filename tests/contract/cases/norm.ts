@@ -38,6 +38,22 @@ export function normCases(addCase: Case): void {
       expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: width });
     });
 
+    addCase("rmsNorm", `${title}, added in place, the sum scaled`, (fixture) => {
+      const x = fixture.normals(shape, 3);
+      const weight = fixture.normals([width], 0.3, 1);
+      const residual = fixture.normals(shape, 10);
+      const scale = fixture.input(Float32Array.of(0.17), [1], "float32");
+      const out = fixture.state(residual.values, shape).tensor;
+      fixture.backend.rmsNorm(out, x.tensor, weight.tensor, EPS, out, scale.tensor);
+      const sum = reference.plus(reference.rmsNorm(x.values, weight.values, EPS), residual.values);
+      const by = scale.values[0]!;
+      const expected = {
+        values: sum.values.map((value) => value * by),
+        magnitudes: sum.magnitudes.map((size) => size * by),
+      };
+      expectClose("out", fixture.readFloats(out), expected, { dtype: fixture.dtype, reduction: width });
+    });
+
     for (const withBias of [false, true]) {
       addCase("layerNorm", `${title}${withBias ? ", bias" : ""}`, (fixture) => {
         const x = fixture.normals(shape, 2, 5);

@@ -1,6 +1,6 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import type { Activation } from "../../backend.ts";
-import { checkActivation } from "../../checks.ts";
+import { checkActivation, checkMultiplyColumns } from "../../checks.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -34,10 +34,18 @@ const PLAIN_ACTIVATION = {
   scalars: ["count", "activation"],
 } as const;
 
-/** Elementwise activations. */
+const MULTIPLY_COLUMNS = {
+  ...SOURCE,
+  entry: "multiply_columns",
+  pointers: ["x", "factors"],
+  scalars: ["width", "stride", "first"],
+} as const;
+
+/** Elementwise activations and products. */
 export class ActivationOps {
   readonly #gated: KernelVariants<typeof GATED_ACTIVATION>;
   readonly #plain: KernelVariants<typeof PLAIN_ACTIVATION>;
+  readonly #columns: KernelVariants<typeof MULTIPLY_COLUMNS>;
 
   constructor(
     library: KernelLibrary,
@@ -46,6 +54,7 @@ export class ActivationOps {
   ) {
     this.#gated = new KernelVariants(library, GATED_ACTIVATION, dtype, options);
     this.#plain = new KernelVariants(library, PLAIN_ACTIVATION, dtype, options);
+    this.#columns = new KernelVariants(library, MULTIPLY_COLUMNS, dtype, options);
   }
 
   /** Units for rows of `width` elements, in tensors that are aligned to vectors. */
@@ -70,5 +79,16 @@ export class ActivationOps {
     const blocks = Math.ceil(x.size / access / THREADS);
     const args = { out, x, count: x.size, activation: ACTIVATION_CODES[activation] };
     this.#plain.get(access, { ACCESS: access }).launch(stream, blocks, 1, 1, THREADS, 0, args);
+  }
+
+  /** See `Backend.multiplyColumns`. */
+  multiplyColumns(stream: number, x: Tensor, factors: Tensor, start: number): void {
+    const { tokens, width, stride } = checkMultiplyColumns(this.dtype, x, factors, start);
+    if (x.size === 0) return;
+    const whole = [width, stride, start].map((columns) => accessWidth(this.dtype, columns, x, factors));
+    const access = Math.min(...whole);
+    const blocks = Math.ceil(width / access / THREADS);
+    const args = { x, factors, width, stride, first: start };
+    this.#columns.get(access, { ACCESS: access }).launch(stream, tokens, blocks, 1, THREADS, 0, args);
   }
 }

@@ -42,8 +42,8 @@ const ONE = {
   constants: { ONE_WARPS, ...CHOICE_CONSTANTS, ...ACTIVATION_CONSTANTS },
   entry: "experts_one",
   pointers: [
-    ...(["activated", "chosen", "weights", "logits", "router_bias", "x", "gamma"] as const),
-    ...(["matrices", "scales", "zeros", "biases"] as const),
+    ...(["activated", "chosen", "weights", "logits", "router_bias", "expert_scales"] as const),
+    ...(["x", "gamma", "matrices", "scales", "zeros", "biases"] as const),
   ],
   scalars: ["k", "softmax_over_all", "outputs", "activation", "alpha", "limit", "eps"],
 } as const;
@@ -108,7 +108,7 @@ export class ExpertsOne {
     { norm, addTo }: ExpertFusion,
     scratch: OneScratch,
   ): void {
-    const { count, routerBias, gateUpBias, downBias } = weights;
+    const { count, routerBias, expertScales, gateUpBias, downBias } = weights;
     const [gateUp, down] = [expertsWeight(weights.gateUp), expertsWeight(weights.down)];
     const [hidden, intermediate] = [x.dim(1), down.shape[1]];
     const up = this.#one.get(key(gateUp, count), {
@@ -119,7 +119,8 @@ export class ExpertsOne {
     const upBlocks = Math.min(upTiles, SHAPES[bitsOf(formatOf(gateUp))].ONE_CTAS * this.options.smCount);
     up.launch(stream, upBlocks, 1, 1, ONE_WARPS * WARP, 0, {
       ...{ ...scratch, ...matrixArguments(gateUp, gateUpBias), ...activationArguments(activation) },
-      ...{ logits, router_bias: routerBias ?? null, x, gamma: norm?.weight ?? null, eps: norm?.eps ?? 0 },
+      ...{ logits, router_bias: routerBias ?? null, expert_scales: expertScales ?? null },
+      ...{ x, gamma: norm?.weight ?? null, eps: norm?.eps ?? 0 },
       ...{ k, softmax_over_all: softmaxOver === "all" ? 1 : 0, outputs: intermediate },
     });
     const sum = this.#sum.get(key(down), macros(formOfExperts(down), intermediate));

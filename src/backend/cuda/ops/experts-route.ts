@@ -1,7 +1,7 @@
 import type { FloatDType } from "../../../base/dtype.ts";
 import { DeviceError } from "../../../base/errors.ts";
 import type { RmsNormSpec } from "../../backend.ts";
-import type { ExpertSpec } from "../../experts.ts";
+import type { ExpertSpec, ExpertWeights } from "../../experts.ts";
 import type { Tensor } from "../../tensor.ts";
 import type { KernelOptions } from "../kernel.ts";
 import type { KernelLibrary } from "../kernel-library.ts";
@@ -26,7 +26,7 @@ const SOURCE = {
 const CHOOSE = {
   ...SOURCE,
   entry: "experts_choose",
-  pointers: ["ids", "weights", "logits", "bias"],
+  pointers: ["ids", "weights", "logits", "bias", "scales"],
   scalars: ["tokens", "k", "softmax_over_all"],
 } as const;
 const LIST = {
@@ -38,7 +38,7 @@ const LIST = {
 const ROUTE = {
   ...SOURCE,
   entry: "experts_route",
-  pointers: ["weights", "sorted", "items", "normed", "logits", "bias", "x", "gamma"],
+  pointers: ["weights", "sorted", "items", "normed", "logits", "bias", "scales", "x", "gamma"],
   scalars: ["tokens", "k", "softmax_over_all", "item_pairs", "hidden", "eps"],
 } as const;
 
@@ -93,7 +93,6 @@ export class ExpertsRoute {
 
   /**
    * Makes the lists, of items of `itemPairs` pairs.
-   * @param bias of the logits
    * @param ids int32 [pairs], scratch; unused in one launch
    * @param norm of x, into `normed`, in one launch alone
    */
@@ -102,7 +101,7 @@ export class ExpertsRoute {
     { weights, sorted, items }: ExpertLists,
     ids: Tensor | undefined,
     logits: Tensor,
-    bias: Tensor | undefined,
+    { routerBias, expertScales }: Pick<ExpertWeights, "routerBias" | "expertScales">,
     { perToken: k, softmaxOver }: ExpertSpec,
     itemPairs: number,
     norm?: { readonly spec: RmsNormSpec; readonly x: Tensor; readonly normed: Tensor },
@@ -110,6 +109,7 @@ export class ExpertsRoute {
     const [tokens, experts] = [logits.dim(0), logits.dim(1)];
     const softmaxOverAll = softmaxOver === "all" ? 1 : 0;
     const defines = { EXPERTS: experts };
+    const routing = { logits, bias: routerBias ?? null, scales: expertScales ?? null };
     const pairs = tokens * k;
     if (ids === undefined) {
       const args = {
@@ -118,8 +118,7 @@ export class ExpertsRoute {
           sorted,
           items,
           normed: norm?.normed ?? null,
-          logits,
-          bias: bias ?? null,
+          ...routing,
           x: norm?.x ?? null,
         },
         ...{ gamma: norm?.spec.weight ?? null, tokens, k, softmax_over_all: softmaxOverAll },
@@ -129,7 +128,7 @@ export class ExpertsRoute {
       return;
     }
     const blocks = Math.ceil(tokens / (ROUTE_THREADS / WARP));
-    const chosen = { ids, weights, logits, bias: bias ?? null, tokens, k, softmax_over_all: softmaxOverAll };
+    const chosen = { ids, weights, ...routing, tokens, k, softmax_over_all: softmaxOverAll };
     this.#choose.get(experts, defines).launch(stream, blocks, 1, 1, ROUTE_THREADS, 0, chosen);
     const listed = { sorted, items, ids, pairs, item_pairs: itemPairs };
     this.#list.get(experts, defines).launch(stream, experts, 1, 1, ROUTE_THREADS, 0, listed);

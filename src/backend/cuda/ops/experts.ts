@@ -167,11 +167,12 @@ export class ExpertOps {
     out: Tensor,
     x: Tensor,
     logits: Tensor,
-    { count, routerBias, gateUp, down, gateUpBias, downBias }: ExpertWeights,
+    weights: ExpertWeights,
     spec: ExpertSpec,
     { norm, addTo }: ExpertFusion,
   ): void {
     const { dtype, batchInvariant } = this.options;
+    const { count, gateUp, down, gateUpBias, downBias } = weights;
     const [tokens, hidden, intermediate] = [x.dim(0), x.dim(1), down.shape[1]];
     const { perToken } = spec;
     const pairs = tokens * perToken;
@@ -191,10 +192,10 @@ export class ExpertOps {
     const input = norm === undefined ? x : scratch.normed.tensor(dtype, x.shape);
     if (ExpertsRoute.isOneLaunch(pairs)) {
       const normed = norm && { spec: norm, x, normed: input };
-      this.#route.route(stream, lists, undefined, logits, routerBias, spec, itemPairs, normed);
+      this.#route.route(stream, lists, undefined, logits, weights, spec, itemPairs, normed);
     } else {
       if (norm !== undefined) this.norm.rmsNorm(stream, input, x, norm.weight, norm.eps);
-      this.#route.route(stream, lists, ids, logits, routerBias, spec, itemPairs);
+      this.#route.route(stream, lists, ids, logits, weights, spec, itemPairs);
     }
     const activated = scratch.activated.tensor(dtype, [pairs, intermediate]);
     const terms = scratch.terms.tensor(dtype, [pairs, hidden]);

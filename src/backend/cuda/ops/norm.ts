@@ -24,7 +24,7 @@ const RMS_NORM = {
 const RMS_NORM_ADD = {
   ...SOURCE,
   entry: "rms_norm_add",
-  pointers: ["out", "x", "weight", "add_to"],
+  pointers: ["out", "x", "weight", "add_to", "factor"],
   scalars: ["width", "eps"],
 } as const;
 const LAYER_NORM = {
@@ -93,8 +93,16 @@ export class NormOps {
   }
 
   /** See `Backend.rmsNorm`. */
-  rmsNorm(stream: number, out: Tensor, x: Tensor, weight: Tensor, eps: number, addTo?: Tensor): void {
-    const { tokens, width } = checkRmsNorm(this.dtype, out, x, weight, addTo);
+  rmsNorm(
+    stream: number,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: number,
+    addTo?: Tensor,
+    scale?: Tensor,
+  ): void {
+    const { tokens, width } = checkRmsNorm(this.dtype, out, x, weight, addTo, scale);
     if (tokens === 0) return;
     const shape = rowShape(width, accessWidth(this.dtype, width, out, x, weight, addTo));
     const args = { out, x, weight, width, eps };
@@ -102,7 +110,7 @@ export class NormOps {
       variant(this.#rmsNorm, shape).launch(stream, tokens, 1, 1, shape.threads, 0, args);
       return;
     }
-    const sum = { ...args, add_to: addTo };
+    const sum = { ...args, add_to: addTo, factor: scale ?? null };
     variant(this.#rmsNormAdd, shape).launch(stream, tokens, 1, 1, shape.threads, 0, sum);
   }
 

@@ -36,6 +36,7 @@ function callAll(backend: CudaBackend, decodeRows: number, prompt: number, count
   backend.rmsNorm(x, bf16(tokens, WIDTH), norm.weight, norm.eps, x);
   backend.layerNorm(bf16(tokens, WIDTH), x, norm.weight, undefined, norm.eps);
   backend.activation(x, x, "silu");
+  backend.multiplyColumns(x, bf16(tokens, 2 * WIDTH), WIDTH);
   backend.normProjections(bf16(tokens, 512), { query: bf16(256), key: bf16(128), eps: norm.eps });
   // A layer; then products that are of none, the last of a width that is left to parts.
   const [qkv, attended, activated] = [bf16(tokens, 1024), bf16(tokens, 512), bf16(tokens, UNITS)];
