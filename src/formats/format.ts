@@ -106,6 +106,8 @@ export interface ToolFormat extends TurnFormat {
 /** The form in which a model thinks before it answers. */
 export interface ReasoningFormat {
   readonly open: string;
+  /** A line after `open` that is no thought. */
+  readonly header?: string;
   readonly close: string;
   /** The turn begins with reasoning, `open` or not, unless the prompt has closed it. Default false: `open` must come first. */
   readonly startsInside?: boolean;

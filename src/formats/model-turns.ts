@@ -121,7 +121,9 @@ export class ModelTurns {
     const { reasoning, begun } = this.formats;
     if (!reasoning) return undefined;
     const isHarmony = reasoning === "harmony";
-    const opening = isHarmony ? ["<|channel|>", "analysis", "<|message|>"] : [reasoning.open];
+    const opening = isHarmony
+      ? ["<|channel|>", "analysis", "<|message|>"]
+      : [reasoning.open, ...(reasoning.header === undefined ? [] : [reasoning.header, "\n"])];
     const open = opening.flatMap((text) => this.tokens.find(text) ?? []);
     const close = this.tokens.findAdded(isHarmony ? "<|end|>" : reasoning.close);
     if (close === undefined || open.length < opening.length) return undefined;

@@ -1,6 +1,7 @@
 import { ConfigError } from "../base/errors.ts";
 import { DEEPSEEK_V3, DEEPSEEK_V31 } from "./deepseek.ts";
 import type { ReasoningFormat, ToolFormat } from "./format.ts";
+import { GEMMA4, GEMMA4_STOPS, GEMMA4_THINK } from "./gemma4.ts";
 import { HARMONY, HARMONY_STOPS, HARMONY_WITHOUT_CALLS, harmonyBegun } from "./harmony.ts";
 import { HERMES } from "./hermes.ts";
 import { LLAMA3_JSON } from "./llama3-json.ts";
@@ -23,6 +24,7 @@ const TOOL_FORMATS: Readonly<Record<string, ToolFormat>> = {
   mistral: MISTRAL,
   deepseek_v3: DEEPSEEK_V3,
   deepseek_v31: DEEPSEEK_V31,
+  gemma4: GEMMA4,
   [HARMONY_NAME]: HARMONY,
   openai: HARMONY,
 };
@@ -32,6 +34,7 @@ const REASONING_FORMATS: Readonly<Record<string, ReasoningFormat>> = {
   deepseek_r1: DEEPSEEK_R1,
   deepseek_v3: THINK,
   mistral: MISTRAL_THINK,
+  gemma4: GEMMA4_THINK,
 };
 /** gpt-oss's messages are thought, said or calls by their channel. */
 const HARMONY_REASONING: readonly string[] = [HARMONY_NAME, "openai_gptoss"];
@@ -97,7 +100,7 @@ export function formatsOf(options: FormatOptions, template: string | undefined):
   return {
     withCalls: tools && whole(tools),
     withoutCalls: whole(PLAIN),
-    ...{ reasoning, stops: [] },
+    ...{ reasoning, stops: tools === GEMMA4 || reasoning === GEMMA4_THINK ? GEMMA4_STOPS : [] },
     begun: (prompt, continued) => (reasoning ? thinkingBegun(prompt, continued, reasoning) : ""),
   };
 }
@@ -106,6 +109,7 @@ export function formatsOf(options: FormatOptions, template: string | undefined):
 function detectTools(template: string): string {
   const has = (text: string) => template.includes(text);
   if (has("<|channel|>")) return HARMONY_NAME;
+  if (has("<|tool_call>call:")) return "gemma4";
   if (has("<function=")) return "qwen3_coder";
   if (has("<tool_call>") && !has("<arg_key>") && /['"\\]name\b/.test(template)) return "hermes";
   if (has("[TOOL_CALLS]")) return "mistral";
@@ -119,6 +123,7 @@ function detectTools(template: string): string {
 function detectReasoning(template: string): string {
   const has = (text: string) => template.includes(text);
   if (has("<|channel|>")) return HARMONY_NAME;
+  if (has("<|channel>") && has("<channel|>")) return "gemma4";
   if (has("[THINK]")) return "mistral";
   return has("</think>") ? "qwen3" : NONE;
 }

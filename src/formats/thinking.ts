@@ -17,19 +17,23 @@ export const PLAIN: ToolFormat = { start: "content", states: { content: { text: 
 /** The form of turns in which a model thinks before it speaks and calls. A call ends the thinking, as models forget to. */
 export function thinkingBefore(
   format: ToolFormat,
-  { open, close, startsInside }: ReasoningFormat,
+  { open, header, close, startsInside }: ReasoningFormat,
 ): ToolFormat {
   const start = format.states[format.start]!;
   // What has no marker of its own could be anything in the middle of a thought.
   const calls = start.text === "content" ? start.on : {};
+  const opened = header === undefined ? "reasoning" : "header";
   const states: Record<string, State> = {
     beginning: {
       text: "blank",
-      on: { ...calls, [open]: "reasoning", [close]: "reasoned" },
+      on: { ...calls, [open]: opened, [close]: "reasoned" },
       otherwise: format.start,
       tentative: true,
     },
-    reasoning: { text: "reasoning", on: { ...calls, [close]: "reasoned", [open]: "reasoning" } },
+    ...(header !== undefined && {
+      header: { text: "word", on: { ...calls, "\n": "reasoning", [close]: "reasoned" } },
+    }),
+    reasoning: { text: "reasoning", on: { ...calls, [close]: "reasoned", [open]: opened } },
     reasoned: { text: "blank", on: { ...calls, [close]: "reasoned" }, otherwise: format.start },
   };
   return {
@@ -46,11 +50,12 @@ export function thinkingBefore(
 export function thinkingBegun(
   prompt: string,
   continued: string | undefined,
-  { open, close }: ReasoningFormat,
+  { open, header, close }: ReasoningFormat,
 ): string {
   if (continued !== undefined) return continued;
   const end = prompt.trimEnd();
   if (end.endsWith(close)) return `${open}${close}`;
+  if (header !== undefined && end.endsWith(open + header)) return `${open}${header}\n`;
   return end.endsWith(open) ? open : "";
 }
 
@@ -60,7 +65,7 @@ export type ThinkingState = "inside" | "before" | "past";
 /** A turn in which a model thinks, if it does, before its body. */
 export function thinkingShape(
   body: TextShape,
-  { open, close }: ReasoningFormat,
+  { open, header, close }: ReasoningFormat,
   state: ThinkingState,
   mark: Mark,
   callMarkers: readonly string[],
@@ -68,5 +73,6 @@ export function thinkingShape(
   if (state === "past") return body;
   const thought = inSequence(freeText(mark, [open, close, ...callMarkers]), mark(close), BREAK);
   if (state === "inside") return inSequence(thought, body);
-  return inSequence(oneOfThese(inSequence(BREAK, mark(open), thought), written("")), body);
+  const line = written(header === undefined ? "" : `${header}\n`);
+  return inSequence(oneOfThese(inSequence(BREAK, mark(open), line, thought), written("")), body);
 }

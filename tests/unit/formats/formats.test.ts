@@ -241,6 +241,42 @@ cases("pythonic", [
   ["in the middle of text", "So [now()]", said("So [now()]")],
 ]);
 
+const gemma4 = (call: string) => `<|tool_call>call:${call}<tool_call|>`;
+cases("gemma4", [
+  ["no call", "<|tool> is not it", said("<|tool> is not it")],
+  ["a call", gemma4('get_weather{city:<|"|>Paris<|"|>,days:2}'), called(["get_weather", PARIS])],
+  [
+    "two calls",
+    gemma4("now{}") + gemma4('get_weather{city:<|"|>Paris<|"|>,days:2}'),
+    called(NOW, ["get_weather", PARIS]),
+  ],
+  ["text around", `One.\n${gemma4("now{}")}Two.`, { ...called(NOW), content: "One.\n\nTwo." }],
+  [
+    "values of all types",
+    gemma4('now{a:-1.5e3,b:[true,null,<|"|>}]<|"|>,[],{}],c:{d:<|"|>"é\n\\<|"|>,e:{}}}'),
+    called(["now", '{"a": -1.5e3, "b": [true, null, "}]", [], {}], "c": {"d": "\\"é\\n\\\\", "e": {}}}']),
+  ],
+  [
+    "spaces and quoted keys",
+    gemma4('now{ a : 1 , <|"|>b:c<|"|>: [ 2 , 3 ] }'),
+    called(["now", '{"a": 1, "b:c": [2, 3]}']),
+  ],
+  ["words that are no literals", gemma4("now{a:Paris,b:1.}"), called(["now", '{"a": "Paris", "b": "1."}'])],
+  [
+    "what begins like the end of a string",
+    gemma4('now{a:<|"|><|"<|<|"|>}'),
+    called(["now", '{"a": "<|\\"<|"}']),
+  ],
+  ["the end is missing", "<|tool_call>call:now{}", called(NOW)],
+  ["the end is missing before the next", "<|tool_call>call:now{}<|tool_call>call:now{}", called(NOW, NOW)],
+  [
+    "no call after the marker",
+    "a <|tool_call>now{}<tool_call|> b",
+    said("a <|tool_call>now{}<tool_call|> b"),
+  ],
+  ["no name", gemma4("{a:1}"), said(gemma4("{a:1}"))],
+]);
+
 cases("mistral", [
   ["no call", "[TOOL] is not it", said("[TOOL] is not it")],
   ["a list", `[TOOL_CALLS][{"name": "get_weather", "arguments": ${PARIS}}]`, called(["get_weather", PARIS])],

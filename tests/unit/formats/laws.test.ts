@@ -34,6 +34,14 @@ const python = (value: unknown): string => {
   if (typeof value === "boolean") return value ? "True" : "False";
   return JSON.stringify(value);
 };
+const gemma4 = (value: unknown): string => {
+  if (typeof value === "string") return `<|"|>${value}<|"|>`;
+  if (Array.isArray(value)) return `[${value.map(gemma4).join(",")}]`;
+  if (typeof value !== "object" || value === null) return JSON.stringify(value);
+  return `{${Object.entries(value)
+    .map(([key, entry]) => `${gemma4(key)}:${gemma4(entry)}`)
+    .join(",")}}`;
+};
 const FORMS: readonly Form[] = [
   {
     ...{ tools: "hermes", reasoning: "qwen3", think, say: verbatim },
@@ -85,6 +93,11 @@ const FORMS: readonly Form[] = [
     call: (name, args) =>
       `<｜tool▁call▁begin｜>${name}<｜tool▁sep｜>${JSON.stringify(args)}<｜tool▁call▁end｜>`,
     join: (calls) => `<｜tool▁calls▁begin｜>${calls.join("")}<｜tool▁calls▁end｜>`,
+  },
+  {
+    ...{ tools: "gemma4", reasoning: "gemma4", say: verbatim },
+    think: (text) => `<|channel>thought\n${text}\n<channel|>`,
+    call: (name, args) => `<|tool_call>call:${name}${gemma4(args)}<tool_call|>`,
   },
   {
     ...{ tools: "harmony", reasoning: "harmony", prompt: "<|start|>assistant" },

@@ -86,3 +86,24 @@ test("JSON at the beginning of an answer is a call after a thought, too", () => 
   expect(readTurn("pythonic", "qwen3", list)).toEqual(turn("Hm.", "", NOW));
   expect(readTurn("pythonic", "qwen3", "<think>[now()]</think>no")).toEqual(turn("[now()]", "no"));
 });
+
+describe("gemma4", () => {
+  const read = (text: string, options?: ReadOptions) => readTurn("gemma4", "gemma4", text, options);
+  const CALLED = "<|tool_call>call:now{}<tool_call|>";
+
+  test.each([
+    ["a thought and an answer", "<|channel>thought\nHm.\nYes.\n<channel|>Hello", turn("Hm.\nYes.", "Hello")],
+    ["an answer alone", "Hello", turn("", "Hello")],
+    ["an empty thought", "<|channel>thought\n<channel|>Hello", turn("", "Hello")],
+    ["a thought that does not end", "<|channel>thought\nHm.", turn("Hm.")],
+    ["a thought whose line does not end", "<|channel>thought<channel|>Hello", turn("", "Hello")],
+    ["a call after the thought", `<|channel>thought\nHm.\n<channel|>${CALLED}`, turn("Hm.", "", NOW)],
+    ["a call that ends the thought", `<|channel>thought\nHm.\n${CALLED}`, turn("Hm.", "", NOW)],
+  ])("%s", (_, text, expected) => expect(read(text)).toEqual(expected));
+
+  test("begun, or ended, by the prompt", () => {
+    const prompt = "<|turn>model\n<|channel>thought\n";
+    expect(read("Hm.\n<channel|>Hello", { prompt })).toEqual(turn("Hm.", "Hello"));
+    expect(read("Hello", { prompt: `${prompt}<channel|>` })).toEqual(turn("", "Hello"));
+  });
+});

@@ -47,6 +47,7 @@ describe("the forms that a chat template names", () => {
     deepseek_v3: `${deepseek} <think> </think> | <think>`,
     deepseekv3: `${deepseek} <think> </think> | <think>`,
     deepseek_r1_distill: `${deepseek} <think> </think> | <think>`,
+    gemma4_v5: "<|tool_call> <|channel> <channel|> | <|channel>",
     gptoss: "<|start|> <|channel|> <|end|> <|return|> <|call|> | harmony",
   };
   const files = readdirSync(TEMPLATES).filter((name) => name.endsWith(".jinja"));
