@@ -20,6 +20,8 @@ export interface ExpertsShape {
   readonly activation: ExpertActivation;
   /** The checkpoint's names. Default those of Qwen and most others. */
   readonly names?: Partial<ExpertNames>;
+  /** The checkpoint's name in the block of what multiplies weights of experts; see `ExpertWeights.expertScales`. Default: there is nothing. */
+  readonly scales?: string | undefined;
   /** The router and all projections have biases. Default false. */
   readonly bias?: boolean;
 }
@@ -70,6 +72,12 @@ export class Experts implements FeedForward {
             sources: [{ name: `${source}.${names.router}.bias`, shape: [count] }],
           })
         : undefined,
+      expertScales: shape.scales
+        ? parameters.get({
+            ...{ name: `${name}.scales`, shape: [count], dtype: "float32", dummy: "ones" },
+            sources: [{ name: `${source}.${shape.scales}`, shape: [count] }],
+          })
+        : undefined,
       gateUp: parameters.weight({
         ...{ name: `${name}.gateUp`, parts: gateUp, columns: hiddenSize, columnSpan: whole, experts: true },
       }),
@@ -83,17 +91,45 @@ export class Experts implements FeedForward {
   }
 
   addTo(context: ForwardContext, residual: Tensor, input: LinearInput): void {
-    const { backend, workspace } = context;
+    const { backend } = context;
     const { x, norm } = input;
-    const logits = workspace.tensor("routerLogits", "float32", [residual.dim(0), this.#weights.count]);
-    this.#router.forward(context, logits, input);
-    if (backend.allReduceAdd === undefined) {
+    const logits = this.#route(context, input);
+    if (backend.allReduceAdd === undefined)
       backend.experts(residual, x, logits, this.#weights, this.#spec, { norm, addTo: residual });
+    else this.#addSum(context, residual, input, logits);
+  }
+
+  /** out[T, H] = experts(x[T, H]), chosen by the router's view of the tokens. */
+  forward(context: ForwardContext, out: Tensor, input: LinearInput, routed: LinearInput): void {
+    const { backend } = context;
+    const { x, norm } = input;
+    const logits = this.#route(context, routed);
+    if (backend.allReduceAdd === undefined) {
+      backend.experts(out, x, logits, this.#weights, this.#spec, { norm });
       return;
     }
+    backend.fill(out, 0);
+    this.#addSum(context, out, input, logits);
+  }
+
+  /** The router's logits, [T, E]. */
+  #route(context: ForwardContext, input: LinearInput): Tensor {
+    const shape = [input.x.dim(0), this.#weights.count];
+    const logits = context.workspace.tensor("routerLogits", "float32", shape);
+    this.#router.forward(context, logits, input);
+    return logits;
+  }
+
+  /** residual[T, H] += the sum of all ranks' experts(x). */
+  #addSum(
+    { backend, workspace }: ForwardContext,
+    residual: Tensor,
+    { x, norm }: LinearInput,
+    logits: Tensor,
+  ): void {
     const branch = workspace.tensor("branch", residual.dtype, residual.shape);
     backend.experts(branch, x, logits, this.#weights, this.#spec, { norm });
-    backend.allReduceAdd(residual, branch);
+    backend.allReduceAdd!(residual, branch);
   }
 }
 

@@ -31,9 +31,14 @@ export class RmsNorm implements RmsNormSpec {
     return { x, norm: this };
   }
 
-  /** residual[T, H] += norm(x[T, H]). */
-  addTo({ backend }: ForwardContext, residual: Tensor, x: Tensor): void {
-    backend.rmsNorm(residual, x, this.weight, this.eps, residual);
+  /** out[T, H] = norm(x[T, H]). */
+  forward({ backend }: OpContext, out: Tensor, x: Tensor): void {
+    backend.rmsNorm(out, x, this.weight, this.eps);
+  }
+
+  /** residual[T, H] += norm(x[T, H]), the sum times `scale` [1] if there is one. */
+  addTo({ backend }: ForwardContext, residual: Tensor, x: Tensor, scale?: Tensor): void {
+    backend.rmsNorm(residual, x, this.weight, this.eps, residual, scale);
   }
 }
 

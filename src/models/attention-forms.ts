@@ -10,14 +10,15 @@ export function attentionFormsOf(config: ModelConfig, shard: Shard): LayerAttent
   const { queryScaling, attentionSoftCap, attentionSinks } = config;
   const forms = layerRopes.map((rope, layer): LayerAttention => {
     const heads = layerKvHeads[layer]!;
+    const readsOnly = config.kvSources[layer] !== layer;
     const isUsual = heads.numKvHeads === numKvHeads && heads.headDim === headDim;
     return {
       rotaryDim: rope === undefined ? 0 : rotaryDim(heads.headDim, rope),
       hasQueryScales: queryScaling !== undefined,
       hasSoftCap: attentionSoftCap !== undefined,
       hasSinks: attentionSinks,
-      normsValues: false,
-      readsOnly: config.kvSources[layer] !== layer,
+      normsValues: config.gemma4 !== undefined && !readsOnly,
+      readsOnly,
       ...(!isUsual && { kvHeads: rankHeads(heads, shard) }),
     };
   });

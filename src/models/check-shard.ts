@@ -33,7 +33,8 @@ function divides(config: ModelConfig, ranks: number): boolean {
 /** The intermediate sizes of the model's feed-forward blocks. */
 function widthsOf({ intermediateSize, experts }: ModelConfig): number[] {
   if (experts === undefined) return [intermediateSize];
-  const dense = experts.layers.every(Boolean) ? [] : [intermediateSize];
+  const hasDense = experts.areBesideDense || !experts.layers.every(Boolean);
+  const dense = hasDense ? [intermediateSize] : [];
   const { sharedIntermediateSize } = experts;
   const shared = sharedIntermediateSize === 0 ? [] : [sharedIntermediateSize];
   return [...new Set([...dense, experts.intermediateSize, ...shared])];

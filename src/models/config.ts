@@ -8,6 +8,7 @@ import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { QueryScaling, RopeConfig } from "../layers/rotary.ts";
 import { type ExpertsConfig, readExpertsConfig } from "./experts-config.ts";
 import { type Architecture, FAMILY_DEFAULTS, type FamilyDefaults, isSupported } from "./family-defaults.ts";
+import { type Gemma4Config, readGemma4 } from "./gemma4-config.ts";
 import { readGgufConfig } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
 import { type LinearAttentionConfig, readLinearAttention } from "./linear-attention-config.ts";
@@ -32,7 +33,7 @@ export interface ModelConfig {
   readonly numKvHeads: number;
   /** Even. */
   readonly headDim: number;
-  /** Each layer's: `numKvHeads` of `headDim`, but in families whose layers differ. Layers of the same share one object. */
+  /** Each layer's: `numKvHeads` of `headDim`, but in families whose layers differ. */
   readonly layerKvHeads: readonly KvHeads[];
   /** The layer whose keys and values each layer attends to: itself, or one before it of the same heads. */
   readonly kvSources: readonly number[];
@@ -68,6 +69,8 @@ export interface ModelConfig {
   readonly layerWindows: readonly number[];
   /** Undefined where all layers have attention. */
   readonly linearAttention: LinearAttentionConfig | undefined;
+  /** Of Gemma 4 alone. */
+  readonly gemma4: Gemma4Config | undefined;
   /** Undefined for a dense model. */
   readonly experts: ExpertsConfig | undefined;
   readonly eosTokenIds: readonly number[];
@@ -125,7 +128,11 @@ export function readModelConfig(model: string): ModelConfig {
   const positions = json.integer("max_position_embeddings", 1, 2 ** 30, defaults.maxPositionEmbeddings);
   const linearAttention = defaults.linearAttention ? readLinearAttention(json, numLayers) : undefined;
   const layerWindows = linearAttention?.layers.map(() => 0) ?? readLayerWindows(json, defaults, numLayers);
-  const layerRopes = readLayerRopes(json, headDim, positions, layerWindows, defaults);
+  const gemma4 = defaults.gemma4
+    ? readGemma4(json, { vocabSize, numHeads }, layerWindows, kvHeads)
+    : undefined;
+  const layerKvHeads = gemma4?.layerKvHeads ?? layerWindows.map(() => kvHeads);
+  const layerRopes = readLayerRopes(json, layerKvHeads, positions, layerWindows, defaults);
   const stretched = layerRopes.map((rope) => (rope === undefined ? 0 : stretchedPositions(rope)));
 
   const intermediateSize = json.integer("intermediate_size", 1, 1e7, defaults.intermediateSize);
@@ -133,14 +140,14 @@ export function readModelConfig(model: string): ModelConfig {
   return Object.freeze({
     isTextPart: text !== undefined,
     ...{ architecture, vocabSize, hiddenSize, intermediateSize, numLayers, numHeads, numKvHeads, headDim },
-    layerKvHeads: Object.freeze(layerWindows.map(() => kvHeads)),
-    kvSources: Object.freeze([...layerWindows.keys()]),
+    layerKvHeads: Object.freeze(layerKvHeads),
+    kvSources: gemma4?.kvSources ?? Object.freeze([...layerWindows.keys()]),
     layerRopes: Object.freeze(layerRopes),
     queryScaling: readQueryScaling(json, positions),
     attentionScale: readAttentionScale(json),
     attentionSoftCap: readSoftCap(json, "attn_logit_softcapping"),
     attentionSinks: defaults.attentionSinks ?? false,
-    experts: defaults.experts && readExpertsConfig(json, defaults.experts, numLayers, intermediateSize),
+    experts: readExperts(json, defaults.experts, numLayers, intermediateSize),
     activation: readActivation(json),
     maxPositionEmbeddings: Math.max(positions, ...stretched),
     rmsNormEps: json.number("rms_norm_eps", 0, 1, 1e-6),
@@ -153,6 +160,7 @@ export function readModelConfig(model: string): ModelConfig {
     attentionBias: json.boolean("attention_bias", undefined),
     mlpBias: json.boolean("mlp_bias", false),
     ...{ layerWindows: Object.freeze(layerWindows), linearAttention },
+    gemma4: gemma4 && Object.freeze(gemma4),
     eosTokenIds: Object.freeze(readEosTokenIds(json, defaults, vocabSize)),
     dtype: readDtype(json),
     quantisation: quantisation && Object.freeze(quantisation),
@@ -178,6 +186,17 @@ function readArchitecture(json: JsonFields): Architecture {
     json.file,
     `architecture ${architecture} is not supported; supported are ${known}`,
   );
+}
+
+/** Of a family whose models may have experts, `enable_moe_block` says whether one does. */
+function readExperts(
+  json: JsonFields,
+  defaults: FamilyDefaults["experts"],
+  numLayers: number,
+  intermediateSize: number,
+): ExpertsConfig | undefined {
+  if (defaults === undefined || !json.boolean("enable_moe_block", true)) return undefined;
+  return readExpertsConfig(json, defaults, numLayers, intermediateSize);
 }
 
 function readActivation(json: JsonFields): Activation {
@@ -224,13 +243,14 @@ function readLayerWindows(json: JsonFields, defaults: FamilyDefaults, numLayers:
   const fallback = json.isNull("sliding_window") ? 0 : defaults.slidingWindow;
   const window = enabled ? json.integer("sliding_window", 0, 2 ** 30, fallback) : 0;
   const types = json.strings("layer_types");
+  const last = defaults.lastLayerIsFull ? numLayers - 1 : numLayers;
   if (types === undefined) {
     const hasWindow = windowedLayers(json, defaults, numLayers, window);
-    return Array.from({ length: numLayers }, (_, layer) => (hasWindow(layer) ? window : 0));
+    return Array.from({ length: numLayers }, (_, layer) => (layer < last && hasWindow(layer) ? window : 0));
   }
   if (types.length !== numLayers) throw json.invalid("layer_types", `a list of ${numLayers} types`);
-  return types.map((type) => {
-    if (type === "full_attention") return 0;
+  return types.map((type, layer) => {
+    if (type === "full_attention" || layer >= last) return 0;
     if (type !== "sliding_attention")
       throw new UnsupportedModelError(json.file, `layer type ${JSON.stringify(type)} is not supported`);
     if (window === 0) throw json.invalid("sliding_window", "above 0 when layer_types has sliding_attention");

@@ -59,8 +59,16 @@ export interface DecoderOptions {
   readonly createNorm?: (parameters: Parameters, name: string, source: string) => RmsNorm | LayerNorm;
   /** Multiplies embeddings, with activations of this dtype. Default 1. */
   readonly embeddingScale?: (dtype: FloatDType) => number;
+  /** Makes what layers read besides the residual stream. Default: nothing. */
+  readonly createInputs?: (parameters: Parameters) => LayerInputs;
   /** Tensors that are no parameters. */
   readonly ignored?: readonly RegExp[];
+}
+
+/** What layers read of a batch's tokens besides the residual stream. */
+export interface LayerInputs {
+  /** Computes it, from the embeddings that the stream begins with [T, H]; layers find it in the workspace. */
+  compute(context: ForwardContext, embedded: Tensor): void;
 }
 
 /** Names of a checkpoint's modules, those of layers without their number. */
@@ -142,6 +150,7 @@ class Decoder implements CausalLM {
   readonly #layers: readonly AnyLayer[];
   /** Of each layer with attention, the number of the cache that it attends to. */
   readonly #caches: readonly number[];
+  readonly #inputs: LayerInputs | undefined;
   readonly #norm: RmsNorm | LayerNorm;
   readonly #head: LmHead;
 
@@ -156,6 +165,7 @@ class Decoder implements CausalLM {
     const { logitsScaling, logitSoftCap } = config;
     const { names = NAMES, createNorm = rmsNorm } = options;
     this.#embedding = new Embedding(parameters, "embedding", names.embedding, vocabSize, hiddenSize);
+    this.#inputs = options.createInputs?.(parameters);
     this.#layers = Array.from({ length: numLayers }, (_, index) => {
       const [name, source] = [`layers.${index}`, `${names.layers}.${index}`];
       return createLayer({ parameters, index, name, source, tables: tables[index]! });
@@ -196,6 +206,7 @@ class Decoder implements CausalLM {
     const residual = workspace.tensor("residual", backend.activationDtype, shape);
     const scale = this.options.embeddingScale?.(residual.dtype as FloatDType);
     this.#embedding.forward(context, residual, batch.tokenIds, scale);
+    this.#inputs?.compute(context, residual);
     let recurrent = 0;
     for (const [index, layer] of this.#layers.entries()) {
       if ("stateShape" in layer) layer.forward(context, residual, stateCaches[recurrent++]!);

@@ -13,6 +13,8 @@ export interface ExpertsConfig {
   readonly softmaxOver: ExpertSpec["softmaxOver"];
   /** Present where the gated activation is gpt-oss's. */
   readonly limitedSwiglu?: LimitedSwiglu | undefined;
+  /** Layers with experts have a dense block of the model's intermediate size beside them. */
+  readonly areBesideDense: boolean;
   /** Whether each layer has them; the others are dense, of the model's intermediate size. */
   readonly layers: readonly boolean[];
 }
@@ -27,6 +29,8 @@ export interface ExpertsDefaults {
   /** Undefined: as `norm_topk_prob` says. */
   readonly softmaxOver: ExpertSpec["softmaxOver"] | undefined;
   readonly limitedSwiglu?: { readonly alpha: number; readonly limit: number };
+  /** Default false. */
+  readonly areBesideDense?: boolean;
 }
 
 /** Fields of a config.json that no dense model may have. */
@@ -63,6 +67,7 @@ export function readExpertsConfig(
       alpha: json.number("swiglu_alpha", 1e-6, 1e6, defaults.limitedSwiglu.alpha),
       limit: json.number("swiglu_limit", 1e-6, 1e6, defaults.limitedSwiglu.limit),
     },
+    areBesideDense: defaults.areBesideDense ?? false,
     layers: Object.freeze(
       Array.from({ length: numLayers }, (_, layer) => !dense.has(layer) && (layer + 1) % step === 0),
     ),

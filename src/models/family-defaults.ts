@@ -33,6 +33,10 @@ export interface FamilyDefaults extends RopeDefaults {
   readonly honoured?: readonly string[];
   /** Attention heads have sinks. Default false. */
   readonly attentionSinks?: boolean;
+  /** The last layer has no window, whatever a config says. Default false. */
+  readonly lastLayerIsFull?: boolean;
+  /** Configs have `Gemma4Config`. Default false. */
+  readonly gemma4?: boolean;
   /** Layers with linear attention and with attention take turns. Default false. */
   readonly linearAttention?: boolean;
   /** Present in families with experts. */
@@ -218,6 +222,29 @@ export const FAMILY_DEFAULTS = {
     ...{ vocabSize: 262_208, maxPositionEmbeddings: 131_072, fullLayerInterval: 6 },
     ...{ ropeTheta: 1_000_000, slidingRope: { theta: 10_000 } },
     fields: { ...GEMMA2.fields, final_logit_softcapping: null, attn_logit_softcapping: null },
+  },
+  Gemma4ForCausalLM: {
+    ...GEMMA2,
+    ...{ vocabSize: 262_144, numLayers: 30, maxPositionEmbeddings: 131_072, slidingWindow: 512 },
+    ...{ fullLayerInterval: 6, lastLayerIsFull: true, slidingRope: {}, gemma4: true },
+    fields: {
+      ...{ hidden_activation: "gelu_pytorch_tanh", tie_word_embeddings: true },
+      ...{ attention_multiplier: 1, enable_moe_block: false },
+      rope_parameters: {
+        full_attention: { rope_type: "proportional", partial_rotary_factor: 0.25, rope_theta: 1_000_000 },
+        sliding_attention: { rope_type: "default", rope_theta: 10_000 },
+      },
+    },
+    aliases: { num_experts_per_tok: "top_k_experts" },
+    honoured: [
+      ...["attention_multiplier", "final_logit_softcapping", ...EXPERT_FIELDS],
+      ...["num_kv_shared_layers", "hidden_size_per_layer_input", "attention_k_eq_v"],
+    ],
+    // As of the one model that has any: transformers has no defaults.
+    experts: {
+      ...{ count: 128, perToken: 8, intermediateSize: 704, sharedIntermediateSize: 0 },
+      ...{ softmaxOver: "chosen", areBesideDense: true },
+    },
   },
 } as const satisfies Readonly<Record<string, FamilyDefaults>>;
 

@@ -19,7 +19,10 @@ const REFUSED_FIELDS: Readonly<Record<string, readonly unknown[]>> = {
   alibi: [],
   use_qk_norm: [],
   qk_layernorm: [],
-  use_bidirectional_attention: [],
+  // Of images alone: Octavo computes text.
+  use_bidirectional_attention: ["vision"],
+  attention_k_eq_v: [],
+  num_kv_shared_layers: [],
   add_cross_attention: [],
   kv_lora_rank: [],
   q_lora_rank: [],
@@ -36,6 +39,7 @@ const REFUSED_FIELDS: Readonly<Record<string, readonly unknown[]>> = {
   logit_scale: [1],
   scale_emb: [1],
   scale_depth: [],
+  hidden_size_per_layer_input: [],
   parallel_residual: [],
   use_parallel_residual: [],
   // Experts.

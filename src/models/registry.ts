@@ -4,6 +4,7 @@ import { checkShard } from "./check-shard.ts";
 import type { ModelConfig } from "./config.ts";
 import type { Architecture } from "./family-defaults.ts";
 import { gemma, gemma2, gemma3 } from "./gemma.ts";
+import { gemma4 } from "./gemma4.ts";
 import { gptNeoX } from "./gpt-neox.ts";
 import { gptOss } from "./gpt-oss.ts";
 import { granite } from "./granite.ts";
@@ -34,6 +35,7 @@ const FAMILIES: Readonly<Record<Architecture, ModelFamily>> = {
   GemmaForCausalLM: gemma,
   Gemma2ForCausalLM: gemma2,
   Gemma3ForCausalLM: gemma3,
+  Gemma4ForCausalLM: gemma4,
   Qwen3MoeForCausalLM: qwen3Moe,
   Qwen2MoeForCausalLM: qwen2Moe,
   Qwen3NextForCausalLM: qwen3Next,

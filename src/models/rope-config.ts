@@ -1,3 +1,4 @@
+import type { KvHeads } from "../backend/attention-spec.ts";
 import { ModelDataError, UnsupportedModelError } from "../base/errors.ts";
 import { type QueryScaling, type RopeConfig, type RopeScaling, rotaryDim } from "../layers/rotary.ts";
 import type { JsonFields } from "./json-fields.ts";
@@ -19,13 +20,14 @@ export interface RopeDefaults {
  * Each layer's rotary embedding; layers of one kind share an object. It is read from either spelling: `rope_theta` with
  * `rope_scaling` (whose kind is `type` or `rope_type`), or `rope_parameters`, which holds both and may have an entry for
  * each layer type. As in transformers, `rope_scaling` wins where there are both.
+ * @param heads each layer's
  * @param positions `max_position_embeddings`
  * @param windows each layer's, 0 = none
  * @throws UnsupportedModelError for scaling that Octavo does not implement; ModelDataError.
  */
 export function readLayerRopes(
   config: JsonFields,
-  headDim: number,
+  heads: readonly KvHeads[],
   positions: number,
   windows: readonly number[],
   defaults: RopeDefaults,
@@ -33,16 +35,18 @@ export function readLayerRopes(
   const scaling = config.object("rope_scaling");
   const parameters = config.object("rope_parameters");
   const shared = scaling?.isEmpty === false ? scaling : parameters;
-  const read = (fields: JsonFields | undefined, theta: number) =>
-    readRope(config, fields, theta, headDim, positions);
+  const read = (fields: JsonFields | undefined, theta: number, isSliding: boolean) => {
+    const layer = windows.findIndex((window) => window > 0 === isSliding);
+    return readRope(config, fields, theta, heads[Math.max(0, layer)]!.headDim, positions);
+  };
   const { ropeTheta = 10_000, slidingRope, noRopeInterval } = defaults;
   const theta = config.number("rope_theta", 1, 1e12, ropeTheta);
   const byType = (type: string) => parameters?.object(type);
 
-  const full = read(byType("full_attention") ?? (hasTypes(shared) ? undefined : shared), theta);
+  const full = read(byType("full_attention") ?? (hasTypes(shared) ? undefined : shared), theta, false);
   const slidingTheta = config.number("rope_local_base_freq", 1, 1e12, slidingRope?.theta ?? theta);
   const isApart = hasTypes(parameters) || slidingRope !== undefined || config.has("rope_local_base_freq");
-  const sliding = isApart ? read(byType("sliding_attention"), slidingTheta) : full;
+  const sliding = isApart ? read(byType("sliding_attention"), slidingTheta, true) : full;
   const hasRope = readLayersWithRope(config, windows.length, noRopeInterval);
   return windows.map((window, layer) => (!hasRope(layer) ? undefined : window > 0 ? sliding : full));
 }

@@ -93,4 +93,17 @@ export const SUPPORTED_MODELS: Readonly<Record<Architecture, SupportedModel>> = 
       "sliding window in five of six layers",
     ],
   },
+  Gemma4ForCausalLM: {
+    models: "Gemma 4: E2B, E4B, 26B-A4B, 31B",
+    features: [
+      ...[
+        "Gemma 3's norms, without the 1",
+        "norms of values",
+        "heads by layer",
+        "ropes by layer: proportional",
+      ],
+      ...["sliding window in most layers", "layers that share keys and values", "values that are keys"],
+      ...["inputs of each layer's own", "experts beside a dense block"],
+    ],
+  },
 };

@@ -9,7 +9,17 @@ import type { JsonFields } from "./json-fields.ts";
  */
 export const WRAPPERS: ReadonlySet<string> = new Set(
   [
-    ...["Gemma3", "Mistral3", "Llava", "LlavaNext", "LlavaOnevision", "InternVL", "Idefics3", "SmolVLM"],
+    ...[
+      "Gemma3",
+      "Gemma4",
+      "Mistral3",
+      "Llava",
+      "LlavaNext",
+      "LlavaOnevision",
+      "InternVL",
+      "Idefics3",
+      "SmolVLM",
+    ],
     ...["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Qwen3_5Moe", "Voxtral", "Qwen2Audio"],
   ].map((name) => `${name}ForConditionalGeneration`),
 );
@@ -28,7 +38,12 @@ const TEXT_MODELS: Readonly<Record<string, Architecture>> = {
   ...{ qwen2_5_vl: "Qwen2ForCausalLM", qwen2_5_vl_text: "Qwen2ForCausalLM" },
   ...{ qwen3: "Qwen3ForCausalLM", qwen3_vl_text: "Qwen3ForCausalLM" },
   ...{ qwen3_5_text: "Qwen3_5ForCausalLM", qwen3_5_moe_text: "Qwen3_5MoeForCausalLM" },
-  ...{ gemma2: "Gemma2ForCausalLM", gemma3_text: "Gemma3ForCausalLM", smollm3: "SmolLM3ForCausalLM" },
+  ...{
+    gemma2: "Gemma2ForCausalLM",
+    gemma3_text: "Gemma3ForCausalLM",
+    gemma4_text: "Gemma4ForCausalLM",
+    smollm3: "SmolLM3ForCausalLM",
+  },
 };
 
 /** Fields that the whole model's config may have in place of the text's. */
@@ -37,7 +52,7 @@ const SHARED = ["dtype", "torch_dtype", "quantization_config", "eos_token_id", "
 const MROPE_FIELDS = ["mrope_section", "mrope_interleaved"];
 
 /** Modules of a wrapper's checkpoint that are not its language model: all others than these. */
-export const TOWERS = /^(?!model\.(?:embed_tokens|layers|norm)\.|lm_head\.)/;
+export const TOWERS = /^(?!model\.(?:embed_tokens(?:_per_layer)?|per_layer_\w+|layers|norm)\.|lm_head\.)/;
 
 /** Modules of layers that guess further tokens, beside a language model. */
 export const MTP = /^mtp\./;

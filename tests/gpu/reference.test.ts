@@ -3,6 +3,7 @@ import {
   EXPERT_FIXTURES,
   FAMILY_FIXTURES,
   FIXTURES,
+  GEMMA4_FIXTURES,
   GGUF_FIXTURES,
   HYBRID_FIXTURES,
   QUANTISED_FIXTURES,
@@ -101,6 +102,16 @@ describeGpu("hybrids on the GPU", () => {
     referenceSuite(fixture, fewVariants("float16"), FLOAT16);
     referenceSuite(fixture, float8Variants(), FLOAT8);
   }
+});
+
+describeGpu("Gemma 4 on the GPU", () => {
+  for (const fixture of GEMMA4_FIXTURES) {
+    referenceSuite(fixture, variants("bfloat16"), EXPERTS_BFLOAT16);
+    referenceSuite(fixture, fewVariants("float16"), FLOAT16);
+  }
+  // Layers that share keys and values, which are of two sizes.
+  const [withInputs] = GEMMA4_FIXTURES;
+  referenceSuite(withInputs!, float8Variants(), FLOAT8);
 });
 
 describeGpu("quantised models on the GPU", () => {

@@ -7,6 +7,8 @@ export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "t
 export const EXPERT_NAMES = ["qwen3-moe", "qwen2-moe", "mixtral", "gpt-oss"] as const;
 /** Models in which linear attention and attention take turns, made by `make-hybrid-fixtures.py`. */
 export const HYBRID_NAMES = ["qwen3-5", "qwen3-5-moe", "qwen3-5-moe-w4", "qwen3-next"] as const;
+/** Gemma 4's three shapes, made by `make-gemma4-fixtures.py`. */
+export const GEMMA4_NAMES = ["gemma4-e", "gemma4", "gemma4-moe"] as const;
 /** Formats of quantised weights; `make-quantised.py` says what each holds. */
 const QUANTISED_FORMATS = [
   ...(["fp8-block", "fp8-tensor", "fp8-modelopt", "ct-fp8-channel", "ct-int8"] as const),
@@ -25,6 +27,7 @@ export type FixtureName =
   | (typeof FIXTURE_NAMES)[number]
   | (typeof EXPERT_NAMES)[number]
   | (typeof HYBRID_NAMES)[number]
+  | (typeof GEMMA4_NAMES)[number]
   | `quantised-${QuantisedFormat}`
   | (typeof GGUF_NAMES)[number];
 
@@ -65,6 +68,7 @@ export const QUANTISED_FIXTURES: readonly (Fixture & { readonly format: Quantise
   QUANTISED_FORMATS.map((format) => Object.assign(lazyFixture(`quantised-${format}`), { format }));
 export const FAMILY_FIXTURES: readonly Fixture[] = FAMILY_NAMES.map(lazyFixture);
 export const HYBRID_FIXTURES: readonly Fixture[] = HYBRID_NAMES.map(lazyFixture);
+export const GEMMA4_FIXTURES: readonly Fixture[] = GEMMA4_NAMES.map(lazyFixture);
 export const GGUF_FIXTURES: readonly Fixture[] = GGUF_NAMES.map(lazyFixture);
 
 /** The fixture of that name. */
@@ -73,6 +77,7 @@ export function fixture(name: FixtureName): Fixture {
     ...FIXTURES,
     ...EXPERT_FIXTURES,
     ...HYBRID_FIXTURES,
+    ...GEMMA4_FIXTURES,
     ...QUANTISED_FIXTURES,
     ...GGUF_FIXTURES,
     ...FAMILY_FIXTURES,

@@ -40,6 +40,20 @@ const WRAPPED: readonly Wrapped[] = [
     ],
   },
   {
+    name: "Gemma 4 with images and sound",
+    model: "gemma4-e",
+    config: ({ dtype, ...text_config }) => ({
+      ...{ architectures: ["Gemma4ForConditionalGeneration"], model_type: "gemma4", ...TOWER, dtype },
+      ...{ tie_word_embeddings: true, text_config, audio_config: { hidden_size: 8 } },
+    }),
+    rename: (name) => name.replace(/^model\./, "model.language_model."),
+    towers: [
+      "model.vision_tower.patch_embedder.input_proj.weight",
+      "model.audio_tower.output_proj.weight",
+      "model.embed_vision.embedding_projection.weight",
+    ],
+  },
+  {
     name: "Qwen3-VL",
     model: "qwen3",
     config: ({ rope_parameters, ...text }) => ({

@@ -52,6 +52,10 @@ function shrunk(config: Fields): Fields {
     ...rest,
     ...{ vocab_size: 64, intermediate_size: 32, num_hidden_layers: 2 },
     ...(rest["moe_intermediate_size"] !== undefined && { moe_intermediate_size: 16 }),
+    ...(rest["vocab_size_per_layer_input"] !== undefined && {
+      ...{ vocab_size_per_layer_input: 64, global_head_dim: 32, num_global_key_value_heads: 1 },
+      num_kv_shared_layers: 0,
+    }),
     ...(rest["shared_expert_intermediate_size"] !== undefined && { shared_expert_intermediate_size: 16 }),
     ...(isDerived ? { hidden_size: 16 * group } : { hidden_size: 32, head_dim: 16 }),
     ...(heads && { num_attention_heads: group, num_key_value_heads: 1 }),
@@ -139,6 +143,19 @@ const NAMES: Readonly<
       |self_attn.q_proj|self_attn.k_proj|self_attn.v_proj|self_attn.o_proj|self_attn.q_norm|self_attn.k_norm
       |mlp.gate_proj|mlp.up_proj|mlp.down_proj).weight`,
     rest: "model.embed_tokens.weight model.norm.weight",
+  },
+  "google/gemma-4-E4B-it": {
+    layer: `model.layers.0.(input_layernorm|post_attention_layernorm|pre_feedforward_layernorm|post_feedforward_layernorm
+      |post_per_layer_input_norm|per_layer_input_gate|per_layer_projection
+      |self_attn.q_proj|self_attn.k_proj|self_attn.v_proj|self_attn.o_proj|self_attn.q_norm|self_attn.k_norm
+      |mlp.gate_proj|mlp.up_proj|mlp.down_proj).weight model.layers.0.layer_scalar`,
+    rest: `model.embed_tokens.weight model.norm.weight model.embed_tokens_per_layer.weight
+      model.per_layer_model_projection.weight model.per_layer_projection_norm.weight`.replaceAll(
+      /\n\s*/g,
+      " ",
+    ),
+    unused:
+      "model.layers.41.self_attn.(k_proj|v_proj|k_norm).weight model.vision_tower.patch_embedder.weight",
   },
   "google/gemma-2-2b-it": {
     layer: `model.layers.0.(input_layernorm|post_attention_layernorm|pre_feedforward_layernorm|post_feedforward_layernorm

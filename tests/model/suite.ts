@@ -96,7 +96,8 @@ export async function checkQuantisedOnLoad(
   await using llm = await LLM.create(modelDir, {
     ...{ device: "cpu", skipTokenizerInit: true, tensorParallelSize, quantization: "fp8" },
   });
-  expect(llm.weights.format).toBe("fp8 by channels, bfloat16");
+  // A head that is the embedding is no matrix of its own.
+  expect(llm.weights.format).toMatch(/^fp8 by channels(, bfloat16)?$/);
   const actual = await llm.logits(prompt);
   expect(logits).toHaveLength(7);
   for (const [row, expected] of logits.entries())

@@ -46,15 +46,15 @@ const MIXTRAL = {
 test("experts of published models", () => {
   expect(readConfig(QWEN3_30B).experts).toEqual({
     ...{ count: 128, perToken: 8, intermediateSize: 768, sharedIntermediateSize: 0 },
-    ...{ softmaxOver: "chosen", layers: [true, true] },
+    ...{ softmaxOver: "chosen", layers: [true, true], areBesideDense: false },
   });
   expect(readConfig(QWEN15_A27B).experts).toEqual({
     ...{ count: 60, perToken: 4, intermediateSize: 1408, sharedIntermediateSize: 5632 },
-    ...{ softmaxOver: "all", layers: [true, true] },
+    ...{ softmaxOver: "all", layers: [true, true], areBesideDense: false },
   });
   expect(readConfig(MIXTRAL).experts).toEqual({
     ...{ count: 8, perToken: 2, intermediateSize: 14336, sharedIntermediateSize: 0 },
-    ...{ softmaxOver: "chosen", layers: [true, true] },
+    ...{ softmaxOver: "chosen", layers: [true, true], areBesideDense: false },
   });
 });
 
