@@ -58,8 +58,8 @@ test("layers share keys and values of the last layer of their type that has any"
   });
   expect(config.kvSources).toEqual([0, 1, 2, 3, 4, 3, 4, 3]);
   expect(config.gemma4!.doubleWide).toEqual([...Array(5).fill(false), true, true, true]);
-  const { kvHeads, parameters } = defineModel(config);
-  expect(kvHeads).toEqual([256, 64, 256, 64, 256].map((headDim) => heads(4, headDim)));
+  const { cachedLayers, parameters } = defineModel(config);
+  expect(cachedLayers).toMatchObject([256, 64, 256, 64, 256].map((headDim) => heads(4, headDim)));
   const shape = (name: string) => parameters.find((spec) => spec.name === name)!.shape;
   expect(shape("layers.4.attention.qkv.weight")).toEqual([(8 + 8) * 256, 32]);
   expect(shape("layers.6.attention.qkv.weight")).toEqual([8 * 256, 32]);
