@@ -26,6 +26,8 @@ interface LayerShape {
   readonly headDim: number;
   readonly rotaryDim: number;
   readonly headNorm: boolean;
+  /** See `HeadNormSpec.normsValues`. */
+  readonly normsValues?: boolean;
   readonly bias: boolean;
   readonly window: number;
   /** The cache is in eight bits. */
@@ -48,9 +50,9 @@ const SHAPES: Readonly<Record<string, LayerShape>> = {
     ...{ hidden: 1024, units: 512, numHeads: 8, numKvHeads: 1, headDim: 64, rotaryDim: 32 },
     ...{ headNorm: false, bias: true, window: 100 },
   },
-  "normed heads, cached in eight bits": {
+  "normed heads and values, cached in eight bits": {
     ...{ hidden: 512, units: 1024, numHeads: 4, numKvHeads: 2, headDim: 128, rotaryDim: 128 },
-    ...{ headNorm: true, bias: false, window: 0, float8: true },
+    ...{ headNorm: true, normsValues: true, bias: false, window: 0, float8: true },
   },
   "narrow heads with a window, cached in eight bits": {
     ...{ hidden: 1024, units: 512, numHeads: 16, numKvHeads: 4, headDim: 96, rotaryDim: 32 },
@@ -105,7 +107,7 @@ class Model {
     shape: LayerShape,
     contexts: readonly number[],
   ) {
-    const { hidden, units, numHeads, numKvHeads, headDim, rotaryDim } = shape;
+    const { hidden, units, numHeads, numKvHeads, headDim, rotaryDim, normsValues } = shape;
     const { dtype } = fixture;
     const [rows, projected] = [contexts.length, (numHeads + 2 * numKvHeads) * headDim];
     const residual = fixture.state(fixture.random.normals(rows * hidden), [rows, hidden]);
@@ -131,7 +133,9 @@ class Model {
     this.#spec = {
       ...{ numHeads, numKvHeads, headDim, scale: headDim ** -0.5, window: shape.window },
       cosSin: rotaryDim > 0 ? fixture.input(cosSin, [1024, rotaryDim], "float32").tensor : undefined,
-      headNorm: shape.headNorm ? { query: norm(headDim), key: norm(headDim), eps: EPS } : undefined,
+      headNorm: shape.headNorm
+        ? { query: norm(headDim), key: norm(headDim), eps: EPS, normsValues }
+        : undefined,
     };
     const weight = (n: number, k: number) => denseWeight(fixture.normals([n, k], 1 / Math.sqrt(k)).tensor);
     const paged = (scale = 1) => {

@@ -1,4 +1,5 @@
-import type { ModelShape } from "../../backend.ts";
+import { projectedHeads } from "../../attention-spec.ts";
+import type { LayerAttention, ModelShape } from "../../backend.ts";
 import type { Weight } from "../../weight.ts";
 import { ACTIVATION_CODES } from "./activation.ts";
 import { isQuantised, type QuantisedWeight } from "./quantised-form.ts";
@@ -14,23 +15,56 @@ export interface ModelProduct {
   readonly floatOut: boolean;
 }
 
-/** The four products of a layer, and that of the LM head, of a model of these sizes. */
+/**
+ * The products of a model of these sizes: those of attention in each form, of the feed-forward block and the LM head; and, where
+ * its matrices are known, those by others, which begin with no norm unless they are a wider feed-forward block's.
+ */
 export function productsOf(shape: ModelShape): readonly ModelProduct[] {
-  const { vocabSize, hiddenSize, intermediateSize, numHeads, numKvHeads, headDim } = shape;
-  const { activation = "silu" } = shape;
-  const alone = { gated: false, activation: -1, floatOut: false };
-  const plain = { ...alone, outFeatures: hiddenSize, norm: false };
-  const normed = { ...alone, inFeatures: hiddenSize, norm: true };
-  return [
-    { ...normed, outFeatures: (numHeads + 2 * numKvHeads) * headDim },
-    { ...plain, inFeatures: numHeads * headDim },
-    {
-      ...normed,
-      ...{ outFeatures: 2 * intermediateSize, gated: true, activation: ACTIVATION_CODES[activation] },
-    },
-    { ...plain, inFeatures: intermediateSize },
-    { ...normed, outFeatures: vocabSize, floatOut: true },
+  const { vocabSize, hiddenSize, intermediateSize, attentionForms } = shape;
+  const known = [
+    ...attentionForms.flatMap((form) => attentionProducts(shape, form)),
+    ...feedForwardProducts(shape, intermediateSize),
+    { ...PLAIN, inFeatures: hiddenSize, outFeatures: vocabSize, norm: true, floatOut: true },
   ];
+  const products = [...known, ...otherProducts(shape, known)];
+  return [...new Map(products.map((product) => [JSON.stringify(product), product])).values()];
+}
+
+const PLAIN = { norm: false, gated: false, activation: -1, floatOut: false } as const;
+
+function attentionProducts(shape: ModelShape, { kvHeads, readsOnly }: LayerAttention): ModelProduct[] {
+  const { numHeads, hiddenSize } = shape;
+  const { numKvHeads, headDim } = kvHeads ?? shape;
+  const outFeatures = projectedHeads({ numHeads, numKvHeads, readsOnly }) * headDim;
+  return [
+    { ...PLAIN, inFeatures: hiddenSize, outFeatures, norm: true },
+    { ...PLAIN, inFeatures: numHeads * headDim, outFeatures: hiddenSize },
+  ];
+}
+
+function feedForwardProducts(
+  { hiddenSize, activation = "silu" }: ModelShape,
+  intermediateSize: number,
+): ModelProduct[] {
+  const gate = { gated: true, activation: ACTIVATION_CODES[activation] };
+  return [
+    { ...PLAIN, ...gate, inFeatures: hiddenSize, outFeatures: 2 * intermediateSize, norm: true },
+    { ...PLAIN, inFeatures: intermediateSize, outFeatures: hiddenSize },
+  ];
+}
+
+/** Of matrices in floats that the sizes do not foresee. Those of experts and of layers with a state have kernels of their own. */
+function otherProducts(shape: ModelShape, known: readonly ModelProduct[]): ModelProduct[] {
+  const { matrices = [], hiddenSize, experts, deltaNet } = shape;
+  if (experts !== undefined || deltaNet !== undefined) return [];
+  const others = matrices.filter(
+    (weight) => weight.format === "dense" && !known.some((product) => multiplies(weight, product)),
+  );
+  const isThere = (n: number, k: number) => others.some(({ shape: [rows, columns] }) => rows === n && columns === k);
+  return others.flatMap(({ shape: [outFeatures, inFeatures] }) => {
+    const isGated = inFeatures === hiddenSize && outFeatures % 2 === 0 && isThere(hiddenSize, outFeatures / 2);
+    return isGated ? feedForwardProducts(shape, outFeatures / 2) : [{ ...PLAIN, outFeatures, inFeatures }];
+  });
 }
 
 /** Whether some matrix of a product is in floats, as far as the model says. */

@@ -477,25 +477,32 @@ describe("attend", () => {
     });
   });
 
-  test("in a layer of few rows is part of one launch", () => {
+  test("in a layer of few rows is part of one launch, unless it has no keys and values of its own", () => {
     const [rows, tokens] = [batch({ decodeRows: 3, prefill: [] }), 3];
-    const [residual, { out, qkv, cache }] = [bf16(tokens, 512), operands(rows, 2, 64)];
+    const [residual, { out, cache }] = [bf16(tokens, 512), operands(rows, 2, 64)];
     const activated = bf16(tokens, 1024);
     const weight = (n: number, k: number) => denseWeight(bf16(n, k));
     const norm = { weight: bf16(512), eps: 1e-6 };
-    const layer = launch(() => {
-      backend.linear(qkv, residual, weight(1024, 512), { norm });
-      backend.attend(out, qkv, cache, rows, spec(2, 64));
-      backend.linear(residual, out, weight(512, 512), { addTo: residual });
-      backend.linear(activated, residual, weight(2048, 512), {
-        norm,
-        activation: { kind: "silu", gated: true },
+    const layer = (projected: number, form: Partial<AttentionSpec>) =>
+      launches(() => {
+        const qkv = bf16(tokens, projected);
+        backend.linear(qkv, residual, weight(projected, 512), { norm });
+        backend.attend(out, qkv, cache, rows, { ...spec(2, 64), ...form });
+        backend.linear(residual, out, weight(512, 512), { addTo: residual });
+        backend.linear(activated, residual, weight(2048, 512), {
+          norm,
+          activation: { kind: "silu", gated: true },
+        });
+        backend.linear(residual, activated, weight(512, 1024), { addTo: residual });
+        backend.synchronize();
       });
-      backend.linear(residual, activated, weight(512, 1024), { addTo: residual });
-      backend.synchronize();
-    });
     // pending-layers.test.ts has the rest.
-    expect(layer).toMatchObject({ entry: "decode_layers", grid: [MULTIPROCESSORS, 1, 1] });
+    const [whole, ...rest] = layer(1024, {});
+    expect(whole).toMatchObject({ entry: "decode_layers", grid: [MULTIPROCESSORS, 1, 1] });
+    expect(rest).toEqual([]);
+    const reader = layer(512, { readsOnly: true }).map(({ entry }) => entry);
+    expect(reader).toContain("attention_decode");
+    expect(reader).not.toContain("decode_layers");
   });
 
   test("refuses heads that its kernels cannot take", () => {

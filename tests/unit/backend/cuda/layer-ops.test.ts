@@ -90,6 +90,7 @@ describe("a call repeats that of another layer", () => {
     ["out", (call) => ({ ...call, out: copy(call.out) })],
     ["rotary table", (call) => withSpec(call, { cosSin: copy(call.spec.cosSin!) })],
     ["epsilon", (call) => withSpec(call, { headNorm: { ...call.spec.headNorm!, eps: 1e-3 } })],
+    ["norm of values", (call) => withSpec(call, { headNorm: { ...call.spec.headNorm!, normsValues: true } })],
     ["norm, where one has none", (call) => withSpec(call, { headNorm: undefined })],
     ["number of heads", (call) => withSpec(call, { numHeads: 4 })],
     ["number of KV heads", (call) => withSpec(call, { numKvHeads: 2 })],
