@@ -60,9 +60,11 @@ function otherProducts(shape: ModelShape, known: readonly ModelProduct[]): Model
   const others = matrices.filter(
     (weight) => weight.format === "dense" && !known.some((product) => multiplies(weight, product)),
   );
-  const isThere = (n: number, k: number) => others.some(({ shape: [rows, columns] }) => rows === n && columns === k);
+  const isThere = (n: number, k: number) =>
+    others.some(({ shape: [rows, columns] }) => rows === n && columns === k);
   return others.flatMap(({ shape: [outFeatures, inFeatures] }) => {
-    const isGated = inFeatures === hiddenSize && outFeatures % 2 === 0 && isThere(hiddenSize, outFeatures / 2);
+    const isGated =
+      inFeatures === hiddenSize && outFeatures % 2 === 0 && isThere(hiddenSize, outFeatures / 2);
     return isGated ? feedForwardProducts(shape, outFeatures / 2) : [{ ...PLAIN, outFeatures, inFeatures }];
   });
 }
