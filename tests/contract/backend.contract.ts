@@ -23,6 +23,7 @@ import { quantisedLinearCases } from "./cases/quantised-linear.ts";
 import { rotaryTableCases } from "./cases/rotary-table.ts";
 import { sampleCases } from "./cases/sample.ts";
 import { Fixture } from "./fixture.ts";
+import { noKnownNormals } from "./random.ts";
 
 /** A method of `Backend` that a case is about. */
 export type Op = Exclude<keyof Backend, "name" | "activationDtype">;
@@ -45,11 +46,12 @@ export function runContract(name: string, createBackend: () => Backend, grids: b
       backend = createBackend();
     });
     afterAll(() => backend?.dispose());
+    const knownNormals = noKnownNormals();
 
     const addCase: Case = (op, title, body, size) => {
       if (size === "grid" && !grids) return;
       test(`${op}: ${title}`, () => {
-        const fixture = new Fixture(backend);
+        const fixture = new Fixture(backend, knownNormals);
         try {
           body(fixture);
           fixture.checkUntouched();

@@ -22,15 +22,21 @@ export interface Uploaded {
  * op wrote to an input or outside of a tensor.
  */
 export class Fixture {
-  random = new Random(42);
+  random: Random;
   readonly #tensors: Tensor[] = [];
   readonly #inputs = new Map<Tensor, Uint8Array>();
 
-  constructor(readonly backend: Backend) {}
+  /** @param knownNormals shared by the cases of a suite: see `noKnownNormals` */
+  constructor(
+    readonly backend: Backend,
+    private readonly knownNormals?: Float64Array,
+  ) {
+    this.random = new Random(42, knownNormals);
+  }
 
   /** Draws the same numbers again. */
   restart(): void {
-    this.random = new Random(42);
+    this.random = new Random(42, this.knownNormals);
   }
 
   get dtype(): FloatDType {

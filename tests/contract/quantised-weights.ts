@@ -147,7 +147,9 @@ export function superblockWeight(fixture: Fixture, [n, k]: Shape, form: Superblo
 }
 
 function randomBytes({ random }: Fixture, count: number): Uint8Array {
-  return Uint8Array.from({ length: count }, () => random.int(256));
+  const bytes = new Uint8Array(count);
+  for (let i = 0; i < count; i++) bytes[i] = random.int(256);
+  return bytes;
 }
 
 /** Between 1 and 16 times `least`: a scale of another group is a gross mistake. */
@@ -156,5 +158,7 @@ function randomScales({ random }: Fixture, count: number, least: number): Float3
 }
 
 function matrix(n: number, k: number, element: (row: number, column: number) => number): Float64Array {
-  return Float64Array.from({ length: n * k }, (_, i) => element(Math.floor(i / k), i % k));
+  const values = new Float64Array(n * k);
+  for (let i = 0; i < values.length; i++) values[i] = element(Math.floor(i / k), i % k);
+  return values;
 }

@@ -22,7 +22,7 @@ function tabulate(
 }
 
 export function linear(x: Values, weight: Values, bias: Values | undefined, n: number, k: number): Expected {
-  const [inputs, matrix] = [Float64Array.from(x), Float64Array.from(weight)];
+  const [inputs, matrix] = [new Float64Array(x), new Float64Array(weight)];
   return tabulate(x.length / k, n, (row, column) => {
     let value = bias?.[column] ?? 0;
     let magnitude = Math.abs(value);
@@ -197,7 +197,7 @@ export function attention(
 ): Expected {
   const { numHeads, numKvHeads, headDim, scale, window, softCap, sinks, readsOnly } = spec;
   const width = (readsOnly ? numHeads : numHeads + 2 * numKvHeads) * headDim;
-  const queries = Float64Array.from(qkv);
+  const queries = new Float64Array(qkv);
   const values = new Float64Array(tokens * numHeads * headDim);
   const magnitudes = new Float64Array(values.length);
   for (const row of rows) {

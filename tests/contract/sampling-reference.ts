@@ -8,7 +8,7 @@ export function processLogits(
   slot: SlotParams,
   history: readonly number[],
 ): Float64Array {
-  const out = Float64Array.from(logits);
+  const out = new Float64Array(logits);
   if (slot.allowed) {
     for (let token = 0; token < out.length; token++) {
       if (!slot.allowed.includes(token)) out[token] = -Infinity;

@@ -1,5 +1,5 @@
 import { setDefaultTimeout } from "bun:test";
-import { FIXTURES, GGUF_FIXTURES } from "./fixtures.ts";
+import { FIXTURES, type Fixture, GGUF_FIXTURES } from "./fixtures.ts";
 import { FLOAT32, referenceSuite, type Variant } from "./suite.ts";
 
 setDefaultTimeout(300_000);
@@ -15,12 +15,18 @@ const VARIANTS: readonly Variant[] = [
   { name: "overlapped steps", options: { ...options, overlapScheduling: true }, maxPrompt: 257 },
 ];
 
-/** The embedded model takes as long as all others together; what the variants change does not depend on sizes. */
-const OF_EMBEDDED: readonly Variant[] = VARIANTS.flatMap((variant) => {
-  if (variant.name === "whole prompts") return [variant];
-  return variant.name === "the reference backend" ? [{ ...variant, maxPrompt: 64 }] : [];
-});
+/**
+ * The embedded model takes as long as all others together; what the variants change does not depend on sizes. On the reference backend,
+ * which takes half of the time, long prompts are the first model's: in none of the others do they meet other code.
+ */
+function variantsOf({ name }: Fixture): readonly Variant[] {
+  const isEmbedded = name === "tiny-stories";
+  const wanted = isEmbedded ? ["whole prompts", "the reference backend"] : VARIANTS.map((each) => each.name);
+  return VARIANTS.filter((variant) => wanted.includes(variant.name)).map((variant) => {
+    if (variant.name !== "the reference backend" || name === FIXTURES[0]!.name) return variant;
+    return { ...variant, maxPrompt: isEmbedded ? 33 : 100 };
+  });
+}
 
-for (const fixture of FIXTURES)
-  referenceSuite(fixture, fixture.name === "tiny-stories" ? OF_EMBEDDED : VARIANTS, FLOAT32);
+for (const fixture of FIXTURES) referenceSuite(fixture, variantsOf(fixture), FLOAT32);
 for (const fixture of GGUF_FIXTURES) referenceSuite(fixture, VARIANTS.slice(0, 2), FLOAT32);

@@ -216,7 +216,7 @@ function check(fixture: Fixture, sizes: Sizes, form: Form): void {
     addTo: added?.tensor,
   };
   fixture.backend.experts(out, x.tensor, logits.tensor, weights, spec, fusion);
-  const input = norm ? reference.rmsNorm(x.values, norm.values, EPS).values : Float64Array.from(x.values);
+  const input = norm ? reference.rmsNorm(x.values, norm.values, EPS).values : new Float64Array(x.values);
   const expected = mixture(input, logits, sizes, spec, parts);
   // Rounded may be the normalised input, both products, what is activated, and each term.
   const precision = { dtype: fixture.dtype, reduction: 2 * (hidden + intermediate), intermediates: 7 };
