@@ -7,7 +7,7 @@ import { Random } from "../simulation/random.ts";
 import type { FixtureName } from "./fixtures.ts";
 
 /** Models in which layers with and without windows take turns. */
-export const MIXED_NAMES: readonly FixtureName[] = ["gemma3", "gpt-oss", "olmo3"];
+export const MIXED_NAMES: readonly FixtureName[] = ["gemma3", "gpt-oss", "olmo3", "gemma4", "gemma4-e"];
 /** With 16 tokens of window and a tile, layers with one give back what lies 143 tokens back. */
 export const MIXED_MODEL_LEN = 256;
 const BLOCK_SIZE = 16;
