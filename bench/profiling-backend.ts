@@ -38,6 +38,7 @@ type Support =
       | "name"
       | "activationDtype"
       | "matrixDtypes"
+      | "headCodes"
       | "allocate"
       | "allocateShared"
       | "empty"

@@ -26,6 +26,11 @@ export interface Backend extends ExpertOps, DeltaNetOps {
   readonly activationDtype: FloatDType;
   /** Other dtypes that dense weights and embedding tables may have: a checkpoint's in one of these are kept as they are. */
   readonly matrixDtypes?: readonly FloatDType[];
+  /**
+   * An LM head that is the embedding table is multiplied by in the codes that the checkpoint has it in, if it has any, beside the table:
+   * fewer bytes a token, but more memory. Default: by the table.
+   */
+  readonly headCodes?: boolean;
 
   // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,7 @@ import type { DType } from "../base/dtype.ts";
 import { invariant } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { Shard } from "../base/shard.ts";
-import type { MatrixSpec, WeightScheme } from "./weight-scheme.ts";
+import type { MatrixName, MatrixSpec, WeightScheme } from "./weight-scheme.ts";
 
 /**
  * The source of layers' parameters while they are built. A model is built twice, once to list its parameters and once
@@ -18,6 +18,8 @@ export interface Parameters {
   get(spec: ParameterSpec): Tensor;
   /** The matrix to multiply by that `spec` describes, in whatever form the checkpoint has it. */
   weight(spec: MatrixSpec): Weight;
+  /** See `WeightScheme`. */
+  hasHeadCodes(table: MatrixName): boolean;
 }
 
 /** Lists what layers ask for. The tensors that it gives have a shape but no memory. */
@@ -39,6 +41,10 @@ export class ParameterList implements Parameters {
     const weight = this.scheme.weight(matrix, (spec) => this.get(spec));
     this.weights.push(weight);
     return weight;
+  }
+
+  hasHeadCodes(table: MatrixName): boolean {
+    return this.scheme.hasHeadCodes?.(table) ?? false;
   }
 
   /** A tensor without memory. */
@@ -65,6 +71,10 @@ export class LoadedParameters implements Parameters {
   weight(matrix: MatrixSpec): Weight {
     const weight = this.scheme.weight(matrix, (spec) => this.get(spec));
     return matrix.experts ? weight : (this.backend.prepareWeight?.(weight) ?? weight);
+  }
+
+  hasHeadCodes(table: MatrixName): boolean {
+    return this.scheme.hasHeadCodes?.(table) ?? false;
   }
 }
 

@@ -29,6 +29,13 @@ export interface MatrixPart {
   readonly rowSpan: Span;
 }
 
+/** A matrix [N, K] of the checkpoint, by its name without `.weight`. */
+export interface MatrixName {
+  readonly source: string;
+  readonly rows: number;
+  readonly columns: number;
+}
+
 /**
  * A way to store the matrices that layers multiply by: the parameters that a matrix consists of, and how they make a
  * `Weight`.
@@ -36,6 +43,8 @@ export interface MatrixPart {
 export interface WeightScheme {
   /** Tensors of the checkpoint that belong to weights and are no parameters. Known when all weights were asked for. */
   readonly ignored?: readonly RegExp[];
+  /** True if products by an embedding table [N, K] are to be by the codes that the checkpoint has it in, beside the table. */
+  hasHeadCodes?(table: MatrixName): boolean;
   /** @param get the parameter that a spec describes; called while specs are gathered, and again when they are loaded. */
   weight(matrix: MatrixSpec, get: (spec: ParameterSpec) => Tensor): Weight;
 }

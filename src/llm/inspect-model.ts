@@ -81,22 +81,25 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
   const dtype = config.dtype === "float16" ? "float16" : "bfloat16";
   using checkpoint = Checkpoint.open(folder);
   const { gptqZeros } = config.quantisation ?? {};
-  const definition = defineModel(config, {
-    scheme: new StoredScheme(directoryOf(checkpoint), {
-      gptqZeros,
-      online: onlineFormOf(quantization, config.quantisation),
-      quantiseHead: quantizeLmHead,
-    }),
-  });
+  const define = (headCodes: boolean) =>
+    defineModel(config, {
+      scheme: new StoredScheme(directoryOf(checkpoint), {
+        gptqZeros,
+        online: onlineFormOf(quantization, config.quantisation),
+        quantiseHead: quantizeLmHead,
+        headCodes,
+      }),
+    });
+  const [definition, definitionOnCpu] = [define(false), define(true)];
   checkCheckpoint(checkpoint, definition.parameters, [...definition.ignored, ...CALIBRATION_TENSORS]);
   const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
-  const onCpu = keepDtypes(definition.parameters, CPU_DTYPES, storedDtype);
+  const onCpu = keepDtypes(definitionOnCpu.parameters, CPU_DTYPES, storedDtype);
   const kvDtype = kvCacheDtype === "auto" ? dtype : "float8_e4m3";
   return {
     architecture: config.architecture,
     models: SUPPORTED_MODELS[config.architecture].models,
     weights: { ...summaryOf(definition, dtype), skipped: skippedTensors(checkpoint, config) },
-    cpuBytes: summaryOf(definition, "float32", onCpu).bytes,
+    cpuBytes: summaryOf(definitionOnCpu, "float32", onCpu).bytes,
     maxTokens: config.maxPositionEmbeddings,
     kvBytesPerToken: bytesPerToken(definition.cachedLayers, kvDtype),
     kvBytesKept: bytesPerToken(

@@ -150,6 +150,7 @@ async function loadFolder(
     gptqZeros: quantisation?.gptqZeros,
     online: onlineFormOf(config.quantization, quantisation),
     quantiseHead: config.quantizeLmHead,
+    headCodes: backend.headCodes,
   });
   const definition = defineModel(modelConfig, { shard, scheme });
   onDefined(definition);

@@ -178,13 +178,15 @@ class Decoder implements CausalLM {
       return new RmsNorm(of, name, source, hiddenSize, rmsNormEps);
     }
     this.#norm = createNorm(parameters, "norm", names.norm);
-    const weight = tieWordEmbeddings
-      ? denseWeight(this.#embedding.table)
-      : new Linear(parameters, LM_HEAD, {
-          inputSize: hiddenSize,
-          projections: [{ source: names.head, units: vocabSize }],
-          ...{ split: "columns", bias: false },
-        }).weight;
+    const table = { source: names.embedding, rows: vocabSize, columns: hiddenSize };
+    const weight =
+      tieWordEmbeddings && !parameters.hasHeadCodes(table)
+        ? denseWeight(this.#embedding.table)
+        : new Linear(parameters, LM_HEAD, {
+            inputSize: hiddenSize,
+            projections: [{ source: tieWordEmbeddings ? names.embedding : names.head, units: vocabSize }],
+            ...{ split: "columns", bias: false },
+          }).weight;
     const norm =
       logitsScaling === 1
         ? this.#norm

@@ -2,6 +2,12 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { LLM, ModelDataError } from "../../src/index.ts";
+import { StoredScheme } from "../../src/layers/schemes/stored-scheme.ts";
+import { inspectModel } from "../../src/llm/inspect-model.ts";
+import { Checkpoint } from "../../src/loader/checkpoint.ts";
+import { directoryOf } from "../../src/loader/tensor-directory.ts";
+import { readModelConfig } from "../../src/models/config.ts";
+import { defineModel } from "../../src/models/registry.ts";
 import { writeGgufModel, writeSplitGgufModel } from "../gguf-model.ts";
 import { gguf } from "../gguf-writer.ts";
 import { fixture } from "../model/fixtures.ts";
@@ -55,6 +61,19 @@ describe("a GGUF file", () => {
     const params = { temperature: 0, maxTokens: 16, ignoreEos: true };
     const tokens = async (llm: LLM) => only(await llm.generate(prompt, params)).tokenIds;
     expect(await tokens(ranks)).toEqual(await tokens(alone));
+  });
+
+  test("whose embedding is the LM head, too, has that in codes besides on CPUs", async () => {
+    const model = fixture("gguf-qwen3").modelDir;
+    const config = readModelConfig(model);
+    using checkpoint = Checkpoint.open(model);
+    const matrices = (headCodes: boolean) =>
+      defineModel(config, { scheme: new StoredScheme(directoryOf(checkpoint), { headCodes }) }).matrices;
+    const [withHead, without] = [matrices(true), matrices(false)];
+    expect(withHead.length).toBe(without.length + 1);
+    expect(withHead.at(-1)).toMatchObject({ format: "superblocks", shape: [384, 256] });
+    await using llm = await LLM.create(model, { ...SMALL, device: "cpu" });
+    expect(llm.weights.bytes).toBe((await inspectModel(model)).cpuBytes);
   });
 
   test("is not quantised once more", async () => {

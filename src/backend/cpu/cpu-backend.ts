@@ -71,6 +71,7 @@ export class CpuBackend implements Backend {
   readonly name: Backend["name"] = "cpu-reference";
   readonly activationDtype = "float32";
   readonly matrixDtypes: readonly FloatDType[] = [];
+  readonly headCodes = true;
   readonly #buffers = new Set<HostBuffer>();
   #disposed = false;
 

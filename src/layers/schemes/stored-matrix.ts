@@ -3,6 +3,7 @@ import type { ParameterSource } from "../../base/parameter-spec.ts";
 import type { SuperblocksReading } from "../../base/reading.ts";
 import type { Span } from "../../base/shard.ts";
 import type { StoredShape, TensorDirectory } from "../../base/tensor-directory.ts";
+import type { MatrixName } from "../weight-scheme.ts";
 
 /** One of a checkpoint's matrices [N, K], as it is stored. */
 export type StoredMatrix = StoredFloats | StoredFloat8 | StoredIntegers | StoredMxfp4 | StoredSuperblocks;
@@ -58,14 +59,6 @@ export interface StoredSuperblocks {
 export interface StoredName {
   readonly name: string;
   readonly shape: readonly number[];
-}
-
-/** A matrix of a model as a checkpoint names it, and its shape. */
-export interface MatrixName {
-  /** Without `.weight`. */
-  readonly source: string;
-  readonly rows: number;
-  readonly columns: number;
 }
 
 /** Looks tensors of one matrix up, and says what is wrong with them. */

@@ -6,6 +6,7 @@ import type { TensorDirectory } from "../../base/tensor-directory.ts";
 import {
   denseScheme,
   LM_HEAD,
+  type MatrixName,
   type MatrixPart,
   type MatrixSpec,
   type WeightScheme,
@@ -41,6 +42,8 @@ export interface StoredSchemeOptions {
   readonly online?: OnlineFloat8 | undefined;
   /** The LM head, in floats, is quantised while it is loaded, with a factor for each output. */
   readonly quantiseHead?: boolean;
+  /** See `Backend.headCodes`. */
+  readonly headCodes?: boolean | undefined;
 }
 
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
@@ -76,6 +79,11 @@ export class StoredScheme implements WeightScheme {
     return this.#unused;
   }
 
+  hasHeadCodes({ columns, ...table }: MatrixName): boolean {
+    if (!this.options.headCodes) return false;
+    return mayBeFloats({ stored: this.#find(table, columns) });
+  }
+
   weight(matrix: MatrixSpec, get: GetParameter): Weight {
     const { parts, columnSpan } = matrix;
     const rows = parts.reduce((sum, { rowSpan }) => sum + lengthOf(rowSpan), 0);
@@ -103,7 +111,7 @@ export class StoredScheme implements WeightScheme {
     return denseScheme.weight(matrix, get);
   }
 
-  #find({ source, rows }: MatrixPart, columns: number): StoredMatrix {
+  #find({ source, rows }: Pick<MatrixPart, "source" | "rows">, columns: number): StoredMatrix {
     let stored = this.#stored.get(source);
     if (stored === undefined) {
       stored = this.#look(new MatrixTensors(this.directory, { source, rows, columns }));
