@@ -10,15 +10,17 @@ type Place =
   | "name"
   /** A key, or the end of what it would be in. */
   | "key"
-  /** Before a value, or the end of a list; in a string; in a number or word; after a value. */
+  /** Before a value, or the end of a list; in a string, as Gemma writes it and as JSON does; in a number or word; after a value. */
   | "value"
   | "string"
+  | "json"
   | "literal"
   | "after";
 
 /**
  * A call as Gemma 4 writes it, `call:f{a:<|"|>x<|"|>,b:[1,{c:null}]}`: JSON with keys as they are and a token in place of quotes, in which
- * strings have no escapes. It is passed on as JSON while it comes; a word that is nothing else is a string.
+ * strings have no escapes. It is passed on as JSON while it comes; a word that is nothing else is a string. Names and strings of JSON are
+ * taken, too.
  */
 export class Gemma4Call implements Reader {
   status: "reading" | "done" | "failed" = "reading";
@@ -48,36 +50,39 @@ export class Gemma4Call implements Reader {
     else if (this.#place === "key") this.#key(character);
     else if (this.#place === "value") this.#value(character);
     else if (this.#place === "string") this.#string(character);
+    else if (this.#place === "json") this.#json(character);
     else if (this.#place === "literal") this.#literal(character);
     else this.#after(character);
   }
 
   #name(character: string): void {
-    if (character !== "{") {
-      this.#word = (this.#word + character).trimStart();
-      const length = Math.min(this.#word.length, BEGINNING.length);
-      if (!this.#word.startsWith(BEGINNING.slice(0, length))) this.status = "failed";
+    if (character === "{") {
+      const isCall = this.#word.startsWith(BEGINNING) && this.sink.open(this.#word.slice(BEGINNING.length));
+      if (isCall) this.#begin("}");
+      else this.status = "failed";
       return;
     }
-    const isCall = this.#word.startsWith(BEGINNING) && this.sink.open(this.#word.slice(BEGINNING.length));
-    if (isCall) this.#begin("}");
-    else this.status = "failed";
+    if (this.#word === "" && character.trim() === "") return;
+    this.#word += character;
+    const isBeginning = this.#word.length <= BEGINNING.length;
+    if (isBeginning && !BEGINNING.startsWith(this.#word)) this.status = "failed";
   }
 
-  /** Keys may be quoted, too. */
   #key(character: string): void {
-    const isQuoted = this.#word.startsWith(QUOTE);
-    const isWhole = !isQuoted || (this.#word.length > QUOTE.length && this.#word.endsWith(QUOTE));
-    if (isWhole && character === "}" && this.#word.trim() === "") {
+    if (this.#word === "" && character.trim() === "") return;
+    if (this.#word === "" && character === "}") {
       this.#end(character);
       return;
     }
+    const quote = [QUOTE, '"'].find((each) => this.#word.startsWith(each));
+    const isWhole = quote === undefined || isQuoted(this.#word, quote);
     if (!isWhole || character !== ":") {
-      this.#word = (this.#word + character).trimStart();
+      if (quote === undefined || !isWhole || character.trim() !== "") this.#word += character;
       return;
     }
-    const key = isQuoted ? this.#word.slice(QUOTE.length, -QUOTE.length) : this.#word.trim();
-    this.sink.arguments(`${this.#isEmpty ? "" : ", "}${JSON.stringify(key)}: `);
+    const key = quote === undefined ? this.#word.trim() : this.#word.slice(quote.length, -quote.length);
+    const json = quote === '"' ? this.#word : JSON.stringify(key);
+    this.sink.arguments(`${this.#isEmpty ? "" : ", "}${json}: `);
     this.#isEmpty = true;
     this.#become("value");
   }
@@ -104,7 +109,10 @@ export class Gemma4Call implements Reader {
     }
     this.#separate();
     if (character === "{" || character === "[") this.#begin(character === "{" ? "}" : "]");
-    else {
+    else if (character === '"') {
+      this.#become("json");
+      this.sink.arguments(character);
+    } else {
       this.#become("literal");
       this.#literal(character);
     }
@@ -126,6 +134,13 @@ export class Gemma4Call implements Reader {
     while (!QUOTE.startsWith(this.#word.slice(said))) said++;
     if (said > 0) this.sink.arguments(JSON.stringify(this.#word.slice(0, said)).slice(1, -1));
     this.#word = this.#word.slice(said);
+  }
+
+  /** The word is a backslash, or nothing. */
+  #json(character: string): void {
+    this.sink.arguments(character);
+    if (character === '"' && this.#word === "") this.#become("after");
+    else this.#word = character === "\\" && this.#word === "" ? character : "";
   }
 
   #literal(character: string): void {
@@ -169,4 +184,12 @@ export class Gemma4Call implements Reader {
     this.#isEmpty = false;
     if (this.#open.length === 0) this.status = "done";
   }
+}
+
+/** Whether a text that begins with a quote ends with another; one of JSON may be escaped. */
+function isQuoted(text: string, quote: string): boolean {
+  if (text.length < 2 * quote.length || !text.endsWith(quote)) return false;
+  let escapes = 0;
+  while (quote === '"' && text[text.length - 2 - escapes] === "\\") escapes++;
+  return escapes % 2 === 0;
 }

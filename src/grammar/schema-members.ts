@@ -5,6 +5,7 @@ import {
   type GrammarBuilder,
   inOrder,
   isPossible,
+  marker,
   NOTHING,
   type Rule,
   refer,
@@ -26,6 +27,11 @@ export interface MemberForm {
   readonly between: string;
   /** Strings stand as they are and have none of these texts in them. Default: all values are JSON. */
   readonly rawWithout?: readonly string[];
+  /**
+   * What is on both sides of strings, which stand as they are: a token, by its id, or a text that they do not have in them. Default:
+   * all values are JSON.
+   */
+  readonly quote?: number | string;
   /** Values have Python's names of `true`, `false` and `null`. Default false. */
   readonly python?: boolean;
 }
@@ -125,21 +131,22 @@ export class SchemaMembers {
   /** A value, and what closes it: a text is one rule after the other up to there. */
   #valueOf(schemas: readonly SchemaNode[]): Expression {
     const { builder, forms, value } = this.parts;
-    const { rawWithout, close } = this.form;
-    if (!rawWithout) return inOrder(value(schemas), text(close));
+    const { quote, close, rawWithout = typeof quote === "string" ? [quote] : undefined } = this.form;
+    if (!rawWithout && quote === undefined) return inOrder(value(schemas), text(close));
+    const quoted = quote === undefined ? NOTHING : typeof quote === "string" ? text(quote) : marker(quote);
     const { budget } = builder;
     const all = forms.of(schemas);
     const isMixed = all.some(({ types }) => types.size > 1 || !types.has("string"));
-    const excluded = rawWithout.map((each) =>
+    const excluded = (rawWithout ?? []).map((each) =>
       automatonOf(sequence(ANY_TEXT, literal(each), ANY_TEXT), budget),
     );
-    if (isMixed) excluded.push(textsMatched(NO_STRING, budget));
+    if (isMixed && quote === undefined) excluded.push(textsMatched(NO_STRING, budget));
     const others = all.flatMap((form) => this.#otherValues(form));
     const strings = all.flatMap((form) => {
       const texts = this.#strings(form);
       if (!texts) return [];
       const raw = excluded.reduce((left, each) => without(left, each, budget), texts);
-      return [builder.automaton(raw, "text", { end: text(close) })];
+      return [inOrder(quoted, builder.automaton(raw, "text", { end: inOrder(quoted, text(close)) }))];
     });
     return anyOf(...others.map((other) => inOrder(other, text(close))), ...strings);
   }

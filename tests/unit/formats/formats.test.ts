@@ -267,6 +267,11 @@ cases("gemma4", [
     gemma4('now{a:<|"|><|"<|<|"|>}'),
     called(["now", '{"a": "<|\\"<|"}']),
   ],
+  [
+    "names and strings of JSON",
+    gemma4('now{a:{"b,\\":":["}\\\\",{"c":"<|"}]}}'),
+    called(["now", '{"a": {"b,\\":": ["}\\\\", {"c": "<|"}]}}']),
+  ],
   ["the end is missing", "<|tool_call>call:now{}", called(NOW)],
   ["the end is missing before the next", "<|tool_call>call:now{}<|tool_call>call:now{}", called(NOW, NOW)],
   [

@@ -55,7 +55,7 @@ const tools: readonly WrittenTool[] = TOOLS.map(({ name, parameters }, i) => ({
 const DEMANDS: TurnLimits = { tools, mustCall: false, oneCallOnly: false, sampling: {} };
 
 /** Markers that are tokens in the vocabularies of models. */
-const TOKENS = /^(?:<\|.*\|>|<｜.*｜>|\[[A-Z_/]+\]|<\/?(?:tool_call|think)>)$/;
+const TOKENS = /^(?:<\|.*\|>|<\|\w+>|<\w+\|>|<｜.*｜>|\[[A-Z_/]+\]|<\/?(?:tool_call|think)>)$/;
 
 /** A byte each, then markers, and a token that ends the turn. */
 class Vocabulary {
@@ -149,6 +149,7 @@ const FORMATS: readonly (readonly [tools: string, reasoning: string, prompt: str
   ["mistral", "mistral", ""],
   ["deepseek_v3", "deepseek_r1", ""],
   ["deepseek_v31", "none", ""],
+  ["gemma4", "gemma4", "<|turn>model\n"],
   ["harmony", "harmony", "<|start|>assistant"],
 ];
 
