@@ -51,12 +51,12 @@ function grouped(
 }
 
 /** Q4_K's form. */
-function superblocks(n: number, k: number): SuperblockWeight {
+function superblocks(n: number, k: number, on = backend): SuperblockWeight {
   return {
     ...{ format: "superblocks", shape: [n, k], bits: 4, groupSize: 32, minima: true },
-    data: memory(backend, "uint8", n, k / 2),
-    steps: memory(backend, "uint8", n, k / 32, 2),
-    units: memory(backend, "float16", n, k / 256, 2),
+    data: memory(on, "uint8", n, k / 2),
+    steps: memory(on, "uint8", n, k / 32, 2),
+    units: memory(on, "float16", n, k / 256, 2),
   };
 }
 
@@ -286,6 +286,21 @@ test("some hundred tokens are one kernel on Hopper, with the norm one ahead", ()
   expect(requested.mock.lastCall![0].defines).toMatchObject({
     ...{ TOKENS: 64, SPLITS: 4, MIN_CTAS: 2, GATED: 1, ACTIVATION: 0, QUANTISED: 1, SUB: 128 },
   });
+});
+
+test("products by superblocks, large ones too, are those kernels' that know their steps", () => {
+  using other = new FakeMachine();
+  const on = other.backend();
+  const weight = prepared(superblocks(6144, 4096, on), on);
+  const entries = [1, 2, 4, 8, 9, 16, 96, 97].map((tokens) => {
+    on.linear(bf16(tokens, 6144), bf16(tokens, 4096), weight);
+    return other.cuda.launches.at(-1)!.entry;
+  });
+  expect(entries).toEqual([
+    ...Array<string>(4).fill("linear_quantised"),
+    ...Array<string>(3).fill("linear_quantised_wgmma"),
+    "dequantise_ordered",
+  ]);
 });
 
 test("of superblocks with minima, tiles of more than a few tokens have a multiprocessor each", () => {
