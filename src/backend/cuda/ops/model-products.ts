@@ -53,19 +53,20 @@ function feedForwardProducts(
   ];
 }
 
-/** Of matrices in floats that the sizes do not foresee. Those of experts and of layers with a state have kernels of their own. */
+/**
+ * Of matrices in floats that the sizes do not foresee; one of the same shape as a foreseen one is compiled for when it is used. Those
+ * of experts and of layers with a state have kernels of their own.
+ */
 function otherProducts(shape: ModelShape, known: readonly ModelProduct[]): ModelProduct[] {
-  const { matrices = [], hiddenSize, experts, deltaNet } = shape;
+  const { matrices = [], experts, deltaNet } = shape;
   if (experts !== undefined || deltaNet !== undefined) return [];
   const others = matrices.filter(
     (weight) => weight.format === "dense" && !known.some((product) => multiplies(weight, product)),
   );
-  const isThere = (n: number, k: number) =>
-    others.some(({ shape: [rows, columns] }) => rows === n && columns === k);
   return others.flatMap(({ shape: [outFeatures, inFeatures] }) => {
-    const isGated =
-      inFeatures === hiddenSize && outFeatures % 2 === 0 && isThere(hiddenSize, outFeatures / 2);
-    return isGated ? feedForwardProducts(shape, outFeatures / 2) : [{ ...PLAIN, outFeatures, inFeatures }];
+    const [before, after] = feedForwardProducts(shape, outFeatures / 2) as [ModelProduct, ModelProduct];
+    const isGated = inFeatures === before.inFeatures && matrices.some((weight) => multiplies(weight, after));
+    return isGated ? [before, after] : [{ ...PLAIN, outFeatures, inFeatures }];
   });
 }
 

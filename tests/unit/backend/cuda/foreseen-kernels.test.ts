@@ -64,8 +64,33 @@ const MODELS: Readonly<Record<string, object>> = {
     ...{ ...SHAPE, model_type: "gemma3_text", architectures: ["Gemma3ForCausalLM"] },
     ...{ hidden_activation: "gelu_pytorch_tanh", sliding_window: 64, sliding_window_pattern: 2 },
   },
+  ...gemma4(),
   "odd widths": { ...SHAPE, hidden_size: 513, intermediate_size: 1001, vocab_size: 2001 },
 };
+/** Gemma 4 with all that it may have: two sizes of heads, shared keys and values, inputs of each layer's own, experts. */
+function gemma4(): Readonly<Record<string, object>> {
+  const shape = {
+    ...{ ...SHAPE, model_type: "gemma4_text", architectures: ["Gemma4ForCausalLM"], num_hidden_layers: 4 },
+    ...{ hidden_activation: "gelu_pytorch_tanh", head_dim: 64, global_head_dim: 512, sliding_window: 64 },
+    ...{ num_key_value_heads: 1, num_global_key_value_heads: 1, final_logit_softcapping: 30 },
+    tie_word_embeddings: true,
+    layer_types: ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    rope_parameters: {
+      full_attention: { rope_type: "proportional", rope_theta: 1e6, partial_rotary_factor: 0.25 },
+      sliding_attention: { rope_type: "default", rope_theta: 1e4 },
+    },
+  };
+  return {
+    "gemma 4, shared keys and inputs of layers": {
+      ...{ ...shape, num_kv_shared_layers: 2, use_double_wide_mlp: true, enable_moe_block: false },
+      ...{ hidden_size_per_layer_input: 32, vocab_size_per_layer_input: 2048 },
+    },
+    "gemma 4 with experts": {
+      ...{ ...shape, num_kv_shared_layers: 0, hidden_size_per_layer_input: 0, attention_k_eq_v: true },
+      ...{ enable_moe_block: true, num_experts: 8, top_k_experts: 2, moe_intermediate_size: 64 },
+    },
+  };
+}
 const CAPABILITIES = [
   [8, 0],
   [9, 0],
