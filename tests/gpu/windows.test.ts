@@ -10,10 +10,8 @@ setDefaultTimeout(300_000);
 const BASE = { skipTokenizerInit: true, maxModelLen: MIXED_MODEL_LEN } as const;
 
 describeGpu("layers with and without windows take turns on the GPU", () => {
-  // Gemma 4's attention is not on GPUs yet.
-  const names = MIXED_NAMES.filter((name) => !name.startsWith("gemma4"));
   test.each(
-    names.flatMap((name) => [
+    MIXED_NAMES.flatMap((name) => [
       [name, "captured", false] as const,
       [name, "eager, with a cache in eight bits", true] as const,
     ]),
