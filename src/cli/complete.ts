@@ -1,6 +1,5 @@
 import type { Command } from "commander";
 import { ExitCode } from "../base/errors.ts";
-import { LLM } from "../llm/llm.ts";
 import { createCommand, modelOf } from "./command.ts";
 import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { DEFAULT_MAX_TOKENS } from "./generate.ts";
@@ -38,6 +37,7 @@ async function complete(
   const engineOptions = textEngineOptions(command);
   const prompt = await readText(words);
   const bar = new ProgressBar();
+  const { LLM } = await import("../llm/llm.ts");
   await using llm = await LLM.create(model, {
     ...engineOptions,
     onProgress: (progress) => bar.load(progress),

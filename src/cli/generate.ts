@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { ConfigError, ExitCode } from "../base/errors.ts";
 import type { CompletionDelta, RequestOutput } from "../base/outputs.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
-import { type GenerateProgress, LLM } from "../llm/llm.ts";
+import type { GenerateProgress, LLM } from "../llm/llm.ts";
 import { createCommand, printNote, say } from "./command.ts";
 import { addEngineFlags, textEngineOptions } from "./engine-flags.ts";
 import { ProgressBar } from "./progress.ts";
@@ -52,6 +52,7 @@ async function generate(given: string[], flags: GenerateFlags, command: Command)
   );
   const bar = new ProgressBar();
   const started = performance.now();
+  const { LLM } = await import("../llm/llm.ts");
   await using llm = await LLM.create(flags.model, {
     ...engineOptions,
     onProgress: (progress) => bar.load(progress),

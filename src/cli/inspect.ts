@@ -4,7 +4,7 @@ import { formatBytes } from "../base/bytes.ts";
 import { describeWeights } from "../base/weight-summary.ts";
 import { inspectCuda } from "../cuda/cuda-report.ts";
 import { EMBEDDED_NAME } from "../llm/embedded-model.ts";
-import { fitOf, inspectModel, type SizeOptions, sequenceBytes } from "../llm/inspect-model.ts";
+import type { SizeOptions } from "../llm/inspect-model.ts";
 import { createCommand } from "./command.ts";
 import { describeCuda, diagnoseCuda } from "./cuda-diagnosis.ts";
 import { ENGINE_FLAGS } from "./engine-flags.ts";
@@ -127,6 +127,7 @@ async function estimate(
   flags: EstimateFlags,
   sizes: SizeOptions,
 ): Promise<void> {
+  const { fitOf, inspectModel, sequenceBytes } = await import("../llm/inspect-model.ts");
   const report = await inspectModel(folder, sizes);
   const { weights, kvBytesPerToken, kvBytesKept } = report;
   const sequenceTokens = flags.maxModelLen ?? report.maxTokens;

@@ -15,6 +15,7 @@ import { removeCommand } from "./remove.ts";
 import { runModelCommand } from "./run.ts";
 import { serveCommand } from "./serve.ts";
 
+// What a command computes with is loaded by its action: other commands, and its help, start without.
 const octavo: Command = createCommand("octavo", [
   "octavo run                              talk with the embedded model",
   "octavo run Qwen/Qwen3-0.6B              download a model and talk with it",

@@ -2,7 +2,7 @@ import { formatBytes } from "../base/bytes.ts";
 import { messageOf } from "../base/errors.ts";
 import { describeWeights } from "../base/weight-summary.ts";
 import type { CudaReport } from "../cuda/cuda-report.ts";
-import { fitOf, inspectModel, type ModelFit, type ModelReport } from "../llm/inspect-model.ts";
+import type { ModelFit, ModelReport } from "../llm/inspect-model.ts";
 
 /** GPUs that a model is held against where there are none. */
 export const USUAL_GPUS: readonly GpuMemory[] = [24, 80].map((gib) => gpuOf(gib * 2 ** 30));
@@ -44,6 +44,7 @@ export async function diagnoseModel(
   onProblem: (error: unknown) => void,
 ): Promise<ModelDiagnosis> {
   try {
+    const { fitOf, inspectModel } = await import("../llm/inspect-model.ts");
     const report = await inspectModel(path);
     const fits = (gpus.length > 0 ? gpus : USUAL_GPUS).map((gpu) => ({
       ...gpu,

@@ -5,7 +5,6 @@ import { ModelNotFoundError } from "../base/errors.ts";
 import { embeddedModel, isEmbedded } from "../llm/embedded-model.ts";
 import { cachedModel, hubCacheFolder } from "../loader/cached-models.ts";
 import { isHubId } from "../loader/hub-id.ts";
-import { writeHubSkeleton } from "../loader/hub-skeleton.ts";
 import { findLocalModel } from "../loader/resolve-model.ts";
 
 /**
@@ -34,6 +33,7 @@ export async function lookAtModel(
   if (path !== undefined) return look(path);
   const folder = mkdtempSync(join(tmpdir(), "octavo-"));
   try {
+    const { writeHubSkeleton } = await import("../loader/hub-skeleton.ts");
     await writeHubSkeleton(model, folder, { revision });
     await look(folder);
   } finally {
