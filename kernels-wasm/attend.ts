@@ -3,6 +3,8 @@
  * head. Keys pass in tiles that begin at multiples of `TILE` positions, with a running maximum (Milakov & Gimelshein 2018), so a
  * query's result does not depend on the queries that it is computed with.
  */
+import { call, set } from "./code";
+import * as layout from "./layout";
 import {
   BLOCK_SIZE,
   HEAD_DIM,
@@ -30,10 +32,15 @@ const SOFT_CAP = 28;
 const SINKS = 29;
 
 const TILE: i32 = 32;
-/** A thread's scratch memory: addresses of a tile's keys and values, weights, unpacked keys and values, states of queries. */
+/**
+ * A thread's scratch memory: addresses of a tile's keys and values, weights, parameters of assembled code, unpacked keys and values, states of
+ * queries. Lists have room for what assembled code takes at once.
+ */
+const LIST_BYTES: usize = (TILE + layout.DOTS_KEYS_AT_ONCE) * 4;
 const KEY_AT: usize = 0;
-const VALUE_AT: usize = TILE * 4;
-const WEIGHTS: usize = TILE * 8;
+const VALUE_AT: usize = LIST_BYTES;
+const WEIGHTS: usize = 2 * LIST_BYTES;
+const PARAMETERS: usize = 3 * LIST_BYTES;
 const UNPACKED: usize = 0x200;
 /** State of a query: running maximum, then the lanes of the sum of weights, then the weighted sum of values [D]. */
 const STATE_SUM: usize = 16;
@@ -142,13 +149,37 @@ function findTile(
     store<usize>(scratch + KEY_AT + (i << 2), key);
     store<usize>(scratch + VALUE_AT + (i << 2), value);
   }
+  // Assembled code takes some keys too many.
+  const ending = scratch + KEY_AT + ((<usize>(end - tile)) << 2);
+  for (let i: usize = 0; i < (<usize>layout.DOTS_KEYS_AT_ONCE) << 2; i += 4)
+    store<usize>(ending + i, load<usize>(ending - 4));
 }
 
-/** Weights of the tile's keys [low, high), e^(score − maximum); what the state held is scaled to the new maximum. */
-function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, headBytes: usize): void {
-  const scale = f32x4.splat(argument<f32>(SCALE));
-  const softCap = argument<f32>(SOFT_CAP);
-  let largest = f32x4.splat(-Infinity);
+/** `dot` by assembled code; up to seven more are others'. */
+function dotAssembled(query: usize, low: i32, high: i32, scratch: usize, headBytes: usize): void {
+  const parameters = scratch + PARAMETERS;
+  const atOnce = layout.DOTS_KEYS_AT_ONCE;
+  set(parameters, layout.DOTS_QUERY, query);
+  set(parameters, layout.DOTS_KEYS, scratch + KEY_AT + ((<usize>low) << 2));
+  set(parameters, layout.DOTS_COUNT, (high - low + atOnce - 1) & -atOnce);
+  set(parameters, layout.DOTS_BYTES, headBytes);
+  set(parameters, layout.DOTS_OUT, scratch + WEIGHTS);
+  call(argument<i32>(layout.DOTS), parameters);
+}
+
+/** `addValues` by assembled code. */
+function addValuesAssembled(low: i32, high: i32, scratch: usize, sums: usize, headBytes: usize): void {
+  const parameters = scratch + PARAMETERS;
+  set(parameters, layout.WEIGHTED_VALUES, scratch + VALUE_AT + ((<usize>low) << 2));
+  set(parameters, layout.WEIGHTED_WEIGHTS, scratch + WEIGHTS);
+  set(parameters, layout.WEIGHTED_COUNT, high - low);
+  set(parameters, layout.WEIGHTED_BYTES, headBytes);
+  set(parameters, layout.WEIGHTED_SUMS, sums);
+  call(argument<i32>(layout.WEIGHTED), parameters);
+}
+
+/** Dot products of a query and the tile's keys [low, high), to `WEIGHTS`; up to three more are others'. */
+function dot(query: usize, low: i32, high: i32, scratch: usize, headBytes: usize): void {
   for (let i = low; i < high; i += 4) {
     const at = scratch + KEY_AT + ((<usize>i) << 2);
     const last = high - 1 - i;
@@ -170,11 +201,25 @@ function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, 
     const ab = f32x4.add(v128.shuffle<i32>(s0, s1, 0, 4, 1, 5), v128.shuffle<i32>(s0, s1, 2, 6, 3, 7));
     const cd = f32x4.add(v128.shuffle<i32>(s2, s3, 0, 4, 1, 5), v128.shuffle<i32>(s2, s3, 2, 6, 3, 7));
     const dots = f32x4.add(v128.shuffle<i32>(ab, cd, 0, 1, 4, 5), v128.shuffle<i32>(ab, cd, 2, 3, 6, 7));
-    let scores = f32x4.mul(dots, scale);
+    v128.store(scratch + WEIGHTS + ((<usize>(i - low)) << 2), dots);
+  }
+}
+
+/** Weights of the tile's keys [low, high), e^(score − maximum); what the state held is scaled to the new maximum. */
+function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, headBytes: usize): void {
+  if (argument<i32>(layout.DOTS) !== 0) dotAssembled(query, low, high, scratch, headBytes);
+  else dot(query, low, high, scratch, headBytes);
+  const scale = f32x4.splat(argument<f32>(SCALE));
+  const softCap = argument<f32>(SOFT_CAP);
+  const indices = i32x4(0, 1, 2, 3);
+  let largest = f32x4.splat(-Infinity);
+  for (let i = 0; i < high - low; i += 4) {
+    const at = scratch + WEIGHTS + ((<usize>i) << 2);
+    let scores = f32x4.mul(v128.load(at), scale);
     if (softCap > 0) scores = capped(scores, softCap);
-    v128.store(scratch + WEIGHTS + ((<usize>(i - low)) << 2), scores);
-    // Lanes past the last repeat the first key of the four.
-    largest = f32x4.max(largest, scores);
+    v128.store(at, scores);
+    const isThere = i32x4.lt_s(indices, i32x4.splat(high - low - i));
+    largest = f32x4.max(largest, v128.bitselect(scores, f32x4.splat(-Infinity), isThere));
   }
   const known = load<f32>(state);
   const now = max(
@@ -193,7 +238,6 @@ function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, 
     }
   }
   let total = v128.load(state, STATE_SUM);
-  const indices = i32x4(0, 1, 2, 3);
   for (let i = 0; i < high - low; i += 4) {
     const at = scratch + WEIGHTS + ((<usize>i) << 2);
     const isThere = i32x4.lt_s(indices, i32x4.splat(high - low - i));
@@ -206,6 +250,10 @@ function weigh(query: usize, low: i32, high: i32, scratch: usize, state: usize, 
 
 /** sum[D] += weights · values [low, high) of the tile. */
 function addValues(low: i32, high: i32, scratch: usize, sums: usize, headBytes: usize): void {
+  if (argument<i32>(layout.WEIGHTED) !== 0) {
+    addValuesAssembled(low, high, scratch, sums, headBytes);
+    return;
+  }
   const addresses = scratch + VALUE_AT + ((<usize>low) << 2);
   const bytes = (<usize>(high - low)) << 2;
   let d: usize = 0;

@@ -52,6 +52,12 @@ export const RMS_NORM = 8;
 export const LAYER_NORM = 9;
 export const CAP_LOGITS = 10;
 
+// ── attention ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Arguments of `ATTEND`: routines of assembled code, 0 for none; the others are attend.ts's. */
+export const DOTS = 32;
+export const WEIGHTED = 33;
+
 // ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** Arguments of products; see product.ts. */
@@ -182,6 +188,20 @@ export const TILES_LANES = 5;
 export const TILES_AHEAD = 6;
 export const TILES_AHEAD_END = 7;
 export const TILES_CONTINUE = 8;
+
+/** Of attention's `DOTS`: keys that are multiplied at once, so that lists have room for as many more; parameters. */
+export const DOTS_KEYS_AT_ONCE = 8;
+export const DOTS_QUERY = 0;
+export const DOTS_KEYS = 1;
+export const DOTS_COUNT = 2;
+export const DOTS_BYTES = 3;
+export const DOTS_OUT = 4;
+/** Of its `WEIGHTED`. */
+export const WEIGHTED_VALUES = 0;
+export const WEIGHTED_WEIGHTS = 1;
+export const WEIGHTED_COUNT = 2;
+export const WEIGHTED_BYTES = 3;
+export const WEIGHTED_SUMS = 4;
 
 // ── sampling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

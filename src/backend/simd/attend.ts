@@ -113,9 +113,16 @@ export function attend(
       args.words(27, runs.address);
       args.float(28, softCap ?? 0);
       args.words(29, sinkLogits, Number(spec.readsOnly ?? false));
+      args.words(layout.DOTS, ...assembledFor(pool, headDim));
     },
   });
   result.done();
+}
+
+/** Routines of assembled code for heads of this size, 0 for none. */
+function assembledFor({ code }: ThreadPool, headDim: number): [dots: number, weighted: number] {
+  if (code === undefined || headDim % code.products.isa.lanes !== 0) return [0, 0];
+  return [code.products.dots, code.products.weighted];
 }
 
 type Rows = Parameters<typeof blockTableOf>[0];

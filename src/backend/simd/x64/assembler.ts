@@ -37,8 +37,8 @@ const CONDITIONS = { below: 2, equal: 4, notEqual: 5, above: 7 } as const;
 type Condition = keyof typeof CONDITIONS;
 
 /** Prefixes that are part of an instruction's number, and maps of such numbers, as VEX and EVEX have them. */
-const [NO_PREFIX, P66] = [0, 1];
-const [MAP_0F, MAP_0F38] = [1, 2];
+const [NO_PREFIX, P66, PF2] = [0, 1, 3];
+const [MAP_0F, MAP_0F38, MAP_0F3A] = [1, 2, 3];
 const [SCALES, NO_INDEX] = [{ 1: 0, 2: 1, 4: 2, 8: 3 }, 4];
 
 /** A vector instruction's number. */
@@ -46,6 +46,8 @@ interface Operation {
   readonly map: number;
   readonly prefix: number;
   readonly opcode: number;
+  /** Its elements have 64 bits, where that is part of its number. */
+  readonly isWide?: boolean;
 }
 
 /**
@@ -221,6 +223,27 @@ export class Assembler {
     this.#vector({ map: MAP_0F38, prefix: P66, opcode: 0x18 }, to, undefined, from);
   }
 
+  vaddps(to: Vector, a: Vector, b: Operand): void {
+    this.#vector({ map: MAP_0F, prefix: NO_PREFIX, opcode: 0x58 }, to, a, b);
+  }
+
+  /** Of each 128 bits, the sums of a's two pairs and of b's. */
+  vhaddps(to: Vector, a: Vector, b: Operand): void {
+    this.#vector({ map: MAP_0F, prefix: PF2, opcode: 0x7c }, to, a, b);
+  }
+
+  /** 128 bits of a or b, numbered 0 to 3, as the lower half, and others as the upper. */
+  vperm2f128(to: Vector, a: Vector, b: Vector, lower: number, upper: number): void {
+    this.#vector({ map: MAP_0F3A, prefix: P66, opcode: 0x06 }, to, a, b);
+    this.#byte(lower | (upper << 4));
+  }
+
+  /** The upper 256 of 512 bits. */
+  vextractf64x4(to: Vector, from: Vector): void {
+    this.#vector({ map: MAP_0F3A, prefix: P66, opcode: 0x1b, isWide: true }, from, undefined, to);
+    this.#byte(1);
+  }
+
   vmulps(to: Vector, a: Vector, b: Operand): void {
     this.#vector({ map: MAP_0F, prefix: NO_PREFIX, opcode: 0x59 }, to, a, b);
   }
@@ -389,7 +412,7 @@ export class Assembler {
   }
 
   #vector(
-    { map, prefix, opcode }: Operation,
+    { map, prefix, opcode, isWide = false }: Operation,
     first: Vector,
     second: Vector | undefined,
     third: Operand,
@@ -406,7 +429,7 @@ export class Assembler {
     const r = (first.number >> 3) & 1;
     // Bits of registers are inverted in prefixes.
     const high = ((1 - r) << 7) | ((1 - x) << 6) | ((1 - b) << 5);
-    const low = ((~extra & 15) << 3) | prefix;
+    const low = (Number(isWide) << 7) | ((~extra & 15) << 3) | prefix;
     if (isExtended) {
       this.#byte(0x62);
       this.#byte(high | ((1 - (first.number >> 4)) << 4) | map);

@@ -1,5 +1,6 @@
 import * as layout from "../../../../kernels-wasm/layout.ts";
 import { Assembler, R12, R13, R14, R15, RBP, RBX, RDX } from "./assembler.ts";
+import { emitDots, emitWeighted } from "./attention-routines.ts";
 import { type Form, Forms, type Isa } from "./forms.ts";
 import { emitOne, emitTiles, emitUnpack } from "./product-routines.ts";
 import { emitConvert, emitConvertSuperblocks } from "./scale-routines.ts";
@@ -29,6 +30,9 @@ export interface ProductCode {
   /** Routines that make float32 of scales, by their keys. */
   readonly convert: Readonly<Record<string, number>>;
   readonly tiles: number;
+  /** Attention's scores, and sums of weighted values, of heads that are whole vectors. */
+  readonly dots: number;
+  readonly weighted: number;
 }
 
 /** The key of scales of a form in layout.ts, which have zero points or one for all. */
@@ -86,6 +90,8 @@ export function assembleProducts(isa: Isa): ProductCode {
       );
   }
   const tiles = routine(() => emitTiles(asm, isa));
+  const dots = routine(() => emitDots(asm, isa));
+  const weighted = routine(() => emitWeighted(asm, isa));
   forms.emitConstants();
-  return { isa, bytes: asm.finish(), forms: routines, convert, tiles };
+  return { isa, bytes: asm.finish(), forms: routines, convert, tiles, dots, weighted };
 }

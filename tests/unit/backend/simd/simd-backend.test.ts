@@ -108,6 +108,26 @@ test("products are the same but for rounding whatever computes them", () => {
   }
 });
 
+test.each(KERNELS)("attention is the reference's with heads of any size, %s", (kernels) => {
+  on({ threads: 1, kernels }, (fixture) => {
+    const batch = raggedBatch(
+      fixture,
+      [
+        [70, 9],
+        [3, 3],
+        [40, 1],
+      ],
+      16,
+    );
+    for (const headDim of [16, 40, 80, 112, 256]) {
+      const heads = { numHeads: 4, numKvHeads: 2, headDim, rotaryDim: 16, blockSize: 16, headNorm: true };
+      const step = new AttentionStep(fixture, batch, { ...heads, window: 37, sinks: true });
+      fixture.backend.attend(step.out, step.qkv.tensor, step.cache, batchTensors(fixture, batch), step.spec);
+      step.check();
+    }
+  });
+});
+
 test("tensors that one memory does not hold lie in several, and ops on them compute the same", () => {
   const run = (fixture: Fixture) =>
     Object.values(WEIGHTS).map((make) => {

@@ -175,6 +175,14 @@ const INSTRUCTIONS: readonly (readonly [string, (asm: Assembler) => void, string
   ],
   ["vpmovsxbd ymm0, [rax+8]", (asm) => asm.vpmovsxbd(ymm(0), { base: RAX, offset: 8 }), "c4 e2 7d 21 40 08"],
   ["vpsrad ymm1, ymm13, 24", (asm) => asm.vpsrad(ymm(1), ymm(13), 24), "c4 c1 75 72 e5 18"],
+  ["vaddps ymm1, ymm1, ymm12", (asm) => asm.vaddps(ymm(1), ymm(1), ymm(12)), "c4 c1 74 58 cc"],
+  ["vhaddps ymm0, ymm9, ymm2", (asm) => asm.vhaddps(ymm(0), ymm(9), ymm(2)), "c4 e1 37 7c c2"],
+  [
+    "vperm2f128 ymm2, ymm0, ymm14, 0x31",
+    (asm) => asm.vperm2f128(ymm(2), ymm(0), ymm(14), 1, 3),
+    "c4 c3 7d 06 d6 31",
+  ],
+  ["vextractf64x4 ymm9, zmm17, 1", (asm) => asm.vextractf64x4(ymm(9), zmm(17)), "62 c3 fd 48 1b c9 01"],
 ];
 
 describe("an instruction's bytes", () => {
