@@ -94,6 +94,8 @@ export const driverSymbols = {
   cuFuncGetAttribute: { args: ["ptr", "i32", "ptr"], returns: "i32" },
   /** (int *blocks, function, threads, dynamic shared bytes) */
   cuOccupancyMaxActiveBlocksPerMultiprocessor: { args: ["ptr", "ptr", "i32", "u64"], returns: "i32" },
+  /** (int *clusters, function, const CUlaunchConfig *config) */
+  cuOccupancyMaxActiveClusters: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   /** (function, attribute, value) */
   cuFuncSetAttribute: { args: ["ptr", "i32", "i32"], returns: "i32" },
   /** (function, grid x y z, block x y z, dynamic shared bytes, stream, void **arguments, void **extra) */

@@ -24,6 +24,7 @@ import { NormOps } from "./ops/norm.ts";
 import { ProcessLogitsOps } from "./ops/process-logits.ts";
 import { QuantisedLinear } from "./ops/quantised-linear.ts";
 import { QuantisedOps } from "./ops/quantised-ops.ts";
+import { QuantisedSplit } from "./ops/quantised-split.ts";
 import { QuantisedWeights } from "./ops/quantised-weights.ts";
 import { QuantisedWgmma } from "./ops/quantised-wgmma.ts";
 import { RotaryTableOps } from "./ops/rotary-table.ts";
@@ -110,6 +111,7 @@ export class KernelOps {
         fused && options.hopper && options.quantiseActivations
           ? new Float8Linear(library, dtype, options)
           : undefined,
+      split: fused && options.hopper ? new QuantisedSplit(library, dtype, options) : undefined,
       some: fused && options.hopper ? new QuantisedWgmma(library, dtype, options) : undefined,
     });
     if (options.hopper) this.wgmmaLinear = new WgmmaLinear(library, dtype, options);

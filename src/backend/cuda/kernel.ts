@@ -3,7 +3,7 @@ import {
   type CudaApi,
   LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
 } from "../../cuda/driver-symbols.ts";
-import { checkCuda } from "../../cuda/errors.ts";
+import { callCuda, checkCuda } from "../../cuda/errors.ts";
 import type { KernelFunction } from "../../cuda/module.ts";
 import { ARGUMENT_BYTES, compilePacker, type KernelArguments } from "./argument-packer.ts";
 import type { KernelParameter } from "./kernel-signature.ts";
@@ -55,6 +55,19 @@ export class Kernel<A extends object = KernelArguments> {
   }
 
   /**
+   * Clusters of a kernel that is compiled for them, of so many CTAs, that the GPU runs at once: a cluster finds its multiprocessors in one
+   * part of the GPU, whose number need not be a multiple of its size.
+   */
+  residentClusters(size: number, block: number, sharedBytes: number): number {
+    this.#allow(sharedBytes);
+    const config = new LaunchConfig();
+    config.set(0, 1, 1, size, block, sharedBytes);
+    const out = new Int32Array(1);
+    callCuda(this.#api, "cuOccupancyMaxActiveClusters", [out, this.fn.value, config.address], this.fn.name);
+    return out[0]!;
+  }
+
+  /**
    * Enqueues the kernel.
    *
    * @param gridX Blocks, in x, y and z.
@@ -73,10 +86,7 @@ export class Kernel<A extends object = KernelArguments> {
     args: A,
   ): void {
     this.#pack(args);
-    if (sharedBytes > this.#allowedSharedBytes) {
-      this.fn.allowSharedMemory(sharedBytes);
-      this.#allowedSharedBytes = sharedBytes;
-    }
+    this.#allow(sharedBytes);
     let status: number;
     if (this.#config === undefined) {
       status = this.#api.cuLaunchKernel(
@@ -99,6 +109,12 @@ export class Kernel<A extends object = KernelArguments> {
     if (status === 0) return;
     const shape = `${this.fn.name}, grid [${gridX}, ${gridY}, ${gridZ}], block ${block}, ${sharedBytes} bytes shared`;
     checkCuda(this.#api, this.#config === undefined ? "cuLaunchKernel" : "cuLaunchKernelEx", status, shape);
+  }
+
+  #allow(sharedBytes: number): void {
+    if (sharedBytes <= this.#allowedSharedBytes) return;
+    this.fn.allowSharedMemory(sharedBytes);
+    this.#allowedSharedBytes = sharedBytes;
   }
 }
 

@@ -74,6 +74,7 @@ const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Sha
     shapes: [
       [256, 512],
       [96, 1024],
+      [72, 896],
     ],
   },
   "4 bits, groups of 64, bfloat16 scales": {
@@ -157,7 +158,7 @@ const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Sha
 export function quantisedLinearCases(addCase: Case): void {
   for (const [name, { make, shapes }] of Object.entries(FORMS)) {
     for (const [i, [n, k]] of shapes.entries()) {
-      for (const m of i === 0 ? TOKENS : [1, 3, 17, 70]) {
+      for (const m of i === 0 ? TOKENS : [1, 3, 12, 17, 70]) {
         for (const floatOut of m === 1 ? [false, true] : [false]) {
           const title = `${name}: [${m}, ${k}] · [${n}, ${k}]ᵀ${floatOut ? ", float32 out" : ""}`;
           addCase("linear", title, (fixture) => {

@@ -50,6 +50,8 @@ const DEFAULT_SHARED_BYTES = 48 * 1024;
 /** Every kernel's own shared memory, and how many threads of it fit a multiprocessor. */
 const STATIC_SHARED_BYTES = 7 * 1024;
 const RESIDENT_THREADS = 1024;
+/** Multiprocessors of a GPU. */
+const MULTIPROCESSORS = 132;
 /**
  * A CUDA driver in host memory: allocations are real, streams run at once (or as late as they may, when `streams.lazy`),
  * graphs replay. It keeps what is alive, notes every misuse in `violations`, and fails on request.
@@ -76,6 +78,8 @@ export class FakeCuda {
   readonly #functions = new Map<number, { entry: string; allowedShared: number }>();
   /** Of kernels, by entry: the share of shared memory that was asked for, percent. */
   readonly sharedPercents = new Map<string, number>();
+  /** Clusters that a GPU runs at once; undefined: as many as it has multiprocessors for. */
+  clusters: number | undefined;
   readonly #statusStrings = new Map<string, Uint8Array>();
   #nextHandle = 0x7f00_0000_1000;
   /** Contexts whose memory another may use. */
@@ -152,7 +156,7 @@ export class FakeCuda {
         const values: Record<number, number> = {
           [DeviceAttribute.computeCapabilityMajor]: major,
           [DeviceAttribute.computeCapabilityMinor]: minor,
-          [DeviceAttribute.multiprocessorCount]: 132,
+          [DeviceAttribute.multiprocessorCount]: MULTIPROCESSORS,
           [DeviceAttribute.l2CacheSize]: 50 * 2 ** 20,
           [DeviceAttribute.maxSharedMemoryPerBlockOptin]: sharedBytesPerBlock,
           [DeviceAttribute.maxSharedMemoryPerMultiprocessor]: 228 * 1024,
@@ -225,6 +229,9 @@ export class FakeCuda {
       cuFuncGetAttribute: (out) => store(out, STATIC_SHARED_BYTES),
       cuOccupancyMaxActiveBlocksPerMultiprocessor: (out, _fn, threads) =>
         store(out, Math.floor(RESIDENT_THREADS / (threads as number))),
+      // Clusters along z, one CTA a multiprocessor.
+      cuOccupancyMaxActiveClusters: (out, _fn, config) =>
+        store(out, this.clusters ?? Math.floor(MULTIPROCESSORS / read.u32(config as Pointer, 8))),
       cuFuncSetAttribute: (fn, attribute, value) => {
         const known = this.#functions.get(fn as number)!;
         if (attribute === FunctionAttribute.preferredSharedPercent)

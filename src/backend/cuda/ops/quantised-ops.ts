@@ -7,6 +7,7 @@ import type { Float8Linear } from "./float8-linear.ts";
 import type { ModelProduct } from "./model-products.ts";
 import { formOf, isQuantised, type QuantisedWeight } from "./quantised-form.ts";
 import { type FewShape, MAX_FEW_TOKENS, type QuantisedLinear } from "./quantised-linear.ts";
+import type { QuantisedSplit } from "./quantised-split.ts";
 import type { QuantisedWeights } from "./quantised-weights.ts";
 import { MAX_QUANTISED_TOKENS, type QuantisedWgmma, type TileShape } from "./quantised-wgmma.ts";
 
@@ -22,6 +23,8 @@ const LOADED_COUNTS = [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 96, 128, 192, MAX_QUA
 export interface QuantisedParts {
   /** For few tokens; undefined where a product may not depend on how many there are. */
   readonly few: QuantisedLinear | undefined;
+  /** For a few tokens by 4 bits, on Hopper; undefined elsewhere, and as above. */
+  readonly split: QuantisedSplit | undefined;
   /** For some hundred, on Hopper; undefined elsewhere, and as above. */
   readonly some: QuantisedWgmma | undefined;
   /** For all but a few tokens by 8-bit floats, of activations made such; undefined where that may not be. */
@@ -49,10 +52,11 @@ export class QuantisedOps {
 
   /** What a product of so many tokens needs compiled. */
   unitsOf(shape: FewShape & TileShape, weight: QuantisedWeight): KernelUnit[] {
-    const { few, some, float8, weights } = this.parts;
+    const { few, split, some, float8, weights } = this.parts;
     const [form, { tokens }] = [formOf(weight), shape];
     if (tokens >= FLOAT8_TOKENS && weight.format === "fp8" && float8?.takes(weight, form))
       return float8.units(shape);
+    if (split?.takes(shape, form)) return [...weights.units(form), ...split.units(shape, form)];
     const product =
       tokens > FEW_TOKENS && some?.takes(tokens, weight, form)
         ? some.units(shape, form)
@@ -72,7 +76,8 @@ export class QuantisedOps {
   /** Whether a product of so many tokens computes the norm itself. */
   takesNorm(tokens: number, weight: QuantisedWeight): boolean {
     if (weight.format === "grouped" && weight.permutation !== undefined) return false;
-    return this.#float8(tokens, weight) !== undefined || !this.#isSome(tokens, weight);
+    if (this.#float8(tokens, weight) !== undefined || !this.#isSome(tokens, weight)) return true;
+    return this.#isSplit(tokens, weight, { gated: true });
   }
 
   /** See `QuantisedWeights.permute`. */
@@ -86,7 +91,12 @@ export class QuantisedOps {
     this.#remember(out, weight, fusion);
     if (weight.format === "fp8" && this.#float8(x.dim(0), weight)?.launch(stream, out, x, weight, fusion))
       return true;
-    const kernel = this.#isSome(x.dim(0), weight) ? this.parts.some : this.parts.few;
+    const { few, split, some } = this.parts;
+    const tokens = x.dim(0);
+    const gated = fusion.activation?.gated ?? false;
+    if (this.#isSplit(tokens, weight, { gated }) && split?.launch(stream, out, x, weight, form, fusion))
+      return true;
+    const kernel = this.#isSome(tokens, weight) && fusion.norm === undefined ? some : few;
     return kernel?.launch(stream, out, x, weight, form, fusion) ?? false;
   }
 
@@ -97,7 +107,7 @@ export class QuantisedOps {
 
   /** Loads, for all weights that were multiplied by so far, the kernels for these numbers of tokens and for all up to some hundred. */
   load(tokenCounts: readonly number[]): void {
-    const { few, some, weights } = this.parts;
+    const { few, split, some, weights } = this.parts;
     const counts = new Set([...LOADED_COUNTS, ...tokenCounts]);
     for (const [weight, use] of this.#uses) {
       const [outFeatures, inFeatures] = weight.shape;
@@ -106,6 +116,8 @@ export class QuantisedOps {
         const shape = { outFeatures, inFeatures, tokens, ...use };
         const float8 = this.#float8(tokens, weight);
         if (float8 !== undefined && weight.format === "fp8") float8.load(weight, shape);
+        else if (this.#isSplit(tokens, weight, use))
+          for (const norm of [false, true]) split?.load(weight, form, { ...shape, norm });
         else if (this.#isSome(tokens, weight)) some?.load(weight, form, shape);
         // Of many tokens the norm is a kernel ahead, so that it may not have been seen.
         else if (tokens <= MAX_FEW_TOKENS)
@@ -119,6 +131,13 @@ export class QuantisedOps {
     const { float8, weights } = this.parts;
     if (tokens < FLOAT8_TOKENS || weight.format !== "fp8") return undefined;
     return float8?.takes(weight, weights.form(weight)) ? float8 : undefined;
+  }
+
+  #isSplit(tokens: number, weight: QuantisedWeight, { gated }: Pick<Use, "gated">): boolean {
+    const { split, weights } = this.parts;
+    const [outFeatures, inFeatures] = weight.shape;
+    const shape = { outFeatures, inFeatures, tokens, gated, norm: false, floatOut: false };
+    return split?.takes(shape, weights.form(weight)) ?? false;
   }
 
   #isSome(tokens: number, weight: QuantisedWeight): boolean {

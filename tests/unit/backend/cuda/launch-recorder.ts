@@ -9,6 +9,7 @@ const LIMITS = { gridX: 2 ** 31 - 1, gridYz: 65535, threads: 1024, sharedBytes: 
 export const HOPPER_SHARED_BYTES = 227 * 1024;
 const ASKS_THE_GPU = [
   ...["decode_layers", "linear_float8", "linear_quantised", "linear_quantised_wgmma"],
+  ...["linear_quantised_split"],
   ...["attention_prefill_hopper", "draw_small", "draw_wgmma", "linear_large", "linear_small", "linear_wgmma"],
 ];
 export const MULTIPROCESSORS = 132;

@@ -7,6 +7,7 @@ import {
   ScaleKind,
 } from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import { planFew } from "../../../../src/backend/cuda/ops/quantised-linear.ts";
+import { planSplit } from "../../../../src/backend/cuda/ops/quantised-split.ts";
 import { planTile } from "../../../../src/backend/cuda/ops/quantised-wgmma.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import type { Fp8Weight, GroupedWeight, SuperblockWeight, Weight } from "../../../../src/backend/weight.ts";
@@ -40,13 +41,13 @@ function grouped(
   n: number,
   k: number,
   groupSize: number,
-  options: Partial<GroupedWeight> = {},
+  { on = backend, ...options }: Partial<GroupedWeight> & { readonly on?: CudaBackend } = {},
 ): GroupedWeight {
   const { bits = 4 } = options;
   return {
     ...{ format: "grouped", shape: [n, k], bits, groupSize },
-    ...{ data: memory(backend, "uint8", n, (k * bits) / 8) },
-    ...{ scales: memory(backend, "float16", n, k / groupSize), ...options },
+    ...{ data: memory(on, "uint8", n, (k * bits) / 8) },
+    ...{ scales: memory(on, "float16", n, k / groupSize), ...options },
   };
 }
 
@@ -271,6 +272,63 @@ describe("few tokens", () => {
   });
 });
 
+describe("a few tokens by 4 bits on Hopper", () => {
+  test("are one kernel of clusters with all that surrounds the product", () => {
+    const weight = prepared(grouped(2112, 1024, 128, { zeros: memory(backend, "uint8", 2112, 8) }));
+    const norm = { weight: bf16(1024), eps: 1e-6 };
+    const [bias, addTo] = [bf16(2112), bf16(16, 2112)];
+    const { x, out, run } = product(weight, 16, { norm, bias, addTo });
+    const { entry, grid, block, sharedBytes, ...rest } = launch(run);
+    // Two CTAs have half of the columns each; four of 12 warps share a tile, of which a cluster has two.
+    expect({ entry, grid, block }).toEqual({
+      ...{ entry: "linear_quantised_split", grid: [MULTIPROCESSORS / 2, 1, 2], block: [384, 1, 1] },
+    });
+    expect(sharedBytes).toBeGreaterThan(HOPPER_SHARED_BYTES / 2);
+    expect(sharedBytes).toBeLessThanOrEqual(HOPPER_SHARED_BYTES);
+    expect(namedArguments({ entry, grid, block, sharedBytes, ...rest })).toMatchObject({
+      ...{ out: out.address, x: x.address, weight: weight.data.address, scales: weight.scales.address },
+      ...{ zeros: weight.zeros!.address, gamma: norm.weight.address, bias: bias.address },
+      ...{ residual: addTo.address, tokens: 16, inputs: 1024, outputs: 2112, tiles: 132, slots: 1 },
+      ...{ column_parts: 4, columns: 512, group_shift: 7, groups: 8, activation: -1 },
+    });
+    expect(requested.mock.lastCall![0].defines).toMatchObject({
+      ...{ BITS: 4, SCALES: ScaleKind.groupHalves, ZEROS: 1, SUB: 128, WARPS: 12, STAGE_BLOCKS: 2 },
+      ...{ SPLITS: 2, TOKEN_BLOCKS: 2, STAGES: 4, GATED: 0, OUT_FLOAT: 0 },
+    });
+  });
+
+  test("are one kernel for all numbers of them up to 8 and to 16", () => {
+    const weight = prepared(grouped(512, 1024, 128));
+    for (const tokens of [8, 16]) launch(product(weight, tokens, { activation: SILU }).run);
+    const before = requested.mock.calls.length;
+    for (const tokens of [3, 4, 7, 9, 13, 15]) {
+      const { entry } = launch(product(weight, tokens, { activation: SILU }).run);
+      expect(entry).toBe("linear_quantised_split");
+    }
+    expect(requested.mock.calls.length).toBe(before);
+  });
+
+  test("are as many clusters as run at once", () => {
+    using other = new FakeMachine();
+    const on = other.backend();
+    other.cuda.clusters = 14;
+    const weight = prepared(grouped(256, 12_288, 128, { on }), on);
+    on.linear(bf16(16, 256), bf16(16, 12_288), weight);
+    expect(other.cuda.launches.at(-1)).toMatchObject({ entry: "linear_quantised_split", grid: [14, 1, 4] });
+  });
+
+  test("are multiplied in another way where too few do", () => {
+    using other = new FakeMachine();
+    const on = other.backend();
+    other.cuda.clusters = 2;
+    const weight = prepared(grouped(4096, 12_288, 128, { on }), on);
+    on.linear(bf16(16, 4096), bf16(16, 12_288), weight);
+    expect(other.cuda.launches.at(-1)!.entry).toBe("linear_quantised_wgmma");
+    on.linear(bf16(4, 4096), bf16(4, 12_288), weight);
+    expect(other.cuda.launches.at(-1)!.entry).toBe("linear_quantised");
+  });
+});
+
 test("some hundred tokens are one kernel on Hopper, with the norm one ahead", () => {
   const weight = prepared(fp8(4096, 1024, { blockRows: 128 }));
   const norm = { weight: bf16(1024), eps: 1e-6 };
@@ -318,10 +376,10 @@ test("of superblocks with minima, tiles of more than a few tokens have a multipr
 test("a weight where one of other codes was is fetched by a map of its own", () => {
   const [eight, four] = [fp8(256, 512), grouped(256, 512, 128)];
   const here = { ...four, data: new Tensor(eight.data.buffer, "uint8", [256, 256]) };
-  const x = bf16(16, 512);
+  const x = bf16(24, 512);
   const mapsOf = (weight: Fp8Weight | GroupedWeight) => {
     const before = machine.cuda.count("cuTensorMapEncodeTiled");
-    expect(entriesOf(() => backend.linear(bf16(16, 256), x, weight))).toEqual(["linear_quantised_wgmma"]);
+    expect(entriesOf(() => backend.linear(bf16(24, 256), x, weight))).toEqual(["linear_quantised_wgmma"]);
     return machine.cuda.count("cuTensorMapEncodeTiled") - before;
   };
   // x and the codes; then the codes alone.
@@ -456,6 +514,34 @@ describe("a plan", () => {
     ).toBeUndefined();
     expect(planFew({ ...shape, tokens: 33 }, INT4, GPU)).toBeUndefined();
     expect(planFew({ ...shape, outFeatures: 4104, gated: true }, INT4, GPU)).toBeUndefined();
+  });
+
+  test("splits columns among as many CTAs as x needs", () => {
+    const few = { ...shape, tokens: 16 };
+    // 30 clusters of 33 find together; 256 tiles are at most nine for each.
+    expect(planSplit(few, INT4, GPU)).toMatchObject({
+      ...{ splits: 4, clusters: 30, tiles: 256, slots: 3, columns: 3072, columnParts: 4, stages: 3 },
+    });
+    expect(planSplit({ ...few, inFeatures: 4096 }, INT4, GPU)).toMatchObject({ splits: 2, clusters: 66 });
+    expect(planSplit({ ...few, tokens: 8 }, INT4, GPU)).toMatchObject({
+      splits: 2,
+      tokenBlocks: 1,
+      stages: 4,
+    });
+    expect(planSplit({ ...few, outFeatures: 40, inFeatures: 256 }, INT4, GPU)).toMatchObject({
+      ...{ splits: 2, clusters: 3, tiles: 3, slots: 1, columns: 128, columnParts: 1 },
+    });
+  });
+
+  test.each([
+    ["fewer tokens", { ...shape, tokens: 2 }, INT4],
+    ["more tokens", { ...shape, tokens: 17 }, INT4],
+    ["8 bits", shape, { ...INT4, bits: 8 }],
+    ["columns that are one block", { ...shape, inFeatures: 128 }, INT4],
+    ["halves that are no whole strips", { ...shape, outFeatures: 4104, gated: true }, INT4],
+    ["an order that is the canonical one", shape, { ...INT4, ordered: false }],
+  ] as const)("splits none of %s", (_, some, form) => {
+    expect(planSplit(some, form, GPU)).toBeUndefined();
   });
 
   test("of a tile splits columns where rows alone leave multiprocessors idle", () => {
