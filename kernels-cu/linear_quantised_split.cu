@@ -1,5 +1,5 @@
-// out[T, N] = x[T, K] · W[N, K]ᵀ on Hopper for a few tokens, W in integers with a scale a group, with a norm before the product and bias,
-// activation or residual sum after it.
+// out[T, N] = x[T, K] · W[N, K]ᵀ on Hopper for a few tokens, W in integers with a scale a group, with a norm before the product and
+// bias, activation or residual sum after it.
 //
 //   x       elem_t [T, K]            gamma     elem_t [K], the norm's weight, or null
 //   weight  codes in the order of quantised.cuh
@@ -11,9 +11,9 @@
 //
 // Parallelisation: SPLITS CTAs of a cluster have a part of the columns each, and the same range of tiles of 16 weight rows. Of the tiles
 // a warp takes every (WARPS / column_parts)-th, of its CTA's columns one of column_parts parts. It streams codes and scales through a
-// ring of its own, so that it waits for no other warp, and sums up a tile in registers. The sums go to the CTA that has the tile's outputs,
-// where all parts are added in the order of their columns: results repeat bit for bit and do not depend on the other tokens. The
-// weights are the 16-wide side of mma.m16n8k16, tokens the 8-wide side.
+// ring of its own, so that it waits for no other warp, and sums up a tile in registers. The sums are sent to the CTA that has the
+// tile's outputs, where they count at a barrier and are added in the order of their columns: results repeat bit for bit and do not
+// depend on the other tokens. The weights are the 16-wide side of mma.m16n8k16, tokens the 8-wide side.
 //
 // Why this version: with some tokens x is as long as the codes of a CTA's rows, and sums of warps that share a tile cost more than
 // the tile. A part of the columns for each CTA makes x as much shorter, and rows of its own for each warp leave nothing to add up
@@ -55,16 +55,8 @@ using out_t = float;
 using out_t = elem_t;
 #endif
 
-// To the shared memory of any CTA of the cluster, by its address there.
-__device__ __forceinline__ void store_there(uint32 address, float v) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
-}
-__device__ __forceinline__ void store_there(uint32 address, float4 v) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-}
-
 struct Control {
-  uint64 x_full;
+  uint64 x_full, sums_full;
   // Of each token, summed over the columns of each rank.
   float squares[SPLITS][TOKENS];
 };
@@ -236,15 +228,8 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
   unsigned char* staged = rings + WARPS * STAGES * STAGE_BYTES;
   unsigned char* staged_gamma = staged + tokens * pitch;
   const uint32 x_full = shared_address(&control.x_full);
-  if (threadIdx.x == 0) {
-    barrier_init(x_full, 1);
-    barrier_init_fence();
-  }
-  __syncthreads();
-  cluster_arrive_relaxed();
-
-  const int first_tile = static_cast<int>(static_cast<int64>(tiles) * blockIdx.x / gridDim.x);
-  const int end_tile = static_cast<int>(static_cast<int64>(tiles) * (blockIdx.x + 1) / gridDim.x);
+  const int cluster = blockIdx.x, each = static_cast<uint32>(tiles) / gridDim.x, rest = tiles - each * gridDim.x;
+  const int first_tile = cluster * each + min(cluster, rest), end_tile = first_tile + each + (cluster < rest ? 1 : 0);
   const int blocks = inputs / BLOCK, first_block = blocks * rank / SPLITS, own_blocks = blocks * (rank + 1) / SPLITS - first_block;
   const int row_group = warp / column_parts, part = warp % column_parts;
   const Share share = {weight,
@@ -265,6 +250,20 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
 #pragma unroll 1
   for (int i = 0; i < EARLY_STAGES; i++) ahead.fetch(ring_address + i * STAGE_BYTES, share);
 
+  const int owned = ceil_div(end_tile - first_tile, SPLITS), own_tile = first_tile + rank * owned;
+  const int count = max(0, min(end_tile - own_tile, owned)) * TOKEN_BLOCKS;
+  const uint32 sums_full = shared_address(&control.sums_full);
+  if (threadIdx.x == 0) {
+    barrier_init(x_full, 1);
+    barrier_init(sums_full, 1);
+    barrier_init_fence();
+    // What the cluster's CTAs will send.
+    barrier_expect(sums_full, count * sources * (WARP * 16) + (gamma ? SPLITS * tokens * 4 : 0));
+  }
+  __syncthreads();
+  // The barriers of all CTAs are ready for what the others send.
+  cluster_arrive_relaxed();
+
   const uint32 row_bytes = own_blocks * BLOCK * sizeof(elem_t);
   if (threadIdx.x == 0) {
     barrier_expect(x_full, (tokens + (gamma ? 1 : 0)) * row_bytes);
@@ -283,7 +282,7 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
     for (int token = warp; token < tokens; token += WARPS) {
       unsigned char* row = staged + token * pitch;
       float sum = 0;
-#pragma unroll 8
+#pragma unroll 4
       for (int i = lane; i < own_blocks * (BLOCK / VEC); i += WARP) {
         const uint4 value = load16(row + i * 16), scale = load16(staged_gamma + i * 16);
         float v[VEC];
@@ -294,7 +293,8 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
                                          fma2(value.z, scale.z, MINUS_ZEROS), fma2(value.w, scale.w, MINUS_ZEROS)));
       }
       sum = warp_sum(sum);
-      if (lane < SPLITS) store_there(address_in_rank(shared_address(&control.squares[rank][token]), lane), sum);
+      if (lane < SPLITS)
+        store_rank(address_in_rank(shared_address(&control.squares[rank][token]), lane), sum, address_in_rank(sums_full, lane));
     }
     __syncthreads();
   }
@@ -304,7 +304,7 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
 #pragma unroll
   for (int block = 0; block < TOKEN_BLOCKS; block++)
     rows[block] = shared_address(staged) + min(block * 8 + lane % 8, tokens - 1) * pitch + lane / 8 * 16;
-  const int owned = ceil_div(end_tile - first_tile, SPLITS), source = rank * column_parts + part;
+  const int source = rank * column_parts + part;
   int slot = 0, free = STAGES - 1;
 #pragma unroll 1
   for (int tile = first_tile + row_group; tile < end_tile; tile += share.step) {
@@ -329,22 +329,20 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
     }
     const int index = tile - first_tile, owner = index / owned;
     float4* own = sums + (index - owner * owned) * (TOKEN_BLOCKS * sources * WARP) + source * WARP + lane;
-    const uint32 target = address_in_rank(shared_address(own), owner);
+    const uint32 target = address_in_rank(shared_address(own), owner), arrival = address_in_rank(sums_full, owner);
 #pragma unroll
     for (int i = 0; i < TOKEN_BLOCKS; i++)
-      store_there(target + i * sources * (WARP * 16), make_float4(total[i][0], total[i][1], total[i][2], total[i][3]));
+      store_rank(target + i * sources * (WARP * 16), make_float4(total[i][0], total[i][1], total[i][2], total[i][3]), arrival);
   }
   if (warp == 0) GRID_DEPENDENCY_LAUNCH();
-  cluster_arrive();
 
-  const int own_tile = first_tile + rank * owned, count = min(end_tile - own_tile, owned) * TOKEN_BLOCKS;
   const auto place = [&](int item) {
     const int block = item % TOKEN_BLOCKS, tile = own_tile + item / TOKEN_BLOCKS;
     return Outputs{out, bias, residual, tokens, outputs, activation, block * 8, tile * OUT_ROWS};
   };
   uint32 added[2] = {};
   if (warp < count) place(warp).load_residual(added);
-  cluster_wait();
+  barrier_wait_cluster(sums_full, 0);
   for (int item = warp; item < count; item += WARPS) {
     const Outputs to = place(item);
     if (item >= WARPS) to.load_residual(added);
@@ -361,7 +359,7 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < SPLITS; i++) squares += control.squares[i][to.token0 + lane % 4 * 2 + j];
-        factors[j] = rsqrtf(squares / inputs + eps);
+        factors[j] = rsqrtf(__fdividef(squares, inputs) + eps);
       }
     to.finish(sum, factors, added);
   }

@@ -20,8 +20,8 @@ import type { SmallLinearOptions } from "./small-linear.ts";
 
 /** Tokens that a product can have. */
 export const MAX_SPLIT_TOKENS = 16;
-/** Fewer are multiplied by `linear_quantised.cu`, which needs no sums of several CTAs, in the same time. */
-export const LEAST_SPLIT_TOKENS = 3;
+/** One is multiplied by `linear_quantised.cu`, which needs no sums of several CTAs. */
+export const LEAST_SPLIT_TOKENS = 2;
 /** Tokens of one mma. */
 const TOKEN_BLOCK = 8;
 const WARPS = 12;
@@ -30,10 +30,12 @@ const TILE_STRIPS = 2;
 const STAGE_BLOCKS = 2;
 /** Stages of a warp's ring, as shared memory allows. */
 const STAGES = [4, 3] as const;
-/** CTAs of a cluster, which have a part of the columns each. */
-const SPLITS = [2, 4, 8] as const;
+/** CTAs of a cluster, which have a part of the columns each: the first that fit, by token blocks. More tokens are more of x to fetch. */
+const SPLITS: Readonly<Record<number, readonly number[]>> = { 1: [2, 4, 8], 2: [4, 8, 2] };
 /** Share of a GPU's multiprocessors that clusters of more than two find together in their part of it. */
 const CLUSTERED_SHARE = 0.92;
+/** Two barriers: of x, and of the sums. */
+const BARRIER_BYTES = 16;
 /** Bytes between the rows of x, so that they lie in different banks. */
 const X_PADDING = 16;
 /** The logarithm of a group that is a whole row: every column is in group 0. */
@@ -182,11 +184,11 @@ export function planSplit(
   const scales = STAGE_BLOCKS * (block / subOf(form));
   const scaleBytes = STRIP_ROWS * (form.zeros === undefined ? 2 : 3);
   const stageBytes = TILE_STRIPS * (STAGE_BLOCKS * STRIP_BLOCK_BYTES + scales * scaleBytes);
-  for (const splits of SPLITS) {
-    if (splits > blocks) return undefined;
+  for (const splits of SPLITS[tokenBlocks]!) {
+    if (splits > blocks) continue;
     const share = splits > 2 ? CLUSTERED_SHARE : 1;
     const clusters = Math.min(tiles, Math.floor((smCount * share) / splits));
-    if (clusters === 0) return undefined;
+    if (clusters === 0) continue;
     const ownBlocks = Math.ceil(blocks / splits);
     const columnParts = partsOf(Math.ceil(tiles / clusters), ownBlocks);
     const slots = slotsOf(tiles, clusters, splits);
@@ -194,7 +196,7 @@ export function planSplit(
     // Fewer tokens are multiplied by the same kernel.
     const rows = tokenBlocks * TOKEN_BLOCK * (columns * 2 + X_PADDING) + columns * 2;
     const sums = slots * tokenBlocks * splits * columnParts * WARP * 16;
-    const control = Math.ceil((8 + splits * tokenBlocks * TOKEN_BLOCK * 4) / 128) * 128;
+    const control = Math.ceil((BARRIER_BYTES + splits * tokenBlocks * TOKEN_BLOCK * 4) / 128) * 128;
     for (const stages of STAGES) {
       const sharedBytes = control + sums + rows + WARPS * stages * stageBytes;
       if (sharedBytes <= sharedBytesPerBlock)

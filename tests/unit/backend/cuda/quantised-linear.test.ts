@@ -250,12 +250,12 @@ describe("few tokens", () => {
   test("of a permuted weight, x is put in the order of codes, after the norm", () => {
     const permutation = i32(512);
     const weight = prepared(grouped(256, 512, 128, { permutation }));
-    const { x, run } = product(weight, 2, { norm: { weight: bf16(512), eps: 1e-6 } });
+    const { x, run } = product(weight, 1, { norm: { weight: bf16(512), eps: 1e-6 } });
     const [normed, permuted, multiplied] = launches(run);
     expect(normed).toMatchObject({ entry: "rms_norm" });
     expect(namedArguments(normed!)).toMatchObject({ x: x.address });
     const args = namedArguments(permuted!);
-    expect(args).toMatchObject({ permutation: permutation.address, tokens: 2, inputs: 512 });
+    expect(args).toMatchObject({ permutation: permutation.address, tokens: 1, inputs: 512 });
     expect(args["x"]).toBe(namedArguments(normed!)["out"]!);
     expect(multiplied).toMatchObject({ entry: "linear_quantised" });
     expect(namedArguments(multiplied!)).toMatchObject({ x: args["out"], gamma: 0 });
@@ -276,8 +276,8 @@ describe("a few tokens by 4 bits on Hopper", () => {
   test("are one kernel of clusters with all that surrounds the product", () => {
     const weight = prepared(grouped(2112, 1024, 128, { zeros: memory(backend, "uint8", 2112, 8) }));
     const norm = { weight: bf16(1024), eps: 1e-6 };
-    const [bias, addTo] = [bf16(2112), bf16(16, 2112)];
-    const { x, out, run } = product(weight, 16, { norm, bias, addTo });
+    const [bias, addTo] = [bf16(2112), bf16(8, 2112)];
+    const { x, out, run } = product(weight, 8, { norm, bias, addTo });
     const { entry, grid, block, sharedBytes, ...rest } = launch(run);
     // Two CTAs have half of the columns each; four of 12 warps share a tile, of which a cluster has two.
     expect({ entry, grid, block }).toEqual({
@@ -288,12 +288,12 @@ describe("a few tokens by 4 bits on Hopper", () => {
     expect(namedArguments({ entry, grid, block, sharedBytes, ...rest })).toMatchObject({
       ...{ out: out.address, x: x.address, weight: weight.data.address, scales: weight.scales.address },
       ...{ zeros: weight.zeros!.address, gamma: norm.weight.address, bias: bias.address },
-      ...{ residual: addTo.address, tokens: 16, inputs: 1024, outputs: 2112, tiles: 132, slots: 1 },
+      ...{ residual: addTo.address, tokens: 8, inputs: 1024, outputs: 2112, tiles: 132, slots: 1 },
       ...{ column_parts: 4, columns: 512, group_shift: 7, groups: 8, activation: -1 },
     });
     expect(requested.mock.lastCall![0].defines).toMatchObject({
       ...{ BITS: 4, SCALES: ScaleKind.groupHalves, ZEROS: 1, SUB: 128, WARPS: 12, STAGE_BLOCKS: 2 },
-      ...{ SPLITS: 2, TOKEN_BLOCKS: 2, STAGES: 4, GATED: 0, OUT_FLOAT: 0 },
+      ...{ SPLITS: 2, TOKEN_BLOCKS: 1, STAGES: 4, GATED: 0, OUT_FLOAT: 0 },
     });
   });
 
@@ -301,7 +301,7 @@ describe("a few tokens by 4 bits on Hopper", () => {
     const weight = prepared(grouped(512, 1024, 128));
     for (const tokens of [8, 16]) launch(product(weight, tokens, { activation: SILU }).run);
     const before = requested.mock.calls.length;
-    for (const tokens of [3, 4, 7, 9, 13, 15]) {
+    for (const tokens of [2, 3, 7, 9, 13, 15]) {
       const { entry } = launch(product(weight, tokens, { activation: SILU }).run);
       expect(entry).toBe("linear_quantised_split");
     }
@@ -522,7 +522,7 @@ describe("a plan", () => {
     expect(planSplit(few, INT4, GPU)).toMatchObject({
       ...{ splits: 4, clusters: 30, tiles: 256, slots: 3, columns: 3072, columnParts: 4, stages: 3 },
     });
-    expect(planSplit({ ...few, inFeatures: 4096 }, INT4, GPU)).toMatchObject({ splits: 2, clusters: 66 });
+    expect(planSplit({ ...few, inFeatures: 256 }, INT4, GPU)).toMatchObject({ splits: 2, clusters: 66 });
     expect(planSplit({ ...few, tokens: 8 }, INT4, GPU)).toMatchObject({
       splits: 2,
       tokenBlocks: 1,
@@ -534,7 +534,7 @@ describe("a plan", () => {
   });
 
   test.each([
-    ["fewer tokens", { ...shape, tokens: 2 }, INT4],
+    ["one token", { ...shape, tokens: 1 }, INT4],
     ["more tokens", { ...shape, tokens: 17 }, INT4],
     ["8 bits", shape, { ...INT4, bits: 8 }],
     ["columns that are one block", { ...shape, inFeatures: 128 }, INT4],
