@@ -12,6 +12,7 @@ import {
   ORDER_CONSTANTS,
   type QuantisedForm,
   type QuantisedWeight,
+  ScaleKind,
   STRIP_BLOCK_BYTES,
   STRIP_ROWS,
 } from "./quantised-form.ts";
@@ -125,7 +126,7 @@ export class QuantisedSplit {
     const { plan, kernel } = planned;
     const { groupSize, groups } = form;
     kernel.launch(stream, plan.clusters, 1, plan.splits, WARPS * WARP, plan.sharedBytes, {
-      ...{ out, x, weight: weight.data, scales: weight.scales, zeros: form.zeros ?? null },
+      ...{ out, x, weight: weight.data, scales: form.factors, zeros: form.zeros ?? null },
       ...{ gamma: norm?.weight ?? null, bias: bias ?? null, residual: addTo ?? null },
       ...{ tokens, inputs: inFeatures, outputs: gated ? outFeatures / 2 : outFeatures },
       ...{ tiles: plan.tiles, slots: plan.slots, column_parts: plan.columnParts, columns: plan.columns },
@@ -174,7 +175,8 @@ export function planSplit(
   form: QuantisedForm,
   { smCount, sharedBytesPerBlock }: Pick<SmallLinearOptions, "smCount" | "sharedBytesPerBlock">,
 ): SplitPlan | undefined {
-  if (!form.ordered || form.float8 || form.bits !== 4) return undefined;
+  const isGrouped = form.scales === ScaleKind.groupHalves || form.scales === ScaleKind.groupBfloats;
+  if (!form.ordered || !isGrouped || form.bits !== 4) return undefined;
   if (tokens < LEAST_SPLIT_TOKENS || tokens > MAX_SPLIT_TOKENS) return undefined;
   if (gated && outFeatures % (TILE_STRIPS * STRIP_ROWS) !== 0) return undefined;
   const block = blockColumns(form.bits);

@@ -537,6 +537,7 @@ describe("a plan", () => {
     ["one token", { ...shape, tokens: 1 }, INT4],
     ["more tokens", { ...shape, tokens: 17 }, INT4],
     ["8 bits", shape, { ...INT4, bits: 8 }],
+    ["superblocks", shape, { ...INT4, scales: ScaleKind.steps }],
     ["columns that are one block", { ...shape, inFeatures: 128 }, INT4],
     ["halves that are no whole strips", { ...shape, outFeatures: 4104, gated: true }, INT4],
     ["an order that is the canonical one", shape, { ...INT4, ordered: false }],
