@@ -12,6 +12,8 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { measureBandwidth } from "../src/backend/simd/bandwidth.ts";
+import { findKernels } from "../src/backend/simd/x64/machine-code.ts";
+import type { CpuKernels } from "../src/base/config.ts";
 import { createCommand, runCommand } from "../src/cli/command.ts";
 import { countValue } from "../src/cli/flag-values.ts";
 import { type EngineOptions, LLM } from "../src/index.ts";
@@ -25,6 +27,7 @@ interface Flags {
   readonly tokens: number;
   readonly prompt: number;
   readonly streams: number;
+  readonly cpuKernels: CpuKernels;
   readonly runs: number;
   readonly llamaCpp?: string;
   readonly reference: boolean;
@@ -54,6 +57,7 @@ const command = createCommand("bench:cpu")
   .option("--tokens <count>", "tokens that a stream writes", countValue, 16)
   .option("--prompt <count>", "tokens of a prompt", countValue, 128)
   .option("--streams <count>", "streams together", countValue, 16)
+  .option("--cpu-kernels <name>", "auto, avx512, avx2 or wasm", "auto")
   .option("--runs <count>", "runs of each, of which the best counts", countValue, 3)
   .option("--llama-cpp <folder>", "folder with node_modules/node-llama-cpp, to be measured beside")
   .option("--no-reference", "leave the reference backend out")
@@ -63,6 +67,8 @@ command.action(async (flags: Flags) => {
   const folder = mkdtempSync(join(tmpdir(), "octavo-cpu-"));
   try {
     const bandwidth = await measureBandwidth({ threads: flags.threads, bytes: 2 ** 30, runs: 8 });
+    const kernels = flags.cpuKernels === "auto" ? findKernels() : flags.cpuKernels;
+    console.log(`products are computed by ${kernels}`);
     console.log(`memory is read at ${(bandwidth / 1e9).toFixed(1)} GB/s by ${flags.threads} threads`);
     const rows: Row[] = [];
     const add = (row: Row) => {
@@ -116,7 +122,7 @@ command.action(async (flags: Flags) => {
     const options = { ...others, llamaCpp: llamaCpp !== undefined };
     writeRecord(
       flags.json,
-      makeRecord({ benchmark: "cpu", model: flags.model, options }, { bandwidth, rows }),
+      makeRecord({ benchmark: "cpu", model: flags.model, options }, { bandwidth, kernels, rows }),
     );
   } finally {
     rmSync(folder, { recursive: true });
@@ -138,6 +144,7 @@ async function measureOctavo(
       maxModelLen: prompt + tokens + 8,
       maxNumBatchedTokens: Math.max(prompt, 64),
       maxNumSeqs: Math.max(1, streams),
+      cpuKernels: flags.cpuKernels,
     },
     ...options,
   });

@@ -35,8 +35,14 @@ export function readFeatures(): Features | undefined {
   const memory = ExecutableMemory.create(assembleReading());
   if (memory === undefined) return undefined;
   const words = new Int32Array(4);
-  functionAt(memory.address)(ptr(words), 0, 0);
-  memory.dispose();
+  try {
+    functionAt(memory.address)(ptr(words), 0, 0);
+  } catch {
+    // Calls of native functions are code that Bun makes, which it may not be allowed to.
+    return undefined;
+  } finally {
+    memory.dispose();
+  }
   const [leaves, leaf1, leaf7, kept] = words;
   return { leaves: leaves!, leaf1: leaf1!, leaf7: leaf7!, kept: kept! };
 }
