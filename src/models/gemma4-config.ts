@@ -38,7 +38,8 @@ export function readGemma4(
 ): Gemma4Layers {
   const numLayers = windows.length;
   const keysAreValues = json.boolean("attention_k_eq_v", false);
-  const perLayerInputSize = json.integer("hidden_size_per_layer_input", 0, 1e6, 256);
+  const fallback = json.isNull("hidden_size_per_layer_input") ? 0 : 256;
+  const perLayerInputSize = json.integer("hidden_size_per_layer_input", 0, 1e6, fallback);
   const inputs = json.integer("vocab_size_per_layer_input", 0, 1e7, vocabSize);
   if (perLayerInputSize > 0 && inputs !== vocabSize)
     throw new UnsupportedModelError(

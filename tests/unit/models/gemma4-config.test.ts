@@ -31,6 +31,7 @@ test("a config that says nothing has transformers' defaults", () => {
   expect(kvSources).toEqual([0, 1, 2, 3, 4, 5]);
   expect(gemma4).toMatchObject({ keysAreValues: false, perLayerInputSize: 256 });
   expect([attentionScale, experts]).toEqual([1, undefined]);
+  expect(read({ hidden_size_per_layer_input: null }).gemma4!.perLayerInputSize).toBe(0);
 });
 
 test("the last layer has no window, whatever its type", () => {
