@@ -32,7 +32,7 @@ test("a list has the cases with the text, and the help what is required", async 
     runScript("bench/served.ts", ["--help"]),
   ]);
   const lines = listed.stdout.trimEnd().split("\n");
-  expect(lines).toHaveLength(5);
+  expect(lines).toHaveLength(6);
   for (const line of lines) expect(line).toContain("16 × 16384");
   expect(help.stdout.match(/\(required\)/g)).toHaveLength(2);
 });
