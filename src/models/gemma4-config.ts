@@ -21,6 +21,8 @@ export interface Gemma4Layers extends Gemma4Config {
 
 /** Heads of layers without a window are this large, unless a config says otherwise. */
 const FULL_HEAD_DIM = 512;
+/** Fields that `per_layer_config` may have of a layer. */
+const LAYER_FIELDS: ReadonlySet<string> = new Set(["head_dim", "num_key_value_heads"]);
 
 /**
  * The heads of layers without a window are in `global_head_dim` and `num_global_key_value_heads`, or, as transformers writes them
@@ -46,6 +48,7 @@ export function readGemma4(
       json.file,
       `${json.nameOf("vocab_size_per_layer_input")} ${inputs} beside a vocabulary of ${vocabSize} is not supported`,
     );
+  checkRopes(json, windows);
   const shared = json.integer("num_kv_shared_layers", 0, numLayers - 1, 0);
   const kvSources = readKvSources(json, windows, numLayers - shared);
   const isWide = json.boolean("use_double_wide_mlp", false);
@@ -85,13 +88,43 @@ function readLayerHeads(
     return Object.freeze({ numKvHeads, headDim });
   };
   const byLayer = json.object("per_layer_config");
+  if (byLayer !== undefined) checkLayers(byLayer, windows.length);
   const [own, large] = ["num_key_value_heads", { ...usual, headDim: FULL_HEAD_DIM }];
   const full = read(json, keysAreValues ? "num_global_key_value_heads" : own, "global_head_dim", large);
-  return Object.freeze(
-    windows.map((window, layer) => {
-      if (byLayer === undefined) return window === 0 ? full : usual;
-      const fields = byLayer.object(String(layer));
-      return fields === undefined ? usual : read(fields, own, "head_dim", usual);
-    }),
-  );
+  if (byLayer === undefined) return Object.freeze(windows.map((window) => (window === 0 ? full : usual)));
+  const layers = windows.map((_, layer) => {
+    const fields = byLayer.object(String(layer));
+    return fields === undefined ? usual : read(fields, own, "head_dim", usual);
+  });
+  // They have one rope, and those that share keys and values read what others wrote.
+  for (const [layer, { numKvHeads, headDim }] of layers.entries()) {
+    const first = layers[windows.findIndex((window) => window > 0 === windows[layer]! > 0)]!;
+    if (numKvHeads !== first.numKvHeads || headDim !== first.headDim)
+      throw json.invalid("per_layer_config", "the same for all layers of a type");
+  }
+  return Object.freeze(layers);
+}
+
+/** Of layers by their numbers nothing may differ but their heads. */
+function checkLayers(byLayer: JsonFields, numLayers: number): void {
+  for (const layer of byLayer.keys) {
+    const isLayer = /^\d{1,4}$/.test(layer) && Number(layer) < numLayers;
+    if (!isLayer) throw byLayer.invalid(layer, `of a layer from 0 to ${numLayers - 1}`);
+    const fields = byLayer.object(layer);
+    const other = fields?.keys.find((name) => !LAYER_FIELDS.has(name));
+    if (other !== undefined)
+      throw new UnsupportedModelError(byLayer.file, `${fields!.nameOf(other)} of a layer is not supported`);
+  }
+}
+
+/** As transformers has it, layer types have no rope but what the config gives all of them, or none. */
+function checkRopes(json: JsonFields, windows: readonly number[]): void {
+  const ropes = json.object("rope_parameters");
+  if (ropes === undefined) throw json.invalid("rope_parameters", "an object");
+  for (const window of new Set(windows)) {
+    const type = window > 0 ? "sliding_attention" : "full_attention";
+    const rope = ropes.object(type);
+    if (rope === undefined) throw ropes.invalid(type, "an object");
+    rope.number("rope_theta", 1, 1e12);
+  }
 }

@@ -50,8 +50,12 @@ export class JsonFields {
     return new JsonFields(this.file, { ...this.fields, ...fields }, this.path, this.names);
   }
 
+  get keys(): readonly string[] {
+    return Object.keys(this.fields);
+  }
+
   get isEmpty(): boolean {
-    return Object.keys(this.fields).length === 0;
+    return this.keys.length === 0;
   }
 
   /** The field's value, unchecked; undefined when absent. */

@@ -112,3 +112,36 @@ test.each([
 ] as const)("%p is refused", (fields, error) => {
   expect(() => read(fields)).toThrow(error);
 });
+
+const ROPES = {
+  full_attention: { rope_type: "proportional", partial_rotary_factor: 0.25, rope_theta: 1e6 },
+  sliding_attention: { rope_type: "default", rope_theta: 1e4 },
+};
+
+test.each([
+  // Layers of a type have one rope, and attend to each other's keys and values.
+  [{ 0: { head_dim: 128 } }, ModelDataError, "per_layer_config must be the same for all layers of a type"],
+  [{ 3: { num_key_value_heads: 2 } }, ModelDataError, "per_layer_config must be the same"],
+  [{ 6: { head_dim: 64 } }, ModelDataError, "per_layer_config.6 must be of a layer from 0 to 5"],
+  [{ last: { head_dim: 64 } }, ModelDataError, "per_layer_config.last must be"],
+  [{ 5: { sliding_window: 8 } }, UnsupportedModelError, "per_layer_config.5.sliding_window of a layer"],
+] as const)("layers %p: refused by the field's name", (per_layer_config, error, message) => {
+  const fields = { layer_types: Array(3).fill(TYPES).flat(), per_layer_config };
+  expect(() => read(fields)).toThrow(error);
+  expect(() => read(fields)).toThrow(message);
+});
+
+test.each([
+  [null, "rope_parameters must be an object"],
+  [{}, "rope_parameters.sliding_attention must be an object, it is missing"],
+  [{ rope_type: "default", rope_theta: 1e4 }, "rope_parameters.sliding_attention must be"],
+  [{ sliding_attention: ROPES.sliding_attention }, "rope_parameters.full_attention must be"],
+  [{ ...ROPES, full_attention: { rope_type: "proportional" } }, "full_attention.rope_theta must be a number"],
+] as const)("ropes %p: refused by the field's name", (rope_parameters, message) => {
+  expect(() => read({ rope_parameters })).toThrow(ModelDataError);
+  expect(() => read({ rope_parameters })).toThrow(message);
+  // Types that no layer has need none.
+  const full = { layer_types: Array(6).fill("full_attention"), global_head_dim: 256 };
+  const { full_attention } = ROPES;
+  expect(read({ ...full, rope_parameters: { full_attention } }).layerRopes[0]!.theta).toBe(1e6);
+});
