@@ -14,7 +14,7 @@ import {
   mxfp4Weight,
   superblockWeight,
 } from "../../../contract/quantised-weights.ts";
-import { batchTensors, raggedBatch } from "../../../contract/ragged-batch.ts";
+import { batchTensors, type RaggedBatch, raggedBatch } from "../../../contract/ragged-batch.ts";
 
 setDefaultTimeout(300_000);
 
@@ -125,6 +125,30 @@ test.each(KERNELS)("attention is the reference's with heads of any size, %s", (k
       fixture.backend.attend(step.out, step.qkv.tensor, step.cache, batchTensors(fixture, batch), step.spec);
       step.check();
     }
+  });
+});
+
+test.each(KERNELS)("a query's bits do not depend on the queries after it, %s", (kernels) => {
+  on({ threads: 1, kernels }, (fixture) => {
+    const { backend } = fixture;
+    const [first, count] = [3, 61];
+    const batch = raggedBatch(fixture, [[first + count, count]], 16);
+    const heads = { numHeads: 4, numKvHeads: 2, headDim: 64, rotaryDim: 32, blockSize: 16, headNorm: true };
+    const { out, qkv, cache, spec } = new AttentionStep(fixture, batch, { ...heads, window: 0 });
+    backend.attend(out, qkv.tensor, cache, batchTensors(fixture, batch), spec);
+    const together = Buffer.from(backend.download(out));
+    // Queries were rotated where they are.
+    backend.upload(qkv.tensor, Float32Array.from(qkv.values));
+    for (let i = 0; i < count; i++) {
+      const alone: RaggedBatch = {
+        ...batch,
+        ...{ rows: [[first + i + 1, 1]], numTokens: 1, cuSeqlensQ: [0, 1] },
+        ...{ positions: [first + i], slotMapping: [batch.slotMapping[i]!] },
+      };
+      const [row, x] = [out.rows(i, i + 1), qkv.tensor.rows(i, i + 1)];
+      backend.attend(row, x, cache, batchTensors(fixture, alone), spec);
+    }
+    expect(together.equals(Buffer.from(backend.download(out)))).toBe(true);
   });
 });
 
