@@ -47,10 +47,13 @@ interface Ended {
   readonly output: string;
 }
 
+/** TypeScript's compiler is written in Go, and collects garbage for a third of its time unless it may keep more. */
+const ROOMY = { GOGC: "400" };
+
 function run(cwd: string, ...command: readonly string[]): Ended {
   const { exitCode, stdout, stderr } = Bun.spawnSync([...command], {
     cwd,
-    env: { ...process.env, CUDA_VISIBLE_DEVICES: "" },
+    env: { ...process.env, ...ROOMY, CUDA_VISIBLE_DEVICES: "" },
   });
   return { code: exitCode, output: `${stdout}${stderr}` };
 }
@@ -78,7 +81,8 @@ const WITH_CLIENTS = ["examples/ai-sdk.ts", "examples/clients.ts"];
 function typecheck(path: string, compilerOptions: Readonly<Record<string, unknown>>): Ended {
   const config = { compilerOptions, ...(!compilerOptions["skipLibCheck"] && { exclude: WITH_CLIENTS }) };
   writeFileSync(join(path, "tsconfig.json"), JSON.stringify(config));
-  return run(path, "bun", join(MODULES, "typescript/bin/tsc"), "-p", path);
+  // Several threads would each look at what all of them need.
+  return run(path, "bun", join(MODULES, "typescript/bin/tsc"), "-p", path, "--singleThreaded");
 }
 
 const CLEAN: Ended = { code: 0, output: "" };
