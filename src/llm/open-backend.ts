@@ -40,12 +40,12 @@ export async function createBackend(
   const isCpu = device === "cpu" || device === "cpu-reference";
   const gpuIndex = config.gpuIndex + (peers?.shard.rank ?? 0);
   const opening = isCpu ? undefined : GpuOpening.begin(gpuIndex, rehearsal(config, model));
+  const loading = opening && cudaBackend();
   try {
     await opening?.opened;
     if (device === "cuda" || (device === "auto" && gpuCount() > 0)) {
       if (peers !== undefined) checkGpus(config);
-      // Its modules take 20 ms to load, which threads without a GPU do without.
-      const { CudaBackend } = await import("../backend/cuda/cuda-backend.ts");
+      const { CudaBackend } = await (loading ?? cudaBackend());
       const cuda = openCuda(gpuIndex);
       const ranks = peers && {
         exchange: peers,
@@ -72,6 +72,11 @@ export async function createBackend(
   // The LM head's product, while the tokenizer and the weights are loaded.
   backend.startThreads(model.hiddenSize * model.vocabSize);
   return backend;
+}
+
+/** Its modules take 20 ms to load: that is done while the GPU opens, and not without one. */
+function cudaBackend() {
+  return import("../backend/cuda/cuda-backend.ts");
 }
 
 function abortElsewhere(task: Omit<AbortTask, "returned">): Aborting {
