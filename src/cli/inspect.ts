@@ -129,7 +129,7 @@ async function estimate(
 ): Promise<void> {
   const { fitOf, inspectModel, sequenceBytes } = await import("../llm/inspect-model.ts");
   const report = await inspectModel(folder, sizes);
-  const { weights, kvBytesPerToken, kvBytesKept } = report;
+  const { weights, kvBytesPerToken, kvBytesKept, stateBytes } = report;
   const sequenceTokens = flags.maxModelLen ?? report.maxTokens;
   const kvBytesPerSequence = sequenceBytes(folder, report, sequenceTokens);
   const here = gpuMemories(inspectCuda().gpus);
@@ -138,22 +138,26 @@ async function estimate(
       ...([folder, report, gpu.bytes, flags.gpuMemoryUtilization] as const),
       ...([flags.tensorParallelSize, sequenceTokens] as const),
     );
-    return { ...gpu, ...fit, sequences: Math.floor(fit.kvTokens / sequenceTokens) };
+    return { ...gpu, ...fit };
   });
   if (flags.json)
     return console.log(
       JSON.stringify(
-        { model, weights, kvBytesPerToken, kvBytesKept, sequenceTokens, kvBytesPerSequence, gpus },
+        {
+          ...{ model, weights, kvBytesPerToken, kvBytesKept, stateBytes },
+          ...{ sequenceTokens, kvBytesPerSequence, gpus },
+        },
         null,
         2,
       ),
     );
+  const state = stateBytes === undefined ? "" : `, and ${formatBytes(stateBytes)} of state`;
   console.log(
     titledLines([
       ["model", model],
       ["weights", describeWeights(weights)],
       ["token", describeToken(report)],
-      ["sequence", `${formatBytes(kvBytesPerSequence)} for ${sequenceTokens} tokens`],
+      ["sequence", `${formatBytes(kvBytesPerSequence)} for ${sequenceTokens} tokens${state}`],
       ...gpus.map((gpu) => {
         const full = gpu.ranks === undefined ? "" : `: ${gpu.sequences} sequences of that length`;
         return ["gpu", `${gpu.name} ${describeFit(gpu)}${full}`] as const;

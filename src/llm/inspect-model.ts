@@ -25,7 +25,7 @@ import { SUPPORTED_MODELS } from "../models/supported-models.ts";
 import { summaryOf } from "../models/weight-summary.ts";
 import { kvBlockBytes } from "../runner/kv-cache.ts";
 import { kvLayout } from "../runner/kv-layout.ts";
-import { estimatedPool } from "../runner/kv-plan.ts";
+import { estimatedPool, planStates } from "../runner/kv-plan.ts";
 import { stateBytes } from "../runner/state-pool.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { onlineFormOf } from "./load-part.ts";
@@ -69,6 +69,8 @@ export interface ModelFit {
   readonly ranks: number | undefined;
   /** Tokens of the KV pool, of all sequences together, if they are as long as was asked about. */
   readonly kvTokens: number;
+  /** Sequences of that length that can run at once, no more than run by default where each has a state. */
+  readonly sequences: number;
 }
 
 /**
@@ -132,20 +134,24 @@ export function fitOf(
   tokens = report.maxTokens,
 ): ModelFit {
   const config = readModelConfig(folder);
+  const { maxNumSeqs, enablePrefixCaching } = resolveEngineConfig({});
   for (let ranks = fewest; ranks <= MAX_RANKS; ranks++) {
     if (!isDivisible(config, ranks)) continue;
     const pool = estimatedPool(memory, report.weights.bytes / ranks, utilization);
-    // Of a sequence, and of what stands for padding.
-    const states = (2 * (report.stateBytes ?? 0)) / ranks;
+    const states = planStates(pool, (report.stateBytes ?? 0) / ranks, maxNumSeqs, enablePrefixCaching);
     const { groups, blockBytes } = poolOf(config, report, ranks, tokens);
-    const blocks = Math.floor(Math.max(0, pool - states) / blockBytes);
-    if (tokensInPool(groups, blocks, 1) < Math.min(report.maxTokens, LEAST_TOKENS)) continue;
-    return { ranks, kvTokens: Math.floor((blocks * tokens) / blocksOfSequence(groups, tokens, 1)) };
+    const blocks = Math.floor(Math.max(0, pool - states.bytes) / blockBytes);
+    const isRoomy = tokensInPool(groups, blocks, 1) >= Math.min(report.maxTokens, LEAST_TOKENS);
+    if (states.sequences < 1 || !isRoomy) continue;
+    const kvTokens = Math.floor((blocks * tokens) / blocksOfSequence(groups, tokens, 1));
+    const fitting = Math.floor(kvTokens / tokens);
+    const sequences = report.stateBytes === undefined ? fitting : Math.min(fitting, states.sequences);
+    return { ranks, kvTokens, sequences };
   }
-  return { ranks: undefined, kvTokens: 0 };
+  return { ranks: undefined, kvTokens: 0, sequences: 0 };
 }
 
-/** Bytes of the KV pool that a sequence of so many tokens takes. */
+/** Bytes of the KV pool that a sequence of so many tokens takes, besides its state. */
 export function sequenceBytes(folder: string, report: ModelReport, tokens: number): number {
   const { groups, blockBytes } = poolOf(readModelConfig(folder), report, 1, tokens);
   return blocksOfSequence(groups, tokens, 1) * blockBytes;

@@ -30,6 +30,33 @@ export function estimatedPool(total: number, used: number, gpuMemoryUtilization:
   return Math.max(0, POOL_SHARE_ESTIMATE * granted);
 }
 
+/** States of sequences beside a pool. */
+export interface StatePlan {
+  /** Sequences that can run at once; below 1: there is no room for a state and one that stands for padding. */
+  readonly sequences: number;
+  readonly snapshots: number;
+  /** Bytes of the states of all sequences, of the one for padding, and of snapshots. */
+  readonly bytes: number;
+}
+
+/**
+ * The states that a pool of so many bytes has room for.
+ * @param stateBytes bytes of a sequence's state; 0: it has none
+ * @param maxNumSeqs sequences that are to run at once
+ * @param areCached prefixes are, by snapshots of states
+ */
+export function planStates(
+  pool: number,
+  stateBytes: number,
+  maxNumSeqs: number,
+  areCached: boolean,
+): StatePlan {
+  if (stateBytes === 0) return { sequences: maxNumSeqs, snapshots: 0, bytes: 0 };
+  const sequences = Math.min(maxNumSeqs, Math.floor((STATE_SHARE * pool) / stateBytes) - 1);
+  const snapshots = areCached ? Math.min(MOST_SNAPSHOTS, Math.floor((SNAPSHOT_SHARE * pool) / stateBytes)) : 0;
+  return { sequences, snapshots, bytes: (sequences + 1 + snapshots) * stateBytes };
+}
+
 type Options = Pick<
   EngineConfig,
   "maxModelLen" | "maxNumSeqs" | "gpuMemoryUtilization" | "kvCacheMemoryBytes"
@@ -56,6 +83,7 @@ export class KvPlan {
   /** Snapshots of states that prefixes are cached by; 0 for models without states. */
   readonly numSnapshots: number;
   readonly #blockBytes: number;
+  readonly #statesBytes: number;
 
   /**
    * @param limit positions that the model was made for
@@ -67,7 +95,7 @@ export class KvPlan {
     private readonly shape: PoolShape,
     private readonly options: Options,
     private readonly backend: Backend,
-    private readonly stateBytes = 0,
+    stateBytes = 0,
   ) {
     const asked = options.maxModelLen;
     if (asked !== undefined && asked > limit)
@@ -76,10 +104,11 @@ export class KvPlan {
     this.layout = kvLayout(shape.layers, asked ?? limit);
     this.#blockBytes = kvBlockBytes({ ...shape, layout: this.layout });
     const pool = this.#poolBytes() * (this.#isMeasured ? POOL_SHARE_ESTIMATE : 1);
-    this.maxNumSeqs = this.#sequencesIn(pool);
-    const snapshots =
-      stateBytes > 0 && options.enablePrefixCaching ? (SNAPSHOT_SHARE * pool) / stateBytes : 0;
-    this.numSnapshots = Math.min(MOST_SNAPSHOTS, Math.floor(snapshots));
+    const states = planStates(pool, stateBytes, options.maxNumSeqs, options.enablePrefixCaching === true);
+    if (states.sequences < 1) throw this.#noState(stateBytes, pool);
+    this.maxNumSeqs = states.sequences;
+    this.numSnapshots = states.snapshots;
+    this.#statesBytes = states.bytes;
     const estimate = pool - this.#statesBytes;
     const fits = this.#tokensIn(Math.floor(estimate / this.#blockBytes));
     this.maxModelLen = asked ?? Math.min(limit, fits);
@@ -110,20 +139,10 @@ export class KvPlan {
     return this.#isMeasured ? blocks : Math.min(blocks, useful);
   }
 
-  /** Of the states of all sequences, of one that stands for padding, and of snapshots. */
-  get #statesBytes(): number {
-    return this.stateBytes === 0 ? 0 : (this.maxNumSeqs + 1 + this.numSnapshots) * this.stateBytes;
-  }
-
-  #sequencesIn(pool: number): number {
-    const { stateBytes } = this;
-    const { maxNumSeqs } = this.options;
-    if (stateBytes === 0) return maxNumSeqs;
-    const fits = Math.floor((STATE_SHARE * pool) / stateBytes) - 1;
-    if (fits >= 1) return Math.min(maxNumSeqs, fits);
+  #noState(stateBytes: number, pool: number): Error {
     const [needed, available] = formatByteCounts(stateBytes, Math.floor(STATE_SHARE * pool));
     const facts = `a sequence's state takes ${needed}, and as much again for padding; there is room for ${available}`;
-    throw this.#isMeasured
+    return this.#isMeasured
       ? new DeviceError(`${facts}: raise gpuMemoryUtilization or free GPU memory`)
       : new ConfigError("kvCacheMemoryBytes", `${facts}: raise kvCacheMemoryBytes`);
   }

@@ -26,7 +26,10 @@ test.each([
   using folder = temporaryFolder();
   const { config } = PUBLISHED["meta-llama/Llama-3.3-70B-Instruct"];
   writeFileSync(folder.file("config.json"), JSON.stringify(config));
-  expect(fitOf(folder.path, REPORT, memory * GIB, 0.9)).toEqual({ ranks, kvTokens });
+  expect(fitOf(folder.path, REPORT, memory * GIB, 0.9)).toEqual({
+    ...{ ranks, kvTokens },
+    sequences: Math.floor(kvTokens / REPORT.maxTokens),
+  });
 });
 
 describe("a model whose layers with and without windows take turns", () => {
@@ -60,4 +63,22 @@ describe("a model whose layers with and without windows take turns", () => {
     expect(describeToken(report)).toBe("48 KiB of KV cache, 24 KiB of it beyond a window of 128 tokens");
     expect(describeToken(REPORT)).toBe("320 KiB of KV cache");
   });
+});
+
+test("of a model with states those of all sequences, and snapshots, leave the rest to tokens", () => {
+  using folder = temporaryFolder();
+  writeFileSync(folder.file("config.json"), JSON.stringify(PUBLISHED["Qwen/Qwen3.5-9B"].config));
+  const [MIB, kvBytesPerToken] = [2 ** 20, 32768];
+  const report: ModelReport = {
+    ...{ architecture: "Qwen3_5ForCausalLM", models: "", maxTokens: 262144, cpuBytes: 0, kvWindow: 0 },
+    ...{ weights: { format: "bfloat16", bytes: 16 * GIB }, kvBytesPerToken, kvBytesKept: kvBytesPerToken },
+    stateBytes: 50 * MIB,
+  };
+  const fit = (memory: number, tokens: number) => fitOf(folder.path, report, memory * GIB, 0.9, 1, tokens);
+  // Half of 0.8 · (0.9 · 24 − 16) GiB is for 44 sequences and padding, a tenth for 9 snapshots.
+  const pool = 0.8 * (0.9 * 24 * GIB - 16 * GIB);
+  const kvTokens = Math.floor((pool - (44 + 1 + 9) * 50 * MIB) / kvBytesPerToken);
+  expect(fit(24, 1024)).toEqual({ ranks: 1, kvTokens, sequences: 44 });
+  expect(fit(24, 4096).sequences).toBe(Math.floor(kvTokens / 4096));
+  expect(fit(80, 1024).sequences).toBe(256);
 });
