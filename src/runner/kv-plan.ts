@@ -53,7 +53,9 @@ export function planStates(
 ): StatePlan {
   if (stateBytes === 0) return { sequences: maxNumSeqs, snapshots: 0, bytes: 0 };
   const sequences = Math.min(maxNumSeqs, Math.floor((STATE_SHARE * pool) / stateBytes) - 1);
-  const snapshots = areCached ? Math.min(MOST_SNAPSHOTS, Math.floor((SNAPSHOT_SHARE * pool) / stateBytes)) : 0;
+  const snapshots = areCached
+    ? Math.min(MOST_SNAPSHOTS, Math.floor((SNAPSHOT_SHARE * pool) / stateBytes))
+    : 0;
   return { sequences, snapshots, bytes: (sequences + 1 + snapshots) * stateBytes };
 }
 
