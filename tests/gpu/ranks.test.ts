@@ -6,7 +6,7 @@ import { makeModel } from "../../bench/make-model.ts";
 import { Context } from "../../src/cuda/context.ts";
 import { Device } from "../../src/cuda/device.ts";
 import { serve, startOctavo, textOf } from "../cli/support.ts";
-import { FIXTURES, fixture, HYBRID_FIXTURES } from "../model/fixtures.ts";
+import { FIXTURES, fixture, GEMMA4_FIXTURES, HYBRID_FIXTURES } from "../model/fixtures.ts";
 import { referenceSuite } from "../model/suite.ts";
 import { eventually, temporaryFolder } from "../support.ts";
 import { describeGpus } from "./gpu.ts";
@@ -51,7 +51,7 @@ describeGpus(RANKS, "ranks on two GPUs", ({ driver }) => {
       { name: "2 ranks, invariant", options: { ...OPTIONS, batchInvariant: true }, maxPrompt: 257 },
     ];
     referenceSuite(fixture("qwen3"), more, BFLOAT16);
-    for (const one of HYBRID_FIXTURES) {
+    for (const one of [...HYBRID_FIXTURES, ...GEMMA4_FIXTURES, fixture("gemma3"), fixture("gpt-oss")]) {
       const options = { ...OPTIONS, maxNumBatchedTokens: 64 };
       const variants = [{ name: "2 ranks, chunks of 64", options, maxPrompt: 600 }];
       referenceSuite(one, variants, EXPERTS_BFLOAT16);
