@@ -195,6 +195,9 @@ export class Engine {
 
   /** Empties the prefix cache. False, and nothing happens, while a sequence holds blocks. */
   resetPrefixCache(): boolean {
+    const { waiting, running } = this.#scheduler;
+    // With no sequence left, steps in flight are of such as have ended, whose blocks are theirs until then.
+    if (waiting.size + running.size === 0) while (this.#inFlight.length > 0) this.#collect();
     return this.#blocks.resetCache();
   }
 

@@ -146,6 +146,23 @@ test("a later request with the same prefix reads it from the cache, one with ano
   expect(engine.stats().cachedBlocks).toBe(0);
 });
 
+test("the cache can be emptied when all have ended, though a step that was launched before is on its way", () => {
+  const { engine, runner } = makeEngine({ overlap: true });
+  const request = makeRequest(range(0, 10), { maxTokens: 9 });
+  const [first] = tokensOf(request);
+  add(engine, { ...request, sampling: { ...request.sampling, stopTokenIds: [first!] } });
+  const outcomes = new Outcomes();
+  while (outcomes.finished.size === 0) {
+    expect(engine.resetPrefixCache()).toBe(runner.launched.length === 0);
+    outcomes.take(engine.step());
+  }
+  expect(runner.launched).toHaveLength(2);
+  expect(engine.stats()).toMatchObject({ running: 0, waiting: 0 });
+  expect(engine.resetPrefixCache()).toBe(true);
+  expect(engine.stats()).toMatchObject({ kvUsage: 0, cachedBlocks: 0 });
+  expect(engine.hasUnfinished).toBe(false);
+});
+
 test("a preempted sequence publishes anew what it computes anew", () => {
   const { engine } = makeEngine({}, { numBlocks: 7 });
   // The first grows into every block of the pool, and out of the cache what the second had published.

@@ -120,6 +120,14 @@ describe("layers with and without windows", () => {
     expect(short.numBlocks()).toBe(13 * 4);
   });
 
+  test("where layers share a column, a token has a number for each of them", () => {
+    const half = layers.map((layer) => ({ ...layer, numKvHeads: layer.window > 0 ? 2 : 4 }));
+    const options = { ...OPTIONS, maxNumSeqs: 4096, kvCacheMemoryBytes: 2 ** 43, maxModelLen: 2 ** 18 };
+    const plan = new KvPlan(2 ** 24, { ...SHAPE, layers: half }, options, host);
+    expect(plan.layout.groups.map(({ parts }) => parts)).toEqual([1, 2]);
+    expect(plan.numBlocks()).toBe(2 ** 26 - 2);
+  });
+
   test("block tables of all groups are counted", () => {
     const options = { ...OPTIONS, maxNumSeqs: 8191, kvCacheMemoryBytes: 2 ** 42, maxModelLen: 2 ** 22 };
     const shape = { ...SHAPE, layers, blockSize: 32 };
