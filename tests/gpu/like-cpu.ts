@@ -20,8 +20,9 @@ export async function expectLikeCpu(
   maxPrompt = Infinity,
 ): Promise<void> {
   const chosen = cases.filter(({ prompt }) => prompt.length <= maxPrompt);
-  const { quantization } = options;
-  const weights = { skipTokenizerInit: true, ...(quantization && { quantization }) };
+  const { quantization, tensorParallelSize = 1 } = options;
+  // Ranks round by the largest of their own part.
+  const weights = { skipTokenizerInit: true, tensorParallelSize, ...(quantization && { quantization }) };
   await using gpu = await LLM.create(modelDir, { ...weights, ...options });
   await using cpu = await LLM.create(modelDir, { ...weights, device: "cpu" });
   // "fp8 by channels, float16": what is not quantised has the dtype that is computed in.
