@@ -111,8 +111,11 @@ function checkSuperblocks(op: string, name: string, weight: SuperblockWeight) {
   const { bits, groupSize, minima, data, steps, units } = weight;
   const [n, k] = weight.shape;
   if (k % SUPERBLOCK !== 0) refuse(op, `${name} has ${k} columns`);
-  if (!minima && (bits !== 8 || groupSize !== 16))
-    refuse(op, `${name} has codes of ${bits} bits in groups of ${groupSize} without minima`);
+  const isKnown = bits === 8 ? minima || groupSize === 16 : minima && groupSize === 32;
+  if (!isKnown) {
+    const extras = minima ? "" : " without minima";
+    refuse(op, `${name} has codes of ${bits} bits in groups of ${groupSize}${extras}`);
+  }
   check(op, `${name}.data`, data, "uint8", n, (k * bits) / 8);
   check(op, `${name}.steps`, steps, "uint8", n, k / groupSize, factorsOf(weight));
   check(op, `${name}.units`, units, "float16", n, k / SUPERBLOCK, factorsOf(weight));

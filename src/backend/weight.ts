@@ -108,6 +108,7 @@ export interface SuperblockWeight {
   readonly shape: readonly [N: number, K: number];
   /** Of a stored code. Those of 8 bits are at most `SUPERBLOCK_MOST_CODE`. */
   readonly bits: 4 | 8;
+  /** 32 where codes have 4 bits. */
   readonly groupSize: 16 | 32;
   /** Groups have minima; else, of 8 bits and in groups of 16, code `SUPERBLOCK_MIDDLE` stands for 0. */
   readonly minima: boolean;

@@ -1,13 +1,16 @@
 import { dtypeSize, type FloatDType, narrow } from "../base/dtype.ts";
-import { invariant } from "../base/errors.ts";
+import { invariant, ModelDataError } from "../base/errors.ts";
 import type { Affine } from "../base/parameter-spec.ts";
 import { readFully } from "../base/read-fully.ts";
 import { lengthOf } from "../base/shard.ts";
+import { isBlockType } from "../gguf/dequantize.ts";
 import { bytesOfRows, formOf, type RowsRead, readRows } from "./rows-read.ts";
 import { decode, type StoredDType, unitOf } from "./stored-dtype.ts";
 
 /** A piece of a file that becomes a piece of a parameter. Plain data, so that it can be sent to a Worker. */
 export interface ChunkRead {
+  /** The tensor's in the file, for messages. */
+  readonly name: string;
   readonly path: string;
   /** Of the open file: descriptors are the process's, good on every thread. */
   readonly fd: number;
@@ -74,7 +77,7 @@ export class ChunkReader {
   /**
    * Writes the chunk's wanted elements, packed and converted, to the beginning of `target`, which must be aligned for
    * their dtype; returns their bytes.
-   * @throws ModelDataError when the file cannot be read or has become shorter.
+   * @throws ModelDataError when the file cannot be read, has become shorter, or holds what no weight may be.
    */
   read(chunk: ChunkRead | RowsRead, target: Uint8Array): Uint8Array {
     return "reading" in chunk ? readRows(chunk, target) : this.#readElements(chunk, target);
@@ -103,13 +106,13 @@ export class ChunkReader {
   }
 
   #convert(source: Uint8Array, chunk: ChunkRead, target: Uint8Array): void {
-    const { dtype, targetDtype, trim, affine } = chunk;
+    const { targetDtype, trim, affine } = chunk;
     const count = elementsIn(source.length, chunk);
     if (targetDtype === "float32" && trim === undefined && affine === undefined) {
-      decode(source, dtype, new Float32Array(target.buffer, target.byteOffset, count));
+      decodeChunk(source, chunk, new Float32Array(target.buffer, target.byteOffset, count));
       return;
     }
-    const decoded = this.#decoded(source, dtype, count);
+    const decoded = this.#decoded(source, chunk, count);
     const stored = trim === undefined ? decoded : packTrimmed(decoded, chunk, trim);
     const values = affine === undefined ? stored : stored.map((x) => x * affine.scale + affine.offset);
     if (targetDtype === "float16")
@@ -117,11 +120,11 @@ export class ChunkReader {
     else target.set(narrow(values, targetDtype));
   }
 
-  #decoded(source: Uint8Array, dtype: StoredDType, count: number): Float32Array {
-    if (dtype === "float32") return new Float32Array(source.buffer, source.byteOffset, count);
+  #decoded(source: Uint8Array, chunk: ChunkRead, count: number): Float32Array {
+    if (chunk.dtype === "float32") return new Float32Array(source.buffer, source.byteOffset, count);
     if (this.#values.length < count) this.#values = new Float32Array(count);
     const values = this.#values.subarray(0, count);
-    decode(source, dtype, values);
+    decodeChunk(source, chunk, values);
     return values;
   }
 
@@ -129,6 +132,17 @@ export class ChunkReader {
     if (this.#bytes.length < length) this.#bytes = new Uint8Array(length);
     return this.#bytes.subarray(0, length);
   }
+}
+
+/** Fills `target` with the elements of `source`. @throws ModelDataError for a block whose scale is infinite or NaN */
+function decodeChunk(source: Uint8Array, { path, name, dtype }: ChunkRead, target: Float32Array): void {
+  decode(source, dtype, target);
+  if (!isBlockType(dtype)) return;
+  const { elements } = unitOf(dtype);
+  // No element of a block is finite if one of its float16 is not: 0 times infinity is NaN.
+  for (let first = 0; first < target.length; first += elements)
+    if (!Number.isFinite(target[first]!))
+      throw new ModelDataError(path, `tensor "${name}" has a scale that is no finite number`);
 }
 
 /** True if a chunk's wanted bytes lie side by side once they are read. */

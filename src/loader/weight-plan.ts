@@ -86,6 +86,7 @@ function planReads(checkpoint: Checkpoint, source: ParameterSource, targetDtype:
   const whole = { begin: tensor.begin, end: tensor.end, columnBegin: 0, columnEnd: rowBytes };
   const { affine } = source;
   const common = {
+    name: checkpoint.format.storedName(source.name),
     path: tensor.file.path,
     fd: tensor.file.fd,
     ...whole,

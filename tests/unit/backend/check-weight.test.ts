@@ -2,6 +2,9 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import type { Backend } from "../../../src/backend/backend.ts";
 import { checkLinear } from "../../../src/backend/checks.ts";
 import { Tensor } from "../../../src/backend/tensor.ts";
+import type { Weight } from "../../../src/backend/weight.ts";
+import type { DType } from "../../../src/base/dtype.ts";
+import { InvariantError } from "../../../src/base/errors.ts";
 import { acceptedOf, callsOf, type Refusals } from "../../contract/refusals.ts";
 
 setDefaultTimeout(300_000);
@@ -70,4 +73,33 @@ test.each(TABLES.map((table) => [table.title!, table] as const))("%s", (_, table
   right();
   expect(wrong.length).toBeGreaterThan(30);
   expect(acceptedOf("linear", wrong)).toEqual([]);
+});
+
+test("superblocks of a form that no type of blocks has are refused", () => {
+  const tensor = (dtype: DType, ...shape: number[]) =>
+    new Tensor({ byteLength: 2 ** 20, address: 0, dispose: () => {} }, dtype, shape);
+  const accepted: unknown[] = [];
+  for (const bits of [4, 8] as const)
+    for (const groupSize of [16, 32] as const)
+      for (const minima of [false, true]) {
+        const factors = minima ? 2 : 1;
+        const weight: Weight = {
+          ...{ format: "superblocks", shape: [N, 512], bits, groupSize, minima },
+          data: tensor("uint8", N, 64 * bits),
+          steps: tensor("uint8", N, 512 / groupSize, factors),
+          units: tensor("float16", N, 2, factors),
+        };
+        try {
+          checkLinear("float32", tensor("float32", T, N), tensor("float32", T, 512), weight, {});
+          accepted.push([bits, groupSize, minima]);
+        } catch (error) {
+          expect(error).toBeInstanceOf(InvariantError);
+        }
+      }
+  expect(accepted).toEqual([
+    [4, 32, true],
+    [8, 16, false],
+    [8, 16, true],
+    [8, 32, true],
+  ]);
 });

@@ -107,7 +107,7 @@ describe("bulk loading", () => {
     const targets = { small: bulk.empty("bfloat16", [25]), large: bulk.empty("bfloat16", [size]) };
     const chunk = (target: Tensor): WeightChunk => ({
       read: {
-        ...{ path: source.path, fd: source.fd, begin, end: begin + 4 * target.size },
+        ...{ name: "w", path: source.path, fd: source.fd, begin, end: begin + 4 * target.size },
         ...{ rowBytes: 4, columnBegin: 0, columnEnd: 4, dtype: "float32", targetDtype: "bfloat16" },
       },
       target,
@@ -223,7 +223,7 @@ describe("failures of bulk loading", () => {
     using file = openCheckpoint(tensors);
     const { file: source, begin } = file.checkpoint.tensors.get("a")!;
     const chunk: ChunkRead = {
-      ...{ path: source.path, fd: source.fd, begin, end: begin + 64, rowBytes: 64 },
+      ...{ name: "a", path: source.path, fd: source.fd, begin, end: begin + 64, rowBytes: 64 },
       ...{ columnBegin: 0, columnEnd: 64, dtype: "float32", targetDtype: "bfloat16" },
     };
     const bulk = new FakeBulkBackend(1, 4096);

@@ -157,6 +157,45 @@ describe("blocks become floats while they are loaded", () => {
     expect(fake.largestUpload).toBe(16 * 2 ** 20);
     expectValues(weights.get("w")!, values);
   });
+
+  test.each([
+    ["Q4_0", [0]],
+    ["Q4_1", [0, 2]],
+    ["Q8_0", [0]],
+    ["Q4_K", [0, 2]],
+    ["Q5_K", [0, 2]],
+    ["Q6_K", [208]],
+  ] as const)(
+    "%s: a scale that is no finite number is refused by the tensor's name",
+    async (type, halves) => {
+      const { elements, bytes } = blockOf(type);
+      const stored = { type: TYPE_IDS[type], shape: [3, 2 * elements] };
+      const source = { name: "model.layers.0.mlp.up_proj.weight", shape: stored.shape };
+      const slice = { dim: 1, start: elements + 1, end: 2 * elements } as const;
+      for (const half of halves) {
+        // Infinity, times codes of 0 as of any others.
+        const data = new Uint8Array(6 * bytes);
+        data[5 * bytes + half + 1] = 0x7c;
+        using file = open({ "blk.0.ffn_up.weight": { ...stored, data } });
+        for (const w of [
+          spec("w", stored.shape, source),
+          spec("w", [3, elements - 1], { ...source, slice }),
+        ]) {
+          for (const dtype of ["float32", "bfloat16"] as const) {
+            const loading = loadWeights(file.checkpoint, [w], new FakeBackend().backend, {
+              dtype,
+              ignored: [],
+            });
+            const error = await loading.catch((reason) => reason);
+            expect(error).toBeInstanceOf(ModelDataError);
+            expect(error.message).toBe(
+              `${file.path}: tensor "blk.0.ffn_up.weight" has a scale that is no finite number`,
+            );
+          }
+        }
+      }
+    },
+  );
 });
 
 describe("llama's query and key rows", () => {

@@ -108,7 +108,7 @@ describe("CudaBulkUpload", () => {
     const fd = openSync(path, "r");
     const target = tensor(bytes.length);
     const chunks = function* () {
-      const common = { path, fd, dtype: "float32", targetDtype: "float32" } as const;
+      const common = { name: "data", path, fd, dtype: "float32", targetDtype: "float32" } as const;
       const columns = { rowBytes: 4, columnBegin: 0, columnEnd: 4 };
       for (let begin = 0; begin < bytes.length; begin += BUFFER_BYTES) {
         const rows = target.rows(begin / 4, (begin + BUFFER_BYTES) / 4);
