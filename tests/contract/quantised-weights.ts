@@ -111,15 +111,15 @@ export function mxfp4Weight(fixture: Fixture, [n, k]: Shape): QuantisedWeight {
 export type SuperblockForm = Pick<SuperblockWeight, "bits" | "groupSize" | "minima">;
 
 /**
- * Random codes, of 8 bits up to 63, and steps of all sizes: with minima 6 bits as in Q4_K, else signed bytes as in Q6_K. Units have
- * either sign.
+ * Random codes, of 8 bits up to 63, and steps of all sizes: 6 bits in groups of 32 as Q4_K's, signed bytes in groups of 16 as Q6_K's,
+ * beside others' minima, too. Units have either sign.
  */
 export function superblockWeight(fixture: Fixture, [n, k]: Shape, form: SuperblockForm): QuantisedWeight {
   const { bits, groupSize, minima } = form;
   const factors = minima ? 2 : 1;
   const data = randomBytes(fixture, (n * k * bits) / 8).map((byte) => byte & (bits === 8 ? 63 : 255));
   const steps = randomBytes(fixture, ((n * k) / groupSize) * factors).map(
-    (byte) => byte & (minima ? 63 : 255),
+    (byte) => byte & (groupSize === 32 ? 63 : 255),
   );
   const signs = randomBytes(fixture, ((n * k) / 256) * factors);
   const size = 1 / (32 * Math.sqrt(k));
