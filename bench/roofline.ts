@@ -75,26 +75,28 @@ export function roofline(
   const bytesOf = (tokens: number) => always.bytes + experts.bytes * activeShare(config, tokens) + headBytes;
   const layers = always.count + experts.count * activeShare(config, 1);
   const speed = options.quantizeActivations && isFloat8ByChannel(config) ? 2 : 1;
-  const attended = (from: number, to: number) =>
-    windowsOf(config).reduce((total, window) => total + attendedTokens(from, to, window), 0);
+  const attention = attentionLayersOf(config);
 
-  let [promptTokens, outputTokens, kvLayerTokens, prefillFlops] = [0, 0, 0, 0];
+  let [promptTokens, outputTokens, kvLayerTokens, kvElements, prefillFlops] = [0, 0, 0, 0, 0];
   for (const { prompt, output } of requests) {
     promptTokens += prompt;
     outputTokens += output;
-    kvLayerTokens += attended(prompt + 1, prompt + output - 1);
-    // Two products, of queries with keys and of weights with values, at two operations a multiply-add.
-    const attention = 4 * attended(1, prompt) * config.numHeads * config.headDim;
-    prefillFlops += (2 * layers * prompt) / speed + attention + 2 * head;
+    for (const { window, headDim, kvSize } of attention) {
+      const read = attendedTokens(prompt + 1, prompt + output - 1, window);
+      kvLayerTokens += read;
+      kvElements += read * kvSize;
+      // Two products, of queries with keys and of weights with values, at two operations a multiply-add.
+      prefillFlops += 4 * attendedTokens(1, prompt, window) * config.numHeads * headDim;
+    }
+    prefillFlops += (2 * layers * prompt) / speed + 2 * head;
   }
   const prefillSteps = Math.ceil(promptTokens / options.maxNumBatchedTokens);
   const decodeSteps = countDecodeSteps(requests, options.maxNumSeqs);
   const decodedTokens = requests.reduce((sum, { output }) => sum + output - 1, 0);
   const stepBytes = bytesOf(decodedTokens / Math.max(1, decodeSteps));
   const weightSeconds = (decodeSteps * stepBytes) / limits.bytesPerSecond;
-  const kvLayerBytes = 2 * config.numKvHeads * config.headDim * kvBytes;
   const stateTraffic = decodedTokens * 2 * statesOf(config);
-  const kvSeconds = (kvLayerTokens * kvLayerBytes + stateTraffic) / limits.bytesPerSecond;
+  const kvSeconds = (kvElements * kvBytes + stateTraffic) / limits.bytesPerSecond;
   const prefillSeconds = Math.max(
     prefillFlops / limits.flopsPerSecond,
     (prefillSteps * bytesOf(options.maxNumBatchedTokens)) / limits.bytesPerSecond,
@@ -102,7 +104,7 @@ export function roofline(
   const seconds = weightSeconds + kvSeconds + prefillSeconds;
   return {
     ...{ decodeSteps, weightSeconds, kvSeconds, prefillSeconds, seconds },
-    kvTokens: kvLayerTokens / windowsOf(config).length,
+    kvTokens: kvLayerTokens / attention.length,
     tokensPerSecond: outputTokens / seconds,
   };
 }
@@ -131,23 +133,36 @@ export function decodeLimit(
   const bytes = dtypeSize("bfloat16");
   const { always, experts, head: headWeights } = weightsOf(config);
   const read = contextLengths.flatMap((length) =>
-    windowsOf(config).map((window) => (window === 0 ? length : Math.min(length, window))),
+    attentionLayersOf(config).map(
+      ({ window, kvSize }) => (window === 0 ? length : Math.min(length, window)) * kvSize,
+    ),
   );
-  const tokens = read.reduce((total, count) => total + count, 0);
   const sequences = contextLengths.length;
   const parts = {
     layers: always.bytes / bytesPerSecond,
     experts: (experts.bytes * activeShare(config, sequences)) / bytesPerSecond,
-    attention: (tokens * 2 * config.numKvHeads * config.headDim * kvBytes) / bytesPerSecond,
+    attention: (sum(read) * kvBytes) / bytesPerSecond,
     states: (sequences * 2 * statesOf(config)) / bytesPerSecond,
     head: (headWeights * bytes) / bytesPerSecond,
   };
   return { ...parts, step: sum(Object.values(parts)) };
 }
 
-/** Windows of the layers with attention. */
-function windowsOf({ layerWindows, linearAttention }: ModelConfig): readonly number[] {
-  return layerWindows.filter((_, layer) => !linearAttention?.layers[layer]);
+/** A layer with attention. */
+interface AttentionLayer {
+  readonly window: number;
+  readonly headDim: number;
+  /** Elements of a token's keys and values, which the layer reads whoever stored them. */
+  readonly kvSize: number;
+}
+
+function attentionLayersOf({ layerWindows, layerKvHeads, linearAttention }: ModelConfig): AttentionLayer[] {
+  return layerKvHeads
+    .map(({ numKvHeads, headDim }, layer) => ({
+      ...{ window: layerWindows[layer]!, headDim },
+      kvSize: 2 * numKvHeads * headDim,
+    }))
+    .filter((_, layer) => !linearAttention?.layers[layer]);
 }
 
 /** Bytes of a sequence's states in the layers that keep any. */
@@ -167,11 +182,13 @@ function isFloat8ByChannel({ quantisation }: ModelConfig): boolean {
   return declared?.kind === "float8" && declared.granularity === "channel";
 }
 
-/** Weights of the layers that every token goes through, those of all experts, and of the LM head. The embedding is looked up, not read. */
+/** Weights of the layers that every token goes through, those of all experts, and of the LM head. Embeddings are looked up, not read. */
 function weightsOf(config: ModelConfig): { always: LayerWeights; experts: LayerWeights; head: number } {
   const { quantisation, tieWordEmbeddings, vocabSize, hiddenSize } = config;
   const head = vocabSize * hiddenSize;
-  const outside = (tieWordEmbeddings ? 1 : 2) * head;
+  const floats = defineModel(config);
+  const perLayer = floats.parameters.find(({ name }) => name === "perLayerEmbedding.weight");
+  const outside = (tieWordEmbeddings ? 1 : 2) * head + (perLayer?.shape.reduce((a, b) => a * b) ?? 0);
   const count = (of: ModelDefinition, isCounted: (name: string) => boolean) =>
     of.parameters
       .filter(({ name }) => isCounted(name))
@@ -180,12 +197,13 @@ function weightsOf(config: ModelConfig): { always: LayerWeights; experts: LayerW
     of.parameters
       .filter(({ name }) => isCounted(name))
       .reduce((sum, spec) => sum + byteLengthOf(spec.dtype ?? "bfloat16", spec.shape), 0);
+  // Experts beside a dense block have a name of their own.
+  const block = floats.parameters.some(({ name }) => name.includes(".experts.gateUp.")) ? "experts" : "mlp";
   const isExperts = (name: string) => {
-    const layer = /^layers\.(\d+)\.mlp\.(?:gateUp|down)\./.exec(name)?.[1];
+    const layer = new RegExp(`^layers\\.(\\d+)\\.${block}\\.(?:gateUp|down)\\.`).exec(name)?.[1];
     return layer !== undefined && config.experts?.layers[Number(layer)] === true;
   };
   const isAlways = (name: string) => !isExperts(name);
-  const floats = defineModel(config);
   const declared = quantisation?.declared;
   const stored = defineModel(config, declared && { scheme: declaredScheme(declared) });
   return {

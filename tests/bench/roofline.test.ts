@@ -86,6 +86,21 @@ describe("roofline", () => {
     );
   });
 
+  test("of Gemma 4 a step reads neither tables nor experts that no token chose, and layers' own heads", () => {
+    const [dense, mixture] = ["gemma-4-e4b", "gemma-4-26b-a4b"].map((name) =>
+      readModelConfig(join(BENCH, "models", name)),
+    ) as [ModelConfig, ModelConfig];
+    const bytesOf = (seconds: number) => seconds * readRate.bytesPerSecond;
+    // 7.5 · 10⁹ parameters, of which a table of 262,144 × 42 × 256 and an embedding that is the head, too.
+    const small = decodeLimit(dense, [100], readRate);
+    expectWithin1Percent(bytesOf(small.layers + small.head), 14.926e9 - 2 * 262144 * 42 * 256);
+    // 8 of 128 experts: 3 · 2,816 · 704 weights each in 30 layers.
+    const large = decodeLimit(mixture, [100], readRate);
+    expectWithin1Percent(bytesOf(large.experts), 2 * 8 * 3 * 2816 * 704 * 30);
+    // 25 layers of 8 heads of 256, 5 of 2 heads of 512.
+    expectWithin1Percent(bytesOf(large.attention), 100 * 2 * 2 * (25 * 8 * 256 + 5 * 2 * 512));
+  });
+
   test("requests beyond maxNumSeqs wait for a place", () => {
     const three = [5, 3, 4].map((output) => ({ prompt: 8, output }));
     const steps = (maxNumSeqs: number) =>
