@@ -15,7 +15,8 @@ export interface Features {
 
 /** Bits of leaf 1's ECX and leaf 7's EBX. */
 const [FMA, OSXSAVE, AVX, F16C] = [12, 27, 28, 29];
-const [HAS_AVX2, AVX512F] = [5, 16];
+/** AVX-512 is F, of 32 bits and more; BW, of bytes and words; and VL, of registers from 16 on at less than 512 bits: the first processors had F alone. */
+const [HAS_AVX2, AVX512F, AVX512BW, AVX512VL] = [5, 16, 30, 31];
 /** Bits of XCR0: xmm and ymm; those and masks, upper halves of zmm and the upper zmm. */
 const KEPT_AVX = 0b0000_0110;
 const KEPT_AVX512 = 0b1110_0110;
@@ -26,7 +27,8 @@ export function isaOf({ leaves, leaf1, leaf7, kept }: Features): Isa | undefined
   const keeps = (bits: number) => (kept & bits) === bits;
   const isUsual = [FMA, OSXSAVE, AVX, F16C].every((bit) => has(leaf1, bit));
   if (leaves < 7 || !isUsual || !has(leaf7, HAS_AVX2) || !keeps(KEPT_AVX)) return undefined;
-  return has(leaf7, AVX512F) && keeps(KEPT_AVX512) ? AVX512 : AVX2;
+  const isWide = [AVX512F, AVX512BW, AVX512VL].every((bit) => has(leaf7, bit));
+  return isWide && keeps(KEPT_AVX512) ? AVX512 : AVX2;
 }
 
 /** Undefined where this machine has another kind of processor, or does not execute what is written. */

@@ -12,13 +12,14 @@ const bits = (...numbers: number[]) => numbers.reduce((word, bit) => word | (1 <
 const ALL: Features = {
   leaves: 7,
   leaf1: bits(12, 27, 28, 29),
-  leaf7: bits(5, 16),
+  leaf7: bits(5, 16, 30, 31),
   kept: 0xe7,
 };
 
 test("vectors are used where the processor has all that is needed, and the system keeps them", () => {
   expect(isaOf(ALL)).toBe(AVX512);
   expect(isaOf({ ...ALL, leaf7: bits(5) })).toBe(AVX2);
+  for (const bit of [16, 30, 31]) expect(isaOf({ ...ALL, leaf7: ALL.leaf7 & ~bits(bit) })).toBe(AVX2);
   // Systems that keep ymm alone, or the lower half of the zmm.
   expect(isaOf({ ...ALL, kept: 0x7 })).toBe(AVX2);
   expect(isaOf({ ...ALL, kept: 0x67 })).toBe(AVX2);
@@ -40,7 +41,7 @@ test.skipIf(process.platform !== "linux" || process.arch !== "x64")(
     );
     const expected = ["avx2", "fma", "f16c"].some((flag) => !flags.has(flag))
       ? undefined
-      : flags.has("avx512f")
+      : ["avx512f", "avx512bw", "avx512vl"].every((flag) => flags.has(flag))
         ? AVX512
         : AVX2;
     const features = readFeatures();
