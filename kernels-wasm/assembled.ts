@@ -22,7 +22,7 @@ export function isAssembled(): bool {
 /** Rows that one token is multiplied by at once, at most: as many as there is memory for the scales of. */
 export function rowsOfOne(): i32 {
   const parts = partsOfRow();
-  return parts === 0 ? 64 : max(4, min(64, <i32>(layout.OFFSETS_AFTER >> 2) / parts) & -4);
+  return parts === 0 ? 64 : max(4, min(64, layout.MOST_SCALES / parts) & -4);
 }
 
 /** results[count] = rows [row, row + count) times the only token; up to three more are undefined. */

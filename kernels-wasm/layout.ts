@@ -160,6 +160,8 @@ export const ONE_SCALES_APART = 10;
 export const ONE_PART_BYTES = 11;
 /** Each part's scale, float32, has its offset so many bytes after it. */
 export const OFFSETS_AFTER = 0x1_8000;
+/** There is memory for so many. */
+export const MOST_SCALES = OFFSETS_AFTER / 4;
 /** Scales that are converted at once. */
 export const CONVERTED = 16;
 /**

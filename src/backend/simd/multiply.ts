@@ -238,7 +238,7 @@ interface Assembled {
   readonly inputs: InputLayout;
 }
 
-/** Undefined where there is no code for the form, or what has one scale is no whole number of its steps. */
+/** Undefined where there is no code for the form, or no memory for a panel's scales, or what has one scale is no whole number of its steps. */
 function assembledFor(
   code: ProductCode | undefined,
   { number, scales, group, permutation }: Form,
@@ -250,6 +250,7 @@ function assembledFor(
   const { columns, isScaled, one, unpack } = routines;
   if (k % columns !== 0 || (group < k && group % columns !== 0)) return undefined;
   const part = isScaled ? partOf(group, k, columns) : 0;
+  if (part > 0 && (layout.PANEL_ROWS * k) / part > layout.MOST_SCALES) return undefined;
   const wide = part === 0 ? layout.WIDE : layout.WIDE - (layout.WIDE % part);
   const convert = code.convert[scales] ?? 0;
   const isSplit = columns === layout.CODES;

@@ -1,4 +1,5 @@
 import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { MAX_INPUTS } from "../../../../kernels-wasm/layout.ts";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
 import { SimdBackend, type SimdOptions } from "../../../../src/backend/simd/simd-backend.ts";
@@ -106,6 +107,31 @@ test("products are the same but for rounding whatever computes them", () => {
       expect({ name, error, isSmall: error < 1e-6 }).toEqual({ name, error, isSmall: true });
     }
   }
+});
+
+test.each(KERNELS)("rows of the most scales have the reference's products, %s", (kernels) => {
+  const [n, k, tokens] = [9, MAX_INPUTS, 2];
+  on({ threads: 1, kernels }, (fixture) => {
+    for (const { weight, values } of [
+      superblockWeight(fixture, [n, k], { bits: 8, groupSize: 16, minima: false }),
+      superblockWeight(fixture, [n, k], { bits: 8, groupSize: 16, minima: true }),
+      groupedWeight(fixture, [n, k], { bits: 8, groupSize: 16, zeros: true }),
+    ]) {
+      const x = fixture.normals([tokens, k]);
+      const out = fixture.output("float32", [tokens, n]);
+      fixture.backend.linear(out, x.tensor, weight);
+      for (const [i, found] of fixture.readFloats(out).entries()) {
+        const [token, row] = [Math.floor(i / n), i % n];
+        let [expected, squares] = [0, 0];
+        for (let column = 0; column < k; column++) {
+          const term = x.values[token * k + column]! * values[row * k + column]!;
+          expected += term;
+          squares += term * term;
+        }
+        expect(Math.abs(found - expected)).toBeLessThan(1e-4 * Math.sqrt(squares));
+      }
+    }
+  });
 });
 
 test.each(KERNELS)("attention is the reference's with heads of any size, %s", (kernels) => {
