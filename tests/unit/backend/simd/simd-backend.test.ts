@@ -36,6 +36,8 @@ const WEIGHTS: Readonly<Record<string, (fixture: Fixture) => Weight>> = {
   mxfp4: (fixture) => mxfp4Weight(fixture, [N, K]).weight,
   "superblocks of 4 bits": (fixture) =>
     superblockWeight(fixture, [N, K], { bits: 4, groupSize: 32, minima: true }).weight,
+  "superblocks of 6 bits in groups of 32": (fixture) =>
+    superblockWeight(fixture, [N, K], { bits: 8, groupSize: 32, minima: true }).weight,
   "superblocks of 6 bits": (fixture) =>
     superblockWeight(fixture, [N, K], { bits: 8, groupSize: 16, minima: false }).weight,
   "superblocks of 6 bits with minima": (fixture) =>
