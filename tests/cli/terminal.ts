@@ -17,8 +17,8 @@ export class TerminalSession {
           this.#output += this.#decoder.decode(bytes, { stream: true });
         },
       },
-      // Where there are GPUs, these tests see none.
-      env: { ...process.env, CUDA_VISIBLE_DEVICES: "", NO_COLOR: "" },
+      // The terminal is this one, whatever the tests' own is; where there are GPUs, these tests see none.
+      env: { ...process.env, TERM: "xterm-256color", CUDA_VISIBLE_DEVICES: "", NO_COLOR: "" },
     });
   }
 
