@@ -7,8 +7,8 @@ export const FIXTURE_NAMES = ["qwen3", "qwen2", "llama", "llama2", "mistral", "t
 export const EXPERT_NAMES = ["qwen3-moe", "qwen2-moe", "mixtral", "gpt-oss"] as const;
 /** Models in which linear attention and attention take turns, made by `make-hybrid-fixtures.py`. */
 export const HYBRID_NAMES = ["qwen3-5", "qwen3-5-moe", "qwen3-5-moe-w4", "qwen3-next"] as const;
-/** Gemma 4's three shapes, made by `make-gemma4-fixtures.py`. */
-export const GEMMA4_NAMES = ["gemma4-e", "gemma4", "gemma4-moe"] as const;
+/** Gemma 4's three shapes, two of them in 4 bits too, made by `make-gemma4-fixtures.py`. */
+export const GEMMA4_NAMES = ["gemma4-e", "gemma4", "gemma4-moe", "gemma4-e-w4", "gemma4-moe-w4"] as const;
 /** Formats of quantised weights; `make-quantised.py` says what each holds. */
 const QUANTISED_FORMATS = [
   ...(["fp8-block", "fp8-tensor", "fp8-modelopt", "ct-fp8-channel", "ct-int8"] as const),

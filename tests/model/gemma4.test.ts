@@ -1,12 +1,13 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { LLM } from "octavo";
+import { LLM, type RequestOutput } from "octavo";
 import { inspectModel } from "../../src/llm/inspect-model.ts";
 import { temporaryFolder } from "../support.ts";
 import { cosine } from "./compare.ts";
 import { fixture, GEMMA4_FIXTURES } from "./fixtures.ts";
-import { checkGreedy, checkQuantisedOnLoad, FLOAT32, referenceSuite } from "./suite.ts";
+import { MIXED_MODEL_LEN, MIXED_PROMPTS, smallPool } from "./mixed-windows.ts";
+import { checkGreedy, checkLogits, checkQuantisedOnLoad, FLOAT32, referenceSuite } from "./suite.ts";
 
 setDefaultTimeout(300_000);
 
@@ -27,6 +28,21 @@ for (const fixture of GEMMA4_FIXTURES)
     ],
     FLOAT32,
   );
+
+test.each(GEMMA4_FIXTURES.map((each) => [each.name, each] as const))(
+  "%s on the fast backend, in chunks of 7 tokens that begin and end anywhere in a window and a block",
+  async (_, { modelDir, vocabSize, cases }) => {
+    // Nothing of what follows them changes its logits.
+    const longest = cases.findLast(({ prompt }) => prompt.length >= 100)!;
+    const prompt = longest.prompt.slice(0, 257);
+    const positions = longest.positions.filter((position) => position < prompt.length);
+    expect(positions.length).toBeGreaterThan(4);
+    await using llm = await LLM.create(modelDir, {
+      ...{ ...options, skipTokenizerInit: true, maxNumBatchedTokens: 7 },
+    });
+    checkLogits(await llm.logits(prompt), vocabSize, { ...longest, prompt, positions }, FLOAT32);
+  },
+);
 
 const GREEDY = { temperature: 0, ignoreEos: true, logprobs: 0 } as const;
 const E_MODEL = fixture("gemma4-e");
@@ -59,6 +75,32 @@ test.each([1, 2])("preemption changes nothing, on %d ranks", async (tensorParall
   expect(llm.stats().preemptions).toBeGreaterThan(0);
   const tokens = (all: typeof outputs) => all.map((o) => o.outputs.map((c) => c.tokenIds));
   expect(tokens(outputs)).toEqual(tokens(await roomy.generate(crowd, drawn)));
+});
+
+test.each([1, 2])("aborts change nothing for those that stay, on %d ranks", async (tensorParallelSize) => {
+  const all = { ...options, skipTokenizerInit: true, maxModelLen: MIXED_MODEL_LEN } as const;
+  const params = { ...GREEDY, maxTokens: 24 };
+  const { kvCacheMemoryBytes } = smallPool(E_MODEL.modelDir, "float32");
+  await using llm = await LLM.create(E_MODEL.modelDir, {
+    ...{ ...all, tensorParallelSize, kvCacheMemoryBytes: 2 * kvCacheMemoryBytes },
+    ...{ maxNumBatchedTokens: 48, overlapScheduling: true },
+  });
+  const alone: RequestOutput[] = [];
+  for (const prompt of MIXED_PROMPTS) alone.push(...(await llm.generate([prompt], params)));
+  expect(llm.resetPrefixCache()).toBe(true);
+  const leaving = [1, 30].map((least) => {
+    const controller = new AbortController();
+    const { signal } = controller;
+    // Some decode by then, others are in the middle of their prompts or have not begun.
+    const onProgress = (done: { outputTokens: number }) => done.outputTokens >= least && controller.abort();
+    return llm.generate(MIXED_PROMPTS, { maxTokens: 46, ignoreEos: true }, { signal, onProgress });
+  });
+  const stayed = await llm.generate(MIXED_PROMPTS, params);
+  const reasons = (await Promise.all(leaving)).flat().map(({ outputs }) => outputs[0]!.finishReason);
+  expect(reasons).toEqual(reasons.map(() => "abort"));
+  expect(llm.stats()).toMatchObject({ running: 0, waiting: 0, kvUsage: 0 });
+  for (const [i, { outputs }] of stayed.entries())
+    expect(outputs[0]!.tokenIds).toEqual(alone[i]!.outputs[0]!.tokenIds);
 });
 
 test("a block is of the layers that have keys and values of their own", async () => {
