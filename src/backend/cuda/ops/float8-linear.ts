@@ -18,6 +18,7 @@ import {
   STRIP_ROWS,
 } from "./quantised-form.ts";
 import type { TileShape } from "./quantised-wgmma.ts";
+import { WeightPlans } from "./weight-plans.ts";
 import {
   GROUP_ROWS,
   type Stages,
@@ -61,8 +62,7 @@ interface Planned {
 /** Products of activations made 8-bit floats by such weights, on Hopper: `linear_float8.cu`. */
 export class Float8Linear {
   readonly #kernels: KernelVariants<typeof LINEAR_FLOAT8>;
-  readonly #keys = new Map<string, number>();
-  readonly #planned = new WeakMap<Fp8Weight, Map<number, Planned | undefined>>();
+  readonly #plans = new WeightPlans<Fp8Weight, Planned>();
   readonly #tokens: Float8Inputs;
   readonly #weightMaps = new HostMaps();
   readonly #inputMaps: InputMaps;
@@ -141,17 +141,9 @@ export class Float8Linear {
   }
 
   #find(weight: Fp8Weight, shape: TileShape): Planned | undefined {
-    let plans = this.#planned.get(weight);
-    if (plans === undefined) {
-      plans = new Map();
-      this.#planned.set(weight, plans);
-    }
     const flags = (shape.gated ? 1 : 0) + (shape.floatOut ? 2 : 0) + (shape.activation + 1) * 4;
     const key = shape.tokens * 64 + flags;
-    if (plans.has(key)) return plans.get(key);
-    const planned = this.#plan(float8Tile(shape, this.options.smCount), shape);
-    plans.set(key, planned);
-    return planned;
+    return this.#plans.get(weight, key, () => this.#plan(float8Tile(shape, this.options.smCount), shape));
   }
 
   #plan(tile: WgmmaTile, shape: TileShape): Planned | undefined {
@@ -165,11 +157,7 @@ export class Float8Linear {
   }
 
   #kernel(tile: WgmmaTile, multiplied: WgmmaShape, stages: Stages) {
-    const macros = tileDefines(tile, multiplied, stages);
-    const name = JSON.stringify(macros);
-    const key = this.#keys.get(name) ?? this.#keys.size;
-    this.#keys.set(name, key);
-    return this.#kernels.get(key, macros);
+    return this.#kernels.of(tileDefines(tile, multiplied, stages));
   }
 
   /** Pairs of strips, neighbours or one of each half, in boxes of one block of columns. */

@@ -56,6 +56,7 @@ export type ArgumentsOf<K extends KernelDeclaration> = Readonly<
 /** A kernel with its specialisations: one that was used before is found without building strings. */
 export class KernelVariants<K extends KernelDeclaration> {
   readonly #kernels = new Map<number, Kernel<ArgumentsOf<K>>>();
+  readonly #keys = new Map<string, number>();
 
   /** @throws InvariantError when the kernel's source declares other parameters. */
   constructor(
@@ -98,5 +99,13 @@ export class KernelVariants<K extends KernelDeclaration> {
       this.#kernels.set(key, kernel);
     }
     return kernel;
+  }
+
+  /** The kernel under these macros, found by their text: for callers that keep what they get, and do not call `get`. */
+  of(defines: Macros): Kernel<ArgumentsOf<K>> {
+    const text = JSON.stringify(defines);
+    const key = this.#keys.get(text) ?? this.#keys.size;
+    this.#keys.set(text, key);
+    return this.get(key, defines);
   }
 }

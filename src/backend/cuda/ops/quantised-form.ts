@@ -128,8 +128,7 @@ export function formDefines({ bits, float8, scales, zeros }: QuantisedForm): Mac
   return { BITS: bits, FLOAT8: float8 ? 1 : 0, SCALES: scales, ZEROS: zeros === undefined ? 0 : 1 };
 }
 
-/** Tells forms apart as far as `formDefines` does: less than `FORM_KEYS`. */
+/** Tells forms apart as far as `formDefines` does. */
 export function formKey({ bits, float8, scales, zeros }: QuantisedForm): number {
   return (bits === 8 ? 1 : 0) + (float8 ? 2 : 0) + (zeros === undefined ? 0 : 4) + scales * 8;
 }
-export const FORM_KEYS = 64;

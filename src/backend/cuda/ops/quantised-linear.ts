@@ -8,10 +8,8 @@ import { ACTIVATION_CODES, ACTIVATION_CONSTANTS } from "./activation.ts";
 import { type ArgumentsOf, KernelVariants, VECTOR_BYTES, WARP } from "./kernel-variants.ts";
 import {
   blockColumns,
-  FORM_KEYS,
   factorBytes,
   formDefines,
-  formKey,
   ORDER_CONSTANTS,
   type QuantisedForm,
   type QuantisedWeight,
@@ -19,6 +17,7 @@ import {
   STRIP_ROWS,
 } from "./quantised-form.ts";
 import type { SmallLinearOptions } from "./small-linear.ts";
+import { WeightPlans } from "./weight-plans.ts";
 
 /** Tokens that a product can have. */
 export const MAX_FEW_TOKENS = 32;
@@ -76,6 +75,11 @@ export interface FewShape {
   readonly floatOut: boolean;
 }
 
+/** Tells shapes apart that a weight can be multiplied in. */
+export function fewKey({ tokens, norm, gated, floatOut }: FewShape): number {
+  return tokens * 8 + (norm ? 1 : 0) + (gated ? 2 : 0) + (floatOut ? 4 : 0);
+}
+
 /** How a product is computed. */
 export interface FewPlan {
   readonly tokenBlocks: number;
@@ -103,7 +107,7 @@ interface Planned {
 /** Products of few tokens by quantised weights, with what surrounds them in one kernel: `linear_quantised.cu`. */
 export class QuantisedLinear {
   readonly #kernels: KernelVariants<typeof LINEAR_QUANTISED>;
-  readonly #planned = new WeakMap<QuantisedWeight, Map<number, Planned | undefined>>();
+  readonly #plans = new WeightPlans<QuantisedWeight, Planned>();
 
   constructor(
     library: KernelLibrary,
@@ -161,26 +165,10 @@ export class QuantisedLinear {
   }
 
   #find(weight: QuantisedWeight, form: QuantisedForm, shape: FewShape): Planned | undefined {
-    let plans = this.#planned.get(weight);
-    if (plans === undefined) {
-      plans = new Map();
-      this.#planned.set(weight, plans);
-    }
-    const flags = (shape.norm ? 1 : 0) + (shape.gated ? 2 : 0) + (shape.floatOut ? 4 : 0);
-    const key = shape.tokens * 8 + flags;
-    if (plans.has(key)) return plans.get(key);
-    const plan = planFew(shape, form, this.options);
-    const planned = plan && { plan, kernel: this.#kernel(form, plan, shape) };
-    plans.set(key, planned);
-    return planned;
-  }
-
-  #kernel(form: QuantisedForm, plan: FewPlan, shape: FewShape) {
-    const { sub, stageGroups } = stageOf(form, plan.warps * plan.warpBlocks);
-    const flags = (shape.gated ? 1 : 0) + (shape.floatOut ? 2 : 0) + plan.strips * 4;
-    const sizes = [sub, stageGroups, plan.tokenBlocks, plan.kept].map((size) => Math.log2(size));
-    const key = sizes.reduce((sum, size) => sum * 16 + size, flags) * FORM_KEYS + formKey(form);
-    return this.#kernels.get(key, defines(form, plan, shape));
+    return this.#plans.get(weight, fewKey(shape), () => {
+      const plan = planFew(shape, form, this.options);
+      return plan && { plan, kernel: this.#kernels.of(defines(form, plan, shape)) };
+    });
   }
 }
 

@@ -16,8 +16,9 @@ import {
   STRIP_BLOCK_BYTES,
   STRIP_ROWS,
 } from "./quantised-form.ts";
-import type { FewShape } from "./quantised-linear.ts";
+import { type FewShape, fewKey } from "./quantised-linear.ts";
 import type { SmallLinearOptions } from "./small-linear.ts";
+import { WeightPlans } from "./weight-plans.ts";
 
 /** Tokens that a product can have. */
 export const MAX_SPLIT_TOKENS = 16;
@@ -76,8 +77,7 @@ interface Planned {
 /** Products of a few tokens by integers in groups, with what surrounds them in one kernel, on Hopper: `linear_quantised_split.cu`. */
 export class QuantisedSplit {
   readonly #kernels: KernelVariants<typeof LINEAR_QUANTISED_SPLIT>;
-  readonly #keys = new Map<string, number>();
-  readonly #planned = new WeakMap<QuantisedWeight, Map<number, Planned | undefined>>();
+  readonly #plans = new WeightPlans<QuantisedWeight, Planned>();
 
   constructor(
     library: KernelLibrary,
@@ -138,26 +138,10 @@ export class QuantisedSplit {
   }
 
   #find(weight: QuantisedWeight, form: QuantisedForm, shape: FewShape): Planned | undefined {
-    let plans = this.#planned.get(weight);
-    if (plans === undefined) {
-      plans = new Map();
-      this.#planned.set(weight, plans);
-    }
-    const flags = (shape.norm ? 1 : 0) + (shape.gated ? 2 : 0) + (shape.floatOut ? 4 : 0);
-    const key = shape.tokens * 8 + flags;
-    if (plans.has(key)) return plans.get(key);
-    const plan = planSplit(shape, form, this.options);
-    const planned = plan && this.#resident(plan, this.#kernel(form, plan, shape));
-    plans.set(key, planned);
-    return planned;
-  }
-
-  #kernel(form: QuantisedForm, plan: SplitPlan, shape: FewShape): Planned["kernel"] {
-    const macros = defines(form, plan, shape);
-    const name = JSON.stringify(macros);
-    const key = this.#keys.get(name) ?? this.#keys.size;
-    this.#keys.set(name, key);
-    return this.#kernels.get(key, macros);
+    return this.#plans.get(weight, fewKey(shape), () => {
+      const plan = planSplit(shape, form, this.options);
+      return plan && this.#resident(plan, this.#kernels.of(defines(form, plan, shape)));
+    });
   }
 
   /** As many clusters as run at once: one more, and the others are waited for twice. */

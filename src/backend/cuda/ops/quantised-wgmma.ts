@@ -16,6 +16,7 @@ import {
   ScaleKind,
   STRIP_ROWS,
 } from "./quantised-form.ts";
+import { WeightPlans } from "./weight-plans.ts";
 import type { WgmmaLinearOptions } from "./wgmma-linear.ts";
 
 /** Tokens that a product can have. */
@@ -88,8 +89,7 @@ interface Planned {
 /** Products of some ten to some hundred tokens by quantised weights, on Hopper: `linear_quantised_wgmma.cu`. */
 export class QuantisedWgmma {
   readonly #kernels: KernelVariants<typeof LINEAR_QUANTISED_WGMMA>;
-  readonly #keys = new Map<string, number>();
-  readonly #planned = new WeakMap<QuantisedWeight, Map<number, Planned | undefined>>();
+  readonly #plans = new WeightPlans<QuantisedWeight, Planned>();
   readonly #inputs: InputMaps;
   readonly #weightMaps = new HostMaps();
 
@@ -156,18 +156,11 @@ export class QuantisedWgmma {
   }
 
   #find(weight: QuantisedWeight, form: QuantisedForm, shape: TileShape): Planned | undefined {
-    let plans = this.#planned.get(weight);
-    if (plans === undefined) {
-      plans = new Map();
-      this.#planned.set(weight, plans);
-    }
     const key = ((shape.tokens * 2 + (shape.gated ? 1 : 0)) * 2 + (shape.floatOut ? 1 : 0)) * 8;
-    const known = key + shape.activation + 1;
-    if (plans.has(known)) return plans.get(known);
-    const tile = planTile(shape, form, this.options);
-    const planned = tile && { tile, kernel: this.#kernel(form, tile, shape) };
-    plans.set(known, planned);
-    return planned;
+    return this.#plans.get(weight, key + shape.activation + 1, () => {
+      const tile = planTile(shape, form, this.options);
+      return tile && { tile, kernel: this.#kernels.of(defines(form, tile, shape)) };
+    });
   }
 
   /** Strips in pairs, neighbours or one of each half, in boxes of a stage's columns. */
@@ -186,14 +179,6 @@ export class QuantisedWgmma {
         swizzle: 0,
       });
     });
-  }
-
-  #kernel(form: QuantisedForm, tile: QuantisedTile, shape: TileShape) {
-    const macros = defines(form, tile, shape);
-    const name = JSON.stringify(macros);
-    const key = this.#keys.get(name) ?? this.#keys.size;
-    this.#keys.set(name, key);
-    return this.#kernels.get(key, macros);
   }
 }
 

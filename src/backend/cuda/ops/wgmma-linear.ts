@@ -88,7 +88,6 @@ export interface WgmmaPlan {
 /** Products of some ten to some hundred tokens with what surrounds them in one kernel, on Hopper: `linear_wgmma.cu`. */
 export class WgmmaLinear {
   readonly #kernels: KernelVariants<typeof LINEAR_WGMMA>;
-  readonly #keys = new Map<string, number>();
   readonly #weightMaps = new HostMaps();
   readonly #inputs: InputMaps;
 
@@ -121,11 +120,8 @@ export class WgmmaLinear {
   plan(tile: WgmmaTile, shape: WgmmaShape): WgmmaPlan | undefined {
     const stages = stagesOf(tile, shape, this.options);
     if (stages === undefined) return undefined;
-    const macros = tileDefines(tile, shape, stages);
-    const name = JSON.stringify(macros);
-    const key = this.#keys.get(name) ?? this.#keys.size;
-    this.#keys.set(name, key);
-    return { tile, shape, sharedBytes: stages.sharedBytes, kernel: this.#kernels.get(key, macros) };
+    const kernel = this.#kernels.of(tileDefines(tile, shape, stages));
+    return { tile, shape, sharedBytes: stages.sharedBytes, kernel };
   }
 
   /** Enqueues `Backend.linear`, whose checks have passed, of a plan's shape and `aligned` operands. */
