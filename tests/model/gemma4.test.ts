@@ -7,27 +7,19 @@ import { temporaryFolder } from "../support.ts";
 import { cosine } from "./compare.ts";
 import { fixture, GEMMA4_FIXTURES } from "./fixtures.ts";
 import { MIXED_MODEL_LEN, MIXED_PROMPTS, smallPool } from "./mixed-windows.ts";
-import { checkGreedy, checkLogits, checkQuantisedOnLoad, FLOAT32, referenceSuite } from "./suite.ts";
+import {
+  CHUNKED_ON_CPU,
+  checkGreedy,
+  checkLogits,
+  checkQuantisedOnLoad,
+  FLOAT32,
+  referenceSuite,
+} from "./suite.ts";
 
 setDefaultTimeout(300_000);
 
 const options = { device: "cpu" } as const;
-for (const fixture of GEMMA4_FIXTURES)
-  referenceSuite(
-    fixture,
-    [
-      { name: "whole prompts", options, maxPrompt: 600 },
-      { name: "chunks of a token", options: { ...options, maxNumBatchedTokens: 1 }, maxPrompt: 33 },
-      { name: "chunks of 64 tokens", options: { ...options, maxNumBatchedTokens: 64 }, maxPrompt: 600 },
-      {
-        name: "the reference backend, chunks of 7 tokens",
-        options: { device: "cpu-reference", maxNumBatchedTokens: 7 },
-        maxPrompt: 33,
-      },
-      { name: "2 ranks", options: { ...options, tensorParallelSize: 2 }, maxPrompt: 100 },
-    ],
-    FLOAT32,
-  );
+for (const fixture of GEMMA4_FIXTURES) referenceSuite(fixture, CHUNKED_ON_CPU, FLOAT32);
 
 test.each(GEMMA4_FIXTURES.map((each) => [each.name, each] as const))(
   "%s on the fast backend, in chunks of 7 tokens that begin and end anywhere in a window and a block",

@@ -1,27 +1,12 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { LLM } from "octavo";
 import { fixture, HYBRID_FIXTURES } from "./fixtures.ts";
-import { checkGreedy, checkQuantisedOnLoad, FLOAT32, referenceSuite } from "./suite.ts";
+import { CHUNKED_ON_CPU, checkGreedy, checkQuantisedOnLoad, FLOAT32, referenceSuite } from "./suite.ts";
 
 setDefaultTimeout(300_000);
 
 const options = { device: "cpu" } as const;
-for (const fixture of HYBRID_FIXTURES)
-  referenceSuite(
-    fixture,
-    [
-      { name: "whole prompts", options, maxPrompt: 600 },
-      { name: "chunks of a token", options: { ...options, maxNumBatchedTokens: 1 }, maxPrompt: 33 },
-      { name: "chunks of 64 tokens", options: { ...options, maxNumBatchedTokens: 64 }, maxPrompt: 600 },
-      {
-        name: "the reference backend, chunks of 7 tokens",
-        options: { device: "cpu-reference", maxNumBatchedTokens: 7 },
-        maxPrompt: 33,
-      },
-      { name: "2 ranks", options: { ...options, tensorParallelSize: 2 }, maxPrompt: 100 },
-    ],
-    FLOAT32,
-  );
+for (const fixture of HYBRID_FIXTURES) referenceSuite(fixture, CHUNKED_ON_CPU, FLOAT32);
 
 const GREEDY = { temperature: 0, ignoreEos: true, logprobs: 0 } as const;
 

@@ -45,6 +45,20 @@ export interface Variant {
   readonly maxPrompt: number;
 }
 
+const CPU = { device: "cpu" } as const;
+/** Models whose sequences keep more than blocks of one kind: chunks cut wherever that may matter, on both CPU backends and on two ranks. */
+export const CHUNKED_ON_CPU: readonly Variant[] = [
+  { name: "whole prompts", options: CPU, maxPrompt: 600 },
+  { name: "chunks of a token", options: { ...CPU, maxNumBatchedTokens: 1 }, maxPrompt: 33 },
+  { name: "chunks of 64 tokens", options: { ...CPU, maxNumBatchedTokens: 64 }, maxPrompt: 600 },
+  {
+    name: "the reference backend, chunks of 7 tokens",
+    options: { device: "cpu-reference", maxNumBatchedTokens: 7 },
+    maxPrompt: 33,
+  },
+  { name: "2 ranks", options: { ...CPU, tensorParallelSize: 2 }, maxPrompt: 100 },
+];
+
 const GREEDY: SamplingParams = { temperature: 0, ignoreEos: true, logprobs: 0 };
 
 /** Holds one model on one device to its reference logits, greedy continuations and log-probabilities. */
