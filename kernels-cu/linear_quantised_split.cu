@@ -9,23 +9,28 @@
 //   out     elem_t or float [T, outputs]
 // outputs is N, or N / 2 with GATED: act(first half) · second half.
 //
-// Parallelisation: SPLITS CTAs of a cluster have a part of the columns each, and the same range of tiles of 16 weight rows. Of the tiles
-// a warp takes every (WARPS / column_parts)-th, of its CTA's columns one of column_parts parts. It streams codes and scales through a
-// ring of its own, so that it waits for no other warp, and sums up a tile in registers. The sums are sent to the CTA that has the
-// tile's outputs, where they count at a barrier and are added in the order of their columns: results repeat bit for bit and do not
-// depend on the other tokens. The weights are the 16-wide side of mma.m16n8k16, tokens the 8-wide side.
+// Parallelisation: SPLITS CTAs are a team. They have a part of the columns each, and the same range of tiles of 16 weight rows. A cluster
+// is TEAMS teams, whose CTAs of the same columns fetch x for each other, every one some tokens. Of the tiles a warp takes every
+// (WARPS / column_parts)-th, of its CTA's columns one of column_parts parts. It streams codes and scales through a ring of its own, so
+// that it waits for no other warp, and sums up a tile in registers. The sums are sent to the CTA that has the tile's outputs, where
+// they count at a barrier and are added in the order of their columns: results repeat bit for bit and do not depend on the other
+// tokens. The weights are the 16-wide side of mma.m16n8k16, tokens the 8-wide side.
 //
 // Why this version: with some tokens x is as long as the codes of a CTA's rows, and sums of warps that share a tile cost more than
 // the tile. A part of the columns for each CTA makes x as much shorter, and rows of its own for each warp leave nothing to add up
 // between warps, or little. Codes become floats between shared memory and mma by a few logical instructions, and a group's scale is
 // applied to the group's sums, in float32, so that weights are exact. From 9 tokens on these instructions and mma, which hinder each
-// other, take about as long as reading the codes; bench/NOTES.md has what they take.
+// other, take about as long as reading the codes; bench/NOTES.md has what they take. Nothing but a stage of weights is requested before
+// x has arrived, as x would queue behind it.
+//
+// H100, a layer's four products of Qwen3-8B with their norms: 44.5 µs for 2 tokens, 46.8 for 8, 50.2 for 16; one token 43.1
+// (linear_quantised.cu).
 #include "activation.cuh"
 #include "cluster.cuh"
 #include "quantised.cuh"
 
-#if !defined(WARPS) || !defined(SPLITS) || !defined(TOKEN_BLOCKS) || !defined(GATED) || !defined(OUT_FLOAT)
-#error "WARPS, SPLITS, TOKEN_BLOCKS, GATED and OUT_FLOAT come from src/backend/cuda/ops/quantised-split.ts"
+#if !defined(WARPS) || !defined(SPLITS) || !defined(TEAMS) || !defined(TOKEN_BLOCKS) || !defined(GATED) || !defined(OUT_FLOAT)
+#error "WARPS, SPLITS, TEAMS, TOKEN_BLOCKS, GATED and OUT_FLOAT come from src/backend/cuda/ops/quantised-split.ts"
 #endif
 #if !defined(SUB) || !defined(STAGE_BLOCKS) || !defined(STAGES) || !defined(X_PADDING)
 #error "SUB, STAGE_BLOCKS, STAGES and X_PADDING come from src/backend/cuda/ops/quantised-split.ts"
@@ -57,7 +62,7 @@ using out_t = elem_t;
 
 struct Control {
   uint64 x_full, sums_full;
-  // Of each token, summed over the columns of each rank.
+  // Of each token, summed over the columns of each of the team's CTAs.
   float squares[SPLITS][TOKENS];
 };
 
@@ -160,6 +165,45 @@ __device__ __forceinline__ void multiply_block(float (&total)[TOKEN_BLOCKS][4], 
   }
 }
 
+// Tokens whose vectors a warp has in registers at once for the norm.
+constexpr int NORM_TOKENS = 6;
+
+// Multiplies x, [tokens, vectors] in shared memory, by the norm's weight, and leaves in `squares` what each chunk of x's columns, WARP
+// vectors, adds to a token's sum of squares. `parts` warps have different chunks, the other warps other tokens.
+__device__ __forceinline__ void scale_inputs(unsigned char* x, int pitch, const unsigned char* gamma, float (*squares)[TOKENS],
+                                             int tokens, int vectors, int parts) {
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, first = warp / parts, step = WARPS / parts;
+  for (int chunk = warp - first * parts; chunk * WARP < vectors; chunk += parts) {
+    const int column = chunk * WARP + lane;
+    const bool inside = column < vectors;
+    const uint4 scale = inside ? load16(gamma + column * 16) : make_uint4(0, 0, 0, 0);
+    for (int start = first; start < tokens; start += step * NORM_TOKENS) {
+      unsigned char* at = x + start * pitch + column * 16;
+      uint4 value[NORM_TOKENS];
+      float sum[NORM_TOKENS] = {};
+#pragma unroll
+      for (int i = 0; i < NORM_TOKENS; i++)
+        if (inside && start + i * step < tokens) value[i] = load16(at + i * step * pitch);
+#pragma unroll
+      for (int i = 0; i < NORM_TOKENS; i++)
+        if (inside && start + i * step < tokens) {
+          float v[VEC];
+          unpack(value[i], v);
+#pragma unroll
+          for (int j = 0; j < VEC; j++) sum[i] += v[j] * v[j];
+          store16(at + i * step * pitch, make_uint4(fma2(value[i].x, scale.x, MINUS_ZEROS), fma2(value[i].y, scale.y, MINUS_ZEROS),
+                                                    fma2(value[i].z, scale.z, MINUS_ZEROS), fma2(value[i].w, scale.w, MINUS_ZEROS)));
+        }
+#pragma unroll
+      for (int i = 0; i < NORM_TOKENS; i++) sum[i] = warp_sum(sum[i]);
+      if (lane == 0)
+#pragma unroll
+        for (int i = 0; i < NORM_TOKENS; i++)
+          if (start + i * step < tokens) squares[chunk][start + i * step] = sum[i];
+    }
+  }
+}
+
 // Outputs of 8 tokens that a warp finishes: of a tile's rows r and r + 8 (with GATED row r, and what it gates), tokens 2c and 2c + 1.
 struct Outputs {
   out_t* out;
@@ -209,15 +253,15 @@ struct Outputs {
   }
 };
 
-// Grid (clusters, 1, SPLITS) of THREADS threads. `tiles` is the number of tiles of TILE_ROWS rows, `slots` the most of them whose outputs
-// a CTA has. `columns` is the most that a CTA has of x. `groups` is the number of scales in a row, `group_shift` the logarithm of their
-// columns, or 31. `activation` is its code, or -1. The next kernel may start when all weights have been requested.
-extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THREADS, 1)
+// Grid (teams, 1, SPLITS) of THREADS threads. `tiles` is the number of tiles of TILE_ROWS rows, `slots` the most of them whose outputs
+// a CTA has. `columns` is the most that a CTA has of x, `norm_parts` of how many chunks of them warps multiply by the norm's weight at
+// once. `groups` is the number of scales in a row, `group_shift` the logarithm of their columns, or 31. `activation` is its code, or -1.
+extern "C" __global__ void __cluster_dims__(TEAMS, 1, SPLITS) __launch_bounds__(THREADS, 1)
     linear_quantised_split(out_t* out, const elem_t* x, const unsigned char* __restrict__ weight,
                            const unsigned char* __restrict__ scales, const unsigned char* __restrict__ zeros,
                            const elem_t* __restrict__ gamma, const elem_t* __restrict__ bias, const elem_t* residual, int tokens,
-                           int inputs, int outputs, int tiles, int slots, int column_parts, int columns, int group_shift, int groups,
-                           int activation, float eps) {
+                           int inputs, int outputs, int tiles, int slots, int column_parts, int columns, int norm_parts, int group_shift,
+                           int groups, int activation, float eps) {
   extern __shared__ __align__(128) unsigned char dynamic[];
   Control& control = *reinterpret_cast<Control*>(dynamic);
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, rank = blockIdx.z;
@@ -227,9 +271,10 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
   unsigned char* rings = reinterpret_cast<unsigned char*>(sums + slots * TOKEN_BLOCKS * sources * WARP);
   unsigned char* staged = rings + WARPS * STAGES * STAGE_BYTES;
   unsigned char* staged_gamma = staged + tokens * pitch;
-  const uint32 x_full = shared_address(&control.x_full);
-  const int cluster = blockIdx.x, each = static_cast<uint32>(tiles) / gridDim.x, rest = tiles - each * gridDim.x;
-  const int first_tile = cluster * each + min(cluster, rest), end_tile = first_tile + each + (cluster < rest ? 1 : 0);
+  float(*squares)[TOKENS] = reinterpret_cast<float(*)[TOKENS]>(staged_gamma + columns * 2);
+  const uint32 x_full = shared_address(&control.x_full), sums_full = shared_address(&control.sums_full);
+  const int team = blockIdx.x, each = static_cast<uint32>(tiles) / gridDim.x, rest = tiles - each * gridDim.x;
+  const int first_tile = team * each + min(team, rest), end_tile = first_tile + each + (team < rest ? 1 : 0);
   const int blocks = inputs / BLOCK, first_block = blocks * rank / SPLITS, own_blocks = blocks * (rank + 1) / SPLITS - first_block;
   const int row_group = warp / column_parts, part = warp % column_parts;
   const Share share = {weight,
@@ -252,12 +297,11 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
 
   const int owned = ceil_div(end_tile - first_tile, SPLITS), own_tile = first_tile + rank * owned;
   const int count = max(0, min(end_tile - own_tile, owned)) * TOKEN_BLOCKS;
-  const uint32 sums_full = shared_address(&control.sums_full);
   if (threadIdx.x == 0) {
     barrier_init(x_full, 1);
     barrier_init(sums_full, 1);
     barrier_init_fence();
-    // What the cluster's CTAs will send.
+    // What the team's CTAs will send.
     barrier_expect(sums_full, count * sources * (WARP * 16) + (gamma ? SPLITS * tokens * 4 : 0));
   }
   __syncthreads();
@@ -270,34 +314,38 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
     if (gamma) copy_bytes(shared_address(staged_gamma), gamma + first_block * BLOCK, row_bytes, x_full);
   }
   __syncwarp();
+  if (TEAMS > 1) cluster_wait();
   GRID_DEPENDENCY_WAIT();
-  if (warp == 0 && lane < tokens)
-    copy_bytes(shared_address(staged) + lane * pitch, x + static_cast<int64>(lane) * inputs + first_block * BLOCK, row_bytes, x_full);
+  if (warp == 0 && lane < tokens) {
+    const elem_t* from = x + static_cast<int64>(lane) * inputs + first_block * BLOCK;
+    const uint32 to = shared_address(staged) + lane * pitch;
+    if (TEAMS == 1)
+      copy_bytes(to, from, row_bytes, x_full);
+    else if (lane % TEAMS == team % TEAMS)
+      copy_bytes_to_ranks(to, from, row_bytes, x_full, ((1 << TEAMS) - 1) << (rank * TEAMS));
+  }
   __syncwarp();
   barrier_wait(x_full, 0);
 #pragma unroll 1
   for (int i = EARLY_STAGES; i < STAGES - 1; i++) ahead.fetch(ring_address + i * STAGE_BYTES, share);
-  cluster_wait();
+  if (TEAMS == 1) cluster_wait();
+  // The address in another CTA of the team of what is at `address` here.
+  const auto in_team = [&](const void* address, int to) {
+    return address_in_rank(shared_address(address), to * TEAMS + team % TEAMS);
+  };
   if (gamma) {
-    for (int token = warp; token < tokens; token += WARPS) {
-      unsigned char* row = staged + token * pitch;
-      float sum = 0;
-#pragma unroll 4
-      for (int i = lane; i < own_blocks * (BLOCK / VEC); i += WARP) {
-        const uint4 value = load16(row + i * 16), scale = load16(staged_gamma + i * 16);
-        float v[VEC];
-        unpack(value, v);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) sum += v[j] * v[j];
-        store16(row + i * 16, make_uint4(fma2(value.x, scale.x, MINUS_ZEROS), fma2(value.y, scale.y, MINUS_ZEROS),
-                                         fma2(value.z, scale.z, MINUS_ZEROS), fma2(value.w, scale.w, MINUS_ZEROS)));
-      }
-      sum = warp_sum(sum);
-      if (lane < SPLITS)
-        store_rank(address_in_rank(shared_address(&control.squares[rank][token]), lane), sum, address_in_rank(sums_full, lane));
-    }
+    const int vectors = own_blocks * (BLOCK / VEC);
+    scale_inputs(staged, pitch, staged_gamma, squares, tokens, vectors, norm_parts);
     __syncthreads();
+    if (threadIdx.x < tokens * SPLITS) {
+      const int token = threadIdx.x / SPLITS, to = threadIdx.x % SPLITS;
+      float sum = 0;
+      for (int chunk = 0; chunk * WARP < vectors; chunk++) sum += squares[chunk][token];
+      store_rank(in_team(&control.squares[rank][token], to), sum, in_team(&control.sums_full, to));
+    }
   }
+  // The next kernel finds room when this one ends, and waits for its outputs: it is launched meanwhile.
+  if (warp == 0) GRID_DEPENDENCY_LAUNCH();
 
   // Lanes give ldmatrix the rows of tokens, those behind the last one that one.
   uint32 rows[TOKEN_BLOCKS];
@@ -329,12 +377,11 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
     }
     const int index = tile - first_tile, owner = index / owned;
     float4* own = sums + (index - owner * owned) * (TOKEN_BLOCKS * sources * WARP) + source * WARP + lane;
-    const uint32 target = address_in_rank(shared_address(own), owner), arrival = address_in_rank(sums_full, owner);
+    const uint32 target = in_team(own, owner), arrival = in_team(&control.sums_full, owner);
 #pragma unroll
     for (int i = 0; i < TOKEN_BLOCKS; i++)
       store_rank(target + i * sources * (WARP * 16), make_float4(total[i][0], total[i][1], total[i][2], total[i][3]), arrival);
   }
-  if (warp == 0) GRID_DEPENDENCY_LAUNCH();
 
   const auto place = [&](int item) {
     const int block = item % TOKEN_BLOCKS, tile = own_tile + item / TOKEN_BLOCKS;
@@ -347,10 +394,13 @@ extern "C" __global__ void __cluster_dims__(1, 1, SPLITS) __launch_bounds__(THRE
     const Outputs to = place(item);
     if (item >= WARPS) to.load_residual(added);
     const float4* from = sums + item * sources * WARP + lane;
-    float4 sum = *from;
-    for (int i = 1; i < sources; i++) {
-      const float4 v = from[i * WARP];
-      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    float4 sum = make_float4(0, 0, 0, 0);
+    for (int i = 0; i < sources; i += SPLITS) {
+      float4 v[SPLITS];
+#pragma unroll
+      for (int j = 0; j < SPLITS; j++) v[j] = from[(i + j) * WARP];
+#pragma unroll
+      for (int j = 0; j < SPLITS; j++) sum.x += v[j].x, sum.y += v[j].y, sum.z += v[j].z, sum.w += v[j].w;
     }
     float factors[2] = {1, 1};
     if (gamma)

@@ -24,6 +24,13 @@ __device__ __forceinline__ uint32 address_in_rank(uint32 address, uint32 rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
+// As copy_bytes, to the same place in all CTAs of `ranks`, a bit each; the bytes count at the barrier of each.
+__device__ __forceinline__ void copy_bytes_to_ranks(uint32 target, const void* source, uint32 bytes, uint32 barrier, uint16 ranks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(target),
+      "l"(source), "r"(bytes), "r"(barrier), "h"(ranks)
+      : "memory");
+}
 // At a barrier of any CTA, by its address there: a stage that only the tensor cores have read is given back. It publishes
 // nothing that the thread wrote; an arrival that does waits for all memory accesses of the thread.
 __device__ __forceinline__ void barrier_arrive_there(uint32 barrier) {

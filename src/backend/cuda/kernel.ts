@@ -55,13 +55,13 @@ export class Kernel<A extends object = KernelArguments> {
   }
 
   /**
-   * Clusters of a kernel that is compiled for them, of so many CTAs, that the GPU runs at once: a cluster finds its multiprocessors in one
-   * part of the GPU, whose number need not be a multiple of its size.
+   * Clusters of a kernel that is compiled for them, of x and z CTAs in these directions, that the GPU runs at once: a cluster finds its
+   * multiprocessors in one part of the GPU, whose number need not be a multiple of its size.
    */
-  residentClusters(size: number, block: number, sharedBytes: number): number {
+  residentClusters(x: number, z: number, block: number, sharedBytes: number): number {
     this.#allow(sharedBytes);
     const config = new LaunchConfig();
-    config.set(0, 1, 1, size, block, sharedBytes);
+    config.set(0, x, 1, z, block, sharedBytes);
     const out = new Int32Array(1);
     callCuda(this.#api, "cuOccupancyMaxActiveClusters", [out, this.fn.value, config.address], this.fn.name);
     return out[0]!;

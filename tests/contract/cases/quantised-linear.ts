@@ -174,12 +174,25 @@ export function quantisedLinearCases(addCase: Case): void {
         }
       }
     }
-    surrounded(addCase, name, make, shapes[0]!);
+    surrounded(addCase, name, make, shapes[0]!, [1, 8, 13, 40]);
   }
+  // Rows of more columns than warps take at once.
+  const wide = grouped({ bits: 4, groupSize: 128 });
+  for (const [n, k] of [
+    [80, 4608],
+    [48, 12_800],
+  ] as const)
+    surrounded(addCase, `4 bits, rows of ${k}`, wide, [n, k], [7, 13]);
 }
 
-function surrounded(addCase: Case, name: string, make: Make, [n, k]: readonly [number, number]): void {
-  for (const m of [1, 8, 40]) {
+function surrounded(
+  addCase: Case,
+  name: string,
+  make: Make,
+  [n, k]: readonly [number, number],
+  tokens: readonly number[],
+): void {
+  for (const m of tokens) {
     addCase("linear", `${name}: ${m} tokens, norm and bias, added to out`, (fixture) => {
       const { weight, values } = make(fixture, [n, k]);
       const x = fixture.normals([m, k], 3);

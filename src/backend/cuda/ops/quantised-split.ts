@@ -32,10 +32,18 @@ const TILE_STRIPS = 2;
 const STAGE_BLOCKS = 2;
 /** Stages of a warp's ring, as shared memory allows. */
 const STAGES = [4, 3] as const;
-/** CTAs of a cluster, which have a part of the columns each: the first that fit, by token blocks. More tokens are more of x to fetch. */
+/** Parts of the columns, a CTA of a team each, by token blocks: the first that fit. More tokens are more of x to fetch. */
 const SPLITS: Readonly<Record<number, readonly number[]>> = { 1: [2, 4, 8], 2: [4, 8, 2] };
+/** Teams of a cluster, by token blocks: they fetch x for each other, which takes a larger cluster. */
+const TEAMS: Readonly<Record<number, number>> = { 1: 1, 2: 2 };
+/** CTAs that a cluster can have on every GPU. */
+const MAX_CLUSTER = 8;
 /** Share of a GPU's multiprocessors that clusters of more than two find together in their part of it. */
 const CLUSTERED_SHARE = 0.92;
+/** Ways to give warps the same number of things each. */
+const WARP_DIVISORS = [1, 2, 3, 4, 6, 12];
+/** Columns of x that a warp multiplies by the norm's weight at once. */
+const NORM_COLUMNS = WARP * (VECTOR_BYTES / 2);
 /** Two barriers: of x, and of the sums. */
 const BARRIER_BYTES = 16;
 /** Bytes between the rows of x, so that they lie in different banks. */
@@ -49,7 +57,7 @@ const LINEAR_QUANTISED_SPLIT = {
   entry: "linear_quantised_split",
   pointers: ["out", "x", "weight", "scales", "zeros", "gamma", "bias", "residual"],
   scalars: [
-    ...["tokens", "inputs", "outputs", "tiles", "slots", "column_parts", "columns"],
+    ...["tokens", "inputs", "outputs", "tiles", "slots", "column_parts", "columns", "norm_parts"],
     ...["group_shift", "groups", "activation", "eps"],
   ],
 } as const;
@@ -58,7 +66,9 @@ const LINEAR_QUANTISED_SPLIT = {
 export interface SplitPlan {
   readonly tokenBlocks: number;
   readonly splits: number;
-  readonly clusters: number;
+  /** Teams of a cluster, and all. */
+  readonly clusterTeams: number;
+  readonly teams: number;
   readonly tiles: number;
   /** Tiles whose outputs a CTA has at most, and columns of x. */
   readonly slots: number;
@@ -125,11 +135,12 @@ export class QuantisedSplit {
     if (planned === undefined) return false;
     const { plan, kernel } = planned;
     const { groupSize, groups } = form;
-    kernel.launch(stream, plan.clusters, 1, plan.splits, WARPS * WARP, plan.sharedBytes, {
+    kernel.launch(stream, plan.teams, 1, plan.splits, WARPS * WARP, plan.sharedBytes, {
       ...{ out, x, weight: weight.data, scales: form.factors, zeros: form.zeros ?? null },
       ...{ gamma: norm?.weight ?? null, bias: bias ?? null, residual: addTo ?? null },
       ...{ tokens, inputs: inFeatures, outputs: gated ? outFeatures / 2 : outFeatures },
       ...{ tiles: plan.tiles, slots: plan.slots, column_parts: plan.columnParts, columns: plan.columns },
+      norm_parts: WARP_DIVISORS.findLast((parts) => parts <= normChunks(plan.columns))!,
       ...{ groups, group_shift: groups === 1 ? WHOLE_ROW_SHIFT : Math.log2(groupSize) },
       activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
       eps: norm?.eps ?? 0,
@@ -146,10 +157,11 @@ export class QuantisedSplit {
 
   /** As many clusters as run at once: one more, and the others are waited for twice. */
   #resident(plan: SplitPlan, kernel: Planned["kernel"]): Planned | undefined {
-    const most = kernel.residentClusters(plan.splits, WARPS * WARP, plan.sharedBytes);
-    if (plan.clusters <= most) return { plan, kernel };
-    const slots = most === 0 ? Number.POSITIVE_INFINITY : slotsOf(plan.tiles, most, plan.splits);
-    return slots <= plan.slots ? { plan: { ...plan, clusters: most }, kernel } : undefined;
+    const { clusterTeams, splits, sharedBytes } = plan;
+    const most = clusterTeams * kernel.residentClusters(clusterTeams, splits, WARPS * WARP, sharedBytes);
+    if (plan.teams <= most) return { plan, kernel };
+    const slots = most === 0 ? Number.POSITIVE_INFINITY : slotsOf(plan.tiles, most, splits);
+    return slots <= plan.slots ? { plan: { ...plan, teams: most }, kernel } : undefined;
   }
 }
 
@@ -172,36 +184,58 @@ export function planSplit(
   const stageBytes = TILE_STRIPS * (STAGE_BLOCKS * STRIP_BLOCK_BYTES + scales * scaleBytes);
   for (const splits of SPLITS[tokenBlocks]!) {
     if (splits > blocks) continue;
-    const share = splits > 2 ? CLUSTERED_SHARE : 1;
-    const clusters = Math.min(tiles, Math.floor((smCount * share) / splits));
+    const clusterTeams = Math.min(TEAMS[tokenBlocks]!, MAX_CLUSTER / splits);
+    const share = splits * clusterTeams > 2 ? CLUSTERED_SHARE : 1;
+    const clusters = Math.min(
+      Math.ceil(tiles / clusterTeams),
+      Math.floor((smCount * share) / (splits * clusterTeams)),
+    );
     if (clusters === 0) continue;
+    const teams = clusters * clusterTeams;
     const ownBlocks = Math.ceil(blocks / splits);
-    const columnParts = partsOf(Math.ceil(tiles / clusters), ownBlocks);
-    const slots = slotsOf(tiles, clusters, splits);
+    const columnParts = partsOf(Math.ceil(tiles / teams), ownBlocks);
+    const slots = slotsOf(tiles, teams, splits);
     const columns = ownBlocks * block;
+    const tokensAtMost = tokenBlocks * TOKEN_BLOCK;
     // Fewer tokens are multiplied by the same kernel.
-    const rows = tokenBlocks * TOKEN_BLOCK * (columns * 2 + X_PADDING) + columns * 2;
+    const rows = tokensAtMost * (columns * 2 + X_PADDING) + columns * 2;
+    const squares = normChunks(columns) * tokensAtMost * 4;
     const sums = slots * tokenBlocks * splits * columnParts * WARP * 16;
-    const control = Math.ceil((BARRIER_BYTES + splits * tokenBlocks * TOKEN_BLOCK * 4) / 128) * 128;
+    const control = Math.ceil((BARRIER_BYTES + splits * tokensAtMost * 4) / 128) * 128;
     for (const stages of STAGES) {
-      const sharedBytes = control + sums + rows + WARPS * stages * stageBytes;
+      const sharedBytes = control + sums + rows + squares + WARPS * stages * stageBytes;
       if (sharedBytes <= sharedBytesPerBlock)
-        return { tokenBlocks, splits, clusters, tiles, slots, columns, columnParts, stages, sharedBytes };
+        return {
+          tokenBlocks,
+          splits,
+          clusterTeams,
+          teams,
+          tiles,
+          slots,
+          columns,
+          columnParts,
+          stages,
+          sharedBytes,
+        };
     }
   }
   return undefined;
 }
 
-function slotsOf(tiles: number, clusters: number, splits: number): number {
-  return Math.ceil(Math.ceil(tiles / clusters) / splits);
+function normChunks(columns: number): number {
+  return Math.ceil(columns / NORM_COLUMNS);
 }
 
-/** Warps that share a tile's columns, so that a cluster's tiles keep all warps at work for the shortest time. */
+function slotsOf(tiles: number, teams: number, splits: number): number {
+  return Math.ceil(Math.ceil(tiles / teams) / splits);
+}
+
+/** Warps that share a tile's columns, so that a team's tiles keep all warps at work for the shortest time. */
 function partsOf(tiles: number, blocks: number): number {
   const costOf = (parts: number) => Math.ceil((tiles * parts) / WARPS) * Math.ceil(blocks / parts);
-  return [1, 2, 3, 4, 6, 12]
-    .filter((parts) => parts <= blocks)
-    .reduce((best, each) => (costOf(each) < costOf(best) ? each : best));
+  return WARP_DIVISORS.filter((parts) => parts <= blocks).reduce((best, each) =>
+    costOf(each) < costOf(best) ? each : best,
+  );
 }
 
 /** Columns between changes of the scale in a block. */
@@ -213,7 +247,7 @@ function subOf({ bits, groupSize, groups }: QuantisedForm): number {
 function defines(form: QuantisedForm, plan: SplitPlan, { gated, floatOut }: FewShape): Macros {
   return {
     ...{ ...formDefines(form), SUB: subOf(form), WARPS, STAGE_BLOCKS, STAGES: plan.stages },
-    ...{ SPLITS: plan.splits, TOKEN_BLOCKS: plan.tokenBlocks },
+    ...{ SPLITS: plan.splits, TEAMS: plan.clusterTeams, TOKEN_BLOCKS: plan.tokenBlocks },
     ...{ GATED: gated ? 1 : 0, OUT_FLOAT: floatOut ? 1 : 0 },
   };
 }

@@ -58,18 +58,30 @@ describe("a plan of a quantised product", () => {
 
   test("splits columns among as many CTAs as x needs", () => {
     const few = { ...shape, tokens: 16 };
-    // 30 clusters of 33 find together; 256 tiles are at most nine for each.
+    // 15 clusters of 16 find eight multiprocessors together; 256 tiles are at most nine for each of their teams.
     expect(planSplit(few, INT4, GPU)).toMatchObject({
-      ...{ splits: 4, clusters: 30, tiles: 256, slots: 3, columns: 3072, columnParts: 4, stages: 3 },
+      ...{
+        splits: 4,
+        clusterTeams: 2,
+        teams: 30,
+        tiles: 256,
+        slots: 3,
+        columns: 3072,
+        columnParts: 4,
+        stages: 3,
+      },
     });
-    expect(planSplit({ ...few, inFeatures: 256 }, INT4, GPU)).toMatchObject({ splits: 2, clusters: 66 });
-    expect(planSplit({ ...few, tokens: 8 }, INT4, GPU)).toMatchObject({
+    expect(planSplit({ ...few, inFeatures: 256 }, INT4, GPU)).toMatchObject({
       splits: 2,
-      tokenBlocks: 1,
-      stages: 4,
+      clusterTeams: 2,
+      teams: 60,
     });
+    expect(planSplit({ ...few, tokens: 8 }, INT4, GPU)).toMatchObject({
+      ...{ splits: 2, clusterTeams: 1, teams: 66, tokenBlocks: 1, stages: 4 },
+    });
+    // A cluster is whole: one of its teams has no tile.
     expect(planSplit({ ...few, outFeatures: 40, inFeatures: 256 }, INT4, GPU)).toMatchObject({
-      ...{ splits: 2, clusters: 3, tiles: 3, slots: 1, columns: 128, columnParts: 1 },
+      ...{ splits: 2, clusterTeams: 2, teams: 4, tiles: 3, slots: 1, columns: 128, columnParts: 1 },
     });
   });
 
