@@ -83,7 +83,8 @@ export class Nvrtc implements KernelCompiler {
     if (this.api.nvrtcGetProgramLogSize(program, size.array) !== 0 || size.value <= 1) return "";
     const log = new Uint8Array(size.value);
     if (this.api.nvrtcGetProgramLog(program, log) !== 0) return "";
-    return new TextDecoder().decode(log.subarray(0, size.value - 1)).trimEnd();
+    // The assembler's part of it ends with a zero of its own.
+    return new TextDecoder().decode(log).replaceAll("\0", "").trimEnd();
   }
 }
 

@@ -70,6 +70,25 @@ function unusedLibrary(): KernelLibrary {
   return new KernelLibrary({} as Context, compiler);
 }
 
+/** Each macro of a unit with its value and file, without the size of shared memory, which follows from the others. */
+export function valuesOf({ file, defines = {} }: KernelUnit): string[] {
+  const macros = Object.entries(defines).filter(([macro]) => macro !== "LINEAR_SHARED_BYTES");
+  return [file, ...macros.map(([macro, value]) => `${file} ${macro}=${value}`)];
+}
+
+/** Some of these units, few, that have all the values of all, see `valuesOf`, though not all combinations of them. */
+export function coveringUnits(units: readonly KernelUnit[]): KernelUnit[] {
+  const missing = new Set(units.flatMap(valuesOf));
+  const chosen: KernelUnit[] = [];
+  while (missing.size > 0) {
+    const gains = units.map((unit) => valuesOf(unit).filter((value) => missing.has(value)).length);
+    const best = units[gains.indexOf(Math.max(...gains))]!;
+    chosen.push(best);
+    for (const value of valuesOf(best)) missing.delete(value);
+  }
+  return chosen;
+}
+
 /** Those of experts in floats that have a kernel of Hopper's, in both dtypes. */
 export function wgmmaExpertUnits(): KernelUnit[] {
   const forms = { gateUp: plainExperts("dense"), down: plainExperts("dense") };
