@@ -114,11 +114,14 @@ function headsOf({ numHeads, numKvHeads, readsOnly }: AttentionShape) {
 /** cosSin[positions, rotaryDim] with base 10,000. */
 function angles(fixture: Fixture, positions: number, rotaryDim: number): Uploaded {
   const half = rotaryDim / 2;
-  const values = Float32Array.from({ length: positions * rotaryDim }, (_, index) => {
-    const i = index % rotaryDim;
-    const angle = Math.floor(index / rotaryDim) * 10000 ** (-(i % half) / half);
-    return i < half ? Math.cos(angle) : Math.sin(angle);
-  });
+  const values = new Float32Array(positions * rotaryDim);
+  for (let i = 0; i < half; i++) {
+    const frequency = 10000 ** (-i / half);
+    for (let position = 0; position < positions; position++) {
+      values[position * rotaryDim + i] = Math.cos(position * frequency);
+      values[position * rotaryDim + half + i] = Math.sin(position * frequency);
+    }
+  }
   return fixture.input(values, [positions, rotaryDim], "float32");
 }
 
@@ -233,8 +236,8 @@ class CachedContext {
       if (scales !== undefined) expectFloat8(name, actual, expected, precision);
       else if (!isExact) expectClose(name, actual, expected, precision);
       else expectEqual(name, actual, expected.values);
-      const scaled = actual.map((value) => value * scale);
-      return batch.rows.map(([contextLen], row) => this.#context(scaled, row, contextLen));
+      for (let i = 0; i < actual.length; i++) actual[i]! *= scale;
+      return batch.rows.map(([contextLen], row) => this.#context(actual, row, contextLen));
     };
     return { keys: contexts("keys"), values: contexts("values") };
   }

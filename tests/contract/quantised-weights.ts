@@ -15,12 +15,12 @@ export interface QuantisedWeight {
 
 type Shape = readonly [n: number, k: number];
 
-/** The number that an e4m3 code stands for, by its definition. */
-function e4m3(code: number): number {
+/** The numbers that e4m3 codes stand for, by their definition. */
+const E4M3 = Float64Array.from({ length: 256 }, (_, code) => {
   const [exponent, mantissa] = [(code >> 3) & 15, code & 7];
   const magnitude = exponent === 0 ? (mantissa / 8) * 2 ** -6 : (1 + mantissa / 8) * 2 ** (exponent - 7);
   return code & 0x80 ? -magnitude : magnitude;
-}
+});
 
 /** Random codes of every finite value, with scales between which lie powers of two. */
 export function fp8Weight(
@@ -33,7 +33,7 @@ export function fp8Weight(
   const scales = randomScales(fixture, rows * columns, 1 / (200 * Math.sqrt(k)));
   const values = matrix(n, k, (row, column) => {
     const block = Math.floor(row / blockRows) * columns + Math.floor(column / blockColumns);
-    return e4m3(codes[row * k + column]!) * scales[block]!;
+    return E4M3[codes[row * k + column]!]! * scales[block]!;
   });
   const weight: Fp8Weight = {
     ...{ format: "fp8", shape: [n, k], blockRows, blockColumns },
@@ -159,6 +159,7 @@ function randomScales({ random }: Fixture, count: number, least: number): Float3
 
 function matrix(n: number, k: number, element: (row: number, column: number) => number): Float64Array {
   const values = new Float64Array(n * k);
-  for (let i = 0; i < values.length; i++) values[i] = element(Math.floor(i / k), i % k);
+  for (let row = 0; row < n; row++)
+    for (let column = 0; column < k; column++) values[row * k + column] = element(row, column);
   return values;
 }

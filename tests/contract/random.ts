@@ -39,21 +39,24 @@ export class Random {
   /** `count` draws from the normal distribution of deviation `scale` around `mean`. */
   normals(count: number, scale = 1, mean = 0): Float32Array {
     const draws = new Float32Array(count);
-    for (let i = 0; i < count; i++) draws[i] = mean + scale * this.#normal();
+    const [known, first] = [this.known, this.#numGiven];
+    let i = 0;
+    for (; i < count; i++) {
+      const draw = known[first + 2 * i] ?? Number.NaN;
+      if (Number.isNaN(draw)) break;
+      draws[i] = mean + scale * draw;
+    }
+    this.#numGiven += 2 * i;
+    this.#state = (this.#state + Math.imul(2 * i, STEP)) | 0;
+    for (; i < count; i++) draws[i] = mean + scale * this.#normal();
     return draws;
   }
 
   #normal(): number {
     const at = this.#numGiven;
-    const known = this.known[at] ?? Number.NaN;
-    if (!Number.isNaN(known)) {
-      this.#numGiven += 2;
-      this.#state = (this.#state + 2 * STEP) | 0;
-      return known;
-    }
     const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
     const draw = radius * Math.cos(2 * Math.PI * this.uniform());
-    this.known[at] = draw;
+    if (at < this.known.length) this.known[at] = draw;
     return draw;
   }
 

@@ -22,18 +22,33 @@ function tabulate(
 }
 
 export function linear(x: Values, weight: Values, bias: Values | undefined, n: number, k: number): Expected {
-  const [inputs, matrix] = [new Float64Array(x), new Float64Array(weight)];
-  return tabulate(x.length / k, n, (row, column) => {
+  const [inputs, matrix] = [doubles(x), doubles(weight)];
+  const values = new Float64Array((x.length / k) * n);
+  const magnitudes = new Float64Array(values.length);
+  for (let at = 0; at < values.length; at++) {
+    const column = at % n;
     let value = bias?.[column] ?? 0;
     let magnitude = Math.abs(value);
-    const [from, weights] = [row * k, column * k];
+    const [from, weights] = [((at - column) / n) * k, column * k];
     for (let i = 0; i < k; i++) {
       const term = inputs[from + i]! * matrix[weights + i]!;
       value += term;
       magnitude += Math.abs(term);
     }
-    return [value, magnitude];
-  });
+    values[at] = value;
+    magnitudes[at] = magnitude;
+  }
+  return { values, magnitudes };
+}
+
+/** Numbers in an array of one kind, over which loops are fast: themselves where they are in one. */
+function doubles(values: Values): Float64Array {
+  return values instanceof Float64Array ? values : new Float64Array(values);
+}
+
+/** The first `count` elements of a result. */
+export function firstOf({ values, magnitudes }: Expected, count: number): Expected {
+  return { values: values.subarray(0, count), magnitudes: magnitudes.subarray(0, count) };
 }
 
 /** a + b, of a result and exact values. */
@@ -155,18 +170,17 @@ export function rotary(
   rotaryDim: number,
   positions: readonly number[],
 ): Expected {
-  return tabulate(positions.length, width, (t, column) => {
-    const head = Math.floor(column / headDim);
-    const start = t * width + head * headDim;
-    if (head >= heads) return [x[t * width + column]!, 0];
-    return rotated(
-      x.subarray(start, start + headDim),
-      column - head * headDim,
-      cosSin,
-      rotaryDim,
-      positions[t]!,
-    );
-  });
+  const values = Float64Array.from(x);
+  const magnitudes = new Float64Array(x.length);
+  for (const [t, position] of positions.entries()) {
+    for (let head = 0; head < heads; head++) {
+      const start = t * width + head * headDim;
+      const own = x.subarray(start, start + headDim);
+      for (let i = 0; i < rotaryDim; i++)
+        [values[start + i], magnitudes[start + i]] = rotated(own, i, cosSin, rotaryDim, position);
+    }
+  }
+  return { values, magnitudes };
 }
 
 /** One row of a batch: its query tokens start at `firstToken`; its context is contiguous here. */

@@ -243,9 +243,10 @@ function mixture(
 ): Expected {
   const values = new Float64Array(tokens * hidden);
   const magnitudes = new Float64Array(tokens * hidden);
-  const part = (values: Float32Array | Float64Array, expert: number, size: number) =>
-    values.subarray(expert * size, (expert + 1) * size);
-  const [downSizes, biasSizes] = [down.values.map(Math.abs), downBias?.values.map(Math.abs)];
+  const part = <T extends Float32Array | Float64Array>(values: T, expert: number, size: number) =>
+    values.subarray(expert * size, (expert + 1) * size) as T;
+  const [gateUps, downs] = [new Float64Array(gateUp.values), new Float64Array(down.values)];
+  const [downSizes, biasSizes] = [downs.map(Math.abs), downBias?.values.map(Math.abs)];
   for (let token = 0; token < tokens; token++) {
     const own = Array.from(logits.values.subarray(token * count, (token + 1) * count));
     const row = own.map((logit, expert) => Math.fround(logit + (routerBias?.values[expert] ?? 0)));
@@ -258,13 +259,13 @@ function mixture(
       const weight = (Math.exp(row[expert]!) / total) * (expertScales?.values[expert] ?? 1);
       const size = 2 * intermediate;
       const bias = gateUpBias && part(gateUpBias.values, expert, size);
-      const both = reference.linear(x, part(gateUp.values, expert, size * hidden), bias, size, hidden);
+      const both = reference.linear(x, part(gateUps, expert, size * hidden), bias, size, hidden);
       const activated = reference.activatedOf(both, intermediate, activation);
-      const product = (x: Float64Array, values: Matrix["values"], bias: Float32Array | undefined) => {
+      const product = (x: Float64Array, values: Float64Array, bias: Float32Array | undefined) => {
         const offset = bias && part(bias, expert, hidden);
         return reference.linear(x, part(values, expert, hidden * intermediate), offset, hidden, intermediate);
       };
-      const y = product(activated.values, down.values, downBias?.values);
+      const y = product(activated.values, downs, downBias?.values);
       const sizes = product(activated.magnitudes, downSizes, biasSizes);
       for (let i = 0; i < hidden; i++) {
         values[token * hidden + i]! += weight * y.values[i]!;

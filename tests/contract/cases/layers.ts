@@ -79,7 +79,9 @@ export function layersCases(addCase: Case): void {
         expectNear(first, single, Math.max(stored, 8 * LAYERS * roundoff(fixture.dtype)));
         expectNear(again, first, 0);
       };
-      addCase("attend", title, body, name === "three rows" ? undefined : "grid");
+      // Backends that hold nothing back show no more by other layers.
+      const isSmall = name === "three rows" && shapeName === "heads that are not rotated";
+      addCase("attend", title, body, isSmall ? undefined : "grid");
     }
   }
 }

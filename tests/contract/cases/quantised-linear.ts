@@ -154,25 +154,27 @@ const FORMS: Readonly<Record<string, { readonly make: Make; readonly shapes: Sha
   },
 };
 
-/** Products by weights that are not floats, alone and with what may surround them. */
+/** Products by weights that are not floats, alone and with what may surround them. One weight serves for all token counts. */
 export function quantisedLinearCases(addCase: Case): void {
   for (const [name, { make, shapes }] of Object.entries(FORMS)) {
     for (const [i, [n, k]] of shapes.entries()) {
-      for (const m of i === 0 ? TOKENS : [1, 3, 12, 17, 70]) {
-        for (const floatOut of m === 1 ? [false, true] : [false]) {
-          const title = `${name}: [${m}, ${k}] · [${n}, ${k}]ᵀ${floatOut ? ", float32 out" : ""}`;
-          addCase("linear", title, (fixture) => {
-            const { weight, values } = make(fixture, [n, k]);
-            const x = fixture.normals([m, k]);
-            const out = fixture.output(floatOut ? "float32" : fixture.dtype, [m, n]);
-            fixture.backend.linear(out, x.tensor, fixture.prepared(weight));
-            const expected = reference.linear(x.values, values, undefined, n, k);
+      const counts = i === 0 ? TOKENS : [1, 3, 12, 17, 70];
+      addCase("linear", `${name}: [${counts.join(" or ")}, ${k}] · [${n}, ${k}]ᵀ`, (fixture) => {
+        const { weight, values } = make(fixture, [n, k]);
+        const x = fixture.normals([counts.at(-1)!, k]);
+        const expected = reference.linear(x.values, values, undefined, n, k);
+        const prepared = fixture.prepared(weight);
+        for (const m of counts) {
+          for (const dtype of new Set(m === 1 ? [fixture.dtype, "float32" as const] : [fixture.dtype])) {
+            const out = fixture.output(dtype, [m, n]);
+            fixture.backend.linear(out, x.tensor.rows(0, m), prepared);
             // Dequantised weights may be rounded to the dtype of activations.
             const precision = { dtype: fixture.dtype, reduction: 2 * k, intermediates: 1 };
-            expectClose("out", fixture.readFloats(out), expected, precision);
-          });
+            const title = `${dtype} out of ${m} tokens`;
+            expectClose(title, fixture.readFloats(out), reference.firstOf(expected, m * n), precision);
+          }
         }
-      }
+      });
     }
     surrounded(addCase, name, make, shapes[0]!, [1, 8, 13, 40]);
   }
@@ -192,39 +194,38 @@ function surrounded(
   [n, k]: readonly [number, number],
   tokens: readonly number[],
 ): void {
-  for (const m of tokens) {
-    addCase("linear", `${name}: ${m} tokens, norm and bias, added to out`, (fixture) => {
-      const { weight, values } = make(fixture, [n, k]);
-      const x = fixture.normals([m, k], 3);
-      const norm = fixture.normals([k], 0.3, 1);
-      const bias = fixture.normals([n]);
+  const most = tokens.at(-1)!;
+  const operands = (fixture: Fixture) => {
+    const { weight, values } = make(fixture, [n, k]);
+    const x = fixture.normals([most, k], 3);
+    const norm = fixture.normals([k], 0.3, 1);
+    const input = reference.rmsNorm(x.values, norm.values, EPS).values;
+    return { weight: fixture.prepared(weight), values, x, norm: { weight: norm.tensor, eps: EPS }, input };
+  };
+  const counts = tokens.join(" or ");
+  addCase("linear", `${name}: ${counts} tokens, norm and bias, added to out`, (fixture) => {
+    const { weight, values, x, norm, input } = operands(fixture);
+    const bias = fixture.normals([n]);
+    const product = reference.linear(input, values, bias.values, n, k);
+    for (const m of tokens) {
       const residual = fixture.state(fixture.random.normals(m * n, 2), [m, n]);
-      const fusion: LinearFusion = {
-        norm: { weight: norm.tensor, eps: EPS },
-        bias: bias.tensor,
-        addTo: residual.tensor,
-      };
-      fixture.backend.linear(residual.tensor, x.tensor, fixture.prepared(weight), fusion);
-      const input = reference.rmsNorm(x.values, norm.values, EPS).values;
-      const product = reference.linear(input, values, bias.values, n, k);
-      const expected = reference.plus(product, residual.values);
+      const fusion: LinearFusion = { norm, bias: bias.tensor, addTo: residual.tensor };
+      fixture.backend.linear(residual.tensor, x.tensor.rows(0, m), weight, fusion);
+      const expected = reference.plus(reference.firstOf(product, m * n), residual.values);
       const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates: 5 };
-      expectClose("out", fixture.readFloats(residual.tensor), expected, precision);
-    });
-    addCase("linear", `${name}: ${m} tokens, norm, gated silu`, (fixture) => {
-      const { weight, values } = make(fixture, [n, k]);
-      const x = fixture.normals([m, k], 3);
-      const norm = fixture.normals([k], 0.3, 1);
+      expectClose(`out of ${m} tokens`, fixture.readFloats(residual.tensor), expected, precision);
+    }
+  });
+  addCase("linear", `${name}: ${counts} tokens, norm, gated silu`, (fixture) => {
+    const { weight, values, x, norm, input } = operands(fixture);
+    const y = reference.gatedOf(reference.linear(input, values, undefined, n, k), n / 2, "silu");
+    for (const m of tokens) {
       const out = fixture.output(fixture.dtype, [m, n / 2]);
-      fixture.backend.linear(out, x.tensor, fixture.prepared(weight), {
-        norm: { weight: norm.tensor, eps: EPS },
-        activation: { kind: "silu", gated: true },
-      });
-      const input = reference.rmsNorm(x.values, norm.values, EPS).values;
-      const y = reference.linear(input, values, undefined, n, k);
-      const expected = reference.gatedOf(y, n / 2, "silu");
+      const fusion: LinearFusion = { norm, activation: { kind: "silu", gated: true } };
+      fixture.backend.linear(out, x.tensor.rows(0, m), weight, fusion);
+      const expected = reference.firstOf(y, (m * n) / 2);
       const precision = { dtype: fixture.dtype, reduction: 2 * k + 2, intermediates: 6 };
-      expectClose("out", fixture.readFloats(out), expected, precision);
-    });
-  }
+      expectClose(`out of ${m} tokens`, fixture.readFloats(out), expected, precision);
+    }
+  });
 }
