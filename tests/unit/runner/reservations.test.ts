@@ -152,7 +152,7 @@ test("steps of any size fit in what is reserved, and short prompts are captured"
       for (const maxNumBatchedTokens of [1, 3, 64, 255, 256, 4096]) {
         const limits = { maxNumSeqs, maxModelLen, maxNumBatchedTokens };
         const backend = new FullBackend();
-        const runner = toyRunner(backend, { ...limits, planBlocks: () => 2000, enforceEager: false });
+        const runner = toyRunner(backend, { ...limits, planBlocks: () => 240, enforceEager: false });
         const { engine } = makeEngine({ ...limits, runner, enablePrefixCaching: false });
         backend.isFull = true;
         const lengths = [1, 2, 6, 32, 33, 64, 65, 128, 129, 256, 257, 299];
