@@ -99,22 +99,27 @@ function roundMatrix(
 function roundGroup(values: Float32Array, bits: number, symmetric: boolean, codes: Uint8Array) {
   const most = 2 ** bits - 1;
   const middle = 2 ** (bits - 1);
-  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  let [low, high] = [0, 0];
+  for (let i = 0; i < values.length; i++) {
+    low = Math.min(low, values[i]!);
+    high = Math.max(high, values[i]!);
+  }
   let best = { error: Infinity, scale: 1, zero: middle };
   for (const shrink of SHRINKS) {
     const range = symmetric ? Math.max(-low, high) / (middle - 0.5) : (high - low) / most;
     const scale = Math.fround(new Float16Array([range * shrink])[0]!);
     if (scale === 0) continue;
     const zero = symmetric ? middle : Math.min(most, Math.max(0, Math.round((-low * shrink) / scale)));
-    const error = values.reduce((sum, value) => {
-      const code = Math.min(most, Math.max(0, Math.round(value / scale) + zero));
-      return sum + ((code - zero) * scale - value) ** 2;
-    }, 0);
+    let error = 0;
+    for (let i = 0; i < values.length; i++) {
+      const code = Math.min(most, Math.max(0, Math.round(values[i]! / scale) + zero));
+      error += ((code - zero) * scale - values[i]!) ** 2;
+    }
     if (error < best.error) best = { error, scale, zero };
   }
   const { scale, zero } = best;
-  for (const [i, value] of values.entries())
-    codes[i] = Math.min(most, Math.max(0, Math.round(value / scale) + zero));
+  for (let i = 0; i < values.length; i++)
+    codes[i] = Math.min(most, Math.max(0, Math.round(values[i]! / scale) + zero));
   return best;
 }
 

@@ -84,7 +84,9 @@ describe.each(DIVISIBLE_MODELS)("$name", ({ folder, sizes, blockBytes }) => {
     expect(Math.max(...actual.map((x, i) => Math.abs(x - logits[i]!)))).toBeLessThan(1e-4 * scale);
   });
 
-  test.each(sizes)("%d ranks: chunks, overlap, preemption and aborts change nothing", async (size) => {
+  // Nothing of this depends on how heads are shared: more ranks than two show no more for each model again.
+  const loaded = sizes.filter((size) => size === 2 || (size === 4 && folder === DIVISIBLE_MODELS[0]!.folder));
+  test.each(loaded)("%d ranks: chunks, overlap, preemption and aborts change nothing", async (size) => {
     // Prompts fit, their continuations do not.
     const kvCacheMemoryBytes = 7 * blockBytes(size);
     await using ranks = await load(size, {

@@ -64,6 +64,8 @@ class Vocabulary {
   readonly size: number;
   readonly turns: ModelTurns;
   readonly #packed;
+  readonly #grammars = new Map<string, string>();
+  #engine: Promise<MaskEngine> | undefined;
 
   constructor(formats: ModelFormats, hasMarkers: boolean) {
     const markers = new Set(
@@ -84,9 +86,12 @@ class Vocabulary {
 
   /** A random turn of the shape, read as it came; undefined: it did not come to its end. */
   async turn(prompt: string, limits: TurnLimits, dice: Dice): Promise<Turn | undefined> {
-    const grammar = shapeGrammar(this.turns.shape({ prompt, continued: undefined }, limits), "tools");
-    const engine = await MaskEngine.create(this.#packed, this.size, new Set(this.turns.markers));
-    const matcher = await engine.matcher(grammar, [this.stop]);
+    const key = JSON.stringify({ prompt, limits });
+    const shape = () => this.turns.shape({ prompt, continued: undefined }, limits);
+    const grammar = this.#grammars.get(key) ?? shapeGrammar(shape(), "tools");
+    this.#grammars.set(key, grammar);
+    this.#engine ??= MaskEngine.create(this.#packed, this.size, new Set(this.turns.markers));
+    const matcher = await (await this.#engine).matcher(grammar, [this.stop]);
     const reader = this.turns.open(
       { prompt, continued: undefined },
       { tools: TOOLS, firstCallOnly: false, skipsSpecial: false },
