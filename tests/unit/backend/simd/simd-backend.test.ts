@@ -58,8 +58,9 @@ function on<T>(options: SimdOptions, body: (fixture: Fixture) => T): T {
   }
 }
 
-/** Gives the bytes of products of so many tokens, the same on each new fixture and at each call. */
+/** Gives the bytes of products of so many tokens, the same at each call and on each fixture. */
 function products(fixture: Fixture, make: (fixture: Fixture) => Weight): (tokens: number) => Buffer {
+  fixture.restart();
   const weight = make(fixture);
   const norm = { weight: fixture.normals([K], 0.3, 1).tensor, eps: 1e-6 };
   const x = fixture.normals([160, K]).tensor;
@@ -190,7 +191,7 @@ test("tensors that one memory does not hold lie in several, and ops on them comp
     Object.values(WEIGHTS).map((make) => {
       // Weights, inputs and outputs end up in places of their own.
       fixture.backend.allocate(1.1 * MEGABYTE);
-      return products(fixture, make, 67).toString("base64");
+      return products(fixture, make)(67).toString("base64");
     });
   const expected = on({ threads: 1 }, run);
   const places = { threads: 2, placeBytes: 4 * MEGABYTE, sparedBytes: 2 * MEGABYTE - 2 ** 18 };
@@ -261,7 +262,7 @@ test("norms, caps and experts are the kernels', whatever the family of models", 
       backend.layerNorm(out, x, weight, weight, 1e-6);
       backend.capLogits(out, 30);
       expertRows(fixture, 3);
-      for (const make of Object.values(WEIGHTS)) products(fixture, make, 3);
+      for (const make of Object.values(WEIGHTS)) products(fixture, make)(3);
       const batch = raggedBatch(fixture, [[40, 3]], 16);
       const heads = { numHeads: 4, numKvHeads: 2, headDim: 64, rotaryDim: 32, blockSize: 16, headNorm: true };
       const form = { softCap: 2, sinks: true, queryScales: true, window: 9 };
