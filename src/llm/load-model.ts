@@ -4,6 +4,7 @@ import type { Backend } from "../backend/backend.ts";
 import type { EngineConfig } from "../base/config.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { type EngineDeadError, ModelDataError } from "../base/errors.ts";
+import { once } from "../base/once.ts";
 import { SplitMix64 } from "../base/random.ts";
 import type { SamplingParams } from "../base/sampling-params.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
@@ -23,6 +24,12 @@ import { EMBEDDED_NAME, embeddedModel, isEmbedded } from "./embedded-model.ts";
 import { loadPart, type PartSource } from "./load-part.ts";
 import { createBackend, type OpenBackend } from "./open-backend.ts";
 import { RankThreads } from "./rank-threads.ts";
+
+/**
+ * SHA-256 for all engines of a thread, none of which leaves off in the middle of a digest. Each instance would have a WebAssembly memory, and
+ * JavaScriptCore collects all garbage before it makes another where there are several.
+ */
+const sha256 = once(createSHA256);
 
 /** Prompt tokens that decide how the first output token reads. */
 const DETOKENIZER_CONTEXT = 8;
@@ -109,7 +116,7 @@ export async function loadModel(
   try {
     if (loaded.status === "rejected") throw loaded.reason;
     const { tokenizer, encoder } = loaded.value;
-    const hasher = await createSHA256();
+    const hasher = await sha256();
     const { runner, weights } = await loadRunner(source, backend, ranks, report("weights"));
     const seeds = new SplitMix64(config.seed);
     const grammars =
