@@ -69,7 +69,11 @@ export function referenceSuite(fixture: Fixture, variants: readonly Variant[], t
       beforeAll(async () => {
         llm = await LLM.create(fixture.modelDir, { skipTokenizerInit: true, ...variant.options });
       });
-      afterAll(() => llm.dispose());
+      afterAll(() => {
+        llm.dispose();
+        // Tests live as long as their file: its memory would, too.
+        llm = undefined!;
+      });
       const cases = fixture.cases.filter(({ prompt }) => prompt.length <= variant.maxPrompt);
 
       for (const reference of cases) {
