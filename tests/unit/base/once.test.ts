@@ -1,5 +1,7 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "../../../src/base/once.ts";
+
+setDefaultTimeout(300_000);
 
 test("what is made once is made when it is first asked for, and is the same each time", () => {
   let calls = 0;
