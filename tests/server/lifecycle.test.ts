@@ -39,7 +39,7 @@ describe("stopping", () => {
   });
 
   test("with a delay, readiness fails first and requests are still taken", async () => {
-    const shutdownDelaySeconds = 3;
+    const shutdownDelaySeconds = 2;
     await using server = await TestServer.start({ shutdownDelaySeconds });
     const started = performance.now();
     void server.running.stop();
