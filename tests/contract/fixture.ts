@@ -29,7 +29,7 @@ export class Fixture {
   /** @param knownNormals shared by the cases of a suite: see `noKnownNormals` */
   constructor(
     readonly backend: Backend,
-    private readonly knownNormals?: Float64Array,
+    private readonly knownNormals?: Float32Array,
   ) {
     this.random = new Random(42, knownNormals);
   }

@@ -2,8 +2,8 @@
  * Memory for draws from the standard normal distribution by how many numbers their generator had given before. Each takes a logarithm,
  * a root and a cosine, and a thousand cases draw the same ones.
  */
-export function noKnownNormals(): Float64Array {
-  return new Float64Array(2 ** 20).fill(Number.NaN);
+export function noKnownNormals(): Float32Array {
+  return new Float32Array(2 ** 22).fill(Number.NaN);
 }
 
 /** What each number moves the state of a generator on by. */
@@ -17,7 +17,7 @@ export class Random {
   /** @param known memory of `noKnownNormals` that generators of this seed share */
   constructor(
     seed: number,
-    private readonly known: Float64Array = new Float64Array(0),
+    private readonly known: Float32Array = new Float32Array(0),
   ) {
     this.#state = seed | 0;
   }
@@ -55,7 +55,7 @@ export class Random {
   #normal(): number {
     const at = this.#numGiven;
     const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
-    const draw = radius * Math.cos(2 * Math.PI * this.uniform());
+    const draw = Math.fround(radius * Math.cos(2 * Math.PI * this.uniform()));
     if (at < this.known.length) this.known[at] = draw;
     return draw;
   }
