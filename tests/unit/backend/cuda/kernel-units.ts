@@ -70,21 +70,30 @@ function unusedLibrary(): KernelLibrary {
   return new KernelLibrary({} as Context, compiler);
 }
 
-/** Each macro of a unit with its value and file, without the size of shared memory, which follows from the others. */
-export function valuesOf({ file, defines = {} }: KernelUnit): string[] {
-  const macros = Object.entries(defines).filter(([macro]) => macro !== "LINEAR_SHARED_BYTES");
+/**
+ * A unit's file and macros with their values: all but the size of shared memory, which follows from the others, or those that
+ * are dtypes.
+ */
+export function valuesOf({ file, defines = {} }: KernelUnit, sized: boolean): string[] {
+  const macros = Object.entries(defines).filter(([macro]) =>
+    sized ? macro !== "LINEAR_SHARED_BYTES" : /^DTYPE|FLOAT8$/.test(macro),
+  );
   return [file, ...macros.map(([macro, value]) => `${file} ${macro}=${value}`)];
 }
 
-/** Some of these units, few, that have all the values of all, see `valuesOf`, though not all combinations of them. */
-export function coveringUnits(units: readonly KernelUnit[]): KernelUnit[] {
-  const missing = new Set(units.flatMap(valuesOf));
+/** Few of these units that have all the values of all, though not all combinations of them. */
+export function coveringUnits(
+  units: readonly KernelUnit[],
+  isSized: (file: string) => boolean,
+): KernelUnit[] {
+  const all = units.map((unit) => ({ unit, values: valuesOf(unit, isSized(unit.file)) }));
+  const missing = new Set(all.flatMap(({ values }) => values));
   const chosen: KernelUnit[] = [];
   while (missing.size > 0) {
-    const gains = units.map((unit) => valuesOf(unit).filter((value) => missing.has(value)).length);
-    const best = units[gains.indexOf(Math.max(...gains))]!;
-    chosen.push(best);
-    for (const value of valuesOf(best)) missing.delete(value);
+    const gains = all.map(({ values }) => values.filter((value) => missing.has(value)).length);
+    const best = all[gains.indexOf(Math.max(...gains))]!;
+    chosen.push(best.unit);
+    for (const value of best.values) missing.delete(value);
   }
   return chosen;
 }
