@@ -10,6 +10,8 @@ import { argument } from "./vectors";
 /** Bits of a key that a pass tells apart. */
 const PASS_BITS: i32 = 8;
 const BINS: i32 = 1 << PASS_BITS;
+/** Logits that a thread's scratch memory has room for behind the bins, in each of two lists. */
+const LISTED: i32 = 1 << 13;
 /** Tokens whose odds are less than e^-64 of the most likely one's change no float64 sum. */
 const NEGLIGIBLE: f64 = 64;
 
@@ -27,33 +29,53 @@ export function findThreshold(unit: i32, scratch: usize): void {
   const topP = load<f64>(row, layout.ROW_TOP_P);
   // Nothing can be drawn then, and the draw says so.
   if (!isNaN(largest) && largest !== -Infinity) {
+    // The logits that top-k leaves, or all.
+    let left = logits;
+    let count = vocab;
     if (topK > 0 && topK < vocab) {
-      const kth =
-        <f64>select(logits, vocab, -Infinity, temperature, 0, <f64>topK, false, scratch) / temperature;
-      threshold = max(threshold, kth);
+      const kth = select(logits, vocab, -Infinity, temperature, 0, <f64>topK, false, scratch);
+      threshold = max(threshold, <f64>kth / temperature);
+      const list = scratch + (BINS << 3) + (LISTED << 2);
+      const listed = listFrom(kth, logits, vocab, list);
+      if (listed <= LISTED) {
+        left = list;
+        count = listed;
+      }
     }
     if (topP < 1) {
       const least = max(threshold, top - NEGLIGIBLE);
       let total: f64 = 0;
-      for (let i = 0; i < vocab; i++) {
-        const scaled = <f64>load<f32>(logits + ((<usize>i) << 2)) / temperature;
+      for (let i = 0; i < count; i++) {
+        const scaled = <f64>load<f32>(left + ((<usize>i) << 2)) / temperature;
         if (scaled >= least) total += Math.exp(scaled - top);
       }
       threshold =
-        <f64>select(logits, vocab, least, temperature, top, topP * total, true, scratch) / temperature;
+        <f64>select(left, count, least, temperature, top, topP * total, true, scratch) / temperature;
     }
   }
   store<f64>(row, threshold, layout.ROW_THRESHOLD);
 }
 
+/** Lists the logits that are not below `least`, in their order. @returns their number, of which the list has LISTED at most */
+function listFrom(least: f32, logits: usize, vocab: i32, list: usize): i32 {
+  let count = 0;
+  for (let i = 0; i < vocab; i++) {
+    const logit = load<f32>(logits + ((<usize>i) << 2));
+    if (logit < least) continue;
+    if (count < LISTED) store<f32>(list + ((<usize>count) << 2), logit);
+    count++;
+  }
+  return count;
+}
+
 /**
  * The logit at which the weights of the largest ones reach `wanted`: of each 1, or e^(logit / temperature − top). Logits below
  * `least`, divided by the temperature, weigh nothing. Radix selection: in each pass the weights of a bin of keys are summed, and the
- * bin that reaches the sum is looked into.
+ * bin that reaches the sum is looked into. The second pass lists that bin's logits, if they are not too many, for those after it.
  */
 function select(
   logits: usize,
-  vocab: i32,
+  count: i32,
   least: f64,
   temperature: f64,
   top: f64,
@@ -65,15 +87,21 @@ function select(
   let known: u32 = 0;
   let above: f64 = 0;
   let shift = 32;
-  while (shift > 0) {
+  const list = scratch + (BINS << 3);
+  for (let pass = 0; shift > 0; pass++) {
     const bits = min(PASS_BITS, shift);
     shift -= bits;
     const bins: u32 = 1 << bits;
     memory.fill(scratch, 0, BINS << 3);
-    for (let i = 0; i < vocab; i++) {
+    let listed = 0;
+    for (let i = 0; i < count; i++) {
       const logit = load<f32>(logits + ((<usize>i) << 2));
       const key = keyOf(logit);
       if (((key ^ prefix) & known) !== 0) continue;
+      if (pass === 1) {
+        if (listed < LISTED) store<f32>(list + ((<usize>listed) << 2), logit);
+        listed++;
+      }
       let weight: f64 = 1;
       if (isWeighted) {
         const scaled = <f64>logit / temperature;
@@ -94,6 +122,10 @@ function select(
     }
     prefix |= (<u32>chosen) << shift;
     known |= (bins - 1) << shift;
+    if (pass === 1 && listed <= LISTED) {
+      logits = list;
+      count = listed;
+    }
   }
   return fromKey(prefix);
 }

@@ -23,6 +23,7 @@ export function byteLengthOf(dtype: DType, shape: readonly number[]): number {
 /** A contiguous, row-major view of a buffer. */
 export class Tensor {
   readonly size: number;
+  readonly byteLength: number;
 
   constructor(
     readonly buffer: DeviceBuffer,
@@ -31,14 +32,13 @@ export class Tensor {
     /** Offset of the first element in the buffer, in bytes. */
     readonly byteOffset = 0,
   ) {
-    this.size = shape.reduce((product, extent) => product * extent, 1);
+    let size = 1;
+    for (let i = 0; i < shape.length; i++) size *= shape[i]!;
+    this.size = size;
+    this.byteLength = size * dtypeSize(dtype);
     // Tensors are made and asked in every step: a message is built when it is needed.
     if (byteOffset + this.byteLength > buffer.byteLength)
       throw new InvariantError(`${this} at ${byteOffset} overruns a buffer of ${buffer.byteLength} bytes`);
-  }
-
-  get byteLength(): number {
-    return this.size * dtypeSize(this.dtype);
   }
 
   /** Device address of the first element. */
@@ -48,7 +48,7 @@ export class Tensor {
 
   /** Extent of dimension `i`; negative counts from the end. */
   dim(i: number): number {
-    const extent = this.shape.at(i);
+    const extent = this.shape[i < 0 ? i + this.shape.length : i];
     if (extent === undefined) throw new InvariantError(`tensor [${this.shape}] has no dimension ${i}`);
     return extent;
   }
@@ -57,6 +57,7 @@ export class Tensor {
   rows(start: number, end: number): Tensor {
     if (!(0 <= start && start <= end && end <= this.dim(0)))
       throw new InvariantError(`rows [${start}, ${end}) of [${this.shape}]`);
+    if (end - start === this.shape[0]) return this;
     const rowBytes = this.byteLength / Math.max(1, this.dim(0));
     return new Tensor(
       this.buffer,

@@ -20,11 +20,15 @@ export function grownLength(byteLength: number, outgrown = 0): number {
 export class Workspace {
   readonly #buffers = new Map<string, DeviceBuffer>();
   readonly #frozen = new Set<string>();
+  /** The last tensor of a name: steps like the one before have the same. */
+  readonly #tensors = new Map<string, Tensor>();
 
   constructor(private readonly backend: Backend) {}
 
   /** A tensor on the memory called `name`, grown when needed. Contents are undefined. */
   tensor(name: string, dtype: DType, shape: readonly number[]): Tensor {
+    const last = this.#tensors.get(name);
+    if (last?.dtype === dtype && isSameShape(last.shape, shape)) return last;
     const bytes = byteLengthOf(dtype, shape);
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.byteLength < bytes) {
@@ -35,11 +39,14 @@ export class Workspace {
       );
       // A buffer that is gone must not be found again when there is no memory for its successor.
       this.#buffers.delete(name);
+      this.#tensors.delete(name);
       buffer?.dispose();
       buffer = this.backend.allocate(grownLength(bytes, outgrown));
       this.#buffers.set(name, buffer);
     }
-    return new Tensor(buffer, dtype, shape);
+    const tensor = new Tensor(buffer, dtype, shape);
+    this.#tensors.set(name, tensor);
+    return tensor;
   }
 
   /** From here on, a buffer that exists now may not grow: that would be a bug. */
@@ -50,5 +57,10 @@ export class Workspace {
   dispose(): void {
     for (const buffer of this.#buffers.values()) buffer.dispose();
     this.#buffers.clear();
+    this.#tensors.clear();
   }
+}
+
+function isSameShape(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((extent, i) => extent === b[i]);
 }

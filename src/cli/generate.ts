@@ -62,7 +62,9 @@ async function generate(given: string[], flags: GenerateFlags, command: Command)
 
   const interrupt = new AbortController();
   process.once("SIGINT", () => interrupt.abort());
-  const run = new Run(llm, flags, params, interrupt.signal, bar);
+  // Opening it takes some milliseconds, which are not the model's.
+  const { stdout } = process;
+  const run = new Run(llm, flags, params, interrupt.signal, bar, stdout);
   const single = prompts.length === 1 && (params.n ?? 1) === 1 && !flags.json;
   const usage = await (single ? run.stream(prompts[0]!) : run.batch(prompts, loadSeconds));
   if (!flags.json) {
@@ -87,6 +89,7 @@ class Run {
     private readonly params: SamplingParams,
     private readonly signal: AbortSignal,
     private readonly bar: ProgressBar,
+    private readonly stdout: NodeJS.WriteStream,
   ) {}
 
   /** Prints the text of one prompt as it comes. */
@@ -97,11 +100,11 @@ class Run {
     for await (const delta of this.#open(prompt)) {
       if (delta.error) throw delta.error;
       // Only now is it certain that the prompt is one that can be continued.
-      process.stdout.write(modelText(opening + delta.text, process.stdout));
+      this.stdout.write(modelText(opening + delta.text, this.stdout));
       opening = "";
       outputTokens += delta.tokenIds.length;
     }
-    process.stdout.write("\n");
+    this.stdout.write("\n");
     return { outputTokens, seconds: (performance.now() - started) / 1000 };
   }
 

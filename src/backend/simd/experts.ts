@@ -4,8 +4,9 @@ import { hostRouting } from "../cpu/host-views.ts";
 import type { ExpertFusion, ExpertSpec, ExpertWeights } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
 import type { SuperblockWeight, Weight } from "../weight.ts";
-import { canMultiply, type KernelActivation, type Multiplied, type MultiplyFusion } from "./multiply.ts";
+import { canMultiply, type KernelActivation, type MultiplyFusion } from "./multiply.ts";
 import { knows } from "./operands.ts";
+import type { Multiplied } from "./product-plan.ts";
 
 /** The ops that experts are made of. */
 export interface ExpertTools {

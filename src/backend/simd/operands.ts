@@ -20,11 +20,19 @@ export function knows(spec: object, fields: ReadonlySet<string>): boolean {
  * op works where its largest operand is, so that copies are of small ones.
  */
 export class Operands {
+  #haveCopies = false;
+
   constructor(readonly place: Place) {}
+
+  /** Some lie elsewhere. */
+  get haveCopies(): boolean {
+    return this.#haveCopies;
+  }
 
   /** The address of a tensor that is read. No two operands of an op have one name. */
   read(name: string, tensor: Tensor): number {
-    if (this.#isHere(tensor)) return tensor.address;
+    if (this.has(tensor)) return tensor.address;
+    this.#haveCopies = true;
     const address = this.place.scratch(name, tensor.byteLength);
     new Uint8Array(this.place.bytes, address, tensor.byteLength).set(bytes(tensor));
     return address;
@@ -37,7 +45,8 @@ export class Operands {
 
   /** The address of a tensor all of which is written. */
   write(name: string, tensor: Tensor): Result {
-    if (this.#isHere(tensor)) return { address: tensor.address, done: () => {} };
+    if (this.has(tensor)) return { address: tensor.address, done: () => {} };
+    this.#haveCopies = true;
     const address = this.place.scratch(name, tensor.byteLength);
     return {
       address,
@@ -45,7 +54,8 @@ export class Operands {
     };
   }
 
-  #isHere({ buffer }: Tensor): boolean {
+  /** Whether a tensor lies in the place: its address stays the same. */
+  has({ buffer }: Tensor): boolean {
     return buffer instanceof PlacedBuffer && buffer.place === this.place;
   }
 }

@@ -62,6 +62,7 @@ export class Place {
   /** The first page holds the task at hand and constants. */
   #used = PAGE;
   readonly #scratch = new Map<string, PlacedBuffer>();
+  #scratchMoves = 0;
 
   /**
    * @param maxBytes a multiple of 64 KiB
@@ -112,11 +113,17 @@ export class Place {
     });
   }
 
+  /** How often scratch memory has been given another address than before. */
+  get scratchMoves(): number {
+    return this.#scratchMoves;
+  }
+
   /** Scratch memory called `name`, of at least this size: its contents last until the name's next use. */
   scratch(name: string, byteLength: number): number {
     let buffer = this.#scratch.get(name);
     if (buffer === undefined || buffer.byteLength < byteLength) {
       buffer?.dispose();
+      this.#scratchMoves++;
       buffer = this.take(Math.ceil(byteLength * 1.25), 0);
       if (buffer === undefined)
         throw new DeviceError(`cannot allocate ${byteLength} bytes of scratch memory`);

@@ -18,17 +18,19 @@ import type { Weight } from "../weight.ts";
 import { attend, canAttend } from "./attend.ts";
 import { type DrawnRow, draw } from "./draw.ts";
 import { canComputeExperts, type ExpertTools, experts } from "./experts.ts";
+import { LastProducts } from "./last-products.ts";
 import {
   canFuse,
   canMultiply,
+  isKernelActivation,
   isOfKernels,
-  type Multiplied,
   type MultiplyFusion,
   multiply,
   type ProductShape,
 } from "./multiply.ts";
 import { Operands } from "./operands.ts";
 import { compileKernels, MAX_PLACE_BYTES, Place, PlacedBuffer } from "./place.ts";
+import { type Multiplied, ProductPlans } from "./product-plan.ts";
 import { ALONE, ThreadPool } from "./thread-pool.ts";
 import { type FoundKernels, MachineCode } from "./x64/machine-code.ts";
 
@@ -58,6 +60,8 @@ export class SimdBackend extends CpuBackend {
   readonly #module = compileKernels();
   readonly #code: MachineCode | undefined;
   readonly #pool: ThreadPool;
+  readonly #plans: ProductPlans;
+  readonly #last = new LastProducts();
   readonly #places: Place[] = [];
   readonly #placeBytes: number;
   readonly #sparedBytes: number;
@@ -74,6 +78,7 @@ export class SimdBackend extends CpuBackend {
     this.#sparedBytes = sizes.sparedBytes ?? SPARED_BYTES;
     this.#code = MachineCode.open(kernels);
     this.#pool = new ThreadPool(this.#module, threads, this.#code);
+    this.#plans = new ProductPlans(this.#code?.products);
     this.#addPlace();
   }
 
@@ -122,46 +127,76 @@ export class SimdBackend extends CpuBackend {
     const [out, x, logits, weights, spec, fusion = {}] = call;
     const shape = checkExperts("float32", out, x, logits, weights, spec, fusion, this.matrixDtypes);
     const { activation } = spec;
-    if (!canComputeExperts(weights, fusion) || !isOfKernels(activation)) {
+    if (!canComputeExperts(weights, fusion) || !isKernelActivation(activation)) {
       super.experts(...call);
       return;
     }
     const tools: ExpertTools = {
       empty: (extents) => this.empty("float32", extents),
-      multiply: (result, input, weight, around) =>
-        this.#multiply(
-          result,
-          input,
-          weight,
-          { m: input.dim(0), n: weight.shape[0], k: weight.shape[1] },
-          around,
-        ),
+      multiply: (result, input, weight, around) => {
+        const [n, k] = weight.shape;
+        const operands = this.#operandsOf(weight);
+        // An expert's weight is a part of all experts', made for this product.
+        const plan = this.#plans.make(weight, operands, around.norm !== undefined);
+        multiply(this.#pool, operands, result, input, plan, { m: input.dim(0), n, k }, around);
+      },
       rmsNorm: (result, input, weight, eps) => this.rmsNorm(result, input, weight, eps),
     };
     experts(tools, out, x, logits, weights, { ...spec, activation }, fusion, shape);
   }
 
   override linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
-    const shape = checks.checkLinear("float32", out, x, weight, fusion, this.matrixDtypes);
-    const { activation, ...others } = fusion;
-    if (!canMultiply(weight) || !canFuse(fusion)) super.linear(out, x, weight, fusion);
-    else if (activation === undefined) this.#multiply(out, x, weight, shape, others);
-    else if (isOfKernels(activation)) this.#multiply(out, x, weight, shape, { ...others, activation });
-    else if (activation.gated) {
-      const both = this.empty("float32", [shape.m, shape.n]);
-      this.#multiply(both, x, weight, shape, others);
-      gatedActivation(floats(out), floats(both), shape.n / 2, activation.kind);
-      both.buffer.dispose();
-    } else {
-      this.#multiply(out, x, weight, shape, others);
-      super.activation(out, out, activation.kind);
+    const canBeOfKernels = canFuse(fusion);
+    const last = canBeOfKernels ? this.#last.find(weight, out, x, fusion) : undefined;
+    if (last !== undefined) {
+      this.#pool.repeat(last);
+      return;
     }
+    const shape = checks.checkLinear("float32", out, x, weight, fusion, this.matrixDtypes);
+    if (!canMultiply(weight) || !canBeOfKernels) super.linear(out, x, weight, fusion);
+    else if (isOfKernels(fusion)) {
+      const operands = this.#operandsOf(weight);
+      const tasks = this.#pool.record(() => this.#multiply(operands, out, x, weight, shape, fusion));
+      const { place } = operands;
+      if (!operands.haveCopies)
+        this.#last.set(weight, { out, x, fusion, place, scratchMoves: place.scratchMoves, tasks });
+    } else this.#multiplyThenActivate(out, x, weight, shape, fusion);
   }
 
-  #multiply(out: Tensor, x: Tensor, weight: Multiplied, shape: ProductShape, fusion: MultiplyFusion): void {
-    // A weight that has no place is copied, as other operands that lie elsewhere.
-    const place = placeOf(weight.data) ?? this.#places[0]!;
-    multiply(this.#pool, new Operands(place), out, x, weight, shape, fusion);
+  #multiply(
+    operands: Operands,
+    out: Tensor,
+    x: Tensor,
+    weight: Multiplied,
+    shape: ProductShape,
+    fusion: MultiplyFusion,
+  ): void {
+    const plan = this.#plans.find(weight, operands, fusion.norm !== undefined);
+    multiply(this.#pool, operands, out, x, plan, shape, fusion);
+  }
+
+  /** A product with an activation that the kernels do not have. */
+  #multiplyThenActivate(
+    out: Tensor,
+    x: Tensor,
+    weight: Multiplied,
+    shape: ProductShape,
+    { activation, ...others }: LinearFusion,
+  ): void {
+    const { kind, gated } = activation!;
+    const both = gated ? this.empty("float32", [shape.m, shape.n]) : out;
+    this.#multiply(this.#operandsOf(weight), both, x, weight, shape, others);
+    if (!gated) {
+      super.activation(out, out, kind);
+      return;
+    }
+    gatedActivation(floats(out), floats(both), shape.n / 2, kind);
+    both.buffer.dispose();
+  }
+
+  /** Operands in a weight's place. One that has no place is copied, as other operands that lie elsewhere. */
+  #operandsOf({ data }: Multiplied): Operands {
+    return new Operands(placeOf(data) ?? this.#places[0]!);
   }
 
   override rmsNorm(

@@ -32,6 +32,16 @@ export class Arguments {
   double(index: number, value: number): void {
     this.#doubles[index / 2] = value;
   }
+
+  /** A copy of all words. */
+  copy(): Int32Array {
+    return new Int32Array(this.#words);
+  }
+
+  /** Writes a copy back. */
+  paste(words: Int32Array): void {
+    this.#words.set(words);
+  }
 }
 
 /** A task: a kernel, and the number of its units. */
@@ -43,6 +53,12 @@ export interface Task {
   readonly write: (args: Arguments) => void;
 }
 
+/** A task as it was run: with its arguments. */
+export interface RecordedTask extends Omit<Task, "write"> {
+  readonly place: Place;
+  readonly words: Int32Array;
+}
+
 /** A unit will never be done, so that nothing can be computed any more. */
 class KernelError extends DeviceError {
   override get fatal(): boolean {
@@ -52,6 +68,8 @@ class KernelError extends DeviceError {
 
 /** Work of a task that one thread does alone: some ten microseconds. */
 export const ALONE = 2 ** 17;
+/** Work that is worth waking threads that sleep, which costs some fifty microseconds. Those that are awake share less, too. */
+const WAKING = 2 ** 21;
 
 /**
  * Threads that share the units of tasks with the one that calls. The others are started at the first task that is worth it, or ahead, and
@@ -61,6 +79,7 @@ export class ThreadPool {
   readonly #places: Place[] = [];
   readonly #arguments = new Map<Place, Arguments>();
   readonly #workers: Worker[] = [];
+  #recording: RecordedTask[] | undefined;
   #isDisposed = false;
   #hasFailed = false;
 
@@ -81,13 +100,46 @@ export class ThreadPool {
   /** Returns when the task is done. @throws DeviceError when it cannot be done any more */
   run(place: Place, { kernel, units, work, write }: Task): void {
     if (units === 0) return;
-    const { kernels, words } = place;
+    const args = this.#arguments.get(place)!;
+    this.#write(place, kernel, units);
+    write(args);
+    this.#recording?.push({ place, kernel, units, work, words: args.copy() });
+    this.#compute(place, units, work);
+  }
+
+  /** The tasks that `run` has had run when it returns. They may be repeated while the addresses that they name are those of the same things. */
+  record(run: () => void): readonly RecordedTask[] {
+    const tasks: RecordedTask[] = [];
+    this.#recording = tasks;
+    try {
+      run();
+    } finally {
+      this.#recording = undefined;
+    }
+    return tasks;
+  }
+
+  /** Runs tasks again. @throws as `run` */
+  repeat(tasks: readonly RecordedTask[]): void {
+    for (const { place, kernel, units, work, words } of tasks) {
+      this.#write(place, kernel, units);
+      this.#arguments.get(place)!.paste(words);
+      this.#compute(place, units, work);
+    }
+  }
+
+  /** Begins to write a task down, of which the arguments are still to come. */
+  #write({ kernels, words }: Place, kernel: number, units: number): void {
     kernels.close();
     words[layout.TOTAL / 4] = units;
     words[layout.KERNEL / 4] = kernel;
-    write(this.#arguments.get(place)!);
+  }
+
+  /** Has the task that is written down computed. */
+  #compute(place: Place, units: number, work: number): void {
+    const { kernels } = place;
     kernels.open();
-    if (units > 1 && this.threads > 1 && work > ALONE) this.#ring(place);
+    if (units > 1 && this.threads > 1 && work > ALONE) this.#ring(place, work);
     try {
       kernels.run(0);
       while (kernels.finish() === 0) this.#assertAlive();
@@ -109,19 +161,20 @@ export class ThreadPool {
     const words = this.#places[0]?.words;
     if (words === undefined) return;
     Atomics.store(words, layout.ENDED / 4, 1);
+    Atomics.add(words, layout.BELL / 4, 1);
     this.#wake(words);
     for (const worker of this.#workers) worker.terminate();
   }
 
-  #ring(place: Place): void {
+  #ring(place: Place, work: number): void {
     this.start();
     const { words } = this.#places[0]!;
     Atomics.store(words, layout.PLACE / 4, this.#places.indexOf(place));
-    this.#wake(words);
+    Atomics.add(words, layout.BELL / 4, 1);
+    if (work > WAKING) this.#wake(words);
   }
 
   #wake(words: Int32Array): void {
-    Atomics.add(words, layout.BELL / 4, 1);
     if (Atomics.load(words, layout.SLEEPERS / 4) > 0) Atomics.notify(words, layout.BELL / 4);
   }
 

@@ -90,6 +90,28 @@ function drawCases(addCase: Case): void {
     });
   }
 
+  addCase("sample", "many logits that are alike: exactly the Gumbel-max draw of each seed", (fixture) => {
+    const [vocab, perFilter] = [20_000, 5];
+    const filters: readonly SlotParams[] = [
+      { topP: 0.5 },
+      { topK: 12_000, topP: 0.2 },
+      { topK: 9000 },
+      { topK: 10, topP: 0.5 },
+    ];
+    const params = filters.map((filter, i): SlotParams => ({ temperature: 1, ...filter, seed: [i, 5] }));
+    const rowSlots = counting(filters.length * perFilter).map((row) => row % filters.length);
+    // They ascend in their last bits alone; for the last filter half of them are the largest.
+    const logits = Float32Array.from({ length: rowSlots.length * vocab }, (_, i) => {
+      const row = Math.floor(i / vocab);
+      return rowSlots[row] === 3 ? 1.5 - 0.25 * fixture.random.int(2) : 1 + (i % vocab) / 2 ** 23;
+    });
+    const { tokens } = sample(fixture, params, rowSlots, counting(rowSlots.length), logits);
+    for (const [row, token] of tokens.entries()) {
+      const span = logits.subarray(row * vocab, (row + 1) * vocab);
+      reference.expectDraw(`row ${row}`, token, span, params[rowSlots[row]!]!, row + 1);
+    }
+  });
+
   addCase("sample", "draws depend on seed and position alone, not on row order or batch size", (fixture) => {
     const [vocab, count] = [500, 12];
     const params = counting(count).map((i): SlotParams => ({ seed: [i, 7], topP: 0.9 }));

@@ -64,3 +64,23 @@ test("a frozen buffer does not grow, others do until they are frozen too", () =>
   expect(() => workspace.tensor("later", "uint32", [1000])).toThrow(InvariantError);
   backend.dispose();
 });
+
+test("a name of the same type and shape is the same tensor, until its buffer is another", () => {
+  const workspace = new Workspace(new CpuBackend());
+  const first = workspace.tensor("a", "float32", [4, 8]);
+  expect(workspace.tensor("a", "float32", [4, 8])).toBe(first);
+  expect(workspace.tensor("b", "float32", [4, 8])).not.toBe(first);
+  for (const [dtype, shape] of [
+    ["int32", [4, 8]],
+    ["float32", [8, 4]],
+    ["float32", [4, 8, 1]],
+    ["float32", [4]],
+  ] as const) {
+    const other = workspace.tensor("a", dtype, shape);
+    expect([other.dtype, other.shape]).toEqual([dtype, shape]);
+    expect(other.buffer).toBe(first.buffer);
+  }
+  const grown = workspace.tensor("a", "float32", [4000]);
+  expect(workspace.tensor("a", "float32", [4, 8]).buffer).toBe(grown.buffer);
+  expect(grown.buffer).not.toBe(first.buffer);
+});
