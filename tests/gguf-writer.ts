@@ -109,16 +109,34 @@ function encoded(value: Value): Buffer {
   if (typeof value === "boolean") return Buffer.concat([u32(BOOL), Buffer.from([value ? 1 : 0])]);
   if (typeof value === "number") return encoded({ type: Number.isInteger(value) ? "u32" : "f32", value });
   if (!("type" in value))
-    return Buffer.concat([u32(LIST), u32(STRING), u64(value.length), ...value.map(string)]);
+    return Buffer.concat([u32(LIST), u32(STRING), u64(value.length), strings(value)]);
   const { type, value: items } = value;
   const [id] = SCALARS[type];
   if (typeof items === "number") return Buffer.concat([u32(id), scalar(type, items)]);
-  return Buffer.concat([u32(LIST), u32(id), u64(items.length), ...items.map((item) => scalar(type, item))]);
+  return Buffer.concat([u32(LIST), u32(id), u64(items.length), scalars(type, items)]);
+}
+
+/** The strings of a list, of which vocabularies have hundreds of thousands. */
+function strings(texts: readonly string[]): Buffer {
+  const sizes = texts.map((text) => Buffer.byteLength(text));
+  const bytes = Buffer.alloc(sizes.reduce((sum, size) => sum + 8 + size, 0));
+  let at = 0;
+  for (const [i, text] of texts.entries()) {
+    bytes.writeUInt32LE(sizes[i]!, at);
+    bytes.write(text, at + 8);
+    at += 8 + sizes[i]!;
+  }
+  return bytes;
 }
 
 function scalar(type: ScalarName, value: number): Buffer {
+  return scalars(type, [value]);
+}
+
+function scalars(type: ScalarName, values: readonly number[]): Buffer {
   const [, size, write] = SCALARS[type];
-  const bytes = Buffer.alloc(size);
-  write(new DataView(bytes.buffer, bytes.byteOffset, size), value);
+  const bytes = Buffer.alloc(values.length * size);
+  for (const [i, value] of values.entries())
+    write(new DataView(bytes.buffer, bytes.byteOffset + i * size, size), value);
   return bytes;
 }
