@@ -48,7 +48,7 @@ interface Ended {
 }
 
 /** TypeScript's compiler is written in Go, and collects garbage for a third of its time unless it may keep more. */
-const ROOMY = { GOGC: "400" };
+const ROOMY = { GOGC: "1500" };
 
 function run(cwd: string, ...command: readonly string[]): Ended {
   const { exitCode, stdout, stderr } = Bun.spawnSync([...command], {
