@@ -108,8 +108,7 @@ function encoded(value: Value): Buffer {
   if (typeof value === "string") return Buffer.concat([u32(STRING), string(value)]);
   if (typeof value === "boolean") return Buffer.concat([u32(BOOL), Buffer.from([value ? 1 : 0])]);
   if (typeof value === "number") return encoded({ type: Number.isInteger(value) ? "u32" : "f32", value });
-  if (!("type" in value))
-    return Buffer.concat([u32(LIST), u32(STRING), u64(value.length), strings(value)]);
+  if (!("type" in value)) return Buffer.concat([u32(LIST), u32(STRING), u64(value.length), strings(value)]);
   const { type, value: items } = value;
   const [id] = SCALARS[type];
   if (typeof items === "number") return Buffer.concat([u32(id), scalar(type, items)]);
