@@ -6,10 +6,12 @@ import type { ParameterSpec } from "../base/parameter-spec.ts";
 
 const STANDARD_DEVIATION = 0.02;
 /** Values that a matrix is pieced together from: so many rows, and elements of a row. */
-const ROWS = 2 ** 13;
+const ROW_BITS = 13;
+const ROWS = 2 ** ROW_BITS;
 const WIDTH = 2 ** 8;
 /** Different values among them: about as many as 16 bits tell apart at that size. */
-const DISTINCT = 2 ** 14;
+const DISTINCT_BITS = 14;
+const DISTINCT = 2 ** DISTINCT_BITS;
 /** Rows that are copied at a time. */
 const SLICE_ROWS = 2 ** 18;
 
@@ -85,22 +87,21 @@ class RandomTable {
   }
 
   fill(target: Tensor, seed: number): void {
-    const random = generator(seed);
-    const draw = () => Math.floor(random() * ROWS);
     const { buffer, byteOffset, byteLength } = target;
     const rowBytes = WIDTH * dtypeSize(this.dtype);
     const whole = Math.floor(byteLength / rowBytes);
     const elements = new Tensor(buffer, this.dtype, [whole * WIDTH], byteOffset);
+    const words = randomWords(whole + 1, seed);
     for (let at = 0; at < whole; at += SLICE_ROWS) {
       const count = Math.min(SLICE_ROWS, whole - at);
       const slice = elements.rows(at * WIDTH, (at + count) * WIDTH).reshape(count, WIDTH);
       const numbers = new Int32Array(count);
-      for (let i = 0; i < count; i++) numbers[i] = draw();
+      for (let i = 0; i < count; i++) numbers[i] = words[at + i]! >>> (32 - ROW_BITS);
       this.#copyRows(slice, numbers);
     }
     const rest = byteLength - whole * rowBytes;
     if (rest === 0) return;
-    const from = draw() * rowBytes;
+    const from = (words[whole]! >>> (32 - ROW_BITS)) * rowBytes;
     const bytes = new Tensor(buffer, "uint8", [rest], byteOffset + whole * rowBytes);
     this.backend.upload(bytes, this.#values.subarray(from, from + rest));
   }
@@ -124,17 +125,23 @@ class RandomTable {
 
 /** Draws, with replacement, out of Gaussian values by the Box–Muller transform: a transform for each takes twice as long. */
 function normalValues(count: number, seed: number): Float32Array {
-  const random = generator(Bun.hash.xxHash32(`${seed}`));
+  const words = randomWords(DISTINCT / 2 + count, Bun.hash.xxHash32(`${seed}`));
   const distinct = new Float32Array(DISTINCT);
   // With each value its opposite, and a radius in each part of the distribution: mean and deviation are right.
   for (let i = 0; i < DISTINCT; i += 4) {
-    const radius = STANDARD_DEVIATION * Math.sqrt(-2 * Math.log(1 - (i / 4 + random()) / (DISTINCT / 4)));
-    const angle = 2 * Math.PI * random();
+    const radius =
+      STANDARD_DEVIATION * Math.sqrt(-2 * Math.log(1 - (i / 4 + words[i / 2]! / 2 ** 32) / (DISTINCT / 4)));
+    const angle = 2 * Math.PI * (words[i / 2 + 1]! / 2 ** 32);
     const [x, y] = [radius * Math.cos(angle), radius * Math.sin(angle)];
     distinct.set([x, y, -x, -y], i);
   }
-  const values = new Float32Array(count);
-  for (let i = 0; i < count; i++) values[i] = distinct[Math.floor(random() * DISTINCT)]!;
+  return draws(distinct, words.subarray(DISTINCT / 2));
+}
+
+/** One of the values for each word: a loop by itself, which is compiled as soon as it runs. */
+function draws(distinct: Float32Array, words: Uint32Array): Float32Array {
+  const values = new Float32Array(words.length);
+  for (let i = 0; i < values.length; i++) values[i] = distinct[words[i]! >>> (32 - DISTINCT_BITS)]!;
   return values;
 }
 
@@ -146,20 +153,21 @@ function normalCodes(count: number, seed: number): Uint8Array {
 }
 
 function randomBytes(count: number, seed: number): Uint8Array {
-  const random = generator(Bun.hash.xxHash32(`${seed} bits`));
+  const words = randomWords(count, Bun.hash.xxHash32(`${seed} bits`));
   const bytes = new Uint8Array(count);
-  for (let i = 0; i < count; i++) bytes[i] = 256 * random();
+  for (let i = 0; i < count; i++) bytes[i] = words[i]! >>> 24;
   return bytes;
 }
 
-/** Uniform numbers in [0, 1): a 32-bit Weyl sequence through the finaliser of MurmurHash3. */
-function generator(seed: number): () => number {
-  let state = seed;
-  return () => {
+/** Uniform words of 32 bits: a Weyl sequence through the finaliser of MurmurHash3. */
+function randomWords(count: number, seed: number): Uint32Array {
+  const words = new Uint32Array(count);
+  for (let i = 0, state = seed; i < count; i++) {
     state = (state + 0x9e3779b9) | 0;
     let z = state;
     z = Math.imul(z ^ (z >>> 16), 0x85ebca6b);
     z = Math.imul(z ^ (z >>> 13), 0xc2b2ae35);
-    return ((z ^ (z >>> 16)) >>> 0) / 2 ** 32;
-  };
+    words[i] = z ^ (z >>> 16);
+  }
+  return words;
 }
