@@ -8,8 +8,8 @@ import { functionAt } from "./x64/executable-memory.ts";
 
 const MODULE = programFile("kernels-wasm/kernels.wasm");
 const PAGE = 2 ** 16;
-/** What 32-bit addresses reach. */
-export const MAX_PLACE_BYTES = 2 ** 32;
+/** What 32-bit addresses reach, with where its last byte ends: kernels compare with ends. */
+export const MAX_PLACE_BYTES = 2 ** 32 - PAGE;
 /** Tensors begin at multiples of this. */
 const ALIGNMENT = 64;
 /** The least that a memory grows by. */
@@ -122,6 +122,8 @@ export class Place {
   scratch(name: string, byteLength: number): number {
     let buffer = this.#scratch.get(name);
     if (buffer === undefined || buffer.byteLength < byteLength) {
+      // Memory that is gone must not be found again when there is none for its successor.
+      this.#scratch.delete(name);
       buffer?.dispose();
       this.#scratchMoves++;
       buffer = this.take(Math.ceil(byteLength * 1.25), 0);

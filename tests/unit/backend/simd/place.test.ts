@@ -1,7 +1,12 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../../../kernels-wasm/layout.ts";
-import { compileKernels, Place, type PlacedBuffer } from "../../../../src/backend/simd/place.ts";
-import { InvariantError } from "../../../../src/base/errors.ts";
+import {
+  compileKernels,
+  MAX_PLACE_BYTES,
+  Place,
+  type PlacedBuffer,
+} from "../../../../src/backend/simd/place.ts";
+import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
 import { Random } from "../../../contract/random.ts";
 
 setDefaultTimeout(300_000);
@@ -51,4 +56,22 @@ test("disposal is safe twice, and memory that is gone is not read", () => {
   expect(() => first.host).toThrow(InvariantError);
   const [third, fourth] = [memory.take(1000, 0)!, memory.take(1000, 0)!];
   expect(new Set([second, third, fourth].map(({ address }) => address)).size).toBe(3);
+});
+
+test("scratch memory that could not grow is not given again", () => {
+  const memory = place(8);
+  memory.scratch("x", MEGABYTE);
+  const rest = memory.take(4 * MEGABYTE, 0)!;
+  expect(() => memory.scratch("x", 4 * MEGABYTE)).toThrow(DeviceError);
+  const taken = memory.take(MEGABYTE, 0)!;
+  const again = memory.scratch("x", MEGABYTE);
+  for (const { address, byteLength } of [rest, taken])
+    expect(again + MEGABYTE <= address || address + byteLength <= again).toBe(true);
+});
+
+test("where the last byte of a place ends is an address, too", () => {
+  const memory = new Place(compileKernels(), MAX_PLACE_BYTES, 1);
+  const all = memory.take(MAX_PLACE_BYTES - layout.FIRST_FREE - layout.SCRATCH_BYTES, 0)!;
+  expect((all.address + all.byteLength) >>> 0).toBeGreaterThan(all.address);
+  expect(memory.take(1, 0)).toBeUndefined();
 });
