@@ -119,7 +119,8 @@ function describeCpu(cpu: Diagnosis["cpu"], weights: number | undefined): string
   const bytes = weights ?? EXAMPLE_BYTES;
   const most = (bandwidth / bytes).toPrecision(2);
   const ofWhat = weights === undefined ? `a model with ${formatBytes(bytes)} of weights` : "the model below";
-  return `${threads} threads read memory at ${(bandwidth / 1e9).toFixed(1)} GB/s: one stream of ${ofWhat} writes ${most} tokens/s at most; products are computed with ${KERNELS[kernels]}`;
+  const readers = threads === 1 ? "1 thread reads" : `${threads} threads read`;
+  return `${readers} memory at ${(bandwidth / 1e9).toFixed(1)} GB/s: one stream of ${ofWhat} writes ${most} tokens/s at most; products are computed with ${KERNELS[kernels]}`;
 }
 
 function describe({ cpu, cuda, auto, folders, model, ...machine }: Diagnosis): string {

@@ -1,6 +1,7 @@
 import { ptr } from "bun:ffi";
 import { readFileSync } from "node:fs";
 import * as layout from "../../../kernels-wasm/layout.ts";
+import { formatBytes } from "../../base/bytes.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import { programFile } from "../../base/program-file.ts";
 import type { DeviceBuffer } from "../tensor.ts";
@@ -42,6 +43,23 @@ export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memo
   return new WebAssembly.Instance(module, { env: { memory }, code: { call } }).exports as unknown as Kernels;
 }
 
+/** Bytes that a place has for tensors and scratch memory when it is new. */
+export function roomOf(maxBytes: number, threads: number): number {
+  return maxBytes - PAGE - threads * layout.SCRATCH_BYTES;
+}
+
+/** Addresses for all that a memory may grow to. @throws DeviceError when the system does not give so many */
+function reserve(maxBytes: number): WebAssembly.Memory {
+  try {
+    return new WebAssembly.Memory({ initial: 1, maximum: maxBytes / PAGE, shared: true });
+  } catch (error) {
+    throw new DeviceError(
+      `cannot reserve ${formatBytes(maxBytes)} of address space for the CPU backend: does a limit (ulimit -v) forbid it?`,
+      { cause: error },
+    );
+  }
+}
+
 /** A part of a place's memory. */
 interface Span {
   readonly start: number;
@@ -74,7 +92,7 @@ export class Place {
     maxBytes: number,
     threads: number,
     code = 0,
-    readonly memory = new WebAssembly.Memory({ initial: 1, maximum: maxBytes / PAGE, shared: true }),
+    readonly memory = reserve(maxBytes),
   ) {
     this.kernels = instantiate(module, memory, code);
     this.words = new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);

@@ -29,7 +29,7 @@ import {
   type ProductShape,
 } from "./multiply.ts";
 import { Operands } from "./operands.ts";
-import { compileKernels, MAX_PLACE_BYTES, Place, PlacedBuffer } from "./place.ts";
+import { compileKernels, MAX_PLACE_BYTES, Place, PlacedBuffer, roomOf } from "./place.ts";
 import { type Multiplied, ProductPlans } from "./product-plan.ts";
 import { ALONE, ThreadPool } from "./thread-pool.ts";
 import { type FoundKernels, MachineCode } from "./x64/machine-code.ts";
@@ -44,7 +44,7 @@ export interface SimdOptions {
   readonly communicator?: Communicator | undefined;
   /** Of products. Default auto: the fastest that the machine has. */
   readonly kernels?: CpuKernels;
-  /** Bytes of a memory, a multiple of 64 KiB; tensors that do not fit go into another. Default: 4 GiB. */
+  /** Bytes of a memory, a multiple of 64 KiB; tensors that do not fit go into another. Default: `MAX_PLACE_BYTES`. */
   readonly placeBytes?: number;
   /** Bytes of each that tensors leave. */
   readonly sparedBytes?: number;
@@ -97,12 +97,14 @@ export class SimdBackend extends CpuBackend {
       const buffer = place.take(byteLength, this.#sparedBytes);
       if (buffer !== undefined) return buffer;
     }
-    const buffer =
-      byteLength <= this.#placeBytes ? this.#addPlace().take(byteLength, this.#sparedBytes) : undefined;
-    if (buffer !== undefined) return buffer;
-    throw new DeviceError(
-      `cannot allocate ${byteLength} bytes of host memory: a tensor takes ${formatBytes(this.#placeBytes - this.#sparedBytes)} at most`,
-    );
+    const most = roomOf(this.#placeBytes, this.threads) - this.#sparedBytes;
+    if (byteLength > most)
+      throw new DeviceError(
+        `cannot allocate ${byteLength} bytes of host memory: a tensor takes ${formatBytes(most)} at most`,
+      );
+    const buffer = this.#addPlace().take(byteLength, this.#sparedBytes);
+    if (buffer === undefined) throw new DeviceError(`cannot allocate ${byteLength} bytes of host memory`);
+    return buffer;
   }
 
   /** Of host and reference alone: no kernel reads or writes it. */

@@ -75,3 +75,7 @@ test("where the last byte of a place ends is an address, too", () => {
   expect((all.address + all.byteLength) >>> 0).toBeGreaterThan(all.address);
   expect(memory.take(1, 0)).toBeUndefined();
 });
+
+test("addresses that the system does not give are an error of the device", () => {
+  expect(() => new Place(compileKernels(), 2 ** 40, 1)).toThrow(DeviceError);
+});

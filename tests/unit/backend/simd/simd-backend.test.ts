@@ -3,10 +3,11 @@ import { MAX_INPUTS } from "../../../../kernels-wasm/layout.ts";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
 import { SimdBackend, type SimdOptions } from "../../../../src/backend/simd/simd-backend.ts";
+import { ThreadPool } from "../../../../src/backend/simd/thread-pool.ts";
 import { findKernels } from "../../../../src/backend/simd/x64/machine-code.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
-import { DeviceError, InvariantError } from "../../../../src/base/errors.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
 import { AttentionStep } from "../../../contract/attention-step.ts";
 import { Fixture } from "../../../contract/fixture.ts";
 import {
@@ -198,11 +199,20 @@ test("tensors that one memory does not hold lie in several, and ops on them comp
   expect(on(places, run)).toEqual(expected);
 });
 
-test("a tensor that no memory holds is refused by its size", () => {
-  on({ threads: 1, placeBytes: 4 * MEGABYTE, sparedBytes: MEGABYTE }, ({ backend }) => {
-    expect(() => backend.allocate(8 * MEGABYTE)).toThrow(DeviceError);
-    backend.allocate(2 * MEGABYTE);
-  });
+test("a tensor that no memory holds is refused by its size, and takes none", () => {
+  const places = spyOn(ThreadPool.prototype, "add");
+  try {
+    on({ threads: 1, placeBytes: 4 * MEGABYTE, sparedBytes: MEGABYTE }, ({ backend }) => {
+      for (const megabytes of [3, 8])
+        expect(() => backend.allocate(megabytes * MEGABYTE)).toThrow("a tensor takes 2.4 MiB at most");
+      expect(places).toHaveBeenCalledTimes(1);
+      backend.allocate(2.4 * MEGABYTE);
+      backend.allocate(2.4 * MEGABYTE);
+      expect(places).toHaveBeenCalledTimes(2);
+    });
+  } finally {
+    places.mockRestore();
+  }
 });
 
 test("what kernels do not know is left to the reference", () => {
