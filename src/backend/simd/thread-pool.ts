@@ -1,5 +1,5 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
-import { DeviceError, messageOf } from "../../base/errors.ts";
+import { DeviceError, invariant, messageOf } from "../../base/errors.ts";
 import { workerScript } from "../../base/program-file.ts";
 import type { Place } from "./place.ts";
 import type { PoolMessage } from "./pool-worker.ts";
@@ -130,6 +130,8 @@ export class ThreadPool {
 
   /** Begins to write a task down, of which the arguments are still to come. */
   #write({ kernels, words }: Place, kernel: number, units: number): void {
+    // Assembled code is gone by then.
+    invariant(!this.#isDisposed, "CPU backend used after dispose()");
     kernels.close();
     words[layout.TOTAL / 4] = units;
     words[layout.KERNEL / 4] = kernel;

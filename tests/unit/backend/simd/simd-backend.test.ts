@@ -286,13 +286,19 @@ test("norms, caps and experts are the kernels', whatever the family of models", 
   }
 });
 
-test("memory that is gone is not used, and a backend that is disposed gives none", () => {
+test("memory that is gone is not used, and a backend that is disposed gives none and computes nothing", () => {
   const backend = new SimdBackend({ threads: 2 });
+  const [x, weight] = [backend.empty("float32", [2, 16]), denseWeight(backend.empty("float32", [16, 16]))];
+  const out = backend.empty("float32", [2, 16]);
+  backend.linear(out, x, weight);
   const tensor = backend.empty("float32", [4]);
   tensor.buffer.dispose();
   expect(() => backend.upload(tensor, new Float32Array(4))).toThrow(InvariantError);
   backend.dispose();
   backend.dispose();
   expect(() => backend.allocate(4)).toThrow(InvariantError);
+  // As it was before, and another.
+  for (const rows of [2, 1])
+    expect(() => backend.linear(out.rows(0, rows), x.rows(0, rows), weight)).toThrow(InvariantError);
   expect(new Tensor(tensor.buffer, "float32", [4]).address).toBe(tensor.address);
 });
