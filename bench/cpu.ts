@@ -67,7 +67,7 @@ command.action(async (flags: Flags) => {
   const folder = mkdtempSync(join(tmpdir(), "octavo-cpu-"));
   try {
     const bandwidth = await measureBandwidth({ threads: flags.threads, bytes: 2 ** 30, runs: 8 });
-    const kernels = flags.cpuKernels === "auto" ? findKernels() : flags.cpuKernels;
+    const kernels = findKernels(flags.cpuKernels);
     console.log(`products are computed by ${kernels}`);
     console.log(`memory is read at ${(bandwidth / 1e9).toFixed(1)} GB/s by ${flags.threads} threads`);
     const rows: Row[] = [];

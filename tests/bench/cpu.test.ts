@@ -35,7 +35,9 @@ test("a config of random weights in 4 bits is one of AWQ's", async () => {
   expect(llm.weights.format).toBe("int4 in groups of 128 with zero points");
 });
 
-test("memory is read on one thread and on two", async () => {
+test("memory is read on one thread, on two, and on those of a large machine", async () => {
   for (const threads of [1, 2])
     expect(await measureBandwidth({ threads, bytes: 2 ** 23, runs: 2 })).toBeGreaterThan(0);
+  // One unit: no thread but this one starts.
+  expect(await measureBandwidth({ threads: 1024, bytes: 2 ** 22, runs: 1 })).toBeGreaterThan(0);
 });

@@ -69,6 +69,17 @@ test("says why a model would not run", async () => {
   expect(result.stderr).toContain("architecture MambaForCausalLM is not supported");
 });
 
-test("refuses another device", async () => {
+test("expects of a CPU what the options and the environment leave of it", async () => {
+  const env = { OCTAVO_DEVICE: "cpu-reference", OCTAVO_CPU_KERNELS: "wasm" };
+  const { code, stdout } = await octavo(["doctor", "--threads", "1"], { env });
+  expect(code).toBe(0);
+  expect(stdout.replaceAll(/\s+/g, " ")).toMatch(
+    /cpu 1 thread reads memory at .* products are computed with WebAssembly cuda/,
+  );
+});
+
+test("refuses another device, and what the engine would refuse", async () => {
   expectRefusal(await octavo(["doctor", "--device", "tpu"]), 64, "tpu");
+  expectRefusal(await octavo(["doctor", "--threads", "0"]), 64, "--threads must be an integer");
+  expectRefusal(await octavo(["doctor", "--cpu-kernels", "sse"]), 64, "--cpu-kernels must be one of");
 });

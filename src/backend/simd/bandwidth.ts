@@ -27,7 +27,7 @@ export async function measureBandwidth({
   runs = 5,
 }: BandwidthOptions): Promise<number> {
   const module = compileKernels();
-  const place = new Place(module, 2 * bytes, threads);
+  const place = new Place(module, 2 * bytes + threads * layout.SCRATCH_BYTES, threads);
   const memory = place.take(bytes, 0);
   if (memory === undefined) throw new DeviceError(`no memory to read ${bytes} bytes of`);
   const pool = new ThreadPool(module, threads);

@@ -44,9 +44,11 @@ export class MachineCode {
   }
 }
 
-/** What `auto` stands for on this machine. */
-export function findKernels(): FoundKernels {
-  return usableIsa()?.name ?? "wasm";
+/** What computes products on this machine where these are asked for. @throws ConfigError as `MachineCode.open` */
+export function findKernels(kernels: CpuKernels = "auto"): FoundKernels {
+  const code = MachineCode.open(kernels);
+  code?.dispose();
+  return code?.products.isa.name ?? "wasm";
 }
 
 function usableIsa(): Isa | undefined {
