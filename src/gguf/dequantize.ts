@@ -117,6 +117,8 @@ export function minimumOf(source: Uint8Array, at: number, j: number): number {
 }
 
 export const BLOCK_TYPES = Object.keys(BLOCKS) as readonly BlockType[];
+/** The types of tensors that can be loaded. */
+export const LOADABLE_TYPES: readonly string[] = ["F32", "F16", "BF16", ...BLOCK_TYPES];
 
 export function isBlockType(type: string): type is BlockType {
   return Object.hasOwn(BLOCKS, type);

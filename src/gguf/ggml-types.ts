@@ -11,8 +11,9 @@ const type = (id: number, name: string, elements: number, bytes: number): [numbe
 ];
 
 /**
- * Every type of the format by its number in the file, as ggml's `ggml.h` numbers them. Those that can be loaded are in
- * `loader/stored-types.ts`; of the others the size is known, so that a message can name them.
+ * Every type of the format by its number in the file, as ggml's `ggml.h` numbers them, with those that it had once: `Q4_0` and
+ * `IQ4_NL` in the order of ARM's kernels. Those that can be loaded are `LOADABLE_TYPES`; of the others the size is known, so that a
+ * message can name them.
  */
 export const GGML_TYPES: ReadonlyMap<number, GgmlType> = new Map([
   type(0, "F32", 1, 4),
@@ -44,8 +45,14 @@ export const GGML_TYPES: ReadonlyMap<number, GgmlType> = new Map([
   type(28, "F64", 1, 8),
   type(29, "IQ1_M", 256, 56),
   type(30, "BF16", 1, 2),
+  type(31, "Q4_0_4_4", 32, 18),
+  type(32, "Q4_0_4_8", 32, 18),
+  type(33, "Q4_0_8_8", 32, 18),
   type(34, "TQ1_0", 256, 54),
   type(35, "TQ2_0", 256, 66),
+  type(36, "IQ4_NL_4_4", 32, 18),
+  type(37, "IQ4_NL_4_8", 32, 18),
+  type(38, "IQ4_NL_8_8", 32, 18),
   type(39, "MXFP4", 32, 17),
   type(40, "NVFP4", 64, 36),
   type(41, "Q1_0", 128, 18),

@@ -1,5 +1,6 @@
 import { UnsupportedModelError } from "../base/errors.ts";
 import { quoted } from "../base/quoted.ts";
+import { LOADABLE_TYPES } from "./dequantize.ts";
 import { GGML_TYPES } from "./ggml-types.ts";
 import type { HeaderReader } from "./header-reader.ts";
 import type { GgufMetadata } from "./metadata.ts";
@@ -86,7 +87,11 @@ function readTensorInfo(reader: HeaderReader, index: number, alignment: number):
   const dims = Array.from({ length: rank }, () => reader.u64(`a dimension of ${what}`));
   const typeId = reader.u32(`the type of ${what}`);
   const type = GGML_TYPES.get(typeId);
-  if (type === undefined) throw reader.error(`${what} has the unknown type ${typeId}`);
+  if (type === undefined)
+    throw new UnsupportedModelError(
+      reader.path,
+      `${what} has the unknown type ${typeId}; supported are ${LOADABLE_TYPES.join(", ")}`,
+    );
   const size = dims.reduce((product, extent) => product * extent, 1);
   if (size === 0) throw reader.error(`${what} has a dimension of 0`);
   if (!Number.isSafeInteger(size)) throw reader.error(`${what} has more elements than can be addressed`);

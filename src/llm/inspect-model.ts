@@ -30,6 +30,7 @@ import { stateBytes } from "../runner/state-pool.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { onlineFormOf } from "./load-part.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
+import { widenedTensors } from "./widened-tensors.ts";
 
 /** Tokens without which a model that fits is of no use, but for models of shorter contexts. */
 const LEAST_TOKENS = 1024;
@@ -100,7 +101,11 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
   return {
     architecture: config.architecture,
     models: SUPPORTED_MODELS[config.architecture].models,
-    weights: { ...summaryOf(definition, dtype), skipped: skippedTensors(checkpoint, config) },
+    weights: {
+      ...summaryOf(definition, dtype),
+      widened: widenedTensors(checkpoint, definition.parameters, dtype),
+      skipped: skippedTensors(checkpoint, config),
+    },
     cpuBytes: summaryOf(definitionOnCpu, "float32", onCpu).bytes,
     maxTokens: config.maxPositionEmbeddings,
     kvBytesPerToken: bytesPerToken(definition.cachedLayers, kvDtype),

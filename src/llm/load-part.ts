@@ -28,6 +28,7 @@ import { KvPlan } from "../runner/kv-plan.ts";
 import { ModelRunner } from "../runner/model-runner.ts";
 import { stateBytes } from "../runner/state-pool.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
+import { widenedTensors } from "./widened-tensors.ts";
 
 /** The part of a model that one rank loads, or all of it. */
 export interface PartSource {
@@ -70,13 +71,13 @@ export async function loadPart(
     kernels = backend.prepare?.({ ...modelShape(modelConfig, config, shard, kvDtype), matrices });
     kernels?.catch(() => {}); // Reported where it is awaited, unless the weights fail first.
   };
-  const { definition, parameters, weights, kvScales, skipped } =
+  const { definition, parameters, weights, kvScales, widened, skipped } =
     config.loadFormat === "dummy"
       ? loadDummy(config, modelConfig, shard, backend, onDefined)
       : await loadFolder({ folder, config, modelConfig, shard }, backend, { onDefined, onProgress });
   await kernels;
   return {
-    weights: { ...summaryOf(definition, backend.activationDtype, parameters), skipped },
+    weights: { ...summaryOf(definition, backend.activationDtype, parameters), widened, skipped },
     build: (peers) => {
       backend.meetRanks?.();
       const agree = (value: number) => peers?.minimum(value) ?? value;
@@ -107,6 +108,7 @@ interface LoadedWeights {
   readonly weights: Map<string, Tensor>;
   /** Of each layer's cache, where the checkpoint has any for one in eight bits. */
   readonly kvScales?: readonly KvScales[];
+  readonly widened?: WeightSummary["widened"];
   readonly skipped?: WeightSummary["skipped"];
 }
 
@@ -161,8 +163,9 @@ async function loadFolder(
   const storedDtype = (name: string) => floatNamed(checkpoint.tensors.get(name)?.dtype);
   const parameters = keepDtypes(definition.parameters, backend.matrixDtypes, storedDtype);
   const weights = await loadWeights(checkpoint, parameters, backend, options);
+  const widened = widenedTensors(checkpoint, parameters, backend.activationDtype);
   const skipped = skippedTensors(checkpoint, modelConfig);
-  return { definition, parameters, weights, skipped, ...(isFloat8 && { kvScales }) };
+  return { definition, parameters, weights, widened, skipped, ...(isFloat8 && { kvScales }) };
 }
 
 /**

@@ -1,21 +1,23 @@
 import { ModelDataError } from "../base/errors.ts";
 import { quoted } from "../base/quoted.ts";
 import { architectureOf } from "../gguf/architecture.ts";
-import { BLOCK_TYPES, isBlockType } from "../gguf/dequantize.ts";
+import { isBlockType, LOADABLE_TYPES } from "../gguf/dequantize.ts";
 import { GgufModel } from "../gguf/gguf-model.ts";
 import type { GgufTensor } from "../gguf/header.ts";
 import type { GgufMetadata } from "../gguf/metadata.ts";
 import { checkpointName, ggufName } from "../gguf/tensor-names.ts";
+import { refuseDtypes } from "./findings.ts";
 import type { CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
 
-const GGUF: CheckpointFormat = { storedName: ggufName, dtypes: ["F32", "F16", "BF16", ...BLOCK_TYPES] };
+const GGUF: CheckpointFormat = { storedName: ggufName, dtypes: LOADABLE_TYPES };
 /** A part of the model's configuration, which `readModelConfig` reads. */
 const ROPE_FACTORS = "rope_freqs.weight";
 
 /**
  * Opens a GGUF model, which the caller closes. Its tensors have the names of a Hugging Face checkpoint; those that it stores in
  * another order of rows say so.
- * @throws as `GgufModel.open`; ModelDataError, too, when a tensor does not fit the metadata.
+ * @throws as `GgufModel.open`; ModelDataError, too, when a tensor does not fit the metadata; UnsupportedModelError naming tensors of
+ * types that cannot be loaded.
  */
 export function openGguf(path: string) {
   const model = GgufModel.open(path);
@@ -23,6 +25,11 @@ export function openGguf(path: string) {
     const { metadata, tensors } = model;
     const { name: prefix, pairsRows } = architectureOf(metadata);
     const entries = [...tensors].filter(([name]) => name !== ROPE_FACTORS);
+    const others = entries.filter(([, { type }]) => !LOADABLE_TYPES.includes(type));
+    refuseDtypes(
+      others.map(([name, { type, file }]) => ({ path: file.path, text: `${name} (${type})` })),
+      LOADABLE_TYPES,
+    );
     return {
       opened: model,
       format: GGUF,

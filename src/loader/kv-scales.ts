@@ -6,7 +6,7 @@ import type { Checkpoint } from "./checkpoint.ts";
 
 /** What calibration leaves of a layer's attention, after `model.layers.N.self_attn.`: for its cache, and for what Octavo keeps in 16 bits. */
 const CALIBRATION =
-  /^model\.layers\.\d+\.self_attn\.(?:(?:attn\.)?(?:[kqv]|kv|prob)_(?:scale|zero_point)|k_proj\.(?:k|output)_scale|v_proj\.(?:v|output)_scale)$/;
+  /^model\.layers\.\d+\.self_attn\.(?:(?:attn\.)?(?:[kqv]|kv|prob)_(?:scale|zero_point)|qkv_proj\.[kv]_scale|k_proj\.(?:k|output)_scale|v_proj\.(?:v|output)_scale)$/;
 
 /** Checkpoint tensors that are no weights: `readKvScales` reads them, or nobody does. */
 export const CALIBRATION_TENSORS: readonly RegExp[] = [CALIBRATION];
@@ -20,6 +20,7 @@ function namesOf(kind: "k" | "v"): string[] {
     `${kind}_scale`,
     `attn.${kind}_scale`,
     `${kind}_proj.${kind}_scale`,
+    `qkv_proj.${kind}_scale`,
     `${kind}_proj.output_scale`,
   ];
   return [...scales, "kv_scale", "attn.kv_scale"];

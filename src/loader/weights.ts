@@ -2,11 +2,12 @@ import { availableParallelism } from "node:os";
 import type { Backend } from "../backend/backend.ts";
 import type { Tensor } from "../backend/tensor.ts";
 import type { FloatDType } from "../base/dtype.ts";
-import { invariant, ModelDataError, UnsupportedModelError } from "../base/errors.ts";
+import { invariant, ModelDataError } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import { bulkLoad } from "./bulk-load.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesRead, ChunkReader } from "./chunk-reader.ts";
+import { type Finding, listed, refuse, refuseDtypes } from "./findings.ts";
 import { storedDtypes } from "./rows-read.ts";
 import { LOADABLE } from "./stored-dtype.ts";
 import { planParameter, splitReads, type WeightChunk } from "./weight-plan.ts";
@@ -17,7 +18,6 @@ const CHUNK_BYTES = 16 * 2 ** 20;
 const BULK_BYTES = 64 * 2 ** 20;
 /** By then reads from the page cache, 6–10 GB/s a thread and some 30 GB/s in all, get no faster. */
 const MAX_READERS = 8;
-const LISTED_NAMES = 5;
 
 export interface LoadWeightsOptions {
   /** Dtype of the loaded parameters, whatever float the checkpoint holds. */
@@ -127,34 +127,8 @@ export function checkCheckpoint(
     .filter(([name]) => !sources.has(name) && !ignored.some((pattern) => name.search(pattern) >= 0))
     .map(([name, { file }]) => ({ path: file.path, text: checkpoint.format.storedName(name) }));
   if (missing.length > 0) throw new ModelDataError(checkpoint.path, `missing tensors: ${listed(missing)}`);
-  const known = checkpoint.format.dtypes.join(", ").replace(/, (?=\w+$)/, " or ");
   refuse(misshapen, "misshapen tensors", ModelDataError);
   refuse(mistyped, "tensors of another dtype", ModelDataError);
   refuse(unexpected, "unexpected tensors", ModelDataError);
-  refuse(unsupported, `tensors that are not ${known}`, UnsupportedModelError);
-}
-
-/** A tensor that is not as it should be, and the file that has it. */
-interface Finding {
-  readonly path: string;
-  readonly text: string;
-}
-
-/** Throws for the file of the first finding, if there is one, with the findings of that file. */
-function refuse(
-  findings: readonly Finding[],
-  what: string,
-  RefusedError: typeof ModelDataError | typeof UnsupportedModelError,
-): void {
-  const [first] = findings;
-  if (first === undefined) return;
-  const here = findings.filter(({ path }) => path === first.path);
-  const others = findings.length - here.length;
-  const elsewhere = others === 0 ? "" : `; ${others} in other files`;
-  throw new RefusedError(first.path, `${what}: ${listed(here.map(({ text }) => text))}${elsewhere}`);
-}
-
-function listed(names: readonly string[]): string {
-  const more = names.length > LISTED_NAMES ? ` and ${names.length - LISTED_NAMES} more` : "";
-  return names.slice(0, LISTED_NAMES).join(", ") + more;
+  refuseDtypes(unsupported, checkpoint.format.dtypes);
 }

@@ -12,7 +12,7 @@ import { type Gemma4Config, readGemma4 } from "./gemma4-config.ts";
 import { readGgufConfig } from "./gguf-config.ts";
 import { JsonFields } from "./json-fields.ts";
 import { type LinearAttentionConfig, readLinearAttention } from "./linear-attention-config.ts";
-import { GGUF_QUANTISATION, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
+import { ggufQuantisation, type QuantisationConfig, readQuantisation } from "./quantisation.ts";
 import { refuseUnknownFields } from "./refused-fields.ts";
 import { readLayerRopes, readLayersWithRope, readQueryScaling, stretchedPositions } from "./rope-config.ts";
 import { readTextConfig } from "./text-config.ts";
@@ -102,14 +102,15 @@ const DTYPES: ReadonlySet<string> = new Set<FloatDType>(["float32", "bfloat16", 
  * ModelDataError naming a field that is out of range.
  */
 export function readModelConfig(model: string): ModelConfig {
-  const whole = isGgufModel(model) ? readGgufConfig(model) : readConfigJson(model);
+  const gguf = isGgufModel(model) ? readGgufConfig(model) : undefined;
+  const whole = gguf?.json ?? readConfigJson(model);
   const text = readTextConfig(whole);
   const stored = text ?? whole;
   const architecture = readArchitecture(stored);
   const defaults: FamilyDefaults = FAMILY_DEFAULTS[architecture];
   const json = stored.withDefaults(defaults.fields ?? {}, defaults.aliases);
   refuseUnknownFields(json, new Set(defaults.honoured));
-  const quantisation = isGgufModel(model) ? GGUF_QUANTISATION : readQuantisation(json, model);
+  const quantisation = gguf ? ggufQuantisation(gguf.isFloats) : readQuantisation(json, model);
 
   const vocabSize = json.integer("vocab_size", 1, 1e7, defaults.vocabSize);
   const hiddenSize = json.integer("hidden_size", 1, 1e6, defaults.hiddenSize);

@@ -2,6 +2,7 @@ import { ModelDataError } from "../base/errors.ts";
 import type { JsonObject } from "../base/json-object.ts";
 import { readFully } from "../base/read-fully.ts";
 import { architectureOf } from "../gguf/architecture.ts";
+import { isBlockType } from "../gguf/dequantize.ts";
 import { GgufFile } from "../gguf/gguf-file.ts";
 import { GgufModel, type PlacedTensor } from "../gguf/gguf-model.ts";
 import type { GgufMetadata } from "../gguf/metadata.ts";
@@ -55,12 +56,12 @@ const ROPE_FACTORS = "rope_freqs.weight";
 const MAX_ROPE_FACTORS = 512;
 
 /**
- * The fields of a config.json for the model of a GGUF file, from its metadata and the tensors that it has. Messages about
- * a field name the entry that it came from.
+ * The fields of a config.json for the model of a GGUF file, from its metadata and the tensors that it has, and whether all matrices of
+ * its layers are floats. Messages about a field name the entry that it came from.
  * @throws ModelNotFoundError, ModelDataError or UnsupportedModelError as `GgufModel.open`, and for entries that are missing,
  * of a wrong type, or of models that Octavo cannot run.
  */
-export function readGgufConfig(path: string): JsonFields {
+export function readGgufConfig(path: string): { readonly json: JsonFields; readonly isFloats: boolean } {
   using model = GgufModel.open(path);
   const { metadata, tensors } = model;
   const architecture = architectureOf(metadata);
@@ -107,7 +108,8 @@ export function readGgufConfig(path: string): JsonFields {
   const ends = END_TOKENS.map((key) => metadata.tokenId(key)).filter((id) => id !== undefined);
   ends.push(...(metadata.list("tokenizer.ggml.tokens")?.positionsOf(END_NAMES) ?? []));
   fields["eos_token_id"] = ends.length > 0 ? ends : null;
-  return JsonFields.of(path, fields, keys);
+  const isFloats = ![...tensors].some(([name, { type }]) => name.startsWith("blk.") && isBlockType(type));
+  return { json: JsonFields.of(path, fields, keys), isFloats };
 }
 
 /** The fields of a generation_config.json for the model of a GGUF file. @throws as `GgufFile.open` */

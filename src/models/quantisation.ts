@@ -1,5 +1,6 @@
 import { UnsupportedModelError } from "../base/errors.ts";
 import { isJsonObject } from "../base/json-object.ts";
+import { quoted } from "../base/quoted.ts";
 import type { DeclaredForm } from "../layers/schemes/declared-scheme.ts";
 import type { GptqZeros } from "../layers/schemes/stored-integers.ts";
 import { JsonFields } from "./json-fields.ts";
@@ -14,15 +15,18 @@ export interface QuantisationConfig {
   readonly gptqZeros: GptqZeros;
   /**
    * The form of matrices where there are no tensors to look at: with `loadFormat: "dummy"`. Floats where only the cache was
-   * calibrated; undefined where nothing but the tensors tells.
+   * calibrated, or a GGUF file has no blocks; undefined where nothing but the tensors tells.
    */
   readonly declared: DeclaredForm | undefined;
 }
 
-/** That of a GGUF file, each of whose tensors says by itself how it is stored. */
-export const GGUF_QUANTISATION: QuantisationConfig = {
-  ...{ method: "gguf", gptqZeros: "v1", declared: undefined },
-};
+/**
+ * That of a GGUF file, each of whose tensors says by itself how it is stored.
+ * @param isFloats all matrices of its layers are floats
+ */
+export function ggufQuantisation(isFloats: boolean): QuantisationConfig {
+  return { method: "gguf", gptqZeros: "v1", declared: isFloats ? { kind: "floats" } : undefined };
+}
 
 /** A remedy for what is refused. */
 const WOULD_WORK =
@@ -54,7 +58,8 @@ const READERS: Readonly<Record<string, (json: JsonFields) => DeclaredForm>> = {
  * setting that is out of range
  */
 export function readQuantisation(config: JsonFields, folder: string): QuantisationConfig | undefined {
-  const stated = config.object("quantization_config") ?? config.object("compression_config");
+  const stated =
+    config.object("quantization_config") ?? config.object("compression_config") ?? mlxSettings(config);
   if (stated !== undefined) return quantisationOf(stated, methodOf(stated));
   for (const [file, method, field] of OLDER_FILES) {
     const json = JsonFields.read(folder, file);
@@ -64,20 +69,36 @@ export function readQuantisation(config: JsonFields, folder: string): Quantisati
   return undefined;
 }
 
+/** MLX's own field, which its converter writes beside or instead of `quantization_config`. */
+function mlxSettings(config: JsonFields): JsonFields | undefined {
+  const settings = isJsonObject(config.get("quantization")) ? config.object("quantization") : undefined;
+  return settings !== undefined && isMlx(settings) ? settings : undefined;
+}
+
+function isMlx(json: JsonFields): boolean {
+  return !json.has("quant_method") && json.has("group_size") && json.has("bits");
+}
+
 function methodOf(json: JsonFields): string {
   if (json.has("quant_algo")) return "modelopt";
   if (json.has("config_groups")) return "compressed-tensors";
   // As older versions of transformers wrote it.
   if (!json.has("quant_method") && (json.has("load_in_4bit") || json.has("load_in_8bit")))
     return "bitsandbytes";
+  if (isMlx(json)) return "mlx";
   return json.string("quant_method").toLowerCase();
 }
 
 function quantisationOf(json: JsonFields, method: string): QuantisationConfig {
   const read = Object.hasOwn(READERS, method) ? READERS[method] : undefined;
-  if (read === undefined) throw unsupported(json, `quantised weights (${method}) are`);
+  if (read === undefined) throw unsupported(json, `quantised weights (${shown(method)}) are`);
   const declared = read(json);
   return { method, gptqZeros: readGptqZeros(json), declared };
+}
+
+/** A name of the file in a message: as it is if it is a word. */
+function shown(name: string): string {
+  return /^[\w./:-]{1,60}$/.test(name) ? name : quoted(name);
 }
 
 function unsupported(json: JsonFields, what: string): UnsupportedModelError {
@@ -104,14 +125,14 @@ function readModelOpt(json: JsonFields): DeclaredForm {
     return { kind: "float8", granularity: "channel" };
   if (algorithm === "FP8_PB_WO" || algorithm === "FP8_BLOCK_SCALES")
     return { kind: "float8", granularity: "block" };
-  throw unsupported(json, `ModelOpt's ${algorithm} is`);
+  throw unsupported(json, `ModelOpt's ${shown(algorithm)} is`);
 }
 
 function readGptq(json: JsonFields): DeclaredForm {
   const bits = json.integer("bits", 1, 32, 4);
   if (bits !== 4 && bits !== 8) throw unsupported(json, `GPTQ of ${bits} bits is`);
   const layout = json.string("checkpoint_format", "gptq");
-  if (layout !== "gptq" && layout !== "gptq_v2") throw unsupported(json, `GPTQ's layout "${layout}" is`);
+  if (layout !== "gptq" && layout !== "gptq_v2") throw unsupported(json, `GPTQ's layout ${quoted(layout)} is`);
   const groupSize = json.integer("group_size", -1, 2 ** 20, -1);
   return { kind: "integers", bits, groupSize, zeros: !json.boolean("sym", true) };
 }
@@ -125,7 +146,7 @@ function readAwq(json: JsonFields): DeclaredForm {
   const bits = json.integer(json.has("bits") ? "bits" : "w_bit", 1, 32, 4);
   if (bits !== 4) throw unsupported(json, `AWQ of ${bits} bits is`);
   const version = json.string(json.has("version") ? "version" : "format", "gemm").toLowerCase();
-  if (version !== "gemm") throw unsupported(json, `AWQ's layout "${version}" instead of "gemm" is`);
+  if (version !== "gemm") throw unsupported(json, `AWQ's layout ${quoted(version)} instead of "gemm" is`);
   const groupSize = json.integer(json.has("group_size") ? "group_size" : "q_group_size", -1, 2 ** 20, 128);
   return { kind: "integers", bits, groupSize, zeros: json.boolean("zero_point", true) };
 }
@@ -134,7 +155,7 @@ function readAutoRound(json: JsonFields): DeclaredForm {
   const packing = json.string("packing_format", "auto_round:auto_gptq");
   if (packing.endsWith("auto_gptq")) return readGptq(json);
   if (packing.endsWith("auto_awq")) return readAwq(json);
-  throw unsupported(json, `AutoRound's packing_format "${packing}" is`);
+  throw unsupported(json, `AutoRound's packing_format ${quoted(packing)} is`);
 }
 
 /** `mixed-precision`: each group has its own. */
@@ -146,7 +167,7 @@ const MAX_GROUPS = 256;
 function readCompressedTensors(json: JsonFields): DeclaredForm {
   for (const name of ["transform_config", "sparsity_config"]) {
     const fields = json.object(name);
-    const isNone = fields === undefined || fields.isEmpty || fields.get("format") === "dense";
+    const isNone = fields === undefined || hasNone(fields) || fields.get("format") === "dense";
     if (!isNone) throw unsupported(json, `compressed-tensors' ${name} is`);
   }
   checkFormat(json);
@@ -169,9 +190,15 @@ function readCompressedTensors(json: JsonFields): DeclaredForm {
   return forms[0] ?? { kind: "floats" };
 }
 
+/** True for settings of no group. */
+function hasNone(fields: JsonFields): boolean {
+  const groups = fields.get("config_groups");
+  return fields.isEmpty || (isJsonObject(groups) && Object.keys(groups).length === 0);
+}
+
 function checkFormat(json: JsonFields): void {
   const format = json.string("format", "pack-quantized");
-  if (!COMPRESSED_FORMATS.has(format)) throw unsupported(json, `compressed-tensors' format "${format}" is`);
+  if (!COMPRESSED_FORMATS.has(format)) throw unsupported(json, `compressed-tensors' format ${quoted(format)} is`);
 }
 
 function readCompressedWeights(json: JsonFields): DeclaredForm {
@@ -182,13 +209,13 @@ function readCompressedWeights(json: JsonFields): DeclaredForm {
   if (type === "float" && bits === 8) {
     if (strategy === "block") checkBlock(json, "block_structure", json.get("block_structure"));
     else if (strategy !== "channel" && strategy !== "tensor")
-      throw unsupported(json, `compressed-tensors' float weights with strategy "${strategy}" are`);
+      throw unsupported(json, `compressed-tensors' float weights with strategy ${quoted(strategy)} are`);
     return { kind: "float8", granularity: strategy === "block" ? "block" : "channel" };
   }
   if (type === "int" && (bits === 4 || bits === 8) && (strategy === "group" || strategy === "channel"))
     return { kind: "integers", bits, groupSize, zeros: !json.boolean("symmetric", true) };
   throw unsupported(
     json,
-    `compressed-tensors' ${type} weights of ${bits} bits with strategy "${strategy}" are`,
+    `compressed-tensors' ${shown(type)} weights of ${bits} bits with strategy ${quoted(strategy)} are`,
   );
 }

@@ -1,6 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { describeWeights } from "../../src/base/weight-summary.ts";
 import { LLM, ModelDataError } from "../../src/index.ts";
 import { StoredScheme } from "../../src/layers/schemes/stored-scheme.ts";
 import { inspectModel } from "../../src/llm/inspect-model.ts";
@@ -79,6 +80,38 @@ describe("a GGUF file", () => {
   test("is not quantised once more", async () => {
     const loading = LLM.create(fixture("gguf-llama").modelDir, { ...SMALL, quantization: "fp8" });
     expect(((await rejection(loading)) as Error).message).toContain("this one is quantised already (gguf)");
+  });
+
+  test("in floats is quantised while it is loaded, on any number of ranks; its LM head stays as it is", async () => {
+    using folder = temporaryFolder();
+    const path = folder.file("tiny.gguf");
+    writeGgufModel(EMBEDDED, path);
+    const options = { ...SMALL, device: "cpu", quantization: "fp8" } as const;
+    for (const more of [{}, { tensorParallelSize: 2 }, { loadFormat: "dummy" }] as const) {
+      await using llm = await LLM.create(path, { ...options, ...more });
+      expect(llm.weights.format).toBe("fp8 by channels");
+    }
+    await using folded = await LLM.create(EMBEDDED, options);
+    await using llm = await LLM.create(path, options);
+    expect(await llm.logits([5, 9, 2])).toEqual(await folded.logits([5, 9, 2]));
+    const other = LLM.create(path, { ...options, quantization: "awq" });
+    expect(((await rejection(other)) as Error).message).toContain("this one is in floats");
+  });
+
+  test("tells which blocks become floats, and their bytes", async () => {
+    const model = fixture("gguf-llama").modelDir;
+    using checkpoint = Checkpoint.open(model);
+    const all = [...checkpoint.tensors.values()].filter(({ dtype }) => dtype === "Q4_1");
+    const elements = all.reduce((sum, { shape: [rows, columns] }) => sum + rows! * columns!, 0);
+    expect(elements).toBeGreaterThan(0);
+    await using llm = await LLM.create(model, { ...SMALL, device: "cpu" });
+    const { types, bytes } = llm.weights.widened!;
+    expect(types.split(", ")).toContain("Q4_1");
+    expect(bytes).toBeGreaterThanOrEqual(4 * elements);
+    expect(bytes).toBeLessThan(llm.weights.bytes);
+    expect(describeWeights(llm.weights)).toContain(`of them are floats, of the file's ${types}`);
+    expect((await inspectModel(model)).weights.widened).toEqual({ types, bytes: bytes / 2 });
+    expect((await inspectModel(EMBEDDED)).weights.widened).toBeUndefined();
   });
 
   test("makes random weights of its sizes", async () => {

@@ -6,7 +6,8 @@ export const BLOCK = 128;
 
 /**
  * `weight` in F8_E4M3 with its factors: `weight_scale_inv`, as DeepSeek and Qwen call those of blocks, or `weight_scale`, of blocks,
- * of output channels or of the whole tensor. Whatever their name, weights are multiplied by them.
+ * of output channels or of the whole tensor. Blocks' are [⌈N/128⌉, ⌈K/128⌉], or with an extent of 1 after each of the two as ModelOpt has
+ * them. Whatever their name, weights are multiplied by them.
  * @throws ModelDataError when there are none, or they have another shape
  */
 export function storedFloat8(tensors: MatrixTensors): StoredFloat8 {
@@ -26,7 +27,7 @@ export function storedFloat8(tensors: MatrixTensors): StoredFloat8 {
   if (shape === "" || shape === "1") return of("channel", rows);
   if (shape === `${rows}` || shape === `${rows},1`) return of("channel", 1);
   const blocks = [Math.ceil(rows / BLOCK), Math.ceil(columns / BLOCK)];
-  if (shape === blocks.join()) return of("block", BLOCK);
+  if (shape === blocks.join() || shape === `${blocks[0]},1,${blocks[1]},1`) return of("block", BLOCK);
   throw tensors.invalid(
     scale,
     `is [${scale.shape.join(", ")}], expected one scale, ${rows} of output channels, or [${blocks.join(", ")}] of blocks of ${BLOCK} × ${BLOCK}`,

@@ -50,6 +50,8 @@ export interface StoredSchemeOptions {
 const COMPANIONS = [
   /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_scale_ub|input_zero_point|activation_scale)$/,
 ];
+/** The dtypes that are quantised while they are loaded. */
+const FLOATS: ReadonlySet<string | undefined> = new Set(["F32", "F16", "BF16"]);
 /** The names of tensors of codes, or of floats. */
 const DATA = ["weight", "qweight", "weight_packed", "blocks"];
 
@@ -107,7 +109,8 @@ export class StoredScheme implements WeightScheme {
     }
     const { online, quantiseHead } = this.options;
     const form = matrix.name === LM_HEAD ? (quantiseHead ? "channel" : undefined) : online;
-    if (form !== undefined && !matrix.exact) return onlineFloat8(matrix, stacked.shape, form, get);
+    const areFloats = parts.every((part) => FLOATS.has(this.#dtypeOf(part)));
+    if (form !== undefined && areFloats && !matrix.exact) return onlineFloat8(matrix, stacked.shape, form, get);
     return denseScheme.weight(matrix, get);
   }
 
@@ -141,6 +144,10 @@ export class StoredScheme implements WeightScheme {
     const name = `${matrix.source}.bias`;
     if (this.directory.find(name) === undefined || !this.directory.isZero(name)) return;
     this.#unused.push(new RegExp(`^${name.replace(/[.\\+*?[^\]$(){}=!<>|:#/-]/g, "\\$&")}$`));
+  }
+
+  #dtypeOf({ source }: MatrixPart): string | undefined {
+    return this.directory.find(`${source}.weight`)?.dtype;
   }
 
   /** The file with the codes of a matrix; undefined when there are none. */

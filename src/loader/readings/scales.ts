@@ -6,7 +6,7 @@ import { type StoredTensor, tensorError } from "./stored-tensor.ts";
 
 const DTYPES = { F32: "float32", BF16: "bfloat16", F16: "float16" } as const;
 
-/** See `ScalesReading`. A tensor of rank 0 is one row, one of rank 1 a column. */
+/** See `ScalesReading`. A tensor of rank 0 is one row, one of rank 1 a column; of more, all dimensions but the first are a row. */
 export function readScales(
   tensor: StoredTensor,
   reading: ScalesReading,
@@ -15,7 +15,7 @@ export function readScales(
 ): void {
   const { repeat, columns } = reading;
   const width = lengthOf(columns);
-  const storedWidth = tensor.shape[1] ?? 1;
+  const storedWidth = tensor.shape.slice(1).reduce((product, extent) => product * extent, 1);
   const first = reading.rows.start + rows.start;
   const last = reading.rows.start + rows.end;
   const stored = { start: Math.floor(first / repeat), end: Math.ceil(last / repeat) };

@@ -139,6 +139,7 @@ describe("a file that breaks a rule is refused", () => {
     ["version 1", gguf({ version: 1 }), "version 1 of GGUF is not supported"],
     ["version 4", gguf({ version: 4 }), "version 4 of GGUF is not supported"],
     ["big-endian", gguf({ version: 0x3000000 }), "big-endian GGUF files are not supported"],
+    ["a type of the future", oneTensor(info(99, [1]), 4), "has the unknown type 99; supported are F32, F16,"],
   ])("%s, by name", (_what, bytes, message) => {
     using file = write(bytes);
     const error = thrown(() => GgufFile.open(file.path)) as UnsupportedModelError;

@@ -153,7 +153,8 @@ export function int8(): MakeLayout {
 }
 
 /** Of blocks of 128 × 128, a channel each, or the tensor. */
-export function float8(granularity: "block" | "channel" | "tensor"): MakeLayout {
+/** @param isModelOpt extents of 1 lie between those of the blocks' factors */
+export function float8(granularity: "block" | "channel" | "tensor", isModelOpt = false): MakeLayout {
   return (random, n, k) => {
     const codes = Uint8Array.from({ length: n * k }, () => {
       const code = random.int(256);
@@ -163,11 +164,12 @@ export function float8(granularity: "block" | "channel" | "tensor"): MakeLayout 
     const columns = granularity === "block" ? 128 : k;
     const shape = [Math.ceil(n / rows), Math.ceil(k / columns)] as const;
     const scales = Float32Array.from({ length: shape[0] * shape[1] }, () => 2 ** -random.int(9));
-    const name = granularity === "block" ? "weight_scale_inv" : "weight_scale";
+    const name = granularity === "block" && !isModelOpt ? "weight_scale_inv" : "weight_scale";
+    const storedShape = isModelOpt ? [shape[0], 1, shape[1], 1] : shape;
     return {
       tensors: {
         weight: { dtype: "F8_E4M3", shape: [n, k], data: codes },
-        [name]: { dtype: "F32", shape: granularity === "tensor" ? [] : shape, data: scales },
+        [name]: { dtype: "F32", shape: granularity === "tensor" ? [] : storedShape, data: scales },
       },
       values: tabulate([n, k], (row, column) => {
         const scale = scales[Math.floor(row / rows) * shape[1] + Math.floor(column / columns)]!;

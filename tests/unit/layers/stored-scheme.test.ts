@@ -35,6 +35,7 @@ interface Layout {
 
 const LAYOUTS: Readonly<Record<string, Layout>> = {
   "fp8 by blocks": { make: float8("block"), cut: 128 },
+  "fp8 by blocks of ModelOpt": { make: float8("block", true), cut: 128 },
   "fp8 by channels": { make: float8("channel"), cut: 1 },
   "fp8 by tensors": { make: float8("tensor"), cut: 1 },
   "8 bits, signed": { make: int8(), cut: 16 },

@@ -302,17 +302,23 @@ describe("tensors that do not fit are refused by the file's names, and nothing i
     "blk.0.ffn_up.weight": { type, shape, data: new Uint8Array(bytes) },
   });
 
-  test("missing, misshapen, unexpected, of a type that is not known", async () => {
+  test("missing, misshapen, unexpected, of a type that cannot be loaded", async () => {
     expect((await load({}, [2, 4])).message).toContain("missing tensors: blk.0.ffn_up.weight");
     const misshapen = "blk.0.ffn_up.weight (expected [2, 4], found [4, 2])";
     expect((await load(up([4, 2]), [2, 4])).message).toContain(`misshapen tensors: ${misshapen}`);
     const more = { ...up([2, 4]), "blk.0.ffn_gate_exps.weight": floats([1], [1]) };
     expect((await load(more, [2, 4])).message).toContain("unexpected tensors: blk.0.ffn_gate_exps.weight");
-    const error = await load(up([1, 256], 10, 84), [1, 256]);
-    expect(error).toBeInstanceOf(UnsupportedModelError);
-    expect(error.message).toContain(
-      "tensors that are not F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or Q6_K: blk.0.ffn_up.weight (Q2_K)",
-    );
+    for (const [type, id, bytes] of [
+      ["Q2_K", 10, 84],
+      ["I8", 24, 256],
+      ["Q4_0_4_4", 31, 144],
+    ] as const) {
+      const error = thrown(() => open(up([1, 256], id, bytes))) as Error;
+      expect(error).toBeInstanceOf(UnsupportedModelError);
+      expect(error.message).toContain(
+        `tensors that are not F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or Q6_K: blk.0.ffn_up.weight (${type})`,
+      );
+    }
   });
 
   test.each<

@@ -28,6 +28,7 @@ test.each([
   ["nothing", {}, ONES],
   ["compressed-tensors", { k_scale: bf16([1], 0x3e80), v_scale: bf16([1], 0x4000) }, [0.25, 2]],
   ["ModelOpt", { "k_proj.k_scale": f32([], [0.5]), "v_proj.v_scale": f32([], [0.25]) }, [0.5, 0.25]],
+  ["fused projections", { "qkv_proj.k_scale": f32([], [4]), "qkv_proj.v_scale": f32([], [8]) }, [4, 8]],
   ["AutoFP8", { kv_scale: f32([1], [0.125]) }, [0.125, 0.125]],
   ["an older spelling", { "k_proj.output_scale": f32([], [4]), "v_proj.output_scale": f32([], [8]) }, [4, 8]],
   ["attention of its own", { "attn.k_scale": f32([], [4]), "attn.v_scale": f32([], [8]) }, [4, 8]],

@@ -89,6 +89,11 @@ describe("what checkpoints state", () => {
     expect(read({}, { "hf_quant_config.json": { quantization: modelOpt } })?.declared?.kind).toBe("floats");
   });
 
+  test("settings of transforms, of which there are none", () => {
+    const config = compressed(INT4, { transform_config: { config_groups: {} }, sparsity_config: {} });
+    expect(of(config)?.declared?.kind).toBe("integers");
+  });
+
   test("nothing, for a model in floats", () => {
     expect(read({})).toBeUndefined();
     expect(read({ quantization_config: null })).toBeUndefined();
@@ -113,6 +118,9 @@ describe("what is refused by name, with what would work", () => {
       (method): [string, object] => [`(${method})`, { quant_method: method }],
     ),
     ["(bitsandbytes)", { load_in_4bit: true, bnb_4bit_quant_type: "nf4" }],
+    ["(mlx)", { group_size: 64, bits: 4, mode: "affine" }],
+    ['("line\\nof its own")', { quant_method: "line\nof its own" }],
+    ['layout "line\\nof its own"', { quant_method: "gptq", checkpoint_format: "line\nof its own" }],
     ['GPTQ\'s layout "marlin"', { quant_method: "gptq", bits: 4, checkpoint_format: "marlin" }],
     ["ModelOpt's NVFP4", { quant_method: "modelopt", quant_algo: "NVFP4" }],
     ["GPTQ of 3 bits", { quant_method: "gptq", bits: 3 }],
@@ -134,6 +142,17 @@ describe("what is refused by name, with what would work", () => {
     expect((error as Error).message).toMatch(
       /not supported; what would: the model in 16 bits, with quantization: "fp8"/,
     );
+  });
+
+  test("MLX's, by its own field alone, too", () => {
+    const error = thrown(() => read({ quantization: { group_size: 64, bits: 4 } }));
+    expect((error as Error).message).toContain("quantised weights (mlx) are not supported");
+    expect(read({ quantization: {} })).toBeUndefined();
+  });
+
+  test("a name of any length in a line", () => {
+    const error = thrown(() => of({ quant_method: "x".repeat(1e5) }));
+    expect((error as Error).message.length).toBeLessThan(500);
   });
 
   test.each([
