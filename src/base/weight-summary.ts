@@ -14,7 +14,8 @@ export interface WeightSummary {
 
 /** The summary as a line says it. */
 export function describeWeights({ format, bytes, widened, skipped }: WeightSummary): string {
-  const floats = widened && `; ${formatBytes(widened.bytes)} of them are floats, of the file's ${widened.types}`;
+  const floats =
+    widened && `; ${formatBytes(widened.bytes)} of them are floats, of the file's ${widened.types}`;
   const rest =
     skipped &&
     `; the text model alone: ${skipped.tensors} other tensors (${formatBytes(skipped.bytes)}) are skipped`;

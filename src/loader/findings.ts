@@ -1,4 +1,4 @@
-import { ModelDataError, UnsupportedModelError } from "../base/errors.ts";
+import { type ModelDataError, UnsupportedModelError } from "../base/errors.ts";
 
 const LISTED_NAMES = 5;
 

@@ -6,8 +6,8 @@ import { GgufModel } from "../gguf/gguf-model.ts";
 import type { GgufTensor } from "../gguf/header.ts";
 import type { GgufMetadata } from "../gguf/metadata.ts";
 import { checkpointName, ggufName } from "../gguf/tensor-names.ts";
-import { refuseDtypes } from "./findings.ts";
 import type { CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
+import { refuseDtypes } from "./findings.ts";
 
 const GGUF: CheckpointFormat = { storedName: ggufName, dtypes: LOADABLE_TYPES };
 /** A part of the model's configuration, which `readModelConfig` reads. */

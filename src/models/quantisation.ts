@@ -132,7 +132,8 @@ function readGptq(json: JsonFields): DeclaredForm {
   const bits = json.integer("bits", 1, 32, 4);
   if (bits !== 4 && bits !== 8) throw unsupported(json, `GPTQ of ${bits} bits is`);
   const layout = json.string("checkpoint_format", "gptq");
-  if (layout !== "gptq" && layout !== "gptq_v2") throw unsupported(json, `GPTQ's layout ${quoted(layout)} is`);
+  if (layout !== "gptq" && layout !== "gptq_v2")
+    throw unsupported(json, `GPTQ's layout ${quoted(layout)} is`);
   const groupSize = json.integer("group_size", -1, 2 ** 20, -1);
   return { kind: "integers", bits, groupSize, zeros: !json.boolean("sym", true) };
 }
@@ -198,7 +199,8 @@ function hasNone(fields: JsonFields): boolean {
 
 function checkFormat(json: JsonFields): void {
   const format = json.string("format", "pack-quantized");
-  if (!COMPRESSED_FORMATS.has(format)) throw unsupported(json, `compressed-tensors' format ${quoted(format)} is`);
+  if (!COMPRESSED_FORMATS.has(format))
+    throw unsupported(json, `compressed-tensors' format ${quoted(format)} is`);
 }
 
 function readCompressedWeights(json: JsonFields): DeclaredForm {

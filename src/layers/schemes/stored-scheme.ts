@@ -110,7 +110,8 @@ export class StoredScheme implements WeightScheme {
     const { online, quantiseHead } = this.options;
     const form = matrix.name === LM_HEAD ? (quantiseHead ? "channel" : undefined) : online;
     const areFloats = parts.every((part) => FLOATS.has(this.#dtypeOf(part)));
-    if (form !== undefined && areFloats && !matrix.exact) return onlineFloat8(matrix, stacked.shape, form, get);
+    if (form !== undefined && areFloats && !matrix.exact)
+      return onlineFloat8(matrix, stacked.shape, form, get);
     return denseScheme.weight(matrix, get);
   }
 
