@@ -16,6 +16,7 @@ import { CALIBRATION_TENSORS } from "../loader/kv-scales.ts";
 import { floatNamed } from "../loader/stored-dtype.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { checkCheckpoint } from "../loader/weights.ts";
+import { widenedTensors } from "../loader/widened-tensors.ts";
 import { attentionFormsOf } from "../models/attention-forms.ts";
 import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
@@ -30,7 +31,6 @@ import { stateBytes } from "../runner/state-pool.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { onlineFormOf } from "./load-part.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
-import { widenedTensors } from "./widened-tensors.ts";
 
 /** Tokens without which a model that fits is of no use, but for models of shorter contexts. */
 const LEAST_TOKENS = 1024;

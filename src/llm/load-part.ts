@@ -17,6 +17,7 @@ import { CALIBRATION_TENSORS, readKvScales } from "../loader/kv-scales.ts";
 import { floatNamed } from "../loader/stored-dtype.ts";
 import { directoryOf } from "../loader/tensor-directory.ts";
 import { loadWeights } from "../loader/weights.ts";
+import { widenedTensors } from "../loader/widened-tensors.ts";
 import { attentionFormsOf } from "../models/attention-forms.ts";
 import type { ModelConfig } from "../models/config.ts";
 import { layersWithCache } from "../models/kv-heads.ts";
@@ -28,7 +29,6 @@ import { KvPlan } from "../runner/kv-plan.ts";
 import { ModelRunner } from "../runner/model-runner.ts";
 import { stateBytes } from "../runner/state-pool.ts";
 import { skippedTensors } from "./skipped-tensors.ts";
-import { widenedTensors } from "./widened-tensors.ts";
 
 /** The part of a model that one rank loads, or all of it. */
 export interface PartSource {

@@ -3,6 +3,7 @@ import { basename, isAbsolute, join } from "node:path";
 import { ModelDataError, ModelNotFoundError, UnsupportedModelError } from "../base/errors.ts";
 import { isJsonObject } from "../base/json-object.ts";
 import { findModelFile, readModelJson } from "../base/model-file.ts";
+import { quoted, shown } from "../base/quoted.ts";
 import { isGgufModel } from "../gguf/gguf-file.ts";
 import type { CheckpointFormat, CheckpointTensor } from "./checkpoint-tensor.ts";
 import { splitFusedExperts } from "./fused-experts.ts";
@@ -62,18 +63,24 @@ export class Checkpoint implements Disposable {
         for (const [tensor, entry] of file.tensors) {
           const other = tensors.get(tensor)?.file;
           if (other !== undefined)
-            throw new ModelDataError(file.path, `tensor "${tensor}" is also in ${basename(other.path)}`);
+            throw new ModelDataError(
+              file.path,
+              `tensor ${quoted(tensor)} is also in ${basename(other.path)}`,
+            );
           if (weightMap !== undefined && weightMap.get(tensor) !== name)
             throw new ModelDataError(
               file.path,
-              `${SHARD_INDEX} does not place tensor "${tensor}" in this shard`,
+              `${SHARD_INDEX} does not place tensor ${quoted(tensor)} in this shard`,
             );
           tensors.set(tensor, { ...entry, file });
         }
       }
       for (const [tensor, name] of weightMap ?? []) {
         if (!tensors.has(tensor))
-          throw new ModelDataError(join(folder, SHARD_INDEX), `tensor "${tensor}" is not in ${name}`);
+          throw new ModelDataError(
+            join(folder, SHARD_INDEX),
+            `tensor ${quoted(tensor)} is not in ${shown(name)}`,
+          );
       }
       const text = textTensors(splitFusedExperts(tensors));
       return new Checkpoint(folder, { ...SAFETENSORS, storedName: text.storedName }, text.tensors, files);
@@ -101,10 +108,7 @@ export function readShardIndex(folder: string): ReadonlyMap<string, string> {
   const weightMap = isJsonObject(root["weight_map"]) ? root["weight_map"] : {};
   for (const [tensor, shard] of Object.entries(weightMap)) {
     if (typeof shard !== "string" || !isInsideName(shard))
-      throw new ModelDataError(
-        path,
-        `the shard name of ${JSON.stringify(tensor)} does not stay inside the folder`,
-      );
+      throw new ModelDataError(path, `the shard name of ${quoted(tensor)} does not stay inside the folder`);
     map.set(tensor, shard);
   }
   if (map.size === 0) throw new ModelDataError(path, "weight_map must map tensor names to shard names");

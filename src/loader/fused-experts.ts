@@ -1,4 +1,5 @@
 import { ModelDataError } from "../base/errors.ts";
+import { quoted } from "../base/quoted.ts";
 import type { CheckpointTensor } from "./checkpoint-tensor.ts";
 import { FLOATS } from "./stored-dtype.ts";
 
@@ -41,7 +42,7 @@ export function splitFusedExperts(
     for (const [expert, i, matrix] of parts) {
       const own = `${experts}.${expert}.${projections[i]}.${part ?? "weight"}`;
       if (split.has(own) || tensors.has(own))
-        throw invalid(name, tensor, `has "${own}", which is there, too`);
+        throw invalid(name, tensor, `has ${quoted(own)}, which is there, too`);
       split.set(own, matrix);
       if (split.size > MAX_MATRICES)
         throw invalid(name, tensor, `is one of experts with more than ${MAX_MATRICES} matrices together`);
@@ -51,7 +52,7 @@ export function splitFusedExperts(
 }
 
 function invalid(name: string, { file }: CheckpointTensor, rule: string): ModelDataError {
-  return new ModelDataError(file.path, `tensor "${name}" ${rule}`);
+  return new ModelDataError(file.path, `tensor ${quoted(name)} ${rule}`);
 }
 
 /** An expert's projection, by number, and the tensor of it. */

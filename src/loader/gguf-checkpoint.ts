@@ -1,5 +1,5 @@
 import { ModelDataError } from "../base/errors.ts";
-import { quoted } from "../base/quoted.ts";
+import { quoted, shown } from "../base/quoted.ts";
 import { architectureOf } from "../gguf/architecture.ts";
 import { isBlockType, LOADABLE_TYPES } from "../gguf/dequantize.ts";
 import { GgufModel } from "../gguf/gguf-model.ts";
@@ -27,7 +27,7 @@ export function openGguf(path: string) {
     const entries = [...tensors].filter(([name]) => name !== ROPE_FACTORS);
     const others = entries.filter(([, { type }]) => !LOADABLE_TYPES.includes(type));
     refuseDtypes(
-      others.map(([name, { type, file }]) => ({ path: file.path, text: `${name} (${type})` })),
+      others.map(([name, { type, file }]) => ({ path: file.path, text: `${shown(name)} (${type})` })),
       LOADABLE_TYPES,
     );
     return {

@@ -4,6 +4,7 @@ import type { Tensor } from "../backend/tensor.ts";
 import type { FloatDType } from "../base/dtype.ts";
 import { invariant, ModelDataError } from "../base/errors.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
+import { shown } from "../base/quoted.ts";
 import { bulkLoad } from "./bulk-load.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { bytesRead, ChunkReader } from "./chunk-reader.ts";
@@ -111,24 +112,25 @@ export function checkCheckpoint(
   const mistyped: Finding[] = [];
   for (const [name, { shape: expected, reading }] of sources) {
     const tensor = checkpoint.tensors.get(name);
-    const stored = checkpoint.format.storedName(name);
+    const stored = shown(checkpoint.format.storedName(name));
     if (tensor === undefined) {
       missing.push(stored);
       continue;
     }
     const finding = (rule: string) => ({ path: tensor.file.path, text: `${stored} (${rule})` });
-    if (tensor.shape.join() !== expected.join())
+    // Before the shape: what is packed has another one, too.
+    if (reading === undefined && !LOADABLE.has(tensor.dtype)) unsupported.push(finding(tensor.dtype));
+    else if (tensor.shape.join() !== expected.join())
       misshapen.push(finding(`expected [${expected.join(", ")}], found [${tensor.shape.join(", ")}]`));
     else if (reading !== undefined && !storedDtypes(reading).includes(tensor.dtype))
       mistyped.push(finding(`expected ${storedDtypes(reading).join(" or ")}, found ${tensor.dtype}`));
-    else if (reading === undefined && !LOADABLE.has(tensor.dtype)) unsupported.push(finding(tensor.dtype));
   }
   const unexpected = [...checkpoint.tensors]
     .filter(([name]) => !sources.has(name) && !ignored.some((pattern) => name.search(pattern) >= 0))
-    .map(([name, { file }]) => ({ path: file.path, text: checkpoint.format.storedName(name) }));
+    .map(([name, { file }]) => ({ path: file.path, text: shown(checkpoint.format.storedName(name)) }));
   if (missing.length > 0) throw new ModelDataError(checkpoint.path, `missing tensors: ${listed(missing)}`);
+  refuseDtypes(unsupported, checkpoint.format.dtypes);
   refuse(misshapen, "misshapen tensors", ModelDataError);
   refuse(mistyped, "tensors of another dtype", ModelDataError);
   refuse(unexpected, "unexpected tensors", ModelDataError);
-  refuseDtypes(unsupported, checkpoint.format.dtypes);
 }

@@ -1,6 +1,6 @@
 import { UnsupportedModelError } from "../base/errors.ts";
 import { isJsonObject } from "../base/json-object.ts";
-import { quoted } from "../base/quoted.ts";
+import { quoted, shown } from "../base/quoted.ts";
 import type { DeclaredForm } from "../layers/schemes/declared-scheme.ts";
 import type { GptqZeros } from "../layers/schemes/stored-integers.ts";
 import { JsonFields } from "./json-fields.ts";
@@ -94,11 +94,6 @@ function quantisationOf(json: JsonFields, method: string): QuantisationConfig {
   if (read === undefined) throw unsupported(json, `quantised weights (${shown(method)}) are`);
   const declared = read(json);
   return { method, gptqZeros: readGptqZeros(json), declared };
-}
-
-/** A name of the file in a message: as it is if it is a word. */
-function shown(name: string): string {
-  return /^[\w./:-]{1,60}$/.test(name) ? name : quoted(name);
 }
 
 function unsupported(json: JsonFields, what: string): UnsupportedModelError {

@@ -148,6 +148,8 @@ describe("loadWeights", () => {
     const a = spec("a", [2], { name: "a", shape: [2] });
     const many = Array.from({ length: 8 }, (_, i) => spec(`m${i}`, [1], { name: `m${i}`, shape: [1] }));
     const ids = spec("ids", [1], { name: "ids", shape: [1] });
+    // Packed numbers have another shape, too: that is not what is wrong with them.
+    const packed = spec("ids", [8], { name: "ids", shape: [8] });
     const cases: [ParameterSpec[], RegExp[], string][] = [
       [[a, ...many], [], "missing tensors: m0, m1, m2, m3, m4 and 3 more"],
       [
@@ -158,6 +160,7 @@ describe("loadWeights", () => {
       [[a], [], "unexpected tensors: extra, ids"],
       [[a], [/^ids$/], "unexpected tensors: extra"],
       [[a, ids], [/^extra$/], "not BF16, F16 or F32: ids (I32)"],
+      [[a, packed], [], "not BF16, F16 or F32: ids (I32)"],
     ];
     await withCheckpoint(tensors, async (checkpoint) => {
       for (const [specs, ignored, message] of cases) {
@@ -176,6 +179,13 @@ describe("loadWeights", () => {
         ignored,
       });
       expect(weights.size).toBe(1);
+    });
+  });
+
+  test("names of a file are quoted in messages unless they are words", async () => {
+    await withCheckpoint({ "a\u001b[31m\nb": f32([1]) }, async (checkpoint) => {
+      const load = loadWeights(checkpoint, [], new FakeBackend().backend, { dtype: "float32", ignored: [] });
+      await expect(load).rejects.toThrow('unexpected tensors: "a\\u001b[31m\\nb"');
     });
   });
 

@@ -2,7 +2,7 @@ import { dtypeSize, type FloatDType } from "../base/dtype.ts";
 import type { ParameterSpec } from "../base/parameter-spec.ts";
 import type { WeightSummary } from "../base/weight-summary.ts";
 import { isBlockType } from "../gguf/dequantize.ts";
-import type { Checkpoint } from "../loader/checkpoint.ts";
+import type { Checkpoint } from "./checkpoint.ts";
 
 /**
  * The tensors of a GGUF file whose blocks become floats; undefined where there are none. A rank that holds a part of a tensor counts all
