@@ -5,6 +5,7 @@ import { formatBytes } from "../../base/bytes.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import { programFile } from "../../base/program-file.ts";
 import type { DeviceBuffer } from "../tensor.ts";
+import { preferHugePages } from "./huge-pages.ts";
 import { functionAt } from "./x64/executable-memory.ts";
 
 const MODULE = programFile("kernels-wasm/kernels.wasm");
@@ -35,8 +36,7 @@ export function compileKernels(): WebAssembly.Module {
  * @param code address of assembled code that they may call, 0 for none
  */
 export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memory, code: number): Kernels {
-  // The memory never moves: all that it may grow to is reserved.
-  const base = ptr(new Uint8Array(memory.buffer));
+  const base = baseOf(memory);
   const execute = code === 0 ? undefined : functionAt(code);
   const call = (routine: number, parameters: number) =>
     execute!(base + (parameters >>> 0), base, code + routine);
@@ -58,6 +58,11 @@ function reserve(maxBytes: number): WebAssembly.Memory {
       { cause: error },
     );
   }
+}
+
+/** The address of a memory. It never moves: all that it may grow to is reserved. */
+function baseOf({ buffer }: WebAssembly.Memory): number {
+  return ptr(new Uint8Array(buffer));
 }
 
 /** A part of a place's memory. */
@@ -94,6 +99,7 @@ export class Place {
     code = 0,
     readonly memory = reserve(maxBytes),
   ) {
+    preferHugePages(baseOf(memory), maxBytes);
     this.kernels = instantiate(module, memory, code);
     this.words = new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
     this.#limit = maxBytes;

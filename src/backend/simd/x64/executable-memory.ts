@@ -1,10 +1,6 @@
-import { CFunction, dlopen, type Pointer, toArrayBuffer } from "bun:ffi";
+import { CFunction, type Pointer, toArrayBuffer } from "bun:ffi";
+import { openLibc } from "../libc.ts";
 
-/** The C library's names, where it may be called so. */
-const LIBRARIES: Readonly<Record<string, readonly string[]>> = {
-  linux: ["libc.so.6", "libc.musl-x86_64.so.1"],
-  darwin: ["libSystem.B.dylib"],
-};
 const [PROT_READ, PROT_WRITE, PROT_EXEC] = [1, 2, 4];
 const MAP_PRIVATE = 2;
 const MAP_ANONYMOUS: Readonly<Record<string, number>> = { linux: 0x20, darwin: 0x1000 };
@@ -29,9 +25,9 @@ export class ExecutableMemory {
 
   /** Undefined where the system has no such memory, or does not give it. */
   static create(code: Uint8Array): ExecutableMemory | undefined {
-    const library = openLibrary();
-    if (library === undefined) return undefined;
-    const { mmap, mprotect, munmap } = library.symbols;
+    const libc = openLibc(SYMBOLS);
+    if (libc === undefined) return undefined;
+    const { mmap, mprotect, munmap } = libc;
     const flags = MAP_PRIVATE | MAP_ANONYMOUS[process.platform]!;
     const pointer = mmap(null, code.length, PROT_READ | PROT_WRITE, flags, -1, 0);
     // MAP_FAILED, the last of all addresses, is no number that a double has.
@@ -49,17 +45,6 @@ export class ExecutableMemory {
     this.#release?.();
     this.#release = undefined;
   }
-}
-
-function openLibrary() {
-  for (const name of LIBRARIES[process.platform] ?? []) {
-    try {
-      return dlopen(name, SYMBOLS);
-    } catch {
-      // The next name.
-    }
-  }
-  return undefined;
 }
 
 /** Calls code with up to three addresses. */

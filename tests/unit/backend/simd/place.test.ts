@@ -1,4 +1,6 @@
+import { ptr } from "bun:ffi";
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync, readFileSync } from "node:fs";
 import * as layout from "../../../../kernels-wasm/layout.ts";
 import {
   compileKernels,
@@ -78,4 +80,12 @@ test("where the last byte of a place ends is an address, too", () => {
 
 test("addresses that the system does not give are an error of the device", () => {
   expect(() => new Place(compileKernels(), 2 ** 40, 1)).toThrow(DeviceError);
+});
+
+test.if(existsSync("/sys/kernel/mm/transparent_hugepage"))("memory is asked for in huge pages", () => {
+  const { memory } = place(8);
+  const address = ptr(new Uint8Array(memory.buffer)).toString(16).padStart(12, "0");
+  const maps = readFileSync("/proc/self/smaps", "utf8").split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m);
+  const own = maps.find((map) => map.split("-")[0]!.padStart(12, "0") === address);
+  expect(own).toMatch(/^VmFlags:.* hg\b/m);
 });
