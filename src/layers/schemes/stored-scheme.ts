@@ -49,6 +49,7 @@ export interface StoredSchemeOptions {
 /** Beside quantised matrices: what is read otherwise, and what products of 16-bit activations do not need. */
 const COMPANIONS = [
   /\.(?:qzeros|g_idx|weight_g_idx|weight_shape|input_scale|input_scale_ub|input_zero_point|activation_scale)$/,
+  /\.experts\.(?:gate_up|down)_proj_activation_scale$/,
 ];
 /** The dtypes that are quantised while they are loaded. */
 const FLOATS: ReadonlySet<string | undefined> = new Set(["F32", "F16", "BF16"]);

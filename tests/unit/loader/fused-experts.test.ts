@@ -31,6 +31,28 @@ test("an expert's matrices are parts of the file, gate before up", () => {
   ]);
 });
 
+test("factors of FP8 are divided as the matrices are; one of all is both matrices'", () => {
+  const scales = (inner: number, ...shape: number[]) =>
+    splitFusedExperts(
+      new Map([
+        ["l.experts.gate_up_proj", stored(0, 2, 2 * inner, 256)],
+        ["l.experts.gate_up_proj_scale_inv", stored(1e6, ...shape)],
+      ]),
+    );
+  const found = (split: ReturnType<typeof scales>) =>
+    ["0.gate", "0.up", "1.gate", "1.up"].map((part) => {
+      const { shape, begin, end, within } = split.get(`l.experts.${part}_proj.weight_scale_inv`)!;
+      return [shape, begin - 1e6, end - 1e6, within];
+    });
+  expect(found(scales(384, 2, 6, 2))).toEqual(
+    [0, 12, 24, 36].map((begin) => [[3, 2], begin, begin + 12, undefined]),
+  );
+  expect(found(scales(96, 2, 1, 1))).toEqual([0, 0, 2, 2].map((begin) => [[1], begin, begin + 2, undefined]));
+  // A block of the first projection's last rows has the other's first ones, too.
+  expect(() => scales(96, 2, 2, 2)).toThrow("blocks of 128 rows, which hold rows of two matrices of 96");
+  expect(() => scales(128, 2, 3, 2)).toThrow("is [2, 3, 2], expected [experts, rows, columns]");
+});
+
 test("gpt-oss's rows of gate and up take turns", () => {
   const bytes = (begin: number, ...shape: number[]) => {
     const end = begin + shape.reduce((product, extent) => product * extent, 1);
