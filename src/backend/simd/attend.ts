@@ -16,6 +16,7 @@ const RUN_TOKENS = 8;
 const STATE_BYTES = 2 ** 18;
 /** Words of a run; see kernels-wasm/attend.ts. */
 const RUN_WORDS = 4;
+const WORD_BYTES = 4;
 
 /** The fields of a spec that kernels know. */
 const KNOWN: ReadonlySet<string> = new Set<keyof AttentionSpec>([
@@ -64,18 +65,7 @@ export function attend(
   checkTokens(rows, blocks * blockSize, [cosSin, queryScales]);
   const isFloat8 = keys.dtype === "float8_e4m3";
   const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
-  const runs = listRuns(
-    operands,
-    rows,
-    { blocks, blockSize },
-    Math.min(RUN_TOKENS, Math.floor(STATE_BYTES / stateBytes)),
-    window,
-  );
-  const result = operands.write("out", out);
-  const common = [
-    ...[operands.read("qkv", qkv), result.address, numHeads, numKvHeads, headDim],
-    ...[operands.read("keys", keys), operands.read("values", values), blockSize, Number(isFloat8)],
-  ];
+  const runTokens = Math.min(RUN_TOKENS, Math.floor(STATE_BYTES / stateBytes));
   const [positions, slots] = [
     operands.read("positions", batch.positions),
     operands.read("slots", batch.slotMapping),
@@ -89,34 +79,53 @@ export function attend(
     operands.optional("query norm", headNorm?.query),
     operands.optional("key norm", headNorm?.key),
   ];
-  pool.run(place, {
-    kernel: layout.ROTATE_AND_STORE,
-    units: tokens,
-    work: tokens * projectedHeads(spec) * headDim,
-    write: (args) => {
-      args.words(0, ...common, positions, slots, angles, rotaryDim, queryNorm, keyNorm, scales);
-      args.double(16, headNorm?.eps ?? 0);
-      args.double(18, keyScale);
-      args.double(20, valueScale);
-      args.words(30, Number(spec.readsOnly ?? false), Number(headNorm?.normsValues ?? false));
-    },
-  });
-  pool.run(place, {
-    kernel: layout.ATTEND,
-    units: runs.count * numKvHeads,
-    work: runs.contexts * numHeads * headDim,
-    write: (args) => {
-      args.words(0, ...common);
-      args.words(24, window);
-      args.float(25, scale * keyScale);
-      args.float(26, valueScale);
-      args.words(27, runs.address);
-      args.float(28, softCap ?? 0);
-      args.words(29, sinkLogits, Number(spec.readsOnly ?? false));
-      args.words(layout.DOTS, ...assembledFor(pool, headDim));
-    },
-  });
-  result.done();
+  const [keyCache, valueCache] = [operands.read("keys", keys), operands.read("values", values)];
+  const common = (projections: number, results: number) => [
+    ...[projections, results, numHeads, numKvHeads, headDim],
+    ...[keyCache, valueCache, blockSize, Number(isFloat8)],
+  ];
+  const atATime = operands.rowsAtATime(qkv, out);
+  for (let first = 0; first < tokens; first += atATime) {
+    const end = Math.min(first + atATime, tokens);
+    const projections = operands.change("qkv", qkv.rows(first, end));
+    pool.run(place, {
+      kernel: layout.ROTATE_AND_STORE,
+      units: end - first,
+      work: (end - first) * projectedHeads(spec) * headDim,
+      write: (args) => {
+        args.words(0, ...common(projections.address, 0));
+        args.words(9, positions + WORD_BYTES * first, slots + WORD_BYTES * first);
+        args.words(11, angles, rotaryDim, queryNorm, keyNorm, scales);
+        args.double(16, headNorm?.eps ?? 0);
+        args.double(18, keyScale);
+        args.double(20, valueScale);
+        args.words(30, Number(spec.readsOnly ?? false), Number(headNorm?.normsValues ?? false));
+      },
+    });
+    projections.done();
+  }
+  for (let first = 0; first < tokens; first += atATime) {
+    const end = Math.min(first + atATime, tokens);
+    const runs = listRuns(operands, rows, { blocks, blockSize }, { first, end, runTokens }, window);
+    const projections = operands.read("qkv", qkv.rows(first, end));
+    const result = operands.write("out", out.rows(first, end));
+    pool.run(place, {
+      kernel: layout.ATTEND,
+      units: runs.count * numKvHeads,
+      work: runs.contexts * numHeads * headDim,
+      write: (args) => {
+        args.words(0, ...common(projections, result.address));
+        args.words(24, window);
+        args.float(25, scale * keyScale);
+        args.float(26, valueScale);
+        args.words(27, runs.address);
+        args.float(28, softCap ?? 0);
+        args.words(29, sinkLogits, Number(spec.readsOnly ?? false));
+        args.words(layout.DOTS, ...assembledFor(pool, headDim));
+      },
+    });
+    result.done();
+  }
 }
 
 /** Routines of assembled code for heads of this size, 0 for none. */
@@ -144,12 +153,22 @@ function checkTokens(
   }
 }
 
-/** Cuts the rows into runs of tokens that units attend with, and writes them and the rows' block tables to scratch memory. */
+/** Tokens [first, end) of a batch, and how many of a row one unit attends with at most. */
+interface Part {
+  readonly first: number;
+  readonly end: number;
+  readonly runTokens: number;
+}
+
+/**
+ * Cuts the rows' tokens in a part of the batch into runs that units attend with, by their distance from the first, and writes them and the
+ * rows' block tables to scratch memory.
+ */
 function listRuns(
   { place }: Operands,
   rows: Rows,
   cache: { readonly blocks: number; readonly blockSize: number },
-  runTokens: number,
+  part: Part,
   window: number,
 ): { readonly address: number; readonly count: number; readonly contexts: number } {
   const { cuSeqlensQ, contextLens } = rows;
@@ -163,10 +182,11 @@ function listRuns(
     const table = tables[row]!;
     memory.set(table, offset);
     offset += table.length;
-    const [first, end] = [cuSeqlensQ[row]!, cuSeqlensQ[row + 1]!];
-    for (let token = first; token < end; token += runTokens) {
-      const count = Math.min(runTokens, end - token);
-      runs.push(at, token, count, contextLens[row]! - (end - token));
+    const rowEnd = cuSeqlensQ[row + 1]!;
+    const end = Math.min(rowEnd, part.end);
+    for (let token = Math.max(cuSeqlensQ[row]!, part.first); token < end; token += part.runTokens) {
+      const count = Math.min(part.runTokens, end - token);
+      runs.push(at, token - part.first, count, contextLens[row]! - (rowEnd - token));
       contexts += count * contextLens[row]!;
     }
     at += 4 * table.length;

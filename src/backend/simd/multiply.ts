@@ -75,7 +75,8 @@ export function multiply(
   const { form, routines, inputs } = plan;
   const isGated = activation?.gated ?? false;
   const outputs = isGated ? n / 2 : n;
-  const atATime = Math.max(1, Math.floor(INPUT_BYTES / (4 * k)));
+  const mostPrepared = Math.max(1, Math.floor(INPUT_BYTES / (4 * k)));
+  const atATime = Math.min(mostPrepared, operands.rowsAtATime(x, out, addTo));
   const kind = activation === undefined ? layout.NO_ACTIVATION : ACTIVATIONS[activation.kind];
   const offsets = operands.optional("bias", bias);
   const gamma = operands.optional("norm", norm?.weight);

@@ -16,13 +16,28 @@ export function knows(spec: object, fields: ReadonlySet<string>): boolean {
 }
 
 /**
- * The operands of one op in the place that it works in. What lies elsewhere is copied to scratch memory there, and results back: the
- * op works where its largest operand is, so that copies are of small ones.
+ * The operands of one op in the place that it works in. What lies elsewhere is copied to scratch memory there, and results back,
+ * some rows at a time: the op works where its largest operand is.
  */
 export class Operands {
   #haveCopies = false;
 
-  constructor(readonly place: Place) {}
+  /** @param copyBytes of one copy, at most, where an op can take some rows at a time */
+  constructor(
+    readonly place: Place,
+    private readonly copyBytes: number,
+  ) {}
+
+  /** Rows of these tensors that are copied at once, those of a tensor that lies elsewhere; Infinity where none does. */
+  rowsAtATime(...tensors: readonly (Tensor | undefined)[]): number {
+    let most = Infinity;
+    for (const tensor of tensors) {
+      if (tensor === undefined || this.has(tensor)) continue;
+      const rowBytes = tensor.byteLength / Math.max(1, tensor.dim(0));
+      most = Math.min(most, Math.max(1, Math.floor(this.copyBytes / rowBytes)));
+    }
+    return most;
+  }
 
   /** Some lie elsewhere. */
   get haveCopies(): boolean {
@@ -47,7 +62,16 @@ export class Operands {
   write(name: string, tensor: Tensor): Result {
     if (this.has(tensor)) return { address: tensor.address, done: () => {} };
     this.#haveCopies = true;
-    const address = this.place.scratch(name, tensor.byteLength);
+    return this.#result(this.place.scratch(name, tensor.byteLength), tensor);
+  }
+
+  /** The address of a tensor that is read and written. */
+  change(name: string, tensor: Tensor): Result {
+    const address = this.read(name, tensor);
+    return this.has(tensor) ? { address, done: () => {} } : this.#result(address, tensor);
+  }
+
+  #result(address: number, tensor: Tensor): Result {
     return {
       address,
       done: () => bytes(tensor).set(new Uint8Array(this.place.bytes, address, tensor.byteLength)),

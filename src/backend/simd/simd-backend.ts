@@ -36,6 +36,8 @@ import { type FoundKernels, MachineCode } from "./x64/machine-code.ts";
 
 /** What tensors leave of a place, for the copies and scratch memory of ops that work there. */
 const SPARED_BYTES = 2 ** 28;
+/** Copies that there is room for in it, of the most bytes of one: an op has several, and outgrown ones leave gaps. */
+const COPIES = 16;
 
 export interface SimdOptions {
   /** Threads that compute, the caller's included. Default: as many as the machine runs at once. */
@@ -198,7 +200,11 @@ export class SimdBackend extends CpuBackend {
 
   /** Operands in a weight's place. One that has no place is copied, as other operands that lie elsewhere. */
   #operandsOf({ data }: Multiplied): Operands {
-    return new Operands(placeOf(data) ?? this.#places[0]!);
+    return this.#operandsIn(placeOf(data) ?? this.#places[0]!);
+  }
+
+  #operandsIn(place: Place): Operands {
+    return new Operands(place, this.#sparedBytes / COPIES);
   }
 
   override rmsNorm(
@@ -238,23 +244,28 @@ export class SimdBackend extends CpuBackend {
       readonly bias?: Tensor | undefined;
     },
   ): void {
-    const operands = new Operands(placeOf(x) ?? this.#places[0]!);
-    const result = operands.write("out", out);
-    const input = operands.read("x", x);
+    const operands = this.#operandsIn(placeOf(x) ?? this.#places[0]!);
     const factors = operands.read("weight", weight);
-    const [addend, offsets] = [operands.optional("addTo", addTo), operands.optional("bias", bias)];
-    this.#pool.run(operands.place, {
-      kernel,
-      units: tokens,
-      work: tokens * width,
-      write: (args) => {
-        args.words(0, input, result.address, 0, width, factors);
-        args.float(5, eps);
-        args.words(6, addend, offsets);
-        args.float(8, factor);
-      },
-    });
-    result.done();
+    const offsets = operands.optional("bias", bias);
+    const atATime = operands.rowsAtATime(x, out, addTo);
+    for (let first = 0; first < tokens; first += atATime) {
+      const end = Math.min(first + atATime, tokens);
+      const result = operands.write("out", out.rows(first, end));
+      const input = operands.read("x", x.rows(first, end));
+      const addend = operands.optional("addTo", addTo?.rows(first, end));
+      this.#pool.run(operands.place, {
+        kernel,
+        units: end - first,
+        work: (end - first) * width,
+        write: (args) => {
+          args.words(0, input, result.address, 0, width, factors);
+          args.float(5, eps);
+          args.words(6, addend, offsets);
+          args.float(8, factor);
+        },
+      });
+      result.done();
+    }
   }
 
   override capLogits(logits: Tensor, cap: number): void {
@@ -286,7 +297,7 @@ export class SimdBackend extends CpuBackend {
     const place = placeOf(cache.keys);
     if (place === undefined || placeOf(cache.values) !== place || !canAttend(cache, spec))
       super.attend(out, qkv, cache, batch, spec);
-    else attend(this.#pool, new Operands(place), out, qkv, cache, batch, spec, shape);
+    else attend(this.#pool, this.#operandsIn(place), out, qkv, cache, batch, spec, shape);
   }
 
   override sample(
