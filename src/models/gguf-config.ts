@@ -99,7 +99,7 @@ export function readGgufConfig(path: string): { readonly json: JsonFields; reado
   fields["tie_word_embeddings"] = !tensors.has("output.weight");
   fields["attention_bias"] = tensors.has("blk.0.attn_q.bias");
   fields["mlp_bias"] = tensors.has("blk.0.ffn_gate.bias");
-  fields["partial_rotary_factor"] = (number("rope.dimension_count") ?? headDim) / headDim;
+  fields["partial_rotary_factor"] = rotatedShare(metadata, entry, headDim, architecture.pairsRows);
   const factors = tensors.get(ROPE_FACTORS);
   fields["rope_scaling"] =
     factors === undefined
@@ -117,6 +117,26 @@ export function readGgufSampling(path: string): JsonFields {
   const { metadata } = GgufFile.header(path);
   const fields = Object.entries(SAMPLING).map(([field, key]) => [field, metadata.number(key)]);
   return JsonFields.of(path, Object.fromEntries(fields), SAMPLING);
+}
+
+/**
+ * The share of a head's dimensions that positions rotate: all, unless the file says otherwise.
+ * @param pairsRows see `GgufArchitecture`: of heads that are rotated in part, no order of rows is known
+ */
+function rotatedShare(
+  metadata: GgufMetadata,
+  entry: (name: string) => string,
+  headDim: number,
+  pairsRows: boolean,
+): number {
+  const key = entry("rope.dimension_count");
+  const dims = metadata.number(key) ?? headDim;
+  // What is wrong with the heads themselves is told by who reads them.
+  if (dims === headDim || !Number.isSafeInteger(headDim)) return 1;
+  if (dims < 2 || dims > headDim || dims % 2 !== 0)
+    throw metadata.invalid(key, `an even number from 2 to the ${headDim} dimensions of a head`);
+  if (pairsRows) throw metadata.unsupported(key, `; heads have ${headDim} dimensions`);
+  return dims / headDim;
 }
 
 /** @throws UnsupportedModelError for entries that change what a model computes, and that no family here has */

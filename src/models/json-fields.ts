@@ -143,7 +143,9 @@ export class JsonFields {
   /** The error for a field that is not what it must be. */
   invalid(name: string, expected: string): ModelDataError {
     const value = this.get(name);
-    const found = value === undefined ? "it is missing" : `not ${JSON.stringify(value).slice(0, 80)}`;
+    // JSON has no number that is infinite or NaN; files of other formats have.
+    const text = typeof value === "number" ? String(value) : JSON.stringify(value);
+    const found = value === undefined ? "it is missing" : `not ${text.slice(0, 80)}`;
     return new ModelDataError(this.file, `${this.nameOf(name)} must be ${expected}, ${found}`);
   }
 }

@@ -78,9 +78,8 @@ describe("the configuration of a GGUF file", () => {
     expect(read({ tensors: { "blk.0.ffn_gate.bias": tensor(96) } }).mlpBias).toBe(true);
     expect(read({ metadata: { "llama.attention.head_count_kv": undefined } }).numKvHeads).toBe(4);
     expect(read({ metadata: { "llama.rope.freq_base": f32(5e5) } }).layerRopes[0]!.theta).toBe(5e5);
-    expect(read({ metadata: { "llama.rope.dimension_count": 8 } }).layerRopes[0]!.partialRotaryFactor).toBe(
-      0.5,
-    );
+    const part = read({ metadata: { ...of("qwen2"), "qwen2.rope.dimension_count": 8 } });
+    expect(part.layerRopes[0]!.partialRotaryFactor).toBe(0.5);
     const wide = { "llama.attention.key_length": 32, "llama.attention.value_length": 32 };
     expect(read({ metadata: wide }).headDim).toBe(32);
   });
@@ -187,12 +186,18 @@ describe("a configuration that cannot be is refused", () => {
     [
       "an epsilon that is no number",
       { metadata: { "llama.attention.layer_norm_rms_epsilon": f32(Number.NaN) } },
-      "llama.attention.layer_norm_rms_epsilon must be a number from 0 to 1",
+      "llama.attention.layer_norm_rms_epsilon must be a number from 0 to 1, not NaN",
     ],
     [
       "more rotated than there is",
       { metadata: { "llama.rope.dimension_count": 32 } },
-      "rope.dimension_count must be",
+      "llama.rope.dimension_count must be an even number from 2 to the 16 dimensions of a head, not 32",
+    ],
+    ["an odd number rotated", { metadata: { "llama.rope.dimension_count": 7 } }, "must be an even number"],
+    [
+      "heads in pairs of rows that are rotated in part",
+      { metadata: { "llama.rope.dimension_count": 8 } },
+      "llama.rope.dimension_count = 8 is not supported; heads have 16 dimensions",
     ],
     [
       "an end out of range",
