@@ -229,7 +229,8 @@ export function asLoaded(
   if (config.quantisation !== undefined || !quantization?.startsWith("fp8")) return config;
   const granularity = quantization === "fp8_per_block" ? "block" : "channel";
   const declared = { kind: "float8", granularity } as const;
-  return { ...config, quantisation: { method: quantization, gptqZeros: "v1", declared } };
+  const needs = { needsZeros: false, needsOrder: false };
+  return { ...config, quantisation: { method: quantization, gptqZeros: "v1", ...needs, declared } };
 }
 
 /** Σ over contexts of `from` to `to` tokens of what a layer with this window reads of them; 0 = no window. */

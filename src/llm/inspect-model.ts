@@ -83,11 +83,11 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
   const config = readModelConfig(folder);
   const dtype = config.dtype === "float16" ? "float16" : "bfloat16";
   using checkpoint = Checkpoint.open(folder);
-  const { gptqZeros } = config.quantisation ?? {};
+  const { gptqZeros, needsZeros, needsOrder } = config.quantisation ?? {};
   const define = (headCodes: boolean) =>
     defineModel(config, {
       scheme: new StoredScheme(directoryOf(checkpoint), {
-        gptqZeros,
+        ...{ gptqZeros, needsZeros, needsOrder },
         online: onlineFormOf(quantization, config.quantisation),
         quantiseHead: quantizeLmHead,
         headCodes,

@@ -150,6 +150,8 @@ async function loadFolder(
   const { quantisation } = modelConfig;
   const scheme = new StoredScheme(directoryOf(checkpoint), {
     gptqZeros: quantisation?.gptqZeros,
+    needsZeros: quantisation?.needsZeros,
+    needsOrder: quantisation?.needsOrder,
     online: onlineFormOf(config.quantization, quantisation),
     quantiseHead: config.quantizeLmHead,
     headCodes: backend.headCodes,

@@ -13,6 +13,10 @@ export interface QuantisationConfig {
   /** `quant_method`, e.g. `compressed-tensors`. */
   readonly method: string;
   readonly gptqZeros: GptqZeros;
+  /** All matrices of integers have zero points: one without them has lost a tensor. */
+  readonly needsZeros: boolean;
+  /** GPTQ's matrices say in which order their columns are, likewise. */
+  readonly needsOrder: boolean;
   /**
    * The form of matrices where there are no tensors to look at: with `loadFormat: "dummy"`. Floats where only the cache was
    * calibrated, or a GGUF file has no blocks; undefined where nothing but the tensors tells.
@@ -25,7 +29,8 @@ export interface QuantisationConfig {
  * @param isFloats all matrices of its layers are floats
  */
 export function ggufQuantisation(isFloats: boolean): QuantisationConfig {
-  return { method: "gguf", gptqZeros: "v1", declared: isFloats ? { kind: "floats" } : undefined };
+  const declared: DeclaredForm | undefined = isFloats ? { kind: "floats" } : undefined;
+  return { method: "gguf", gptqZeros: "v1", needsZeros: false, needsOrder: false, declared };
 }
 
 /** A remedy for what is refused. */
@@ -79,6 +84,10 @@ function isMlx(json: JsonFields): boolean {
   return !json.has("quant_method") && json.has("group_size") && json.has("bits");
 }
 
+function hasZeros(form: DeclaredForm): boolean {
+  return form.kind === "integers" && form.zeros;
+}
+
 function methodOf(json: JsonFields): string {
   if (json.has("quant_algo")) return "modelopt";
   if (json.has("config_groups")) return "compressed-tensors";
@@ -93,7 +102,8 @@ function quantisationOf(json: JsonFields, method: string): QuantisationConfig {
   const read = Object.hasOwn(READERS, method) ? READERS[method] : undefined;
   if (read === undefined) throw unsupported(json, `quantised weights (${shown(method)}) are`);
   const declared = read(json);
-  return { method, gptqZeros: readGptqZeros(json), declared };
+  const needs = { needsZeros: hasZeros(declared), needsOrder: json.boolean("desc_act", false) };
+  return { method, gptqZeros: readGptqZeros(json), ...needs, declared };
 }
 
 function unsupported(json: JsonFields, what: string): UnsupportedModelError {
@@ -183,7 +193,8 @@ function readCompressedTensors(json: JsonFields): DeclaredForm {
     const weights = group.object("weights");
     return weights === undefined ? [] : [readCompressedWeights(weights)];
   });
-  return forms[0] ?? { kind: "floats" };
+  // Of several, one without zero points: then not all have them.
+  return forms.find((form) => !hasZeros(form)) ?? forms[0] ?? { kind: "floats" };
 }
 
 /** True for settings of no group. */

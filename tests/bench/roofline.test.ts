@@ -58,7 +58,8 @@ describe("roofline", () => {
     // A factor of 4 bytes for each channel beside its 4,096 weights or more.
     expectWithin1Percent((fp8 - head) / (seconds(large) - head), 0.5);
     const declared = { kind: "integers", bits: 4, groupSize: 128, zeros: false } as const;
-    const int4 = seconds({ ...large, quantisation: { method: "gptq", gptqZeros: "v1", declared } });
+    const needs = { needsZeros: false, needsOrder: false };
+    const int4 = seconds({ ...large, quantisation: { method: "gptq", gptqZeros: "v1", ...needs, declared } });
     expectWithin1Percent((int4 - head) / (seconds(large) - head), (4 + 16 / 128) / 16);
     expect(asLoaded(large, { quantization: undefined })).toBe(large);
   });

@@ -10,6 +10,12 @@ const SUPPORTED_BITS = [4, 8];
 /** Columns of a group are a multiple of this. */
 export const GROUP_UNIT = 16;
 
+/** Tensors without which a matrix would stand for other numbers, and whose absence would not be seen otherwise. */
+export interface NeededTensors {
+  readonly needsZeros?: boolean | undefined;
+  readonly needsOrder?: boolean | undefined;
+}
+
 /** GPTQ's spelling of zero points: v1 stores one less, v2 what they are. */
 export type GptqZeros = "v1" | "v2";
 
@@ -17,14 +23,18 @@ export type GptqZeros = "v1" | "v2";
  * `qweight`, `qzeros` and `scales` of AWQ [K, N/8], each word eight neighbours of a row, or GPTQ [K·bits/32, N], each word neighbours of
  * a column of what is stored. The shape tells which.
  */
-export function storedGroups(tensors: MatrixTensors, gptqZeros: GptqZeros): StoredIntegers {
+export function storedGroups(
+  tensors: MatrixTensors,
+  gptqZeros: GptqZeros,
+  needed: NeededTensors,
+): StoredIntegers {
   const weight = tensors.find("qweight")!;
   return weight.shape[0] === tensors.matrix.columns
-    ? storedAwq(tensors, weight)
-    : storedGptq(tensors, weight, gptqZeros);
+    ? storedAwq(tensors, weight, needed)
+    : storedGptq(tensors, weight, gptqZeros, needed);
 }
 
-function storedAwq(tensors: MatrixTensors, weight: Stored): StoredIntegers {
+function storedAwq(tensors: MatrixTensors, weight: Stored, { needsZeros }: NeededTensors): StoredIntegers {
   const { rows, columns } = tensors.matrix;
   if (rows % 8 !== 0)
     throw tensors.unsupported(weight, `is of ${rows} output channels, which 8 does not divide`);
@@ -32,7 +42,7 @@ function storedAwq(tensors: MatrixTensors, weight: Stored): StoredIntegers {
   const scales = tensors.require("scales", weight);
   const groups = groupsOf(tensors, scales, scales.shape[0]);
   tensors.checkShape(scales, groups, rows);
-  const zeros = tensors.find("qzeros");
+  const zeros = needsZeros ? tensors.require("qzeros", weight) : tensors.find("qzeros");
   if (zeros !== undefined) tensors.checkShape(zeros, groups, rows / 8);
   const layout = { kind: "codes", bits: 4, along: "column", transposed: true, order: AWQ_ORDER } as const;
   return {
@@ -52,7 +62,12 @@ function storedAwq(tensors: MatrixTensors, weight: Stored): StoredIntegers {
   };
 }
 
-function storedGptq(tensors: MatrixTensors, weight: Stored, gptqZeros: GptqZeros): StoredIntegers {
+function storedGptq(
+  tensors: MatrixTensors,
+  weight: Stored,
+  gptqZeros: GptqZeros,
+  { needsOrder }: NeededTensors,
+): StoredIntegers {
   const { rows, columns } = tensors.matrix;
   const bits = bitsOf(tensors, weight, weight.shape[0]);
   const perWord = 32 / bits;
@@ -64,7 +79,8 @@ function storedGptq(tensors: MatrixTensors, weight: Stored, gptqZeros: GptqZeros
   tensors.checkShape(scales, groups, rows);
   const zeros = tensors.require("qzeros", weight);
   tensors.checkShape(zeros, groups, rows / perWord);
-  const permutation = permutationOf(tensors, tensors.find("g_idx"), columns / groups);
+  const order = needsOrder && groups > 1 ? tensors.require("g_idx", weight) : tensors.find("g_idx");
+  const permutation = permutationOf(tensors, order, columns / groups);
   const isV1 = gptqZeros === "v1";
   const middle = 2 ** (bits - 1) - (isV1 ? 1 : 0);
   const middles = (middle * (bits === 4 ? 0x1111_1111 : 0x0101_0101)) | 0;
@@ -91,7 +107,7 @@ function storedGptq(tensors: MatrixTensors, weight: Stored, gptqZeros: GptqZeros
 }
 
 /** compressed-tensors' `weight_packed` [N, K·bits/32] with `weight_scale` and, unless it is symmetric, `weight_zero_point`. */
-export function storedPacked(tensors: MatrixTensors): StoredIntegers {
+export function storedPacked(tensors: MatrixTensors, { needsZeros }: NeededTensors): StoredIntegers {
   const { rows, columns } = tensors.matrix;
   const weight = tensors.find("weight_packed")!;
   const bits = bitsOf(tensors, weight, weight.shape[1]);
@@ -102,7 +118,7 @@ export function storedPacked(tensors: MatrixTensors): StoredIntegers {
   const scales = tensors.require("weight_scale", weight);
   const groups = groupsOf(tensors, scales, scales.shape[1]);
   tensors.checkShape(scales, rows, groups);
-  const zeros = tensors.find("weight_zero_point");
+  const zeros = needsZeros ? tensors.require("weight_zero_point", weight) : tensors.find("weight_zero_point");
   if (zeros !== undefined) tensors.checkShape(zeros, Math.ceil(rows / perWord), groups);
   const permutation = permutationOf(tensors, tensors.find("weight_g_idx"), columns / groups);
   return {

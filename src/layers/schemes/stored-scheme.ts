@@ -23,7 +23,13 @@ import {
 import { rowsThatFit } from "./rows-that-fit.ts";
 import { isGroupedBlocks, storedBlocks } from "./stored-blocks.ts";
 import { BLOCK, storedFloat8, storedInt8 } from "./stored-float8.ts";
-import { type GptqZeros, GROUP_UNIT, storedGroups, storedPacked } from "./stored-integers.ts";
+import {
+  type GptqZeros,
+  GROUP_UNIT,
+  type NeededTensors,
+  storedGroups,
+  storedPacked,
+} from "./stored-integers.ts";
 import {
   MatrixTensors,
   type StoredFloat8,
@@ -35,7 +41,8 @@ import {
 import { storedMxfp4 } from "./stored-mxfp4.ts";
 import { isSuperblocks, stackSuperblocks, storedSuperblocks } from "./stored-superblocks.ts";
 
-export interface StoredSchemeOptions {
+/** What the config says of all integers: zero points and orders of columns; default: those whose tensors are there. */
+export interface StoredSchemeOptions extends NeededTensors {
   /** Default v1, as most files are. */
   readonly gptqZeros?: GptqZeros | undefined;
   /** Matrices of floats are quantised while they are loaded; the LM head stays as it is. */
@@ -137,8 +144,9 @@ export class StoredScheme implements WeightScheme {
     const isGrouped = tensors.find("qweight") !== undefined;
     if (dtype !== "I8" && !isPacked && !isGrouped) return { form: "floats" };
     this.#ignoreZeroBias(tensors);
-    if (isGrouped) return storedGroups(tensors, this.options.gptqZeros ?? "v1");
-    return isPacked ? storedPacked(tensors) : storedInt8(tensors);
+    const { gptqZeros = "v1" } = this.options;
+    if (isGrouped) return storedGroups(tensors, gptqZeros, this.options);
+    return isPacked ? storedPacked(tensors, this.options) : storedInt8(tensors);
   }
 
   /** GPTQ's writers give every matrix a bias, of zeros where the model has none. */

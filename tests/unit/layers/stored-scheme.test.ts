@@ -13,7 +13,7 @@ import { Checkpoint } from "../../../src/loader/checkpoint.ts";
 import { directoryOf } from "../../../src/loader/tensor-directory.ts";
 import { loadWeights } from "../../../src/loader/weights.ts";
 import { Random } from "../../contract/random.ts";
-import { temporaryFolder } from "../../support.ts";
+import { temporaryFolder, thrown } from "../../support.ts";
 import { bytesOf, FakeBackend, FakeBulkBackend } from "../loader/fake-backend.ts";
 import { safetensors, type TensorData } from "../loader/support.ts";
 import { awq, float8, gptq, int8, type MakeLayout, packed, type StoredLayout } from "./stored-layouts.ts";
@@ -288,6 +288,27 @@ describe("what is not as it must be", () => {
     expect(error.message).toContain(`model.safetensors: tensor "${tensor}" `);
     expect(error.message).toContain(rule);
     expect(allocations).toBe(0);
+  });
+
+  test.each<[string, MakeLayout, StoredSchemeOptions, string]>([
+    ["zero points of AWQ", awq(32), { needsZeros: true }, "qzeros"],
+    ["packed zero points", packed(4, 64, false), { needsZeros: true }, "weight_zero_point"],
+    [
+      "an order of columns",
+      gptq({ bits: 4, group: 128, version: "v1", groupOf: SCATTERED }),
+      { needsOrder: true },
+      "g_idx",
+    ],
+  ])("%s that the config says are there", async (_, make, options, suffix) => {
+    const { tensors } = makeBoth(make);
+    for (const name of ["m0", "m1"]) delete tensors[`${name}.${suffix}`];
+    await withCheckpoint(tensors, async (checkpoint) => {
+      const error = thrown(() => plan(checkpoint, WHOLE, options)) as Error;
+      expect(error).toBeInstanceOf(ModelDataError);
+      expect(error.message).toContain(`needs "m0.${suffix}", which is missing`);
+      // Where the config says nothing, the tensors do.
+      plan(checkpoint, WHOLE);
+    });
   });
 
   test.each<[string, MakeLayout, (tensors: Record<string, TensorData>) => void, string]>([

@@ -89,6 +89,17 @@ describe("what checkpoints state", () => {
     expect(read({}, { "hf_quant_config.json": { quantization: modelOpt } })?.declared?.kind).toBe("floats");
   });
 
+  test("that all have zero points: none of several groups is without", () => {
+    const group = (symmetric: boolean) => ({ targets: ["Linear"], weights: { ...INT4, symmetric } });
+    const several = (...symmetric: boolean[]) =>
+      of({ ...compressed(INT4), config_groups: { ...symmetric.map(group) } })?.needsZeros;
+    expect([several(false), several(false, false), several(false, true), several(true)]).toEqual([
+      ...[true, true, false, false],
+    ]);
+    expect(of({ quant_method: "awq", bits: 4 })?.needsZeros).toBe(true);
+    expect(of({ quant_method: "awq", bits: 4, zero_point: false })?.needsZeros).toBe(false);
+  });
+
   test("settings of transforms, of which there are none", () => {
     const config = compressed(INT4, { transform_config: { config_groups: {} }, sparsity_config: {} });
     expect(of(config)?.declared?.kind).toBe("integers");
