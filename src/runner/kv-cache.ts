@@ -1,5 +1,5 @@
 import type { Backend, KvScales, LayerCache } from "../backend/backend.ts";
-import type { Tensor } from "../backend/tensor.ts";
+import { byteLengthOf, type DeviceBuffer, Tensor } from "../backend/tensor.ts";
 import { dtypeSize, type KvDType } from "../base/dtype.ts";
 import type { KvLayout } from "./kv-layout.ts";
 
@@ -16,6 +16,9 @@ export function kvBlockBytes({ layout, blockSize, kvDtype }: KvCacheShape): numb
   return elements * blockSize * dtypeSize(kvDtype);
 }
 
+/** Values begin at multiples of so many bytes from their keys: no less than what buffers begin at. */
+const ALIGNMENT = 512;
+
 /** Device block that padding rows read and write. */
 export const SCRATCH_BLOCK = 0;
 
@@ -30,7 +33,7 @@ export function deviceBlock(block: number, parts = 1): number {
 /** The paged keys and values of all layers, plus the scratch block. `scales`, if any, are of the layers. */
 export class KvCache {
   readonly layers: readonly LayerCache[];
-  readonly #columns: readonly Tensor[];
+  readonly #buffers: readonly DeviceBuffer[];
 
   constructor(
     backend: Backend,
@@ -40,10 +43,14 @@ export class KvCache {
   ) {
     const blocks = numBlocks + 1;
     const columns = layout.columns.map((elements) => {
-      const memory = () => backend.empty(kvDtype, [blocks, elements * blockSize]);
-      return { keys: memory(), values: memory() };
+      const shape = [blocks, elements * blockSize];
+      const bytes = Math.ceil(byteLengthOf(kvDtype, shape) / ALIGNMENT) * ALIGNMENT;
+      // One buffer, so that no backend with several memories has them in two.
+      const buffer = backend.allocate(2 * bytes);
+      const memory = (offset: number) => new Tensor(buffer, kvDtype, shape, offset);
+      return { buffer, keys: memory(0), values: memory(bytes) };
     });
-    this.#columns = columns.flatMap(({ keys, values }) => [keys, values]);
+    this.#buffers = columns.map(({ buffer }) => buffer);
     this.layers = layout.layers.map(({ group, column, part, numKvHeads, headDim }, layer) => {
       const parts = blocks * layout.groups[group]!.parts;
       const own = (memory: Tensor) => memory.reshape(parts, numKvHeads, blockSize, headDim).rows(part, parts);
@@ -53,6 +60,6 @@ export class KvCache {
   }
 
   dispose(): void {
-    for (const { buffer } of this.#columns) buffer.dispose();
+    for (const buffer of this.#buffers) buffer.dispose();
   }
 }

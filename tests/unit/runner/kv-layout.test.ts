@@ -2,6 +2,8 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import fc from "fast-check";
 import { CpuBackend } from "../../../src/backend/cpu/cpu-backend.ts";
+import type { PlacedBuffer } from "../../../src/backend/simd/place.ts";
+import { SimdBackend } from "../../../src/backend/simd/simd-backend.ts";
 import { blocksOfSequence, tokensInPool } from "../../../src/base/kv-group.ts";
 import { readModelConfig } from "../../../src/models/config.ts";
 import { type CachedLayer, cachedLayersOf } from "../../../src/models/kv-heads.ts";
@@ -140,4 +142,19 @@ test("whatever layers there are, what one writes to its group's blocks no other 
     },
   );
   fc.assert(property, { numRuns: 60 });
+});
+
+test("keys and values of a layer lie in one memory of a backend that has several", () => {
+  const layout = kvLayout(repeat(9, layer(0, 2, 64)), 4096);
+  for (const numBlocks of [23, 30, 37, 44]) {
+    const backend = new SimdBackend({ threads: 1, placeBytes: 2 ** 22, sparedBytes: 2 ** 20 });
+    const cache = new KvCache(backend, { layout, blockSize: 16, kvDtype: "float32" }, numBlocks);
+    const places = cache.layers.map((layer) =>
+      [layer.keys, layer.values].map(({ buffer }) => (buffer as PlacedBuffer).place),
+    );
+    expect(new Set(places.flat()).size).toBeGreaterThan(1);
+    for (const [keys, values] of places) expect(values === keys).toBe(true);
+    cache.dispose();
+    backend.dispose();
+  }
 });
