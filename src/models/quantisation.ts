@@ -15,7 +15,7 @@ export interface QuantisationConfig {
   readonly gptqZeros: GptqZeros;
   /** All matrices of integers have zero points: one without them has lost a tensor. */
   readonly needsZeros: boolean;
-  /** GPTQ's matrices say in which order their columns are, likewise. */
+  /** All say in which order their columns are, likewise. */
   readonly needsOrder: boolean;
   /**
    * The form of matrices where there are no tensors to look at: with `loadFormat: "dummy"`. Floats where only the cache was
@@ -84,6 +84,18 @@ function isMlx(json: JsonFields): boolean {
   return !json.has("quant_method") && json.has("group_size") && json.has("bits");
 }
 
+/** `desc_act` of GPTQ, or an `actorder` of each of compressed-tensors' groups that is kept in the file. */
+function hasOrder(json: JsonFields): boolean {
+  if (json.boolean("desc_act", false)) return true;
+  const groups = json.get("config_groups");
+  const all = isJsonObject(groups) ? Object.values(groups) : [];
+  const orders = all.map((group) => {
+    const weights = isJsonObject(group) ? group["weights"] : undefined;
+    return isJsonObject(weights) ? weights["actorder"] : undefined;
+  });
+  return orders.length > 0 && orders.every((order) => order === "group" || order === "dynamic");
+}
+
 function hasZeros(form: DeclaredForm): boolean {
   return form.kind === "integers" && form.zeros;
 }
@@ -102,7 +114,7 @@ function quantisationOf(json: JsonFields, method: string): QuantisationConfig {
   const read = Object.hasOwn(READERS, method) ? READERS[method] : undefined;
   if (read === undefined) throw unsupported(json, `quantised weights (${shown(method)}) are`);
   const declared = read(json);
-  const needs = { needsZeros: hasZeros(declared), needsOrder: json.boolean("desc_act", false) };
+  const needs = { needsZeros: hasZeros(declared), needsOrder: hasOrder(json) };
   return { method, gptqZeros: readGptqZeros(json), ...needs, declared };
 }
 

@@ -107,7 +107,10 @@ function storedGptq(
 }
 
 /** compressed-tensors' `weight_packed` [N, K·bits/32] with `weight_scale` and, unless it is symmetric, `weight_zero_point`. */
-export function storedPacked(tensors: MatrixTensors, { needsZeros }: NeededTensors): StoredIntegers {
+export function storedPacked(
+  tensors: MatrixTensors,
+  { needsZeros, needsOrder }: NeededTensors,
+): StoredIntegers {
   const { rows, columns } = tensors.matrix;
   const weight = tensors.find("weight_packed")!;
   const bits = bitsOf(tensors, weight, weight.shape[1]);
@@ -120,7 +123,9 @@ export function storedPacked(tensors: MatrixTensors, { needsZeros }: NeededTenso
   tensors.checkShape(scales, rows, groups);
   const zeros = needsZeros ? tensors.require("weight_zero_point", weight) : tensors.find("weight_zero_point");
   if (zeros !== undefined) tensors.checkShape(zeros, Math.ceil(rows / perWord), groups);
-  const permutation = permutationOf(tensors, tensors.find("weight_g_idx"), columns / groups);
+  const order =
+    needsOrder && groups > 1 ? tensors.require("weight_g_idx", weight) : tensors.find("weight_g_idx");
+  const permutation = permutationOf(tensors, order, columns / groups);
   return {
     ...{ form: "integers", bits, groupSize: columns / groups, permutation, symmetric: zeros === undefined },
     scaleDtype: scaleDtype(tensors, scales),

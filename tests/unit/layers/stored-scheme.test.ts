@@ -299,6 +299,7 @@ describe("what is not as it must be", () => {
       { needsOrder: true },
       "g_idx",
     ],
+    ["a packed order of columns", packed(4, 64, true), { needsOrder: true }, "weight_g_idx"],
   ])("%s that the config says are there", async (_, make, options, suffix) => {
     const { tensors } = makeBoth(make);
     for (const name of ["m0", "m1"]) delete tensors[`${name}.${suffix}`];

@@ -100,6 +100,17 @@ describe("what checkpoints state", () => {
     expect(of({ quant_method: "awq", bits: 4, zero_point: false })?.needsZeros).toBe(false);
   });
 
+  test("that all say in which order their columns are", () => {
+    const group = (actorder: unknown) => ({ targets: ["Linear"], weights: { ...INT4, actorder } });
+    const several = (...orders: unknown[]) =>
+      of({ ...compressed(INT4), config_groups: { ...orders.map(group) } })?.needsOrder;
+    expect([several("group"), several("group", null), several("weight"), several(null)]).toEqual([
+      ...[true, false, false, false],
+    ]);
+    expect(of({ quant_method: "gptq", bits: 4, desc_act: true })?.needsOrder).toBe(true);
+    expect(of({ quant_method: "gptq", bits: 4, desc_act: false })?.needsOrder).toBe(false);
+  });
+
   test("settings of transforms, of which there are none", () => {
     const config = compressed(INT4, { transform_config: { config_groups: {} }, sparsity_config: {} });
     expect(of(config)?.declared?.kind).toBe("integers");
