@@ -6,6 +6,8 @@ import type { ThreadPool } from "./thread-pool.ts";
 
 /** A row of logits to draw from. */
 export interface DrawnRow {
+  /** Of its token among those of all rows. */
+  readonly index: number;
   /** Address of its logits [V]. */
   readonly logits: number;
   readonly slot: Slot;
@@ -13,7 +15,7 @@ export interface DrawnRow {
   readonly position: number;
 }
 
-/** Draws a token for each row into `out` and appends it to the slot's sequence; see `Backend.sample`. */
+/** Draws a token for each row of a place into `out` and appends it to the slot's sequence; see `Backend.sample`. */
 export function draw(
   pool: ThreadPool,
   place: Place,
@@ -43,12 +45,12 @@ export function draw(
     write: (words) => words.words(0, ...args),
   });
   const view = new DataView(place.bytes, candidates);
-  for (const [i, { slot }] of rows.entries()) {
+  for (const [i, { index, slot }] of rows.entries()) {
     const ofParts = Array.from({ length: parts }, (_, part): Candidate => {
       const at = (i * parts + part) * layout.CANDIDATE_BYTES;
       return { key: view.getFloat64(at, true), token: view.getInt32(at + 8, true) };
     });
-    out[i] = accept(bestOf(ofParts), slot);
+    out[index] = accept(bestOf(ofParts), slot);
   }
 }
 

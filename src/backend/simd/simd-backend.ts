@@ -308,8 +308,7 @@ export class SimdBackend extends CpuBackend {
     slots: SlotTensors,
   ): void {
     const shape = checks.checkSample(out, logits, processed, samples, slots);
-    const place = placeOf(logits);
-    if (place === undefined || placeOf(processed) !== place) {
+    if (placeOf(logits) === undefined || placeOf(processed) === undefined) {
       super.sample(out, logits, processed, samples, slots);
       return;
     }
@@ -318,12 +317,22 @@ export class SimdBackend extends CpuBackend {
       ints(samples.positions),
       hostSlots(slots, shape),
     ];
-    const rows = Array.from(rowSlots, (index, i): DrawnRow => {
-      const slot = new Slot(host, index);
+    const rows = new Map<Place, DrawnRow[]>();
+    for (const [index, slotIndex] of rowSlots.entries()) {
+      const slot = new Slot(host, slotIndex);
       const from = slot.word("flags") === 0 ? logits : processed;
-      return { logits: from.address + 4 * shape.vocab * i, slot, position: positions[i]! };
-    });
-    draw(this.#pool, place, ints(out), rows, shape.vocab);
+      const row = {
+        index,
+        logits: from.address + 4 * shape.vocab * index,
+        slot,
+        position: positions[index]!,
+      };
+      const place = placeOf(from)!;
+      const own = rows.get(place);
+      if (own === undefined) rows.set(place, [row]);
+      else own.push(row);
+    }
+    for (const [place, own] of rows) draw(this.#pool, place, ints(out), own, shape.vocab);
   }
 
   #addPlace(): Place {

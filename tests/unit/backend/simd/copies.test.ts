@@ -1,12 +1,14 @@
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
 import { bytes } from "../../../../src/backend/cpu/host-buffer.ts";
-import { PlacedBuffer } from "../../../../src/backend/simd/place.ts";
+import { type Place, PlacedBuffer } from "../../../../src/backend/simd/place.ts";
 import { SimdBackend, type SimdOptions } from "../../../../src/backend/simd/simd-backend.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight } from "../../../../src/backend/weight.ts";
 import { AttentionStep } from "../../../contract/attention-step.ts";
 import { Fixture } from "../../../contract/fixture.ts";
 import { batchTensors, raggedBatch } from "../../../contract/ragged-batch.ts";
+import { type SlotParams, sampleRows, slotTensors } from "../../../contract/slot-table.ts";
 
 setDefaultTimeout(300_000);
 
@@ -53,6 +55,15 @@ const OPS: Readonly<Record<string, Op>> = {
   },
 };
 
+function placeOf({ buffer }: Tensor): Place | undefined {
+  return buffer instanceof PlacedBuffer ? buffer.place : undefined;
+}
+
+/** Takes what is free where a tensor lies, but for what tensors leave. */
+function fill(tensor: Tensor): void {
+  while (placeOf(tensor)?.take(2 ** 12, SPARED_BYTES) !== undefined);
+}
+
 function run(options: SimdOptions, op: Op, isElsewhere: boolean): Buffer {
   const backend = new SimdBackend(options);
   const fixture = new Fixture(backend);
@@ -60,9 +71,6 @@ function run(options: SimdOptions, op: Op, isElsewhere: boolean): Buffer {
     const copy = new Tensor(backend.allocateShared(tensor.byteLength), tensor.dtype, tensor.shape);
     bytes(copy).set(bytes(tensor));
     return copy;
-  };
-  const fill = ({ buffer }: Tensor) => {
-    while (buffer instanceof PlacedBuffer && buffer.place.take(2 ** 12, SPARED_BYTES) !== undefined);
   };
   try {
     const out = isElsewhere
@@ -84,5 +92,36 @@ describe("where a place has little memory left", () => {
     test(`${name} copies some rows at a time of what lies elsewhere`, () => {
       expect(run(SMALL, op, true).equals(run({ threads: 1 }, op, false))).toBe(true);
     });
+  }
+});
+
+test("tokens are the kernels' where logits and processed ones lie in two places", () => {
+  const reference = spyOn(CpuBackend.prototype, "sample");
+  try {
+    const [first, second] = [{ threads: 1 }, SMALL].map((options) => {
+      const backend = new SimdBackend(options);
+      const fixture = new Fixture(backend);
+      const [rows, vocab] = [5, 3000];
+      const logits = fixture.normals([rows, vocab]).tensor;
+      if (options === SMALL) fill(logits);
+      const processed = fixture.normals([rows, vocab]).tensor;
+      expect(placeOf(processed) === placeOf(logits)).toBe(options !== SMALL);
+      const params = Array.from({ length: rows }, (_, i): SlotParams => {
+        const common = { topK: 40, topP: 0.9, seed: [i, 3], tokens: [1] } as const;
+        return i % 2 === 0 ? common : { ...common, allowed: [7] };
+      });
+      const slots = slotTensors(fixture, params, { vocab });
+      const out = fixture.output("int32", [rows]);
+      const all = params.map((_, i) => i);
+      backend.sample(out, logits, processed, sampleRows(fixture, all, all), slots);
+      const tokens = [...fixture.readInts(out)];
+      fixture.dispose();
+      backend.dispose();
+      return tokens;
+    });
+    expect(second).toEqual(first!);
+    expect(reference).not.toHaveBeenCalled();
+  } finally {
+    reference.mockRestore();
   }
 });
