@@ -15,8 +15,8 @@ import { multiply } from "./product";
 import { read } from "./read";
 import { rotateAndStore } from "./rotate";
 
-/** How often a thread looks before it sleeps: some 30 µs. */
-const SPINS: i32 = 6000;
+/** How often a thread looks before it sleeps, some 150 µs: the time between two large tasks of a layer. */
+const SPINS: i32 = 30000;
 /** Longest sleep, in nanoseconds: who sleeps looks again after it, woken or not. */
 const NAP: i64 = 20_000_000;
 

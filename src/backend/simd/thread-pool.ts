@@ -69,7 +69,7 @@ class KernelError extends DeviceError {
 /** Work of a task that one thread does alone: some ten microseconds. */
 export const ALONE = 2 ** 17;
 /** Work that is worth waking threads that sleep, which costs some fifty microseconds. Those that are awake share less, too. */
-const WAKING = 2 ** 21;
+const WAKING = 2 ** 20;
 
 /**
  * Threads that share the units of tasks with the one that calls. The others are started at the first task that is worth it, or ahead, and
