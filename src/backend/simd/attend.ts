@@ -8,7 +8,7 @@ import { ints } from "../cpu/host-buffer.ts";
 import { hostBatch } from "../cpu/host-views.ts";
 import type { Tensor } from "../tensor.ts";
 import { knows, type Operands } from "./operands.ts";
-import type { ThreadPool } from "./thread-pool.ts";
+import type { Arguments, ThreadPool } from "./thread-pool.ts";
 
 /** Tokens of a row that one unit attends with, at most. */
 const RUN_TOKENS = 8;
@@ -80,10 +80,10 @@ export function attend(
     operands.optional("key norm", headNorm?.key),
   ];
   const [keyCache, valueCache] = [operands.read("keys", keys), operands.read("values", values)];
-  const common = (projections: number, results: number) => [
-    ...[projections, results, numHeads, numKvHeads, headDim],
-    ...[keyCache, valueCache, blockSize, Number(isFloat8)],
-  ];
+  const writeCommon = (args: Arguments, projections: number, results: number) => {
+    args.words(0, projections, results, numHeads, numKvHeads, headDim);
+    args.words(5, keyCache, valueCache, blockSize, Number(isFloat8));
+  };
   const atATime = operands.rowsAtATime(qkv, out);
   for (let first = 0; first < tokens; first += atATime) {
     const end = Math.min(first + atATime, tokens);
@@ -93,7 +93,7 @@ export function attend(
       units: end - first,
       work: (end - first) * projectedHeads(spec) * headDim,
       write: (args) => {
-        args.words(0, ...common(projections.address, 0));
+        writeCommon(args, projections.address, 0);
         args.words(9, positions + WORD_BYTES * first, slots + WORD_BYTES * first);
         args.words(11, angles, rotaryDim, queryNorm, keyNorm, scales);
         args.double(16, headNorm?.eps ?? 0);
@@ -114,7 +114,7 @@ export function attend(
       units: runs.count * numKvHeads,
       work: runs.contexts * numHeads * headDim,
       write: (args) => {
-        args.words(0, ...common(projections, result.address));
+        writeCommon(args, projections, result.address);
         args.words(24, window);
         args.float(25, scale * keyScale);
         args.float(26, valueScale);

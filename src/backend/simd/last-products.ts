@@ -22,7 +22,7 @@ interface Product {
 export class LastProducts {
   readonly #products = new WeakMap<Weight, Product>();
 
-  /** The tasks of a product, if it is the last by its weight over again. @param fusion which `canFuse` allows */
+  /** The tasks of a product, if it is the last by its weight over again. */
   find(weight: Weight, out: Tensor, x: Tensor, fusion: LinearFusion): readonly RecordedTask[] | undefined {
     const last = this.#products.get(weight);
     if (last === undefined || last.out !== out || last.x !== x) return undefined;
@@ -36,8 +36,12 @@ export class LastProducts {
   }
 }
 
-/** Of fusions that have no other fields: `canFuse` knows them all. */
-function isSame(a: LinearFusion, b: LinearFusion): boolean {
+/** The fields that are compared: a type error here says that one is missing. */
+type Compared = Record<"norm" | "bias" | "activation" | "addTo", unknown>;
+type Complete<Fusion extends { readonly [Field in keyof Compared]?: unknown }> =
+  keyof Fusion extends keyof Compared ? Fusion : never;
+
+function isSame(a: Complete<LinearFusion>, b: Complete<LinearFusion>): boolean {
   const isSameNorm = a.norm?.weight === b.norm?.weight && a.norm?.eps === b.norm?.eps;
   return isSameNorm && a.bias === b.bias && a.activation === b.activation && a.addTo === b.addTo;
 }

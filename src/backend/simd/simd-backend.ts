@@ -150,14 +150,13 @@ export class SimdBackend extends CpuBackend {
   }
 
   override linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
-    const canBeOfKernels = canFuse(fusion);
-    const last = canBeOfKernels ? this.#last.find(weight, out, x, fusion) : undefined;
+    const last = this.#last.find(weight, out, x, fusion);
     if (last !== undefined) {
       this.#pool.repeat(last);
       return;
     }
     const shape = checks.checkLinear("float32", out, x, weight, fusion, this.matrixDtypes);
-    if (!canMultiply(weight) || !canBeOfKernels) super.linear(out, x, weight, fusion);
+    if (!canMultiply(weight) || !canFuse(fusion)) super.linear(out, x, weight, fusion);
     else if (isOfKernels(fusion)) {
       const operands = this.#operandsOf(weight);
       const tasks = this.#pool.record(() => this.#multiply(operands, out, x, weight, shape, fusion));
