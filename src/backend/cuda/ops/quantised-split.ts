@@ -73,8 +73,9 @@ export interface SplitPlan {
   /** Tiles whose outputs a CTA has at most, and columns of x. */
   readonly slots: number;
   readonly columns: number;
-  /** Warps that share a tile's columns. */
+  /** Warps that share a tile's columns, and a token's in the norm. */
   readonly columnParts: number;
+  readonly normParts: number;
   readonly stages: number;
   readonly sharedBytes: number;
 }
@@ -140,7 +141,7 @@ export class QuantisedSplit {
       ...{ gamma: norm?.weight ?? null, bias: bias ?? null, residual: addTo ?? null },
       ...{ tokens, inputs: inFeatures, outputs: gated ? outFeatures / 2 : outFeatures },
       ...{ tiles: plan.tiles, slots: plan.slots, column_parts: plan.columnParts, columns: plan.columns },
-      norm_parts: WARP_DIVISORS.findLast((parts) => parts <= normChunks(plan.columns))!,
+      norm_parts: plan.normParts,
       ...{ groups, group_shift: groups === 1 ? WHOLE_ROW_SHIFT : Math.log2(groupSize) },
       activation: activation === undefined ? -1 : ACTIVATION_CODES[activation.kind],
       eps: norm?.eps ?? 0,
@@ -199,7 +200,9 @@ export function planSplit(
     const tokensAtMost = tokenBlocks * TOKEN_BLOCK;
     // Fewer tokens are multiplied by the same kernel.
     const rows = tokensAtMost * (columns * 2 + X_PADDING) + columns * 2;
-    const squares = normChunks(columns) * tokensAtMost * 4;
+    const chunks = Math.ceil(columns / NORM_COLUMNS);
+    const normParts = WARP_DIVISORS.findLast((parts) => parts <= chunks)!;
+    const squares = chunks * tokensAtMost * 4;
     const sums = slots * tokenBlocks * splits * columnParts * WARP * 16;
     const control = Math.ceil((BARRIER_BYTES + splits * tokensAtMost * 4) / 128) * 128;
     for (const stages of STAGES) {
@@ -214,16 +217,13 @@ export function planSplit(
           slots,
           columns,
           columnParts,
+          normParts,
           stages,
           sharedBytes,
         };
     }
   }
   return undefined;
-}
-
-function normChunks(columns: number): number {
-  return Math.ceil(columns / NORM_COLUMNS);
 }
 
 function slotsOf(tiles: number, teams: number, splits: number): number {

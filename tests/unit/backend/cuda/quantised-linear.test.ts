@@ -1,12 +1,11 @@
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
-import type { CudaBackend } from "../../../../src/backend/cuda/cuda-backend.ts";
 import { type QuantisedWeight, ScaleKind } from "../../../../src/backend/cuda/ops/quantised-form.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
-import type { Fp8Weight, GroupedWeight, SuperblockWeight, Weight } from "../../../../src/backend/weight.ts";
-import type { DType } from "../../../../src/base/dtype.ts";
+import type { Fp8Weight, GroupedWeight, Weight } from "../../../../src/backend/weight.ts";
 import { FakeMachine } from "./fake-machine.ts";
 import { FakeTensors } from "./fake-tensors.ts";
+import { fakeWeights } from "./fake-weights.ts";
 import { namedArguments } from "./kernel-signatures.ts";
 import { HOPPER_SHARED_BYTES, LaunchRecorder, MULTIPROCESSORS } from "./launch-recorder.ts";
 
@@ -17,54 +16,7 @@ const recorder = new LaunchRecorder();
 afterAll(() => recorder[Symbol.dispose]());
 const { machine, backend, launches, launch, requested } = recorder;
 const { bf16, f32, i32 } = new FakeTensors();
-
-/** Tensors of a weight: some are copied, so there must be memory behind them. */
-function memory(on: CudaBackend, dtype: DType, ...shape: number[]): Tensor {
-  return on.empty(dtype, shape);
-}
-
-function fp8(n: number, k: number, { blockRows = 1, on = backend } = {}): Fp8Weight {
-  const blockColumns = blockRows === 1 ? k : 128;
-  const scales = f32(Math.ceil(n / blockRows), Math.ceil(k / blockColumns));
-  const data = memory(on, "float8_e4m3", n, k);
-  return { format: "fp8", shape: [n, k], data, scales, blockRows, blockColumns };
-}
-
-function grouped(
-  n: number,
-  k: number,
-  groupSize: number,
-  { on = backend, ...options }: Partial<GroupedWeight> & { readonly on?: CudaBackend } = {},
-): GroupedWeight {
-  const { bits = 4 } = options;
-  return {
-    ...{ format: "grouped", shape: [n, k], bits, groupSize },
-    ...{ data: memory(on, "uint8", n, (k * bits) / 8) },
-    ...{ scales: memory(on, "float16", n, k / groupSize), ...options },
-  };
-}
-
-/** Q4_K's form. */
-function superblocks(n: number, k: number, on = backend): SuperblockWeight {
-  return {
-    ...{ format: "superblocks", shape: [n, k], bits: 4, groupSize: 32, minima: true },
-    data: memory(on, "uint8", n, k / 2),
-    steps: memory(on, "uint8", n, k / 32, 2),
-    units: memory(on, "float16", n, k / 256, 2),
-  };
-}
-
-/** The weight in the backend's order, whose launches are not counted. */
-function prepared<W extends QuantisedWeight>(weight: W, on = backend): W {
-  expect(on.prepareWeight(weight)).toBe(weight);
-  return weight;
-}
-
-function machineThatQuantises() {
-  const other = new FakeMachine();
-  afterAll(() => other[Symbol.dispose]());
-  return { backend: other.backend("bfloat16", { quantiseActivations: true }), cuda: other.cuda };
-}
+const { memory, fp8, grouped, superblocks, prepared } = fakeWeights(backend);
 
 function product(weight: QuantisedWeight, tokens: number, fusion: LinearFusion = {}) {
   const [n, k] = weight.shape;
@@ -282,7 +234,7 @@ describe("a few tokens by 4 bits on Hopper", () => {
       ...{ out: out.address, x: x.address, weight: weight.data.address, scales: weight.scales.address },
       ...{ zeros: weight.zeros!.address, gamma: norm.weight.address, bias: bias.address },
       ...{ residual: addTo.address, tokens: 8, inputs: 1024, outputs: 2112, tiles: 132, slots: 1 },
-      ...{ column_parts: 4, columns: 512, group_shift: 7, groups: 8, activation: -1 },
+      ...{ column_parts: 4, columns: 512, norm_parts: 2, group_shift: 7, groups: 8, activation: -1 },
     });
     expect(requested.mock.lastCall![0].defines).toMatchObject({
       ...{ BITS: 4, SCALES: ScaleKind.groupHalves, ZEROS: 1, SUB: 128, WARPS: 12, STAGE_BLOCKS: 2 },
@@ -391,53 +343,6 @@ test("more tokens are multiplied by the weight's elements", () => {
   // A thread for 16 of 512 columns of 8 rows, for each strip.
   expect(elements.grid).toEqual([32, 1, 1]);
   expect(machine.cublas.matmuls.at(-1)).toMatchObject({ weight: namedArguments(elements)["out"] });
-});
-
-describe("activations in eight bits", () => {
-  const { backend: on, cuda } = machineThatQuantises();
-  const run = (weight: Fp8Weight | GroupedWeight, tokens: number, fusion: LinearFusion = {}) => {
-    const [n, k] = weight.shape;
-    const [x, out] = [bf16(tokens, k), bf16(tokens, fusion.activation?.gated ? n / 2 : n)];
-    const before = cuda.launches.length;
-    on.linear(out, x, weight, fusion);
-    return { x, out, all: cuda.launches.slice(before) };
-  };
-
-  test("are made by a kernel of their own, norm and all, and multiplied in another", () => {
-    const weight = prepared(fp8(4096, 1024, { on }), on);
-    const norm = { weight: bf16(1024), eps: 1e-6 };
-    const { x, out, all } = run(weight, 64, { norm, activation: SILU });
-    const [quantised, multiplied] = all;
-    expect(quantised).toMatchObject({ entry: "quantise_tokens", grid: [64, 1, 1], block: [64, 1, 1] });
-    const args = namedArguments(quantised!);
-    expect(args).toMatchObject({ x: x.address, gamma: norm.weight.address, width: 1024 });
-    expect(multiplied).toMatchObject({ entry: "linear_float8", grid: [64, 1, 2], block: [192, 1, 1] });
-    expect(namedArguments(multiplied!)).toMatchObject({
-      ...{
-        out: out.address,
-        factors: weight.scales.address,
-        x_factors: args["factors"],
-        bias: 0,
-        residual: 0,
-      },
-      ...{ tokens: 64, outputs: 2048, row_tiles: 64, k_tiles: 8 },
-    });
-    expect(all.length).toBe(2);
-  });
-
-  test("of a prompt are multiplied in large tiles, of which few row tiles are computed at once", () => {
-    const { all } = run(prepared(fp8(4096, 1024, { on }), on), 4096);
-    // 16 token tiles, and 32 row tiles of 128 in so many rounds as keep 132 multiprocessors at work.
-    expect(all[1]).toMatchObject({ entry: "linear_float8", grid: [8, 16, 1], block: [320, 1, 1] });
-  });
-
-  test.each([
-    ["few tokens", () => fp8(256, 512, { on }), 8, "linear_quantised"],
-    ["weights in blocks", () => fp8(256, 512, { blockRows: 128, on }), 16, "linear_quantised_wgmma"],
-    ["outputs that are no whole tiles", () => fp8(72, 512, { on }), 16, "linear_quantised"],
-  ])("not of %s", (_, make, tokens, entry) => {
-    expect(run(prepared(make(), on), tokens).all.at(-1)!.entry).toBe(entry);
-  });
 });
 
 test("where a product may not depend on the number of tokens, all are by the weight's elements", () => {
