@@ -51,7 +51,7 @@ type Support =
       | "rotaryTable"
     )
   | ("fence" | "synchronize" | "memory" | "prepare" | "prepareWeight" | "tuneLinear" | "capture" | "dispose")
-  | ("meetRanks" | "leaveRanks" | "rehearse");
+  | ("meetRanks" | "leaveRanks" | "rehearse" | "capturesEverySize");
 
 const CLASSES: Readonly<Record<Exclude<keyof Backend, Support>, OpClass>> = {
   embedding: "embedding",

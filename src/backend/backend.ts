@@ -34,8 +34,11 @@ export interface Backend extends ExpertOps, DeltaNetOps {
 
   // ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  /** Uninitialised memory. Throws `DeviceError` when there is not enough. */
-  allocate(byteLength: number): DeviceBuffer;
+  /**
+   * Uninitialised memory. Throws `DeviceError` when there is not enough.
+   * @param isPool it is filled little by little, as KV caches are, and perhaps never to its end
+   */
+  allocate(byteLength: number, isPool?: boolean): DeviceBuffer;
   /**
    * Uninitialised memory of the host, `host` of the buffer, that ops read and write in place: small and slow for the device.
    * What the host wrote is seen by ops enqueued after that; what ops wrote, once the host has waited for them.
@@ -97,6 +100,8 @@ export interface Backend extends ExpertOps, DeltaNetOps {
    * thing.
    */
   capture?(enqueue: () => void): CapturedGraph;
+  /** One is captured for each number of decode rows, when it comes. Default: few, ahead, to which steps are padded; needs `memory`. */
+  readonly capturesEverySize?: boolean;
   /** Frees everything this backend allocated. Safe to call twice. */
   dispose(): void;
 
@@ -266,6 +271,8 @@ export interface ModelShape {
 export interface CapturedGraph {
   /** Enqueues the ops once more. */
   launch(): void;
+  /** The backend has moved memory that they work in: they must be captured anew. Undefined where that never happens. */
+  isStale?(): boolean;
   dispose(): void;
 }
 

@@ -23,7 +23,14 @@ export class Workspace {
   /** The last tensor of a name: steps like the one before have the same. */
   readonly #tensors = new Map<string, Tensor>();
 
+  #moves = 0;
+
   constructor(private readonly backend: Backend) {}
+
+  /** How often a name has been given other memory than before. */
+  get moves(): number {
+    return this.#moves;
+  }
 
   /** A tensor on the memory called `name`, grown when needed. Contents are undefined. */
   tensor(name: string, dtype: DType, shape: readonly number[]): Tensor {
@@ -33,6 +40,7 @@ export class Workspace {
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.byteLength < bytes) {
       const outgrown = buffer?.byteLength;
+      if (outgrown !== undefined) this.#moves++;
       invariant(
         !this.#frozen.has(name),
         `workspace buffer "${name}" is captured and cannot grow to ${bytes} bytes`,

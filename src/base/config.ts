@@ -74,7 +74,7 @@ export interface EngineOptions {
   tensorParallelSize?: number;
   /** Index of the GPU among those that the driver shows; of several, the first. Default 0. */
   gpuIndex?: number;
-  /** Do not capture CUDA graphs, nor pad steps to the sizes of captured ones. Slower; for debugging. Default false. */
+  /** Capture no steps (on a GPU as CUDA graphs), nor pad any to the sizes of captured ones. Slower; for debugging. Default false. */
   enforceEager?: boolean;
   /**
    * A request's tokens are the same bits whatever else runs, for a cost in speed: see docs/architecture.md, "Sampling".

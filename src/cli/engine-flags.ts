@@ -48,7 +48,7 @@ export const ENGINE_FLAGS: FlagTable<Exclude<keyof EngineOptions, "seed">> = {
     integerValue,
   ],
   gpuIndex: ["--gpu-index <index>", "GPU to use; of several, the first (default: 0)", integerValue],
-  enforceEager: ["--enforce-eager", "do not capture CUDA graphs"],
+  enforceEager: ["--enforce-eager", "run steps op by op: capture none"],
   batchInvariant: ["--batch-invariant", "the same tokens, bit for bit, whatever else runs; slower"],
   enablePrefixCaching: ["--no-enable-prefix-caching", "do not reuse the KV blocks of equal prefixes"],
   overlapScheduling: ["--no-overlap-scheduling", "read each step's tokens before launching the next"],

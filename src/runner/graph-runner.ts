@@ -29,7 +29,12 @@ export type DrawKind = "plain" | "full" | "masked";
 export interface StepGraph {
   readonly begin: CapturedGraph;
   readonly draw: CapturedGraph | undefined;
+  /** Memory that it works in has moved: it must be captured anew. */
+  isStale(): boolean;
 }
+
+/** Graphs of every size that are kept: those that were launched last. */
+const MOST_OF_EVERY_SIZE = 32;
 
 export interface GraphLimits {
   readonly maxRows: number;
@@ -38,34 +43,39 @@ export interface GraphLimits {
 
 /** Captured steps, of decode rows or of one prompt, for each kind of drawing. */
 export class GraphRunner {
-  readonly #decodeBuckets: readonly number[];
-  readonly #promptBuckets: readonly number[];
+  /** Undefined where there is one for each number of rows. */
+  readonly #buckets: { readonly decodes: readonly number[]; readonly prompts: readonly number[] } | undefined;
+  /** By when they were launched. */
   readonly #graphs = new Map<string, StepGraph>();
   /** Steps of a prompt that have come once. */
   readonly #seen = new Set<string>();
 
   /**
    * @param capture records a step. Plain decode steps are recorded at once, the largest first, so that smaller ones find the
-   * memory it uses; others when they are first launched, and those of a prompt when they come again.
+   * memory it uses; others when they are first launched, and those of a prompt when they come again. Of every size, all decode steps
+   * are recorded when they come, and none of a prompt.
    */
   constructor(
     { maxRows, maxTokens }: GraphLimits,
     private readonly capture: (bucket: StepBucket, kind: DrawKind) => StepGraph,
+    isOfEverySize = false,
   ) {
-    this.#decodeBuckets = decodeBuckets(maxRows);
-    this.#promptBuckets = promptBuckets(maxTokens);
-    for (const decodeRows of [...this.#decodeBuckets].reverse()) this.find({ decodeRows }, "plain");
+    if (isOfEverySize) return;
+    this.#buckets = { decodes: decodeBuckets(maxRows), prompts: promptBuckets(maxTokens) };
+    for (const decodeRows of [...this.#buckets.decodes].reverse()) this.find({ decodeRows }, "plain");
   }
 
   /** The bucket of a step of so many decode rows, or of one row of so many tokens; undefined if there is none. */
   bucketFor(decodeRows: number, promptTokens: number): StepBucket | undefined {
+    if (this.#buckets === undefined) return promptTokens === 0 ? { decodeRows } : undefined;
+    const { decodes, prompts } = this.#buckets;
     if (promptTokens === 0) {
-      const rows = this.#decodeBuckets.find((bucket) => bucket >= decodeRows);
+      const rows = decodes.find((bucket) => bucket >= decodeRows);
       return rows === undefined ? undefined : { decodeRows: rows };
     }
     // Beside decode rows a prompt's step takes longer than its launch, which happens while the step before runs.
     if (decodeRows > 0) return undefined;
-    const tokens = this.#promptBuckets.find((bucket) => bucket >= promptTokens);
+    const tokens = prompts.find((bucket) => bucket >= promptTokens);
     return tokens === undefined ? undefined : { promptTokens: tokens };
   }
 
@@ -74,21 +84,36 @@ export class GraphRunner {
     const isPrompt = "promptTokens" in bucket;
     const key = isPrompt ? `prompt ${bucket.promptTokens} ${kind}` : `${bucket.decodeRows} ${kind}`;
     const known = this.#graphs.get(key);
-    if (known !== undefined) return known;
+    this.#graphs.delete(key);
+    if (known !== undefined && !known.isStale()) {
+      this.#graphs.set(key, known);
+      return known;
+    }
+    if (known !== undefined) release(known);
     if (isPrompt && !this.#seen.has(key)) {
       this.#seen.add(key);
       return undefined;
     }
     const graph = this.capture(bucket, kind);
     this.#graphs.set(key, graph);
+    this.#dropOldest();
     return graph;
   }
 
+  #dropOldest(): void {
+    if (this.#buckets !== undefined || this.#graphs.size <= MOST_OF_EVERY_SIZE) return;
+    const oldest = this.#graphs.keys().next().value!;
+    release(this.#graphs.get(oldest)!);
+    this.#graphs.delete(oldest);
+  }
+
   dispose(): void {
-    for (const { begin, draw } of this.#graphs.values()) {
-      begin.dispose();
-      draw?.dispose();
-    }
+    for (const graph of this.#graphs.values()) release(graph);
     this.#graphs.clear();
   }
+}
+
+function release({ begin, draw }: StepGraph): void {
+  begin.dispose();
+  draw?.dispose();
 }

@@ -46,7 +46,7 @@ export class KvCache {
       const shape = [blocks, elements * blockSize];
       const bytes = Math.ceil(byteLengthOf(kvDtype, shape) / ALIGNMENT) * ALIGNMENT;
       // One buffer, so that no backend with several memories has them in two.
-      const buffer = backend.allocate(2 * bytes);
+      const buffer = backend.allocate(2 * bytes, true);
       const memory = (offset: number) => new Tensor(buffer, kvDtype, shape, offset);
       return { buffer, keys: memory(0), values: memory(bytes) };
     });

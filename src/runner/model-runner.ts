@@ -163,8 +163,9 @@ export class ModelRunner implements Runner {
     this.#cache = new KvCache(backend, shape, this.numBlocks, options.kvScales);
     if (backend.memory) rehearse(() => this.#greetCache(maxNumBatchedTokens));
     if (captures) {
-      this.#workspace.freeze();
-      this.#graphs = new GraphRunner(limits, (...step) => this.#capture(...step));
+      const { capturesEverySize } = backend;
+      if (!capturesEverySize) this.#workspace.freeze();
+      this.#graphs = new GraphRunner(limits, (...step) => this.#capture(...step), capturesEverySize);
     }
   }
 
@@ -333,14 +334,19 @@ export class ModelRunner implements Runner {
 
   /** A step from the records of its rows to the drawn tokens: in one graph, or in two with masks in between. */
   #capture(bucket: StepBucket, kind: DrawKind): StepGraph {
+    const { backend } = this;
     const step = this.#buffers.view(extentsOf(bucket));
+    const { moves } = this.#workspace;
     let hidden: Tensor | undefined;
-    const begin = this.backend.capture!(() => {
+    const begin = backend.capture!(() => {
       hidden = this.#ops.forward(step, this.#cache);
       if (kind !== "masked") this.#draw(step, hidden, kind);
     });
-    const draw = () => this.backend.capture!(() => this.#draw(step, hidden!, kind));
-    return { begin, draw: kind === "masked" ? draw() : undefined };
+    const draw = kind === "masked" ? backend.capture!(() => this.#draw(step, hidden!, kind)) : undefined;
+    const isStale = () =>
+      moves !== this.#workspace.moves || begin.isStale?.() === true || draw?.isStale?.() === true;
+    // What it was the first to need may have moved what ops before it work in.
+    return isStale() ? this.#capture(bucket, kind) : { begin, draw, isStale };
   }
 
   /**

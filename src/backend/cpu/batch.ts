@@ -18,10 +18,13 @@ export interface StepMetadata {
 }
 
 /** See `SampleRows`. */
-export interface SampleMetadata {
+export interface SampleMetadata extends DrawnSamples {
+  readonly tokenIndices: Int32Array;
+}
+
+export interface DrawnSamples {
   readonly slots: Int32Array;
   readonly positions: Int32Array;
-  readonly tokenIndices: Int32Array;
 }
 
 /** The slots' sequences, tokens [S, capacity], and block tables [G, S, maxBlocks]. */

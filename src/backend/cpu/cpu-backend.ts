@@ -37,6 +37,7 @@ import {
   hostBatch,
   hostExperts,
   hostRows,
+  hostSamples,
   hostSlots,
   hostWeight,
   optionalFloats,
@@ -45,7 +46,7 @@ import {
 import { linear, type Product, product } from "./linear.ts";
 import { logprobsRow } from "./logprobs.ts";
 import { layerNorm, normProjections, rmsNorm, sumSquares } from "./norm.ts";
-import { processRow } from "./process-logits.ts";
+import { processRows } from "./process-logits.ts";
 import { rotaryTable } from "./rotary-table.ts";
 import { accept, bestOf, type Candidate, candidateOf, sampleRow } from "./sampling.ts";
 import { Slot } from "./slots.ts";
@@ -300,11 +301,7 @@ export class CpuBackend implements Backend {
         ...hostRows(batch),
         ...{ slotMappings: ints(batch.slotMappings), mappingStride: shape.mappingStride },
       },
-      {
-        slots: ints(samples.slots),
-        positions: ints(samples.positions),
-        tokenIndices: ints(samples.tokenIndices),
-      },
+      { ...hostSamples(samples), tokenIndices: ints(samples.tokenIndices) },
       rows,
       {
         ...shape,
@@ -334,15 +331,7 @@ export class CpuBackend implements Backend {
 
   processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
     const shape = checks.checkProcessLogits(out, logits, samples, slots);
-    const [rowSlots, positions] = [ints(samples.slots), ints(samples.positions)];
-    const host = hostSlots(slots, shape);
-    for (let row = 0; row < shape.rows; row++) {
-      const slot = new Slot(host, rowSlots[row]!);
-      if (slot.word("flags") === 0) continue;
-      const result = rowOf(floats(out), row, shape.vocab);
-      result.set(rowOf(floats(logits), row, shape.vocab));
-      processRow(result, slot, positions[row]!);
-    }
+    processRows(floats(out), floats(logits), hostSamples(samples), hostSlots(slots, shape));
   }
 
   sample(out: Tensor, logits: Tensor, processed: Tensor, samples: SampleRows, slots: SlotTensors): void {

@@ -1,11 +1,11 @@
 import type { AttentionSpec } from "../attention-spec.ts";
-import type { BatchTensors, LayerCache, SlotTensors, StepBatch } from "../backend.ts";
+import type { BatchTensors, LayerCache, SampleRows, SlotTensors, StepBatch } from "../backend.ts";
 import type { ExpertWeights } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import type { AttendSpec } from "./attend.ts";
 import type { PagedKv } from "./attention.ts";
-import type { BatchMetadata, StepMetadata } from "./batch.ts";
+import type { BatchMetadata, DrawnSamples, StepMetadata } from "./batch.ts";
 import { rowsOf } from "./dequantise.ts";
 import type { HostExperts, HostRouting } from "./experts.ts";
 import type { Float8Kv } from "./float8-kv.ts";
@@ -71,6 +71,11 @@ export function hostRows(batch: BatchTensors | StepBatch): Omit<StepMetadata, "t
   };
 }
 
+/** What drawing needs to know of its rows. */
+export function hostSamples({ slots, positions }: SampleRows): DrawnSamples {
+  return { slots: ints(slots), positions: ints(positions) };
+}
+
 export function hostSlots(
   slots: SlotTensors,
   extents: { slots: number; capacity: number; vocab: number },
@@ -81,6 +86,7 @@ export function hostSlots(
     lengths: ints(slots.lengths),
     numComputedTokens: ints(slots.numComputedTokens),
     params: words(slots.params),
+    floatParams: floats(slots.params),
     edits: words(slots.edits),
     badWords: words(slots.badWords),
     allowed: words(slots.allowed),

@@ -1,11 +1,29 @@
 import { COUNT_IN_PROMPT, LOGIT_EDIT_WORDS, SlotFlag } from "../backend.ts";
-import type { Slot } from "./slots.ts";
+import type { DrawnSamples } from "./batch.ts";
+import { type HostSlots, Slot } from "./slots.ts";
+
+/** Rows of logits [N, V] after `processRow`, of those whose slots have a flag; no others are written. See `Backend.processLogits`. */
+export function processRows(
+  out: Float32Array,
+  logits: Float32Array,
+  samples: DrawnSamples,
+  slots: HostSlots,
+): void {
+  for (let row = 0; row < samples.slots.length; row++) {
+    const slot = new Slot(slots, samples.slots[row]!);
+    if (slot.word("flags") === 0) continue;
+    const [start, end] = [row * slots.vocab, (row + 1) * slots.vocab];
+    const result = out.subarray(start, end);
+    result.set(logits.subarray(start, end));
+    processRow(result, slot, samples.positions[row]!);
+  }
+}
 
 /**
  * Changes one row of logits [V] in place, for the token that follows `position`: allowed mask, bad words and edits
  * first, then repetition, frequency and presence penalties.
  */
-export function processRow(logits: Float32Array, slot: Slot, position: number): void {
+function processRow(logits: Float32Array, slot: Slot, position: number): void {
   if (slot.has(SlotFlag.allowed)) maskDisallowed(logits, slot.allowed);
   if (slot.has(SlotFlag.badWords)) banBadWords(logits, slot.badWords, slot.tokens, position);
   if (slot.has(SlotFlag.edits)) applyEdits(logits, slot.edits, position + 1);
@@ -48,8 +66,9 @@ function applyPenalties(logits: Float32Array, slot: Slot): void {
   const repetition = slot.float("repetitionPenalty");
   const frequency = slot.float("frequencyPenalty");
   const presence = slot.float("presencePenalty");
+  const { counts } = slot;
   for (let token = 0; token < logits.length; token++) {
-    const seen = slot.counts[token]!;
+    const seen = counts[token]!;
     if (seen === 0) continue;
     let logit = logits[token]!;
     logit = logit > 0 ? logit / repetition : logit * repetition;

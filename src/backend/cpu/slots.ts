@@ -8,6 +8,8 @@ export interface HostSlots {
   readonly lengths: Int32Array;
   readonly numComputedTokens: Int32Array;
   readonly params: Uint32Array;
+  /** The same memory. */
+  readonly floatParams: Float32Array;
   readonly edits: Uint32Array;
   readonly badWords: Uint32Array;
   readonly allowed: Uint32Array;
@@ -20,30 +22,31 @@ export interface HostSlots {
 
 /** One slot's part of every slot tensor. */
 export class Slot {
-  readonly tokens: Int32Array;
-  readonly counts: Uint32Array;
-  readonly #words: Uint32Array;
-  readonly #floats: Float32Array;
-
   constructor(
     private readonly all: HostSlots,
     private readonly index: number,
   ) {
-    invariant(0 <= index && index < all.slots, `slot ${index} of ${all.slots}`);
-    this.tokens = all.tokens.subarray(index * all.capacity, (index + 1) * all.capacity);
-    this.counts = all.counts.subarray(index * all.vocab, (index + 1) * all.vocab);
-    this.#words = all.params.subarray(index * SLOT_WORDS, (index + 1) * SLOT_WORDS);
-    this.#floats = new Float32Array(this.#words.buffer, this.#words.byteOffset, SLOT_WORDS);
+    if (!(0 <= index && index < all.slots)) invariant(false, `slot ${index} of ${all.slots}`);
+  }
+
+  get tokens(): Int32Array {
+    const { tokens, capacity } = this.all;
+    return tokens.subarray(this.index * capacity, (this.index + 1) * capacity);
+  }
+
+  get counts(): Uint32Array {
+    const { counts, vocab } = this.all;
+    return counts.subarray(this.index * vocab, (this.index + 1) * vocab);
   }
 
   /** A parameter stored as a float's bits. */
   float(name: keyof typeof SlotWord): number {
-    return this.#floats[SlotWord[name]]!;
+    return this.all.floatParams[this.index * SLOT_WORDS + SlotWord[name]]!;
   }
 
   /** A parameter stored as an unsigned integer. */
   word(name: keyof typeof SlotWord): number {
-    return this.#words[SlotWord[name]]!;
+    return this.all.params[this.index * SLOT_WORDS + SlotWord[name]]!;
   }
 
   has(flag: number): boolean {
@@ -58,11 +61,12 @@ export class Slot {
 
   /** Adds a token to the slot's sequence; a vacant slot has none. */
   append(token: number): void {
-    const length = this.all.lengths[this.index]!;
+    const { lengths, tokens, capacity } = this.all;
+    const length = lengths[this.index]!;
     if (length === 0) return;
-    invariant(length < this.tokens.length, `slot ${this.index} is full with ${length} tokens`);
-    this.tokens[length] = token;
-    this.all.lengths[this.index] = length + 1;
+    if (length >= capacity) invariant(false, `slot ${this.index} is full with ${length} tokens`);
+    tokens[this.index * capacity + length] = token;
+    lengths[this.index] = length + 1;
     if (this.has(SlotFlag.penalties)) this.counts[token]!++;
   }
 
@@ -75,10 +79,11 @@ export class Slot {
     this.all.lengths[this.index] = length;
     this.all.numComputedTokens[this.index] = numComputedTokens;
     if (!this.has(SlotFlag.penalties)) return;
-    this.counts.fill(0);
-    for (const [i, token] of this.tokens.subarray(0, length).entries()) {
-      if (i < promptLength) this.counts[token]! |= COUNT_IN_PROMPT;
-      else this.counts[token]!++;
+    const { counts, tokens } = this;
+    counts.fill(0);
+    for (const [i, token] of tokens.subarray(0, length).entries()) {
+      if (i < promptLength) counts[token]! |= COUNT_IN_PROMPT;
+      else counts[token]!++;
     }
   }
 

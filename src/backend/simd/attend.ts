@@ -1,12 +1,8 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
-import { invariant } from "../../base/errors.ts";
 import { type AttentionSpec, projectedHeads } from "../attention-spec.ts";
-import type { BatchTensors, LayerCache } from "../backend.ts";
-import { blockTableOf } from "../cpu/attention.ts";
-import { PADDING } from "../cpu/batch.ts";
-import { ints } from "../cpu/host-buffer.ts";
-import { hostBatch } from "../cpu/host-views.ts";
+import type { LayerCache } from "../backend.ts";
 import type { Tensor } from "../tensor.ts";
+import type { AttendShape, Contexts, Runs } from "./contexts.ts";
 import { knows, type Operands } from "./operands.ts";
 import type { Arguments, ThreadPool } from "./thread-pool.ts";
 
@@ -14,8 +10,6 @@ import type { Arguments, ThreadPool } from "./thread-pool.ts";
 const RUN_TOKENS = 8;
 /** Bytes of a thread's scratch memory for the states of a unit's queries. */
 const STATE_BYTES = 2 ** 18;
-/** Words of a run; see kernels-wasm/attend.ts. */
-const RUN_WORDS = 4;
 const WORD_BYTES = 4;
 
 /** The fields of a spec that kernels know. */
@@ -37,35 +31,27 @@ export function canAttend({ keys, values }: LayerCache, spec: AttentionSpec): bo
   );
 }
 
-/** The sizes that a check of `Backend.attend` finds. */
-export interface AttendShape {
-  readonly tokens: number;
-  readonly blocks: number;
-  readonly blockSize: number;
-  readonly rotaryDim: number;
-  readonly maxBlocks: number;
-}
-
-/** `Backend.attend`. */
+/** `Backend.attend`, of contexts that were checked. @param decodes their runs, where they are listed already */
 export function attend(
   pool: ThreadPool,
   operands: Operands,
   out: Tensor,
   qkv: Tensor,
-  { keys, values, keyScale = 1, valueScale = 1 }: LayerCache,
-  batch: BatchTensors,
+  cache: LayerCache,
   spec: AttentionSpec,
-  shape: AttendShape,
+  { tokens, blockSize, rotaryDim }: AttendShape,
+  contexts: Contexts,
+  decodes?: Runs,
 ): void {
   const { place } = operands;
+  const { keys, values, keyScale = 1, valueScale = 1 } = cache;
   const { numHeads, numKvHeads, headDim, headNorm, cosSin, queryScales, scale, softCap, sinks, window } =
     spec;
-  const { tokens, blocks, blockSize, rotaryDim, maxBlocks } = shape;
-  const rows = { ...hostBatch(batch), blockTables: ints(batch.blockTables), maxBlocks };
-  checkTokens(rows, blocks * blockSize, [cosSin, queryScales]);
+  const { batch } = contexts;
   const isFloat8 = keys.dtype === "float8_e4m3";
   const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
   const runTokens = Math.min(RUN_TOKENS, Math.floor(STATE_BYTES / stateBytes));
+  contexts.areIn(cache);
   const [positions, slots] = [
     operands.read("positions", batch.positions),
     operands.read("slots", batch.slotMapping),
@@ -106,13 +92,13 @@ export function attend(
   }
   for (let first = 0; first < tokens; first += atATime) {
     const end = Math.min(first + atATime, tokens);
-    const runs = listRuns(operands, rows, { blocks, blockSize }, { first, end, runTokens }, window);
+    const runs = decodes ?? contexts.list({ first, end, runTokens });
     const projections = operands.read("qkv", qkv.rows(first, end));
     const result = operands.write("out", out.rows(first, end));
     pool.run(place, {
       kernel: layout.ATTEND,
       units: runs.count * numKvHeads,
-      work: runs.contexts * numHeads * headDim,
+      work: () => runs.contexts() * numHeads * headDim,
       write: (args) => {
         writeCommon(args, projections, result.address);
         args.words(24, window);
@@ -132,66 +118,4 @@ export function attend(
 function assembledFor({ code }: ThreadPool, headDim: number): [dots: number, weighted: number] {
   if (code === undefined || headDim % code.products.isa.lanes !== 0) return [0, 0];
   return [code.products.dots, code.products.weighted];
-}
-
-type Rows = Parameters<typeof blockTableOf>[0];
-
-/** @throws InvariantError for a position without angles or a scale, or a place that the cache does not have */
-function checkTokens(
-  { positions, slotMapping }: Rows,
-  cacheSlots: number,
-  tables: readonly (Tensor | undefined)[],
-): void {
-  const known = Math.min(...tables.map((table) => table?.dim(0) ?? Infinity));
-  for (let t = 0; t < positions.length; t++) {
-    const position = positions[t]!;
-    if (!(0 <= position && position < known))
-      invariant(false, `attend: position ${position} is outside tables of ${known} positions`);
-    const slot = slotMapping[t]!;
-    if (!(slot === PADDING || (0 <= slot && slot < cacheSlots)))
-      invariant(false, `attend: cache slot ${slot}`);
-  }
-}
-
-/** Tokens [first, end) of a batch, and how many of a row one unit attends with at most. */
-interface Part {
-  readonly first: number;
-  readonly end: number;
-  readonly runTokens: number;
-}
-
-/**
- * Cuts the rows' tokens in a part of the batch into runs that units attend with, by their distance from the first, and writes them and the
- * rows' block tables to scratch memory.
- */
-function listRuns(
-  { place }: Operands,
-  rows: Rows,
-  cache: { readonly blocks: number; readonly blockSize: number },
-  part: Part,
-  window: number,
-): { readonly address: number; readonly count: number; readonly contexts: number } {
-  const { cuSeqlensQ, contextLens } = rows;
-  const tables = Array.from(contextLens, (_, row) => blockTableOf(rows, row, cache, window));
-  const words = tables.reduce((sum, { length }) => sum + length, 0);
-  let at = place.scratch("block tables", 4 * words);
-  const runs: number[] = [];
-  let contexts = 0;
-  const memory = new Int32Array(place.bytes, at, words);
-  for (let row = 0, offset = 0; row < tables.length; row++) {
-    const table = tables[row]!;
-    memory.set(table, offset);
-    offset += table.length;
-    const rowEnd = cuSeqlensQ[row + 1]!;
-    const end = Math.min(rowEnd, part.end);
-    for (let token = Math.max(cuSeqlensQ[row]!, part.first); token < end; token += part.runTokens) {
-      const count = Math.min(part.runTokens, end - token);
-      runs.push(at, token - part.first, count, contextLens[row]! - (rowEnd - token));
-      contexts += count * contextLens[row]!;
-    }
-    at += 4 * table.length;
-  }
-  const address = place.scratch("runs", 4 * runs.length);
-  new Int32Array(place.bytes, address, runs.length).set(runs);
-  return { address, count: runs.length / RUN_WORDS, contexts };
 }

@@ -1,11 +1,27 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
+import type { DrawnSamples } from "../cpu/batch.ts";
 import { accept, bestOf, type Candidate } from "../cpu/sampling.ts";
-import type { Slot } from "../cpu/slots.ts";
+import { type HostSlots, Slot } from "../cpu/slots.ts";
 import type { Place } from "./place.ts";
-import type { ThreadPool } from "./thread-pool.ts";
+import type { Arguments, ThreadPool } from "./thread-pool.ts";
+
+/** Logits [N, V], from `address` on. */
+interface PlacedLogits {
+  readonly place: Place;
+  readonly address: number;
+}
+
+/** The operands of `Backend.sample`. */
+export interface DrawnRows {
+  readonly tokens: Int32Array;
+  readonly samples: DrawnSamples;
+  readonly slots: HostSlots;
+  readonly logits: PlacedLogits;
+  readonly processed: PlacedLogits;
+}
 
 /** A row of logits to draw from. */
-export interface DrawnRow {
+interface DrawnRow {
   /** Of its token among those of all rows. */
   readonly index: number;
   /** Address of its logits [V]. */
@@ -15,59 +31,72 @@ export interface DrawnRow {
   readonly position: number;
 }
 
-/** Draws a token for each row of a place into `out` and appends it to the slot's sequence; see `Backend.sample`. */
-export function draw(
+/** Draws a token for each row and appends it to the slot's sequence; see `Backend.sample`. */
+export function draw(pool: ThreadPool, { tokens, samples, slots, logits, processed }: DrawnRows): void {
+  const [plain, changed]: [DrawnRow[], DrawnRow[]] = [[], []];
+  for (let index = 0; index < samples.slots.length; index++) {
+    const slot = new Slot(slots, samples.slots[index]!);
+    const isPlain = slot.word("flags") === 0;
+    const { address } = isPlain ? logits : processed;
+    const row = {
+      ...{ index, slot, position: samples.positions[index]! },
+      logits: address + 4 * slots.vocab * index,
+    };
+    if (isPlain || processed.place === logits.place) plain.push(row);
+    else changed.push(row);
+  }
+  drawRows(pool, logits.place, tokens, plain, slots.vocab);
+  drawRows(pool, processed.place, tokens, changed, slots.vocab);
+}
+
+/** Rows of one place. */
+function drawRows(
   pool: ThreadPool,
   place: Place,
   out: Int32Array,
   rows: readonly DrawnRow[],
   vocab: number,
 ): void {
+  if (rows.length === 0) return;
   const parts = Math.ceil(vocab / layout.DRAW_PART);
   const records = place.scratch("rows", rows.length * layout.ROW_RECORD);
   const candidates = place.scratch("candidates", rows.length * parts * layout.CANDIDATE_BYTES);
-  const cut = rows.filter((row, i) =>
-    writeRecord(new DataView(place.bytes, records + i * layout.ROW_RECORD), row),
-  );
-  const args = [records, vocab, parts, candidates, 0];
-  if (cut.length > 0) {
-    pool.run(place, {
-      kernel: layout.FIND_THRESHOLD,
-      units: rows.length,
-      work: 8 * cut.length * vocab,
-      write: (words) => words.words(0, ...args),
-    });
+  const memory = new DataView(place.bytes);
+  let numCut = 0;
+  for (let i = 0; i < rows.length; i++)
+    numCut += Number(writeRecord(memory, records + i * layout.ROW_RECORD, rows[i]!));
+  const write = (args: Arguments) => args.words(0, records, vocab, parts, candidates, 0);
+  if (numCut > 0) {
+    const work = 8 * numCut * vocab;
+    pool.run(place, { kernel: layout.FIND_THRESHOLD, units: rows.length, work, write });
   }
-  pool.run(place, {
-    kernel: layout.DRAW,
-    units: rows.length * parts,
-    work: 4 * rows.length * vocab,
-    write: (words) => words.words(0, ...args),
-  });
-  const view = new DataView(place.bytes, candidates);
-  for (const [i, { index, slot }] of rows.entries()) {
-    const ofParts = Array.from({ length: parts }, (_, part): Candidate => {
-      const at = (i * parts + part) * layout.CANDIDATE_BYTES;
-      return { key: view.getFloat64(at, true), token: view.getInt32(at + 8, true) };
-    });
+  const work = 4 * rows.length * vocab;
+  pool.run(place, { kernel: layout.DRAW, units: rows.length * parts, work, write });
+  for (let i = 0; i < rows.length; i++) {
+    const ofParts: Candidate[] = [];
+    for (let part = 0; part < parts; part++) {
+      const at = candidates + (i * parts + part) * layout.CANDIDATE_BYTES;
+      ofParts.push({ key: memory.getFloat64(at, true), token: memory.getInt32(at + 8, true) });
+    }
+    const { index, slot } = rows[i]!;
     out[index] = accept(bestOf(ofParts), slot);
   }
 }
 
 /** @returns whether the row asks for more than a temperature */
-function writeRecord(record: DataView, { logits, slot, position }: DrawnRow): boolean {
+function writeRecord(memory: DataView, at: number, { logits, slot, position }: DrawnRow): boolean {
   const temperature = slot.float("temperature");
   const [minP, topP, topK] = [slot.float("minP"), slot.float("topP"), slot.word("topK") | 0];
   const isCut = temperature !== 0 && (minP > 0 || topP < 1 || topK > 0);
-  record.setInt32(layout.ROW_LOGITS, logits, true);
-  record.setUint32(layout.ROW_SEED_LOW, slot.word("seedLow"), true);
-  record.setUint32(layout.ROW_SEED_HIGH, slot.word("seedHigh"), true);
-  record.setInt32(layout.ROW_POSITION, position + 1, true);
-  record.setFloat64(layout.ROW_TEMPERATURE, temperature, true);
-  record.setFloat64(layout.ROW_LOG_MIN_P, minP > 0 ? Math.log(minP) : -Infinity, true);
-  record.setFloat64(layout.ROW_TOP_P, topP, true);
-  record.setInt32(layout.ROW_TOP_K, topK, true);
-  record.setInt32(layout.ROW_IS_CUT, Number(isCut), true);
-  record.setFloat64(layout.ROW_THRESHOLD, -Infinity, true);
+  memory.setInt32(at + layout.ROW_LOGITS, logits, true);
+  memory.setUint32(at + layout.ROW_SEED_LOW, slot.word("seedLow"), true);
+  memory.setUint32(at + layout.ROW_SEED_HIGH, slot.word("seedHigh"), true);
+  memory.setInt32(at + layout.ROW_POSITION, position + 1, true);
+  memory.setFloat64(at + layout.ROW_TEMPERATURE, temperature, true);
+  memory.setFloat64(at + layout.ROW_LOG_MIN_P, minP > 0 ? Math.log(minP) : -Infinity, true);
+  memory.setFloat64(at + layout.ROW_TOP_P, topP, true);
+  memory.setInt32(at + layout.ROW_TOP_K, topK, true);
+  memory.setInt32(at + layout.ROW_IS_CUT, Number(isCut), true);
+  memory.setFloat64(at + layout.ROW_THRESHOLD, -Infinity, true);
   return isCut;
 }

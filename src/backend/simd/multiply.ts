@@ -4,7 +4,6 @@ import type { ExpertActivation, LimitedSwiglu } from "../experts.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { knows, type Operands } from "./operands.ts";
-import type { Place } from "./place.ts";
 import type { Multiplied, ProductPlan } from "./product-plan.ts";
 import type { ThreadPool } from "./thread-pool.ts";
 
@@ -84,7 +83,7 @@ export function multiply(
     const tokens = Math.min(atATime, m - first);
     const input = operands.read("x", x.rows(first, first + tokens));
     const prepared = inputs.isPrepared
-      ? prepare(pool, place, input, plan, tokens, k, gamma, norm?.eps ?? 0)
+      ? prepare(pool, operands, input, plan, tokens, k, gamma, norm?.eps ?? 0)
       : { x: input, scales: 0 };
     const result = operands.write("out", out.rows(first, first + tokens));
     const addend = operands.optional("addTo", addTo?.rows(first, first + tokens));
@@ -112,7 +111,7 @@ export function multiply(
 /** Inputs as the product reads them, in scratch memory. @param gamma address of the norm's weight, 0 for none */
 function prepare(
   pool: ThreadPool,
-  place: Place,
+  operands: Operands,
   x: number,
   { form, inputs }: ProductPlan,
   tokens: number,
@@ -121,10 +120,10 @@ function prepare(
   eps: number,
 ) {
   const { isInteger, isSplit, stride, blocks } = inputs;
-  const prepared = place.scratch("inputs", tokens * stride);
+  const prepared = operands.scratch("inputs", tokens * stride);
   const recordBytes = form.bits === 4 ? layout.NIBBLE_SCALES : layout.BLOCK_SCALES;
-  const scales = isInteger ? place.scratch("input scales", recordBytes * tokens * blocks) : 0;
-  pool.run(place, {
+  const scales = isInteger ? operands.scratch("input scales", recordBytes * tokens * blocks) : 0;
+  pool.run(operands.place, {
     kernel: isInteger ? layout.PREPARE_INTEGERS : layout.PREPARE_FLOATS,
     units: tokens,
     work: tokens * k * (isInteger ? 8 : 1),

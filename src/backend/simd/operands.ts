@@ -22,11 +22,20 @@ export function knows(spec: object, fields: ReadonlySet<string>): boolean {
 export class Operands {
   #haveCopies = false;
 
-  /** @param copyBytes of one copy, at most, where an op can take some rows at a time */
+  /**
+   * @param copyBytes of one copy, at most, where an op can take some rows at a time
+   * @param isCaptured their addresses are kept with tasks that are to be repeated
+   */
   constructor(
     readonly place: Place,
     private readonly copyBytes: number,
+    private readonly isCaptured = false,
   ) {}
+
+  /** Scratch memory: see `Place.scratch`. Captured tasks have their own, which ops that run beside them do not outgrow. */
+  scratch(name: string, byteLength: number): number {
+    return this.place.scratch(this.isCaptured ? `captured ${name}` : name, byteLength);
+  }
 
   /** Rows of these tensors that are copied at once, those of a tensor that lies elsewhere; Infinity where none does. */
   rowsAtATime(...tensors: readonly (Tensor | undefined)[]): number {
@@ -39,7 +48,7 @@ export class Operands {
     return most;
   }
 
-  /** Some lie elsewhere. */
+  /** Some lie elsewhere. Of captured ones nothing is copied: their tasks are of no use. */
   get haveCopies(): boolean {
     return this.#haveCopies;
   }
@@ -47,9 +56,8 @@ export class Operands {
   /** The address of a tensor that is read. No two operands of an op have one name. */
   read(name: string, tensor: Tensor): number {
     if (this.has(tensor)) return tensor.address;
-    this.#haveCopies = true;
-    const address = this.place.scratch(name, tensor.byteLength);
-    new Uint8Array(this.place.bytes, address, tensor.byteLength).set(bytes(tensor));
+    const address = this.#copy(name, tensor);
+    if (address !== 0) new Uint8Array(this.place.bytes, address, tensor.byteLength).set(bytes(tensor));
     return address;
   }
 
@@ -61,8 +69,7 @@ export class Operands {
   /** The address of a tensor all of which is written. */
   write(name: string, tensor: Tensor): Result {
     if (this.has(tensor)) return { address: tensor.address, done: () => {} };
-    this.#haveCopies = true;
-    return this.#result(this.place.scratch(name, tensor.byteLength), tensor);
+    return this.#result(this.#copy(name, tensor), tensor);
   }
 
   /** The address of a tensor that is read and written. */
@@ -71,7 +78,14 @@ export class Operands {
     return this.has(tensor) ? { address, done: () => {} } : this.#result(address, tensor);
   }
 
+  /** Memory for a copy; 0 for captured operands. */
+  #copy(name: string, { byteLength }: Tensor): number {
+    this.#haveCopies = true;
+    return this.isCaptured ? 0 : this.scratch(name, byteLength);
+  }
+
   #result(address: number, tensor: Tensor): Result {
+    if (address === 0) return { address, done: () => {} };
     return {
       address,
       done: () => bytes(tensor).set(new Uint8Array(this.place.bytes, address, tensor.byteLength)),

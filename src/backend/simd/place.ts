@@ -5,7 +5,7 @@ import { formatBytes } from "../../base/bytes.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import { programFile } from "../../base/program-file.ts";
 import type { DeviceBuffer } from "../tensor.ts";
-import { preferHugePages } from "./huge-pages.ts";
+import { HUGE_PAGE_BYTES, PageSizes } from "./page-sizes.ts";
 import { functionAt } from "./x64/executable-memory.ts";
 
 const MODULE = programFile("kernels-wasm/kernels.wasm");
@@ -79,6 +79,8 @@ export class Place {
   readonly kernels: Kernels;
   /** A task's words, by address / 4. */
   readonly words: Int32Array;
+  readonly #pages = new PageSizes();
+  readonly #base: number;
   readonly #limit: number;
   /** Unused parts of what the memory has grown to, by address; none touches another. */
   readonly #free: Span[] = [];
@@ -99,7 +101,8 @@ export class Place {
     code = 0,
     readonly memory = reserve(maxBytes),
   ) {
-    preferHugePages(baseOf(memory), maxBytes);
+    this.#base = baseOf(memory);
+    this.#pages.prefer("huge", this.#base, maxBytes);
     this.kernels = instantiate(module, memory, code);
     this.words = new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
     this.#limit = maxBytes;
@@ -135,6 +138,16 @@ export class Place {
       this.#used -= size;
       this.#give({ start, end: start + size });
     });
+  }
+
+  /** `take`, of memory that is filled little by little: it is in small pages until `PlacedPool.holds` says otherwise. */
+  takePool(byteLength: number, spared: number): PlacedPool | undefined {
+    const buffer = this.take(byteLength, spared);
+    if (buffer === undefined) return undefined;
+    const prefer = (size: "huge" | "small") =>
+      this.#pages.preferWithin(size, this.#base + buffer.address, byteLength);
+    prefer("small");
+    return new PlacedPool(buffer, () => prefer("huge"));
   }
 
   /** How often scratch memory has been given another address than before. */
@@ -203,5 +216,32 @@ export class PlacedBuffer implements DeviceBuffer {
   dispose(): void {
     this.#release?.();
     this.#release = undefined;
+  }
+}
+
+/** Part of a huge page for keys and another for values: what is cached of a layer before either is full. */
+const FILLED = 2 * HUGE_PAGE_BYTES;
+
+/** Memory in a place that is filled little by little. */
+export class PlacedPool extends PlacedBuffer {
+  #preferHuge: (() => void) | undefined;
+
+  constructor(buffer: PlacedBuffer, preferHuge: () => void) {
+    super(buffer.place, buffer.address, buffer.byteLength, () => {
+      // For whoever has the memory next.
+      this.#grow();
+      buffer.dispose();
+    });
+    this.#preferHuge = preferHuge;
+  }
+
+  /** So many bytes of it are in use: as soon as they fill huge pages, what is used from here on is in such. */
+  holds(byteLength: number): void {
+    if (byteLength >= FILLED) this.#grow();
+  }
+
+  #grow(): void {
+    this.#preferHuge?.();
+    this.#preferHuge = undefined;
   }
 }

@@ -4,21 +4,31 @@ import { formatBytes } from "../../base/bytes.ts";
 import type { CpuKernels } from "../../base/config.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import type { AttentionSpec } from "../attention-spec.ts";
-import type { BatchTensors, LayerCache, LinearFusion, SampleRows, SlotTensors } from "../backend.ts";
+import type {
+  Backend,
+  BatchTensors,
+  CapturedGraph,
+  LayerCache,
+  LinearFusion,
+  SampleRows,
+  SlotTensors,
+} from "../backend.ts";
 import * as checks from "../checks.ts";
 import type { Communicator } from "../communicator.ts";
 import { gatedActivation } from "../cpu/activation.ts";
-import { CpuBackend } from "../cpu/cpu-backend.ts";
+import type { CpuBackend } from "../cpu/cpu-backend.ts";
 import { floats, ints } from "../cpu/host-buffer.ts";
-import { hostSlots } from "../cpu/host-views.ts";
-import { Slot } from "../cpu/slots.ts";
+import { hostSamples, hostSlots } from "../cpu/host-views.ts";
+import { processRows } from "../cpu/process-logits.ts";
 import { checkExperts } from "../expert-checks.ts";
 import type { DeviceBuffer, Tensor } from "../tensor.ts";
 import type { Weight } from "../weight.ts";
 import { attend, canAttend } from "./attend.ts";
-import { type DrawnRow, draw } from "./draw.ts";
+import { CapturedStep } from "./captured-step.ts";
+import { Contexts } from "./contexts.ts";
+import { draw } from "./draw.ts";
 import { canComputeExperts, type ExpertTools, experts } from "./experts.ts";
-import { LastProducts } from "./last-products.ts";
+import { HostOps } from "./host-ops.ts";
 import {
   canFuse,
   canMultiply,
@@ -56,14 +66,16 @@ export interface SimdOptions {
  * The CPU backend for use: the reference backend on memory that threads share, and WebAssembly kernels for the ops that take the time.
  * Whatever the kernels do not have, the reference computes, on the same memory.
  */
-export class SimdBackend extends CpuBackend {
+export class SimdBackend extends HostOps {
   override readonly name = "cpu";
   override readonly matrixDtypes = ["bfloat16", "float16"] as const;
+  /** Ranks run each op when it comes: they wait for each other. */
+  readonly capture?: NonNullable<Backend["capture"]>;
+  readonly capturesEverySize = true;
   readonly #module = compileKernels();
   readonly #code: MachineCode | undefined;
   readonly #pool: ThreadPool;
   readonly #plans: ProductPlans;
-  readonly #last = new LastProducts();
   readonly #places: Place[] = [];
   readonly #placeBytes: number;
   readonly #sparedBytes: number;
@@ -82,6 +94,7 @@ export class SimdBackend extends CpuBackend {
     this.#pool = new ThreadPool(this.#module, threads, this.#code);
     this.#plans = new ProductPlans(this.#code?.products);
     this.#addPlace();
+    if (communicator === undefined) this.capture = (enqueue) => this.#capture(enqueue);
   }
 
   /** Those of products. */
@@ -93,10 +106,11 @@ export class SimdBackend extends CpuBackend {
     return this.#pool.threads;
   }
 
-  override allocate(byteLength: number): DeviceBuffer {
+  override allocate(byteLength: number, isPool = false): DeviceBuffer {
     invariant(!this.#isDisposed, "CPU backend used after dispose()");
+    const take = isPool ? "takePool" : "take";
     for (const place of this.#places) {
-      const buffer = place.take(byteLength, this.#sparedBytes);
+      const buffer = place[take](byteLength, this.#sparedBytes);
       if (buffer !== undefined) return buffer;
     }
     const most = roomOf(this.#placeBytes, this.threads) - this.#sparedBytes;
@@ -104,7 +118,7 @@ export class SimdBackend extends CpuBackend {
       throw new DeviceError(
         `cannot allocate ${byteLength} bytes of host memory: a tensor takes ${formatBytes(most)} at most`,
       );
-    const buffer = this.#addPlace().take(byteLength, this.#sparedBytes);
+    const buffer = this.#addPlace()[take](byteLength, this.#sparedBytes);
     if (buffer === undefined) throw new DeviceError(`cannot allocate ${byteLength} bytes of host memory`);
     return buffer;
   }
@@ -127,7 +141,45 @@ export class SimdBackend extends CpuBackend {
     super.dispose();
   }
 
+  #capture(enqueue: () => void): CapturedGraph {
+    for (;;) {
+      const moves = this.#scratchMoves();
+      const step = new CapturedStep(this.#pool, () => this.#scratchMoves() !== moves);
+      this.capturing = step;
+      try {
+        enqueue();
+      } finally {
+        this.capturing = undefined;
+      }
+      // The first to need that much memory may have taken it from under tasks before them.
+      if (!step.isStale()) return step;
+    }
+  }
+
+  /** How often scratch memory that tasks may name has moved. */
+  #scratchMoves(): number {
+    return this.#places.reduce((sum, { scratchMoves }) => sum + scratchMoves, 0);
+  }
+
+  /** Has kernels compute in a place: now, or whenever the step that is being captured is launched. */
+  #compute(place: Place, op: (operands: Operands) => void): void {
+    if (this.capturing === undefined) {
+      op(this.#operandsIn(place));
+      return;
+    }
+    const operands = this.#operandsIn(place, true);
+    const tasks = this.#pool.record(() => op(operands));
+    // Copies are made anew for each launch.
+    if (operands.haveCopies) this.perform(() => op(this.#operandsIn(place)));
+    else this.capturing.addTasks(tasks);
+  }
+
   override experts(...call: Parameters<CpuBackend["experts"]>): void {
+    // Which experts the tokens have, and so what is multiplied, comes out when it is computed.
+    this.perform(() => this.#experts(...call));
+  }
+
+  #experts(...call: Parameters<CpuBackend["experts"]>): void {
     const [out, x, logits, weights, spec, fusion = {}] = call;
     const shape = checkExperts("float32", out, x, logits, weights, spec, fusion, this.matrixDtypes);
     const { activation } = spec;
@@ -139,7 +191,7 @@ export class SimdBackend extends CpuBackend {
       empty: (extents) => this.empty("float32", extents),
       multiply: (result, input, weight, around) => {
         const [n, k] = weight.shape;
-        const operands = this.#operandsOf(weight);
+        const operands = this.#operandsIn(this.#placeFor(weight));
         // An expert's weight is a part of all experts', made for this product.
         const plan = this.#plans.make(weight, operands, around.norm !== undefined);
         multiply(this.#pool, operands, result, input, plan, { m: input.dim(0), n, k }, around);
@@ -150,20 +202,13 @@ export class SimdBackend extends CpuBackend {
   }
 
   override linear(out: Tensor, x: Tensor, weight: Weight, fusion: LinearFusion = {}): void {
-    const last = this.#last.find(weight, out, x, fusion);
-    if (last !== undefined) {
-      this.#pool.repeat(last);
-      return;
-    }
     const shape = checks.checkLinear("float32", out, x, weight, fusion, this.matrixDtypes);
     if (!canMultiply(weight) || !canFuse(fusion)) super.linear(out, x, weight, fusion);
-    else if (isOfKernels(fusion)) {
-      const operands = this.#operandsOf(weight);
-      const tasks = this.#pool.record(() => this.#multiply(operands, out, x, weight, shape, fusion));
-      const { place } = operands;
-      if (!operands.haveCopies)
-        this.#last.set(weight, { out, x, fusion, place, scratchMoves: place.scratchMoves, tasks });
-    } else this.#multiplyThenActivate(out, x, weight, shape, fusion);
+    else if (isOfKernels(fusion))
+      this.#compute(this.#placeFor(weight), (operands) =>
+        this.#multiply(operands, out, x, weight, shape, fusion),
+      );
+    else this.perform(() => this.#multiplyThenActivate(out, x, weight, shape, fusion));
   }
 
   #multiply(
@@ -188,7 +233,7 @@ export class SimdBackend extends CpuBackend {
   ): void {
     const { kind, gated } = activation!;
     const both = gated ? this.empty("float32", [shape.m, shape.n]) : out;
-    this.#multiply(this.#operandsOf(weight), both, x, weight, shape, others);
+    this.#multiply(this.#operandsIn(this.#placeFor(weight)), both, x, weight, shape, others);
     if (!gated) {
       super.activation(out, out, kind);
       return;
@@ -197,13 +242,13 @@ export class SimdBackend extends CpuBackend {
     both.buffer.dispose();
   }
 
-  /** Operands in a weight's place. One that has no place is copied, as other operands that lie elsewhere. */
-  #operandsOf({ data }: Multiplied): Operands {
-    return this.#operandsIn(placeOf(data) ?? this.#places[0]!);
+  /** A weight's place. One that has none is copied, as other operands that lie elsewhere. */
+  #placeFor({ data }: Multiplied): Place {
+    return placeOf(data) ?? this.#places[0]!;
   }
 
-  #operandsIn(place: Place): Operands {
-    return new Operands(place, this.#sparedBytes / COPIES);
+  #operandsIn(place: Place, areCaptured = false): Operands {
+    return new Operands(place, this.#sparedBytes / COPIES, areCaptured);
   }
 
   override rmsNorm(
@@ -243,28 +288,29 @@ export class SimdBackend extends CpuBackend {
       readonly bias?: Tensor | undefined;
     },
   ): void {
-    const operands = this.#operandsIn(placeOf(x) ?? this.#places[0]!);
-    const factors = operands.read("weight", weight);
-    const offsets = operands.optional("bias", bias);
-    const atATime = operands.rowsAtATime(x, out, addTo);
-    for (let first = 0; first < tokens; first += atATime) {
-      const end = Math.min(first + atATime, tokens);
-      const result = operands.write("out", out.rows(first, end));
-      const input = operands.read("x", x.rows(first, end));
-      const addend = operands.optional("addTo", addTo?.rows(first, end));
-      this.#pool.run(operands.place, {
-        kernel,
-        units: end - first,
-        work: (end - first) * width,
-        write: (args) => {
-          args.words(0, input, result.address, 0, width, factors);
-          args.float(5, eps);
-          args.words(6, addend, offsets);
-          args.float(8, factor);
-        },
-      });
-      result.done();
-    }
+    this.#compute(placeOf(x) ?? this.#places[0]!, (operands) => {
+      const factors = operands.read("weight", weight);
+      const offsets = operands.optional("bias", bias);
+      const atATime = operands.rowsAtATime(x, out, addTo);
+      for (let first = 0; first < tokens; first += atATime) {
+        const end = Math.min(first + atATime, tokens);
+        const result = operands.write("out", out.rows(first, end));
+        const input = operands.read("x", x.rows(first, end));
+        const addend = operands.optional("addTo", addTo?.rows(first, end));
+        this.#pool.run(operands.place, {
+          kernel,
+          units: end - first,
+          work: (end - first) * width,
+          write: (args) => {
+            args.words(0, input, result.address, 0, width, factors);
+            args.float(5, eps);
+            args.words(6, addend, offsets);
+            args.float(8, factor);
+          },
+        });
+        result.done();
+      }
+    });
   }
 
   override capLogits(logits: Tensor, cap: number): void {
@@ -274,15 +320,17 @@ export class SimdBackend extends CpuBackend {
       super.capLogits(logits, cap);
       return;
     }
-    this.#pool.run(place, {
-      kernel: layout.CAP_LOGITS,
-      units: Math.ceil(logits.size / layout.CAP_PART),
-      work: 8 * logits.size,
-      write: (args) => {
-        args.words(0, logits.address, logits.size);
-        args.float(2, cap);
-      },
-    });
+    this.#compute(place, () =>
+      this.#pool.run(place, {
+        kernel: layout.CAP_LOGITS,
+        units: Math.ceil(logits.size / layout.CAP_PART),
+        work: 8 * logits.size,
+        write: (args) => {
+          args.words(0, logits.address, logits.size);
+          args.float(2, cap);
+        },
+      }),
+    );
   }
 
   override attend(
@@ -294,9 +342,28 @@ export class SimdBackend extends CpuBackend {
   ): void {
     const shape = checks.checkAttend("float32", out, qkv, cache, batch, spec);
     const place = placeOf(cache.keys);
-    if (place === undefined || placeOf(cache.values) !== place || !canAttend(cache, spec))
+    if (place === undefined || placeOf(cache.values) !== place || !canAttend(cache, spec)) {
       super.attend(out, qkv, cache, batch, spec);
-    else attend(this.#pool, this.#operandsIn(place), out, qkv, cache, batch, spec, shape);
+      return;
+    }
+    const step = this.capturing;
+    const areDecodes = batch.decodeRows === shape.tokens && placeOf(batch.blockTables) === place;
+    // How prompts are cut comes out when the batch is there.
+    if (step !== undefined && !areDecodes) this.perform(() => this.attend(out, qkv, cache, batch, spec));
+    else
+      this.#compute(place, (operands) => {
+        const make = () => new Contexts(operands, batch, spec, shape);
+        const known = step?.contextsOf((contexts) => contexts.areOf(batch, spec, shape), make);
+        const contexts = known?.contexts ?? make();
+        if (known === undefined) contexts.check();
+        attend(this.#pool, operands, out, qkv, cache, spec, shape, contexts, known?.runs);
+      });
+  }
+
+  override processLogits(out: Tensor, logits: Tensor, samples: SampleRows, slots: SlotTensors): void {
+    const shape = checks.checkProcessLogits(out, logits, samples, slots);
+    const views = [floats(out), floats(logits), hostSamples(samples), hostSlots(slots, shape)] as const;
+    this.perform(() => processRows(...views));
   }
 
   override sample(
@@ -307,31 +374,17 @@ export class SimdBackend extends CpuBackend {
     slots: SlotTensors,
   ): void {
     const shape = checks.checkSample(out, logits, processed, samples, slots);
-    if (placeOf(logits) === undefined || placeOf(processed) === undefined) {
+    const [place, other] = [placeOf(logits), placeOf(processed)];
+    if (place === undefined || other === undefined) {
       super.sample(out, logits, processed, samples, slots);
       return;
     }
-    const [rowSlots, positions, host] = [
-      ints(samples.slots),
-      ints(samples.positions),
-      hostSlots(slots, shape),
-    ];
-    const rows = new Map<Place, DrawnRow[]>();
-    for (const [index, slotIndex] of rowSlots.entries()) {
-      const slot = new Slot(host, slotIndex);
-      const from = slot.word("flags") === 0 ? logits : processed;
-      const row = {
-        index,
-        logits: from.address + 4 * shape.vocab * index,
-        slot,
-        position: positions[index]!,
-      };
-      const place = placeOf(from)!;
-      const own = rows.get(place);
-      if (own === undefined) rows.set(place, [row]);
-      else own.push(row);
-    }
-    for (const [place, own] of rows) draw(this.#pool, place, ints(out), own, shape.vocab);
+    const rows = {
+      ...{ tokens: ints(out), samples: hostSamples(samples), slots: hostSlots(slots, shape) },
+      logits: { place, address: logits.address },
+      processed: { place: other, address: processed.address },
+    };
+    this.perform(() => draw(this.#pool, rows));
   }
 
   #addPlace(): Place {

@@ -49,11 +49,11 @@ export interface Task {
   readonly kernel: number;
   readonly units: number;
   /** Multiplications or so in all. Threads are woken for what takes longer than waking them. */
-  readonly work: number;
+  readonly work: number | (() => number);
   readonly write: (args: Arguments) => void;
 }
 
-/** A task as it was run: with its arguments. */
+/** A task with its arguments. */
 export interface RecordedTask extends Omit<Task, "write"> {
   readonly place: Place;
   readonly words: Int32Array;
@@ -97,17 +97,17 @@ export class ThreadPool {
     this.#introduce(place, this.#workers);
   }
 
-  /** Returns when the task is done. @throws DeviceError when it cannot be done any more */
+  /** Returns when the task is done, or recorded. @throws DeviceError when it cannot be done any more */
   run(place: Place, { kernel, units, work, write }: Task): void {
     if (units === 0) return;
     const args = this.#arguments.get(place)!;
     this.#write(place, kernel, units);
     write(args);
-    this.#recording?.push({ place, kernel, units, work, words: args.copy() });
-    this.#compute(place, units, work);
+    if (this.#recording === undefined) this.#compute(place, units, work);
+    else this.#recording.push({ place, kernel, units, work, words: args.copy() });
   }
 
-  /** The tasks that `run` has had run when it returns. They may be repeated while the addresses that they name are those of the same things. */
+  /** The tasks that are run by `run`, without running them. They may be run while the addresses that they name are those of the same things. */
   record(run: () => void): readonly RecordedTask[] {
     const tasks: RecordedTask[] = [];
     this.#recording = tasks;
@@ -119,7 +119,7 @@ export class ThreadPool {
     return tasks;
   }
 
-  /** Runs tasks again. @throws as `run` */
+  /** Runs recorded tasks. @throws as `run` */
   repeat(tasks: readonly RecordedTask[]): void {
     for (const { place, kernel, units, work, words } of tasks) {
       this.#write(place, kernel, units);
@@ -138,10 +138,10 @@ export class ThreadPool {
   }
 
   /** Has the task that is written down computed. */
-  #compute(place: Place, units: number, work: number): void {
+  #compute(place: Place, units: number, work: Task["work"]): void {
     const { kernels } = place;
     kernels.open();
-    if (units > 1 && this.threads > 1 && work > ALONE) this.#ring(place, work);
+    if (units > 1 && this.threads > 1) this.#ring(place, typeof work === "number" ? work : work());
     try {
       kernels.run(0);
       while (kernels.finish() === 0) this.#assertAlive();
@@ -168,7 +168,9 @@ export class ThreadPool {
     for (const worker of this.#workers) worker.terminate();
   }
 
+  /** Tells other threads of a task that is worth it. */
   #ring(place: Place, work: number): void {
+    if (work <= ALONE) return;
     this.start();
     const { words } = this.#places[0]!;
     Atomics.store(words, layout.PLACE / 4, this.#places.indexOf(place));

@@ -254,11 +254,13 @@ function decodeCases(addCase: Case): void {
     const step = new AttentionStep(fixture, batch, shape);
     const tensors = batchTensors(fixture, batch);
     const run = () => backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec);
+    const projections = backend.download(step.qkv.tensor);
     run();
     const eager = fixture.readFloats(step.out);
     step.check();
     const graph = backend.capture(run);
     for (let i = 0; i < 3; i++) {
+      backend.upload(step.qkv.tensor, projections);
       backend.fill(step.out, POISON);
       graph.launch();
       expectEqual("out", fixture.readFloats(step.out), eager);

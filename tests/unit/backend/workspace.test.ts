@@ -80,7 +80,11 @@ test("a name of the same type and shape is the same tensor, until its buffer is 
     expect([other.dtype, other.shape]).toEqual([dtype, shape]);
     expect(other.buffer).toBe(first.buffer);
   }
+  const { moves } = workspace;
+  workspace.tensor("c", "float32", [4000]);
+  expect(workspace.moves).toBe(moves);
   const grown = workspace.tensor("a", "float32", [4000]);
+  expect(workspace.moves).toBe(moves + 1);
   expect(workspace.tensor("a", "float32", [4, 8]).buffer).toBe(grown.buffer);
   expect(grown.buffer).not.toBe(first.buffer);
 });

@@ -5,18 +5,23 @@ import { extentsOf, type StepBucket } from "../../../src/runner/step-buffers.ts"
 setDefaultTimeout(300_000);
 
 /** Records what is captured, and which graphs are alive. */
-function setUp(maxRows: number, maxTokens: number) {
+function setUp(maxRows: number, maxTokens: number, isOfEverySize = false) {
   const captured: { bucket: StepBucket; kind: DrawKind }[] = [];
   let alive = 0;
-  const graphs = new GraphRunner({ maxRows, maxTokens }, (bucket, kind) => {
+  /** How often what graphs work in has moved. */
+  let moves = 0;
+  const capture = (bucket: StepBucket, kind: DrawKind) => {
     captured.push({ bucket, kind });
     const graph = () => {
       alive++;
       return { launch: () => {}, dispose: () => void alive-- };
     };
-    return { begin: graph(), draw: kind === "masked" ? graph() : undefined };
-  });
-  return { graphs, captured, alive: () => alive };
+    const then = moves;
+    const isStale = () => moves !== then;
+    return { begin: graph(), draw: kind === "masked" ? graph() : undefined, isStale };
+  };
+  const graphs = new GraphRunner({ maxRows, maxTokens }, capture, isOfEverySize);
+  return { graphs, captured, alive: () => alive, move: () => void moves++ };
 }
 
 test("decode steps are captured at once, the largest first; those of another kind when they come", () => {
@@ -78,3 +83,38 @@ test.each([
     }
   },
 );
+
+test("of every size, decode steps are captured when they come, none of a prompt, and the last are kept", () => {
+  const { graphs, captured, alive } = setUp(300, 64, true);
+  expect(captured).toEqual([]);
+  expect([graphs.bucketFor(0, 20), graphs.bucketFor(3, 20)]).toEqual([undefined, undefined]);
+  const find = (rows: number) => graphs.find(graphs.bucketFor(rows, 0)!, "plain")!;
+  const graph = find(3);
+  expect(captured).toEqual([{ bucket: { decodeRows: 3 }, kind: "plain" }]);
+  for (let rows = 100; rows < 131; rows++) find(rows);
+  expect(find(3)).toBe(graph);
+  expect(alive()).toBe(32);
+  find(131);
+  // Of 100 rows, which was launched longest ago.
+  expect(alive()).toBe(32);
+  expect(find(3)).toBe(graph);
+  const count = captured.length;
+  find(101);
+  expect(captured).toHaveLength(count);
+  find(100);
+  expect(captured).toHaveLength(count + 1);
+  graphs.dispose();
+  expect(alive()).toBe(0);
+});
+
+test("a graph whose memory has moved is captured anew", () => {
+  const { graphs, captured, alive, move } = setUp(6, 64, true);
+  const masked = graphs.find({ decodeRows: 2 }, "masked");
+  expect(graphs.find({ decodeRows: 2 }, "masked")).toBe(masked!);
+  move();
+  expect(graphs.find({ decodeRows: 2 }, "masked")).not.toBe(masked!);
+  expect(captured).toHaveLength(2);
+  expect(alive()).toBe(2);
+  graphs.dispose();
+  expect(alive()).toBe(0);
+});

@@ -1,5 +1,5 @@
 import { ptr } from "bun:ffi";
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import * as layout from "../../../../kernels-wasm/layout.ts";
 import {
@@ -82,10 +82,44 @@ test("addresses that the system does not give are an error of the device", () =>
   expect(() => new Place(compileKernels(), 2 ** 40, 1)).toThrow(DeviceError);
 });
 
-test.if(existsSync("/sys/kernel/mm/transparent_hugepage"))("memory is asked for in huge pages", () => {
-  const { memory } = place(8);
-  const address = ptr(new Uint8Array(memory.buffer)).toString(16).padStart(12, "0");
-  const maps = readFileSync("/proc/self/smaps", "utf8").split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m);
-  const own = maps.find((map) => map.split("-")[0]!.padStart(12, "0") === address);
-  expect(own).toMatch(/^VmFlags:.* hg\b/m);
+describe.if(existsSync("/sys/kernel/mm/transparent_hugepage"))("pages", () => {
+  /** The flags of the page in the middle of memory at an address: hg where huge ones are asked for, nh where small ones. */
+  function flagsAt({ memory }: Place, address: number, byteLength: number): readonly string[] {
+    const middle = ptr(new Uint8Array(memory.buffer)) + address + byteLength / 2;
+    for (const map of readFileSync("/proc/self/smaps", "utf8").split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)) {
+      const [start, end] = map
+        .match(/^([0-9a-f]+)-([0-9a-f]+)/)!
+        .slice(1)
+        .map((text) => parseInt(text, 16));
+      if (start! <= middle && middle < end!)
+        return /^VmFlags:(.*)$/m
+          .exec(map)![1]!
+          .split(" ")
+          .filter((flag) => flag === "hg" || flag === "nh");
+    }
+    throw new Error("no such memory");
+  }
+
+  test("are asked to be huge", () => {
+    const own = place(8);
+    const { address, byteLength } = own.take(2 * MEGABYTE, 0)!;
+    expect(flagsAt(own, address, byteLength)).toEqual(["hg"]);
+  });
+
+  test("of a pool are small until it holds enough, or is somebody else's memory", () => {
+    const own = place(64);
+    const [pool, other] = [own.takePool(16 * MEGABYTE, 0)!, own.takePool(16 * MEGABYTE, 0)!];
+    const { address, byteLength } = pool;
+    const flags = () => flagsAt(own, address, byteLength);
+    expect(flags()).toEqual(["nh"]);
+    pool.holds(4 * MEGABYTE - 1);
+    expect(flags()).toEqual(["nh"]);
+    pool.holds(4 * MEGABYTE);
+    expect(flags()).toEqual(["hg"]);
+    expect(flagsAt(own, other.address, other.byteLength)).toEqual(["nh"]);
+    other.dispose();
+    expect(flagsAt(own, other.address, other.byteLength)).toEqual(["hg"]);
+    expect(own.take(16 * MEGABYTE, 0)!.address).toBe(other.address);
+    expect(() => other.host).toThrow(InvariantError);
+  });
 });

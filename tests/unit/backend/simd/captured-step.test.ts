@@ -1,0 +1,322 @@
+import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
+import type { CapturedGraph, LinearFusion } from "../../../../src/backend/backend.ts";
+import { floats, ints } from "../../../../src/backend/cpu/host-buffer.ts";
+import { PlacedPool } from "../../../../src/backend/simd/place.ts";
+import { SimdBackend } from "../../../../src/backend/simd/simd-backend.ts";
+import { Tensor } from "../../../../src/backend/tensor.ts";
+import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
+import { InvariantError } from "../../../../src/base/errors.ts";
+import { AttentionStep } from "../../../contract/attention-step.ts";
+import { Fixture } from "../../../contract/fixture.ts";
+import { groupedWeight } from "../../../contract/quantised-weights.ts";
+import { batchTensors, type RowShape, raggedBatch } from "../../../contract/ragged-batch.ts";
+
+setDefaultTimeout(300_000);
+
+const [M, N, K] = [3, 40, 256];
+
+let backend: SimdBackend;
+let fixture: Fixture;
+
+beforeAll(() => {
+  backend = new SimdBackend({ threads: 1 });
+  fixture = new Fixture(backend);
+});
+afterAll(() => {
+  fixture.dispose();
+  backend.dispose();
+});
+
+function capture(enqueue: () => void): CapturedGraph {
+  return backend.capture!(enqueue);
+}
+
+/** A tensor that tests write to. */
+function tensor(...shape: number[]): Tensor {
+  const size = shape.reduce((product, extent) => product * extent, 1);
+  return fixture.state(fixture.random.normals(size), shape).tensor;
+}
+
+/** New numbers in all of them. */
+function redraw(...tensors: readonly Tensor[]): void {
+  for (const each of tensors) floats(each).set(fixture.random.normals(each.size));
+}
+
+/** A copy in memory of the host that kernels do not reach. */
+function hostTensor(source: Tensor): Tensor {
+  const copy = new Tensor(backend.allocateShared(source.byteLength), source.dtype, source.shape);
+  floats(copy).set(floats(source));
+  return copy;
+}
+
+/** A launch of `run`, captured, leaves in `out` what a call does, whatever `inputs` hold by then. */
+function expectSame(run: () => void, out: Tensor, inputs: readonly Tensor[]): void {
+  floats(out).fill(7);
+  const graph = capture(run);
+  expect([...floats(out)]).toEqual(Array(out.size).fill(7));
+  for (let i = 0; i < 2; i++) {
+    redraw(...inputs);
+    floats(out).fill(7);
+    run();
+    const expected = [...floats(out)];
+    floats(out).fill(7);
+    graph.launch();
+    expect([...floats(out)]).toEqual(expected);
+  }
+  graph.dispose();
+}
+
+interface Fusion extends LinearFusion {
+  readonly norm: NonNullable<LinearFusion["norm"]>;
+  readonly bias: Tensor;
+  readonly addTo: Tensor;
+}
+
+const WEIGHTS: Readonly<Record<string, () => Weight>> = {
+  bfloat16: () => denseWeight(fixture.input(fixture.random.normals(N * K), [N, K], "bfloat16").tensor),
+  "4 bits": () => groupedWeight(fixture, [N, K], { bits: 4, groupSize: 128, zeros: true }).weight,
+};
+
+describe.each(Object.keys(WEIGHTS))("a captured product by %s", (name) => {
+  let weight: Weight;
+  let x: Tensor;
+  let out: Tensor;
+  let fusion: Fusion;
+
+  beforeEach(() => {
+    weight = WEIGHTS[name]!();
+    x = tensor(M, K);
+    out = fixture.output("float32", [M, N]);
+    fusion = { norm: { weight: tensor(K), eps: 1e-6 }, bias: tensor(N), addTo: tensor(M, N) };
+  });
+
+  test("is of what its operands hold when it is launched", () => {
+    const { norm, bias, addTo } = fusion;
+    const others: readonly LinearFusion[] = [{}, fusion, { norm }, { bias }, { addTo }];
+    for (const around of others)
+      expectSame(() => backend.linear(out, x, weight, around), out, [x, norm.weight, bias, addTo]);
+  });
+
+  test("with an activation that kernels have, or do not have, too", () => {
+    for (const kind of ["silu", "gelu_tanh", "gelu"] as const) {
+      expectSame(() => backend.linear(out, x, weight, { activation: { kind, gated: false } }), out, [x]);
+      const gated = fixture.output("float32", [M, N / 2]);
+      expectSame(() => backend.linear(gated, x, weight, { activation: { kind, gated: true } }), gated, [x]);
+    }
+  });
+
+  test("copies operands that lie elsewhere for each launch, and results back", () => {
+    const elsewhere = { ...fusion, bias: hostTensor(fusion.bias), addTo: hostTensor(fusion.addTo) };
+    const { bias, addTo } = elsewhere;
+    expectSame(() => backend.linear(out, x, weight, elsewhere), out, [x, bias, addTo]);
+    const far = hostTensor(out);
+    expectSame(() => backend.linear(far, x, weight, fusion), far, [x]);
+  });
+
+  test("is not in the way of larger ones that come between", () => {
+    const run = () => backend.linear(out, x, weight, fusion);
+    const graph = capture(run);
+    const many = 400 * M;
+    const larger = fixture.output("float32", [many, N]);
+    backend.linear(larger, tensor(many, K), weight, { norm: fusion.norm });
+    if (graph.isStale!()) graph.dispose();
+    const current = graph.isStale!() ? capture(run) : graph;
+    // What lies where scratch memory was must stay.
+    const claimed = tensor(M, K);
+    const before = [...floats(claimed)];
+    run();
+    const expected = [...floats(out)];
+    current.launch();
+    expect([...floats(out)]).toEqual(expected);
+    expect([...floats(claimed)]).toEqual(before);
+  });
+});
+
+test("a graph is stale when a later one has moved the memory that it works in, and the later one is not", () => {
+  const weight = WEIGHTS["4 bits"]!();
+  const norm = { weight: tensor(K), eps: 1e-6 };
+  const ofRows = (rows: number) => {
+    const [x, out] = [tensor(rows, K), fixture.output("float32", [rows, N])];
+    return capture(() => backend.linear(out, x, weight, { norm }));
+  };
+  const small = ofRows(1);
+  expect(small.isStale!()).toBe(false);
+  const large = ofRows(3000);
+  expect([small.isStale!(), large.isStale!()]).toEqual([true, false]);
+});
+
+test("a product that outgrows the memory of one before it in the same step has it captured again", () => {
+  const weight = WEIGHTS["4 bits"]!();
+  const norm = { weight: tensor(K), eps: 1e-6 };
+  const [few, many] = [tensor(2, K), tensor(5000, K)];
+  const [first, last] = [fixture.output("float32", [2, N]), fixture.output("float32", [5000, N])];
+  expectSame(
+    () => {
+      backend.linear(first, few, weight, { norm });
+      backend.linear(last, many, weight, { norm });
+    },
+    first,
+    [few],
+  );
+});
+
+test("norms, caps and ops of the host keep their order among products", () => {
+  const weight = WEIGHTS["bfloat16"]!();
+  const [x, hidden, normed, out] = [tensor(M, K), tensor(M, K), tensor(M, K), tensor(M, N)];
+  const [gamma, beta] = [tensor(K), tensor(K)];
+  const rows = fixture.ints([2, 0, 1]);
+  const [index, zero] = [fixture.ints([5]), fixture.ints([0])];
+  expectSame(
+    () => {
+      backend.gatherRows(hidden, x, rows);
+      backend.rmsNorm(normed, hidden, gamma, 1e-6, hidden);
+      backend.activation(normed, normed, "silu");
+      backend.layerNorm(hidden, normed, gamma, beta, 1e-5);
+      backend.linear(out, hidden, weight);
+      backend.capLogits(out, 3);
+      backend.scatter(out.reshape(M * N), index, zero);
+    },
+    out,
+    [x, gamma, beta],
+  );
+});
+
+describe("captured attention", () => {
+  const shape = {
+    ...{ numHeads: 4, numKvHeads: 2, headDim: 64, rotaryDim: 64, blockSize: 16 },
+    ...{ window: 0, headNorm: true },
+  };
+
+  /** Two layers' attention of rows that decode. */
+  function decodes(rows: readonly RowShape[], window = 0) {
+    const batch = raggedBatch(fixture, rows, shape.blockSize);
+    const layers = [0, window].map((own) => new AttentionStep(fixture, batch, { ...shape, window: own }));
+    const tensors = { ...batchTensors(fixture, batch), decodeRows: rows.length };
+    const run = () => {
+      for (const { out, qkv, cache, spec } of layers) backend.attend(out, qkv.tensor, cache, tensors, spec);
+    };
+    const projections = layers.map(({ qkv }) => backend.download(qkv.tensor));
+    const restore = () => {
+      for (const [i, { qkv }] of layers.entries()) backend.upload(qkv.tensor, projections[i]!);
+    };
+    const results = () => layers.flatMap(({ out }) => [...floats(out)]);
+    return { tensors, layers, run, restore, results };
+  }
+
+  test.each([0, 5])("is of the contexts that rows have when it is launched, windows of %d", (window) => {
+    const { tensors, layers, run, restore, results } = decodes(
+      [
+        [40, 1],
+        [200, 1],
+        [17, 1],
+      ],
+      window,
+    );
+    const graph = capture(run);
+    graph.launch();
+    for (const layer of layers) layer.check();
+    // Shorter contexts of other slots.
+    const [positions, contextLens] = [ints(tensors.positions), ints(tensors.contextLens)];
+    ints(tensors.rowSlots).reverse();
+    ints(tensors.slotMapping).reverse();
+    for (const [row, length] of [9, 150, 33].entries()) {
+      contextLens[row] = length;
+      positions[row] = length - 1;
+    }
+    for (const { cache } of layers)
+      for (const memory of [cache.keys, cache.values])
+        for (const [i, value] of floats(memory).entries()) if (Number.isNaN(value)) floats(memory)[i] = 0;
+    restore();
+    run();
+    const expected = results();
+    restore();
+    graph.launch();
+    expect(results()).toEqual(expected);
+  });
+
+  test("refuses what a call refuses, each time it is launched", () => {
+    const { tensors, run, restore } = decodes([
+      [40, 1],
+      [20, 1],
+    ]);
+    const graph = capture(run);
+    const [positions, tables] = [ints(tensors.positions), ints(tensors.blockTables)];
+    const refusals: readonly (readonly [Int32Array, number])[] = [
+      [positions, 1000],
+      [ints(tensors.slotMapping), 2 ** 20],
+      [ints(tensors.contextLens), 2 ** 20],
+      [tables.subarray(ints(tensors.rowSlots)[1]! * tensors.blockTables.dim(1)), 2 ** 30],
+    ];
+    for (const [memory, wrong] of refusals) {
+      const right = memory[0]!;
+      memory[0] = wrong;
+      expect(run).toThrow(InvariantError);
+      expect(() => graph.launch()).toThrow(InvariantError);
+      memory[0] = right;
+      restore();
+      graph.launch();
+    }
+  });
+
+  test("of prompts beside decodes is cut as the batch is by then", () => {
+    const batch = raggedBatch(
+      fixture,
+      [
+        [40, 1],
+        [20, 9],
+      ],
+      shape.blockSize,
+    );
+    const step = new AttentionStep(fixture, batch, shape);
+    const tensors = batchTensors(fixture, batch);
+    capture(() => backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec)).launch();
+    step.check();
+  });
+
+  test("tells pools how much of them is in use", () => {
+    const holds = spyOn(PlacedPool.prototype, "holds");
+    try {
+      const { tensors, layers, restore } = decodes([
+        [40, 1],
+        [24, 1],
+      ]);
+      const { out, qkv, cache, spec } = layers[0]!;
+      const buffer = backend.allocate(2 * cache.keys.byteLength, true);
+      const part = (offset: number) => new Tensor(buffer, "float32", cache.keys.shape, offset);
+      const pooled = { keys: part(0), values: part(cache.keys.byteLength) };
+      floats(pooled.keys).fill(0);
+      floats(pooled.values).fill(0);
+      const graph = capture(() => backend.attend(out, qkv.tensor, pooled, tensors, spec));
+      const tokenBytes = 2 * 4 * shape.numKvHeads * shape.headDim;
+      restore();
+      graph.launch();
+      expect(holds.mock.lastCall).toEqual([64 * tokenBytes]);
+      ints(tensors.contextLens)[0] = 30;
+      restore();
+      graph.launch();
+      expect(holds.mock.lastCall).toEqual([54 * tokenBytes]);
+    } finally {
+      holds.mockRestore();
+    }
+  });
+});
+
+test("what fails while a step is captured leaves the backend computing", () => {
+  const [x, out] = [tensor(M, K), tensor(M, K)];
+  expect(() =>
+    capture(() => {
+      backend.activation(out, x, "silu");
+      throw new Error("no");
+    }),
+  ).toThrow("no");
+  const before = [...floats(out)];
+  backend.activation(out, x, "silu");
+  expect([...floats(out)]).not.toEqual(before);
+});
+
+test("ranks capture nothing", () => {
+  const communicator = { shard: { rank: 0, size: 2 } } as never;
+  const ranked = new SimdBackend({ threads: 1, communicator });
+  expect(ranked.capture).toBeUndefined();
+  ranked.dispose();
+});
