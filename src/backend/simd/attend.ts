@@ -51,7 +51,7 @@ export function attend(
   const isFloat8 = keys.dtype === "float8_e4m3";
   const stateBytes = (numHeads / numKvHeads) * (32 + 4 * headDim);
   const runTokens = Math.min(RUN_TOKENS, Math.floor(STATE_BYTES / stateBytes));
-  contexts.areIn(cache);
+  contexts.addCache(cache);
   const [positions, slots] = [
     operands.read("positions", batch.positions),
     operands.read("slots", batch.slotMapping),

@@ -47,7 +47,8 @@ export class Contexts {
   readonly #tables: number | undefined;
   /** Positions of tables that attention looks up. */
   readonly #known: number;
-  readonly #pools: PlacedPool[] = [];
+  /** Caches of the layers that see these contexts. */
+  readonly #pools = new Set<PlacedPool>();
   #cachedTokens = 0;
 
   constructor(
@@ -100,9 +101,9 @@ export class Contexts {
   }
 
   /** A layer's keys and values are of these contexts: its cache is told how much of it is in use, now and at each check. */
-  areIn({ keys: { buffer } }: LayerCache): void {
+  addCache({ keys: { buffer } }: LayerCache): void {
     if (!(buffer instanceof PlacedPool)) return;
-    this.#pools.push(buffer);
+    this.#pools.add(buffer);
     this.#hold(buffer);
   }
 

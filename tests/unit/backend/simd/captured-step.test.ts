@@ -273,9 +273,13 @@ describe("captured attention", () => {
     step.check();
   });
 
-  test("tells pools how much of them is in use", () => {
+  describe("in pools", () => {
     const holds = spyOn(PlacedPool.prototype, "holds");
-    try {
+    beforeEach(() => holds.mockClear());
+    afterAll(() => holds.mockRestore());
+
+    /** A layer's attention of 40 and 24 tokens, its cache in a pool. */
+    function pooledDecodes() {
       const { tensors, layers, restore } = decodes([
         [40, 1],
         [24, 1],
@@ -286,7 +290,13 @@ describe("captured attention", () => {
       const pooled = { keys: part(0), values: part(cache.keys.byteLength) };
       floats(pooled.keys).fill(0);
       floats(pooled.values).fill(0);
-      const graph = capture(() => backend.attend(out, qkv.tensor, pooled, tensors, spec));
+      const run = (projections = qkv.tensor) => backend.attend(out, projections, pooled, tensors, spec);
+      return { tensors, qkv: qkv.tensor, restore, run };
+    }
+
+    test("tells them how much of them is in use", () => {
+      const { tensors, restore, run } = pooledDecodes();
+      const graph = capture(run);
       const tokenBytes = 2 * 4 * shape.numKvHeads * shape.headDim;
       restore();
       graph.launch();
@@ -295,9 +305,18 @@ describe("captured attention", () => {
       restore();
       graph.launch();
       expect(holds.mock.lastCall).toEqual([54 * tokenBytes]);
-    } finally {
-      holds.mockRestore();
-    }
+    });
+
+    test("does as much for each launch, its operands copied", () => {
+      const { qkv, run } = pooledDecodes();
+      const graph = capture(() => run(hostTensor(qkv)));
+      const calls = Array.from({ length: 4 }, () => {
+        holds.mockClear();
+        graph.launch();
+        return holds.mock.calls.length;
+      });
+      expect(calls.slice(1)).toEqual(Array(3).fill(calls[0]));
+    });
   });
 });
 
