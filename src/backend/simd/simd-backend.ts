@@ -346,14 +346,15 @@ export class SimdBackend extends HostOps {
       super.attend(out, qkv, cache, batch, spec);
       return;
     }
-    const step = this.capturing;
     const areDecodes = batch.decodeRows === shape.tokens && placeOf(batch.blockTables) === place;
     // How prompts are cut comes out when the batch is there.
-    if (step !== undefined && !areDecodes) this.perform(() => this.attend(out, qkv, cache, batch, spec));
+    if (this.capturing !== undefined && !areDecodes)
+      this.perform(() => this.attend(out, qkv, cache, batch, spec));
     else
       this.#compute(place, (operands) => {
         const make = () => new Contexts(operands, batch, spec, shape);
-        const known = step?.contextsOf((contexts) => contexts.areOf(batch, spec, shape), make);
+        // Those of an op that is called at each launch are of that launch, as its copies are.
+        const known = this.capturing?.contextsOf((contexts) => contexts.areOf(batch, spec, shape), make);
         const contexts = known?.contexts ?? make();
         if (known === undefined) contexts.check();
         attend(this.#pool, operands, out, qkv, cache, spec, shape, contexts, known?.runs);

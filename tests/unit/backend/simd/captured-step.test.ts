@@ -18,8 +18,11 @@ const [M, N, K] = [3, 40, 256];
 let backend: SimdBackend;
 let fixture: Fixture;
 
+/** Bytes of a copy: few rows at a time. */
+const COPY_BYTES = 2 ** 12;
+
 beforeAll(() => {
-  backend = new SimdBackend({ threads: 1 });
+  backend = new SimdBackend({ threads: 1, sparedBytes: 16 * COPY_BYTES });
   fixture = new Fixture(backend);
 });
 afterAll(() => {
@@ -271,6 +274,24 @@ describe("captured attention", () => {
     const tensors = batchTensors(fixture, batch);
     capture(() => backend.attend(step.out, step.qkv.tensor, step.cache, tensors, step.spec)).launch();
     step.check();
+  });
+
+  test("copies what lies elsewhere for each launch, some rows at a time", () => {
+    const { layers, tensors } = decodes([40, 200, 17, 33, 5].map((length) => [length, 1]));
+    const { out, qkv, cache, spec } = layers[0]!;
+    const original = floats(qkv.tensor).slice();
+    expect(original.byteLength).toBeGreaterThan(2 * COPY_BYTES);
+    const [far, projections] = [hostTensor(out), hostTensor(qkv.tensor)];
+    const run = () => backend.attend(far, projections, cache, tensors, spec);
+    run();
+    const expected = [...floats(far)];
+    const graph = capture(run);
+    for (let i = 0; i < 2; i++) {
+      floats(projections).set(original);
+      floats(far).fill(7);
+      graph.launch();
+      expect([...floats(far)]).toEqual(expected);
+    }
   });
 
   describe("in pools", () => {
