@@ -100,7 +100,10 @@ export interface Backend extends ExpertOps, DeltaNetOps {
    * thing.
    */
   capture?(enqueue: () => void): CapturedGraph;
-  /** One is captured for each number of decode rows, when it comes. Default: few, ahead, to which steps are padded; needs `memory`. */
+  /**
+   * Each number of decode rows has a captured step of its own, recorded when it first comes, for which memory may be allocated. Default:
+   * a few numbers, ahead of all requests, to which steps are padded; that needs `memory`, for what they use to be there by then.
+   */
   readonly capturesEverySize?: boolean;
   /** Frees everything this backend allocated. Safe to call twice. */
   dispose(): void;

@@ -33,7 +33,7 @@ export interface StepGraph {
   isStale(): boolean;
 }
 
-/** Graphs of every size that are kept: those that were launched last. */
+/** Graphs that are kept where every size has one: those that were launched last. */
 const MOST_OF_EVERY_SIZE = 32;
 
 export interface GraphLimits {
@@ -43,17 +43,17 @@ export interface GraphLimits {
 
 /** Captured steps, of decode rows or of one prompt, for each kind of drawing. */
 export class GraphRunner {
-  /** Undefined where there is one for each number of rows. */
+  /** The sizes that steps are padded to; undefined where every number of decode rows is one, and prompts have none. */
   readonly #buckets: { readonly decodes: readonly number[]; readonly prompts: readonly number[] } | undefined;
-  /** By when they were launched. */
+  /** The one that was asked for last is the last. */
   readonly #graphs = new Map<string, StepGraph>();
   /** Steps of a prompt that have come once. */
   readonly #seen = new Set<string>();
 
   /**
    * @param capture records a step. Plain decode steps are recorded at once, the largest first, so that smaller ones find the
-   * memory it uses; others when they are first launched, and those of a prompt when they come again. Of every size, all decode steps
-   * are recorded when they come, and none of a prompt.
+   * memory it uses; others when they are first launched, and those of a prompt when they come again.
+   * @param isOfEverySize see `Backend.capturesEverySize`: decode steps are recorded when they are first launched, and prompts run op by op
    */
   constructor(
     { maxRows, maxTokens }: GraphLimits,

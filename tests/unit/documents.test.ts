@@ -65,6 +65,12 @@ describe("the README counts lines to within 5%", () => {
   });
 });
 
+test("docs/cpu.md states the size of the kernels to within 5%", () => {
+  const stated = 1000 * Number(read("docs/cpu.md").match(/a module of (\d+) KB/)?.[1]);
+  const { size } = Bun.file(join(ROOT, "kernels-wasm/kernels.wasm"));
+  expect(Math.abs(stated - size) / size, `it has ${size} bytes`).toBeLessThan(0.05);
+});
+
 describe("code in documents", () => {
   const blocks = blocksOf(SNIPPET_DOCUMENTS);
 

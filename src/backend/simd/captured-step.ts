@@ -1,16 +1,18 @@
+import { invariant } from "../../base/errors.ts";
 import type { CapturedGraph } from "../backend.ts";
 import type { Contexts, Runs } from "./contexts.ts";
 import type { RecordedTask, ThreadPool } from "./thread-pool.ts";
 
-/** A captured step: the tasks of its ops, and calls of what the host does itself, in their order. */
+/** A captured step: the tasks of its ops, and calls of what the host computes itself, in their order. */
 export class CapturedStep implements CapturedGraph {
   readonly #parts: (RecordedTask[] | (() => void))[] = [];
-  /** The contexts that its layers attend to, which are listed once. */
+  /** The contexts that its layers attend to: layers that see the same ones share their runs. */
   readonly #contexts: { readonly contexts: Contexts; readonly runs: Runs }[] = [];
+  #isDisposed = false;
 
   constructor(
     private readonly pool: ThreadPool,
-    /** The memory that its tasks name is not theirs any more. */
+    /** Memory that its tasks name has moved: what lies at their addresses may be something else's. */
     readonly isStale: () => boolean,
   ) {}
 
@@ -24,7 +26,7 @@ export class CapturedStep implements CapturedGraph {
     else this.#parts.push([...tasks]);
   }
 
-  /** Contexts that answer to `areOf`, and their runs; new ones are made, and listed by the step from here on. */
+  /** The contexts for which `areOf` holds, and their runs; else those that `make` returns, which each launch lists at this point. */
   contextsOf(areOf: (contexts: Contexts) => boolean, make: () => Contexts) {
     const known = this.#contexts.find(({ contexts }) => areOf(contexts));
     if (known !== undefined) return known;
@@ -37,6 +39,7 @@ export class CapturedStep implements CapturedGraph {
   }
 
   launch(): void {
+    invariant(!this.#isDisposed, "captured step used after dispose()");
     for (const part of this.#parts) {
       if (typeof part === "function") part();
       else this.pool.repeat(part);
@@ -44,6 +47,8 @@ export class CapturedStep implements CapturedGraph {
   }
 
   dispose(): void {
+    this.#isDisposed = true;
     this.#parts.length = 0;
+    this.#contexts.length = 0;
   }
 }

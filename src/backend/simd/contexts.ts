@@ -45,9 +45,9 @@ export class Contexts {
   readonly #rows: RaggedRows;
   /** Address of the block tables; undefined where they lie elsewhere. */
   readonly #tables: number | undefined;
-  /** Positions of tables that attention looks up. */
+  /** Positions that have angles, and a scale where queries are scaled. */
   readonly #known: number;
-  /** Caches of the layers that see these contexts. */
+  /** Caches of the layers that see these contexts; layers may share one. */
   readonly #pools = new Set<PlacedPool>();
   #cachedTokens = 0;
 
@@ -68,7 +68,7 @@ export class Contexts {
     this.#known = Math.min(...tables.map((table) => table?.dim(0) ?? Infinity));
   }
 
-  /** They are those of another layer, too, with a cache of this shape. */
+  /** Whether a layer with this spec, and a cache of this shape, sees the same ones. */
   areOf(batch: BatchTensors, { window, cosSin, queryScales }: AttentionSpec, shape: AttendShape): boolean {
     return (
       batch === this.batch &&
@@ -134,8 +134,8 @@ export class Contexts {
   }
 
   /**
-   * The runs of a batch whose rows have one token each, and whose tables lie in the place, in memory of their own: `list` writes them
-   * anew, after a check, for what the batch holds then.
+   * The runs of a batch whose rows have one token each, and whose tables lie in the place. They are in scratch memory called `name`,
+   * which nothing else of the step uses: `list` checks the batch, and writes them there for what it holds by then.
    */
   ofDecodes(name: string): Runs & { list(): void } {
     const { tokens } = this.shape;

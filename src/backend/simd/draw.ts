@@ -22,7 +22,7 @@ export interface DrawnRows {
 
 /** A row of logits to draw from. */
 interface DrawnRow {
-  /** Of its token among those of all rows. */
+  /** Of its token in `DrawnRows.tokens`. */
   readonly index: number;
   /** Address of its logits [V]. */
   readonly logits: number;

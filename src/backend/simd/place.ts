@@ -219,7 +219,7 @@ export class PlacedBuffer implements DeviceBuffer {
   }
 }
 
-/** Part of a huge page for keys and another for values: what is cached of a layer before either is full. */
+/** A huge page of keys and one of values: a layer that has cached less would leave parts of both unused. */
 const FILLED = 2 * HUGE_PAGE_BYTES;
 
 /** Memory in a place that is filled little by little. */
@@ -235,7 +235,7 @@ export class PlacedPool extends PlacedBuffer {
     this.#preferHuge = preferHuge;
   }
 
-  /** So many bytes of it are in use: as soon as they fill huge pages, what is used from here on is in such. */
+  /** So many bytes of it are in use. Once they fill huge pages, what is used for the first time from here on is in huge ones. */
   holds(byteLength: number): void {
     if (byteLength >= FILLED) this.#grow();
   }
