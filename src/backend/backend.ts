@@ -100,10 +100,7 @@ export interface Backend extends ExpertOps, DeltaNetOps {
    * thing.
    */
   capture?(enqueue: () => void): CapturedGraph;
-  /**
-   * Each number of decode rows has a captured step of its own, recorded when it first comes, for which memory may be allocated. Default:
-   * a few numbers, ahead of all requests, to which steps are padded; that needs `memory`, for what they use to be there by then.
-   */
+  /** Every number of decode rows has a captured step of its own, recorded when it first comes. Default: a few have, ahead; needs `memory`. */
   readonly capturesEverySize?: boolean;
   /** Frees everything this backend allocated. Safe to call twice. */
   dispose(): void;
