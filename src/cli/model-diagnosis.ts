@@ -66,6 +66,7 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
     models,
     weights,
     cpuBytes,
+    cpuTokens,
     maxTokens,
     stateBytes,
     fits,
@@ -79,12 +80,16 @@ export function describeModel(found: ModelDiagnosis, memory: number): (readonly 
   const state = stateBytes === undefined ? "" : `, and ${formatBytes(stateBytes)} a sequence`;
   const token = describeToken(found as ModelReport);
   const host = `${formatBytes(cpuBytes!)}, of ${formatBytes(memory)} of memory`;
+  const contexts =
+    cpuTokens! < maxTokens!
+      ? `, with contexts of up to ${cpuTokens} tokens unless --kv-cache-memory-bytes says more`
+      : "";
   return [
     ["path", path],
     ["model", `${architecture}: ${models}`],
     ["weights", describeWeights(weights)],
-    ["context", `${maxTokens} tokens, each ${token}${state}`],
-    ["cpu", cpuBytes! < memory ? `runs: weights of ${host}` : `no: weights of ${host}`],
+    ["context", `${maxTokens} tokens, each ${token}${state} on a GPU`],
+    ["cpu", cpuBytes! < memory ? `runs: weights of ${host}${contexts}` : `no: weights of ${host}`],
     ...(found.cudaProblem !== undefined
       ? [["cuda", `no: ${found.cudaProblem}`] as const]
       : fits!.map((fit) => ["cuda", `${fit.name} ${describeFit(fit)}`] as const)),

@@ -3,7 +3,7 @@ import { checkDeltaNetDims } from "../backend/cuda/ops/delta-dims.ts";
 import { expertsWeight } from "../backend/cuda/ops/experts-product.ts";
 import { headShape } from "../backend/cuda/ops/head-shape.ts";
 import type { Weight } from "../backend/weight.ts";
-import { type EngineOptions, resolveEngineConfig } from "../base/config.ts";
+import { type EngineConfig, type EngineOptions, resolveEngineConfig } from "../base/config.ts";
 import { dtypeSize, type KvDType } from "../base/dtype.ts";
 import { ConfigError, messageOf } from "../base/errors.ts";
 import { blocksOfSequence, tokensInPool } from "../base/kv-group.ts";
@@ -21,12 +21,13 @@ import { attentionFormsOf } from "../models/attention-forms.ts";
 import { checkShard } from "../models/check-shard.ts";
 import { type ModelConfig, readModelConfig } from "../models/config.ts";
 import { cachedLayersOf } from "../models/kv-heads.ts";
+import type { ModelDefinition } from "../models/model.ts";
 import { defineModel } from "../models/registry.ts";
 import { SUPPORTED_MODELS } from "../models/supported-models.ts";
 import { summaryOf } from "../models/weight-summary.ts";
 import { kvBlockBytes } from "../runner/kv-cache.ts";
 import { kvLayout } from "../runner/kv-layout.ts";
-import { estimatedPool, planStates } from "../runner/kv-plan.ts";
+import { estimatedPool, KvPlan, planStates } from "../runner/kv-plan.ts";
 import { stateBytes } from "../runner/state-pool.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { onlineFormOf } from "./load-part.ts";
@@ -46,6 +47,8 @@ export interface ModelReport {
   readonly weights: WeightSummary;
   /** Bytes of the weights on a CPU, which keeps matrices of 16-bit floats as they are. */
   readonly cpuBytes: number;
+  /** The longest sequence on a CPU whose KV cache has its default size; 0: there is no room for any. */
+  readonly cpuTokens: number;
   /** Positions that the model was made for. */
   readonly maxTokens: number;
   /** Of keys and values, in the dtype of activations on a GPU. */
@@ -79,7 +82,8 @@ export interface ModelFit {
  * @throws ModelNotFoundError, ModelDataError, UnsupportedModelError or ConfigError as loading it would
  */
 export async function inspectModel(folder: string, options: SizeOptions = {}): Promise<ModelReport> {
-  const { quantization, quantizeLmHead, kvCacheDtype } = resolveEngineConfig(options);
+  const engine = resolveEngineConfig(options);
+  const { quantization, quantizeLmHead, kvCacheDtype } = engine;
   const config = readModelConfig(folder);
   const dtype = config.dtype === "float16" ? "float16" : "bfloat16";
   using checkpoint = Checkpoint.open(folder);
@@ -107,6 +111,7 @@ export async function inspectModel(folder: string, options: SizeOptions = {}): P
       skipped: skippedTensors(checkpoint, config),
     },
     cpuBytes: summaryOf(definitionOnCpu, "float32", onCpu).bytes,
+    cpuTokens: cpuTokens(engine, config.maxPositionEmbeddings, definition),
     maxTokens: config.maxPositionEmbeddings,
     kvBytesPerToken: bytesPerToken(definition.cachedLayers, kvDtype),
     kvBytesKept: bytesPerToken(
@@ -168,6 +173,22 @@ function poolOf(config: ModelConfig, { kvBytesPerToken }: ModelReport, ranks: nu
   const elementBytes = kvBytesPerToken / bytesPerToken(cachedLayersOf(config, WHOLE), "float8_e4m3");
   const elements = kvBlockBytes({ layout, blockSize: 1, kvDtype: "float8_e4m3" });
   return { groups: layout.groups, blockBytes: elements * elementBytes };
+}
+
+/** The longest sequence, as the CPU's backend would have it. @param limit positions that the model was made for */
+function cpuTokens(
+  engine: EngineConfig,
+  limit: number,
+  { cachedLayers, stateShape }: ModelDefinition,
+): number {
+  const kvDtype = engine.kvCacheDtype === "auto" ? "float32" : "float8_e4m3";
+  const pool = { layers: cachedLayers, blockSize: engine.blockSize, kvDtype } as const;
+  try {
+    return new KvPlan(limit, pool, engine, {}, stateShape && stateBytes(stateShape, "float32")).maxModelLen;
+  } catch (error) {
+    if (error instanceof ConfigError) return 0;
+    throw error;
+  }
 }
 
 /** Bytes of a token's keys and values in these layers. */

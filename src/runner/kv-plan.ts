@@ -96,7 +96,7 @@ export class KvPlan {
     limit: number,
     private readonly shape: PoolShape,
     private readonly options: Options,
-    private readonly backend: Backend,
+    private readonly backend: Pick<Backend, "memory">,
     stateBytes = 0,
   ) {
     const asked = options.maxModelLen;

@@ -47,7 +47,7 @@ test("looks at a model folder without loading it", async () => {
   expect(code).toBe(0);
   expect(stdout).toMatch(/weights +212 KiB in int4 in groups of 64 with zero points, bfloat16/);
   expect(stdout).toMatch(/model +Qwen3ForCausalLM: Qwen 3\n/);
-  expect(stdout).toMatch(/context +1024 tokens, each \d+ bytes of KV cache/);
+  expect(stdout).toMatch(/context +1024 tokens, each \d+ bytes of KV cache on a GPU/);
   expect(stdout).toMatch(/cpu +runs: weights of/);
   expect(stdout).toMatch(/cuda +a GPU of 24 GiB runs it, with room for about \d+ tokens/);
   expect(stdout).toMatch(/text +no: .*tokenizer.json/);

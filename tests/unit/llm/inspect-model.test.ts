@@ -10,7 +10,7 @@ setDefaultTimeout(300_000);
 const GIB = 2 ** 30;
 /** Llama 3.3 70B: 80 layers of 8 key/value heads of 128 dimensions, in bfloat16. */
 const REPORT: ModelReport = {
-  ...{ architecture: "LlamaForCausalLM", models: "", maxTokens: 131072, cpuBytes: 0 },
+  ...{ architecture: "LlamaForCausalLM", models: "", maxTokens: 131072, cpuBytes: 0, cpuTokens: 0 },
   ...{ weights: { format: "bfloat16", bytes: 141_107_412_992 }, kvBytesPerToken: 2 * 80 * 8 * 128 * 2 },
   ...{ kvBytesKept: 2 * 80 * 8 * 128 * 2, kvWindow: 0 },
 };
@@ -36,7 +36,7 @@ describe("a model whose layers with and without windows take turns", () => {
   const config = JSON.stringify(PUBLISHED["openai/gpt-oss-20b"].config);
   /** 24 layers of 8 key/value heads of 64 dimensions, in bfloat16, every other with a window of 128 tokens. */
   const report: ModelReport = {
-    ...{ architecture: "GptOssForCausalLM", models: "", maxTokens: 131072, cpuBytes: 0 },
+    ...{ architecture: "GptOssForCausalLM", models: "", maxTokens: 131072, cpuBytes: 0, cpuTokens: 0 },
     ...{
       weights: { format: "mxfp4", bytes: 13 * GIB },
       kvBytesPerToken: 49152,
@@ -70,7 +70,7 @@ test("of a model with states those of all sequences, and snapshots, leave the re
   writeFileSync(folder.file("config.json"), JSON.stringify(PUBLISHED["Qwen/Qwen3.5-9B"].config));
   const [MIB, kvBytesPerToken] = [2 ** 20, 32768];
   const report: ModelReport = {
-    ...{ architecture: "Qwen3_5ForCausalLM", models: "", maxTokens: 262144, cpuBytes: 0, kvWindow: 0 },
+    ...{ architecture: "Qwen3_5ForCausalLM", models: "", maxTokens: 262144, cpuBytes: 0, cpuTokens: 0, kvWindow: 0 },
     ...{ weights: { format: "bfloat16", bytes: 16 * GIB }, kvBytesPerToken, kvBytesKept: kvBytesPerToken },
     stateBytes: 50 * MIB,
   };
