@@ -70,7 +70,14 @@ test("of a model with states those of all sequences, and snapshots, leave the re
   writeFileSync(folder.file("config.json"), JSON.stringify(PUBLISHED["Qwen/Qwen3.5-9B"].config));
   const [MIB, kvBytesPerToken] = [2 ** 20, 32768];
   const report: ModelReport = {
-    ...{ architecture: "Qwen3_5ForCausalLM", models: "", maxTokens: 262144, cpuBytes: 0, cpuTokens: 0, kvWindow: 0 },
+    ...{
+      architecture: "Qwen3_5ForCausalLM",
+      models: "",
+      maxTokens: 262144,
+      cpuBytes: 0,
+      cpuTokens: 0,
+      kvWindow: 0,
+    },
     ...{ weights: { format: "bfloat16", bytes: 16 * GIB }, kvBytesPerToken, kvBytesKept: kvBytesPerToken },
     stateBytes: 50 * MIB,
   };
