@@ -6,7 +6,7 @@ import { LLM } from "../../src/index.ts";
 import { inspectModel } from "../../src/llm/inspect-model.ts";
 import { temporaryFolder } from "../support.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const EMBEDDED = join(import.meta.dir, "../../models/tiny-stories");
 
