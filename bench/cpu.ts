@@ -69,7 +69,7 @@ command.action(async (flags: Flags) => {
     const bandwidth = await measureBandwidth({ threads: flags.threads, bytes: 2 ** 30, runs: 8 });
     const kernels = findKernels(flags.cpuKernels);
     console.log(`products are computed by ${kernels}`);
-    console.log(`memory is read at ${(bandwidth / 1e9).toFixed(1)} GB/s by ${flags.threads} threads`);
+    console.log(`memory is read at ${(bandwidth / 1e9).toFixed(1)} GB/s, threads ${flags.threads}`);
     const rows: Row[] = [];
     const add = (row: Row) => {
       rows.push(row);

@@ -54,7 +54,7 @@ function reserve(maxBytes: number): WebAssembly.Memory {
     return new WebAssembly.Memory({ initial: 1, maximum: maxBytes / PAGE, shared: true });
   } catch (error) {
     throw new DeviceError(
-      `cannot reserve ${formatBytes(maxBytes)} of address space for the CPU backend: does a limit (ulimit -v) forbid it?`,
+      `cannot reserve ${formatBytes(maxBytes)} of address space for the CPU backend: does a limit (ulimit -v, ulimit -d) forbid it? The reference backend (cpu-reference) reserves none`,
       { cause: error },
     );
   }
