@@ -1,4 +1,4 @@
-import { availableParallelism, release, totalmem } from "node:os";
+import { availableParallelism, release } from "node:os";
 import type { Command } from "commander";
 import { version } from "../../package.json";
 import { measureBandwidth } from "../backend/simd/bandwidth.ts";
@@ -18,6 +18,7 @@ import { type CudaDiagnosis, describeCuda, diagnoseCuda } from "./cuda-diagnosis
 import { ENGINE_FLAGS } from "./engine-flags.ts";
 import { messageInFlags } from "./flag-names.ts";
 import { addFlags, givenFlags } from "./flag-table.ts";
+import { hostMemory } from "./host-memory.ts";
 import { describeModel, diagnoseModel, gpuMemories, type ModelDiagnosis } from "./model-diagnosis.ts";
 import { modelOnDisk } from "./model-on-disk.ts";
 import { titledLines } from "./titled-lines.ts";
@@ -121,7 +122,7 @@ async function diagnose(
     bun: Bun.version,
     os: `${process.platform} ${process.arch}, ${release()}`,
     cpuCores: availableParallelism(),
-    memory: totalmem(),
+    memory: hostMemory(),
     cpu: await diagnoseCpu(config),
     cuda,
     auto: gpu

@@ -1,4 +1,3 @@
-import { totalmem } from "node:os";
 import type { Command } from "commander";
 import { formatBytes } from "../base/bytes.ts";
 import { describeWeights } from "../base/weight-summary.ts";
@@ -10,6 +9,7 @@ import { describeCuda, diagnoseCuda } from "./cuda-diagnosis.ts";
 import { ENGINE_FLAGS } from "./engine-flags.ts";
 import { addFlags, givenFlags } from "./flag-table.ts";
 import { countValue, numberValue, quantityValue } from "./flag-values.ts";
+import { hostMemory } from "./host-memory.ts";
 import {
   describeFit,
   describeModel,
@@ -63,7 +63,7 @@ function modelCommand(): Command {
           refusal = error;
         });
         const named = { ...found, path: model };
-        console.log(json ? JSON.stringify(named, null, 2) : titledLines(describeModel(named, totalmem())));
+        console.log(json ? JSON.stringify(named, null, 2) : titledLines(describeModel(named, hostMemory())));
         if (refusal !== undefined) throw refusal;
       }),
     );
