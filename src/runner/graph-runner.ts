@@ -94,7 +94,12 @@ export class GraphRunner {
       this.#seen.add(key);
       return undefined;
     }
-    const graph = this.capture(bucket, kind);
+    let graph = this.capture(bucket, kind);
+    // What it was the first to need may have moved what ops before it work in.
+    while (graph.isStale()) {
+      release(graph);
+      graph = this.capture(bucket, kind);
+    }
     this.#graphs.set(key, graph);
     this.#dropOldest();
     return graph;

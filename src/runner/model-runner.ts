@@ -345,8 +345,7 @@ export class ModelRunner implements Runner {
     const draw = kind === "masked" ? backend.capture!(() => this.#draw(step, hidden!, kind)) : undefined;
     const isStale = () =>
       moves !== this.#workspace.moves || begin.isStale?.() === true || draw?.isStale?.() === true;
-    // What it was the first to need may have moved what ops before it work in.
-    return isStale() ? this.#capture(bucket, kind) : { begin, draw, isStale };
+    return { begin, draw, isStale };
   }
 
   /**

@@ -10,6 +10,8 @@ function setUp(maxRows: number, maxTokens: number, isOfEverySize = false) {
   let alive = 0;
   /** How often what graphs work in has moved. */
   let moves = 0;
+  /** How many of the graphs to come find that they have moved it themselves. */
+  let growing = 0;
   const capture = (bucket: StepBucket, kind: DrawKind) => {
     captured.push({ bucket, kind });
     const graph = () => {
@@ -18,10 +20,17 @@ function setUp(maxRows: number, maxTokens: number, isOfEverySize = false) {
     };
     const then = moves;
     const isStale = () => moves !== then;
+    if (growing > 0) {
+      growing--;
+      moves++;
+    }
     return { begin: graph(), draw: kind === "masked" ? graph() : undefined, isStale };
   };
   const graphs = new GraphRunner({ maxRows, maxTokens }, capture, isOfEverySize);
-  return { graphs, captured, alive: () => alive, move: () => void moves++ };
+  const grow = (times: number) => {
+    growing = times;
+  };
+  return { graphs, captured, alive: () => alive, move: () => void moves++, grow };
 }
 
 test("decode steps are captured at once, the largest first; those of another kind when they come", () => {
@@ -115,6 +124,17 @@ test("a graph whose memory has moved is captured anew", () => {
   expect(graphs.find({ decodeRows: 2 }, "masked")).not.toBe(masked!);
   expect(captured).toHaveLength(2);
   expect(alive()).toBe(2);
+  graphs.dispose();
+  expect(alive()).toBe(0);
+});
+
+test("a graph that has moved what it works in is captured again, and nothing is left of it", () => {
+  const { graphs, captured, alive, grow } = setUp(6, 64, true);
+  grow(2);
+  const graph = graphs.find({ decodeRows: 2 }, "masked")!;
+  expect(graph.isStale()).toBe(false);
+  expect([captured.length, alive()]).toEqual([3, 2]);
+  expect(graphs.find({ decodeRows: 2 }, "masked")).toBe(graph);
   graphs.dispose();
   expect(alive()).toBe(0);
 });
