@@ -22,6 +22,7 @@ export interface SampleMetadata extends DrawnSamples {
   readonly tokenIndices: Int32Array;
 }
 
+/** What drawing needs to know of its rows; see `SampleRows`. */
 export interface DrawnSamples {
   readonly slots: Int32Array;
   readonly positions: Int32Array;

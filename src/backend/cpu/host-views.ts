@@ -71,7 +71,6 @@ export function hostRows(batch: BatchTensors | StepBatch): Omit<StepMetadata, "t
   };
 }
 
-/** What drawing needs to know of its rows. */
 export function hostSamples({ slots, positions }: SampleRows): DrawnSamples {
   return { slots: ints(slots), positions: ints(positions) };
 }

@@ -8,7 +8,7 @@ export interface HostSlots {
   readonly lengths: Int32Array;
   readonly numComputedTokens: Int32Array;
   readonly params: Uint32Array;
-  /** The same memory. */
+  /** The memory of `params`, for those that are floats. */
   readonly floatParams: Float32Array;
   readonly edits: Uint32Array;
   readonly badWords: Uint32Array;
