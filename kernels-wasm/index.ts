@@ -76,12 +76,16 @@ export function finish(): bool {
   return atomic.load<i32>(layout.DONE) === total;
 }
 
-/** Waits some time for the bell to ring another time than the one that is known. @returns how often it has rung */
-export function listen(known: i32): i32 {
-  for (let spin = 0; spin < SPINS; spin++) {
-    const rung = atomic.load<i32>(layout.BELL);
-    if (rung !== known) return rung;
-  }
+/**
+ * Waits some time for the bell to ring another time than the one that is known. @returns how often it has rung
+ * @param isAwake it has rung since the thread last slept: more is likely to come, so it looks for some time before it sleeps
+ */
+export function listen(known: i32, isAwake: bool): i32 {
+  if (isAwake)
+    for (let spin = 0; spin < SPINS; spin++) {
+      const rung = atomic.load<i32>(layout.BELL);
+      if (rung !== known) return rung;
+    }
   atomic.add<i32>(layout.SLEEPERS, 1);
   atomic.wait<i32>(layout.BELL, known, NAP);
   atomic.sub<i32>(layout.SLEEPERS, 1);

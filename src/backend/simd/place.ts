@@ -23,7 +23,7 @@ export interface Kernels {
   open(): void;
   run(thread: number): void;
   finish(): number;
-  listen(known: number): number;
+  listen(known: number, isAwake: boolean): number;
 }
 
 /** The compiled kernels. */

@@ -27,8 +27,11 @@ self.onmessage = ({ data: { module, memory, code, thread } }: MessageEvent<PoolM
 function work(words: Int32Array, thread: number): void {
   const load = (address: number) => Atomics.load(words, address / 4);
   try {
-    for (let rung = 0; load(layout.ENDED) === 0 && load(layout.MESSAGES) === places.length; ) {
-      rung = places[0]!.listen(rung);
+    let [rung, isAwake] = [0, true];
+    while (load(layout.ENDED) === 0 && load(layout.MESSAGES) === places.length) {
+      const known = rung;
+      rung = places[0]!.listen(known, isAwake);
+      isAwake = rung !== known;
       places[load(layout.PLACE)]?.run(thread);
     }
   } catch {

@@ -3,6 +3,7 @@ import * as layout from "../../../../kernels-wasm/layout.ts";
 import { compileKernels, Place } from "../../../../src/backend/simd/place.ts";
 import { type Task, ThreadPool } from "../../../../src/backend/simd/thread-pool.ts";
 import { DeviceError } from "../../../../src/base/errors.ts";
+import { eventually } from "../../../support.ts";
 
 setDefaultTimeout(300_000);
 
@@ -66,5 +67,20 @@ test("a thread that traps says so", async () => {
     await Bun.sleep(5);
   }
   expect(Atomics.load(place.words, layout.FAILED / 4)).toBe(1);
+  pool.dispose();
+});
+
+test("threads that nobody rings for sleep", async () => {
+  const threads = 17;
+  const place = new Place(module, 2 ** 26, threads);
+  const pool = new ThreadPool(module, threads);
+  pool.add(place);
+  pool.start();
+  await eventually(() => Atomics.load(place.words, layout.SLEEPERS / 4) === threads - 1);
+  const before = process.cpuUsage();
+  await Bun.sleep(1000);
+  const { user, system } = process.cpuUsage(before);
+  // Microseconds: some 20,000, and 130,000 if each looked for 150 whenever it has slept for 20 ms.
+  expect(user + system).toBeLessThan(75_000);
   pool.dispose();
 });
