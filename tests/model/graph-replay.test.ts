@@ -23,10 +23,14 @@ setDefaultTimeout(300_000);
 class RecordingBackend extends CpuBackend {
   readonly captured: number[] = [];
   replays = 0;
+  /** How often memory that captured steps work in has moved. */
+  moves = 0;
 
   capture(enqueue: () => void): CapturedGraph {
     this.captured.push(this.captured.length);
+    const { moves } = this;
     return {
+      isStale: () => this.moves !== moves,
       launch: () => {
         this.replays++;
         enqueue();
@@ -194,6 +198,20 @@ describe("captured decode steps", () => {
     expect(promptLogprobs.get(0)!.chosenIds).toEqual(tokens.slice(1));
     expect(logits.get(0)).toHaveLength(30 * runner.vocabSize);
     runner.dispose();
+  });
+
+  test("a step whose memory the backend has moved is captured anew", async () => {
+    const recording = new RecordingBackend();
+    const eager = await startRunner(new CpuBackend(), true);
+    const captured = await startRunner(recording, false);
+    const expected = drawTokens(eager, 5);
+    expect(drawTokens(captured, 5)).toEqual(expected);
+    const before = recording.captured.length;
+    recording.moves++;
+    expect(drawTokens(captured, 5)).toEqual(drawTokens(eager, 5));
+    expect(recording.captured.length).toBe(before + 1);
+    eager.dispose();
+    captured.dispose();
   });
 
   test("enforceEager captures nothing", async () => {

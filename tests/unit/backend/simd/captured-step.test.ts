@@ -1,7 +1,8 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import type { CapturedGraph, LinearFusion } from "../../../../src/backend/backend.ts";
 import { floats, ints } from "../../../../src/backend/cpu/host-buffer.ts";
-import { PlacedPool } from "../../../../src/backend/simd/place.ts";
+import { Operands } from "../../../../src/backend/simd/operands.ts";
+import { compileKernels, Place, PlacedPool } from "../../../../src/backend/simd/place.ts";
 import { SimdBackend } from "../../../../src/backend/simd/simd-backend.ts";
 import { Tensor } from "../../../../src/backend/tensor.ts";
 import { denseWeight, type Weight } from "../../../../src/backend/weight.ts";
@@ -163,6 +164,20 @@ test("a product that outgrows the memory of one before it in the same step has i
   );
 });
 
+test("the scratch memory of captured tasks is not that of others", () => {
+  const place = new Place(compileKernels(), 2 ** 24, 1);
+  const [captured, others] = [new Operands(place, 2 ** 20, true), new Operands(place, 2 ** 20)];
+  const address = captured.scratch("inputs", 1000);
+  const { scratchMoves } = place;
+  expect(captured.scratch("inputs", 900)).toBe(address);
+  expect(place.scratchMoves).toBe(scratchMoves);
+  for (const bytes of [900, 9000, 90_000]) {
+    const other = others.scratch("inputs", bytes);
+    expect(other + bytes <= address || address + 1000 <= other).toBe(true);
+  }
+  expect(captured.scratch("inputs", 1000)).toBe(address);
+});
+
 test("norms, caps and ops of the host keep their order among products", () => {
   const weight = WEIGHTS["bfloat16"]!();
   const [x, hidden, normed, out] = [tensor(M, K), tensor(M, K), tensor(M, K), tensor(M, N)];
@@ -259,6 +274,70 @@ describe("captured attention", () => {
       restore();
       graph.launch();
     }
+  });
+
+  test("checks the contexts of a layer that sees others than the layer before it", () => {
+    const rows: readonly RowShape[] = [
+      [40, 1],
+      [20, 1],
+    ];
+    const batch = raggedBatch(fixture, rows, shape.blockSize);
+    const tensors = { ...batchTensors(fixture, batch), decodeRows: rows.length };
+    const [first, second] = [5, 0].map((window) => new AttentionStep(fixture, batch, { ...shape, window }));
+    const narrow = first!.spec;
+    const { cosSin } = narrow;
+    /** Fewer angles, fewer scales, and a cache of fewer blocks, that all are less than what the first layer has. */
+    const cut = { ...narrow, cosSin: cosSin!.rows(0, 30) };
+    const scaled = { ...narrow, queryScales: tensor(30) };
+    const { keys, values } = first!.cache;
+    const small = { keys: keys.rows(0, 1), values: values.rows(0, 1) };
+    const others = [
+      [second!.spec, second!.cache],
+      [cut, first!.cache],
+      [scaled, first!.cache],
+      [narrow, small],
+    ] as const;
+    const table = ints(tensors.blockTables).subarray(ints(tensors.rowSlots)[0]! * tensors.blockTables.dim(1));
+    for (const [spec, cache] of others) {
+      // Of what only a layer without a window sees.
+      const isOld = spec === second!.spec;
+      const right = table[0]!;
+      if (isOld) table[0] = 2 ** 30;
+      const attend = (own: typeof spec, into: typeof cache) =>
+        backend.attend(first!.out, first!.qkv.tensor, into, tensors, own);
+      expect(() => attend(narrow, first!.cache)).not.toThrow();
+      expect(() => attend(spec, cache)).toThrow(InvariantError);
+      const graph = capture(() => {
+        attend(narrow, first!.cache);
+        attend(spec, cache);
+      });
+      expect(() => graph.launch()).toThrow(InvariantError);
+      table[0] = right;
+    }
+  });
+
+  test("finds block tables where they lie", () => {
+    const { tensors, layers, restore } = decodes([
+      [40, 1],
+      [200, 1],
+    ]);
+    const far = new Tensor(
+      backend.allocateShared(tensors.blockTables.byteLength),
+      "int32",
+      tensors.blockTables.shape,
+    );
+    ints(far).set(ints(tensors.blockTables));
+    const { out, qkv, cache, spec } = layers[0]!;
+    const elsewhere = { ...tensors, blockTables: far };
+    const run = () => backend.attend(out, qkv.tensor, cache, elsewhere, spec);
+    run();
+    layers[0]!.check();
+    const expected = [...floats(out)];
+    const graph = capture(run);
+    floats(out).fill(7);
+    restore();
+    graph.launch();
+    expect([...floats(out)]).toEqual(expected);
   });
 
   test("of prompts beside decodes is cut as the batch is by then", () => {
