@@ -283,33 +283,26 @@ describe("captured attention", () => {
     ];
     const batch = raggedBatch(fixture, rows, shape.blockSize);
     const tensors = { ...batchTensors(fixture, batch), decodeRows: rows.length };
-    const [first, second] = [5, 0].map((window) => new AttentionStep(fixture, batch, { ...shape, window }));
-    const narrow = first!.spec;
-    const { cosSin } = narrow;
-    /** Fewer angles, fewer scales, and a cache of fewer blocks, that all are less than what the first layer has. */
-    const cut = { ...narrow, cosSin: cosSin!.rows(0, 30) };
-    const scaled = { ...narrow, queryScales: tensor(30) };
-    const { keys, values } = first!.cache;
-    const small = { keys: keys.rows(0, 1), values: values.rows(0, 1) };
+    const { out, qkv, cache, spec } = new AttentionStep(fixture, batch, { ...shape, window: 5 });
+    const { keys, values } = cache;
     const others = [
-      [second!.spec, second!.cache],
-      [cut, first!.cache],
-      [scaled, first!.cache],
-      [narrow, small],
+      [{ ...spec, window: 0 }, cache],
+      [{ ...spec, cosSin: spec.cosSin!.rows(0, 30) }, cache],
+      [{ ...spec, queryScales: tensor(30) }, cache],
+      [spec, { keys: keys.rows(0, 1), values: values.rows(0, 1) }],
     ] as const;
     const table = ints(tensors.blockTables).subarray(ints(tensors.rowSlots)[0]! * tensors.blockTables.dim(1));
-    for (const [spec, cache] of others) {
-      // Of what only a layer without a window sees.
-      const isOld = spec === second!.spec;
+    const attend = (own: typeof spec, into: typeof cache) =>
+      backend.attend(out, qkv.tensor, into, tensors, own);
+    for (const [other, smaller] of others) {
+      // What a window has left behind, only a layer without one sees.
       const right = table[0]!;
-      if (isOld) table[0] = 2 ** 30;
-      const attend = (own: typeof spec, into: typeof cache) =>
-        backend.attend(first!.out, first!.qkv.tensor, into, tensors, own);
-      expect(() => attend(narrow, first!.cache)).not.toThrow();
-      expect(() => attend(spec, cache)).toThrow(InvariantError);
+      if (other.window === 0) table[0] = 2 ** 30;
+      expect(() => attend(spec, cache)).not.toThrow();
+      expect(() => attend(other, smaller)).toThrow(InvariantError);
       const graph = capture(() => {
-        attend(narrow, first!.cache);
         attend(spec, cache);
+        attend(other, smaller);
       });
       expect(() => graph.launch()).toThrow(InvariantError);
       table[0] = right;
