@@ -49,5 +49,6 @@ export async function measureBandwidth({
     await Bun.sleep(10);
   }
   pool.dispose();
+  place.dispose();
   return best;
 }

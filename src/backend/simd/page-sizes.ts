@@ -3,6 +3,8 @@ import { openLibc } from "./libc.ts";
 
 /** What Linux's madvise calls them: MADV_HUGEPAGE and MADV_NOHUGEPAGE. */
 const ADVICE = { huge: 14, small: 15 } as const;
+/** MADV_DONTNEED. */
+const NOT_NEEDED = 4;
 /** Of the largest ordinary pages that processors have. */
 const MOST_PAGE_BYTES = 2 ** 16;
 
@@ -30,5 +32,10 @@ export class PageSizes {
     const start = Math.ceil(address / MOST_PAGE_BYTES) * MOST_PAGE_BYTES;
     const end = Math.floor((address + byteLength) / MOST_PAGE_BYTES) * MOST_PAGE_BYTES;
     if (end > start) this.prefer(size, start, end - start);
+  }
+
+  /** The system has the whole pages back: they hold zeros, and are none until they are used again. */
+  giveBack(address: number, byteLength: number): void {
+    this.#libc?.madvise(address as Pointer, byteLength, NOT_NEEDED);
   }
 }

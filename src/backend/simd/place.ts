@@ -171,6 +171,14 @@ export class Place {
     return buffer.address;
   }
 
+  /**
+   * Nobody computes here any more, and what tensors held is lost: the system has the memory back now, not when the collector finds the
+   * place. The first page stays, where threads see that they have ended. Safe to call twice.
+   */
+  dispose(): void {
+    this.#pages.giveBack(this.#base + PAGE, this.bytes.byteLength - PAGE);
+  }
+
   #grow(bytes: number): boolean {
     const start = this.bytes.byteLength;
     try {

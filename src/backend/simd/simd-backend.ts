@@ -137,7 +137,10 @@ export class SimdBackend extends HostOps {
     this.#isDisposed = true;
     this.#pool.dispose();
     // A thread whose task was given up may still be executing it.
-    if (!this.#pool.hasFailed) this.#code?.dispose();
+    if (!this.#pool.hasFailed) {
+      this.#code?.dispose();
+      for (const place of this.#places) place.dispose();
+    }
     super.dispose();
   }
 

@@ -2,6 +2,7 @@ import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { MAX_INPUTS } from "../../../../kernels-wasm/layout.ts";
 import type { LinearFusion } from "../../../../src/backend/backend.ts";
 import { CpuBackend } from "../../../../src/backend/cpu/cpu-backend.ts";
+import type { PlacedBuffer } from "../../../../src/backend/simd/place.ts";
 import { SimdBackend, type SimdOptions } from "../../../../src/backend/simd/simd-backend.ts";
 import { ThreadPool } from "../../../../src/backend/simd/thread-pool.ts";
 import { findKernels } from "../../../../src/backend/simd/x64/machine-code.ts";
@@ -284,6 +285,18 @@ test("norms, caps and experts are the kernels', whatever the family of models", 
   } finally {
     for (const op of reference) op.mockRestore();
   }
+});
+
+test.if(process.platform === "linux")("memory goes back to the system when a backend is disposed", () => {
+  const own = new SimdBackend({ threads: 1, placeBytes: 2 ** 26, sparedBytes: 2 ** 20 });
+  const sizes = [2 ** 25, 2 ** 25];
+  const bytes = sizes.map((size) => {
+    const { host, address } = own.allocate(size) as PlacedBuffer;
+    return new Uint8Array(host, address, size).fill(1);
+  });
+  own.dispose();
+  // Pages that nobody has used since hold zeros.
+  for (const each of bytes) expect(each.indexOf(1)).toBe(-1);
 });
 
 test("memory that is gone is not used, and a backend that is disposed gives none and computes nothing", () => {
