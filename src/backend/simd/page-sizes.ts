@@ -34,7 +34,7 @@ export class PageSizes {
     if (end > start) this.prefer(size, start, end - start);
   }
 
-  /** The system has the whole pages back: they hold zeros, and are none until they are used again. */
+  /** The system takes these pages back: what is read of them afterwards is zeros. */
   giveBack(address: number, byteLength: number): void {
     this.#libc?.madvise(address as Pointer, byteLength, NOT_NEEDED);
   }
