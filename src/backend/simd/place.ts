@@ -5,7 +5,7 @@ import { formatBytes } from "../../base/bytes.ts";
 import { DeviceError, invariant } from "../../base/errors.ts";
 import { programFile } from "../../base/program-file.ts";
 import type { DeviceBuffer } from "../tensor.ts";
-import { HUGE_PAGE_BYTES, PageSizes } from "./page-sizes.ts";
+import { HUGE_PAGE_BYTES, Pages } from "./pages.ts";
 import { functionAt } from "./x64/executable-memory.ts";
 
 const MODULE = programFile("kernels-wasm/kernels.wasm");
@@ -79,7 +79,7 @@ export class Place {
   readonly kernels: Kernels;
   /** A task's words, by address / 4. */
   readonly words: Int32Array;
-  readonly #pages = new PageSizes();
+  readonly #pages = new Pages();
   readonly #base: number;
   readonly #limit: number;
   /** Unused parts of what the memory has grown to, by address; none touches another. */

@@ -263,6 +263,7 @@ export class SimdBackend extends HostOps {
     scale?: Tensor,
   ): void {
     const shape = checks.checkRmsNorm("float32", out, x, weight, addTo, scale);
+    // A weight: captured steps have it as it was.
     const factor = scale && floats(scale)[0];
     if (addTo !== undefined && shape.width > layout.MAX_INPUTS)
       super.rmsNorm(out, x, weight, eps, addTo, scale);

@@ -12,17 +12,17 @@ const MOST_PAGE_BYTES = 2 ** 16;
 export const HUGE_PAGE_BYTES = 2 ** 21;
 
 /**
- * The size of the pages that memory is going to be in. Reading weights in pages of megabytes needs one of the processor's few
- * translations of addresses where it needed hundreds, which virtual machines pay for twice. But the system clears a page when it is
- * first used, which takes milliseconds where a virtual machine has to get it first. Only Linux is asked, and it may decline.
+ * The pages that memory is in. Reading weights in pages of megabytes needs one of the processor's few translations of addresses where
+ * it needed hundreds, which virtual machines pay for twice. But the system clears a page when it is first used, which takes
+ * milliseconds where a virtual machine has to get it first. Only Linux is asked, and it may decline.
  */
-export class PageSizes {
+export class Pages {
   readonly #libc =
     process.platform === "linux"
       ? openLibc({ madvise: { args: ["ptr", "u64", "i32"], returns: "i32" } })
       : undefined;
 
-  /** Of memory that is not in use yet, and begins and ends where pages do. */
+  /** The size of pages that are not in use yet, of memory that begins and ends where pages do. */
   prefer(size: keyof typeof ADVICE, address: number, byteLength: number): void {
     this.#libc?.madvise(address as Pointer, byteLength, ADVICE[size]);
   }
