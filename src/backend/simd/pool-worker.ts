@@ -1,5 +1,6 @@
 import * as layout from "../../../kernels-wasm/layout.ts";
 import { instantiate, type Kernels } from "./place.ts";
+import { takePart } from "./take-part.ts";
 
 declare const self: Worker;
 
@@ -20,22 +21,5 @@ let words: Int32Array | undefined;
 self.onmessage = ({ data: { module, memory, code, thread } }: MessageEvent<PoolMessage>) => {
   words ??= new Int32Array(memory.buffer, 0, layout.FIRST_FREE / 4);
   places.push(instantiate(module, memory, code));
-  work(words, thread);
+  takePart(places, words, thread);
 };
-
-/** Takes part in tasks until there is a message, or the pool ends. */
-function work(words: Int32Array, thread: number): void {
-  const load = (address: number) => Atomics.load(words, address / 4);
-  try {
-    let [rung, isAwake] = [0, true];
-    while (load(layout.ENDED) === 0 && load(layout.MESSAGES) === places.length) {
-      const known = rung;
-      rung = places[0]!.listen(known, isAwake);
-      isAwake = rung !== known;
-      places[load(layout.PLACE)]?.run(thread);
-    }
-  } catch {
-    // A unit that has been claimed will never be done: whoever waits for it must know.
-    Atomics.store(words, layout.FAILED / 4, 1);
-  }
-}

@@ -1,9 +1,9 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../../../kernels-wasm/layout.ts";
-import { compileKernels, Place } from "../../../../src/backend/simd/place.ts";
+import { compileKernels, type Kernels, Place } from "../../../../src/backend/simd/place.ts";
+import { takePart } from "../../../../src/backend/simd/take-part.ts";
 import { type Task, ThreadPool } from "../../../../src/backend/simd/thread-pool.ts";
 import { DeviceError } from "../../../../src/base/errors.ts";
-import { eventually } from "../../../support.ts";
 
 setDefaultTimeout(300_000);
 
@@ -70,17 +70,32 @@ test("a thread that traps says so", async () => {
   pool.dispose();
 });
 
-test("threads that nobody rings for sleep", async () => {
-  const threads = 17;
-  const place = new Place(module, 2 ** 26, threads);
-  const pool = new ThreadPool(module, threads);
-  pool.add(place);
-  pool.start();
-  await eventually(() => Atomics.load(place.words, layout.SLEEPERS / 4) === threads - 1);
-  const before = process.cpuUsage();
-  await Bun.sleep(1000);
-  const { user, system } = process.cpuUsage(before);
-  // Microseconds: some 20,000, and 130,000 if each looked for 150 whenever it has slept for 20 ms.
-  expect(user + system).toBeLessThan(75_000);
-  pool.dispose();
+test("a thread looks for tasks only once it has heard the bell", () => {
+  const { words } = placeOf(1);
+  // How often it has rung when the thread has listened for the first time, the second, and so on.
+  const rings = [0, 0, 1, 2, 2, 2, 3, 3];
+  const heard: [known: number, isAwake: boolean][] = [];
+  let runs = 0;
+  const kernels = {
+    listen: (known: number, isAwake: boolean) => {
+      heard.push([known, isAwake]);
+      if (heard.length === rings.length) Atomics.store(words, layout.ENDED / 4, 1);
+      return rings[heard.length - 1]!;
+    },
+    run: () => void runs++,
+  };
+  Atomics.store(words, layout.MESSAGES / 4, 1);
+  takePart([kernels as unknown as Kernels], words, 1);
+  expect(heard).toEqual([
+    [0, true],
+    [0, false],
+    [0, false],
+    [1, true],
+    [2, true],
+    [2, false],
+    [2, false],
+    [3, true],
+  ]);
+  expect(runs).toBe(rings.length);
+  expect(Atomics.load(words, layout.FAILED / 4)).toBe(0);
 });
