@@ -271,7 +271,7 @@ export interface ModelShape {
 export interface CapturedGraph {
   /** Enqueues the ops once more. */
   launch(): void;
-  /** The backend has moved memory that they work in: they must be captured anew. Undefined where that never happens. */
+  /** The backend has moved memory that they work in, perhaps by capturing them: they must be captured anew. Undefined: never. */
   isStale?(): boolean;
   dispose(): void;
 }

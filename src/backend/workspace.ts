@@ -22,7 +22,6 @@ export class Workspace {
   readonly #frozen = new Set<string>();
   /** The last tensor of a name: steps like the one before have the same. */
   readonly #tensors = new Map<string, Tensor>();
-
   #moves = 0;
 
   constructor(private readonly backend: Backend) {}
@@ -40,11 +39,11 @@ export class Workspace {
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.byteLength < bytes) {
       const outgrown = buffer?.byteLength;
-      if (outgrown !== undefined) this.#moves++;
       invariant(
         !this.#frozen.has(name),
         `workspace buffer "${name}" is captured and cannot grow to ${bytes} bytes`,
       );
+      if (outgrown !== undefined) this.#moves++;
       // A buffer that is gone must not be found again when there is no memory for its successor.
       this.#buffers.delete(name);
       this.#tensors.delete(name);

@@ -33,20 +33,19 @@ interface DrawnRow {
 
 /** Draws a token for each row and appends it to the slot's sequence; see `Backend.sample`. */
 export function draw(pool: ThreadPool, { tokens, samples, slots, logits, processed }: DrawnRows): void {
-  const [plain, changed]: [DrawnRow[], DrawnRow[]] = [[], []];
+  const [here, elsewhere]: [DrawnRow[], DrawnRow[]] = [[], []];
   for (let index = 0; index < samples.slots.length; index++) {
     const slot = new Slot(slots, samples.slots[index]!);
-    const isPlain = slot.word("flags") === 0;
-    const { address } = isPlain ? logits : processed;
+    const { place, address } = slot.word("flags") === 0 ? logits : processed;
     const row = {
       ...{ index, slot, position: samples.positions[index]! },
       logits: address + 4 * slots.vocab * index,
     };
-    if (isPlain || processed.place === logits.place) plain.push(row);
-    else changed.push(row);
+    if (place === logits.place) here.push(row);
+    else elsewhere.push(row);
   }
-  drawRows(pool, logits.place, tokens, plain, slots.vocab);
-  drawRows(pool, processed.place, tokens, changed, slots.vocab);
+  drawRows(pool, logits.place, tokens, here, slots.vocab);
+  drawRows(pool, processed.place, tokens, elsewhere, slots.vocab);
 }
 
 /** Rows of one place. */

@@ -161,8 +161,8 @@ export class Place {
     if (buffer === undefined || buffer.byteLength < byteLength) {
       // Memory that is gone must not be found again when there is none for its successor.
       this.#scratch.delete(name);
+      if (buffer !== undefined) this.#scratchMoves++;
       buffer?.dispose();
-      this.#scratchMoves++;
       buffer = this.take(Math.ceil(byteLength * 1.25), 0);
       if (buffer === undefined)
         throw new DeviceError(`cannot allocate ${byteLength} bytes of scratch memory`);

@@ -108,17 +108,19 @@ export class SimdBackend extends HostOps {
 
   override allocate(byteLength: number, isPool = false): DeviceBuffer {
     invariant(!this.#isDisposed, "CPU backend used after dispose()");
-    const take = isPool ? "takePool" : "take";
+    const spared = this.#sparedBytes;
+    const take = (place: Place) =>
+      isPool ? place.takePool(byteLength, spared) : place.take(byteLength, spared);
     for (const place of this.#places) {
-      const buffer = place[take](byteLength, this.#sparedBytes);
+      const buffer = take(place);
       if (buffer !== undefined) return buffer;
     }
-    const most = roomOf(this.#placeBytes, this.threads) - this.#sparedBytes;
+    const most = roomOf(this.#placeBytes, this.threads) - spared;
     if (byteLength > most)
       throw new DeviceError(
         `cannot allocate ${byteLength} bytes of host memory: a tensor takes ${formatBytes(most)} at most`,
       );
-    const buffer = this.#addPlace()[take](byteLength, this.#sparedBytes);
+    const buffer = take(this.#addPlace());
     if (buffer === undefined) throw new DeviceError(`cannot allocate ${byteLength} bytes of host memory`);
     return buffer;
   }
@@ -145,18 +147,15 @@ export class SimdBackend extends HostOps {
   }
 
   #capture(enqueue: () => void): CapturedGraph {
-    for (;;) {
-      const moves = this.#scratchMoves();
-      const step = new CapturedStep(this.#pool, () => this.#scratchMoves() !== moves);
-      this.capturing = step;
-      try {
-        enqueue();
-      } finally {
-        this.capturing = undefined;
-      }
-      // The first to need that much memory may have taken it from under tasks before them.
-      if (!step.isStale()) return step;
+    const moves = this.#scratchMoves();
+    const step = new CapturedStep(this.#pool, () => this.#scratchMoves() !== moves);
+    this.capturing = step;
+    try {
+      enqueue();
+    } finally {
+      this.capturing = undefined;
     }
+    return step;
   }
 
   /** How often scratch memory that tasks may name has moved. */
@@ -351,7 +350,7 @@ export class SimdBackend extends HostOps {
       return;
     }
     const areDecodes = batch.decodeRows === shape.tokens && placeOf(batch.blockTables) === place;
-    // How prompts are cut comes out when the batch is there.
+    // How prompts are cut comes out when the batch is there. Layers share runs only where the tables lie: in one place.
     if (this.capturing !== undefined && !areDecodes)
       this.perform(() => this.attend(out, qkv, cache, batch, spec));
     else
